@@ -1,0 +1,77 @@
+"""Every error a user can meet, one tree: each says what was given, what is allowed and what to do next.
+
+Leaves are also the builtin a Python user would catch. ``exit_code`` is what the command line ends with: 2 for wrong
+use (nothing was started), 1 for work that failed.
+"""
+
+from __future__ import annotations
+
+
+class EDDPError(Exception):
+    """Base of all errors raised on purpose by eddp; ``str(error)`` is one or more sentences for the user."""
+
+    exit_code = 1
+
+
+class UsageError(EDDPError, ValueError):
+    """An option or an argument is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class MissingPathError(UsageError, FileNotFoundError):
+    """A file or folder that was named does not exist, or is of the wrong kind."""
+
+
+class NoImagesError(UsageError):
+    """A folder exists but offers no image."""
+
+
+class UnknownNameError(UsageError, LookupError):
+    """A model, layer, method or option name is not known; the message lists the nearest ones."""
+
+
+class NotACutError(UsageError):
+    """The layer is no cut of the network's graph: some data goes round it, so there is no head after it."""
+
+
+class WeightsError(UsageError):
+    """The weights do not belong to the model, or the file is no weights file."""
+
+
+class MismatchError(UsageError):
+    """Two artefacts do not belong together (directions of another layer, a store of another dataset, ...)."""
+
+
+class DatasetError(UsageError):
+    """A dataset's tables or masks contradict its format; the message names file and row."""
+
+
+class StoreError(EDDPError, OSError):
+    """Something is wrong with a store on disk."""
+
+
+class UnsealedStoreError(StoreError):
+    """The store is unfinished; the message says what is missing and how to go on."""
+
+
+class CorruptStoreError(StoreError):
+    """The bytes on disk contradict the ledger or the metadata."""
+
+
+class StoreExistsError(StoreError, FileExistsError):
+    """A store is already there and was made from something else."""
+
+    exit_code = 2
+
+
+class ImageError(EDDPError, OSError):
+    """An image cannot be read."""
+
+
+class NonFiniteError(EDDPError, ArithmeticError):
+    """Activations or losses are NaN or infinite; the message names the first image concerned."""
+
+
+class FitError(EDDPError, ArithmeticError):
+    """The data do not allow the fit that was asked for."""
