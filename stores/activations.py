@@ -1,0 +1,245 @@
+"""The activation store: a Zarr v3 hierarchy on a local or shared filesystem, complete or refused.
+
+::
+
+    acts.zarr/                       attributes["eddp"]: format, n_images, chunk_images, provenance, sealed
+      images/names (N, L) uint8      UTF-8, zero-padded      images/labels (N,) int64, -1: none
+      images/valid (N,) uint8        0: the image could not be read (its activations are NaN)
+      images/logits (N, K) float32   the model's own
+      layers/<layer>/activations     (N, P, C) float16 or float32, channel-last
+      layers/<layer>/positions       (N, P) int32, only when positions are sampled
+      layers/<layer>/head_weight, head_bias   (K, C), (K,): when the head is average pooling followed by an affine map
+      ledger/<chunk>                 what was committed (see ``stores.ledger``)
+
+All arrays along images have chunks of the same ``chunk_images`` rows; such a range of images is the unit of commit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from stores.chunks import ChunkedArray, checksum
+from stores.errors import (
+    CorruptStoreError,
+    MissingPathError,
+    StoreError,
+    UnknownNameError,
+    UnsealedStoreError,
+)
+from stores.layers import LayerSpec
+from stores.ledger import Ledger, Record, digest
+
+FORMAT = 1
+
+
+class StoreBase:
+    """What readers and writers of a store share: its metadata, arrays and ledger."""
+
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        self.path = path
+        self.attributes = attributes
+        self.ledger = Ledger(path / "ledger")
+        self.layers: dict[str, LayerSpec] = {
+            name: LayerSpec.from_dict(spec) for name, spec in attributes["layers"].items()
+        }
+        self.n_images = int(attributes["n_images"])
+        self.chunk_images = int(attributes["chunk_images"])
+        self._arrays: dict[str, ChunkedArray] = {}
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What made the store: model, digest of the weights, transform, dataset, code version."""
+        return dict(self.attributes["provenance"])
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.attributes.get("class_names")
+
+    @property
+    def n_chunks(self) -> int:
+        return -(-self.n_images // self.chunk_images)
+
+    def array(self, path: str) -> ChunkedArray:
+        """One array of the store, by its path. Raises CorruptStoreError when its metadata cannot be read."""
+        if path not in self._arrays:
+            try:
+                opened = zarr.open_array(self.path / path, mode="r")
+            except Exception as error:
+                raise CorruptStoreError(
+                    f"'{path}' in the store '{self.path}' cannot be opened: its zarr.json is missing or damaged ({error})."
+                ) from error
+            self._arrays[path] = ChunkedArray(self.path, path, opened)
+        return self._arrays[path]
+
+    def image_arrays(self) -> list[str]:
+        """Paths of all arrays that have a row an image: these make up a chunk."""
+        paths = [f"images/{name}" for name in ("names", "labels", "valid", "logits")]
+        for name, layer in self.layers.items():
+            paths.append(f"layers/{name}/activations")
+            if layer.sampled:
+                paths.append(f"layers/{name}/positions")
+        return paths
+
+    def layer(self, name: str | None = None) -> LayerSpec:
+        """A layer by name; without a name the only one. Raises UnknownNameError listing the layers there are."""
+        if name is None and len(self.layers) == 1:
+            return next(iter(self.layers.values()))
+        if name is None:
+            raise UnknownNameError(
+                f"The store '{self.path}' holds several layers ({', '.join(self.layers)}): name one with --layer."
+            )
+        if name not in self.layers:
+            raise UnknownNameError(
+                f"The store '{self.path}' has no layer '{name}'. It holds: {', '.join(self.layers)}."
+            )
+        return self.layers[name]
+
+
+class ActivationStore(StoreBase):
+    """A sealed store, open for reading. Make one with ``ActivationStore.open(path)``."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> ActivationStore:
+        """Open a complete store.
+
+        Raises
+        ------
+        MissingPathError : nothing there, or no eddp store.
+        UnsealedStoreError : extraction has not finished; says how much is missing and how to go on.
+        CorruptStoreError : the ledger, the metadata and the chunk files contradict each other.
+        """
+        path = Path(path)
+        attributes = read_attributes(path)
+        store = cls(path, attributes)
+        sealed = attributes.get("sealed")
+        records = store.ledger.records()
+        if not sealed:
+            raise UnsealedStoreError(
+                f"The store '{path}' is unfinished: {len(records)} of {store.n_chunks} chunks are committed. "
+                "Run the same extract command again: it goes on where it stopped."
+            )
+        if len(records) != store.n_chunks or digest(records) != sealed["ledger"]:
+            raise CorruptStoreError(
+                f"The store '{path}' was sealed with {store.n_chunks} chunks, but its ledger now holds {len(records)} "
+                "or was changed since. Restore it from a copy, or extract it again with --overwrite."
+            )
+        store.records = records
+        problems = store._problems(every_byte=False)
+        if problems:
+            raise CorruptStoreError(_list_problems(path, problems))
+        return store
+
+    records: dict[int, Record]
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the store's content: the digest of its ledger."""
+        return str(self.attributes["sealed"]["ledger"])
+
+    def verify(self) -> list[str]:
+        """Check every byte against the ledger; returns one sentence a bad chunk, none when the store is sound."""
+        return self._problems(every_byte=True)
+
+    def _problems(self, *, every_byte: bool) -> list[str]:
+        found: list[str] = []
+        for path in self.image_arrays():
+            array = self.array(path)
+            if array.shape[0] != self.n_images or array.chunk_rows != self.chunk_images:
+                found.append(f"{path}: its zarr.json tells another shape than the store's")
+                continue
+            for chunk, record in self.records.items():
+                problem = array.check(chunk, record.arrays[path], every_byte=every_byte)
+                if problem:
+                    found.append(problem)
+        return found
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole per-image array of ``images/``: ``labels`` (N,), ``valid`` (N,), ``logits`` (N, K)."""
+        array = self.array(f"images/{name}")
+        return np.concatenate([np.asarray(array.read(k)) for k in range(self.n_chunks)])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 class of each image, -1 where there is none."""
+        return self.column("labels")
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(N,) bool: False for images that could not be read."""
+        return self.column("valid").astype(bool)
+
+    @property
+    def logits(self) -> np.ndarray:
+        """(N, K) float32 logits of the model that made the store."""
+        return self.column("logits")
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each image, relative to the dataset's folder."""
+        rows = self.column("names")
+        return [bytes(row).rstrip(b"\0").decode("utf-8", "surrogateescape") for row in rows]
+
+    def affine_head(self, layer: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """``(A (K, C), c (K,))`` float32 when the layer's head is ``A · mean_p(x) + c``, else None."""
+        expected = self.attributes.get("heads", {}).get(layer)
+        if expected is None:
+            return None
+        weight, bias = (
+            np.asarray(self.array(f"layers/{layer}/{name}").array[:]) for name in ("head_weight", "head_bias")
+        )
+        if head_checksum(weight, bias) != expected:
+            raise CorruptStoreError(
+                f"The head of layer '{layer}' in the store '{self.path}' does not match its checksum."
+            )
+        return weight, bias
+
+    def dask(self, layer: str | None = None) -> Any:
+        """The layer's activations as a lazy dask array (N, P, C), one block a chunk."""
+        import dask.array
+
+        return dask.array.from_zarr(str(self.path / "layers" / self.layer(layer).name / "activations"))
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The ``eddp`` attributes of a store's root group.
+
+    Raises MissingPathError when there is no store, CorruptStoreError when its metadata cannot be read or is newer.
+    """
+    if not path.exists():
+        raise MissingPathError(f"There is no store at '{path}'. Make one with: extract --model … --out {path}")
+    file = path / "zarr.json"
+    if not file.is_file():
+        raise MissingPathError(
+            f"'{path}' is no activation store: it holds no zarr.json. Give the folder that extract wrote."
+        )
+    try:
+        attributes = json.loads(file.read_bytes())["attributes"]["eddp"]
+        version = int(attributes["format"])
+        if not all(k in attributes for k in ("n_images", "chunk_images", "layers", "provenance")):
+            raise KeyError("an entry is missing")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptStoreError(
+            f"'{file}' is damaged or belongs to another program's Zarr store ({type(error).__name__}: {error})."
+        ) from error
+    if version > FORMAT:
+        raise StoreError(f"The store '{path}' has format {version}; this eddp reads up to {FORMAT}. Update eddp.")
+    return attributes
+
+
+def _list_problems(path: Path, problems: list[str]) -> str:
+    shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+    return (
+        f"The store '{path}' is damaged: {shown}. `eddp verify {path}` lists everything; "
+        "restore it from a copy, or extract it again with --overwrite."
+    )
+
+
+def head_checksum(weight: np.ndarray, bias: np.ndarray) -> int:
+    """CRC-32C of an affine head's float32 bytes."""
+    parts = [np.ascontiguousarray(part, "<f4").tobytes() for part in (weight, bias)]
+    return checksum(memoryview(b"".join(parts)))

@@ -1,0 +1,144 @@
+"""Direction pairs on disk: what every method yields and every evaluation reads, as one safetensors file.
+
+The tensors are ``filters`` W (C, I), ``signals`` S (C, I), ``mean`` (C,) and, if the method has them, ``thresholds`` b
+(I,); everything else (method, layer, store, configuration, seed, diagnosis) is JSON in the file's header. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from stores.errors import MismatchError, MissingPathError, StoreError
+from stores.files import write_atomically, write_json
+
+FORMAT = 1
+
+
+class DirectionsError(StoreError):
+    """A directions file is damaged or no directions file."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """I decoding and encoding directions of one layer.
+
+    Parameters
+    ----------
+    filters : (C, I) float32, the decoding directions W; detector i's logit is ``w_i · x − b_i`` (paper, eq. of §3).
+    signals : (C, I) float32, the encoding directions S, of unit norm.
+    mean : (C,) float32, E[x] over the data of the fit.
+    thresholds : (I,) float32 b, or None when the method has none: detectors are then positive on the top ``quantile``.
+    quantile : share of positions that count as positive when ``thresholds`` is None (Network Dissection's 0.005).
+    method : name of the fitter.
+    layer : layer the directions belong to.
+    info : JSON-able provenance: store fingerprint, model, configuration, seed, diagnosis.
+    """
+
+    filters: np.ndarray
+    signals: np.ndarray
+    mean: np.ndarray
+    thresholds: np.ndarray | None
+    method: str
+    layer: str
+    quantile: float = 0.005
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        c, i = self.filters.shape
+        if self.signals.shape != (c, i) or self.mean.shape != (c,):
+            raise ValueError(
+                f"filters {self.filters.shape}, signals {self.signals.shape} and mean {self.mean.shape} do not agree"
+            )
+        if self.thresholds is not None and self.thresholds.shape != (i,):
+            raise ValueError(f"thresholds must be ({i},), got {self.thresholds.shape}")
+        for name in ("filters", "signals", "mean", "thresholds"):
+            value = getattr(self, name)
+            if value is not None and not np.isfinite(value).all():
+                raise ValueError(f"{name} holds NaN or infinite values")
+
+    @property
+    def channels(self) -> int:
+        return int(self.filters.shape[0])
+
+    @property
+    def count(self) -> int:
+        """I."""
+        return int(self.filters.shape[1])
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Detector logits ``z = x W − b``, (…, I), of activations (…, C); b is 0 for methods without thresholds."""
+        z = x.astype(np.float32, copy=False) @ self.filters
+        return z if self.thresholds is None else z - self.thresholds
+
+    def signal_values(self, x: np.ndarray) -> np.ndarray:
+        """Signal values ``α̂_i = w_i·(x − E[x]) / (w_i·s_i)`` [paper], (…, I). Where w_i ⟂ s_i the value is 0."""
+        gain = (self.filters * self.signals).sum(0)
+        z = (x.astype(np.float32, copy=False) - self.mean) @ self.filters
+        return np.where(np.abs(gain) > 1e-12, z / np.where(gain == 0, 1, gain), 0).astype(np.float32)
+
+    def check_store(self, layer: str, channels: int) -> None:
+        """Raise MismatchError when the directions belong to another layer than the one named."""
+        if layer != self.layer or channels != self.channels:
+            raise MismatchError(
+                f"The directions were fitted on layer '{self.layer}' ({self.channels} channels), not on '{layer}' "
+                f"({channels} channels). Evaluate them on a store of '{self.layer}'."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the safetensors file, and beside it ``<stem>.json`` with the header for people to read."""
+        path = Path(path)
+        header = {
+            "format": FORMAT,
+            "method": self.method,
+            "layer": self.layer,
+            "channels": self.channels,
+            "directions": self.count,
+            "quantile": self.quantile,
+            **{k: v for k, v in self.info.items() if k not in ("format", "method", "layer")},
+        }
+        tensors = {"filters": self.filters, "signals": self.signals, "mean": self.mean}
+        if self.thresholds is not None:
+            tensors["thresholds"] = self.thresholds
+        data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, {"eddp": json.dumps(header)})
+        write_atomically(path, data)
+        write_json(path.with_suffix(".json"), header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Directions:
+        """Read a directions file. Raises MissingPathError, or DirectionsError when it is damaged or something else."""
+        path = Path(path)
+        if not path.is_file():
+            raise MissingPathError(
+                f"There is no directions file at '{path}'. Make one with: fit --store … --out {path}"
+            )
+        try:
+            with safe_open(str(path), framework="np") as file:
+                header = json.loads((file.metadata() or {})["eddp"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if int(header["format"]) > FORMAT:
+                raise DirectionsError(
+                    f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
+                )
+            return cls(
+                filters=tensors["filters"],
+                signals=tensors["signals"],
+                mean=tensors["mean"],
+                thresholds=tensors.get("thresholds"),
+                method=str(header["method"]),
+                layer=str(header["layer"]),
+                quantile=float(header["quantile"]),
+                info={k: v for k, v in header.items() if k not in ("format", "method", "layer", "quantile")},
+            )
+        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+            if isinstance(error, DirectionsError):
+                raise
+            raise DirectionsError(
+                f"'{path}' is damaged or no directions file ({type(error).__name__}: {error}). Fit it again."
+            ) from error

@@ -1,0 +1,54 @@
+"""What a store knows of a layer: its name and how its positions lie on the image."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Shape of one layer's activations, (N, P, C) channel-last.
+
+    Parameters
+    ----------
+    name : dotted module name, such as ``features.18``.
+    grid : (height, width) of the positions on the image.
+    channels : C.
+    prefix : positions before the grid that belong to no place (class token, registers).
+    stored_positions : positions kept per image when they are sampled, None for all of them.
+    layout : the layer's own tensor layout, for the network that made it.
+    """
+
+    name: str
+    grid: tuple[int, int]
+    channels: int
+    prefix: int = 0
+    stored_positions: int | None = None
+    layout: str = "nchw"
+
+    @property
+    def grid_positions(self) -> int:
+        """Positions that lie on the image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def all_positions(self) -> int:
+        """Positions of the layer, those of the prefix included."""
+        return self.prefix + self.grid_positions
+
+    @property
+    def positions(self) -> int:
+        """P: positions stored per image."""
+        return self.all_positions if self.stored_positions is None else self.stored_positions
+
+    @property
+    def sampled(self) -> bool:
+        return self.stored_positions is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LayerSpec:
+        return cls(**{**values, "grid": (int(values["grid"][0]), int(values["grid"][1]))})

@@ -1,0 +1,78 @@
+"""The ledger of a store: one record a committed chunk, written after the chunk's bytes are on disk.
+
+A record is the attributes of an empty Zarr group ``ledger/<chunk>``, so that it is one small JSON file, replaced
+atomically, and any Zarr reader can list the ledger. A chunk without a record does not exist, whatever lies on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stores.errors import CorruptStoreError
+from stores.files import sync_folder, write_json
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was committed for one chunk.
+
+    ``arrays`` maps an array's path in the store to the CRC-32C and the size in bytes of its chunk file; ``max_abs`` and
+    ``nonfinite`` map a layer to the largest absolute activation and the number of NaN or infinite values;
+    ``skipped`` lists the images of the range that could not be read: row, name and reason.
+    """
+
+    chunk: int
+    first: int
+    rows: int
+    arrays: dict[str, dict[str, int]]
+    max_abs: dict[str, float]
+    nonfinite: dict[str, int]
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Ledger:
+    """The records of one store, as files under ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, chunk: int) -> Path:
+        return self.folder / f"{chunk:08d}" / "zarr.json"
+
+    def create(self) -> None:
+        write_json(self.folder / "zarr.json", {"attributes": {}, "zarr_format": 3, "node_type": "group"})
+
+    def commit(self, record: Record) -> None:
+        """Make a chunk part of the store. Its files must be written and synced before."""
+        document = {"attributes": asdict(record), "zarr_format": 3, "node_type": "group"}
+        write_json(self.path(record.chunk), document)
+        sync_folder(self.folder)
+
+    def records(self) -> dict[int, Record]:
+        """All committed records by chunk number. Raises CorruptStoreError naming every record that is damaged."""
+        found: dict[int, Record] = {}
+        bad: list[str] = []
+        for path in sorted(self.folder.glob("*/zarr.json")):
+            try:
+                record = Record(**json.loads(path.read_bytes())["attributes"])
+                if record.chunk != int(path.parent.name):
+                    raise ValueError("the record is another chunk's")
+                found[record.chunk] = record
+            except (ValueError, TypeError, KeyError, OSError) as error:
+                bad.append(f"{path.parent.name} ({error})")
+        if bad:
+            raise CorruptStoreError(
+                f"The ledger in '{self.folder}' holds damaged records: {', '.join(bad)}. "
+                "Delete those record folders and run the same extract command again: it redoes just these chunks."
+            )
+        return found
+
+
+def digest(records: dict[int, Record]) -> str:
+    """SHA-256 over all records in order: the identity of what was committed."""
+    lines = [json.dumps(asdict(records[k]), sort_keys=True) for k in sorted(records)]
+    return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,110 @@
+"""Mean and covariance of a layer, streamed once and kept with the store."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import zarr
+
+from stores.errors import NonFiniteError
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+
+log = logging.getLogger(__name__)
+TILE = 8192  # rows per product: float32 is exact enough within a tile, float64 carries the sums
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """First and second moments over all N·P activation vectors: ``mean`` (C,), ``covariance`` (C, C), float64."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+
+
+def statistics(
+    reader: LayerReader, *, device: str = "cpu", progress: Progress = silent, cache: bool = True
+) -> Statistics:
+    """The layer's mean and covariance, read from the store if they are kept there, computed and kept otherwise.
+
+    Raises NonFiniteError naming the first image with a NaN or infinite activation.
+    """
+    folder = reader.store.path / "layers" / reader.spec.name / "statistics"
+    key = {"store": reader.store.fingerprint, "prefix": reader.positions, "version": 1}
+    kept = _read(folder, key) if cache else None
+    if kept is not None:
+        return kept
+    result = compute(reader, device=device, progress=progress)
+    if cache:
+        _keep(folder, key, result)
+    return result
+
+
+def compute(reader: LayerReader, *, device: str = "cpu", progress: Progress = silent) -> Statistics:
+    """Stream all activations once: ``mean = E[x]``, ``covariance = E[(x-mean)(x-mean)ᵀ]``.
+
+    Sums are taken about the first block's mean, so that a large common offset costs no digits.
+    """
+    c = reader.channels
+    shift: torch.Tensor | None = None
+    total = torch.zeros(c, dtype=torch.float64)
+    outer = torch.zeros(c, c, dtype=torch.float64)
+    count, done = 0, 0
+    for index, block in reader.blocks(images=max(1, TILE // reader.positions)):
+        if not len(index):
+            continue
+        x = torch.from_numpy(block).to(device).float().reshape(-1, c)
+        if shift is None:
+            shift = x.mean(0)
+        x = x - shift
+        sums = x.sum(0).double().cpu()
+        if not bool(torch.isfinite(sums).all()):
+            _name_the_image(reader, index, block)
+        total += sums
+        outer += (x.T @ x).double().cpu()
+        count += len(x)
+        done += len(index)
+        progress("statistics", done, reader.n_images)
+    if shift is None or count == 0:
+        raise NonFiniteError(f"The store '{reader.store.path}' holds no readable image, so it has no statistics.")
+    offset = total / count
+    covariance = outer / count - torch.outer(offset, offset)
+    mean = shift.double().cpu() + offset
+    return Statistics(mean.numpy(), ((covariance + covariance.T) / 2).numpy(), count)
+
+
+def _name_the_image(reader: LayerReader, index: np.ndarray, block: np.ndarray) -> None:
+    finite = np.isfinite(block.astype(np.float32)).all(axis=(1, 2))
+    if finite.all():
+        return
+    bad = int(index[~finite][0])
+    raise NonFiniteError(
+        f"Layer '{reader.spec.name}' of the store '{reader.store.path}' holds NaN or infinite activations, first for image "
+        f"'{reader.store.names[bad]}'. Extract again with --dtype float32, and look at that image and the model."
+    )
+
+
+def _read(folder: object, key: dict[str, object]) -> Statistics | None:
+    try:
+        group = zarr.open_group(str(folder), mode="r")
+        if json.loads(str(group.attrs["key"])) != key:
+            return None
+        mean, covariance = np.asarray(group["mean"][:]), np.asarray(group["covariance"][:])  # type: ignore[index]
+        return Statistics(mean, covariance, int(str(group.attrs["count"])))
+    except Exception:  # noqa: BLE001  (a cache that cannot be read, for whatever reason, is computed anew)
+        return None
+
+
+def _keep(folder: object, key: dict[str, object], result: Statistics) -> None:
+    try:
+        group = zarr.open_group(str(folder), mode="w")
+        group.create_array("mean", data=result.mean, compressors=None)
+        group.create_array("covariance", data=result.covariance, compressors=None)
+        group.attrs.update({"count": str(result.count), "key": json.dumps(key)})  # last: makes the cache valid
+    except OSError as error:
+        log.info("statistics are not kept with the store: %s", error)
