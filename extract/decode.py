@@ -1,0 +1,96 @@
+"""Images decoded and transformed ahead of the network, in threads or in worker processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from extract.images import ImageSource
+from stores.errors import ImageError
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+@dataclass
+class Batch:
+    """Decoded images of one range of rows: ``images`` (g, 3, h, w) of the good ones, ``reasons`` of the bad ones."""
+
+    rows: list[int]
+    good: list[int]
+    images: torch.Tensor | None
+    reasons: dict[int, str]
+
+
+class Decode(Dataset[Batch]):
+    """Decodes one list of rows at a time; picklable, so that spawned workers can take it."""
+
+    def __init__(self, source: ImageSource, transform: Transform, batches: Sequence[Sequence[int]]) -> None:
+        self.source = source
+        self.transform = transform
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, k: int) -> Batch:
+        return self.join(k, [self.one(row) for row in self.batches[k]])
+
+    def one(self, row: int) -> torch.Tensor | str:
+        """The transformed image, or the reason why there is none."""
+        try:
+            return self.transform(self.source.image(row))
+        except ImageError as error:
+            return str(error)
+
+    def join(self, k: int, results: Sequence[torch.Tensor | str]) -> Batch:
+        rows = list(self.batches[k])
+        good = [row for row, result in zip(rows, results, strict=True) if not isinstance(result, str)]
+        tensors = [result for result in results if not isinstance(result, str)]
+        reasons = {row: result for row, result in zip(rows, results, strict=True) if isinstance(result, str)}
+        return Batch(rows, good, torch.stack(tensors) if tensors else None, reasons)
+
+
+def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Iterator[Batch]:
+    """All batches in order, decoded ahead in a bounded window.
+
+    ``workers`` 0 decodes in two threads of this process (Pillow lets go of the interpreter's lock while it decodes and
+    resizes); more start that many processes by *spawn*: a fork after Zarr or FAISS was used can hang.
+    """
+    if workers > 0:
+        loader: Any = DataLoader(
+            decode,
+            batch_size=None,
+            shuffle=False,
+            num_workers=workers,
+            multiprocessing_context="spawn",
+            prefetch_factor=2,
+            pin_memory=False,
+            persistent_workers=False,
+        )
+        for batch in loader:
+            if pin and batch.images is not None:
+                batch.images = batch.images.pin_memory()
+            yield batch
+        return
+    with ThreadPoolExecutor(2, thread_name_prefix="decode") as pool:
+        window: deque[tuple[int, list[Future[torch.Tensor | str]]]] = deque()
+        upcoming = iter(range(len(decode)))
+        try:
+            while True:
+                while len(window) < 3 and (k := next(upcoming, None)) is not None:
+                    window.append((k, [pool.submit(decode.one, row) for row in decode.batches[k]]))
+                if not window:
+                    return
+                k, futures = window.popleft()
+                yield decode.join(k, [future.result() for future in futures])
+        finally:
+            for _, futures in window:
+                for future in futures:
+                    future.cancel()

@@ -1,0 +1,406 @@
+"""Cut a network in two at a layer: the backbone up to it, and the head after it.
+
+A layer is a *cut* when everything after it sees the image through it alone. The graph of the forward pass (torch.fx)
+decides that exactly (``Traced``); where a model cannot be traced, the whole model is run with the layer's output
+replaced, and whether the layer is a cut is found numerically (``Replayed``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from stores.errors import EDDPError, NotACutError, UnknownNameError, UsageError
+
+logger = logging.getLogger(__name__)
+_STAND_IN = "image_like"  # the image of which a head reads the size alone
+_SHAPE_METHODS = {"size", "dim", "numel", "nelement", "stride", "is_contiguous", "get_device", "element_size"}
+_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout"}
+_WRITING = {"setitem", "delitem", "iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow"}
+_WRITING |= {"irshift", "isub", "itruediv", "ixor"}  # of the module operator
+
+
+class Split(ABC):
+    """One module and the layers it can be cut at; ``kind`` says how: "fx" or "replay"."""
+
+    kind: str
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.runs: dict[str, int] = {}  # dotted name -> runs a forward pass, in the order in which layers first finish
+
+    @abstractmethod
+    def is_cut(self, layer: str) -> bool:
+        """Tell whether everything after the layer, which runs exactly once, sees the image through it alone."""
+
+    @abstractmethod
+    def _parts(self, layer: str) -> tuple[nn.Module, nn.Module]: ...
+
+    def cuts(self) -> list[str]:
+        """Give the dotted names of all layers that are cuts, in the order in which they finish."""
+        return [name for name, runs in self.runs.items() if runs == 1 and self.is_cut(name)]
+
+    def backbone(self, layer: str) -> nn.Module:
+        """Give the module from images (n, 3, h, w) to the layer's own output. Raises as ``require_cut`` does."""
+        return self._parts(self.require_cut(layer))[0]
+
+    def head(self, layer: str) -> nn.Module:
+        """Give the module from the layer's own output to the model's; it never writes into its input.
+
+        Raises as ``require_cut`` does.
+        """
+        return self._parts(self.require_cut(layer))[1]
+
+    def canonical(self, layer: str) -> str:
+        """Give the first name of the module called ``layer``. Raises UnknownNameError as ``require_cut`` does."""
+        names = {name: child for name, child in self.module.named_modules(remove_duplicate=False) if name}
+        if layer not in names:
+            near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3)
+            hint = f"; the nearest are {', '.join(near)}" if near else ""
+            raise UnknownNameError(f"The model has no layer {layer!r}{hint}. --layer ? lists all layers.")
+        return next(name for name, child in names.items() if child is names[layer])
+
+    def require_cut(self, layer: str) -> str:
+        """Give the layer's canonical name.
+
+        Raises
+        ------
+        UnknownNameError
+            The model has no such layer; the message lists the nearest names.
+        UsageError
+            The layer never runs.
+        NotACutError
+            The layer runs several times, or data goes round it; the message names the nearest layers that are cuts.
+        """
+        layer = self.canonical(layer)
+        runs = self.runs.get(layer, 0)
+        if runs == 0:
+            raise UsageError(
+                f"Layer {layer!r} does not run in the model's forward pass. --layer ? lists those that do."
+            )
+        if runs > 1:
+            raise NotACutError(
+                f"Layer {layer!r} runs {runs} times in one forward pass, so it has no single output"
+                f"{self._nearest(layer)}"
+            )
+        if not self.is_cut(layer):
+            raise NotACutError(
+                f"Layer {layer!r} is no cut of the network: part of the data goes round it{self._nearest(layer)}"
+            )
+        return layer
+
+    def _nearest(self, layer: str) -> str:
+        order = list(self.runs)
+        at = order.index(layer)
+        cut = {name: self.runs[name] == 1 and self.is_cut(name) for name in order}
+        before = next((name for name in reversed(order[:at]) if cut[name]), None)
+        after = next((name for name in order[at + 1 :] if cut[name]), None)
+        told = [f"{name!r} {word}" for name, word in ((before, "before it"), (after, "after it")) if name]
+        return f". The nearest layers that are cuts: {' and '.join(told)}." if told else ". --layer ? lists the cuts."
+
+
+class _Recorder(fx.Tracer):
+    """The tracer of torch.fx, which also notes what every module call, leaf or not, gave."""
+
+    def __init__(self, functions: tuple[Callable[..., Any], ...], leaves: tuple[type, ...]) -> None:
+        from extract.vision import torchvision
+
+        opaque: Any = (math, torchvision.ops)
+        super().__init__(autowrap_modules=opaque, autowrap_functions=functions)
+        self.leaves = leaves
+        self.calls: list[tuple[str, fx.Node | None]] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        result = super().call_module(m, forward, args, kwargs)
+        self.calls.append((self.path_of_module(m), result.node if isinstance(result, fx.Proxy) else None))
+        return result
+
+
+class Traced(Split):
+    """The split of a module whose forward pass torch.fx can follow."""
+
+    kind = "fx"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: fx.Graph,
+        calls: list[tuple[str, fx.Node | None]],
+        example: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__(module)
+        self.example = example
+        self.nodes = list(graph.nodes)
+        self.output: dict[str, fx.Node | None] = {}
+        for name, node in calls:
+            self.runs[name] = self.runs.get(name, 0) + 1
+            self.output[name] = node
+        self.image = next(node for node in self.nodes if node.op == "placeholder")
+        self.dependent = {self.image}  # the nodes whose value depends on the image, not on its size alone
+        for node in self.nodes:
+            if not self.dependent.isdisjoint(node.all_input_nodes) and (example is None or not _reads_shape(node)):
+                self.dependent.add(node)
+
+    def is_cut(self, layer: str) -> bool:
+        node = self.output[layer]
+        return node is not None and self._after(node) is not None
+
+    def _after(self, cut: fx.Node) -> set[fx.Node] | None:
+        """Give the nodes that depend on ``cut``; None where one of them sees the input round it, or none is output."""
+        after: set[fx.Node] = {cut}
+        for node in self.nodes[self.nodes.index(cut) + 1 :]:
+            inputs = node.all_input_nodes
+            if not after.isdisjoint(inputs):
+                if any(i in self.dependent and i not in after for i in inputs):
+                    return None
+                after.add(node)
+        return after - {cut} if self.nodes[-1] in after else None
+
+    def _parts(self, layer: str) -> tuple[nn.Module, nn.Module]:
+        cut = self.output[layer]
+        after = self._after(cut) if cut is not None else None
+        if cut is None or after is None:
+            raise NotACutError(f"Layer {layer!r} is no cut of the network.")
+        return self._backbone(cut), self._head(cut, after)
+
+    def _backbone(self, cut: fx.Node) -> nn.Module:
+        graph = fx.Graph()
+        env: dict[fx.Node, fx.Node] = {}
+        for node in self.nodes[: self.nodes.index(cut) + 1]:  # all before it, for what they may write in place
+            env[node] = graph.node_copy(node, env.__getitem__)
+        graph.output(env[cut])
+        graph.eliminate_dead_code(_has_effect)
+        return self._compile(graph, "Backbone")
+
+    def _head(self, cut: fx.Node, after: set[fx.Node]) -> nn.Module:
+        needed = set(after)
+        for node in reversed(self.nodes):  # whatever does not depend on the image is copied where it is needed
+            if node in needed:
+                needed.update(i for i in node.all_input_nodes if i is not cut)
+        graph = fx.Graph()
+        start = graph.placeholder("activations")
+        env = {cut: graph.call_method("clone", (start,)) if any(self._writes(n) for n in after) else start}
+        if self.image in needed:  # for its size alone
+            stand_in = graph.create_node("get_attr", _STAND_IN)
+            size = graph.call_method("size", (start, 0))
+            env[self.image] = graph.call_method("expand", (stand_in, size, -1, -1, -1))
+        for node in self.nodes:
+            if node in needed and node is not self.image:
+                env[node] = graph.node_copy(node, env.__getitem__)
+        return self._compile(graph, "Head")
+
+    def _compile(self, graph: fx.Graph, name: str) -> nn.Module:
+        """Make a module of a graph; parameters and leaves are shared with the whole module, not copied."""
+        parts: dict[str, Any] = {}
+        for node in graph.nodes:
+            if node.op == "get_attr" and node.target == _STAND_IN and self.example is not None:
+                parts[node.target] = self.example[:1]
+            elif node.op in ("call_module", "get_attr"):
+                parts[node.target] = reduce(getattr, node.target.split("."), self.module)
+        return fx.GraphModule(parts, graph, name).eval()
+
+    def _writes(self, node: fx.Node) -> bool:
+        """Tell whether a node may write into one of its inputs."""
+        if node.op == "call_module":
+            leaf = self.module.get_submodule(str(node.target))
+            return any(getattr(child, "inplace", False) for child in leaf.modules())
+        return _has_effect(node)
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    """Tell whether a node asks its input only for its shape, type or place."""
+    if node.op == "call_method":
+        return node.target in _SHAPE_METHODS
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Tell whether a node may do more than return a value; functions of unknown modules are taken to."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    if node.op != "call_function":
+        return node.op in ("placeholder", "output", "call_module")
+    function: Any = node.target
+    home = getattr(function, "__module__", None) or "torch"
+    name = getattr(function, "__name__", "")
+    if home in ("_operator", "operator"):
+        return name in _WRITING
+    known = home.split(".")[0] in ("torch", "math", "builtins") or home.startswith("torchvision.ops")
+    flagged = node.kwargs.get("inplace") is True or any(value is True for value in node.args)
+    return not known or flagged or name.endswith("_") or "out" in node.kwargs
+
+
+class _Reached(BaseException):
+    """The layer has run: the rest of the forward pass is not needed."""
+
+
+@contextmanager
+def hooked(module: nn.Module, layer: str, hook: Callable[..., Any]) -> Iterator[None]:
+    """Run a forward hook on one layer inside the block only, whatever happens in it."""
+    handle = module.get_submodule(layer).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class ReplayBackbone(nn.Module):
+    """Run a model until one of its layers has given its output."""
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.model, self.layer = model, layer
+
+    def forward(self, images: torch.Tensor) -> Any:
+        taken: list[Any] = []
+
+        def take(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            taken.append(output)
+            raise _Reached
+
+        with hooked(self.model, self.layer, take), suppress(_Reached):
+            self.model(images)
+        return taken[0]
+
+
+class ReplayHead(nn.Module):
+    """Run a whole model on a fixed image, with one layer's output replaced."""
+
+    dummy: torch.Tensor
+
+    def __init__(self, model: nn.Module, layer: str, dummy: torch.Tensor) -> None:
+        super().__init__()
+        self.model, self.layer = model, layer
+        self.register_buffer("dummy", dummy)
+
+    def forward(self, activations: torch.Tensor) -> Any:
+        def replace(_module: nn.Module, _inputs: Any, _output: Any) -> torch.Tensor:
+            return activations.clone()
+
+        with hooked(self.model, self.layer, replace):
+            return self.model(self.dummy.expand(activations.shape[0], -1, -1, -1))
+
+
+class Replayed(Split):
+    """The split of a module whose forward pass only running it can show. ``example``: images (n >= 2, 3, h, w)."""
+
+    kind = "replay"
+
+    def __init__(self, module: nn.Module, example: torch.Tensor) -> None:
+        super().__init__(module)
+        self.example = example
+        self._known: dict[str, bool] = {}
+        names = {child: name for name, child in module.named_modules() if name}
+        handles = [child.register_forward_hook(lambda m, _i, _o: self._count(names[m])) for child in names]
+        try:
+            with torch.no_grad():
+                self.expected = first_tensor(module(example))
+        except EDDPError:
+            raise
+        except Exception as error:
+            shape = tuple(example.shape[1:])
+            raise UsageError(f"The model fails on images of shape {shape}: {type(error).__name__}: {error}.") from error
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _count(self, name: str) -> None:
+        self.runs[name] = self.runs.get(name, 0) + 1
+
+    def is_cut(self, layer: str) -> bool:
+        if layer not in self._known:
+            self._known[layer] = self._replays(layer)
+        return self._known[layer]
+
+    def _replays(self, layer: str) -> bool:
+        """Tell whether the layer's output, put into the run on another image, gives the model's own output."""
+        with torch.no_grad():
+            backbone, head = self._parts(layer)
+            taken = backbone(self.example)
+            if not isinstance(taken, torch.Tensor) or taken.shape[0] != self.example.shape[0]:
+                return False
+            replayed = first_tensor(head(taken.flip(0)))
+        wanted = self.expected.flip(0)
+        spread = (wanted - self.expected).abs().max()  # what one image differs from another: must all pass the layer
+        return bool((replayed - wanted).abs().max() <= 1e-3 * spread + 1e-6 * wanted.abs().max())
+
+    def _parts(self, layer: str) -> tuple[nn.Module, nn.Module]:
+        return ReplayBackbone(self.module, layer), ReplayHead(self.module, layer, self.example[:1])
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """Give the logits of whatever a model returns: the tensor, ``.logits``, "logits" or "out", or the first one.
+
+    Raises
+    ------
+    UsageError
+        There is no tensor in it.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(logits := getattr(output, "logits", None), torch.Tensor):
+        return logits
+    if isinstance(output, dict):
+        output = [output[key] for key in ("logits", "out") if key in output] + list(output.values())
+    if isinstance(output, list | tuple):
+        for part in output:
+            if isinstance(part, torch.Tensor):
+                return part
+    raise UsageError(f"The model must return a tensor of logits (n, K), got {type(output).__name__}.")
+
+
+def trace(module: nn.Module, example: torch.Tensor | None = None) -> Split:
+    """Follow the forward pass of a module in evaluation mode.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In evaluation mode. It is not changed.
+    example : tensor (n >= 2, 3, h, w), optional
+        Different images, for the modules torch.fx cannot follow.
+
+    Returns
+    -------
+    Traced or Replayed
+
+    Raises
+    ------
+    UsageError
+        torch.fx cannot follow the module and no ``example`` was given.
+    """
+    tracer = _Recorder(*_opaque_parts())
+    options = list(inspect.signature(module.forward).parameters.values())[1:]
+    fixed = {option.name: option.default for option in options if option.default is not option.empty}
+    try:
+        graph = tracer.trace(module, concrete_args=fixed or None)
+        return Traced(module, graph, tracer.calls, example)
+    except Exception as error:
+        logger.info("torch.fx cannot follow %s (%s)", type(module).__name__, error)
+        if example is None:
+            raise UsageError(f"torch.fx cannot follow {type(module).__name__}: {error}") from error
+    return Replayed(module, example)
+
+
+def _opaque_parts() -> tuple[tuple[Callable[..., Any], ...], tuple[type, ...]]:
+    """Give the functions and module types that the zoos in use ask to be taken as one node."""
+    if "timm" not in sys.modules:
+        return (), ()
+    from timm.models import _features_fx as fx_parts
+
+    return tuple(fx_parts.get_notrace_functions()), tuple(fx_parts.get_notrace_modules())

@@ -1,0 +1,89 @@
+"""The one door to torchvision, and the one way in which an image becomes RGB.
+
+Everything in this project imports torchvision from here: a torchvision built for another torch (a CUDA wheel beside a
+CPU torch, say) fails to import because two operators were never declared. Declaring them is all it needs for models,
+weights and transforms; only the operators themselves and its image decoders stay unusable, and neither is used here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_declared: list[torch.library.Library] = []  # a library that is collected takes its schemas with it
+
+
+def load_torchvision() -> Any:
+    """Import torchvision; declare its missing operators, and import again, on exactly the error that calls for it.
+
+    Returns
+    -------
+    module
+        ``torchvision``.
+
+    Raises
+    ------
+    RuntimeError, ImportError
+        Whatever else is wrong with the installation.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _SCHEMAS:
+        library.define(schema)
+    _declared.append(library)
+    return importlib.import_module("torchvision")
+
+
+torchvision: Any = load_torchvision()
+transforms: Any = importlib.import_module("torchvision.transforms")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn a PIL image of any mode (grey, palette, alpha, CMYK, 16 bits) into 8-bit RGB.
+
+    Alpha is dropped, not blended. 16-bit and wider grey is scaled down when it exceeds 255, never clipped.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith(("I", "F")):
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        if grey.max(initial=0) > 255:
+            grey = grey * (255 / 65535)
+        return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Image to network input: ``to_rgb``, then the weights' own transform; picklable when that is.
+
+    Parameters
+    ----------
+    inner : callable
+        RGB PIL image -> float tensor (3, h, w).
+    """
+
+    inner: Callable[[Image.Image], Any]
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Give the network's input for one PIL image: float32 tensor (3, h, w)."""
+        return torch.as_tensor(self.inner(to_rgb(image))).to(torch.float32)
+
+    def __repr__(self) -> str:
+        return " ".join(repr(self.inner).split())

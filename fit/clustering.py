@@ -1,0 +1,118 @@
+"""Directional clustering: spherical k-means by FAISS, on its GPU build where it is at hand, by torch on CUDA otherwise."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from stores.errors import FitError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """``centroids`` (k, d) of unit norm, ``assignment`` (n,) int64 (−1 for zero vectors), ``objective``: mean cosine."""
+
+    centroids: torch.Tensor
+    assignment: torch.Tensor
+    objective: float
+    engine: str
+    points: int
+
+
+def spherical_kmeans(
+    rows: torch.Tensor, k: int, *, seed: int, iterations: int = 25, points_per_centroid: int = 1024
+) -> Clusters:
+    """Cluster the directions of row vectors (n, d).
+
+    Parameters
+    ----------
+    rows : (n, d) float32; normalised here (FAISS's ``spherical`` normalises centroids only). Zero vectors have no
+        direction: they are left out and assigned to −1.
+    points_per_centroid : at most this many points a centroid train the centroids (FAISS's own default is a silent 256);
+        all rows are assigned.
+
+    Raises FitError when there are fewer distinct directions than clusters.
+    """
+    norms = rows.norm(dim=1)
+    alive = norms > 1e-6 * norms.mean().clamp_min(1e-30)
+    unit = F.normalize(rows[alive], dim=1)
+    train = unit
+    limit = k * points_per_centroid
+    if len(unit) > limit:
+        generator = torch.Generator().manual_seed(seed)
+        train = unit[torch.randperm(len(unit), generator=generator)[:limit].to(unit.device)]
+    if len(train) < k:
+        raise FitError(
+            f"{k} directions were asked for, but the store has only {len(train)} activation vectors that are not zero. "
+            "Ask for fewer --directions or extract more images."
+        )
+    if rows.device.type == "cuda" and not _faiss_sees_gpu():
+        centroids, engine = _torch_kmeans(train, k, seed, iterations), "torch"
+    else:
+        centroids, engine = _faiss_kmeans(train, k, seed, iterations), "faiss"
+    near, assigned = nearest(unit, centroids)
+    assignment = torch.full((len(rows),), -1, dtype=torch.int64, device=rows.device)
+    assignment[alive] = assigned
+    return Clusters(centroids, assignment, float(near.double().mean()), engine, len(train))
+
+
+def nearest(unit: torch.Tensor, centroids: torch.Tensor, tile: int = 65536) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine (n,) and number (n,) of each row's nearest centroid, in tiles."""
+    cosine = torch.empty(len(unit), device=unit.device)
+    number = torch.empty(len(unit), dtype=torch.int64, device=unit.device)
+    for start in range(0, len(unit), tile):
+        value, index = (unit[start : start + tile] @ centroids.T).max(1)
+        cosine[start : start + tile] = value
+        number[start : start + tile] = index
+    return cosine, number
+
+
+def _faiss_sees_gpu() -> bool:
+    import faiss
+
+    return bool(getattr(faiss, "get_num_gpus", lambda: 0)())
+
+
+def _faiss_kmeans(unit: torch.Tensor, k: int, seed: int, iterations: int) -> torch.Tensor:
+    import faiss  # slow to import, and only needed here
+
+    kmeans = faiss.Kmeans(
+        unit.shape[1],
+        k,
+        niter=iterations,
+        seed=seed + 1,  # FAISS takes 0 for "unset"
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(unit),  # the sample was drawn above, on purpose
+        gpu=unit.device.type == "cuda",
+    )
+    kmeans.train(np.ascontiguousarray(unit.cpu().numpy(), np.float32))
+    return F.normalize(torch.from_numpy(np.array(kmeans.centroids)).to(unit.device), dim=1)
+
+
+def _torch_kmeans(unit: torch.Tensor, k: int, seed: int, iterations: int) -> torch.Tensor:
+    """Lloyd's iterations on cosines, as FAISS does them; an empty cluster takes half of the largest one's points."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    centroids = unit[torch.randperm(len(unit), generator=generator)[:k].to(unit.device)].clone()
+    for _ in range(iterations):
+        _, number = nearest(unit, centroids)
+        sums = torch.zeros_like(centroids).index_add_(0, number, unit)
+        counts = torch.bincount(number, minlength=k)
+        for empty in torch.flatten(torch.nonzero(counts == 0)).tolist():
+            largest = int(counts.argmax())
+            members = torch.flatten(torch.nonzero(number == largest))
+            half = members[torch.randperm(len(members), generator=generator)[: len(members) // 2].to(unit.device)]
+            if not len(half):
+                continue
+            number[half] = empty
+            moved = unit[half].sum(0)
+            sums[empty], sums[largest] = moved, sums[largest] - moved
+            counts[empty], counts[largest] = len(half), counts[largest] - len(half)
+        centroids = F.normalize(sums, dim=1)
+    return centroids

@@ -1,0 +1,48 @@
+"""Is this fit any good? What can be told from the detectors and the data alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+DEAD = 1e-5  # share of positions below which a detector counts as dead
+DUPLICATE = 0.95  # |cos| of two filters above which they count as one
+OVERFULL = 0.5  # share of positions above which a detector says little
+
+
+def diagnose(
+    rows: torch.Tensor, filters: torch.Tensor, thresholds: torch.Tensor, signals: torch.Tensor, tile: int = 16384
+) -> dict[str, Any]:
+    """Counts of dead, duplicate and overfull detectors, coverage, orthogonality and the pairs' agreement.
+
+    ``coverage``: share of positions with at least one positive detector; ``redundancy``: mean positives on covered
+    positions; ``agreement``: mean cosine of each filter with its own signal; ``mixing``: root mean square cosine of
+    filters with other detectors' signals. All in the fit's own coordinates; rows (n, r), filters and signals (r, I).
+    """
+    i = filters.shape[1]
+    positives = torch.zeros(i, dtype=torch.int64, device=rows.device)
+    covered, active = 0, 0
+    for start in range(0, len(rows), tile):
+        on = torch.addmm(-thresholds, rows[start : start + tile], filters) > 0
+        positives += on.sum(0)
+        each = on.sum(1)
+        covered += int((each > 0).sum())
+        active += int(each.sum())
+    share = positives.double() / len(rows)
+    w, s = F.normalize(filters, dim=0), F.normalize(signals, dim=0)
+    like = (w.T @ w).abs()
+    like.fill_diagonal_(0)
+    pairs = w.T @ s
+    off = pairs - torch.diag(pairs.diagonal())
+    return {
+        "dead": torch.flatten(torch.nonzero(share < DEAD)).tolist(),
+        "overfull": torch.flatten(torch.nonzero(share > OVERFULL)).tolist(),
+        "duplicates": [[int(a), int(b)] for a, b in torch.nonzero(torch.triu(like > DUPLICATE)).tolist()],
+        "coverage": round(covered / len(rows), 4),
+        "redundancy": round(active / max(covered, 1), 4),
+        "agreement": round(float(pairs.diagonal().mean()), 4),
+        "mixing": round(float((off.square().sum() / max(i * (i - 1), 1)).sqrt()), 4),
+        "median_share": round(float(share.median()), 6),
+    }
