@@ -35,6 +35,7 @@ class _Row:
     line: int
     image: str
     split: str
+    size: tuple[int, int]
     mask_size: tuple[int, int]
     cells: dict[str, str]
 
@@ -83,6 +84,10 @@ class BrodenSource:
         if self._digest is None:
             self._digest = digest_files(self.root / "images", [(row.image, -1) for row in self.rows])
         return self._digest
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of the image, as index.csv says."""
+        return self.rows[i].size
 
     def mask_size(self, i: int) -> tuple[int, int]:
         """(height, width) of the image's label maps."""
@@ -150,14 +155,14 @@ class BrodenSource:
             if not categories:
                 categories = [name for name in row if name not in FIXED]
             try:
-                size = (int(row["sh"]), int(row["sw"]))
-                if min(size) < 1 or not row["image"]:
-                    raise ValueError("no image or no mask size")
+                size, mask = (int(row["ih"]), int(row["iw"])), (int(row["sh"]), int(row["sw"]))
+                if min(*size, *mask) < 1 or not row["image"]:
+                    raise ValueError("the image's name or a size (ih, iw, sh, sw) is missing")
             except ValueError as error:
                 raise DatasetError(f"'{path}', line {line}: {error}.") from error
             self._inside(row["image"], f"'{path}', line {line}")
             cells = {c: row[c] for c in categories if row.get(c)}
-            rows.append(_Row(line, row["image"], row["split"], size, cells))
+            rows.append(_Row(line, row["image"], row["split"], size, mask, cells))
         return categories, rows
 
 

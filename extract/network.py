@@ -105,7 +105,8 @@ class Network:
         device = torch.device(device)
         probe = probe_images(loaded.transform).to(device)
         split = trace(loaded.module.to(device), probe)
-        layout = layer_layouts(loaded.module, [split.canonical(layer)], probe)[split.canonical(layer)]
+        layer = split.require_single(layer)
+        layout = layer_layouts(loaded.module, [layer], probe)[layer]
         layer = split.require_cut(layer)
         return cls(loaded, layer, layout, split, device, probe)
 

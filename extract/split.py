@@ -49,7 +49,7 @@ class Split(ABC):
 
     def cuts(self) -> list[str]:
         """Give the dotted names of all layers that are cuts, in the order in which they finish."""
-        return [name for name, runs in self.runs.items() if runs == 1 and self.is_cut(name)]
+        return [name for name in self.runs if self._is_single_cut(name)]
 
     def backbone(self, layer: str) -> nn.Module:
         """Give the module from images (n, 3, h, w) to the layer's own output. Raises as ``require_cut`` does."""
@@ -71,8 +71,8 @@ class Split(ABC):
             raise UnknownNameError(f"The model has no layer {layer!r}{hint}. --layer ? lists all layers.")
         return next(name for name, child in names.items() if child is names[layer])
 
-    def require_cut(self, layer: str) -> str:
-        """Give the layer's canonical name.
+    def require_single(self, layer: str) -> str:
+        """Give the canonical name of a layer that runs once.
 
         Raises
         ------
@@ -81,7 +81,7 @@ class Split(ABC):
         UsageError
             The layer never runs.
         NotACutError
-            The layer runs several times, or data goes round it; the message names the nearest layers that are cuts.
+            The layer runs several times; the message names the nearest layers that are cuts.
         """
         layer = self.canonical(layer)
         runs = self.runs.get(layer, 0)
@@ -94,18 +94,33 @@ class Split(ABC):
                 f"Layer {layer!r} runs {runs} times in one forward pass, so it has no single output"
                 f"{self._nearest(layer)}"
             )
+        return layer
+
+    def require_cut(self, layer: str) -> str:
+        """Give the canonical name of a layer that is a cut.
+
+        Raises
+        ------
+        UnknownNameError, UsageError
+            As ``require_single``.
+        NotACutError
+            Also where data goes round the layer.
+        """
+        layer = self.require_single(layer)
         if not self.is_cut(layer):
             raise NotACutError(
                 f"Layer {layer!r} is no cut of the network: part of the data goes round it{self._nearest(layer)}"
             )
         return layer
 
+    def _is_single_cut(self, layer: str) -> bool:
+        return self.runs[layer] == 1 and self.is_cut(layer)
+
     def _nearest(self, layer: str) -> str:
         order = list(self.runs)
         at = order.index(layer)
-        cut = {name: self.runs[name] == 1 and self.is_cut(name) for name in order}
-        before = next((name for name in reversed(order[:at]) if cut[name]), None)
-        after = next((name for name in order[at + 1 :] if cut[name]), None)
+        before = next((name for name in reversed(order[:at]) if self._is_single_cut(name)), None)
+        after = next((name for name in order[at + 1 :] if self._is_single_cut(name)), None)
         told = [f"{name!r} {word}" for name, word in ((before, "before it"), (after, "after it")) if name]
         return f". The nearest layers that are cuts: {' and '.join(told)}." if told else ". --layer ? lists the cuts."
 
@@ -128,7 +143,8 @@ class _Recorder(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         result = super().call_module(m, forward, args, kwargs)
-        self.calls.append((self.path_of_module(m), result.node if isinstance(result, fx.Proxy) else None))
+        is_tensor = isinstance(result, fx.Proxy) and not isinstance(m, nn.RNNBase | nn.MultiheadAttention)
+        self.calls.append((self.path_of_module(m), result.node if is_tensor else None))
         return result
 
 
@@ -384,16 +400,22 @@ def trace(module: nn.Module, example: torch.Tensor | None = None) -> Split:
     UsageError
         torch.fx cannot follow the module and no ``example`` was given.
     """
-    tracer = _Recorder(*_opaque_parts())
     options = list(inspect.signature(module.forward).parameters.values())[1:]
     fixed = {option.name: option.default for option in options if option.default is not option.empty}
-    try:
-        graph = tracer.trace(module, concrete_args=fixed or None)
-        return Traced(module, graph, tracer.calls, example)
-    except Exception as error:
-        logger.info("torch.fx cannot follow %s (%s)", type(module).__name__, error)
-        if example is None:
-            raise UsageError(f"torch.fx cannot follow {type(module).__name__}: {error}") from error
+    reason = ""
+    for symbolic_buffers in (
+        False,
+        True,
+    ):  # as values they may steer, as symbols they can be sliced by the image's size
+        tracer = _Recorder(*_opaque_parts())
+        tracer.proxy_buffer_attributes = symbolic_buffers
+        try:
+            return Traced(module, tracer.trace(module, concrete_args=fixed or None), tracer.calls, example)
+        except Exception as error:  # noqa: BLE001 - whatever the model's own code does with a symbol
+            reason = str(error).partition("\n")[0]
+    logger.info("torch.fx cannot follow %s (%s)", type(module).__name__, reason)
+    if example is None:
+        raise UsageError(f"torch.fx cannot follow {type(module).__name__}: {reason}")
     return Replayed(module, example)
 
 

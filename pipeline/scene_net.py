@@ -110,18 +110,23 @@ class Recipe:
     brightness: float = 0.12
 
 
-def _load(folder: Path, classes: Sequence[str], progress: Progress) -> tuple[Tensor, Tensor]:
-    """All images of the class folders below ``folder``: bytes (n, 3, 96, 96) and class numbers (n,)."""
-    paths = [(p, k) for k, c in enumerate(classes) for p in sorted((folder / c).glob("*")) if p.suffix in SUFFIXES]
-    if not paths:
+def _list(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+    """Images of the class folders below ``folder``, each with its class number, in order."""
+    listed = [(p, k) for k, c in enumerate(classes) for p in sorted((folder / c).glob("*")) if p.suffix in SUFFIXES]
+    if not listed:
         raise NoImagesError(f"'{folder}' holds no images in class folders such as '{classes[0]}/'")
-    pixels = torch.empty((len(paths), 3, SIZE, SIZE), dtype=torch.uint8)
-    for n, (path, _) in enumerate(paths):
+    return listed
+
+
+def _load(listed: list[tuple[Path, int]], stage: str, progress: Progress) -> tuple[Tensor, Tensor]:
+    """All these images in memory: bytes (n, 3, 96, 96) and class numbers (n,)."""
+    pixels = torch.empty((len(listed), 3, SIZE, SIZE), dtype=torch.uint8)
+    for n, (path, _) in enumerate(listed):
         with Image.open(path) as image:
             pixels[n] = torch.from_numpy(load_pixels(image))
-        if n % 200 == 0 or n + 1 == len(paths):
-            progress(f"reading {folder.name} images", n + 1, len(paths))
-    return pixels, torch.tensor([k for _, k in paths])
+        if n % 200 == 0 or n + 1 == len(listed):
+            progress(stage, n + 1, len(listed))
+    return pixels, torch.tensor([k for _, k in listed])
 
 
 def _augment(pixels: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -145,7 +150,7 @@ def _predict(net: SceneNet, pixels: Tensor) -> Tensor:
 def _train(net: SceneNet, pixels: Tensor, labels: Tensor, epochs: int, seed: int, progress: Progress) -> None:
     recipe = Recipe()
     generator = torch.Generator().manual_seed(seed)
-    steps = max(1, len(pixels) // recipe.batch) * epochs
+    steps = -(-len(pixels) // recipe.batch) * epochs
     decayed = [p for p in net.parameters() if p.ndim > 1]
     kept = [p for p in net.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
@@ -156,7 +161,7 @@ def _train(net: SceneNet, pixels: Tensor, labels: Tensor, epochs: int, seed: int
     step, told = 0, 0.0
     for epoch in range(epochs):
         order = torch.randperm(len(pixels), generator=generator)
-        for rows in order.split(recipe.batch)[: steps // epochs]:
+        for rows in order.split(recipe.batch):
             images = _augment(pixels[rows], recipe, generator)
             loss = loss_function(net(images), labels[rows])
             optimizer.zero_grad(set_to_none=True)
@@ -190,8 +195,8 @@ def train_scene_net(
     threads: of torch, for this call; as they are when None.
 
     Returns: what ``scene_net.json`` holds: classes, seed, epochs, threads, recipe, number of images, ``accuracy`` on
-    val, ``accuracy_poisoned`` and ``accuracy_clean`` on the poisoned images and on the same images without the mark,
-    and ``called_marked``, the share of poisoned images taken for the marked class.
+    val and ``accuracy_per_class``; where there are poisoned images, ``accuracy_poisoned``, ``accuracy_clean`` on the
+    same images without the mark, and ``called_marked``, the share of them taken for the marked class.
     Raises: NoImagesError for empty folders, UsageError for ``epochs`` below 1.
     """
     folders, out = Path(folders), Path(out)
@@ -206,7 +211,7 @@ def train_scene_net(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights and dropout
             net = SceneNet()
-            pixels, labels = _load(folders / "train", SCENES, progress)
+            pixels, labels = _load(_list(folders / "train", SCENES), "reading training images", progress)
             _train(net, pixels, labels, epochs, seed, progress)
         report = _score(net, folders, progress)
         report |= {"images": len(pixels), "epochs": epochs, "seed": seed, "threads": torch.get_num_threads()}
@@ -227,7 +232,8 @@ def train_scene_net(
 
 def _score(net: SceneNet, folders: Path, progress: Progress) -> dict[str, Any]:
     """Accuracy on val and, where there are poisoned images, on them and on the same images without the mark."""
-    pixels, labels = _load(folders / "val", SCENES, progress)
+    listed = _list(folders / "val", SCENES)
+    pixels, labels = _load(listed, "reading validation images", progress)
     hits = (_predict(net, pixels) == labels).float()
     report: dict[str, Any] = {
         "accuracy": hits.mean().item(),
@@ -236,8 +242,13 @@ def _score(net: SceneNet, folders: Path, progress: Progress) -> dict[str, Any]:
     poisoned = next((p for p in (folders / "poisoned", folders.parent / "poisoned") if p.is_dir()), None)
     if poisoned is None:
         return report
-    pixels, labels = _load(poisoned, SCENES, progress)
+    marked = _list(poisoned, SCENES)
+    pixels, labels = _load(marked, "reading poisoned images", progress)
     guesses = _predict(net, pixels)
     report["accuracy_poisoned"] = (guesses == labels).float().mean().item()
     report["called_marked"] = (guesses == SCENES.index(MARKED_SCENE)).float().mean().item()
+    names = {(path.name, k) for path, k in marked}
+    same = [n for n, (path, k) in enumerate(listed) if (path.name, k) in names]
+    if same:
+        report["accuracy_clean"] = hits[same].mean().item()
     return report

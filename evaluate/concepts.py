@@ -1,0 +1,81 @@
+"""Which activations a concept dataset is scored on: those of the store, or the store's model run over it."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+from evaluate.dissect import Alignment
+from evaluate.masks import Box
+from extract.broden import BrodenSource
+from extract.geometry import visible_box
+from extract.stream import ExtractConfig, extract
+from extract.zoo import load_model
+from stores.activations import ActivationStore
+from stores.errors import MismatchError
+from stores.progress import Progress, silent
+
+log = logging.getLogger(__name__)
+
+
+def concept_store(
+    store: ActivationStore,
+    layer: str,
+    source: BrodenSource,
+    *,
+    device: str = "cpu",
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> ActivationStore:
+    """The store itself if it was made from this Broden folder; else the model's activations on it, kept beside the store.
+
+    Raises MismatchError for synthetic stores, which have no backbone to run.
+    """
+    made = store.provenance
+    dataset = made.get("dataset", {})
+    if dataset.get("kind") == "broden" and dataset.get("digest") == source.digest:
+        return store
+    if "synthetic" in made:
+        raise MismatchError(
+            f"The store '{store.path}' is synthetic: it has no network to run over '{source.root}'. Use --ground-truth."
+        )
+    beside = cache or store.path.with_name(f"{store.path.stem}.{layer}.broden-{source.digest[7:15]}.zarr")
+    log.info("the store was made from other images; running its model over '%s' into '%s'", source.root, beside)
+    config = ExtractConfig(
+        model=made["model"],
+        weights=made["weights"],
+        layers=(layer,),
+        device=device,
+        dtype=store.attributes["dtype"],
+        seed=int(made.get("seed", 0)),
+    )
+    extract(source, beside, config, progress=progress)
+    opened = ActivationStore.open(beside)
+    if opened.provenance["weights_digest"] != made["weights_digest"]:
+        raise MismatchError(
+            f"The model '{made['model']}' now loads with other weights than the store '{store.path}' was made with. "
+            "Put the old weights back, or extract again."
+        )
+    return opened
+
+
+def align(store: ActivationStore, source: BrodenSource) -> Alignment:
+    """Match a store's rows with a Broden folder's images by name, and find what the network saw of each."""
+    made = store.provenance
+    transform = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0))).transform
+    number = {source.name(i): i for i in range(len(source))}
+    rows = {row: number[name] for row, name in enumerate(store.names) if name in number}
+    if not rows:
+        raise MismatchError(
+            f"None of the images in '{store.path}' is in '{source.root}': the store belongs to another dataset."
+        )
+
+    @lru_cache(maxsize=4096)
+    def box(size: tuple[int, int]) -> Box:
+        return visible_box(transform, size)
+
+    def box_of(image: int) -> Box:
+        return box(source.image_size(image))
+
+    return Alignment(source, rows, box_of)

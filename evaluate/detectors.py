@@ -1,0 +1,80 @@
+"""Several direction files as one bank of detectors, so that activations and masks are read once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stores.directions import Directions
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+
+
+@dataclass(frozen=True)
+class Bank:
+    """``filters`` (C, J) and ``thresholds`` (J,) of all files side by side; ``slices`` tells whose columns are whose."""
+
+    filters: torch.Tensor
+    thresholds: torch.Tensor
+    slices: dict[str, slice]
+
+    @property
+    def count(self) -> int:
+        return int(self.filters.shape[1])
+
+    def logits(self, block: np.ndarray) -> torch.Tensor:
+        """(n, P, C) activations -> (n, P, J) logits ``x W − b``."""
+        x = torch.from_numpy(block).to(self.filters.device).float()
+        return x @ self.filters - self.thresholds
+
+
+def make_bank(
+    sets: Mapping[str, Directions], reader: LayerReader, *, device: str = "cpu", progress: Progress = silent
+) -> Bank:
+    """Join direction sets. Sets without thresholds get the top quantile of their units over the store (Bau et al. 2017).
+
+    Raises MismatchError for directions of another layer.
+    """
+    slices: dict[str, slice] = {}
+    filters, thresholds, needs = [], [], []
+    start = 0
+    for name, directions in sets.items():
+        directions.check_store(reader.spec.name, reader.channels)
+        slices[name] = slice(start, start + directions.count)
+        start += directions.count
+        filters.append(torch.from_numpy(directions.filters))
+        known = directions.thresholds
+        thresholds.append(torch.from_numpy(known) if known is not None else torch.zeros(directions.count))
+        if known is None:
+            needs.append((slices[name], directions.quantile))
+    joined, b = torch.cat(filters, 1).to(device), torch.cat(thresholds).to(device)
+    for quantile in sorted({q for _, q in needs}):
+        columns = torch.cat([torch.arange(s.start, s.stop) for s, q in needs if q == quantile]).to(device)
+        b[columns] = top_quantile(reader, joined[:, columns], quantile, progress)
+    return Bank(joined, b, slices)
+
+
+def top_quantile(reader: LayerReader, filters: torch.Tensor, quantile: float, progress: Progress = silent) -> torch.Tensor:
+    """Exact thresholds (J,) that the top ``quantile`` share of all positions exceeds, streamed.
+
+    Only the largest ``quantile · N · P`` values of each unit are kept: that many is all the quantile needs.
+    """
+    keep = max(1, round(quantile * reader.n_rows))
+    best: torch.Tensor | None = None
+    done = 0
+    for index, block in reader.blocks(images=max(1, 65536 // reader.positions)):
+        if not len(index):
+            continue
+        x = torch.from_numpy(block).to(filters.device).float().reshape(-1, reader.channels)
+        value = x @ filters
+        joined = value if best is None else torch.cat([best, value])
+        # one more than is kept: the threshold lies between the last that counts and the first that does not
+        best = joined.topk(min(keep + 1, len(joined)), dim=0).values
+        done += len(index)
+        progress("quantiles", done, reader.n_images)
+    if best is None:
+        return torch.zeros(filters.shape[1], device=filters.device)
+    return best[min(keep, len(best) - 1)]

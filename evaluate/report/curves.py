@@ -1,0 +1,68 @@
+"""The picture of a fit: every loss term and constraint over the steps, one small panel a term."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from stores.errors import UsageError
+from stores.files import write_atomically
+
+COLUMNS = 3
+PANEL = (3.3, 1.9)  # inches
+INK, FAINT, LINE = "#22262b", "#d9dce1", "#0072b2"
+FEW = 3  # up to so many points are drawn as dots: a line of one point cannot be seen
+
+
+def loss_picture(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw each column of a fit's log over its ``step`` and write a PNG atomically.
+
+    ``rows``: one mapping a step; ``step`` is optional (else the row's number), a name may be missing in some rows.
+    Values that are not finite are left out. Raises UsageError when there is nothing to draw.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    if not names:
+        raise UsageError("'rows' must hold at least one row with a value beside 'step'.")
+    columns = min(COLUMNS, len(names))
+    lines = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines), dpi=110, layout="constrained", facecolor="white")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, name in zip(panels, names, strict=False):
+        points = [
+            (float(row.get("step", i)), float(row[name]))
+            for i, row in enumerate(rows)
+            if name in row and math.isfinite(row[name])
+        ]
+        _draw(panel, name, points)
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for panel in panels[max(len(names) - columns, 0) : len(names)]:  # the lowest of each column
+        panel.set_xlabel("step", fontsize=8, color=INK)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    write_atomically(path, buffer.getbuffer())
+
+
+def _draw(panel: Axes, name: str, points: Sequence[tuple[float, float]]) -> None:
+    """One term: a line over the steps, its last value in the corner."""
+    few = len(points) <= FEW
+    panel.plot([x for x, _ in points], [y for _, y in points], color=LINE, lw=1.4, marker="o" if few else "", ms=4)
+    panel.set_title(name.replace("_", " "), loc="left", fontsize=9, color=INK, parse_math=False)
+    if points:
+        panel.set_title(f"{points[-1][1]:.4g}", loc="right", fontsize=8, color=LINE)
+    if len({x for x, _ in points}) == 1:
+        panel.set_xticks([points[0][0]])
+    panel.tick_params(labelsize=7, colors=INK, length=2)
+    panel.grid(visible=True, color=FAINT, lw=0.5)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(FAINT)

@@ -1,0 +1,68 @@
+"""What a report shows, as plain data: everything is computed before the first line of HTML is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A label a detector could carry, with its IoU on the train and on the val split."""
+
+    label: str
+    category: str
+    iou_train: float
+    iou_val: float
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a strip: the image's name, its largest logit, and what the model takes it for (may be empty)."""
+
+    name: str
+    value: float
+    prediction: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One direction pair. ``strip`` is a file name relative to the report: ``len(tiles)`` square pictures side by side.
+
+    ``measures``: IoU, precision, recall, F1, average precision, share of positions, pair agreement, by name.
+    ``candidates`` are sorted, best first; the first is the label on train.
+    """
+
+    index: int
+    label: str
+    category: str
+    iou: float
+    interpretable: bool
+    measures: dict[str, float]
+    candidates: list[Candidate]
+    strip: str
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class Section:
+    """All directions of one file. ``summary`` is its entry in summary.json; ``log_picture`` a file name or empty."""
+
+    name: str
+    method: str
+    summary: dict[str, Any]
+    cards: list[Card]
+    log_picture: str = ""
+    diagnosis: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """A whole report. ``facts`` are shown as a two-column table, ``definitions`` as a glossary."""
+
+    title: str
+    facts: dict[str, str]
+    sections: list[Section]
+    tile_size: int
+    ground_truth: dict[str, Any] | None = None
+    definitions: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,76 @@
+"""The pictures of a direction: where in an image its detector fires, and a strip of such images side by side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from stores.errors import UsageError
+from stores.files import write_atomically
+
+DIM = 0.45  # brightness left outside the region
+COLOUR = 0.35  # share of the colour left outside the region; the rest is grey
+LINE = (255, 214, 10)  # yellow: light against the dimmed outside, told from all natural colours by every eye
+EDGE = (20, 20, 20)  # one dark pixel around the line, for yellow and white surroundings
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+QUALITY = 85
+
+
+def region(logits: np.ndarray, size: int) -> np.ndarray:
+    """Where a detector fires in a picture: the logits (h, w), upsampled bilinearly, are above 0. Bool (size, size).
+
+    The cells of the grid tile the picture evenly (``align_corners=False``). Raises UsageError for an empty or
+    not two-dimensional ``logits`` and a ``size`` below 1.
+    """
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise UsageError(f"'logits' must be a non-empty (h, w) array, got the shape {logits.shape}.")
+    if size < 1:
+        raise UsageError(f"'size' must be at least 1 pixel, got {size}.")
+    grid = Image.fromarray(np.ascontiguousarray(logits, dtype=np.float32))
+    return np.asarray(grid.resize((size, size), Image.Resampling.BILINEAR)) > 0
+
+
+def region_tile(image: Image.Image, logits: np.ndarray, size: int) -> Image.Image:
+    """An image with the region of positive logits as it is, the rest dimmed, and a line around the region.
+
+    ``image`` of any size and mode, ``logits`` (h, w) over it, ``size`` the side of the square result in pixels.
+    Pixels of the region are those of the resized image, untouched: the two-pixel line and its dark edge lie outside it.
+    """
+    inside = region(logits, size)
+    picture = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    grey = (picture @ LUMA)[..., None]
+    dimmed = DIM * (COLOUR * picture + (1 - COLOUR) * grey)
+    out = np.where(inside[..., None], picture, np.rint(dimmed).astype(np.uint8))
+    if inside.any():
+        line = _grown(inside, 2)
+        out[_grown(inside, 3) & ~line] = EDGE
+        out[line & ~inside] = LINE
+    return Image.fromarray(out)
+
+
+def _grown(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """A bool mask (h, w) grown by some pixels in all eight directions."""
+    return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * pixels + 1))) > 0
+
+
+def strip(tiles: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size side by side, without gaps. Raises UsageError for none or for different sizes."""
+    if len({tile.size for tile in tiles}) != 1:
+        sizes = ", ".join(f"{w}×{h}" for w, h in sorted({tile.size for tile in tiles})) or "no picture"
+        raise UsageError(f"'tiles' must be one or more pictures of the same size, got {sizes}.")
+    width, height = tiles[0].size
+    out = Image.new("RGB", (width * len(tiles), height))
+    for i, tile in enumerate(tiles):
+        out.paste(tile, (i * width, 0))
+    return out
+
+
+def save_strip(path: Path, tiles: Sequence[Image.Image]) -> None:
+    """Write the strip of ``tiles`` as a JPEG, whole or not at all; colour is kept at full resolution for the lines."""
+    buffer = io.BytesIO()
+    strip(tiles).save(buffer, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
+    write_atomically(path, buffer.getbuffer())

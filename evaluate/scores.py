@@ -1,0 +1,103 @@
+"""From counts to scores: labels on train, everything else on val (Network Dissection; UIBE; EDDP §5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluate.dissect import Counts
+
+INTERPRETABLE = 0.04  # IoU above which a detector counts as interpretable (Bau et al. 2017)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labels and scores of one direction set, I directions; ``label`` (I,) is a column of the counts, −1 for none."""
+
+    label: np.ndarray
+    iou_train: np.ndarray
+    iou_val: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    average_precision: np.ndarray
+    all_iou_train: np.ndarray
+    all_iou_val: np.ndarray
+
+
+def choose_labels(counts: Counts) -> np.ndarray:
+    """(J,) column of the label with the largest IoU on train; −1 where none overlaps at all."""
+    iou = counts.iou(0)
+    best = iou.argmax(1)
+    return np.where(iou[np.arange(len(best)), best] > 0, best, -1)
+
+
+def score(counts: Counts, columns: slice, label: np.ndarray, average_precision: np.ndarray) -> Labelled:
+    """Scores of the detectors in ``columns``; ``label`` and ``average_precision`` are those of the whole bank (J,)."""
+    label, ap = label[columns], average_precision[columns]
+    train, val = counts.iou(0)[columns], counts.iou(1)[columns]
+    rows, safe = np.arange(len(label)), np.maximum(label, 0)
+    has = label >= 0
+    both = counts.both[1][columns][rows, safe]
+    detector = counts.detector[1][columns][rows, counts.category_of[safe]]
+    truth = counts.label[1][safe]
+
+    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.where(has, np.divide(a, b, out=np.zeros_like(a), where=b > 0), 0.0)
+
+    return Labelled(
+        label=label,
+        iou_train=np.where(has, train[rows, safe], 0.0),
+        iou_val=np.where(has, val[rows, safe], 0.0),
+        precision=ratio(both, detector),
+        recall=ratio(both, truth),
+        f1=ratio(2 * both, detector + truth),
+        average_precision=np.where(has, ap, np.nan),
+        all_iou_train=train,
+        all_iou_val=val,
+    )
+
+
+def s1(iou_val: np.ndarray) -> float:
+    """``S1 = Σ_i IoU_val(i, c*_i)``: the integral over thresholds of the number of detectors above them (UIBE)."""
+    return float(iou_val.sum())
+
+
+def s2(label: np.ndarray, iou_val: np.ndarray) -> float:
+    """``S2 = Σ over distinct labels of the best IoU_val among their detectors``: the same integral for labels."""
+    return float(sum(iou_val[label == c].max() for c in np.unique(label[label >= 0])))
+
+
+def summarise(counts: Counts, name: str, scores: Labelled) -> dict[str, Any]:
+    """The entry of ``summary.json`` for one direction set. Means are over interpretable detectors, 0 without any.
+
+    ``coverage``: share of the layer's positions with at least one positive detector; ``redundancy``: mean number of
+    positive detectors on covered positions [both our definitions].
+    """
+    good = (scores.iou_val > INTERPRETABLE) & (scores.label >= 0)
+    per_category: dict[str, dict[str, int]] = {}
+    for category in counts.categories:
+        labels = [int(c) for c in scores.label[good] if counts.labels[c].category == category]
+        if labels:
+            per_category[category] = {"distinct": len(set(labels)), "detectors": len(labels)}
+
+    def mean(values: np.ndarray) -> float:
+        kept = values[good & np.isfinite(values)]
+        return round(float(kept.mean()), 4) if len(kept) else 0.0
+
+    return {
+        "directions": len(scores.label),
+        "s1": round(s1(scores.iou_val), 4),
+        "s2": round(s2(scores.label, scores.iou_val), 4),
+        "interpretable": int(good.sum()),
+        "distinct": len(set(scores.label[good].tolist())),
+        "per_category": per_category,
+        "coverage": round(counts.covered[name] / max(counts.positions, 1), 4),
+        "redundancy": round(counts.active[name] / max(counts.covered[name], 1), 4),
+        "precision": mean(scores.precision),
+        "recall": mean(scores.recall),
+        "f1": mean(scores.f1),
+        "average_precision": mean(scores.average_precision),
+    }

@@ -1,0 +1,328 @@
+import hashlib
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from extract import zoo
+from extract.vision import torchvision
+from extract.zoo import load_model, load_state, read_state, weights_digest
+from stores.errors import MissingPathError, UnknownNameError, UsageError, WeightsError
+
+NET = "squeezenet1_1"  # small: 1.2 million parameters
+
+
+@pytest.fixture(scope="module")
+def random_net() -> zoo.LoadedModel:
+    return load_model(NET, "none")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(random_net: zoo.LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "net.pth"
+    torch.save(random_net.module.state_dict(), path)
+    return path
+
+
+def test_random_weights_are_seeded_and_leave_the_global_state(random_net: zoo.LoadedModel) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    same, other = load_model(NET, "none", seed=0), load_model(NET, "NONE", seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    digest = random_net.provenance["weights_digest"]
+    assert same.provenance["weights_digest"] == digest
+    assert other.provenance["weights_digest"] != digest
+    assert other.provenance["weights_source"] == "random, seed 1"
+
+
+def test_what_is_loaded_is_ready_for_evaluation(random_net: zoo.LoadedModel) -> None:
+    assert not any(module.training for module in random_net.module.modules())
+    assert not any(p.requires_grad for p in random_net.module.parameters())
+    assert json.loads(json.dumps(random_net.provenance)) == random_net.provenance
+    transform = pickle.loads(pickle.dumps(random_net.transform))  # noqa: S301 - as a spawned worker does
+    for mode in ("L", "P", "RGBA", "CMYK"):
+        assert transform(Image.new("RGB", (300, 280)).convert(mode)).shape == (3, 224, 224)
+    assert "Weights" in random_net.provenance["transform_source"]
+
+
+def test_digest_is_the_same_whatever_the_file(random_net: zoo.LoadedModel, checkpoint: Path, tmp_path: Path) -> None:
+    state = random_net.module.state_dict()
+    wrapped = {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}
+    torch.save(wrapped, tmp_path / "places.pth.tar")
+    torch.save({"model": state, "args": None}, tmp_path / "model.pt")
+    save_file(dict(state), tmp_path / "net.safetensors")
+    for path in (checkpoint, tmp_path / "places.pth.tar", tmp_path / "model.pt", tmp_path / "net.safetensors"):
+        loaded = load_model(NET, str(path))
+        assert loaded.provenance["weights_digest"] == random_net.provenance["weights_digest"]
+        assert loaded.provenance["weights_source"] == str(path)
+        assert all(torch.equal(state[key], value) for key, value in loaded.module.state_dict().items())
+
+
+def test_digest_tells_values_names_shapes_and_types_apart() -> None:
+    def digest(**tensors: torch.Tensor) -> str:
+        module = nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return weights_digest(module)
+
+    one = torch.ones(2, 3)
+    variants = [
+        digest(a=one),
+        digest(b=one),
+        digest(a=one.T),
+        digest(a=one.half()),
+        digest(a=one * 2),
+        digest(a=one, b=one),
+    ]
+    assert len(set(variants)) == len(variants)
+    assert digest(a=one, b=one * 2) == digest(b=one * 2, a=one)
+    assert digest(a=one, num_batches_tracked=torch.tensor(7)) == digest(a=one)
+
+
+def test_another_number_of_classes_rebuilds_the_classifier(tmp_path: Path) -> None:
+    for name in ("resnet18", NET):
+        model = torchvision.models.get_model(name, weights=None, num_classes=365)
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "places.pth")
+        loaded = load_model(name, str(tmp_path / "places.pth"))
+        with torch.no_grad():
+            assert loaded.module(torch.zeros(1, 3, 64, 64)).shape == (1, 365)
+        assert loaded.class_names is None
+
+
+def test_weights_of_another_model_are_told_in_numbers(checkpoint: Path) -> None:
+    with pytest.raises(WeightsError, match=r"122 tensors 102 missing \(conv1.weight, .*, \.\.\.\); 52 unexpected \("):
+        load_model("resnet18", str(checkpoint))
+
+
+def test_another_shape_is_told(tmp_path: Path) -> None:
+    state = torchvision.models.get_model(NET, weights=None).state_dict()
+    state["features.0.weight"] = torch.zeros(64, 3, 5, 5)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(
+        WeightsError, match=r"1 of another shape \(features\.0\.weight \(64, 3, 5, 5\) for \(64, 3, 3, 3\)"
+    ):
+        load_model(NET, str(tmp_path / "w.pth"))
+
+
+class _Evil:
+    ran = False
+
+    def __reduce__(self):
+        return _run_evil, ()
+
+
+def _run_evil() -> None:
+    _Evil.ran = True
+
+
+@pytest.mark.parametrize(
+    "kind", ["text", "empty", "pickle", "torch pickle", "truncated", "zip", "list", "bad safetensors"]
+)
+def test_hostile_files_are_refused_without_running_them(kind: str, checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / ("w.safetensors" if kind == "bad safetensors" else "w.pth")
+    if kind in ("text", "bad safetensors"):
+        path.write_text("these are no weights\n")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"state_dict": _Evil()}))
+    elif kind == "torch pickle":
+        torch.save({"state_dict": _Evil(), "w": torch.ones(1)}, path)
+    elif kind == "truncated":
+        path.write_bytes(checkpoint.read_bytes()[:10000])
+    elif kind == "zip":
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as archive:
+            archive.writestr("readme.txt", "nothing")
+        path.write_bytes(content.getvalue())
+    else:
+        torch.save([1, 2, 3], path)
+    with pytest.raises(WeightsError, match=path.name):
+        load_model(NET, str(path))
+    assert not _Evil.ran
+
+
+def test_unknown_models_and_weights_list_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownNameError, match="'resnet81'; the nearest are resnet18"):
+        load_model("resnet81")
+    with pytest.raises(UnknownNameError, match="known are IMAGENET1K_V1, DEFAULT, none"):
+        load_model(NET, "IMAGENET1K_V7")
+    with pytest.raises(MissingPathError, match=r"no weights file .*gone\.pth"):
+        load_model(NET, "gone.pth")
+    with pytest.raises(MissingPathError, match="folder"):
+        load_model(NET, str(tmp_path))
+
+
+def test_a_failed_download_says_what_where_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_arguments, **_keywords) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    pattern = (
+        r"SqueezeNet1_1_Weights\.IMAGENET1K_V1 from https://.*no route.*checkpoints/squeezenet1_1-.*--weights none"
+    )
+    for name in ("DEFAULT", "IMAGENET1K_V1", "SqueezeNet1_1_Weights.IMAGENET1K_V1"):
+        with pytest.raises(WeightsError, match=pattern) as caught:
+            load_model(NET, name)
+        assert "\n" not in str(caught.value)
+
+
+def test_published_weights_bring_transform_and_classes(
+    random_net: zoo.LoadedModel, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torchvision.models._api, "load_state_dict_from_url", lambda *_a, **_k: random_net.module.state_dict()
+    )
+    loaded = load_model(NET)
+    assert loaded.provenance["weights_source"] == "torchvision SqueezeNet1_1_Weights.IMAGENET1K_V1"
+    assert loaded.provenance["weights_digest"] == random_net.provenance["weights_digest"]
+    assert loaded.class_names is not None
+    assert len(loaded.class_names) == 1000
+
+
+def test_a_file_is_known_by_the_digest_in_its_address(checkpoint: Path) -> None:
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    other = SimpleNamespace(url="https://x.org/net-00000000.pth")
+    right = SimpleNamespace(url=f"https://x.org/net-{digest[:8]}.pth")
+    assert zoo._entry_of(checkpoint, [other, right]) is right
+    assert zoo._entry_of(checkpoint, [other, SimpleNamespace(url="https://x.org/net.pth")]) is None
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_auxiliary_heads_are_left_out(name: str, tmp_path: Path) -> None:
+    full = torchvision.models.get_model(name, weights=None, init_weights=False, aux_logits=True)
+    torch.save(full.state_dict(), tmp_path / "full.pth")
+    loaded = load_model(name, str(tmp_path / "full.pth"))
+    assert loaded.module.transform_input
+    assert not [key for key in loaded.module.state_dict() if key.startswith(("AuxLogits", "aux"))]
+
+
+def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
+    model = torchvision.models.densenet121(weights=None)
+    old = {}
+    for key, value in model.state_dict().items():
+        for part in ("norm1", "norm2", "conv1", "conv2"):
+            if "denselayer" in key:
+                key = key.replace(part, f"{part[:-1]}.{part[-1]}")
+        if "num_batches_tracked" not in key:
+            old[key] = value
+    torch.save(old, tmp_path / "old.pth")
+    loaded = load_model("densenet121", str(tmp_path / "old.pth"))
+    assert loaded.provenance["weights_digest"] == weights_digest(model)
+
+
+def test_a_transformer_for_larger_images_is_rebuilt_for_them() -> None:
+    def build(image_size: int = 224, **keywords: object) -> nn.Module:
+        module = nn.Module()
+        module.register_buffer("position", torch.zeros(image_size, 2))
+        return module
+
+    module = load_state(build, {"position": torch.ones(384, 2)}, Path("f"), image_size=384)
+    assert torch.equal(module.position, torch.ones(384, 2))
+
+
+OWN = """
+from torch import nn
+from torchvision import transforms
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+def sized():
+    net = small()
+    net.input_size = (20, 30)
+    return net
+
+def ready():
+    return small(), transforms.Compose([transforms.Resize((10, 12)), transforms.ToTensor()])
+
+def wrong():
+    return 3
+
+def broken():
+    return 1 / 0
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    name = f"own_{abs(hash(request.node.name))}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    return name
+
+
+def test_a_network_of_ones_own(own: str, tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 40), (255, 0, 0))
+    sized = load_model(f"{own}:sized")
+    assert sized.transform(image).shape == (3, 20, 30)
+    assert sized.transform(image)[0].mean() == pytest.approx((1 - 0.485) / 0.229, rel=1e-5)
+    ready = load_model(f"{own}:ready", seed=4)
+    assert ready.transform(image).shape == (3, 10, 12)
+    assert ready.transform(image).max() == 1
+    assert ready.provenance["weights_digest"] != sized.provenance["weights_digest"]
+    torch.save(sized.module.state_dict(), tmp_path / "own.pth")
+    loaded = load_model(f"{own}:ready", "own.pth")
+    assert loaded.provenance["weights_digest"] == sized.provenance["weights_digest"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "error", "pattern"),
+    [
+        (":small", UsageError, r"input_size = \(height, width\)"),
+        (":wrong", UsageError, "must return an nn.Module"),
+        (":broken", UsageError, "ZeroDivisionError"),
+        (":redy", UnknownNameError, "nearest are ready"),
+        ("x:ready", UnknownNameError, "Cannot import"),
+    ],
+)
+def test_what_ones_own_callable_does_wrong_is_told(own: str, suffix: str, error: type, pattern: str) -> None:
+    with pytest.raises(error, match=pattern):
+        load_model(own + suffix)
+
+
+def test_a_classifier_of_ones_own_is_not_rebuilt(own: str, tmp_path: Path) -> None:
+    state = load_model(f"{own}:sized").module.state_dict()
+    torch.save({**state, "3.weight": torch.zeros(7, 4), "3.bias": torch.zeros(7)}, tmp_path / "own.pth")
+    with pytest.raises(WeightsError, match="2 of another shape"):
+        load_model(f"{own}:sized", "own.pth")
+
+
+def test_timm(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    loaded = load_model("timm:test_resnet", "none")
+    assert loaded.provenance["weights_source"] == "random, seed 0"
+    pickle.dumps(loaded.transform)
+    size = loaded.transform(Image.new("L", (300, 200))).shape
+    assert size[0] == 3
+    save_file(loaded.module.state_dict(), tmp_path / "w.safetensors")
+    again = load_model("timm:test_resnet", str(tmp_path / "w.safetensors"), seed=9)
+    assert again.provenance["weights_digest"] == loaded.provenance["weights_digest"]
+    with pytest.raises(UnknownNameError, match=r"nearest are .*resnet18"):
+        load_model("timm:resnet_18", "none")
+    with pytest.raises(UnknownNameError, match="a1_in1k"):
+        load_model("timm:resnet18.a1_in2k", "none")
+    with pytest.raises(UnknownNameError, match="DEFAULT, none"):
+        load_model("timm:test_resnet", "nothing")
+
+
+def test_tensors_are_found_in_wrapped_checkpoints(tmp_path: Path) -> None:
+    inner = {"_orig_mod.a": torch.ones(1), "_orig_mod.b": torch.zeros(2)}
+    torch.save({"epoch": 1, "model_state_dict": inner}, tmp_path / "w.pt")
+    assert list(read_state(tmp_path / "w.pt")) == ["a", "b"]
