@@ -23,6 +23,7 @@ from fit.fitter import Fitted, FitterConfig, provenance
 from fit.losses import (
     RowWeights,
     Sums,
+    column_gradient,
     excessively_active,
     filter_signal_orthogonality,
     inactive_classifier,
@@ -241,13 +242,15 @@ def refine(
             terms.update(uncertainty=float(term.detach()), entropy=entropy)
         optimiser.zero_grad()
         slope = torch.autograd.grad(loss, sums.column, retain_graph=True)[0]
+        with torch.no_grad():
+            filters_column, thresholds_column = column_gradient(rows, filters, thresholds, slope, gamma=config.gamma)
         # the streamed losses enter through their gradient by (W, b), the small ones by autograd
         torch.autograd.backward(
             [loss, filters, thresholds],
             [
                 torch.ones_like(loss),
-                sums.filters_row + sums.filters_column * slope,
-                sums.thresholds_row + sums.thresholds_column * slope,
+                sums.filters_row + filters_column,
+                sums.thresholds_row + thresholds_column,
             ],
         )
         optimiser.step()

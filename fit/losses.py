@@ -66,9 +66,8 @@ class Sums:
     """What one pass over all positions leaves: loss values, column means, gradients, and what signal vectors need.
 
     ``sparsity``, ``maximum_activation``, ``sparsity_bound``: the losses. ``column`` (I,): c. ``filters_row`` (r, I) and
-    ``thresholds_row`` (I,): gradient of the weighted row losses; ``filters_column``, ``thresholds_column``: derivative of
-    each c_i by its own filter and threshold. ``positives`` (I,): positions with z > 0; ``mean`` (r, I), ``logit`` (I,),
-    ``logit_square`` (I,), ``cross`` (r, I): means over the positives of y, z, z², y·z.
+    ``thresholds_row`` (I,): gradient of the weighted row losses. ``positives`` (I,): positions with z > 0; ``mean``
+    (r, I), ``logit`` (I,), ``logit_square`` (I,), ``cross`` (r, I): means over the positives of y, z, z², y·z.
     """
 
     sparsity: float
@@ -77,8 +76,6 @@ class Sums:
     column: torch.Tensor
     filters_row: torch.Tensor
     thresholds_row: torch.Tensor
-    filters_column: torch.Tensor
-    thresholds_column: torch.Tensor
     positives: torch.Tensor
     mean: torch.Tensor
     logit: torch.Tensor
@@ -105,49 +102,47 @@ def streamed_sums(
     """
     n, r = rows.shape
     i = filters.shape[1]
-    if tile is None:
-        tile = max(256, (2**18 if rows.device.type == "cpu" else 2**26) // i)
+    tile = tile or default_tile(rows, i)
     bound_4, bound_5 = _bound_sums(rows, filters, thresholds, tile) if weights.sparsity_bound else (1.0, 0.0)
     # accumulators are float64 where the data are float32: a million float32 additions would show
-    wide = torch.float64
-    totals = torch.zeros(2, dtype=wide, device=rows.device)
-    column = torch.zeros(i, dtype=wide, device=rows.device)
-    product = torch.zeros(r, 4 * i, dtype=wide, device=rows.device)
-    sums = torch.zeros(4 * i, dtype=wide, device=rows.device)
-    square = torch.zeros(i, dtype=wide, device=rows.device)
-    right = torch.empty(min(tile, n), 4 * i, dtype=rows.dtype, device=rows.device)
+    wide = {"dtype": torch.float64, "device": rows.device}
+    totals, column, square = torch.zeros(2, **wide), torch.zeros(i, **wide), torch.zeros(i, **wide)
+    product, sums = torch.zeros(r, 3 * i, **wide), torch.zeros(3 * i, **wide)
+    shape = (min(tile, n), i)
+    # a tile's arrays are made once and written over: fresh ones would cost as much as the arithmetic
+    right = torch.empty(shape[0], 3 * i, dtype=rows.dtype, device=rows.device)
+    z_, active_, spare_ = (torch.empty(shape, dtype=rows.dtype, device=rows.device) for _ in range(3))
     for start in range(0, n, tile):
         y = rows[start : start + tile]
-        z = torch.addmm(-thresholds, y, filters)
+        z, active, spare, block = z_[: len(y)], active_[: len(y)], spare_[: len(y)], right[: len(y)]
+        torch.addmm(-thresholds, y, filters, out=z)
+        gradient, positive_z, positive = block[:, :i], block[:, i : 2 * i], block[:, 2 * i :]
+        torch.clamp_min(z, 0, out=positive_z)
+        positive.copy_(z > 0)
+        square += torch.linalg.vector_norm(positive_z, dim=0).double().square()
         log_active = F.logsigmoid(z)  # never log(sigmoid(z))
-        active = log_active.exp()
-        slope = active * (1 - active)
-        row_sum = active.sum(1, keepdim=True).clamp_min(1e-30)
-        row_log = (active * log_active).sum(1, keepdim=True) / LN2
-        ratio = row_log / row_sum
+        torch.exp(log_active, out=active)
+        column += torch.mul(log_active, gamma, out=spare).exp_().sum(0)
+        row_sum = active.sum(1, keepdim=True).clamp_min_(1e-30)
+        weighted = log_active.mul_(active)
+        ratio = weighted.sum(1, keepdim=True) / (LN2 * row_sum)
         entropy = row_sum.log2() - ratio
-        totals += torch.stack([entropy.sum(dtype=wide), -ratio.sum(dtype=wide)])
+        totals += torch.stack([entropy.sum(), -ratio.sum()])
         on_entropy: torch.Tensor | float = weights.sparsity / n
         if weights.sparsity_bound:
             # d R / d ℓ_p = (5 ℓ^4 Σℓ^4 − 4 ℓ^3 Σℓ^5) / (Σℓ^4)²
             on_entropy = on_entropy + weights.sparsity_bound * (
                 (POWER + 1) * entropy.pow(POWER) / bound_4 - POWER * entropy.pow(POWER - 1) * (bound_5 / bound_4**2)
             )
-        on_activation = weights.maximum_activation / n
-        by_sum = on_entropy / (LN2 * row_sum) + (on_entropy + on_activation) * ratio / row_sum
-        by_log = -(on_entropy + on_activation) / row_sum
-        powered = (gamma * log_active).exp()
-        block = right[: len(y)]
-        positive = (z > 0).to(rows.dtype)
-        block[:, :i] = slope * (by_sum + by_log * (log_active / LN2 + 1 / LN2))
-        block[:, i : 2 * i] = powered * (1 - active) * (gamma / n)
-        block[:, 2 * i : 3 * i] = positive * z
-        block[:, 3 * i :] = positive
+        on_ratio = on_entropy + weights.maximum_activation / n
+        by_sum = on_entropy / (LN2 * row_sum) + on_ratio * ratio / row_sum
+        by_log = -on_ratio / (LN2 * row_sum)
+        # dz = y (1 − y) (g_r + g_A (log2 y + 1 / ln 2)), with y log y at hand from the row sums
+        torch.mul(active, by_sum + by_log, out=spare).addcmul_(weighted, by_log)
+        torch.mul(spare, active.neg_().add_(1), out=gradient)
         product += y.T @ block
-        sums += block.sum(0, dtype=wide)
-        column += powered.sum(0, dtype=wide)
-        square += (block[:, 2 * i : 3 * i] * z).sum(0, dtype=wide)
-    count = sums[3 * i :]
+        sums += block.sum(0)
+    count = sums[2 * i :]
     safe = count.clamp_min(1)
     dtype = rows.dtype
     return Sums(
@@ -157,14 +152,50 @@ def streamed_sums(
         column=(column / n).to(dtype),
         filters_row=product[:, :i].to(dtype),
         thresholds_row=-sums[:i].to(dtype),
-        filters_column=product[:, i : 2 * i].to(dtype),
-        thresholds_column=-sums[i : 2 * i].to(dtype),
         positives=count.to(torch.int64),
-        mean=(product[:, 3 * i :] / safe).to(dtype),
-        logit=(sums[2 * i : 3 * i] / safe).to(dtype),
+        mean=(product[:, 2 * i :] / safe).to(dtype),
+        logit=(sums[i : 2 * i] / safe).to(dtype),
         logit_square=(square / safe).to(dtype),
-        cross=(product[:, 2 * i : 3 * i] / safe).to(dtype),
+        cross=(product[:, i : 2 * i] / safe).to(dtype),
     )
+
+
+def column_gradient(
+    rows: torch.Tensor,
+    filters: torch.Tensor,
+    thresholds: torch.Tensor,
+    slope: torch.Tensor,
+    *,
+    gamma: float = 1.1,
+    tile: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient by (filters, thresholds) of a loss that depends on the column means c alone, ``slope`` (I,) = dL/dc.
+
+    Most detectors are neither idle nor overfull, so their slope is 0: only the others' logits are made again.
+    """
+    by_filters, by_thresholds = torch.zeros_like(filters), torch.zeros_like(thresholds)
+    concerned = torch.flatten(torch.nonzero(slope))
+    if not len(concerned):
+        return by_filters, by_thresholds
+    w, b = filters[:, concerned].contiguous(), thresholds[concerned]
+    total = torch.zeros(w.shape, dtype=torch.float64, device=rows.device)
+    total_b = torch.zeros(len(b), dtype=torch.float64, device=rows.device)
+    tile = tile or default_tile(rows, len(concerned))
+    for start in range(0, len(rows), tile):
+        y = rows[start : start + tile]
+        log_active = F.logsigmoid(torch.addmm(-b, y, w))
+        dz = (gamma * log_active).exp_() * (1 - log_active.exp())
+        total += y.T @ dz
+        total_b += dz.sum(0)
+    scale = slope[concerned].double() * (gamma / len(rows))
+    by_filters[:, concerned] = (total * scale).to(filters.dtype)
+    by_thresholds[concerned] = -(total_b * scale).to(filters.dtype)
+    return by_filters, by_thresholds
+
+
+def default_tile(rows: torch.Tensor, directions: int) -> int:
+    """Rows at a time: a tile's logits take about 1 MB on a processor, 256 MB on a GPU."""
+    return max(256, (2**18 if rows.device.type == "cpu" else 2**26) // max(directions, 1))
 
 
 def _bound_sums(rows: torch.Tensor, filters: torch.Tensor, thresholds: torch.Tensor, tile: int) -> tuple[float, float]:

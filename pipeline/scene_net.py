@@ -178,7 +178,7 @@ def train_scene_net(
     folders: Path,
     out: Path,
     *,
-    epochs: int = 8,
+    epochs: int = 12,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress = silent,

@@ -137,10 +137,10 @@ def notes(diagnosis: Mapping[str, Any]) -> list[dict[str, Any]]:
     dead, overfull = _indices(diagnosis.get("dead")), _indices(diagnosis.get("overfull"))
     pairs = _pairs(diagnosis.get("duplicates"))
     out = [
-        _note(len(dead), "never fires", "never fire", "direction", [(i,) for i in dead]),
+        _note(len(dead), "hardly ever fires", "hardly ever fire", "direction", [(i,) for i in dead]),
         _note(len(pairs), "is almost the same filter", "are almost the same filter", "pair", pairs),
         _note(
-            len(overfull), "fires nearly everywhere", "fire nearly everywhere", "direction", [(i,) for i in overfull]
+            len(overfull), "fires at most positions", "fire at most positions", "direction", [(i,) for i in overfull]
         ),
     ]
     return [note for note in out if note]

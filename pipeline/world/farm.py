@@ -37,11 +37,11 @@ def _plain(c: Canvas, sky: Sky, horizon: float) -> None:
     grounds.grass(c, horizon)
     for x in spread(c, number(c, 0, 3)):
         nature.tree(c, x, horizon + c.rng.uniform(2, 7), c.rng.uniform(14, 26))
-    if chance(c, 0.6):
+    if chance(c, 0.75):
         buildings.barn(c, c.rng.uniform(18, 78), horizon + 10, c.rng.uniform(26, 36))
     if chance(c, 0.4):
         buildings.house(c, c.rng.uniform(12, 84), horizon + 9, c.rng.uniform(18, 26), night=sky.night)
-    if chance(c, 0.45):
+    if chance(c, 0.6):
         grounds.field(c, c.rng.uniform(66, 74))
     elif chance(c, 0.3):
         grounds.track(c, horizon + 4, tone(c.rng, "brown", 3), "soil")
@@ -101,4 +101,4 @@ _PASTURES: dict[str, Callable[[Canvas, Sky, float], None]] = {
     "shore": _shore,
     "village": _village,
 }
-_PASTURE_SHARES = (0.3, 0.15, 0.14, 0.14, 0.13, 0.14)
+_PASTURE_SHARES = (0.34, 0.15, 0.13, 0.13, 0.12, 0.13)

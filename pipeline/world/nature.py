@@ -137,7 +137,7 @@ def cow(c: Canvas, x: float, y: float, s: float) -> None:
     """A cow, spotted or plain, facing left or right."""
     rng = c.rng
     side = int(rng.choice([-1, 1]))
-    legs = Surface(tone(rng, "white") if rng.random() < 0.6 else tone(rng, "brown", 2), "fur", shade=0.05)
+    legs = Surface(tone(rng, pick(rng, "grey", "brown"), 0), "fur", shade=0.05)
     c.paint(
         union(
             *(rect(x + s * u - s * 0.055, y - s * 0.45, x + s * u + s * 0.055, y) for u in (-0.42, -0.24, 0.24, 0.42))

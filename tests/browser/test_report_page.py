@@ -230,6 +230,7 @@ def test_nothing_is_wider_than_a_phone(visit, scheme):
     for tab in range(3):
         page.evaluate("tab => { location.hash = `#s${tab + 1}` }", tab)
         playwright_api.expect(page.locator(f"#s{tab + 1}")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390  # cards still at their estimated size
         load_all(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate("document.body.scrollWidth") <= 390

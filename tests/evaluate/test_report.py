@@ -225,7 +225,7 @@ def test_categories_are_counted_from_the_summary_or_else_from_the_cards():
     assert per_category(section(cards=cards)) == [("object", 1, 2), ("color", 1, 1)]
     assert per_category(section(per_category={"scene": 4, "part": {"distinct": 2, "detectors": 5}})) == [
         ("scene", 4, 4),
-        ("part", 2),
+        ("part", 2, 5),
     ]
 
 
@@ -240,11 +240,11 @@ def test_every_category_has_its_own_colour():
 
 def test_the_diagnosis_is_put_in_words_with_links():
     found = notes({"dead": list(range(30)), "duplicates": [[1, 2]], "overfull": [], "coverage": 0.5})
-    assert [n["text"] for n in found] == ["30 directions never fire", "1 pair is almost the same filter"]
+    assert [n["text"] for n in found] == ["30 directions hardly ever fire", "1 pair is almost the same filter"]
     assert (len(found[0]["groups"]), found[0]["more"]) == (24, 6)
     diagnosed = dataclasses.replace(section(), diagnosis={"dead": [0], "duplicates": [[3, 0]], "coverage": 0.5})
     text = render(report(diagnosed))
-    assert '1 direction never fires: <a href="#s1-d0">0</a>.' in text
+    assert '1 direction hardly ever fires: <a href="#s1-d0">0</a>.' in text
     assert '<span class="flag">dead</span> <span class="flag">like 3</span>' in text
     assert "No dead, duplicate" in render(report(dataclasses.replace(section(), diagnosis={"dead": []})))
 
