@@ -57,7 +57,9 @@ def make_bank(
     return Bank(joined, b, slices)
 
 
-def top_quantile(reader: LayerReader, filters: torch.Tensor, quantile: float, progress: Progress = silent) -> torch.Tensor:
+def top_quantile(
+    reader: LayerReader, filters: torch.Tensor, quantile: float, progress: Progress = silent
+) -> torch.Tensor:
     """Exact thresholds (J,) that the top ``quantile`` share of all positions exceeds, streamed.
 
     Only the largest ``quantile · N · P`` values of each unit are kept: that many is all the quantile needs.

@@ -87,9 +87,7 @@ def raster_size(reader: LayerReader, alignment: Alignment, resolution: Resolutio
 class Dissector:
     """Compares a bank of detectors with all labels of a Broden folder."""
 
-    def __init__(
-        self, reader: LayerReader, bank: Bank, alignment: Alignment, resolution: Resolution = "mask"
-    ) -> None:
+    def __init__(self, reader: LayerReader, bank: Bank, alignment: Alignment, resolution: Resolution = "mask") -> None:
         self.reader = reader
         self.bank = bank
         self.alignment = alignment

@@ -125,6 +125,7 @@ class EDDP:
     """Finds I direction pairs in a layer. See ``EDDPConfig`` for the settings."""
 
     name: ClassVar[str] = "eddp"
+    uses_head: ClassVar[bool] = True
 
     def __init__(self, config: EDDPConfig | None = None) -> None:
         self.config = config or EDDPConfig()
@@ -255,7 +256,11 @@ def refine(
         )
         optimiser.step()
         schedule.step()
-        total = float(loss.detach()) + weights.sparsity * sums.sparsity + weights.maximum_activation * sums.maximum_activation
+        total = (
+            float(loss.detach())
+            + weights.sparsity * sums.sparsity
+            + weights.maximum_activation * sums.maximum_activation
+        )
         total += weights.sparsity_bound * sums.sparsity_bound
         if not math.isfinite(total):
             raise NonFiniteError(

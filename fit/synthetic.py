@@ -106,7 +106,12 @@ def make_synthetic(
         names=[f"synthetic-{k:07d}" for k in range(n)],
         n_classes=len(classes),
         class_names=["+".join(map(str, pair)) for pair in classes],
-        provenance={"model": LAYER, "weights": "trained on the data", "synthetic": asdict(config), "accuracy": accuracy},
+        provenance={
+            "model": LAYER,
+            "weights": "trained on the data",
+            "synthetic": asdict(config),
+            "accuracy": accuracy,
+        },
         dtype="float32",
         heads={LAYER: (weight, bias)},
         overwrite=overwrite,

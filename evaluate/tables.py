@@ -1,0 +1,80 @@
+"""Tables of a dissection: one row a direction, and one row an interpretable pair of direction and label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from evaluate.dissect import Counts
+from evaluate.scores import INTERPRETABLE, Labelled
+from stores.directions import Directions
+
+
+def agreement(directions: Directions) -> np.ndarray:
+    """Cosine (I,) of each filter with its own signal vector."""
+    norms = np.linalg.norm(directions.filters, axis=0) * np.linalg.norm(directions.signals, axis=0)
+    return (directions.filters * directions.signals).sum(0) / np.maximum(norms, 1e-12)
+
+
+def direction_rows(
+    name: str, directions: Directions, counts: Counts, columns: slice, scores: Labelled
+) -> list[dict[str, Any]]:
+    """One row a direction: its label, and its scores on val."""
+    share, cosine = counts.share[columns], agreement(directions)
+    rows = []
+    for i in range(directions.count):
+        label = counts.labels[int(scores.label[i])] if scores.label[i] >= 0 else None
+        ap = float(scores.average_precision[i])
+        rows.append(
+            {
+                "directions": name,
+                "method": directions.method,
+                "index": i,
+                "label": label.name if label else "",
+                "category": label.category if label else "",
+                "number": label.number if label else 0,
+                "iou_train": round(float(scores.iou_train[i]), 6),
+                "iou_val": round(float(scores.iou_val[i]), 6),
+                "interpretable": bool(label and scores.iou_val[i] > INTERPRETABLE),
+                "precision": round(float(scores.precision[i]), 6),
+                "recall": round(float(scores.recall[i]), 6),
+                "f1": round(float(scores.f1[i]), 6),
+                "average_precision": round(ap, 6) if np.isfinite(ap) else None,
+                "share": round(float(share[i]), 6),
+                "agreement": round(float(cosine[i]), 6),
+            }
+        )
+    return rows
+
+
+def label_rows(
+    name: str, directions: Directions, counts: Counts, scores: Labelled, *, top: int = 5
+) -> list[dict[str, Any]]:
+    """The ``top`` labels of each direction by IoU on train, with their IoU on both splits."""
+    rows = []
+    order = np.argsort(-scores.all_iou_train, axis=1, kind="stable")[:, :top]
+    for i in range(directions.count):
+        for rank, column in enumerate(order[i].tolist()):
+            if scores.all_iou_train[i, column] <= 0:
+                continue
+            label = counts.labels[column]
+            rows.append(
+                {
+                    "directions": name,
+                    "index": i,
+                    "rank": rank + 1,
+                    "label": label.name,
+                    "category": label.category,
+                    "iou_train": round(float(scores.all_iou_train[i, column]), 6),
+                    "iou_val": round(float(scores.all_iou_val[i, column]), 6),
+                }
+            )
+    return rows
+
+
+def category_rows(name: str, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a category: distinct concepts and detectors."""
+    return [
+        {"directions": name, "category": category, **numbers} for category, numbers in summary["per_category"].items()
+    ]

@@ -1,0 +1,33 @@
+"""What all baselines need: filters turned into a Directions of their own method."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fit.fitter import Fitted, FitterConfig, provenance
+from stores.directions import Directions
+from stores.readers import LayerReader
+
+
+def fitted(
+    method: str,
+    reader: LayerReader,
+    config: FitterConfig,
+    *,
+    filters: torch.Tensor,
+    signals: torch.Tensor,
+    mean: np.ndarray,
+    **info: object,
+) -> Fitted:
+    """Directions without thresholds: their detectors are positive on the top quantile (Network Dissection)."""
+    directions = Directions(
+        filters=filters.cpu().numpy().astype(np.float32),
+        signals=torch.nn.functional.normalize(signals, dim=0).cpu().numpy().astype(np.float32),
+        mean=mean.astype(np.float32),
+        thresholds=None,
+        method=method,
+        layer=reader.spec.name,
+        info={**provenance(reader, config), **info},
+    )
+    return Fitted(directions)

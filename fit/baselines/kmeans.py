@@ -1,0 +1,81 @@
+"""Spherical k-means of the activations: each centroid is both filter and signal vector (as in ACE and CRAFT's kin)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from extract.head import Head
+from fit.baselines.common import fitted
+from fit.clustering import spherical_kmeans
+from fit.fitter import Fitted, FitterConfig
+from fit.whiten import whiten_store, whitening
+from stores.errors import UsageError
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+from stores.statistics import statistics
+
+
+@dataclass(frozen=True)
+class KMeansConfig(FitterConfig):
+    """``space``: cluster activations as they are, centred, or whitened (then the filters are Tᵀ c and the signals T⁺ c)."""
+
+    space: Literal["raw", "centred", "whitened"] = "raw"
+    rank: int | None = None
+    iterations: int = 25
+    points_per_centroid: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations < 1 or self.points_per_centroid < 1 or (self.rank is not None and self.rank < 1):
+            raise UsageError("'iterations', 'points_per_centroid' and 'rank' must be at least 1.")
+
+
+class KMeans:
+    """Directional clustering alone."""
+
+    name: ClassVar[str] = "kmeans"
+
+    def __init__(self, config: KMeansConfig | None = None) -> None:
+        self.config = config or KMeansConfig()
+
+    def fit(self, reader: LayerReader, head: Head | None = None, progress: Progress = silent) -> Fitted:
+        """Cluster at most ``directions × points_per_centroid`` positions, drawn from all of them."""
+        config = self.config
+        moments = statistics(reader, device=config.device, progress=progress)
+        take = config.n_directions * config.points_per_centroid
+        transform = None
+        if config.space == "whitened":
+            transform = whitening(moments, rank=config.rank or max(64, config.n_directions))
+            rows = whiten_store(
+                reader, transform, max_rows=take, seed=config.seed, device=config.device, progress=progress
+            ).rows
+        else:
+            rows = torch.from_numpy(reader.sampled_rows(take, config.seed)).to(config.device).float()
+            if config.space == "centred":
+                rows = rows - torch.from_numpy(moments.mean).to(rows)
+        progress("clustering", 0, None, f"{len(rows)} positions")
+        clusters = spherical_kmeans(
+            rows,
+            config.n_directions,
+            seed=config.seed,
+            iterations=config.iterations,
+            points_per_centroid=config.points_per_centroid,
+        )
+        centroids = clusters.centroids.T.cpu()
+        filters, signals = centroids, centroids
+        if transform is not None:
+            filters, signals = transform.forward.T @ centroids, transform.backward @ centroids
+        return fitted(
+            self.name,
+            reader,
+            config,
+            filters=filters,
+            signals=signals,
+            mean=moments.mean,
+            mean_cosine=round(clusters.objective, 6),
+            engine=clusters.engine,
+            points=clusters.points,
+        )

@@ -1,0 +1,49 @@
+"""Natural neurons: each channel is a detector; its signal vector is its Haufe pattern, cov(x) e_c."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from extract.head import Head
+from fit.baselines.common import fitted
+from fit.fitter import Fitted, FitterConfig
+from fit.signals import pattern
+from stores.errors import FitError
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+from stores.statistics import statistics
+
+
+@dataclass(frozen=True)
+class NeuronsConfig(FitterConfig):
+    """``n_directions`` channels are taken, those of largest variance first."""
+
+
+class Neurons:
+    """Channels of the layer as they are."""
+
+    name: ClassVar[str] = "neurons"
+
+    def __init__(self, config: NeuronsConfig | None = None) -> None:
+        self.config = config or NeuronsConfig()
+
+    def fit(self, reader: LayerReader, head: Head | None = None, progress: Progress = silent) -> Fitted:
+        """One streamed pass for the covariance."""
+        config = self.config
+        if config.n_directions > reader.channels:
+            raise FitError(
+                f"{config.n_directions} directions were asked for, but layer '{reader.spec.name}' has {reader.channels} "
+                "channels. Ask for fewer --directions."
+            )
+        moments = statistics(reader, device=config.device, progress=progress)
+        order = np.argsort(-np.diag(moments.covariance), kind="stable")[: config.n_directions]
+        filters = torch.zeros(reader.channels, config.n_directions)
+        filters[torch.from_numpy(order.copy()), torch.arange(config.n_directions)] = 1
+        signals = pattern(torch.from_numpy(moments.covariance).float(), filters)
+        return fitted(
+            self.name, reader, config, filters=filters, signals=signals, mean=moments.mean, neurons=order.tolist()
+        )

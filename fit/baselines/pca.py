@@ -1,0 +1,62 @@
+"""Principal components, both signs of each: the sign of an eigenvector means nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from extract.head import Head
+from fit.baselines.common import fitted
+from fit.fitter import Fitted, FitterConfig
+from stores.errors import FitError
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+from stores.statistics import statistics
+
+
+@dataclass(frozen=True)
+class PCAConfig(FitterConfig):
+    """``signs`` "both": I / 2 components, each with + and −; "largest": I components, signed so that the largest
+    entry is positive."""
+
+    signs: Literal["both", "largest"] = "both"
+
+
+class PCA:
+    """Eigenvectors of the covariance, by falling variance; filter and signal vector are the same."""
+
+    name: ClassVar[str] = "pca"
+
+    def __init__(self, config: PCAConfig | None = None) -> None:
+        self.config = config or PCAConfig()
+
+    def fit(self, reader: LayerReader, head: Head | None = None, progress: Progress = silent) -> Fitted:
+        """One streamed pass for the covariance, then an eigendecomposition."""
+        config = self.config
+        moments = statistics(reader, device=config.device, progress=progress)
+        values, vectors = np.linalg.eigh(moments.covariance)
+        values, vectors = values[::-1], vectors[:, ::-1]
+        components = -(-config.n_directions // 2) if config.signs == "both" else config.n_directions
+        if components > vectors.shape[1]:
+            raise FitError(
+                f"{config.n_directions} directions were asked for, but {vectors.shape[1]} channels have only "
+                f"{vectors.shape[1]} principal components (twice that with both signs). Ask for fewer --directions."
+            )
+        chosen = vectors[:, :components]
+        chosen = chosen * np.sign(chosen[np.abs(chosen).argmax(0), np.arange(components)])
+        if config.signs == "both":
+            chosen = np.stack([chosen, -chosen], 2).reshape(len(chosen), -1)[:, : config.n_directions]
+        filters = torch.from_numpy(np.ascontiguousarray(chosen, np.float32))
+        explained = float(values[:components].clip(0).sum() / max(values.clip(0).sum(), 1e-30))
+        return fitted(
+            self.name,
+            reader,
+            config,
+            filters=filters,
+            signals=filters,
+            mean=moments.mean,
+            explained=round(explained, 6),
+        )

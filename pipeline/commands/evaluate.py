@@ -1,0 +1,99 @@
+"""``evaluate``: direction pairs → tables and a report."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import cast
+
+import click
+
+from pipeline.options import common
+from pipeline.progress import format_seconds, showing
+from pipeline.run import Run, pick_device
+from stores.errors import UsageError
+
+FROM_ENVIRONMENT = "$EDDP_BRODEN"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--store", type=click.Path(path_type=Path), required=True, help="The store that the directions were fitted on."
+)
+@click.option("--directions", "files", type=click.Path(path_type=Path), multiple=True, required=True,
+              help="A directions file; give several to compare them.")  # fmt: skip
+@click.option("--broden", is_flag=False, flag_value=FROM_ENVIRONMENT, default=None, metavar="[DIR]",
+              help="Label with a Broden folder; without DIR the one in $EDDP_BRODEN.")  # fmt: skip
+@click.option("--ground-truth", is_flag=True, help="Compare with the truth of a store made by eddp synthetic.")
+@click.option("--resolution", type=click.Choice(["mask", "feature"]), default="mask", show_default=True,
+              help="Compare at the masks' resolution (logits upsampled) or at the layer's.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder to write to.  [default: evaluation/ beside the directions]",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@common
+def evaluate(
+    store: Path,
+    files: tuple[Path, ...],
+    broden: str | None,
+    ground_truth: bool,
+    resolution: str,
+    out: Path | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Score directions and write summary.json, tables (CSV, Parquet) and report.html.
+
+    \b
+    Example:
+      evaluate --store acts.zarr --directions eddp.safetensors --directions pca.safetensors --broden broden1_224
+    """
+    from evaluate.dissect import Resolution
+    from pipeline.evaluation import evaluate_directions, load_sets, summary_lines
+    from stores.activations import ActivationStore
+
+    run = Run("evaluate", {"store": store, "directions": files, "broden": broden, "ground_truth": ground_truth,
+                           "resolution": resolution, "out": out, "device": device})  # fmt: skip
+    folder = _broden_folder(broden)
+    if folder is None and not ground_truth:
+        raise UsageError(
+            "Say what to evaluate against: --broden DIR (a concept dataset) or --ground-truth (a synthetic store)."
+        )
+    chosen = pick_device(device)
+    sets = load_sets(files)
+    opened = ActivationStore.open(store)
+    target = out or files[0].resolve().parent / "evaluation"
+    with showing(quiet) as progress:
+        summary = evaluate_directions(
+            opened,
+            sets,
+            target,
+            broden=folder,
+            ground_truth=ground_truth,
+            resolution=cast(Resolution, resolution),
+            device=chosen,
+            progress=progress,
+        )
+    record = run.write(target / "run.json")
+    if as_json:
+        click.echo(json.dumps({**summary, "out": str(target)}))
+        return
+    for line in summary_lines(summary):
+        click.echo(line)
+    click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
+    click.echo(str(target / "report.html"))
+
+
+def _broden_folder(broden: str | None) -> Path | None:
+    if broden != FROM_ENVIRONMENT:
+        return Path(broden) if broden else None
+    folder = os.environ.get("EDDP_BRODEN")
+    if not folder:
+        raise UsageError("--broden was given without a folder and $EDDP_BRODEN is not set. Give one of the two.")
+    return Path(folder)

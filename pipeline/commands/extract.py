@@ -1,0 +1,141 @@
+"""``extract``: images → activation store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.options import common
+from pipeline.progress import format_seconds, showing
+from pipeline.run import Run, code_version, pick_device
+from stores.errors import UsageError
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--model", required=True, help="A torchvision name, timm:NAME, or module:callable for your own.")
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    required=True,
+    help="Dotted module name; may be given several times. '?' lists them.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="A folder of images: class subfolders, flat, or Broden.")
+@click.option("--out", type=click.Path(path_type=Path), help="The store to write, such as acts.zarr.")
+@click.option(
+    "--weights", default="DEFAULT", show_default=True, help="DEFAULT, a torchvision weights name, a FILE, or none."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--positions", default="all", show_default=True, help="all, or how many positions to draw per image.")
+@click.option(
+    "--compress",
+    type=click.Choice(["none", "zstd"]),
+    default="none",
+    show_default=True,
+    help="none can be memory-mapped.",
+)
+@click.option("--batch-size", default="auto", show_default=True, help="Images per forward pass.")
+@click.option(
+    "--workers", type=int, default=None, help="Decoding processes; 0 decodes in threads. Default: by machine and data."
+)
+@click.option("--limit", type=int, default=None, help="Take only the first N images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of sampled positions and of --weights none.")
+@click.option("--on-bad-image", type=click.Choice(["skip", "fail"]), default="fail", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace a store that is already there.")
+@common
+def extract(
+    model: str,
+    layers: tuple[str, ...],
+    data: Path | None,
+    out: Path | None,
+    weights: str,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+    **options: Any,
+) -> None:
+    """Stream images through a network and store the activations of one or more layers.
+
+    Run again with the same options, an unfinished store goes on where it stopped.
+
+    \b
+    Example:
+      extract --model resnet18 --layer layer4 --data imagenet/val --out acts.zarr
+    """
+    from extract.images import open_source
+    from extract.stream import ExtractConfig
+    from extract.stream import extract as run_extraction
+
+    if "?" in layers:
+        _show_layers(model, weights, options["seed"])
+        return
+    if data is None or out is None:
+        raise UsageError("Give --data FOLDER (the images) and --out STORE (where the activations go).")
+    run = Run(
+        "extract",
+        {"model": model, "layers": layers, "data": data, "out": out, "weights": weights, "device": device, **options},
+    )
+    overwrite = options.pop("overwrite")
+    config = ExtractConfig(
+        model=model,
+        layers=tuple(layers),
+        weights=weights,
+        device=pick_device(device),
+        positions=_number("--positions", options.pop("positions"), "all"),
+        batch_size=_number("--batch-size", options.pop("batch_size"), "auto"),
+        **options,
+    )
+    source = open_source(data)
+    with showing(quiet) as progress:
+        summary = run_extraction(
+            source, out, config, overwrite=overwrite, code_version=code_version(), progress=progress
+        )
+    result = {
+        "store": str(out),
+        "images": summary.images,
+        "skipped": summary.skipped,
+        "layers": {name: list(shape) for name, shape in summary.layers.items()},
+        "bytes": summary.bytes,
+        "done_now": summary.done_now,
+    }
+    record = run.write(out.with_name(out.name + ".run.json"), result=result)
+    if as_json:
+        click.echo(json.dumps({**result, "seconds": record["seconds"]}))
+        return
+    for entry in summary.skipped[:10]:
+        click.echo(f"skipped {entry['name']}: {entry['reason']}", err=True)
+    for name, shape in summary.layers.items():
+        click.echo(f"{name}: {shape[0]} images × {shape[1]} positions × {shape[2]} channels")
+    click.echo(
+        f"{summary.images} images ({len(summary.skipped)} skipped), {summary.bytes / 2**20:.0f} MiB, "
+        f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB"
+    )
+    click.echo(str(out))
+
+
+def _number(option: str, text: str | int, word: str) -> int | None:
+    if str(text) == word:
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"{option} must be '{word}' or a whole number, got '{text}'.") from error
+
+
+def _show_layers(model: str, weights: str, seed: int) -> None:
+    from extract.network import list_layers
+    from extract.zoo import load_model
+
+    loaded = load_model(model, weights, seed=seed)
+    click.echo(f"{'layer':<44}{'type':<28}{'output':<20}cut")
+    for info in list_layers(loaded):
+        shape = " × ".join(map(str, info.shape))
+        click.echo(f"{info.name:<44}{info.type:<28}{shape:<20}{'yes' if info.cut else '-'}")
+    click.echo(
+        "Layers marked 'yes' cut the network in two, so a head can be made after them; choose one of these.", err=True
+    )

@@ -1,0 +1,115 @@
+"""``fit``: activation store → direction pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from fit import METHODS, make_fitter
+from pipeline.options import common
+from pipeline.progress import format_seconds, showing
+from pipeline.run import Run, code_version, pick_device
+from stores.errors import UsageError
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--store", type=click.Path(path_type=Path), required=True, help="The store that extract wrote.")
+@click.option("--layer", default=None, help="Which layer of the store; may be left out when it holds one.")
+@click.option("--directions", type=int, required=True, help="How many directions to find.")
+@click.option("--method", type=click.Choice(sorted(METHODS)), default="eddp", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("directions.safetensors"), show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set one of the method's hyper-parameters."
+)
+@common
+def fit(
+    store: Path,
+    layer: str | None,
+    directions: int,
+    method: str,
+    out: Path,
+    device: str,
+    seed: int,
+    settings: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Find directions in a layer's activations and write them as pairs: decoding and encoding.
+
+    Beside the directions (safetensors) it writes their header as JSON, a table of every loss over the steps (CSV and
+    Parquet), and a picture of it.
+
+    \b
+    Example:
+      fit --store acts.zarr --directions 64 --out d.safetensors
+    """
+    from evaluate.report.curves import loss_picture
+    from extract.head import open_head
+    from stores.readers import LayerReader
+    from stores.tables import rows_to_columns, write_table
+
+    run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method, "out": out,
+                      "device": device, "seed": seed, "set": settings})  # fmt: skip
+    chosen = pick_device(device)
+    fitter = make_fitter(method, n_directions=directions, seed=seed, device=chosen, settings=_pairs(settings))
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out must end in .safetensors, got '{out}'.")
+    reader = LayerReader(store, layer)
+    with showing(quiet) as progress:
+        head = open_head(reader.store, reader.spec.name, device=chosen) if getattr(fitter, "uses_head", False) else None
+        fitted = fitter.fit(reader, head, progress)
+    record = run.record()
+    fitted.directions.info.update(
+        run={k: record[k] for k in ("begun", "seconds", "peak_memory_mib", "code_version", "libraries")}
+    )
+    fitted.directions.save(out)
+    if fitted.log:
+        write_table(out.parent, out.stem + ".log", rows_to_columns(fitted.log))
+        loss_picture(fitted.log, out.with_suffix(".log.png"))
+    summary = {
+        "out": str(out),
+        "method": method,
+        "layer": reader.spec.name,
+        "directions": fitted.directions.count,
+        "seconds": record["seconds"],
+        "peak_memory_mib": record["peak_memory_mib"],
+        "diagnosis": fitted.directions.info.get("diagnosis", {}),
+    }
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    for warning in warnings_of(summary["diagnosis"]):
+        click.echo(warning, err=True)
+    click.echo(
+        f"{fitted.directions.count} directions of {reader.spec.name} by {method}, {format_seconds(run.seconds)}, "
+        f"peak memory {record['peak_memory_mib']} MiB (eddp {code_version()})"
+    )
+    click.echo(str(out))
+
+
+def warnings_of(diagnosis: dict) -> list[str]:
+    """Sentences for what a user should know of a fit before trusting it."""
+    found = []
+    for key, text in (
+        ("dead", "detectors are positive almost nowhere"),
+        ("overfull", "detectors are positive on more than half of all positions"),
+        ("duplicates", "pairs of detectors are nearly the same"),
+    ):
+        if diagnosis.get(key):
+            found.append(f"Note: {len(diagnosis[key])} {text}; try fewer --directions or another --seed.")
+    return found
+
+
+def _pairs(settings: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set takes NAME=VALUE, got '{text}'.")
+        pairs[name.strip()] = value.strip()
+    return pairs

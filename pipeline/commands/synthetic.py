@@ -1,0 +1,66 @@
+"""``eddp synthetic``: a store whose directions are known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fit.synthetic import SyntheticConfig
+from pipeline.options import common
+from pipeline.progress import showing
+
+HELP = {
+    "channels": "C.",
+    "concepts": "Concepts I; every pair of them is a class.",
+    "distractors": "Distractor directions F.",
+    "images": "Images N.",
+    "positions": "Positions per image.",
+    "per_position": "Concepts at one position.",
+    "noise": "Standard deviation of noise on every channel.",
+    "imbalance": "How many times rarer the last class is than the first.",
+    "max_cosine": "Largest |cos| between two directions.",
+    "offset": "Constant added to every channel.",
+    "seed": "Seed.",
+}
+
+
+def _options(command: Any) -> Any:
+    for field in reversed(fields(SyntheticConfig)):
+        name = "--" + field.name.replace("_", "-")
+        command = click.option(
+            name, type=type(field.default), default=field.default, show_default=True, help=HELP[field.name]
+        )(command)
+    return command
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The store to write.")
+@_options
+@click.option("--overwrite", is_flag=True, help="Replace a store that is already there.")
+@common
+def synthetic(out: Path, overwrite: bool, quiet: bool, as_json: bool, debug: bool, **values: Any) -> None:
+    """Make a store of synthetic activations with known directions (the paper's recipe by default).
+
+    \b
+    Example:
+      eddp synthetic --out truth.zarr --concepts 3
+      fit --store truth.zarr --directions 3 --out d.safetensors
+      evaluate --store truth.zarr --directions d.safetensors --ground-truth
+    """
+    from fit.synthetic import make_synthetic
+
+    config = SyntheticConfig(**values)
+    with showing(quiet) as progress:
+        info = make_synthetic(out, config, overwrite=overwrite, progress=progress)
+    if as_json:
+        click.echo(json.dumps({"store": str(out), **info}))
+        return
+    click.echo(
+        f"{config.images} images × {config.positions} positions × {config.channels} channels, {config.concepts} concepts, "
+        f"{config.distractors} distractors; the network's accuracy is {100 * info['accuracy']:.1f} %"
+    )
+    click.echo(str(out))

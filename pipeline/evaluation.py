@@ -1,0 +1,289 @@
+"""One evaluation from stores and directions to a folder: summary.json, tables, pictures, report.html."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluate.concepts import align, concept_store
+from evaluate.detectors import make_bank
+from evaluate.dissect import Dissector, Resolution
+from evaluate.gallery import draw_strips, top_images
+from evaluate.report.data import Candidate, Card, ReportData, Section
+from evaluate.report.definitions import DEFINITIONS
+from evaluate.report.page import write_report
+from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summarise
+from evaluate.tables import agreement, category_rows, direction_rows, label_rows
+from evaluate.truth import against_truth, read_truth
+from extract.broden import BrodenSource
+from stores.activations import ActivationStore
+from stores.directions import Directions
+from stores.errors import MissingPathError, UsageError
+from stores.files import write_json
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+from stores.tables import rows_to_columns, write_table
+
+TILES = 8
+TILE_SIZE = 132
+
+
+def load_sets(files: tuple[Path, ...] | list[Path]) -> dict[str, tuple[Path, Directions]]:
+    """Direction files by their names without ending. Raises UsageError when two have the same name."""
+    sets: dict[str, tuple[Path, Directions]] = {}
+    for path in files:
+        if path.stem in sets:
+            raise UsageError(
+                f"Two directions files are named '{path.stem}'; summary.json is keyed by that name. Rename one."
+            )
+        sets[path.stem] = (path, Directions.load(path))
+    return sets
+
+
+def evaluate_directions(
+    store: ActivationStore,
+    sets: Mapping[str, tuple[Path, Directions]],
+    out: Path,
+    *,
+    broden: Path | None = None,
+    ground_truth: bool = False,
+    resolution: Resolution = "mask",
+    device: str = "cpu",
+    title: str = "What this layer's directions stand for",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Score direction files on a concept dataset, on a synthetic store's truth, or both; returns the summary.
+
+    Raises MismatchError for directions of another layer, and the errors of the dataset and of the store.
+    """
+    layer = _one_layer(store, sets)
+    out.mkdir(parents=True, exist_ok=True)
+    summary: dict[str, Any] = {
+        "directions": {name: {"method": d.method, "directions": d.count} for name, (_, d) in sets.items()}
+    }
+    cards: dict[str, list[Card]] = {name: [] for name in sets}
+    facts = _facts(store, layer)
+    if ground_truth:
+        reader = LayerReader(store, layer)
+        truth = read_truth(reader)
+        rows = []
+        for name, (_, directions) in sets.items():
+            found = against_truth(directions, reader, truth)
+            match = found.pop("match")
+            summary["directions"][name]["ground_truth"] = found
+            rows += [
+                {
+                    "directions": name,
+                    "concept": i,
+                    "direction": match[i],
+                    "iou": found["iou"][i],
+                    "cos": found["cos"][i],
+                }
+                for i in range(len(match))
+            ]
+        write_table(out, "ground_truth", rows_to_columns(rows))
+    if broden is not None:
+        cards = _dissect(store, layer, sets, out, broden, resolution, device, summary, facts, progress)
+    sections = [
+        Section(
+            name=name,
+            method=directions.method,
+            summary=summary["directions"][name],
+            cards=cards[name],
+            log_picture=_log_picture(path, out, name),
+            diagnosis=directions.info.get("diagnosis", {}),
+        )
+        for name, (path, directions) in sets.items()
+    ]
+    write_json(out / "summary.json", summary)
+    definitions = DEFINITIONS if broden is not None else {}
+    write_report(out, ReportData(title, facts, sections, TILE_SIZE, None, definitions))
+    return summary
+
+
+def _dissect(
+    store: ActivationStore,
+    layer: str,
+    sets: Mapping[str, tuple[Path, Directions]],
+    out: Path,
+    broden: Path,
+    resolution: Resolution,
+    device: str,
+    summary: dict[str, Any],
+    facts: dict[str, str],
+    progress: Progress,
+) -> dict[str, list[Card]]:
+    """Label and score all sets on a Broden folder; fills in summary and facts, writes tables and pictures."""
+    source = _broden(broden)
+    concepts = concept_store(store, layer, source, device=device, progress=progress)
+    reader = LayerReader(concepts, layer)
+    alignment = align(concepts, source)
+    bank = make_bank({name: d for name, (_, d) in sets.items()}, reader, device=device, progress=progress)
+    dissector = Dissector(reader, bank, alignment, resolution)
+    counts = dissector.count(progress)
+    label_of = choose_labels(counts)
+    ap = dissector.average_precision(label_of, progress)
+    facts["Concepts"] = (
+        f"{source.root.resolve().name}: {counts.images[0]} images to label on (train), {counts.images[1]} to score on (val), "
+        f"{len(counts.labels)} labels"
+    )
+    facts["Resolution"] = f"{resolution}, {counts.raster[0]} × {counts.raster[1]} points per image"
+    top = top_images(reader, bank, TILES, progress)
+    predicted = _predictions(concepts)
+    tables: dict[str, list[dict[str, Any]]] = {"directions": [], "labels": [], "categories": []}
+    cards: dict[str, list[Card]] = {}
+    for name, (_, directions) in sets.items():
+        columns = bank.slices[name]
+        scores = score(counts, columns, label_of, ap)
+        summary["directions"][name].update(summarise(counts, name, scores))
+        rows = direction_rows(name, directions, counts, columns, scores)
+        candidates = label_rows(name, directions, counts, scores)
+        tables["directions"] += rows
+        tables["labels"] += candidates
+        tables["categories"] += category_rows(name, summary["directions"][name])
+        pictures = out / "pictures" / name
+        if pictures.is_dir():
+            shutil.rmtree(pictures)  # of an earlier evaluation: fewer directions now must not leave old pictures behind
+        files, tiles = draw_strips(
+            reader, bank, top, columns, pictures,
+            path_of=lambda row: source.path(alignment.rows[row]),
+            box_of=lambda row: alignment.box_of(alignment.rows[row]),
+            size=TILE_SIZE, prediction_of=predicted, progress=progress,
+        )  # fmt: skip
+        cards[name] = _cards(name, rows, candidates, files, tiles, directions, scores)
+    for table, table_rows in tables.items():
+        write_table(out, table, rows_to_columns(table_rows))
+    return cards
+
+
+def _cards(
+    name: str,
+    rows: list[dict[str, Any]],
+    candidates: list[dict[str, Any]],
+    files: list[str],
+    tiles: list[Any],
+    directions: Directions,
+    scores: Labelled,
+) -> list[Card]:
+    by_direction: dict[int, list[Candidate]] = {}
+    for row in candidates:
+        entry = Candidate(row["label"], row["category"], row["iou_train"], row["iou_val"])
+        by_direction.setdefault(row["index"], []).append(entry)
+    cosine = agreement(directions)
+    cards = []
+    for i, row in enumerate(rows):
+        ap = row["average_precision"]
+        measures = {
+            "IoU": row["iou_val"],
+            "precision": row["precision"],
+            "recall": row["recall"],
+            "F1": row["f1"],
+            "average precision": ap if ap is not None else float("nan"),
+            "share": row["share"],
+            "agreement": round(float(cosine[i]), 4),
+        }
+        cards.append(
+            Card(
+                index=i,
+                label=row["label"] or "no label",
+                category=row["category"],
+                iou=row["iou_val"],
+                interpretable=bool(scores.iou_val[i] > INTERPRETABLE),
+                measures=measures,
+                candidates=by_direction.get(i, []),
+                strip=f"pictures/{name}/{files[i]}" if files[i] else "",
+                tiles=tiles[i],
+            )
+        )
+    return cards
+
+
+def _one_layer(store: ActivationStore, sets: Mapping[str, tuple[Path, Directions]]) -> str:
+    """The layer all files belong to, which must be one of the store's; raises MismatchError or UsageError otherwise."""
+    layers = {directions.layer for _, directions in sets.values()}
+    if len(layers) > 1:
+        raise UsageError(
+            f"The directions belong to several layers ({', '.join(sorted(layers))}). Evaluate one layer at a time."
+        )
+    layer = next(iter(layers))
+    for _, directions in sets.values():
+        if layer not in store.layers:
+            only = store.layer(next(iter(store.layers)))
+            directions.check_store(only.name, only.channels)
+        directions.check_store(layer, store.layer(layer).channels)
+    return layer
+
+
+def _broden(folder: Path) -> BrodenSource:
+    if not folder.is_dir():
+        raise MissingPathError(f"There is no Broden folder '{folder}' (--broden).")
+    return BrodenSource(folder)
+
+
+def _facts(store: ActivationStore, layer: str) -> dict[str, str]:
+    made, spec = store.provenance, store.layer(layer)
+    dataset = made.get("dataset", {})
+    facts = {
+        "Model": str(made.get("model")),
+        "Weights": f"{made.get('weights_source', made.get('weights'))} ({str(made.get('weights_digest', ''))[:19]}…)",
+        "Layer": f"{layer}: {spec.grid[0]} × {spec.grid[1]} positions, {spec.channels} channels",
+        "Store": f"{store.path.name}, {int(store.valid.sum())} images, {store.fingerprint[:19]}…",
+    }
+    if "synthetic" in made:
+        facts["Weights"] = "a pooled affine head, trained on the data"
+        facts["Synthetic"] = ", ".join(f"{k} {v}" for k, v in made["synthetic"].items())
+    elif dataset:
+        facts["Images"] = f"{Path(dataset['path']).name} ({dataset['kind']}, {dataset['images']} images)"
+    return facts
+
+
+def _predictions(store: ActivationStore) -> Any:
+    """From a store row to the name of the class the model takes it for."""
+    best = np.nan_to_num(store.logits, nan=-np.inf).argmax(1)
+    names = store.class_names
+    return lambda row: names[best[row]] if names and best[row] < len(names) else f"class {best[row]}"
+
+
+def _log_picture(path: Path, out: Path, name: str) -> str:
+    """Copy the picture of a fit's losses, if there is one, to the report."""
+    picture = path.with_suffix(".log.png")
+    if not picture.is_file():
+        return ""
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    target = out / "pictures" / f"{name}.log.png"
+    shutil.copyfile(picture, target)
+    return f"pictures/{name}.log.png"
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """The summary as a table for people."""
+    lines = []
+    scored = {n: e for n, e in summary["directions"].items() if "s1" in e}
+    if scored:
+        keys = ("s1", "s2", "interpretable", "distinct", "coverage", "precision", "recall", "f1", "average_precision")
+        heads = ("S1", "S2", "interpr.", "distinct", "coverage", "precision", "recall", "F1", "AP")
+        width = max(len(n) for n in [*scored, "directions"]) + 2
+        lines.append(f"{'directions':<{width}}" + "".join(f"{h:>10}" for h in heads))
+        for name, entry in scored.items():
+            cells = (f"{entry[k]:>10}" if isinstance(entry[k], int) else f"{entry[k]:>10.3f}" for k in keys)
+            lines.append(f"{name:<{width}}" + "".join(cells))
+    for name, entry in summary["directions"].items():
+        if "ground_truth" in entry:
+            found = entry["ground_truth"]
+            lines.append(
+                f"{name}: {found['matched']} of {len(found['iou'])} concepts found, IoU {min(found['iou']):.3f} at worst "
+                f"(mean {np.mean(found['iou']):.3f}), cos {min(found['cos']):.3f} (mean {np.mean(found['cos']):.3f}), "
+                f"RMSE {found['rmse']:.3f}"
+            )
+    return lines
+
+
+def read_summary(out: Path) -> dict[str, Any]:
+    """``summary.json`` of an evaluation."""
+    found: dict[str, Any] = json.loads((out / "summary.json").read_bytes())
+    return found

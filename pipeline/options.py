@@ -1,0 +1,116 @@
+"""Where an option's value comes from: the command line, then the environment, then ``--config FILE.toml``."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import signal
+import sys
+import tomllib
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def load_config(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Take the command's section of a TOML file as its defaults. Raises for unknown options, listing the nearest."""
+    if value is None:
+        return None
+    path = Path(value)
+    if not path.is_file():
+        raise MissingPathError(f"There is no configuration file '{path}' (--config).")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"'{path}' (--config) is no valid TOML: {error}.") from error
+    section = str(context.info_name)
+    values = document.get(section, {})
+    known = {p.name for p in context.command.params}
+    chosen: dict[str, Any] = {}
+    for key, given in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, [k for k in known if k], n=2)
+            raise UnknownNameError(
+                f"'{path}', section [{section}]: there is no option '{key}'."
+                + (f" Did you mean {' or '.join(near)}?" if near else "")
+            )
+        chosen[name] = given
+    context.default_map = {**(context.default_map or {}), **chosen}
+    return value
+
+
+def common(command: F) -> F:
+    """Options that every command has."""
+    decorators = [
+        click.option("--config", callback=load_config, is_eager=True, expose_value=False, metavar="FILE.toml",
+                     help="Take options from this file's section named after the command."),
+        click.option("--quiet", is_flag=True, help="Show no progress."),
+        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout."),
+        click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
+    ]  # fmt: skip
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise Interrupted
+
+
+def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a click command as a program: exit codes 0, 1, 2, 130, and one sentence on stderr instead of a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, _terminate)
+    prefix = "EDDP" if name == "eddp" else f"EDDP_{name.upper()}"
+    code = 0
+    try:
+        command.main(arguments, prog_name=name, standalone_mode=False, auto_envvar_prefix=prefix)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        _say("Interrupted. What was committed is kept: run the same command again to go on.")
+        code = 130
+    except EDDPError as error:
+        if debug:
+            traceback.print_exc()
+        _say(f"Error: {error}")
+        code = error.exit_code
+    except MemoryError as error:
+        _say(
+            f"Error: there is not enough memory ({error or 'allocation failed'}). Use fewer --directions or a smaller batch."
+        )
+        code = 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    except Exception as error:  # noqa: BLE001  (the last resort: a user gets a sentence, a developer --debug)
+        if debug:
+            traceback.print_exc()
+        text = str(error).strip().split("\n")[0]
+        _say(
+            f"Error: unexpected {type(error).__name__}: {text} (run again with --debug for the traceback, and report it)."
+        )
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
