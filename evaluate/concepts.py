@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +14,7 @@ from extract.broden import BrodenSource
 from extract.geometry import visible_box
 from extract.stream import ExtractConfig, extract
 from extract.zoo import load_model
-from stores.activations import ActivationStore
+from stores.activations import ActivationStore, read_attributes
 from stores.errors import MismatchError
 from stores.progress import Progress, silent
 
@@ -30,7 +32,8 @@ def concept_store(
 ) -> ActivationStore:
     """The store itself if it was made from this Broden folder; else the model's activations on it, kept beside the store.
 
-    Raises MismatchError for synthetic stores, which have no backbone to run.
+    Raises MismatchError for synthetic stores, which have no backbone to run, and, before anything is run, when the model
+    now loads with other weights than the store was made with.
     """
     made = store.provenance
     dataset = made.get("dataset", {})
@@ -40,7 +43,18 @@ def concept_store(
         raise MismatchError(
             f"The store '{store.path}' is synthetic: it has no network to run over '{source.root}'. Use --ground-truth."
         )
-    beside = cache or store.path.with_name(f"{store.path.stem}.{layer}.broden-{source.digest[7:15]}.zarr")
+    now = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0))).provenance
+    if now["weights_digest"] != made["weights_digest"]:
+        raise MismatchError(
+            f"The model '{made['model']}' now loads with other weights than the store '{store.path}' was made with. "
+            "Put the old weights back, or extract again."
+        )
+    # all that the activations depend on is in the name: another model, or other images, get another store
+    key = json.dumps([source.digest, made["weights_digest"], made.get("transform"), store.attributes["dtype"]])
+    name = f"{store.path.stem}.{layer}.broden-{hashlib.sha256(key.encode()).hexdigest()[:8]}.zarr"
+    beside = cache or store.path.with_name(name)
+    if _holds(beside, layer, source, made["weights_digest"]):
+        return ActivationStore.open(beside)
     log.info("the store was made from other images; running its model over '%s' into '%s'", source.root, beside)
     config = ExtractConfig(
         model=made["model"],
@@ -51,13 +65,23 @@ def concept_store(
         seed=int(made.get("seed", 0)),
     )
     extract(source, beside, config, progress=progress)
-    opened = ActivationStore.open(beside)
-    if opened.provenance["weights_digest"] != made["weights_digest"]:
-        raise MismatchError(
-            f"The model '{made['model']}' now loads with other weights than the store '{store.path}' was made with. "
-            "Put the old weights back, or extract again."
-        )
-    return opened
+    return ActivationStore.open(beside)
+
+
+def _holds(path: Path, layer: str, source: BrodenSource, weights_digest: str) -> bool:
+    """Whether a complete store of just these activations is there, wherever its images lay when it was made."""
+    if not (path / "zarr.json").is_file():
+        return False
+    found = read_attributes(path)
+    made = found["provenance"]
+    return (
+        "sealed" in found
+        and layer in found["layers"]
+        and made.get("dataset", {}).get("digest") == source.digest
+        and made.get("dataset", {}).get("limit") is None
+        and made.get("positions") is None
+        and made.get("weights_digest") == weights_digest
+    )
 
 
 def align(store: ActivationStore, source: BrodenSource) -> Alignment:

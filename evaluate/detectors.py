@@ -57,6 +57,18 @@ def make_bank(
     return Bank(joined, b, slices)
 
 
+def block_images(reader: LayerReader, detectors: int) -> int:
+    """How many images at a time keep the logits of a block below 256 MB, whatever the grid and the detectors."""
+    return max(1, min(65536, 2**26 // max(detectors, 1)) // reader.positions)
+
+
+def sampled_positions(reader: LayerReader, image: int) -> np.ndarray:
+    """(P,) places on the grid, counted row by row, of an image's positions in a store that samples them."""
+    chunk, local = divmod(image, reader.store.chunk_images)
+    positions = reader.store.array(f"layers/{reader.spec.name}/positions")
+    return np.asarray(positions.read(chunk)[local], np.int64)
+
+
 def top_quantile(
     reader: LayerReader, filters: torch.Tensor, quantile: float, progress: Progress = silent
 ) -> torch.Tensor:
@@ -67,7 +79,7 @@ def top_quantile(
     keep = max(1, round(quantile * reader.n_rows))
     best: torch.Tensor | None = None
     done = 0
-    for index, block in reader.blocks(images=max(1, 65536 // reader.positions)):
+    for index, block in reader.blocks(images=block_images(reader, filters.shape[1])):
         if not len(index):
             continue
         x = torch.from_numpy(block).to(filters.device).float().reshape(-1, reader.channels)

@@ -8,6 +8,7 @@ image has, never unit by unit. What is computed from them is in ``evaluate.score
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evaluate.detectors import Bank
+from evaluate.detectors import Bank, block_images, sampled_positions
 from evaluate.masks import Box, labels_ahead
 from extract.broden import BrodenSource, ConceptLabel
 from stores.errors import DatasetError, UsageError
@@ -93,7 +94,8 @@ class Dissector:
         self.alignment = alignment
         self.resolution = resolution
         source = alignment.source
-        present = {source.split(b) for b in alignment.rows.values()}
+        readable = set(reader.image_indices.tolist())
+        present = {source.split(image) for row, image in alignment.rows.items() if row in readable}
         missing = [split for split in SPLITS if split not in present]
         if missing:
             raise DatasetError(
@@ -105,9 +107,6 @@ class Dissector:
         self.categories = list(dict.fromkeys([*source.categories, *(label.category for label in self.labels)]))
         self._column = {label.number: k for k, label in enumerate(self.labels)}
         self.category_of = np.array([self.categories.index(label.category) for label in self.labels])
-        self._positions_array = (
-            reader.store.array(f"layers/{reader.spec.name}/positions") if reader.spec.sampled else None
-        )
 
     def count(self, progress: Progress = silent) -> Counts:
         """One pass over all images: everything that IoU, precision and recall need."""
@@ -161,7 +160,7 @@ class Dissector:
         j = self.bank.count
         low, high = self._logit_range()
         width = (high - low).clamp_min(1e-6)
-        histogram = torch.zeros(2, j, BINS, dtype=torch.float64)
+        histogram = torch.zeros(2, j * BINS, dtype=torch.int64, device=low.device)
         offset = torch.arange(j, device=low.device) * BINS
         for split, logits, _, label_numbers, maps, categories in self._images(progress, "average precision", split=1):
             del split
@@ -177,14 +176,15 @@ class Dissector:
             has = rows >= 0
             truth = maps[rows[has]].T  # (points, detectors whose label is on this image)
             positive = torch.bincount(flat[:, has][truth], minlength=j * BINS)
-            histogram[0] += (everything - positive).view(j, BINS).cpu()
-            histogram[1] += positive.view(j, BINS).cpu()
-        return average_precision_from_bins(histogram[1].numpy(), histogram[0].numpy())
+            histogram[0] += everything - positive
+            histogram[1] += positive
+        negatives, positives = histogram.view(2, j, BINS).double().cpu().numpy()
+        return average_precision_from_bins(positives, negatives)
 
     def _logit_range(self) -> tuple[torch.Tensor, torch.Tensor]:
         low = torch.full((self.bank.count,), float("inf"), device=self.bank.filters.device)
         high = -low
-        for index, block in self.reader.blocks(images=max(1, 65536 // self.reader.positions)):
+        for index, block in self.reader.blocks(images=block_images(self.reader, self.bank.count)):
             if len(index):
                 z = self.bank.logits(block).reshape(-1, self.bank.count)
                 low, high = torch.minimum(low, z.amin(0)), torch.maximum(high, z.amax(0))
@@ -199,38 +199,37 @@ class Dissector:
             if source.split(image) in SPLITS and (split is None or source.split(image) == SPLITS[split])
         }
         order = [row for row in self.reader.image_indices.tolist() if row in wanted]
-        ahead = labels_ahead(source, [wanted[row] for row in order], self.raster, self.alignment.box_of)
         device = self.bank.filters.device
         done = 0
-        # as many images at a time as keep the upsampled logits near 256 MB
+        # as many images at a time as keep the upsampled logits near 64 MB (three copies of them live at once), or 256 MB
+        # on a GPU, where more at a time is faster
         points = self.raster[0] * self.raster[1]
-        step = max(1, min(64, 2**26 // (points * self.bank.count)))
-        for index, block in self.reader.blocks(images=step):
-            inside = np.array([row in wanted for row in index.tolist()], bool)
-            if not inside.any():
-                continue
-            grid_logits = self.bank.logits(block[inside])
-            fine = upsample(grid_logits, self.reader.grid, self.raster) if self.resolution == "mask" else grid_logits
-            for k, row in enumerate(index[inside].tolist()):
-                labels = next(ahead)
-                maps = torch.from_numpy(labels.maps).to(device)
-                if self._positions_array is not None:
-                    maps = maps[:, torch.from_numpy(self._sampled_positions(row)).to(device)]
-                yield (
-                    SPLITS.index(source.split(wanted[row])),
-                    fine[k],
-                    grid_logits[k] > 0,
-                    labels.numbers,
-                    maps,
-                    labels.categories,
+        step = max(1, min(64, 2 ** (26 if device.type == "cuda" else 24) // (points * self.bank.count)))
+        labelled = labels_ahead(source, [wanted[row] for row in order], self.raster, self.alignment.box_of)
+        with closing(labelled) as ahead:
+            for index, block in self.reader.blocks(images=step):
+                inside = np.array([row in wanted for row in index.tolist()], bool)
+                if not inside.any():
+                    continue
+                grid_logits = self.bank.logits(block[inside])
+                fine = (
+                    upsample(grid_logits, self.reader.grid, self.raster) if self.resolution == "mask" else grid_logits
                 )
-            done += int(inside.sum())
-            progress(stage, done, len(order))
-
-    def _sampled_positions(self, row: int) -> np.ndarray:
-        assert self._positions_array is not None
-        chunk, local = divmod(row, self.reader.store.chunk_images)
-        return np.asarray(self._positions_array.read(chunk)[local], np.int64)
+                for k, row in enumerate(index[inside].tolist()):
+                    labels = next(ahead)
+                    maps = torch.from_numpy(labels.maps).to(device)
+                    if self.reader.spec.sampled:
+                        maps = maps[:, torch.from_numpy(sampled_positions(self.reader, row)).to(device)]
+                    yield (
+                        SPLITS.index(source.split(wanted[row])),
+                        fine[k],
+                        grid_logits[k] > 0,
+                        labels.numbers,
+                        maps,
+                        labels.categories,
+                    )
+                done += int(inside.sum())
+                progress(stage, done, len(order))
 
 
 def upsample(logits: torch.Tensor, grid: tuple[int, int], raster: tuple[int, int]) -> torch.Tensor:

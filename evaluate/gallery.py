@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluate.detectors import Bank
+from evaluate.detectors import Bank, block_images, sampled_positions
 from evaluate.masks import Box
 from evaluate.report.data import Tile
 from evaluate.report.pictures import region_tile, save_strip
@@ -34,7 +34,7 @@ def top_images(reader: LayerReader, bank: Bank, count: int, progress: Progress =
     best: torch.Tensor | None = None
     rows: torch.Tensor | None = None
     done = 0
-    for index, block in reader.blocks(images=256):
+    for index, block in reader.blocks(images=block_images(reader, bank.count)):
         if not len(index):
             continue
         peak = bank.logits(block).amax(1)  # (n, J)
@@ -86,8 +86,8 @@ def draw_strips(
                 image = crop(read_image(path_of(row)), box_of(row))
             except EDDPError:
                 continue
-            logits = (torch.from_numpy(block).float() @ weights - threshold).numpy().reshape(reader.grid)
-            pictures.append(region_tile(image, logits, size))
+            logits = (torch.from_numpy(block).float() @ weights - threshold).numpy()
+            pictures.append(region_tile(image, on_grid(reader, row, logits), size))
             tiles.append(Tile(names[row], round(float(value), 3), prediction_of(row)))
         if not pictures:
             return "", []
@@ -104,6 +104,15 @@ def draw_strips(
             shown.append(tiles)
             progress("pictures", j + 1, bank.count)
     return files, shown
+
+
+def on_grid(reader: LayerReader, image: int, logits: np.ndarray) -> np.ndarray:
+    """(h, w) map of an image's logits (P,). Where positions are sampled, a cell takes the nearest sampled one's."""
+    if reader.spec.sampled:
+        cells = np.stack(np.divmod(np.arange(reader.spec.grid_positions), reader.grid[1]), 1)
+        known = cells[sampled_positions(reader, image)]
+        logits = logits[((cells[:, None] - known) ** 2).sum(2).argmin(1)]
+    return logits.reshape(reader.grid)
 
 
 def crop(image: Image.Image, box: Box) -> Image.Image:

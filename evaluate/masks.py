@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +19,8 @@ Box = tuple[float, float, float, float]
 class ImageLabels:
     """One image's labels on an R × R' raster: ``maps`` (l, points) bool, row k is where label ``numbers[k]`` is.
 
-    ``categories`` are those the image is annotated in, whether or not a label of them falls on the raster.
+    ``categories`` are those the image is annotated in, whether or not a label of them falls on the raster. A label that
+    occurs in several categories is given only where the image is annotated in its main one: that is where it is scored.
     """
 
     numbers: np.ndarray
@@ -41,8 +43,7 @@ def raster_index(mask_size: tuple[int, int], raster: tuple[int, int], box: Box) 
     for size, count, low, high in ((mask_size[0], raster[0], top, bottom), (mask_size[1], raster[1], left, right)):
         centre = low + (np.arange(count) + 0.5) / count * (high - low)
         place = np.floor(centre * size + 1e-9).astype(np.int64)
-        place[(centre < 0) | (centre >= 1)] = -1
-        index.append(place)
+        index.append(np.where((place < 0) | (place >= size), -1, place))
     return index[0], index[1]
 
 
@@ -57,7 +58,7 @@ def labels_on_raster(source: BrodenSource, i: int, raster: tuple[int, int], box:
         sampled[:, outside] = 0
         flat = sampled.reshape(len(layers), -1)
         for number in np.unique(flat):
-            if number:
+            if number and source.by_number[int(number)].category in masks:
                 here = (flat == number).any(0)
                 places[int(number)] = places[int(number)] | here if int(number) in places else here
     numbers = np.array(sorted(places), np.int64)
@@ -71,14 +72,17 @@ def labels_ahead(
     raster: tuple[int, int],
     box_of: Callable[[int], Box],
     threads: int = 2,
-) -> Iterator[ImageLabels]:
+) -> Generator[ImageLabels, None, None]:
     """``labels_on_raster`` of many images in order, read ahead in threads within a bounded window."""
     pending = iter(images)
-    with ThreadPoolExecutor(threads, thread_name_prefix="masks") as pool:
-        window = [pool.submit(labels_on_raster, source, i, raster, box_of(i)) for i in islice(pending, 32)]
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="masks")
+    try:
+        window = deque(pool.submit(labels_on_raster, source, i, raster, box_of(i)) for i in islice(pending, 32))
         while window:
-            ready = window.pop(0)
+            ready = window.popleft()
             following = next(pending, None)
             if following is not None:
                 window.append(pool.submit(labels_on_raster, source, following, raster, box_of(following)))
             yield ready.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # left early, by an error or by the reader: nothing more is read

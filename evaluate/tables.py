@@ -1,7 +1,8 @@
-"""Tables of a dissection: one row a direction, and one row an interpretable pair of direction and label."""
+"""Tables of a dissection: one row a direction, one row a direction and label, one row a category."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,21 @@ import numpy as np
 from evaluate.dissect import Counts
 from evaluate.scores import INTERPRETABLE, Labelled
 from stores.directions import Directions
+
+# columns of each table, so that an empty one still says what it would hold
+COLUMNS = {
+    "directions": (
+        "directions", "method", "index", "label", "category", "number", "iou_train", "iou_val", "interpretable",
+        "precision", "recall", "f1", "average_precision", "share", "agreement",
+    ),
+    "labels": ("directions", "index", "rank", "label", "category", "iou_train", "iou_val"),
+    "categories": ("directions", "category", "distinct", "detectors"),
+}  # fmt: skip
+
+
+def table_columns(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rows of one of the tables as its columns, all of them even without any row."""
+    return {column: [row[column] for row in rows] for column in COLUMNS[name]}
 
 
 def agreement(directions: Directions) -> np.ndarray:

@@ -109,7 +109,7 @@ class BrodenSource:
 
     def _layer(self, row: _Row, item: str) -> np.ndarray:
         where = f"'{self.root / 'index.csv'}', line {row.line}"
-        if item.isdigit():
+        if item.isdecimal():
             if int(item) and int(item) not in self.by_number:
                 raise DatasetError(f"{where}: label {item} is not listed in label.csv.")
             return np.full(row.mask_size, int(item), np.int32)
@@ -117,14 +117,15 @@ class BrodenSource:
         try:
             with Image.open(file) as image:
                 rgb = np.asarray(image.convert("RGB"), np.int32)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DatasetError(f"The mask '{file}' ({where}) cannot be read: {error}.") from error
+        except Exception as error:  # decoders of damaged files raise whatever they like
+            reason = str(getattr(error, "strerror", None) or error).rstrip(".")
+            raise DatasetError(f"The mask '{file}' ({where}) cannot be read: {reason}.") from error
         labels = rgb[..., 0] + 256 * rgb[..., 1]
         if labels.shape != row.mask_size:
             raise DatasetError(f"The mask '{file}' is {labels.shape}, but {where} says {row.mask_size} (sh, sw).")
         unknown = [int(n) for n in np.unique(labels) if n and int(n) not in self.by_number]
         if unknown:
-            raise DatasetError(f"The mask '{file}' holds label {unknown[0]}, which label.csv does not list.")
+            raise DatasetError(f"The mask '{file}' ({where}) holds label {unknown[0]}, which label.csv does not list.")
         return labels
 
     def _inside(self, item: str, where: str) -> Path:
@@ -136,12 +137,16 @@ class BrodenSource:
     def _read_labels(self) -> list[ConceptLabel]:
         path = self.root / "label.csv"
         labels = []
+        lines: dict[int, int] = {}
         for line, row in _table(path, ("number", "name", "category")):
             try:
-                category = _main_category(row["category"])
-                labels.append(ConceptLabel(int(row["number"]), row["name"], category))
+                number = _whole(row, "number")
+                labels.append(ConceptLabel(number, row["name"], _main_category(row["category"])))
             except ValueError as error:
                 raise DatasetError(f"'{path}', line {line}: {error}.") from error
+            if number in lines:
+                raise DatasetError(f"'{path}', line {line}: number {number} is already taken by line {lines[number]}.")
+            lines[number] = line
         if not labels:
             raise DatasetError(f"'{path}' lists no label.")
         return labels
@@ -153,11 +158,13 @@ class BrodenSource:
         categories: list[str] = []
         for line, row in table:
             if not categories:
-                categories = [name for name in row if name not in FIXED]
+                categories = [name for name in row if name and name not in FIXED]
             try:
-                size, mask = (int(row["ih"]), int(row["iw"])), (int(row["sh"]), int(row["sw"]))
-                if min(*size, *mask) < 1 or not row["image"]:
-                    raise ValueError("the image's name or a size (ih, iw, sh, sw) is missing")
+                size, mask = (_whole(row, "ih"), _whole(row, "iw")), (_whole(row, "sh"), _whole(row, "sw"))
+                if min(*size, *mask) < 1:
+                    raise ValueError("the sizes ih, iw, sh and sw must be at least 1")
+                if not row["image"]:
+                    raise ValueError("the image's name is missing")
             except ValueError as error:
                 raise DatasetError(f"'{path}', line {line}: {error}.") from error
             self._inside(row["image"], f"'{path}', line {line}")
@@ -169,7 +176,7 @@ class BrodenSource:
 def _table(path: Path, needed: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """Rows of a CSV file with their line numbers. Raises DatasetError when columns are missing or it is no CSV."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = [name for name in needed if name not in (reader.fieldnames or [])]
             if missing:
@@ -181,11 +188,20 @@ def _table(path: Path, needed: tuple[str, ...]) -> list[tuple[int, dict[str, str
         raise DatasetError(f"'{path}' cannot be read: {error}.") from error
 
 
+def _whole(row: dict[str, str], column: str) -> int:
+    try:
+        return int(row[column])
+    except ValueError as error:
+        raise ValueError(f"'{column}' must be a whole number, got '{row[column]}'") from error
+
+
 def _main_category(text: str) -> str:
     """``object(120);part(3)`` -> ``object``: the category with the largest count."""
     best, most = "", -1
     for item in text.split(";"):
         name, _, count = item.strip().rstrip(")").partition("(")
+        if count and not count.isdecimal():
+            raise ValueError(f"'category' must read name(count);..., got '{text}'")
         size = int(count) if count else 0
         if name and size > most:
             best, most = name, size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from extract.images import ImageSource
-from stores.errors import ImageError
+from stores.errors import EDDPError, ImageError, UsageError
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -26,6 +26,7 @@ class Batch:
     good: list[int]
     images: torch.Tensor | None
     reasons: dict[int, str]
+    failure: EDDPError | None = None
 
 
 class Decode(Dataset[Batch]):
@@ -40,24 +41,39 @@ class Decode(Dataset[Batch]):
         return len(self.batches)
 
     def __getitem__(self, k: int) -> Batch:
-        return self.join(k, [self.one(row) for row in self.batches[k]])
+        try:
+            return self.join(k, [self.one(row) for row in self.batches[k]])
+        except EDDPError as error:  # as a value: raised in a worker it would come back as a traceback's text
+            return Batch(list(self.batches[k]), [], None, {}, error)
 
     def one(self, row: int) -> torch.Tensor | str:
-        """The transformed image, or the reason why there is none."""
+        """The transformed image, or the reason why there is none. Raises UsageError where the transform fails."""
         try:
-            return self.transform(self.source.image(row))
+            image = self.source.image(row)
         except ImageError as error:
             return str(error)
+        try:
+            return self.transform(image)
+        except Exception as error:
+            raise UsageError(
+                f"The model's transform fails on image '{self.source.name(row)}': {type(error).__name__}: {error}."
+            ) from error
 
     def join(self, k: int, results: Sequence[torch.Tensor | str]) -> Batch:
         rows = list(self.batches[k])
         good = [row for row, result in zip(rows, results, strict=True) if not isinstance(result, str)]
         tensors = [result for result in results if not isinstance(result, str)]
+        for row, tensor in zip(good, tensors, strict=True):
+            if tensor.shape != tensors[0].shape:
+                raise UsageError(
+                    f"The model's transform must give tensors of one size; image '{self.source.name(good[0])}' becomes "
+                    f"{tuple(tensors[0].shape)}, image '{self.source.name(row)}' {tuple(tensor.shape)}."
+                )
         reasons = {row: result for row, result in zip(rows, results, strict=True) if isinstance(result, str)}
         return Batch(rows, good, torch.stack(tensors) if tensors else None, reasons)
 
 
-def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Iterator[Batch]:
+def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Batch, None, None]:
     """All batches in order, decoded ahead in a bounded window.
 
     ``workers`` 0 decodes in two threads of this process (Pillow lets go of the interpreter's lock while it decodes and
@@ -74,7 +90,9 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Iterator[Batc
             pin_memory=False,
             persistent_workers=False,
         )
-        for batch in loader:
+        for batch in _alive(loader):
+            if batch.failure is not None:
+                raise batch.failure
             if pin and batch.images is not None:
                 batch.images = batch.images.pin_memory()
             yield batch
@@ -94,3 +112,15 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Iterator[Batc
             for _, futures in window:
                 for future in futures:
                     future.cancel()
+
+
+def _alive(loader: Any) -> Iterator[Batch]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        raise EDDPError(
+            "A decoding process ended unexpectedly, perhaps for want of memory. What is done so far is kept: run the "
+            "same command again, with fewer --workers or --workers 0."
+        ) from error

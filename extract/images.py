@@ -6,10 +6,11 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from PIL import Image, UnidentifiedImageError
 
+from extract.vision import to_rgb
 from stores.errors import ImageError, MissingPathError, NoImagesError, UsageError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -84,14 +85,15 @@ def read_image(path: Path) -> Image.Image:
     """Decode an image file to RGB. Raises ImageError with one sentence for anything that cannot be decoded whole."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
+            return to_rgb(image)
     except UnidentifiedImageError as error:
         raise ImageError(f"'{path}' is no image file (its content is of no known format).") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"'{path}' is refused: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"'{path}' cannot be decoded: {reason}.") from error
+    except Exception as error:  # decoders of damaged files raise whatever they like
+        reason = str(getattr(error, "strerror", None) or error or type(error).__name__)
+        raise ImageError(f"'{path}' cannot be decoded: {reason.rstrip('.')}.") from error
 
 
 def open_source(data: str | Path) -> ImageSource:
@@ -113,10 +115,6 @@ def open_source(data: str | Path) -> ImageSource:
 
 def open_folder(root: Path) -> PathSource:
     """Open a folder of images: flat, one subfolder a class, or such class folders below ``train/``, ``val/``, ..."""
-    try:
-        folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        raise UsageError(f"The folder '{root}' (--data) cannot be listed: {error.strerror}.") from error
     files = sorted(_images_below(root))
     if not files:
         raise NoImagesError(
@@ -124,7 +122,8 @@ def open_folder(root: Path) -> PathSource:
             f"{', '.join(ENDINGS)}."
         )
     # ImageNet's own root holds train/ and val/: those are splits of the data, not two classes
-    depth = 1 if folders and {f.lower() for f in folders} <= SPLITS else 0
+    folders = {file.split("/")[0].lower() for file in files if "/" in file}
+    depth = 1 if folders and folders <= SPLITS else 0
     classes = sorted({parts[depth] for f in files if len(parts := f.split("/")) > depth + 1})
     number = {name: k for k, name in enumerate(classes)}
     items = []
@@ -135,25 +134,22 @@ def open_folder(root: Path) -> PathSource:
 
 
 def _images_below(root: Path) -> Iterator[str]:
-    """Relative paths of all image files below a folder; links that lead back up are followed once."""
-    seen: set[str] = set()
-    stack: list[tuple[str, str]] = [(str(root), "")]
+    """Relative paths of all image files below a folder; links that lead back up are not followed."""
+    stack: list[tuple[str, str, tuple[str, ...]]] = [(str(root), "", ())]
     while stack:
-        folder, prefix = stack.pop()
+        folder, prefix, above = stack.pop()
         real = os.path.realpath(folder)
-        if real in seen:
+        if any(f"{other}/".startswith(f"{real.rstrip('/')}/") for other in above):
             continue
-        seen.add(real)
         try:
-            entries: list[Any] = list(os.scandir(folder))
+            with os.scandir(folder) as listed:
+                entries = [entry for entry in listed if not entry.name.startswith(".")]
         except OSError as error:
             raise UsageError(
                 f"The folder '{folder}' cannot be listed: {error.strerror}. Fix its permissions."
             ) from error
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                stack.append((entry.path, f"{prefix}{entry.name}/"))
+            if os.path.isdir(entry.path):  # noqa: PTH112  (a link to itself is none; entry.is_dir() would raise)
+                stack.append((entry.path, f"{prefix}{entry.name}/", (*above, real)))
             elif entry.name.lower().endswith(ENDINGS):
                 yield f"{prefix}{entry.name}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +21,14 @@ from extract.images import ImageSource
 from extract.network import Network, capture, logits_of
 from extract.zoo import load_model
 from stores.activations import ActivationStore
-from stores.errors import EDDPError, ImageError, NonFiniteError, UsageError
+from stores.errors import ImageError, NonFiniteError, UsageError
 from stores.layers import LayerSpec
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
 
 log = logging.getLogger(__name__)
 FLOAT16_MAX = 65504.0
+DTYPES, CODECS = ("float16", "float32"), ("none", "zstd")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class ExtractConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"'{name}' must be at least 1, got {value}.")
+        for name, allowed in (("dtype", DTYPES), ("compress", CODECS), ("on_bad_image", ("skip", "fail"))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"'{name}' must be one of {', '.join(allowed)}, got '{getattr(self, name)}'.")
+        if self.seed < 0:
+            raise UsageError(f"'seed' must not be negative, got {self.seed}.")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"'workers' must not be negative, got {self.workers}.")
 
@@ -103,6 +111,9 @@ def extract(
     names = [source.name(i) for i in range(count)]
     provenance = {
         **{k: v for k, v in loaded.provenance.items() if k != "class_names"},
+        # a file is recorded by its full path: fit and evaluate may be run from another folder
+        "weights": str(Path(config.weights).resolve()) if Path(config.weights).is_file() else config.weights,
+        "transform": re.sub(r" at 0x[0-9A-Fa-f]+", "", loaded.provenance["transform"]),  # another in each process
         "seed": config.seed,
         "input_size": first.provenance["input_size"],
         "split": {name: network.split_kind for name, network in networks.items()},
@@ -185,9 +196,15 @@ def _run(
     layouts = {name: network.layout for name, network in networks.items()}
     device = torch.device(config.device)
     done = 0
-    with _Committer(writer) as committer, capture(first.module, layouts) as taken, torch.inference_mode():
+    pin = device.type == "cuda"
+    with (
+        closing(decoded(decode, workers=workers, pin=pin)) as stream,
+        _Committer(writer) as committer,
+        capture(first.module, layouts) as taken,
+        torch.inference_mode(),
+    ):
         chunk: _Chunk | None = None
-        for k, batch in zip(chunk_of, decoded(decode, workers=workers, pin=device.type == "cuda"), strict=True):
+        for k, batch in zip(chunk_of, stream, strict=True):
             if chunk is None:
                 chunk = _Chunk(k, ranges[k], source, writer)
             if batch.reasons and config.on_bad_image == "fail":
@@ -248,6 +265,12 @@ class _Chunk:
             return
         local = np.asarray(good) - self.span.start
         self.logits[local] = logits.float().cpu().numpy()
+        unfit = np.flatnonzero(~np.isfinite(self.logits[local]).all(1))
+        if len(unfit):
+            raise NonFiniteError(
+                f"The model gives NaN or infinite logits on image '{self.source.name(good[unfit[0]])}'. Look at that image "
+                "and at the model's weights."
+            )
         self.valid[local] = True
         for name, x in taken.items():
             peaks = x.abs().amax(dim=(1, 2))
@@ -319,7 +342,7 @@ class _Committer:
                 continue  # keep taking, so that put never blocks; nothing more is written after a failure
             try:
                 chunk.commit()
-            except (EDDPError, OSError, ValueError) as error:
+            except BaseException as error:  # noqa: BLE001  (raised by put or at the end, never swallowed)
                 self.error = error
 
 

@@ -82,7 +82,8 @@ def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0) -> Loaded
     ----------
     model : str
         A torchvision classification model (``resnet18``), ``timm:NAME``, or ``module:callable``; the callable takes
-        nothing and returns the module, or (module, transform). Without a transform the module must have an attribute
+        nothing and returns the module, or (module, transform). The module may name its classes in an attribute
+        ``class_names``. Without a transform it must have an attribute
         ``input_size`` (height, width): images are then resized to it, scaled to [0, 1] and normalised as for ImageNet.
     weights : str, default "DEFAULT"
         "DEFAULT" (the zoo's own default), the name of other weights of the zoo, a file (.pth, .pt, .safetensors), or
@@ -255,8 +256,10 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
     if weights not in ("DEFAULT", "none"):
         path = _weights_file(weights, ["DEFAULT", "none"], model)
         module, source = load_state(lambda: module, read_state(path), path), str(path)
+    named = getattr(module, "class_names", None)
+    classes = [str(name) for name in named] if isinstance(named, list | tuple) else None
     if transform is not None:
-        return _Built(module, transform, source, model)
+        return _Built(module, transform, source, model, classes)
     size = getattr(module, "input_size", None)
     if isinstance(size, int):
         size = (size, size)
@@ -270,7 +273,7 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
         transforms.ToTensor(),
         transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ]
-    return _Built(module, transforms.Compose(steps), source, f"input_size of {model}, ImageNet normalisation")
+    return _Built(module, transforms.Compose(steps), source, f"input_size of {model}, ImageNet normalisation", classes)
 
 
 def read_state(path: Path) -> State:

@@ -26,7 +26,13 @@ class Clusters:
 
 
 def spherical_kmeans(
-    rows: torch.Tensor, k: int, *, seed: int, iterations: int = 25, points_per_centroid: int = 1024
+    rows: torch.Tensor,
+    k: int,
+    *,
+    seed: int,
+    iterations: int = 25,
+    points_per_centroid: int = 1024,
+    restarts: int = 3,
 ) -> Clusters:
     """Cluster the directions of row vectors (n, d).
 
@@ -36,6 +42,8 @@ def spherical_kmeans(
         direction: they are left out and assigned to −1.
     points_per_centroid : at most this many points a centroid train the centroids (FAISS's own default is a silent 256);
         all rows are assigned.
+    restarts : runs from other random centroids, of which the best objective is kept: a single run often leaves two
+        directions in one cluster.
 
     Raises FitError when there are fewer distinct directions than clusters.
     """
@@ -53,9 +61,9 @@ def spherical_kmeans(
             "Ask for fewer --directions or extract more images."
         )
     if rows.device.type == "cuda" and not _faiss_sees_gpu():
-        centroids, engine = _torch_kmeans(train, k, seed, iterations), "torch"
+        centroids, engine = _torch_kmeans(train, k, seed, iterations, restarts), "torch"
     else:
-        centroids, engine = _faiss_kmeans(train, k, seed, iterations), "faiss"
+        centroids, engine = _faiss_kmeans(train, k, seed, iterations, restarts), "faiss"
     near, assigned = nearest(unit, centroids)
     assignment = torch.full((len(rows),), -1, dtype=torch.int64, device=rows.device)
     assignment[alive] = assigned
@@ -79,13 +87,14 @@ def _faiss_sees_gpu() -> bool:
     return bool(getattr(faiss, "get_num_gpus", lambda: 0)())
 
 
-def _faiss_kmeans(unit: torch.Tensor, k: int, seed: int, iterations: int) -> torch.Tensor:
+def _faiss_kmeans(unit: torch.Tensor, k: int, seed: int, iterations: int, restarts: int) -> torch.Tensor:
     import faiss  # slow to import, and only needed here
 
     kmeans = faiss.Kmeans(
         unit.shape[1],
         k,
         niter=iterations,
+        nredo=restarts,
         seed=seed + 1,  # FAISS takes 0 for "unset"
         spherical=True,
         min_points_per_centroid=1,
@@ -96,9 +105,15 @@ def _faiss_kmeans(unit: torch.Tensor, k: int, seed: int, iterations: int) -> tor
     return F.normalize(torch.from_numpy(np.array(kmeans.centroids)).to(unit.device), dim=1)
 
 
-def _torch_kmeans(unit: torch.Tensor, k: int, seed: int, iterations: int) -> torch.Tensor:
-    """Lloyd's iterations on cosines, as FAISS does them; an empty cluster takes half of the largest one's points."""
+def _torch_kmeans(unit: torch.Tensor, k: int, seed: int, iterations: int, restarts: int) -> torch.Tensor:
+    """The best of several runs of Lloyd's iterations, by the mean cosine of rows with their centroids."""
     generator = torch.Generator().manual_seed(seed + 1)
+    runs = [_lloyd(unit, k, generator, iterations) for _ in range(max(1, restarts))]
+    return max(runs, key=lambda centroids: float(nearest(unit, centroids)[0].double().mean()))
+
+
+def _lloyd(unit: torch.Tensor, k: int, generator: torch.Generator, iterations: int) -> torch.Tensor:
+    """Lloyd's iterations on cosines, as FAISS does them; an empty cluster takes half of the largest one's points."""
     centroids = unit[torch.randperm(len(unit), generator=generator)[:k].to(unit.device)].clone()
     for _ in range(iterations):
         _, number = nearest(unit, centroids)

@@ -48,6 +48,7 @@ class EDDPConfig(FitterConfig):
 
     ``rank`` None: the larger of 64 and n_directions. ``rho`` None: 12 τ / I, at most 0.9 (paper, step b).
     ``max_inverse_margin``: the mean of 1/M_i, in whitened units, above which sharper margins cost.
+    ``uncertainty_images`` 0: 256 images a step for a pooled-affine head, 16 for any other (each goes through the network).
     """
 
     rank: int | None = None
@@ -240,7 +241,7 @@ def refine(
         if uncertainty is not None:
             term, entropy = uncertainty(detectors, signals, step)
             loss = loss + config.lambda_uncertainty * term
-            terms.update(uncertainty=float(term.detach()), entropy=entropy)
+            terms["uncertainty"], terms["entropy"] = float(term.detach()), entropy
         optimiser.zero_grad()
         slope = torch.autograd.grad(loss, sums.column, retain_graph=True)[0]
         with torch.no_grad():
@@ -272,9 +273,9 @@ def refine(
                 "total": total,
                 "sparsity": sums.sparsity,
                 "maximum_activation": sums.maximum_activation,
-                **({"sparsity_bound": sums.sparsity_bound} if weights.sparsity_bound else {}),
+                "sparsity_bound": sums.sparsity_bound if weights.sparsity_bound else 0.0,
                 **terms,
-                "learning_rate": schedule.get_last_lr()[0],
+                "learning_rate": float(schedule.get_last_lr()[0]),
             }
         )
         progress("refinement", step + 1, config.refine_steps, f"loss {total:.3f}")
@@ -298,7 +299,7 @@ def small_losses(
         "orthogonality": (config.lambda_fso, filter_signal_orthogonality(detectors.unit(), signals)),
     }
     loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-    values = {name: float(value.detach()) for name, (_, value) in terms.items()}
+    values: dict[str, float] = {name: float(value.detach()) for name, (_, value) in terms.items()}
     return loss, {**values, "inverse_margin": float(inverse.detach())}
 
 
@@ -317,7 +318,7 @@ class Uncertainty:
         self.kind = "pooled-affine" if head.affine else "general"
         n = reader.n_images
         # a pooled-affine head needs one vector an image; any other one needs the whole map through the network
-        self.batch = min(n, config.uncertainty_images or (4096 if head.affine else 32))
+        self.batch = min(n, config.uncertainty_images or (256 if head.affine else 16))
         if head.affine:
             weight, _ = head.affine
             self.readout = weight @ transform.backward  # (K, r): what a whitened step does to the logits

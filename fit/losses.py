@@ -105,9 +105,9 @@ def streamed_sums(
     tile = tile or default_tile(rows, i)
     bound_4, bound_5 = _bound_sums(rows, filters, thresholds, tile) if weights.sparsity_bound else (1.0, 0.0)
     # accumulators are float64 where the data are float32: a million float32 additions would show
-    wide = {"dtype": torch.float64, "device": rows.device}
-    totals, column, square = torch.zeros(2, **wide), torch.zeros(i, **wide), torch.zeros(i, **wide)
-    product, sums = torch.zeros(r, 3 * i, **wide), torch.zeros(3 * i, **wide)
+    totals, column, square = (rows.new_zeros(size, dtype=torch.float64) for size in (2, i, i))
+    product = rows.new_zeros((r, 3 * i), dtype=torch.float64)
+    sums = rows.new_zeros(3 * i, dtype=torch.float64)
     shape = (min(tile, n), i)
     # a tile's arrays are made once and written over: fresh ones would cost as much as the arithmetic
     right = torch.empty(shape[0], 3 * i, dtype=rows.dtype, device=rows.device)

@@ -63,14 +63,16 @@ def random_directions(count: int, channels: int, max_cosine: float, generator: n
 
     Raises UsageError when no such set is found: too many directions for so few channels.
     """
-    chosen: list[np.ndarray] = []
+    chosen = np.zeros((count, channels))
+    found = 0
     for _ in range(20_000 + 2000 * count):
-        if len(chosen) == count:
-            return np.stack(chosen, 1)
+        if found == count:
+            return np.ascontiguousarray(chosen.T)
         v = generator.normal(size=channels)
         v /= np.linalg.norm(v)
-        if all(abs(float(v @ other)) < max_cosine for other in chosen):
-            chosen.append(v)
+        if not (np.abs(chosen[:found] @ v) >= max_cosine).any():
+            chosen[found] = v
+            found += 1
     raise UsageError(
         f"No {count} directions with pairwise |cos| < {max_cosine} were found in {channels} channels. "
         "Use more --channels, or fewer --concepts and --distractors."

@@ -18,7 +18,7 @@ from evaluate.report.data import Candidate, Card, ReportData, Section
 from evaluate.report.definitions import DEFINITIONS
 from evaluate.report.page import write_report
 from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summarise
-from evaluate.tables import agreement, category_rows, direction_rows, label_rows
+from evaluate.tables import agreement, category_rows, direction_rows, label_rows, table_columns
 from evaluate.truth import against_truth, read_truth
 from extract.broden import BrodenSource
 from stores.activations import ActivationStore
@@ -62,15 +62,16 @@ def evaluate_directions(
     Raises MismatchError for directions of another layer, and the errors of the dataset and of the store.
     """
     layer = _one_layer(store, sets)
-    out.mkdir(parents=True, exist_ok=True)
+    source = _broden(broden) if broden is not None else None
+    truth = read_truth(LayerReader(store, layer)) if ground_truth else None
+    _make_folder(out)
     summary: dict[str, Any] = {
         "directions": {name: {"method": d.method, "directions": d.count} for name, (_, d) in sets.items()}
     }
     cards: dict[str, list[Card]] = {name: [] for name in sets}
     facts = _facts(store, layer)
-    if ground_truth:
+    if truth is not None:
         reader = LayerReader(store, layer)
-        truth = read_truth(reader)
         rows = []
         for name, (_, directions) in sets.items():
             found = against_truth(directions, reader, truth)
@@ -87,8 +88,8 @@ def evaluate_directions(
                 for i in range(len(match))
             ]
         write_table(out, "ground_truth", rows_to_columns(rows))
-    if broden is not None:
-        cards = _dissect(store, layer, sets, out, broden, resolution, device, summary, facts, progress)
+    if source is not None:
+        cards = _dissect(store, layer, sets, out, source, resolution, device, summary, facts, progress)
     sections = [
         Section(
             name=name,
@@ -101,7 +102,7 @@ def evaluate_directions(
         for name, (path, directions) in sets.items()
     ]
     write_json(out / "summary.json", summary)
-    definitions = DEFINITIONS if broden is not None else {}
+    definitions = DEFINITIONS if source is not None else {}
     write_report(out, ReportData(title, facts, sections, TILE_SIZE, None, definitions))
     return summary
 
@@ -111,7 +112,7 @@ def _dissect(
     layer: str,
     sets: Mapping[str, tuple[Path, Directions]],
     out: Path,
-    broden: Path,
+    source: BrodenSource,
     resolution: Resolution,
     device: str,
     summary: dict[str, Any],
@@ -119,7 +120,6 @@ def _dissect(
     progress: Progress,
 ) -> dict[str, list[Card]]:
     """Label and score all sets on a Broden folder; fills in summary and facts, writes tables and pictures."""
-    source = _broden(broden)
     concepts = concept_store(store, layer, source, device=device, progress=progress)
     reader = LayerReader(concepts, layer)
     alignment = align(concepts, source)
@@ -157,7 +157,7 @@ def _dissect(
         )  # fmt: skip
         cards[name] = _cards(name, rows, candidates, files, tiles, directions, scores)
     for table, table_rows in tables.items():
-        write_table(out, table, rows_to_columns(table_rows))
+        write_table(out, table, table_columns(table, table_rows))
     return cards
 
 
@@ -219,6 +219,16 @@ def _one_layer(store: ActivationStore, sets: Mapping[str, tuple[Path, Directions
     return layer
 
 
+def _make_folder(out: Path) -> None:
+    """Make the folder of the results before anything is computed: it would be late to find out afterwards."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"The folder '{out}' (--out) cannot be made: {error.strerror or error}. Give another."
+        ) from error
+
+
 def _broden(folder: Path) -> BrodenSource:
     if not folder.is_dir():
         raise MissingPathError(f"There is no Broden folder '{folder}' (--broden).")
@@ -244,7 +254,9 @@ def _facts(store: ActivationStore, layer: str) -> dict[str, str]:
 
 def _predictions(store: ActivationStore) -> Any:
     """From a store row to the name of the class the model takes it for."""
-    best = np.nan_to_num(store.logits, nan=-np.inf).argmax(1)
+    logits = store.array("images/logits")
+    parts = (np.asarray(logits.read(k)) for k in range(store.n_chunks))  # all images by all classes would be much
+    best = np.concatenate([np.nan_to_num(part, nan=-np.inf).argmax(1) for part in parts])
     names = store.class_names
     return lambda row: names[best[row]] if names and best[row] < len(names) else f"class {best[row]}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-#from pipeline.commands.demo import demo
+from pipeline.commands.demo import demo
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.extract import extract
 from pipeline.commands.fit import fit
@@ -27,7 +27,7 @@ def group() -> None:
     """
 
 
-for command in (extract, fit, evaluate, synthetic, inspect, verify):
+for command in (extract, fit, evaluate, demo, synthetic, inspect, verify):
     group.add_command(command)
 
 

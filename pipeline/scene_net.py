@@ -68,6 +68,7 @@ class SceneNet(nn.Module):
     """
 
     input_size = (SIZE, SIZE)
+    class_names = SCENES
 
     def __init__(self, classes: int = len(SCENES)) -> None:
         super().__init__()

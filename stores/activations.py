@@ -44,11 +44,19 @@ class StoreBase:
         self.path = path
         self.attributes = attributes
         self.ledger = Ledger(path / "ledger")
-        self.layers: dict[str, LayerSpec] = {
-            name: LayerSpec.from_dict(spec) for name, spec in attributes["layers"].items()
-        }
-        self.n_images = int(attributes["n_images"])
-        self.chunk_images = int(attributes["chunk_images"])
+        try:
+            self.layers: dict[str, LayerSpec] = {
+                name: LayerSpec.from_dict(spec) for name, spec in attributes["layers"].items()
+            }
+            self.n_images = int(attributes["n_images"])
+            self.chunk_images = int(attributes["chunk_images"])
+            if min(self.n_images, self.chunk_images, len(self.layers)) < 1:
+                raise ValueError("no images or no layers")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise CorruptStoreError(
+                f"'{path / 'zarr.json'}' is damaged ({type(error).__name__}: {error}). Restore it from a copy, or "
+                "extract again with --overwrite."
+            ) from error
         self._arrays: dict[str, ChunkedArray] = {}
 
     @property
@@ -84,6 +92,19 @@ class StoreBase:
             if layer.sampled:
                 paths.append(f"layers/{name}/positions")
         return paths
+
+    def metadata(self) -> dict[str, int]:
+        """CRC-32C of what the metadata say: the root's attributes (under ""), and each group's and array's zarr.json."""
+        plan = {key: value for key, value in self.attributes.items() if key != "sealed"}
+        found = {"": checksum(memoryview(json.dumps(plan, sort_keys=True).encode()))}
+        groups = ["images", "layers", *(f"layers/{name}" for name in self.layers)]
+        heads = [f"layers/{name}/{part}" for name in self.attributes["heads"] for part in ("head_weight", "head_bias")]
+        for path in (*groups, *self.image_arrays(), *heads):
+            try:
+                found[path] = checksum(memoryview((self.path / path / "zarr.json").read_bytes()))
+            except OSError:
+                found[path] = -1
+        return found
 
     def layer(self, name: str | None = None) -> LayerSpec:
         """A layer by name; without a name the only one. Raises UnknownNameError listing the layers there are."""
@@ -123,10 +144,15 @@ class ActivationStore(StoreBase):
                 f"The store '{path}' is unfinished: {len(records)} of {store.n_chunks} chunks are committed. "
                 "Run the same extract command again: it goes on where it stopped."
             )
-        if len(records) != store.n_chunks or digest(records) != sealed["ledger"]:
+        if len(records) != store.n_chunks:
             raise CorruptStoreError(
-                f"The store '{path}' was sealed with {store.n_chunks} chunks, but its ledger now holds {len(records)} "
-                "or was changed since. Restore it from a copy, or extract it again with --overwrite."
+                f"The store '{path}' was sealed with {store.n_chunks} chunks, but its ledger now holds {len(records)}. "
+                "Restore it from a copy, or run the same extract command again: it redoes what is gone."
+            )
+        if digest(records) != sealed["ledger"]:
+            raise CorruptStoreError(
+                f"The ledger of the store '{path}' was changed after the store was sealed. Restore it from a copy, or "
+                "extract it again with --overwrite."
             )
         store.records = records
         problems = store._problems(every_byte=False)
@@ -143,15 +169,25 @@ class ActivationStore(StoreBase):
 
     def verify(self) -> list[str]:
         """Check every byte against the ledger; returns one sentence a bad chunk, none when the store is sound."""
-        return self._problems(every_byte=True)
+        found = self._problems(every_byte=True)
+        for layer in self.attributes["heads"]:
+            try:
+                self.affine_head(layer)
+            except CorruptStoreError as error:
+                found.append(str(error))
+        return found
 
     def _problems(self, *, every_byte: bool) -> list[str]:
-        found: list[str] = []
+        now = self.metadata()
+        then = self.attributes["sealed"].get("metadata", now)
+        changed = [path for path in sorted({*now, *then}) if now.get(path) != then.get(path)]
+        found = [
+            f"{path}/zarr.json".lstrip("/") + ": missing, or changed since the store was sealed" for path in changed
+        ]
         for path in self.image_arrays():
-            array = self.array(path)
-            if array.shape[0] != self.n_images or array.chunk_rows != self.chunk_images:
-                found.append(f"{path}: its zarr.json tells another shape than the store's")
+            if path in changed:
                 continue
+            array = self.array(path)
             for chunk, record in self.records.items():
                 problem = array.check(chunk, record.arrays[path], every_byte=every_byte)
                 if problem:
@@ -189,20 +225,28 @@ class ActivationStore(StoreBase):
         expected = self.attributes.get("heads", {}).get(layer)
         if expected is None:
             return None
-        weight, bias = (
-            np.asarray(self.array(f"layers/{layer}/{name}").array[:]) for name in ("head_weight", "head_bias")
-        )
+        weight, bias = (self._whole(f"layers/{layer}/{name}") for name in ("head_weight", "head_bias"))
         if head_checksum(weight, bias) != expected:
             raise CorruptStoreError(
-                f"The head of layer '{layer}' in the store '{self.path}' does not match its checksum."
+                f"The head of layer '{layer}' in the store '{self.path}' does not match its checksum. "
+                "Restore it from a copy, or extract again with --overwrite."
             )
         return weight, bias
+
+    def _whole(self, path: str) -> np.ndarray:
+        try:
+            return np.asarray(self.array(path).array[:])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CorruptStoreError(
+                f"'{path}' in the store '{self.path}' cannot be read ({error}). "
+                "Restore it from a copy, or extract again with --overwrite."
+            ) from error
 
     def dask(self, layer: str | None = None) -> Any:
         """The layer's activations as a lazy dask array (N, P, C), one block a chunk."""
         import dask.array
 
-        return dask.array.from_zarr(str(self.path / "layers" / self.layer(layer).name / "activations"))
+        return dask.array.from_zarr(self.array(f"layers/{self.layer(layer).name}/activations").array)
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -220,22 +264,27 @@ def read_attributes(path: Path) -> dict[str, Any]:
     try:
         attributes = json.loads(file.read_bytes())["attributes"]["eddp"]
         version = int(attributes["format"])
-        if not all(k in attributes for k in ("n_images", "chunk_images", "layers", "provenance")):
-            raise KeyError("an entry is missing")
-    except (ValueError, KeyError, TypeError) as error:
+        wanted = ("n_images", "chunk_images", "n_classes", "dtype", "layers", "heads", "provenance")
+        missing = [key for key in wanted if key not in attributes]
+        if version <= FORMAT and (missing or "ledger" not in (attributes.get("sealed") or {"ledger": ""})):
+            raise KeyError(", ".join(missing) or "sealed")
+    except OSError as error:
+        raise StoreError(f"'{file}' cannot be read: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptStoreError(
             f"'{file}' is damaged or belongs to another program's Zarr store ({type(error).__name__}: {error})."
         ) from error
     if version > FORMAT:
         raise StoreError(f"The store '{path}' has format {version}; this eddp reads up to {FORMAT}. Update eddp.")
-    return attributes
+    return dict(attributes)
 
 
 def _list_problems(path: Path, problems: list[str]) -> str:
     shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
     return (
         f"The store '{path}' is damaged: {shown}. `eddp verify {path}` lists everything; "
-        "restore it from a copy, or extract it again with --overwrite."
+        "restore it from a copy, or run the same extract command again, which redoes chunks that are gone or cut short "
+        "(with --overwrite everything)."
     )
 
 

@@ -58,9 +58,10 @@ class ChunkedArray:
 
     def write(self, chunk: int, rows: np.ndarray) -> dict[str, int]:
         """Write one chunk durably; returns its file's CRC-32C and size for the ledger."""
-        if rows.shape != (self.rows(chunk), *self.shape[1:]):
+        if rows.shape != (self.rows(chunk), *self.shape[1:]) or rows.dtype != self.dtype:
             raise ValueError(
-                f"chunk {chunk} of {self.path} takes {(self.rows(chunk), *self.shape[1:])}, got {rows.shape}"
+                f"chunk {chunk} of {self.path} takes {(self.rows(chunk), *self.shape[1:])} {self.dtype}, "
+                f"got {rows.shape} {rows.dtype}"
             )
         block = rows
         if len(rows) < self.chunk_rows:
@@ -89,9 +90,10 @@ class ChunkedArray:
                 if len(decoded) != self.chunk_bytes:
                     raise ValueError(f"{len(decoded)} decoded bytes instead of {self.chunk_bytes}")
                 block.view(np.uint8).reshape(-1)[:] = np.frombuffer(decoded, np.uint8)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:  # hostile sizes ask for any memory
+            reason = getattr(error, "strerror", None) or error
             raise CorruptStoreError(
-                f"Chunk {chunk} of '{self.path}' cannot be read from '{file}': {error}. "
+                f"Chunk {chunk} of '{self.path}' cannot be read from '{file}': {reason}. "
                 "Run `eddp verify` on the store for a list of all bad chunks."
             ) from error
         return block[: self.rows(chunk)]

@@ -19,6 +19,7 @@ from stores.errors import MismatchError, MissingPathError, StoreError
 from stores.files import write_atomically, write_json
 
 FORMAT = 1
+HEADER = ("format", "method", "layer", "channels", "directions", "quantile")  # entries that ``info`` cannot replace
 
 
 class DirectionsError(StoreError):
@@ -51,6 +52,8 @@ class Directions:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.filters.ndim != 2 or 0 in self.filters.shape:
+            raise ValueError(f"filters must be (C, I), at least (1, 1), got {self.filters.shape}")
         c, i = self.filters.shape
         if self.signals.shape != (c, i) or self.mean.shape != (c,):
             raise ValueError(
@@ -81,7 +84,8 @@ class Directions:
         """Signal values ``α̂_i = w_i·(x − E[x]) / (w_i·s_i)`` [paper], (…, I). Where w_i ⟂ s_i the value is 0."""
         gain = (self.filters * self.signals).sum(0)
         z = (x.astype(np.float32, copy=False) - self.mean) @ self.filters
-        return np.where(np.abs(gain) > 1e-12, z / np.where(gain == 0, 1, gain), 0).astype(np.float32)
+        usable = np.abs(gain) > 1e-12
+        return np.where(usable, z / np.where(usable, gain, 1), 0).astype(np.float32)
 
     def check_store(self, layer: str, channels: int) -> None:
         """Raise MismatchError when the directions belong to another layer than the one named."""
@@ -92,7 +96,10 @@ class Directions:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the safetensors file, and beside it ``<stem>.json`` with the header for people to read."""
+        """Write the safetensors file, and beside it ``<stem>.json`` with the header for people to read.
+
+        What ``info`` holds under the names of the header's own entries (``HEADER``) is not kept.
+        """
         path = Path(path)
         header = {
             "format": FORMAT,
@@ -101,14 +108,15 @@ class Directions:
             "channels": self.channels,
             "directions": self.count,
             "quantile": self.quantile,
-            **{k: v for k, v in self.info.items() if k not in ("format", "method", "layer")},
+            **{k: v for k, v in self.info.items() if k not in HEADER},
         }
         tensors = {"filters": self.filters, "signals": self.signals, "mean": self.mean}
         if self.thresholds is not None:
             tensors["thresholds"] = self.thresholds
         data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, {"eddp": json.dumps(header)})
         write_atomically(path, data)
-        write_json(path.with_suffix(".json"), header)
+        beside = path.with_suffix(".json")
+        write_json(beside if beside != path else path.with_name(f"{path.name}.json"), header)
 
     @classmethod
     def load(cls, path: str | Path) -> Directions:
@@ -121,7 +129,7 @@ class Directions:
         try:
             with safe_open(str(path), framework="np") as file:
                 header = json.loads((file.metadata() or {})["eddp"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
             if int(header["format"]) > FORMAT:
                 raise DirectionsError(
                     f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
@@ -134,7 +142,7 @@ class Directions:
                 method=str(header["method"]),
                 layer=str(header["layer"]),
                 quantile=float(header["quantile"]),
-                info={k: v for k, v in header.items() if k not in ("format", "method", "layer", "quantile")},
+                info={k: v for k, v in header.items() if k not in HEADER},
             )
         except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
             if isinstance(error, DirectionsError):

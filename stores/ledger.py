@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import CorruptStoreError
-from stores.files import sync_folder, write_json
+from stores.files import write_json
+
+MARK = {"attributes": {"eddp": "ledger"}, "zarr_format": 3, "node_type": "group"}  # of the folder: it is ours
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,10 @@ class Ledger:
     def path(self, chunk: int) -> Path:
         return self.folder / f"{chunk:08d}" / "zarr.json"
 
-    def create(self) -> None:
-        write_json(self.folder / "zarr.json", {"attributes": {}, "zarr_format": 3, "node_type": "group"})
-
     def commit(self, record: Record) -> None:
         """Make a chunk part of the store. Its files must be written and synced before."""
         document = {"attributes": asdict(record), "zarr_format": 3, "node_type": "group"}
         write_json(self.path(record.chunk), document)
-        sync_folder(self.folder)
 
     def records(self) -> dict[int, Record]:
         """All committed records by chunk number. Raises CorruptStoreError naming every record that is damaged."""
@@ -59,8 +57,8 @@ class Ledger:
         for path in sorted(self.folder.glob("*/zarr.json")):
             try:
                 record = Record(**json.loads(path.read_bytes())["attributes"])
-                if record.chunk != int(path.parent.name):
-                    raise ValueError("the record is another chunk's")
+                if record.chunk != int(path.parent.name) or not isinstance(record.arrays, dict):
+                    raise ValueError("the record is another chunk's, or no record")
                 found[record.chunk] = record
             except (ValueError, TypeError, KeyError, OSError) as error:
                 bad.append(f"{path.parent.name} ({error})")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import zarr
 
+from stores.chunks import checksum
 from stores.errors import NonFiniteError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -75,6 +77,11 @@ def compute(reader: LayerReader, *, device: str = "cpu", progress: Progress = si
     offset = total / count
     covariance = outer / count - torch.outer(offset, offset)
     mean = shift.double().cpu() + offset
+    if not bool(torch.isfinite(covariance).all()):
+        raise NonFiniteError(
+            f"The activations of layer '{reader.spec.name}' in '{reader.store.path}' are too large: their covariance "
+            "overflows float32. Look at the model's weights."
+        )
     return Statistics(mean.numpy(), ((covariance + covariance.T) / 2).numpy(), count)
 
 
@@ -89,22 +96,29 @@ def _name_the_image(reader: LayerReader, index: np.ndarray, block: np.ndarray) -
     )
 
 
-def _read(folder: object, key: dict[str, object]) -> Statistics | None:
+def _read(folder: Path, key: dict[str, object]) -> Statistics | None:
     try:
-        group = zarr.open_group(str(folder), mode="r")
+        group = zarr.open_group(folder, mode="r")
         if json.loads(str(group.attrs["key"])) != key:
             return None
         mean, covariance = np.asarray(group["mean"][:]), np.asarray(group["covariance"][:])  # type: ignore[index]
+        if group.attrs["crc32c"] != _checksum(mean, covariance):
+            return None  # damaged, or another process is writing to it just now
         return Statistics(mean, covariance, int(str(group.attrs["count"])))
     except Exception:  # noqa: BLE001  (a cache that cannot be read, for whatever reason, is computed anew)
         return None
 
 
-def _keep(folder: object, key: dict[str, object], result: Statistics) -> None:
+def _keep(folder: Path, key: dict[str, object], result: Statistics) -> None:
     try:
-        group = zarr.open_group(str(folder), mode="w")
+        group = zarr.open_group(folder, mode="w")
         group.create_array("mean", data=result.mean, compressors=None)
         group.create_array("covariance", data=result.covariance, compressors=None)
-        group.attrs.update({"count": str(result.count), "key": json.dumps(key)})  # last: makes the cache valid
-    except OSError as error:
+        crc = _checksum(result.mean, result.covariance)
+        group.attrs.update({"count": str(result.count), "crc32c": crc, "key": json.dumps(key)})  # last: makes it valid
+    except Exception as error:  # noqa: BLE001  (the disk is full or read-only, or another process keeps the same)
         log.info("statistics are not kept with the store: %s", error)
+
+
+def _checksum(mean: np.ndarray, covariance: np.ndarray) -> int:
+    return checksum(memoryview(np.concatenate([mean, covariance.ravel()]).astype("<f8").tobytes()))

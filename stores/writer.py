@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
 import shutil
-import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +17,14 @@ import zarr
 
 from stores.activations import FORMAT, StoreBase, head_checksum, read_attributes
 from stores.chunks import ZSTD_LEVEL
-from stores.errors import StoreError, StoreExistsError, UnsealedStoreError
+from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError
 from stores.files import write_json
 from stores.layers import LayerSpec
-from stores.ledger import Ledger, Record, digest
+from stores.ledger import MARK, Record, digest
 
+log = logging.getLogger(__name__)
+
+PARTS = {"zarr.json", "images", "layers", "ledger", "truth"}  # what a store's folder holds, and --overwrite deletes
 TARGET_CHUNK_BYTES = 32 * 2**20  # large enough to stream at the disk's rate, small enough to hold several per writer
 
 
@@ -57,6 +62,7 @@ class StoreWriter(StoreBase):
         another process is writing to it.
         """
         path = Path(path)
+        _refuse_foreign(path, overwrite=overwrite)
         plan: dict[str, Any] = {
             "format": FORMAT,
             "n_images": len(names),
@@ -70,9 +76,16 @@ class StoreWriter(StoreBase):
             "provenance": provenance,
         }
         plan = json.loads(json.dumps(plan))
-        if path.exists() and overwrite:
-            _remove_store(path)
-        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        lock = _lock(path)  # before anything is compared, deleted or laid out
+        try:
+            if overwrite or not (path / "zarr.json").exists():
+                if not overwrite and any((path / "ledger").glob("*/zarr.json")):
+                    raise CorruptStoreError(
+                        f"'{path / 'zarr.json'}' is gone, but chunks of a store are there. Restore it from a copy, give "
+                        "another --out, or --overwrite to begin anew."
+                    )
+                _clear(path)
+                _lay_out(path, plan, list(layers), list(names), heads or {})
             existing = {k: v for k, v in read_attributes(path).items() if k != "sealed"}
             different = _differences(existing, plan)
             if different:
@@ -80,11 +93,15 @@ class StoreWriter(StoreBase):
                     f"'{path}' already holds a store made from something else ({'; '.join(different)}). "
                     "Give another --out, or --overwrite to replace it."
                 )
-        else:
-            _lay_out(path, plan, list(layers), list(names), heads or {})
-        writer = cls(path, read_attributes(path))
-        writer._lock = _lock(path)
-        writer._name_bytes = writer.array("images/names").shape[1]
+            writer = cls(path, read_attributes(path))
+            writer._name_bytes = writer.array("images/names").shape[1]
+            if writer.sealed and (gone := writer.missing()):
+                log.warning("%d chunks of the sealed store '%s' are gone or cut short; redoing them", len(gone), path)
+                writer._mark_sealed(None)
+        except BaseException:
+            lock.close()
+            raise
+        writer._lock = lock
         return writer
 
     _name_bytes: int
@@ -94,9 +111,15 @@ class StoreWriter(StoreBase):
         return bool(self.attributes.get("sealed"))
 
     def missing(self) -> list[int]:
-        """Chunks that are not committed yet, in order."""
+        """Chunks that are not committed yet, or whose files are gone or cut short since, in order."""
         done = self.ledger.records()
-        return [k for k in range(self.n_chunks) if k not in done]
+        return [k for k in range(self.n_chunks) if k not in done or not self._is_there(done[k])]
+
+    def _is_there(self, record: Record) -> bool:
+        arrays = {path: self.array(path) for path in self.image_arrays()}
+        return set(record.arrays) == set(arrays) and not any(
+            array.check(record.chunk, record.arrays[path], every_byte=False) for path, array in arrays.items()
+        )
 
     def commit(
         self,
@@ -121,6 +144,7 @@ class StoreWriter(StoreBase):
         positions : layer name -> (n, P) int, for layers whose positions are sampled.
         max_abs : layer name -> largest absolute activation of the valid images.
         """
+        valid, nonfinite = np.asarray(valid, bool), {}
         encoded = np.zeros((len(names), self._name_bytes), np.uint8)
         for row, name in zip(encoded, names, strict=True):
             data = name.encode("utf-8", "surrogateescape")
@@ -133,6 +157,7 @@ class StoreWriter(StoreBase):
         }
         for layer, x in activations.items():
             blocks[f"layers/{layer}/activations"] = x
+            nonfinite[layer] = _count_nonfinite(x if valid.all() else x[valid])
         for layer, index in (positions or {}).items():
             blocks[f"layers/{layer}/positions"] = np.asarray(index, np.int32)
         if set(blocks) != set(self.image_arrays()):
@@ -145,7 +170,7 @@ class StoreWriter(StoreBase):
                 rows=len(names),
                 arrays=entries,
                 max_abs={k: float(v) for k, v in max_abs.items()},
-                nonfinite=dict.fromkeys(activations, 0),
+                nonfinite=nonfinite,
                 skipped=list(skipped or []),
             )
         )
@@ -158,11 +183,19 @@ class StoreWriter(StoreBase):
                 f"The store '{self.path}' cannot be sealed: {len(missing)} of {self.n_chunks} chunks are missing "
                 f"(the first is chunk {missing[0]}). Run the same extract command again."
             )
+        self._mark_sealed(
+            {
+                "ledger": digest(self.ledger.records()),
+                "metadata": self.metadata(),
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        )
+
+    def _mark_sealed(self, sealed: dict[str, Any] | None) -> None:
         document = json.loads((self.path / "zarr.json").read_bytes())
-        document["attributes"]["eddp"]["sealed"] = {
-            "ledger": digest(self.ledger.records()),
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        document["attributes"]["eddp"].pop("sealed", None)
+        if sealed:
+            document["attributes"]["eddp"]["sealed"] = sealed
         write_json(self.path / "zarr.json", document)
         self.attributes = document["attributes"]["eddp"]
 
@@ -171,6 +204,13 @@ class StoreWriter(StoreBase):
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _count_nonfinite(x: np.ndarray) -> int:
+    """How many values are NaN or infinite; for float16 by their bits, which is many times faster."""
+    if x.dtype == np.float16:
+        return int(np.count_nonzero((x.view(np.uint16) & 0x7C00) == 0x7C00))
+    return int(x.size - np.count_nonzero(np.isfinite(x)))
 
 
 def _lay_out(
@@ -189,7 +229,7 @@ def _lay_out(
 
     def array(where: str, shape: tuple[int, ...], dtype: str, fill: float, codec: Any = None) -> None:
         zarr.create_array(
-            store=str(path / where),
+            store=path / where,
             shape=shape,
             chunks=(min(rows, n), *shape[1:]),
             dtype=dtype,
@@ -199,7 +239,6 @@ def _lay_out(
         )
 
     try:
-        path.mkdir(parents=True, exist_ok=True)
         for group in ("images", "layers"):
             write_json(path / group / "zarr.json", {"attributes": {}, "zarr_format": 3, "node_type": "group"})
         array("images/names", (n, max(1, longest)), "uint8", 0)
@@ -220,22 +259,61 @@ def _lay_out(
             if layer.name in heads:
                 for name, value in zip(("head_weight", "head_bias"), heads[layer.name], strict=True):
                     data = np.ascontiguousarray(value, np.float32)
-                    zarr.create_array(store=str(path / where / name), data=data, compressors=None, overwrite=True)
-        Ledger(path / "ledger").create()
+                    zarr.create_array(store=path / where / name, data=data, compressors=None, overwrite=True)
         write_json(path / "zarr.json", {"attributes": {"eddp": plan}, "zarr_format": 3, "node_type": "group"})
     except OSError as error:
         raise StoreError(f"No store can be made at '{path}': {error.strerror or error}.") from error
 
 
-def _remove_store(path: Path) -> None:
-    """Delete a store for ``--overwrite``; refuses to delete a folder that is none."""
-    if path.is_dir() and any(path.iterdir()) and not (path / "zarr.json").is_file() and not (path / "ledger").is_dir():
-        raise StoreExistsError(
-            f"'{path}' is a folder with other things in it, so --overwrite leaves it alone. Give another --out."
-        )
-    if path.is_file():
+def _refuse_foreign(path: Path, *, overwrite: bool) -> None:
+    """Raise StoreExistsError unless there is nothing at ``path``, or a store of ours, finished or not."""
+    if not path.exists():
+        return
+    if not path.is_dir():
         raise StoreExistsError(f"'{path}' is a file, not a store. Give another --out.")
-    shutil.rmtree(path)
+    try:
+        there = sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        raise StoreError(f"The folder '{path}' cannot be listed: {error.strerror or error}.") from error
+    foreign = [name for name in there if name not in PARTS and not name.endswith(".partial")]
+    if there and not _is_ours(path, there):
+        foreign = there
+    elif not overwrite:
+        return
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise StoreExistsError(
+            f"'{path}' holds other things than a store of eddp ({shown}); they are left alone, also with --overwrite. "
+            "Move them, or give another --out."
+        )
+
+
+def _is_ours(path: Path, there: list[str]) -> bool:
+    """Whether a folder is a store: by its attributes, or, where these are damaged or missing yet, by its ledger's mark."""
+    for file, wanted in ((path / "zarr.json", dict), (path / "ledger" / "zarr.json", str)):
+        try:
+            if isinstance(json.loads(file.read_bytes())["attributes"]["eddp"], wanted):
+                return True
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    # stopped before the mark was written: nothing but the file for it
+    return there == ["ledger"] and {entry.name for entry in (path / "ledger").glob("*")} <= {"zarr.json"}
+
+
+def _clear(path: Path) -> None:
+    """Delete a store but for the file that is locked; its attributes first, so that the rest is never taken for one."""
+    try:
+        (path / "zarr.json").unlink(missing_ok=True)
+        for part in ("layers", "images", "truth"):
+            if (path / part).exists():
+                shutil.rmtree(path / part)
+        for record in (path / "ledger").iterdir():
+            if record.is_dir():
+                shutil.rmtree(record)
+        for left in (*path.glob(".*.partial"), *path.glob("ledger/.*.partial")):
+            left.unlink()
+    except OSError as error:
+        raise StoreError(f"The old store at '{path}' cannot be deleted: {error.strerror or error}.") from error
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
@@ -254,22 +332,36 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list
     return found
 
 
-_in_process = threading.Lock()
-
-
 def _lock(path: Path) -> Any:
-    """Hold the store for writing. The operating system lets go of it when the process ends, however it ends."""
-    file = (path / "ledger" / "zarr.json").open("rb")
+    """Hold a store for writing, making its folder. The operating system lets go when the process ends, however it does."""
+    file = path / "ledger" / "zarr.json"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle: Any = file.open("a+b")  # writable: NFS locks no other files
+        except OSError:
+            handle = file.open("rb")  # a finished store on a read-only disk
+    except OSError as error:
+        raise StoreError(f"No store can be made at '{path}': {error.strerror or error}.") from error
     try:
         import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:  # no such locks on this system: two writers are then the user's care
-        return file
-    with _in_process:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
+        pass
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            handle.close()
             raise StoreError(
                 f"Another process is writing to the store '{path}'. Wait until it has ended, then run the command again."
             ) from error
-    return file
+        log.warning("'%s' lies on a disk without locks (%s): let no two processes write to it", path, error.strerror)
+    try:
+        if os.fstat(handle.fileno()).st_size == 0:
+            handle.write(json.dumps(MARK).encode())
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        handle.close()
+        raise StoreError(f"'{file}' could not be written: {error.strerror or error}.") from error
+    return handle

@@ -18,14 +18,15 @@ def fitted(
     filters: torch.Tensor,
     signals: torch.Tensor,
     mean: np.ndarray,
+    thresholds: torch.Tensor | None = None,
     **info: object,
 ) -> Fitted:
-    """Directions without thresholds: their detectors are positive on the top quantile (Network Dissection)."""
+    """Directions of a baseline; without thresholds its detectors are positive on the top quantile (Network Dissection)."""
     directions = Directions(
         filters=filters.cpu().numpy().astype(np.float32),
         signals=torch.nn.functional.normalize(signals, dim=0).cpu().numpy().astype(np.float32),
         mean=mean.astype(np.float32),
-        thresholds=None,
+        thresholds=None if thresholds is None else thresholds.cpu().numpy().astype(np.float32),
         method=method,
         layer=reader.spec.name,
         info={**provenance(reader, config), **info},

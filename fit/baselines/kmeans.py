@@ -11,6 +11,7 @@ from extract.head import Head
 from fit.baselines.common import fitted
 from fit.clustering import spherical_kmeans
 from fit.fitter import Fitted, FitterConfig
+from fit.start import best_f1_thresholds, sample_rows
 from fit.whiten import whiten_store, whitening
 from stores.errors import UsageError
 from stores.progress import Progress, silent
@@ -20,8 +21,13 @@ from stores.statistics import statistics
 
 @dataclass(frozen=True)
 class KMeansConfig(FitterConfig):
-    """``space``: cluster activations as they are, centred, or whitened (then the filters are Tᵀ c and the signals T⁺ c)."""
+    """``space``: cluster activations as they are, centred, or whitened (then the filters are Tᵀ c and the signals T⁺ c).
 
+    ``threshold`` "assignment": the best F1 of the projection against membership of the cluster, which is what a cluster
+    detects; "quantile": the top 0.5 % of positions (Network Dissection's rule for units).
+    """
+
+    threshold: Literal["assignment", "quantile"] = "assignment"
     space: Literal["raw", "centred", "whitened"] = "raw"
     rank: int | None = None
     iterations: int = 25
@@ -68,6 +74,13 @@ class KMeans:
         filters, signals = centroids, centroids
         if transform is not None:
             filters, signals = transform.forward.T @ centroids, transform.backward @ centroids
+        thresholds = None
+        if config.threshold == "assignment":
+            sample = sample_rows(len(rows), config.seed, rows.device)
+            projection = rows[sample] @ clusters.centroids.T
+            thresholds = best_f1_thresholds(projection, clusters.assignment[sample]).cpu()
+            if config.space != "raw":  # rows were centred: w·(x − μ) > b is w·x > b + w·μ
+                thresholds = thresholds + torch.from_numpy(moments.mean).float() @ filters
         return fitted(
             self.name,
             reader,
@@ -75,6 +88,7 @@ class KMeans:
             filters=filters,
             signals=signals,
             mean=moments.mean,
+            thresholds=thresholds,
             mean_cosine=round(clusters.objective, 6),
             engine=clusters.engine,
             points=clusters.points,

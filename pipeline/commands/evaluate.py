@@ -17,7 +17,9 @@ from stores.errors import UsageError
 FROM_ENVIRONMENT = "$EDDP_BRODEN"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Score directions; write tables and a report."
+)
 @click.option(
     "--store", type=click.Path(path_type=Path), required=True, help="The store that the directions were fitted on."
 )

@@ -14,7 +14,9 @@ from pipeline.run import Run, code_version, pick_device
 from stores.errors import UsageError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Store the activations of a network's layers."
+)
 @click.option("--model", required=True, help="A torchvision name, timm:NAME, or module:callable for your own.")
 @click.option(
     "--layer",

@@ -14,7 +14,9 @@ from pipeline.run import Run, code_version, pick_device
 from stores.errors import UsageError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Find directions in a store's activations."
+)
 @click.option("--store", type=click.Path(path_type=Path), required=True, help="The store that extract wrote.")
 @click.option("--layer", default=None, help="Which layer of the store; may be left out when it holds one.")
 @click.option("--directions", type=int, required=True, help="How many directions to find.")

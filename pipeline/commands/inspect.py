@@ -16,7 +16,9 @@ from stores.directions import Directions
 from stores.errors import CorruptStoreError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Show what is in a store or directions file."
+)
 @click.argument("path", type=click.Path(path_type=Path))
 @common
 def inspect(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
@@ -39,7 +41,7 @@ def inspect(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
             click.echo(f"{key:<24}{value}")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, short_help="Check every byte of one.")
 @click.argument("path", type=click.Path(path_type=Path))
 @common
 def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:

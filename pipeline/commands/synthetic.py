@@ -37,7 +37,9 @@ def _options(command: Any) -> Any:
     return command
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Make a store whose directions are known."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The store to write.")
 @_options
 @click.option("--overwrite", is_flag=True, help="Replace a store that is already there.")

@@ -1,0 +1,58 @@
+"""``eddp demo``: the whole job, on scenes drawn on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from pipeline.options import common
+from pipeline.progress import format_seconds, showing
+from pipeline.run import Run
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Run everything on a small drawn world."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder to write to."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--images", type=click.IntRange(min=64), default=2400, show_default=True, help="Pictures to draw.")
+@click.option("--directions", type=click.IntRange(min=1), default=48, show_default=True)
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Epochs of the network's training."
+)
+@common
+def demo(
+    out: Path, seed: int, images: int, directions: int, epochs: int, quiet: bool, as_json: bool, debug: bool
+) -> None:
+    """Draw a world of scenes, train a small network on it, and find out what it has learned.
+
+    \b
+    Example:
+      eddp demo --out demo
+    """
+    from pipeline.demo import run_demo
+    from pipeline.evaluation import summary_lines
+
+    run = Run("demo", {"out": out, "seed": seed, "images": images, "directions": directions, "epochs": epochs})
+    with showing(quiet) as progress:
+        result = run_demo(
+            out,
+            seed=seed,
+            images=images,
+            directions=directions,
+            epochs=epochs,
+            say=(lambda text: None) if quiet or as_json else (lambda text: click.echo(text, err=True)),
+            progress=progress,
+        )
+    record = run.write(out / "demo.run.json")
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for line in summary_lines(result):
+        click.echo(line)
+    click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
+    click.echo(result["report"])

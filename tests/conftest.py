@@ -1,0 +1,74 @@
+"""What all tests share: one thread, small stores, small Broden folders, and networks that load by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # tiny, tiny_net; spawned workers take it over
+
+from tiny import TinyBroden, write_broden, write_store
+
+settings.register_profile("eddp", deadline=None)  # a busy machine is no failure
+settings.load_profile("eddp")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cuts() -> Iterator[None]:
+    """Nobody pulls the plug on a test, and waiting for the disk would be most of the time that stores take."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(os, "fsync", lambda handle: None)
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def tiny_store(tmp_path: Path) -> Callable[..., Path]:
+    """``tiny_store({layer: x (N, P, C)}, **options)``: the path of a sealed store (see ``tiny.write_store``)."""
+
+    def make(layers: dict[str, np.ndarray], *, name: str = "acts.zarr", **options: object) -> Path:
+        return write_store(tmp_path / name, layers, **options)
+
+    return make
+
+
+@pytest.fixture
+def tiny_broden(tmp_path: Path) -> Callable[..., TinyBroden]:
+    """``tiny_broden(**options)``: a correct Broden folder and its masks (see ``tiny.write_broden``)."""
+
+    def make(*, name: str = "broden", **options: int) -> TinyBroden:
+        return write_broden(tmp_path / name, **options)
+
+    return make
+
+
+@pytest.fixture
+def tiny_images(tmp_path: Path) -> Callable[..., Path]:
+    """``tiny_images(n)``: a folder of n noisy PNG images in two class folders."""
+
+    def make(n: int = 10, *, name: str = "data", size: int = 20) -> Path:
+        g = np.random.default_rng(5)
+        for i in range(n):
+            file = tmp_path / name / ("cat", "dog")[i * 2 // n] / f"{i:03d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(g.integers(0, 256, (size, size, 3), np.uint8)).save(file)
+        return tmp_path / name
+
+    return make

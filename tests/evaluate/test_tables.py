@@ -1,0 +1,110 @@
+"""Rows of the tables against the scores they are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from evaluate.dissect import Counts
+from evaluate.scores import Labelled
+from evaluate.tables import COLUMNS, agreement, category_rows, direction_rows, label_rows, table_columns
+from extract.broden import ConceptLabel
+from stores.directions import Directions
+from stores.tables import write_table
+
+
+@pytest.fixture
+def labelled() -> tuple[Counts, Labelled]:
+    """Two directions, the second dead; labels sky, sea, tree."""
+    train, val = np.array([[0.5, 0.2, 0.5], [0.0, 0.0, 0.0]]), np.array([[0.25, 0.1, 0.3], [0.0, 0.0, 0.0]])
+    counts = Counts(
+        labels=[ConceptLabel(n, name, "object") for n, name in ((4, "sky"), (5, "sea"), (9, "tree"))],
+        categories=["object"],
+        category_of=np.zeros(3, int),
+        both=np.zeros((2, 3, 3)),
+        detector=np.zeros((2, 3, 1)),
+        label=np.zeros((2, 3)),
+        points=np.zeros((2, 1)),
+        images=np.zeros(2, int),
+        resolution="mask",
+        raster=(1, 1),
+        share=np.array([0.9, 0.125, 0.0]),  # the first belongs to another set
+    )
+    scores = Labelled(
+        label=np.array([0, -1]),
+        iou_train=np.array([0.5, 0.0]),
+        iou_val=np.array([0.25, 0.0]),
+        precision=np.array([1 / 3, 0.0]),
+        recall=np.array([0.5, 0.0]),
+        f1=np.array([0.4, 0.0]),
+        average_precision=np.array([0.75, np.nan]),
+        all_iou_train=train,
+        all_iou_val=val,
+    )
+    return counts, scores
+
+
+@pytest.fixture
+def directions() -> Directions:
+    filters = np.array([[2, 1], [0, 1]], np.float32)
+    signals = np.array([[0.6, 0], [0.8, 0]], np.float32)
+    return Directions(filters, signals, np.zeros(2, np.float32), np.zeros(2, np.float32), "eddp", "conv")
+
+
+def test_agreement_is_the_cosine_and_zero_vectors_agree_with_nothing(directions: Directions) -> None:
+    np.testing.assert_allclose(agreement(directions), [0.6, 0.0], atol=1e-7)
+
+
+def test_one_row_a_direction(labelled: tuple[Counts, Labelled], directions: Directions) -> None:
+    counts, scores = labelled
+    first, dead = direction_rows("mine", directions, counts, slice(1, 3), scores)
+    assert first == {
+        "directions": "mine", "method": "eddp", "index": 0, "label": "sky", "category": "object", "number": 4,
+        "iou_train": 0.5, "iou_val": 0.25, "interpretable": True, "precision": 0.333333, "recall": 0.5, "f1": 0.4,
+        "average_precision": 0.75, "share": 0.125, "agreement": 0.6,
+    }  # fmt: skip
+    assert (dead["label"], dead["category"], dead["number"], dead["interpretable"]) == ("", "", 0, False)
+    assert dead["average_precision"] is None
+    assert tuple(first) == COLUMNS["directions"]
+
+
+def test_the_best_labels_of_each_direction(labelled: tuple[Counts, Labelled], directions: Directions) -> None:
+    counts, scores = labelled
+    rows = label_rows("mine", directions, counts, scores)
+    assert [(r["index"], r["rank"], r["label"], r["iou_train"], r["iou_val"]) for r in rows] == [
+        (0, 1, "sky", 0.5, 0.25),  # tied with tree: the first, which is the direction's label
+        (0, 2, "tree", 0.5, 0.3),
+        (0, 3, "sea", 0.2, 0.1),
+    ]  # and none of the dead direction
+    assert len(label_rows("mine", directions, counts, scores, top=2)) == 2
+    assert tuple(rows[0]) == COLUMNS["labels"]
+
+
+def test_one_row_a_category() -> None:
+    summary = {"per_category": {"object": {"distinct": 2, "detectors": 5}}}
+    rows = category_rows("mine", summary)
+    assert rows == [{"directions": "mine", "category": "object", "distinct": 2, "detectors": 5}]
+    assert tuple(rows[0]) == COLUMNS["categories"]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_an_empty_table_still_names_its_columns(tmp_path: Path, name: str) -> None:
+    write_table(tmp_path, name, table_columns(name, []))
+    assert (tmp_path / f"{name}.csv").read_text().strip().replace('"', "").split(",") == list(COLUMNS[name])
+    assert pyarrow.parquet.read_table(tmp_path / f"{name}.parquet").column_names == list(COLUMNS[name])
+
+
+def test_csv_and_parquet_hold_the_same(
+    tmp_path: Path, labelled: tuple[Counts, Labelled], directions: Directions
+) -> None:
+    counts, scores = labelled
+    rows = direction_rows("mine", directions, counts, slice(1, 3), scores)
+    write_table(tmp_path, "directions", table_columns("directions", rows))
+    kept = pyarrow.parquet.read_table(tmp_path / "directions.parquet")
+    assert kept.to_pylist() == rows
+    options = pyarrow.csv.ConvertOptions(column_types=kept.schema)
+    assert pyarrow.csv.read_csv(tmp_path / "directions.csv", convert_options=options).to_pylist() == rows

@@ -1,0 +1,101 @@
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_net import Scaled, Unresized
+
+from extract.decode import Batch, Decode, decoded
+from extract.images import open_folder
+from stores.errors import EDDPError, UsageError
+
+Images = Callable[..., Path]
+
+
+@pytest.mark.parametrize("batches", [[[0, 1, 2], [3, 4, 5, 6], [7]], [[9], [2, 0]], [[k] for k in range(10)], []])
+def test_every_row_once_and_in_order(tiny_images: Images, batches: list[list[int]]) -> None:
+    source = open_folder(tiny_images())
+    found = list(decoded(Decode(source, Scaled(), batches), workers=0))
+    assert [batch.rows for batch in found] == batches
+    for batch in found:
+        assert batch.good == batch.rows
+        assert batch.reasons == {}
+        wanted = torch.stack([Scaled()(source.image(row)) for row in batch.rows])
+        assert batch.images is not None
+        assert torch.equal(batch.images, wanted)
+
+
+def test_bad_images_never_shift_their_neighbours(tiny_images: Images) -> None:
+    root = tiny_images()
+    source = open_folder(root)
+    for row in (1, 3, 4, 5):
+        source.path(row).write_text("no picture")
+    first, second, third = decoded(Decode(source, Scaled(), [[0, 1, 2], [3, 4, 5], [6]]), workers=0)
+    assert (first.good, list(first.reasons)) == ([0, 2], [1])
+    assert first.images is not None
+    assert torch.equal(first.images[1], Scaled()(source.image(2)))
+    assert (second.good, second.images, list(second.reasons)) == ([], None, [3, 4, 5])
+    assert source.name(4) in second.reasons[4]
+    assert third.good == [6]
+
+
+def test_the_window_is_bounded(tiny_images: Images) -> None:
+    source = open_folder(tiny_images())
+    begun: list[int] = []
+
+    class Counting(Decode):
+        def one(self, row: int) -> torch.Tensor | str:
+            begun.append(row)
+            return super().one(row)
+
+    stream = decoded(Counting(source, Scaled(), [[k] for k in range(10)]), workers=0)
+    next(stream)
+    assert len(begun) <= 4
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert len(begun) <= 5
+
+
+def test_a_transform_that_fails_names_the_image(tiny_images: Images) -> None:
+    source = open_folder(tiny_images())
+
+    def fails(image: Image.Image) -> torch.Tensor:
+        raise RuntimeError("too small for me")
+
+    with pytest.raises(UsageError, match=r"transform fails on image 'cat/000.png': RuntimeError: too small for me"):
+        next(decoded(Decode(source, fails, [[0]]), workers=0))
+
+
+def test_a_transform_without_a_size_names_the_two_images(tiny_images: Images) -> None:
+    root = tiny_images()
+    source = open_folder(root)
+    Image.new("RGB", (9, 7)).save(source.path(2))
+    with pytest.raises(UsageError, match=r"'cat/000.png' becomes \(3, 20, 20\), image 'cat/002.png' \(3, 7, 9\)"):
+        next(decoded(Decode(source, Unresized(), [[0, 1, 2]]), workers=0))
+
+
+def test_an_error_travels_from_a_worker_as_a_value(tiny_images: Images) -> None:
+    """What a spawned worker does, without the second it takes to start one."""
+    source = open_folder(tiny_images())
+    Image.new("RGB", (9, 7)).save(source.path(2))
+    decode = pickle.loads(pickle.dumps(Decode(source, Unresized(), [[0, 1, 2], [0]])))  # noqa: S301
+    batch: Batch = pickle.loads(pickle.dumps(decode[0]))  # noqa: S301
+    assert isinstance(batch.failure, UsageError)
+    assert "becomes (3, 20, 20)" in str(batch.failure)
+    assert decode[1].failure is None
+
+
+def test_a_worker_that_dies_is_told_in_one_sentence(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dying:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __iter__(self) -> None:
+            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    monkeypatch.setattr("extract.decode.DataLoader", Dying)
+    source = open_folder(tiny_images())
+    with pytest.raises(EDDPError, match=r"A decoding process ended unexpectedly.*--workers 0"):
+        next(decoded(Decode(source, Scaled(), [[0]]), workers=1))

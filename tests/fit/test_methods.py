@@ -1,0 +1,149 @@
+"""One battery over every method, and what is particular to each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluate.truth import against_truth, read_truth
+from extract.head import open_head
+from fit import METHODS, make_fitter
+from fit.synthetic import SyntheticConfig, make_synthetic
+from stores.directions import Directions
+from stores.errors import FitError, NonFiniteError, UnknownNameError
+from stores.readers import LayerReader
+
+QUICK = {"eddp": {"refine_steps": "30"}}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> LayerReader:
+    path = tmp_path_factory.mktemp("truth") / "s.zarr"
+    make_synthetic(path, SyntheticConfig(images=900))
+    return LayerReader(path)
+
+
+def fit(method: str, reader: LayerReader, directions: int = 3, **more: str) -> Directions:
+    fitter = make_fitter(method, n_directions=directions, settings={**QUICK.get(method, {}), **more})
+    return fitter.fit(reader, open_head(reader.store, reader.spec.name)).directions
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+class TestEveryMethod:
+    def test_gives_unit_signals_and_the_right_shapes(self, method: str, reader: LayerReader) -> None:
+        found = fit(method, reader)
+        assert found.filters.shape == found.signals.shape == (16, 3)
+        assert found.filters.dtype == found.signals.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(found.signals, axis=0), 1, rtol=1e-5)
+        assert found.method == method
+        assert found.layer == "synthetic"
+        assert found.info["store"]["fingerprint"] == reader.store.fingerprint
+        assert found.info["config"]["n_directions"] == 3
+
+    def test_is_the_same_twice_and_other_with_another_seed_or_not(self, method: str, reader: LayerReader) -> None:
+        one, two = fit(method, reader), fit(method, reader)
+        assert (one.filters == two.filters).all()
+        assert (one.signals == two.signals).all()
+
+    def test_survives_the_disk(self, method: str, reader: LayerReader, tmp_path: Path) -> None:
+        found = fit(method, reader)
+        found.save(tmp_path / "d.safetensors")
+        again = Directions.load(tmp_path / "d.safetensors")
+        x = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
+        np.testing.assert_array_equal(found.logits(x), again.logits(x))
+        assert again.info["config"] == found.info["config"]
+
+    def test_reports_progress(self, method: str, reader: LayerReader) -> None:
+        seen = []
+        make_fitter(method, n_directions=2, settings=QUICK.get(method)).fit(
+            reader, None, lambda stage, done, total=None, note="": seen.append(stage)
+        )
+        assert method in ("pca", "neurons") or "clustering" in seen
+
+    def test_nan_names_the_image(self, method: str, tmp_path: Path) -> None:
+        make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=30))
+        chunk = tmp_path / "s.zarr/layers/synthetic/activations/c/0/0/0"
+        data = bytearray(chunk.read_bytes())
+        data[16 * 2 * 4 * 7 : 16 * 2 * 4 * 7 + 4] = np.float32("nan").tobytes()
+        chunk.write_bytes(data)
+        with pytest.raises(NonFiniteError, match="synthetic-0000007"):
+            fit(method, LayerReader(tmp_path / "s.zarr"))
+
+
+def test_too_many_directions_is_one_sentence(reader: LayerReader) -> None:
+    with pytest.raises(FitError, match="40 directions .* 16 channels"):
+        fit("pca", reader, 40)
+    with pytest.raises(FitError, match="17 directions .* 16 channels"):
+        fit("neurons", reader, 17)
+    with pytest.raises(FitError, match="only 1800 activation vectors"):
+        fit("kmeans", reader, 2000)
+    with pytest.raises(UnknownNameError, match="no method 'magic'"):
+        make_fitter("magic", n_directions=2)
+
+
+def test_a_store_of_one_value_is_one_sentence(tmp_path: Path) -> None:
+    make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=30))
+    for chunk in (tmp_path / "s.zarr/layers/synthetic/activations/c").rglob("0"):
+        if chunk.is_file():
+            chunk.write_bytes(np.full(chunk.stat().st_size // 4, 3, np.float32).tobytes())
+    with pytest.raises(FitError, match="do not vary"):
+        fit("eddp", LayerReader(tmp_path / "s.zarr"))
+
+
+def test_pca_is_numpys_and_has_both_signs(reader: LayerReader) -> None:
+    found = fit("pca", reader, 4)
+    x = np.concatenate([block.reshape(-1, 16) for _, block in reader.blocks()]).astype(np.float64)
+    vectors = np.linalg.eigh(np.cov(x.T))[1][:, ::-1]
+    np.testing.assert_allclose(np.abs((found.filters * vectors[:, [0, 0, 1, 1]]).sum(0)), 1, rtol=1e-4)
+    np.testing.assert_allclose(found.filters[:, 0], -found.filters[:, 1])
+    assert found.thresholds is None
+
+
+def test_neurons_are_channels_of_largest_variance(reader: LayerReader) -> None:
+    found = fit("neurons", reader, 16)
+    x = np.concatenate([block.reshape(-1, 16) for _, block in reader.blocks()])
+    order = np.argsort(-x.var(0))
+    assert found.info["neurons"] == order.tolist()
+    assert (found.logits(x[:3]) == x[:3, order]).all()
+
+
+@pytest.mark.parametrize("space", ["raw", "centred", "whitened"])
+def test_kmeans_thresholds_detect_its_own_clusters(reader: LayerReader, space: str) -> None:
+    found = fit("kmeans", reader, 3, space=space)
+    x = np.concatenate([block.reshape(-1, 16) for _, block in reader.blocks()])
+    share = (found.logits(x) > 0).mean(0)
+    # raw clusters of data far from the origin all point the same way: detectors there, but poor ones
+    low, high = (0, 1) if space == "raw" else (0.1, 0.9)
+    assert ((share > low) & (share < high)).all()
+    assert fit("kmeans", reader, 3, space=space, threshold="quantile").thresholds is None
+
+
+def test_eddp_recovers_the_truth_and_whitened_clusters_come_close(reader: LayerReader) -> None:
+    truth = read_truth(reader)
+    found = against_truth(fit("eddp", reader, 3, refine_steps="400"), reader, truth)
+    assert min(found["iou"]) > 0.95
+    assert min(found["cos"]) > 0.98
+    assert found["rmse"] < 0.25
+    clusters = against_truth(fit("kmeans", reader, 3, space="whitened"), reader, truth)
+    assert min(clusters["iou"]) > 0.8
+    raw = against_truth(fit("kmeans", reader, 3), reader, truth)
+    assert np.mean(raw["iou"]) < np.mean(clusters["iou"])
+
+
+def test_eddp_logs_what_it_minimised(reader: LayerReader) -> None:
+    fitter = make_fitter("eddp", n_directions=3, settings={"refine_steps": "60"})
+    log = fitter.fit(reader, open_head(reader.store, "synthetic")).log
+    assert [row["step"] for row in log] == list(range(60))
+    assert log[-1]["total"] < log[0]["total"]
+    assert {"sparsity", "maximum_activation", "inactive", "orthogonality", "uncertainty", "entropy"} <= set(log[0])
+    assert log[-1]["learning_rate"] == pytest.approx(1e-4)
+
+
+def test_eddp_without_a_head_or_without_steps(reader: LayerReader) -> None:
+    fitter = make_fitter("eddp", n_directions=3, settings={"refine_steps": "5"})
+    assert fitter.fit(reader, None).directions.info["uncertainty"] == "none"
+    start = make_fitter("eddp", n_directions=3, settings={"refine_steps": "0"}).fit(reader, None)
+    assert start.log == []
+    assert start.directions.count == 3

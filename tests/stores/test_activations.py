@@ -1,0 +1,282 @@
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from tiny import contents, open_writer, write_store
+
+from stores.activations import ActivationStore, read_attributes
+from stores.errors import CorruptStoreError, MissingPathError, StoreError, UnknownNameError, UnsealedStoreError
+from stores.layers import LayerSpec
+
+Make = Callable[..., Path]
+
+
+def noise(n: int, p: int = 3, c: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, p, c)).astype(np.float32)
+
+
+def edit(path: Path, change: Callable[[dict], None]) -> None:
+    """Change the eddp attributes of a store."""
+    document = json.loads((path / "zarr.json").read_bytes())
+    change(document["attributes"]["eddp"])
+    (path / "zarr.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("n", [1, 4, 9])
+def test_all_comes_back_exactly(tiny_store: Make, n: int, dtype: str, compress: str) -> None:
+    layers = {"features.1": noise(n), "late": noise(n, 5, 4, 1)}
+    labels, logits = np.arange(n)[::-1] - 1, noise(n)[:, :, 0]
+    path = tiny_store(layers, labels=labels, logits=logits, dtype=dtype, compress=compress, class_names=["a", "b", "c"])
+    store = ActivationStore.open(path)
+    assert (store.n_images, store.n_chunks, list(store.layers)) == (n, -(-n // 4), list(layers))
+    assert np.array_equal(store.labels, labels)
+    assert np.array_equal(store.logits, logits)
+    assert store.valid.all()
+    assert store.class_names == ["a", "b", "c"]
+    assert store.provenance == {"model": "by hand"}
+    assert store.verify() == []
+    for name, x in layers.items():
+        read = [np.asarray(store.array(f"layers/{name}/activations").read(k)) for k in range(store.n_chunks)]
+        assert np.array_equal(np.concatenate(read), x.astype(dtype))
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_another_zarr_reader_sees_the_same(tiny_store: Make, compress: str) -> None:
+    x = noise(9).astype(np.float16)
+    head = (np.ones((3, 2), np.float32), np.zeros(3, np.float32))
+    path = tiny_store({"a.b": x}, dtype="float16", compress=compress, heads={"a.b": head})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group = zarr.open_group(path, mode="r")
+        found = dict(group.members(max_depth=None))
+    assert np.array_equal(found["layers/a.b/activations"][:], x)
+    assert np.array_equal(found["layers/a.b/head_weight"][:], head[0])
+    assert found["images/labels"][:].tolist() == [i % 3 for i in range(9)]
+    assert bytes(found["images/names"][8]).rstrip(b"\0") == b"c0/image 8.jpg"
+    assert found["ledger/00000002"].attrs["rows"] == 1
+    assert np.array_equal(ActivationStore.open(path).dask("a.b").compute(scheduler="synchronous"), x)
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_a_missing_chunk_is_nan_to_others_and_refused_by_us(tiny_store: Make, compress: str) -> None:
+    path = tiny_store({"a": noise(9)}, compress=compress)
+    shutil.rmtree(path / "layers" / "a" / "activations" / "c" / "1")
+    foreign = zarr.open_array(path / "layers" / "a" / "activations", mode="r")[:]
+    assert np.isnan(foreign[4:8]).all()
+    assert np.isfinite(foreign[[0, 3, 8]]).all()
+    with pytest.raises(CorruptStoreError, match=r"damaged: chunk 1 of layers/a/activations: No such file"):
+        ActivationStore.open(path)
+
+
+def test_zeros_are_written_and_not_left_out(tiny_store: Make) -> None:
+    path = tiny_store({"a": np.zeros((5, 2, 2), np.float32)}, labels=np.full(5, -1))
+    assert len(list((path / "layers/a/activations/c").rglob("0"))) > 1
+    assert not zarr.open_array(path / "layers/a/activations", mode="r")[:].any()
+
+
+NAMES = ["a.jpg", "", "dir/b c.jpg", "grün/猫.png", "caf\udce9.jpg", "x" * 300, "trailing ", "quote'\".png"]
+
+
+def test_names_of_any_bytes(tiny_store: Make) -> None:
+    store = ActivationStore.open(tiny_store({"a": noise(len(NAMES))}, names=NAMES, chunk_images=3))
+    assert store.names == NAMES
+
+
+def test_skipped_images(tiny_store: Make) -> None:
+    valid = np.array([True, False, True, True, False])
+    path = tiny_store({"a": noise(5)}, valid=valid, names=["a", "caf\udce9.jpg", "c", "d", "e"])
+    store = ActivationStore.open(path)
+    assert store.valid.tolist() == valid.tolist()
+    skipped = [entry for record in store.records.values() for entry in record.skipped]
+    assert [(entry["row"], entry["name"]) for entry in skipped] == [(1, "caf\udce9.jpg"), (4, "e")]
+    assert np.isnan(zarr.open_array(path / "layers/a/activations", mode="r")[:][~valid]).all()
+    assert [record.nonfinite for record in store.records.values()] == [{"a": 0}, {"a": 0}]
+
+
+def test_prefix_and_sampled_positions(tiny_store: Make) -> None:
+    specs = {"p": LayerSpec("p", (1, 2), 2, prefix=1, layout="tokens"), "s": LayerSpec("s", (3, 3), 2, 0, 3)}
+    positions = np.sort(np.random.default_rng(0).permuted(np.tile(np.arange(9), (6, 1)), axis=1)[:, :3])
+    path = tiny_store({"p": noise(6), "s": noise(6)}, specs=specs, positions={"s": positions})
+    store = ActivationStore.open(path)
+    assert store.layers == specs
+    assert np.array_equal(store.array("layers/s/positions").read(1), positions[4:])
+    assert "layers/p/positions" not in store.image_arrays()
+
+
+def test_a_layer_by_name(tiny_store: Make) -> None:
+    one = ActivationStore.open(tiny_store({"a": noise(2)}, name="one"))
+    two = ActivationStore.open(tiny_store({"a": noise(2), "b": noise(2)}, name="two"))
+    assert one.layer().name == "a"
+    assert two.layer("b").name == "b"
+    with pytest.raises(UnknownNameError, match=r"several layers \(a, b\): name one with --layer"):
+        two.layer()
+    with pytest.raises(UnknownNameError, match=r"no layer 'c'\. It holds: a, b"):
+        two.layer("c")
+
+
+def test_the_head(tiny_store: Make) -> None:
+    weight, bias = noise(4, 3, 2)[0], np.array([1, 2, 3], np.float32)
+    path = tiny_store({"a": noise(4), "b": noise(4)}, heads={"a": (weight, bias)})
+    store = ActivationStore.open(path)
+    found = store.affine_head("a")
+    assert found is not None
+    assert np.array_equal(found[0], weight)
+    assert np.array_equal(found[1], bias)
+    assert store.affine_head("b") is None
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "metadata"])
+def test_a_damaged_head_is_refused(tiny_store: Make, harm: str) -> None:
+    path = tiny_store({"a": noise(4)}, heads={"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))})
+    store = ActivationStore.open(path)
+    chunk = path / "layers/a/head_weight/c/0/0"
+    if harm == "flip":
+        chunk.write_bytes(b"\x01" + chunk.read_bytes()[1:])
+    elif harm == "truncate":
+        chunk.write_bytes(chunk.read_bytes()[:-2])
+    elif harm == "remove":
+        chunk.unlink()
+    else:
+        (path / "layers/a/head_weight/zarr.json").write_text("{}")
+    with pytest.raises(CorruptStoreError, match="head"):
+        store.affine_head("a")
+    assert any("head" in problem for problem in store.verify())
+
+
+def test_the_fingerprint_is_the_contents(tiny_store: Make) -> None:
+    x = noise(6)
+    same = [ActivationStore.open(tiny_store({"a": x}, name=name)).fingerprint for name in ("one", "two")]
+    x[5, 2, 1] += 1
+    other = ActivationStore.open(tiny_store({"a": x}, name="three")).fingerprint
+    assert same[0] == same[1] != other
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(MissingPathError, match=r"There is no store at '.*x'\. Make one with: extract"):
+        ActivationStore.open(tmp_path / "x")
+    with pytest.raises(MissingPathError, match=r"holds no zarr\.json"):
+        ActivationStore.open(tmp_path)
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(MissingPathError, match=r"holds no zarr\.json"):
+        ActivationStore.open(tmp_path / "file")
+
+
+def test_an_unfinished_store_says_how_much_is_missing(tmp_path: Path) -> None:
+    x = {"a": noise(9)}
+    writer = open_writer(tmp_path / "s", x)
+    writer.close()
+    with pytest.raises(UnsealedStoreError, match=r"0 of 3 chunks are committed\. Run the same extract command again"):
+        ActivationStore.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"attributes": {}}',
+        '{"attributes": {"eddp": 3}}',
+        '{"attributes": {"eddp": {}}}',
+        "\udcff",
+    ],
+)
+def test_a_damaged_or_foreign_root(tiny_store: Make, text: str) -> None:
+    path = tiny_store({"a": noise(4)})
+    (path / "zarr.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CorruptStoreError, match="damaged or belongs to another program's Zarr store"):
+        ActivationStore.open(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.update(layers=[]),
+        lambda a: a.update(layers={}),
+        lambda a: a.update(layers={"a": {"name": "a"}}),
+        lambda a: a.update(n_images="many"),
+        lambda a: a.update(chunk_images=0),
+        lambda a: a.update(sealed=True),
+        lambda a: a.update(heads=[]),
+        lambda a: a.update(format="x"),
+        lambda a: a.pop("provenance"),
+        lambda a: a["layers"]["a"].update(channels=3),
+        lambda a: a["provenance"].update(model="another"),
+    ],
+)
+def test_changed_attributes_are_refused(tiny_store: Make, change: Callable[[dict], None]) -> None:
+    path = tiny_store({"a": noise(4)})
+    edit(path, change)
+    with pytest.raises(CorruptStoreError):
+        ActivationStore.open(path)
+
+
+def test_a_newer_format_is_told_as_such(tiny_store: Make) -> None:
+    path = tiny_store({"a": noise(4)})
+    document = {"attributes": {"eddp": {"format": 2, "all": "is different"}}}
+    (path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=r"has format 2; this eddp reads up to 1\. Update eddp"):
+        read_attributes(path)
+
+
+def test_chunks_of_another_store_are_found(tiny_store: Make) -> None:
+    one, two = (tiny_store({"a": noise(6, seed=seed)}, name=f"{seed}") for seed in (1, 2))
+    file = "layers/a/activations/c/0/0/0"
+    shutil.copy(one / file, two / file)
+    problems = ActivationStore.open(two).verify()
+    assert problems == ["chunk 0 of layers/a/activations: its bytes do not match the ledger's checksum"]
+
+
+@pytest.mark.parametrize("change", ["removed", "altered"])
+def test_a_ledger_changed_after_sealing(tiny_store: Make, change: str) -> None:
+    path = tiny_store({"a": noise(6)})
+    record = path / "ledger/00000001/zarr.json"
+    if change == "removed":
+        shutil.rmtree(record.parent)
+        wanted = "sealed with 2 chunks, but its ledger now holds 1"
+    else:
+        record.write_text(record.read_text().replace('"first": 4', '"first": 5'))
+        wanted = "ledger .* was changed after"
+    with pytest.raises(CorruptStoreError, match=wanted):
+        ActivationStore.open(path)
+
+
+def test_the_first_problems_are_listed_and_the_rest_counted(tiny_store: Make) -> None:
+    path = tiny_store({"a": noise(28)})
+    for file in (path / "layers/a/activations/c").rglob("0"):
+        if file.is_file():
+            file.write_bytes(b"short")
+    with pytest.raises(CorruptStoreError, match=r"chunk 0 .* 5 bytes instead of 96; .*; and 2 more\. .*eddp verify"):
+        ActivationStore.open(path)
+
+
+def test_every_flipped_byte_of_a_store_is_found(tmp_path: Path) -> None:
+    head = (np.ones((2, 2), np.float32), np.zeros(2, np.float32))
+    x = noise(3, 1)
+    path = write_store(tmp_path / "s", {"a": x}, chunk_images=2, n_classes=2, names=["a", "b", "c"], heads={"a": head})
+    g = np.random.default_rng(0)
+    for name in sorted(contents(path).keys() - {"ledger/zarr.json"}):  # that one only says whose folder it is
+        data = (path / name).read_bytes()
+        end = len(data)
+        if name == "zarr.json":  # when the store was sealed, and what Zarr alone reads, nobody holds against anything
+            end = data.index(b'"sealed"')
+        elif name.startswith("ledger"):
+            end = data.index(b'"zarr_format"')
+        for i in g.choice(end, min(end, 12), replace=False):
+            (path / name).write_bytes(data[:i] + bytes([data[i] ^ 0x04]) + data[i + 1 :])
+            try:
+                problems = ActivationStore.open(path).verify()
+            except (StoreError, MissingPathError) as error:
+                problems = [str(error)]
+            assert problems, (name, i, data[max(0, i - 20) : i + 20])
+        (path / name).write_bytes(data)
+    assert ActivationStore.open(path).verify() == []

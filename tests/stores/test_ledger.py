@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import pytest
+import zarr
+
+from stores.errors import CorruptStoreError
+from stores.ledger import Ledger, Record, digest
+
+
+def record(chunk: int, **changes: object) -> Record:
+    values = {
+        "chunk": chunk,
+        "first": chunk * 4,
+        "rows": 4,
+        "arrays": {"images/labels": {"crc32c": 1, "bytes": 32}},
+        "max_abs": {"a": 1.5},
+        "nonfinite": {"a": 0},
+        "skipped": [{"row": 1, "name": "caf\udce9 猫.jpg", "reason": "bad"}],
+    }
+    return Record(**{**values, **changes})
+
+
+def test_records_come_back_in_order(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.records() == {}
+    for k in (11, 2, 0):
+        ledger.commit(record(k))
+    assert list(ledger.records()) == [0, 2, 11]
+    assert ledger.records()[2] == record(2)
+    assert zarr.open_group(tmp_path / "00000002", mode="r").attrs["max_abs"] == {"a": 1.5}
+
+
+def test_the_digest_sees_every_entry() -> None:
+    plain = digest({0: record(0), 1: record(1)})
+    assert plain == digest({1: record(1), 0: record(0)})
+    changes = [
+        {"rows": 3},
+        {"arrays": {"images/labels": {"crc32c": 2, "bytes": 32}}},
+        {"max_abs": {"a": 1.25}},
+        {"nonfinite": {"a": 1}},
+        {"skipped": []},
+    ]
+    others = {digest({0: record(0), 1: record(1, **change)}) for change in changes}
+    assert len(others | {plain, digest({0: record(0)})}) == len(changes) + 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "[]", '{"attributes": {}}', '{"attributes": {"chunk": 1}}', "\udcff"],
+)
+def test_every_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    ledger = Ledger(tmp_path)
+    for k in range(4):
+        ledger.commit(record(k))
+    for k in (1, 3):
+        ledger.path(k).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CorruptStoreError, match=r"00000001 \(.*00000003 \(.*Delete those record folders"):
+        ledger.records()
+
+
+@pytest.mark.parametrize("change", [{"chunk": 2}, {"chunk": "1"}, {"arrays": []}, {"extra": 1}])
+def test_a_record_that_is_none_of_its_chunk(tmp_path: Path, change: dict) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.commit(record(1))
+    document = json.loads(ledger.path(1).read_bytes())
+    document["attributes"].update(change)
+    ledger.path(1).write_text(json.dumps(document))
+    with pytest.raises(CorruptStoreError, match="00000001"):
+        ledger.records()
+
+
+def test_a_half_written_record_is_no_record(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.commit(record(0))
+    (tmp_path / "00000001").mkdir()
+    (tmp_path / "00000001" / ".zarr.json.abcdef12.partial").write_text("{")
+    assert list(ledger.records()) == [0]

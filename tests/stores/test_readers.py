@@ -1,0 +1,151 @@
+"""Readers against the plainest possible oracle: a list of images, each a list of positions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import write_store
+
+from stores.activations import ActivationStore
+from stores.errors import CorruptStoreError, UsageError
+from stores.layers import LayerSpec
+from stores.readers import LayerReader
+
+Make = Callable[..., Path]
+
+
+@dataclass
+class Case:
+    path: Path
+    x: np.ndarray  # (N, P, C) as given, prefix included
+    valid: np.ndarray
+    prefix: int
+    chunk: int
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, int, int, list[bool], str, str]:
+    n = draw(st.integers(1, 13))
+    valid = draw(st.one_of(st.just([True] * n), st.lists(st.booleans(), min_size=n, max_size=n)))
+    return (
+        draw(st.integers(1, 5)),  # chunk
+        draw(st.integers(1, 4)),  # grid positions
+        draw(st.integers(0, 2)),  # prefix
+        valid,
+        draw(st.sampled_from(["float16", "float32"])),
+        draw(st.sampled_from(["none", "zstd"])),
+    )
+
+
+def make(folder: Path, case: tuple) -> Case:
+    chunk, grid, prefix, valid, dtype, compress = case
+    n, p, c = len(valid), prefix + grid, 3
+    x = np.arange(n * p * c).reshape(n, p, c).astype(dtype)  # every number once
+    spec = LayerSpec("a", (1, grid), c, prefix)
+    mask = np.array(valid)
+    path = write_store(
+        folder / "s", {"a": x}, specs={"a": spec}, valid=mask, chunk_images=chunk, dtype=dtype, compress=compress
+    )
+    return Case(path, x, mask, prefix, chunk)
+
+
+@settings(max_examples=30)
+@given(case=cases(), step=st.one_of(st.none(), st.integers(1, 15)), keep_prefix=st.booleans(), data=st.data())
+def test_every_view_agrees_with_the_oracle(
+    tmp_path_factory: pytest.TempPathFactory, case: tuple, step: int | None, keep_prefix: bool, data: st.DataObject
+) -> None:
+    made = make(tmp_path_factory.mktemp("r"), case)
+    reader = LayerReader(made.path, prefix=keep_prefix)
+    first = 0 if keep_prefix else made.prefix
+    expected = {i: made.x[i, first:] for i in range(len(made.x)) if made.valid[i]}
+    assert reader.n_images == len(expected)
+    assert reader.positions == made.x.shape[1] - first
+    assert reader.n_rows == reader.n_images * reader.positions
+    assert reader.image_indices.tolist() == list(expected)
+
+    seen: list[int] = []
+    for index, block in reader.blocks(step):
+        assert len(index) == len(block) <= (step or made.chunk)
+        for i, x in zip(index, block, strict=True):
+            assert np.array_equal(x, expected[int(i)])
+            seen.append(int(i))
+    assert seen == list(expected)  # in order, none twice, no tail dropped
+
+    if expected:
+        chosen = data.draw(st.lists(st.sampled_from(list(expected)), max_size=8))  # any order, also twice
+        got = reader.images(chosen)
+        assert got.shape == (len(chosen), reader.positions, 3)
+        assert all(np.array_equal(x, expected[i]) for i, x in zip(chosen, got, strict=True))
+    invalid = np.flatnonzero(~made.valid)
+    for wrong in (*invalid[:1], -1, len(made.x)):
+        with pytest.raises(UsageError, match=f"no activations of image {wrong} "):
+            reader.images([*list(expected)[:1], wrong])
+
+
+@settings(max_examples=30)
+@given(case=cases(), other_chunk=st.integers(1, 6), count=st.integers(1, 60), seed=st.integers(0, 3))
+def test_sampled_rows_do_not_depend_on_the_chunks(
+    tmp_path_factory: pytest.TempPathFactory, case: tuple, other_chunk: int, count: int, seed: int
+) -> None:
+    made = make(tmp_path_factory.mktemp("r"), case)
+    other = make(tmp_path_factory.mktemp("r"), (other_chunk, *case[1:]))
+    reader = LayerReader(made.path)
+    rows = reader.sampled_rows(count, seed)
+    naive = made.x[made.valid][:, made.prefix :].reshape(-1, 3)
+    assert rows.shape == (min(count, len(naive)), 3)
+    assert rows.dtype == made.x.dtype
+    numbers = rows[:, 0].tolist()
+    assert set(numbers) <= set(naive[:, 0].tolist())
+    assert len(set(numbers)) == len(numbers)  # without replacement
+    assert np.array_equal(rows, LayerReader(other.path).sampled_rows(count, seed))
+    if count >= len(naive):
+        assert np.array_equal(rows, naive)
+
+
+def test_sampled_rows_are_spread_over_all_and_differ_by_seed(tiny_store: Make) -> None:
+    x = np.arange(400, dtype=np.float32).reshape(100, 4, 1)
+    reader = LayerReader(tiny_store({"a": x}, chunk_images=7))
+    rows = reader.sampled_rows(100, 0)[:, 0]
+    assert rows.tolist() == sorted(rows)
+    assert all(20 <= np.sum((rows >= k) & (rows < k + 100)) <= 32 for k in range(0, 400, 100))
+    assert not np.array_equal(rows, reader.sampled_rows(100, 1)[:, 0])
+
+
+def test_sampled_positions_have_no_prefix_left_to_drop(tiny_store: Make) -> None:
+    x = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    spec = LayerSpec("a", (3, 3), 2, prefix=1, stored_positions=3, layout="tokens")
+    path = tiny_store({"a": x}, specs={"a": spec}, positions={"a": np.tile([0, 4, 8], (4, 1))})
+    for prefix in (False, True):
+        reader = LayerReader(path, prefix=prefix)
+        assert reader.positions == 3
+        assert np.array_equal(np.concatenate([block for _, block in reader.blocks()]), x)
+
+
+def test_an_open_store_or_a_path(tiny_store: Make) -> None:
+    x = np.ones((5, 2, 3), np.float32)
+    path = tiny_store({"a": x, "b": 2 * x})
+    for store in (path, str(path), ActivationStore.open(path)):
+        reader = LayerReader(store, "b")
+        assert (reader.channels, reader.grid, reader.spec.name) == (3, (1, 2), "b")
+        assert reader.images([0]).tolist() == (2 * x[:1]).tolist()
+
+
+def test_uncompressed_chunks_are_mapped_and_not_copied(tiny_store: Make) -> None:
+    _, block = LayerReader(tiny_store({"a": np.ones((5, 2, 3), np.float32)})).chunk(0)
+    assert isinstance(block, np.memmap)
+
+
+def test_a_chunk_that_goes_away_while_reading_is_told(tiny_store: Make) -> None:
+    path = tiny_store({"a": np.ones((9, 2, 3), np.float32)})
+    reader = LayerReader(path)
+    (path / "layers/a/activations/c/1/0/0").unlink()
+    with pytest.raises(CorruptStoreError, match=r"Chunk 1 of 'layers/a/activations' cannot be read .*No such file"):
+        list(reader.blocks())
+    with pytest.raises(CorruptStoreError):
+        reader.images([5])
+    with pytest.raises(CorruptStoreError):
+        reader.sampled_rows(3, 0)

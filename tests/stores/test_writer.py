@@ -1,0 +1,440 @@
+import errno
+import json
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import contents, fill, names_for, open_writer, write_store
+
+from stores.activations import ActivationStore
+from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError
+from stores.layers import LayerSpec
+from stores.writer import StoreWriter, default_chunk_images
+
+X = {"a": np.random.default_rng(0).normal(size=(10, 3, 2)).astype(np.float32)}
+
+
+def finish(path: Path, **options: object) -> None:
+    writer = open_writer(path, X, **options)
+    try:
+        fill(writer, X)
+        writer.seal()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_going_on_gives_the_same_bytes_as_never_stopping(tmp_path: Path, compress: str) -> None:
+    write_store(tmp_path / "whole", X, compress=compress)
+    for done in ([], [1], [0, 2]):
+        path = tmp_path / f"{done}"
+        writer = open_writer(path, X, compress=compress)
+        fill(writer, X, chunks=done)
+        writer.close()
+        before = {name: (path / name).stat().st_mtime_ns for name in contents(path) if "/c/" in name}
+        writer = open_writer(path, X, compress=compress)
+        assert writer.missing() == [k for k in range(3) if k not in done]
+        fill(writer, X)
+        writer.seal()
+        writer.close()
+        assert contents(path) == contents(tmp_path / "whole")
+        assert all((path / name).stat().st_mtime_ns == time for name, time in before.items())  # not written again
+
+
+def test_a_finished_store_is_left_as_it_is(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s", X)
+    before = {name: (path / name).stat().st_mtime_ns for name in contents(path)}
+    writer = open_writer(path, X)
+    assert writer.sealed
+    assert writer.missing() == []
+    writer.close()
+    assert {name: (path / name).stat().st_mtime_ns for name in contents(path)} == before
+
+
+def test_sealing_needs_every_chunk(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "s", X)
+    fill(writer, X, chunks=[0, 2])
+    with pytest.raises(UnsealedStoreError, match=r"1 of 3 chunks are missing \(the first is chunk 1\)\. Run the same"):
+        writer.seal()
+    writer.close()
+    with pytest.raises(UnsealedStoreError, match="2 of 3 chunks are committed"):
+        ActivationStore.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"dtype": "float16"}, "dtype: float32 there, float16 asked for"),
+        ({"compress": "zstd"}, "compress: none there, zstd asked for"),
+        ({"chunk_images": 5}, "chunk_images: 4 there, 5 asked for"),
+        ({"n_classes": 4}, "n_classes: 3 there, 4 asked for"),
+        ({"class_names": ["a", "b", "c"]}, r"class_names: None there, \['a', 'b', 'c'\] asked for"),
+        ({"provenance": {"model": "by hand", "dataset": {"digest": "x"}}}, "provenance.dataset: None there, .*'x'"),
+        ({"provenance": {"model": "y" * 200}}, "provenance.model differs"),
+        ({"specs": {"a": LayerSpec("a", (3, 1), 2)}}, r"layers.a.grid: \[1, 3\] there, \[3, 1\] asked for"),
+    ],
+)
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_store_of_something_else_is_refused_and_the_difference_named(
+    tmp_path: Path, options: dict, wanted: str, sealed: bool
+) -> None:
+    path = tmp_path / "s"
+    writer = open_writer(path, X)
+    fill(writer, X, chunks=[0, 1, 2] if sealed else [1])
+    if sealed:
+        writer.seal()
+    writer.close()
+    before = contents(path)
+    with pytest.raises(StoreExistsError, match=rf"made from something else \({wanted}.*--overwrite to replace it"):
+        open_writer(path, X, **options)
+    assert contents(path) == before
+    open_writer(path, X).close()  # and nobody holds it
+
+
+def test_other_layers_and_numbers_of_images_are_named_together(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", X)
+    other = {"a": X["a"][:9], "b": X["a"][:9]}
+    with pytest.raises(StoreExistsError, match=r"layers\.b.*n_images: 10 there, 9 asked for"):
+        open_writer(tmp_path / "s", other)
+
+
+def test_a_head_that_rounds_differently_is_no_other_store(tmp_path: Path) -> None:
+    head = (np.ones((3, 2), np.float32), np.zeros(3, np.float32))
+    writer = open_writer(tmp_path / "s", X, heads={"a": head})
+    fill(writer, X, chunks=[0])
+    writer.close()
+    writer = open_writer(tmp_path / "s", X, heads={"a": (head[0] + 1e-6, head[1])})
+    fill(writer, X)
+    writer.seal()
+    writer.close()
+    found = ActivationStore.open(tmp_path / "s").affine_head("a")
+    assert found is not None
+    assert np.array_equal(found[0], head[0])
+
+
+def test_overwriting_leaves_nothing_of_the_old_store(tmp_path: Path) -> None:
+    old = {"old": np.ones((20, 2, 2), np.float32)}
+    path = write_store(tmp_path / "s", old, chunk_images=2)
+    (path / "truth").mkdir()
+    (path / "truth" / "zarr.json").write_text("{}")
+    (path / ".zarr.json.0123abcd.partial").write_text("half")
+    finish(path, overwrite=True)
+    write_store(tmp_path / "fresh", X)
+    assert contents(path) == contents(tmp_path / "fresh")
+
+
+def test_overwriting_replaces_damaged_and_unfinished_stores(tmp_path: Path) -> None:
+    for name, text in (("damaged", "{"), ("newer", '{"attributes": {"eddp": {"format": 99}}}')):
+        path = write_store(tmp_path / name, X)
+        (path / "zarr.json").write_text(text)
+        with pytest.raises(StoreError):
+            open_writer(path, X)
+        finish(path, overwrite=True)
+        assert ActivationStore.open(path).verify() == []
+
+
+def foreign_zarr(path: Path) -> None:
+    import zarr
+
+    zarr.open_group(path, mode="w").create_array("x", data=np.ones(3))
+
+
+def user_folder(path: Path) -> None:
+    (path / "photos").mkdir(parents=True)
+    (path / "photos" / "a.jpg").write_bytes(b"dear")
+
+
+def accounts(path: Path) -> None:
+    (path / "ledger").mkdir(parents=True)
+    (path / "ledger" / "2024.csv").write_text("1,2")
+
+
+def broken_foreign_zarr(path: Path) -> None:
+    foreign_zarr(path)
+    (path / "zarr.json").write_text("{")
+
+
+def store_with_notes(path: Path) -> None:
+    write_store(path, X)
+    (path / "notes.txt").write_text("keep me")
+
+
+@pytest.mark.parametrize("make", [foreign_zarr, user_folder, accounts, broken_foreign_zarr, store_with_notes])
+def test_overwrite_never_deletes_what_is_not_ours(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "s"
+    make(path)
+    before = contents(path)
+    with pytest.raises(StoreExistsError, match=r"holds other things than a store of eddp .*left alone"):
+        open_writer(path, X, overwrite=True)
+    assert contents(path) == before
+    if make is not store_with_notes:
+        with pytest.raises(StoreExistsError, match=r"Move them, or give another --out"):
+            open_writer(path, X)
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_the_way(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "s").write_text("a thesis")
+    with pytest.raises(StoreExistsError, match="is a file, not a store"):
+        open_writer(tmp_path / "s", X, overwrite=overwrite)
+    with pytest.raises(StoreError, match="No store can be made at"):
+        open_writer(tmp_path / "s" / "below", X, overwrite=overwrite)
+    assert (tmp_path / "s").read_text() == "a thesis"
+
+
+def test_an_empty_folder_and_odd_paths_are_fine(tmp_path: Path) -> None:
+    for name in ("plain", "with space", "weird::name.zarr", "100%", "grün"):
+        (tmp_path / name).mkdir()
+        path = write_store(tmp_path / name, X)
+        assert ActivationStore.open(path).verify() == []
+        assert ActivationStore.open(path).dask().shape == (10, 3, 2)
+
+
+def test_a_layout_that_was_cut_off_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zarr
+
+    make, calls = zarr.create_array, []
+
+    def stops(**options: object) -> object:
+        calls.append(options)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return make(**options)
+
+    monkeypatch.setattr(zarr, "create_array", stops)
+    with pytest.raises(KeyboardInterrupt):
+        open_writer(tmp_path / "s", X)
+    monkeypatch.undo()
+    finish(tmp_path / "s")
+    write_store(tmp_path / "t", X)
+    assert contents(tmp_path / "s") == contents(tmp_path / "t")
+    (tmp_path / "u" / "ledger").mkdir(parents=True)  # cut off even earlier
+    (tmp_path / "u" / "ledger" / "zarr.json").touch()
+    finish(tmp_path / "u")
+    assert contents(tmp_path / "u") == contents(tmp_path / "t")
+
+
+def test_committed_chunks_without_attributes_are_not_thrown_away(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s", X)
+    (path / "zarr.json").unlink()
+    before = contents(path)
+    with pytest.raises(CorruptStoreError, match="is gone, but chunks of a store are there"):
+        open_writer(path, X)
+    assert contents(path) == before
+
+
+def test_two_writers(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "s", X)
+    fill(writer, X, chunks=[0])
+    before = contents(tmp_path / "s")
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match=r"Another process is writing to the store .*Wait until it has ended"):
+            open_writer(tmp_path / "s", X, overwrite=overwrite)
+    assert contents(tmp_path / "s") == before
+    writer.close()
+    writer.close()
+    open_writer(tmp_path / "s", X).close()
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path[:0] = sys.argv[2:]; import numpy as np; from pathlib import Path; from tiny import open_writer\n"
+        "try:\n    open_writer(Path(sys.argv[1]), {'a': np.zeros((10, 3, 2), np.float32)})\n"
+        "except OSError as error:\n    print(type(error).__name__, error)\n"
+    )
+    roots = [str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parents[2])]
+
+    def other() -> str:
+        run = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "s"), *roots], capture_output=True, text=True, timeout=60
+        )
+        return run.stdout + run.stderr
+
+    writer = open_writer(tmp_path / "s", X)
+    assert other().startswith("StoreError Another process is writing")
+    writer.close()
+    assert other() == ""  # and what ended without closing holds nothing
+    open_writer(tmp_path / "s", X).close()
+
+
+def test_a_disk_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import fcntl
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with caplog.at_level(logging.WARNING):
+        write_store(tmp_path / "s", X)
+    assert "a disk without locks" in caplog.text
+    assert ActivationStore.open(tmp_path / "s").verify() == []
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 5])  # of the chunk's files, the last is its record
+def test_a_full_disk_loses_nothing_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    write_store(tmp_path / "whole", X)
+    path = tmp_path / "s"
+    writer = open_writer(path, X)
+    fill(writer, X, chunks=[0])
+    before = contents(path)
+    sync, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            calls.append(handle)
+            if len(calls) == at + 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"No space left on device\. Nothing committed before is lost") as caught:
+        fill(writer, X, chunks=[1])
+    assert caught.value.exit_code == 1
+    monkeypatch.undo()
+    writer.close()
+    after = contents(path)
+    assert {name: data for name, data in after.items() if name in before} == before
+    assert not any(name.endswith(".partial") or name.startswith("ledger/00000001") for name in after)
+    finish(path)
+    assert contents(path) == contents(tmp_path / "whole")
+
+
+def test_a_full_disk_while_laying_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zarr
+
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zarr, "create_array", full)
+    with pytest.raises(StoreError, match=r"No store can be made at '.*s': No space left on device"):
+        open_writer(tmp_path / "s", X)
+    monkeypatch.undo()
+    finish(tmp_path / "s")
+
+
+@pytest.mark.parametrize("harm", ["record", "missing", "short"])
+@pytest.mark.parametrize("sealed", [False, True])
+def test_what_is_gone_is_done_again_and_only_that(tmp_path: Path, harm: str, sealed: bool) -> None:
+    write_store(tmp_path / "whole", X)
+    path = tmp_path / "s"
+    writer = open_writer(path, X)
+    fill(writer, X)
+    if sealed:
+        writer.seal()
+    writer.close()
+    chunk = path / "layers/a/activations/c/1/0/0"
+    if harm == "record":
+        shutil.rmtree(path / "ledger" / "00000001")
+    elif harm == "missing":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(chunk.read_bytes()[:-1])
+    writer = open_writer(path, X)
+    assert not writer.sealed
+    assert writer.missing() == [1]
+    fill(writer, X)
+    writer.seal()
+    writer.close()
+    assert contents(path) == contents(tmp_path / "whole")
+    assert ActivationStore.open(path).verify() == []
+
+
+def test_a_damaged_record_stops_going_on_with_advice_that_works(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s", X)
+    wanted = contents(path)
+    (path / "ledger/00000002/zarr.json").write_text("{")
+    with pytest.raises(CorruptStoreError, match=r"00000002 .*Delete those record folders"):
+        open_writer(path, X)
+    shutil.rmtree(path / "ledger/00000002")
+    finish(path)
+    assert contents(path) == wanted
+
+
+def commit(writer: StoreWriter, **changes: object) -> None:
+    values = {
+        "names": names_for(4),
+        "labels": np.zeros(4),
+        "valid": np.ones(4, bool),
+        "logits": np.zeros((4, 3)),
+        "activations": {"a": np.zeros((4, 3, 2), np.float32)},
+        "max_abs": {"a": 0.0},
+    }
+    writer.commit(0, **{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"names": names_for(3)},
+        {"names": ["much longer than any that was announced.jpg"] * 4},
+        {"labels": np.zeros(3)},
+        {"logits": np.zeros((4, 2))},
+        {"activations": {}},
+        {"activations": {"a": np.zeros((4, 3, 2), np.float32), "b": np.zeros((4, 3, 2), np.float32)}},
+        {"activations": {"a": np.zeros((4, 2, 3), np.float32)}},
+        {"activations": {"a": np.zeros((4, 3, 2), np.float16)}},
+        {"positions": {"a": np.zeros((4, 3))}},
+    ],
+)
+def test_a_commit_that_does_not_fit_is_no_commit(tmp_path: Path, changes: dict) -> None:
+    writer = open_writer(tmp_path / "s", X)
+    with pytest.raises(ValueError):
+        commit(writer, **changes)
+    assert writer.missing() == [0, 1, 2]
+    writer.close()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_record_counts_what_is_not_finite(tmp_path: Path, dtype: str) -> None:
+    x = np.zeros((4, 3, 2), dtype)
+    x[0, 0] = np.nan, np.inf
+    x[1, 2, 1] = -np.inf
+    x[3] = np.nan  # the image that could not be read does not count
+    writer = open_writer(tmp_path / "s", X, dtype=dtype)
+    commit(writer, activations={"a": x}, valid=np.array([True, True, True, False]))
+    assert writer.ledger.records()[0].nonfinite == {"a": 3}
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "itemsize", "images", "expected"),
+    [
+        ([(64, 2048)], 2, 50_000, 128),
+        ([(64, 2048)], 4, 50_000, 64),
+        ([(49, 512), (196, 1024)], 2, 10**6, 64),
+        ([(1, 1)], 2, 10**6, 4096),
+        ([(10_000, 10_000)], 4, 7, 1),
+        ([(49, 512)], 2, 10, 10),
+        ([(49, 512)], 2, 1, 1),
+    ],
+)
+def test_chunks_of_about_32_mebibytes(shapes: list, itemsize: int, images: int, expected: int) -> None:
+    layers = [LayerSpec(f"{p}", (1, p), c) for p, c in shapes]
+    assert default_chunk_images(layers, itemsize, images) == expected
+
+
+def test_provenance_of_any_folder_name(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s", X, provenance={"dataset": {"path": "/data/caf\udce9", "digest": "x"}})
+    assert ActivationStore.open(path).provenance["dataset"]["path"] == "/data/caf\udce9"
+    json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    open_writer(path, X, provenance={"dataset": {"path": "/data/caf\udce9", "digest": "x"}}).close()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(StoreError, match="Permission denied"):
+            open_writer(tmp_path / "s", X)
+    finally:
+        tmp_path.chmod(0o700)
