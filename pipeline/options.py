@@ -32,17 +32,18 @@ def load_config(context: click.Context, parameter: click.Parameter, value: str |
         raise UsageError(f"'{path}' (--config) is no valid TOML: {error}.") from error
     section = str(context.info_name)
     values = document.get(section, {})
-    known = {p.name for p in context.command.params}
+    # an option goes by its name on the command line, whatever the function calls it
+    known = {opt.lstrip("-").replace("-", "_"): p.name for p in context.command.params for opt in p.opts if p.name}
     chosen: dict[str, Any] = {}
     for key, given in values.items():
         name = key.replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, [k for k in known if k], n=2)
+            near = difflib.get_close_matches(name, known, n=2)
             raise UnknownNameError(
                 f"'{path}', section [{section}]: there is no option '{key}'."
                 + (f" Did you mean {' or '.join(near)}?" if near else "")
             )
-        chosen[name] = given
+        chosen[str(known[name])] = given
     context.default_map = {**(context.default_map or {}), **chosen}
     return value
 

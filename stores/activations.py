@@ -11,6 +11,7 @@
       layers/<layer>/head_weight, head_bias   (K, C), (K,): when the head is average pooling followed by an affine map
       ledger/<chunk>                 what was committed (see ``stores.ledger``)
 
+``sealed`` holds the digest of the ledger, the checksums of all other zarr.json, and when the store was finished.
 All arrays along images have chunks of the same ``chunk_images`` rows; such a range of images is the unit of commit.
 """
 

@@ -183,6 +183,8 @@ class StoreWriter(StoreBase):
                 f"The store '{self.path}' cannot be sealed: {len(missing)} of {self.n_chunks} chunks are missing "
                 f"(the first is chunk {missing[0]}). Run the same extract command again."
             )
+        for left in self.path.rglob(".*.partial"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         self._mark_sealed(
             {
                 "ledger": digest(self.ledger.records()),

@@ -23,7 +23,7 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
 @click.option(
     "--store", type=click.Path(path_type=Path), required=True, help="The store that the directions were fitted on."
 )
-@click.option("--directions", "files", type=click.Path(path_type=Path), multiple=True, required=True,
+@click.option("--directions", type=click.Path(path_type=Path), multiple=True, required=True,
               help="A directions file; give several to compare them.")  # fmt: skip
 @click.option("--broden", is_flag=False, flag_value=FROM_ENVIRONMENT, default=None, metavar="[DIR]",
               help="Label with a Broden folder; without DIR the one in $EDDP_BRODEN.")  # fmt: skip
@@ -40,7 +40,7 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
 @common
 def evaluate(
     store: Path,
-    files: tuple[Path, ...],
+    directions: tuple[Path, ...],
     broden: str | None,
     ground_truth: bool,
     resolution: str,
@@ -60,7 +60,7 @@ def evaluate(
     from pipeline.evaluation import evaluate_directions, load_sets, summary_lines
     from stores.activations import ActivationStore
 
-    run = Run("evaluate", {"store": store, "directions": files, "broden": broden, "ground_truth": ground_truth,
+    run = Run("evaluate", {"store": store, "directions": directions, "broden": broden, "ground_truth": ground_truth,
                            "resolution": resolution, "out": out, "device": device})  # fmt: skip
     folder = _broden_folder(broden)
     if folder is None and not ground_truth:
@@ -68,9 +68,9 @@ def evaluate(
             "Say what to evaluate against: --broden DIR (a concept dataset) or --ground-truth (a synthetic store)."
         )
     chosen = pick_device(device)
-    sets = load_sets(files)
+    sets = load_sets(directions)
     opened = ActivationStore.open(store)
-    target = out or files[0].resolve().parent / "evaluation"
+    target = out or directions[0].resolve().parent / "evaluation"
     with showing(quiet) as progress:
         summary = evaluate_directions(
             opened,

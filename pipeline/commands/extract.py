@@ -20,7 +20,6 @@ from stores.errors import UsageError
 @click.option("--model", required=True, help="A torchvision name, timm:NAME, or module:callable for your own.")
 @click.option(
     "--layer",
-    "layers",
     multiple=True,
     required=True,
     help="Dotted module name; may be given several times. '?' lists them.",
@@ -51,7 +50,7 @@ from stores.errors import UsageError
 @common
 def extract(
     model: str,
-    layers: tuple[str, ...],
+    layer: tuple[str, ...],
     data: Path | None,
     out: Path | None,
     weights: str,
@@ -73,19 +72,19 @@ def extract(
     from extract.stream import ExtractConfig
     from extract.stream import extract as run_extraction
 
-    if "?" in layers:
+    if "?" in layer:
         _show_layers(model, weights, options["seed"])
         return
     if data is None or out is None:
         raise UsageError("Give --data FOLDER (the images) and --out STORE (where the activations go).")
     run = Run(
         "extract",
-        {"model": model, "layers": layers, "data": data, "out": out, "weights": weights, "device": device, **options},
+        {"model": model, "layer": layer, "data": data, "out": out, "weights": weights, "device": device, **options},
     )
     overwrite = options.pop("overwrite")
     config = ExtractConfig(
         model=model,
-        layers=tuple(layers),
+        layers=tuple(layer),
         weights=weights,
         device=pick_device(device),
         positions=_number("--positions", options.pop("positions"), "all"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive import naive_losses, naive_orthogonality, naive_signals
 
 from fit.losses import (
     RowWeights,
@@ -16,7 +17,6 @@ from fit.losses import (
     self_weighted,
     streamed_sums,
 )
-from naive import naive_losses, naive_orthogonality, naive_signals
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-10}
 

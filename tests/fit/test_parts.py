@@ -144,7 +144,9 @@ def test_diagnosis_by_hand() -> None:
 
 def test_settings_are_converted_and_refused() -> None:
     base = EDDPConfig(n_directions=4)
-    changed = with_settings(base, {"refine_steps": "7", "rho": "0.3", "rank": "none", "uncertainty_objective": "entropy"})
+    changed = with_settings(
+        base, {"refine_steps": "7", "rho": "0.3", "rank": "none", "uncertainty_objective": "entropy"}
+    )
     assert (changed.refine_steps, changed.rho, changed.rank, changed.uncertainty_objective) == (7, 0.3, None, "entropy")
     with pytest.raises(UnknownNameError, match="Did you mean refine_steps"):
         with_settings(base, {"refine_step": "7"})

@@ -22,14 +22,6 @@ from stores.readers import LayerReader
 RECIPE = SyntheticConfig(images=1500, seed=1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def made(path: Path, config: SyntheticConfig) -> tuple[ActivationStore, np.ndarray, dict[str, np.ndarray]]:
     """The store, its activations (N, P, C) and its truth."""
     make_synthetic(path, config)

@@ -40,7 +40,9 @@ def test_the_step_removes_exactly_what_the_detectors_see() -> None:
     y = torch.randn(5, 6, generator=g, dtype=torch.float64)
     b = torch.randn(3, generator=g, dtype=torch.float64)
     z = y @ w - b
-    torch.testing.assert_close((y - constrained_step(z, w.T @ s, s, 0.0)) @ w - b, torch.zeros(5, 3, dtype=torch.float64))
+    torch.testing.assert_close(
+        (y - constrained_step(z, w.T @ s, s, 0.0)) @ w - b, torch.zeros(5, 3, dtype=torch.float64)
+    )
     torch.testing.assert_close((y - unconstrained_step(z, w)) @ w - b, torch.zeros(5, 3, dtype=torch.float64))
 
 
@@ -69,7 +71,11 @@ def test_pooled_shortcut_equals_the_general_path(tmp_path, step: str) -> None:  
     found = {}
     for name, used in (("pooled", head), ("general", Head(head.function, None))):
         loss, entropy = Uncertainty(config, transform, data, reader, used)(detectors, signals, 0)
-        found[name] = (float(loss.detach()), entropy, torch.autograd.grad(loss, detectors.parameters(), allow_unused=True))
+        found[name] = (
+            float(loss.detach()),
+            entropy,
+            torch.autograd.grad(loss, detectors.parameters(), allow_unused=True),
+        )
     assert found["pooled"][0] == pytest.approx(found["general"][0], rel=1e-4)
     assert found["pooled"][1] == pytest.approx(found["general"][1], rel=1e-4)
     for a, b in zip(found["pooled"][2][:2], found["general"][2][:2], strict=True):

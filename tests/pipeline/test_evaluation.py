@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-import torch
 from PIL import Image
 
 from extract.broden import BrodenSource
@@ -54,13 +53,10 @@ MODEL = "toy_patches:Net"
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("code")
     (folder / "toy_patches.py").write_text(NETWORK, encoding="utf-8")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     sys.path.insert(0, str(folder))
     yield
     sys.path.remove(str(folder))
     sys.modules.pop("toy_patches", None)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

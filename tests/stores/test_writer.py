@@ -38,7 +38,9 @@ def test_going_on_gives_the_same_bytes_as_never_stopping(tmp_path: Path, compres
         writer = open_writer(path, X, compress=compress)
         fill(writer, X, chunks=done)
         writer.close()
+        (path / "images/labels/c").mkdir(exist_ok=True)
         before = {name: (path / name).stat().st_mtime_ns for name in contents(path) if "/c/" in name}
+        (path / "images/labels/c/.1.01234567.partial").write_bytes(b"half of it")  # what a kill leaves
         writer = open_writer(path, X, compress=compress)
         assert writer.missing() == [k for k in range(3) if k not in done]
         fill(writer, X)

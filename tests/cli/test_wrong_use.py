@@ -1,0 +1,278 @@
+"""Wrong use is met by a sentence: what, where, what to do; exit code 2 (1 where work failed); never a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import open_writer
+
+from stores.directions import Directions
+
+Run = Callable[..., object]
+
+
+def sentence(ended, code: int, *parts: str) -> None:  # type: ignore[no-untyped-def]
+    assert ended.code == code, ended.err
+    assert "Traceback" not in ended.err
+    assert len(ended.err.strip().splitlines()[-1]) > 30
+    for part in parts:
+        assert part in ended.err, ended.err
+
+
+@pytest.fixture
+def images(tiny_images: Callable[..., Path]) -> Path:
+    return tiny_images(4)
+
+
+@pytest.fixture
+def store(tiny_store: Callable[..., Path]) -> Path:
+    x = np.random.default_rng(0).normal(size=(6, 4, 3)).astype(np.float32)
+    return tiny_store({"a.b": x})
+
+
+def test_missing_folder(run: Run, tmp_path: Path) -> None:
+    ended = run(
+        "extract", "--model", "tiny_net:build", "--layer", "second", "--data", tmp_path / "no", "--out", tmp_path / "s"
+    )
+    sentence(ended, 2, "There is no folder", "no' (--data)")
+    assert not (tmp_path / "s").exists()
+
+
+def test_no_images_in_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("nothing to see")
+    ended = run(
+        "extract",
+        "--model",
+        "tiny_net:build",
+        "--layer",
+        "second",
+        "--data",
+        tmp_path / "empty",
+        "--out",
+        tmp_path / "s",
+    )
+    sentence(ended, 2, "There is no image in", ".jpg")
+
+
+def test_unknown_model(run: Run, images: Path, tmp_path: Path) -> None:
+    ended = run(
+        "extract",
+        "--model",
+        "resnet81",
+        "--layer",
+        "layer4",
+        "--weights",
+        "none",
+        "--data",
+        images,
+        "--out",
+        tmp_path / "s",
+    )
+    sentence(ended, 2, "resnet81", "resnet18")
+
+
+def test_unknown_layer(run: Run, images: Path, tmp_path: Path) -> None:
+    ended = run(
+        "extract",
+        "--model",
+        "resnet18",
+        "--layer",
+        "layer5",
+        "--weights",
+        "none",
+        "--data",
+        images,
+        "--out",
+        tmp_path / "s",
+    )
+    sentence(ended, 2, "layer5", "layer4", "--layer ?")
+    assert not (tmp_path / "s").exists()
+
+
+def test_layer_that_is_no_cut(run: Run, images: Path, tmp_path: Path) -> None:
+    ended = run(
+        "extract",
+        "--model",
+        "resnet18",
+        "--layer",
+        "layer3.0.conv1",
+        "--weights",
+        "none",
+        "--data",
+        images,
+        "--out",
+        tmp_path / "s",
+    )
+    sentence(ended, 2, "layer3.0.conv1", "layer2", "layer3.0")
+
+
+def test_weights_of_another_model(run: Run, images: Path, tmp_path: Path) -> None:
+    from extract.vision import torchvision
+
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
+    ended = run(
+        "extract",
+        "--model",
+        "resnet18",
+        "--layer",
+        "layer4",
+        "--weights",
+        tmp_path / "squeeze.pth",
+        "--data",
+        images,
+        "--out",
+        tmp_path / "s",
+    )
+    sentence(ended, 2, "squeeze.pth", "missing")
+
+
+def test_text_file_named_jpg(run: Run, images: Path, tmp_path: Path) -> None:
+    (images / "cat" / "zz.jpg").write_text("I am no image")
+    command = ("extract", "--model", "tiny_net:build", "--layer", "second", "--data", images, "--out", tmp_path / "s")
+    sentence(run(*command), 1, "zz.jpg", "no image file", "--on-bad-image skip")
+    ended = run(*command, "--on-bad-image", "skip")
+    assert ended.code == 0, ended.err
+    assert "skipped cat/zz.jpg" in ended.err
+    assert "4 images (1 skipped)" in ended.out
+
+
+@pytest.mark.parametrize("value", ["0", "-3"])
+def test_directions_0(run: Run, store: Path, value: str, tmp_path: Path) -> None:
+    sentence(
+        run("fit", "--store", store, "--directions", value, "--out", tmp_path / "d.safetensors"),
+        2,
+        "--directions",
+        "at least 1",
+    )
+    assert not (tmp_path / "d.safetensors").exists()
+
+
+def test_unsealed_store(run: Run, tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "half.zarr", {"a": np.zeros((8, 2, 3), np.float32)})
+    writer.close()
+    ended = run("fit", "--store", tmp_path / "half.zarr", "--directions", 2)
+    sentence(ended, 1, "unfinished", "0 of 2 chunks", "Run the same extract command again")
+
+
+def test_directions_fitted_on_another_layer(
+    run: Run, store: Path, tmp_path: Path, tiny_broden: Callable[..., object]
+) -> None:
+    w = np.eye(5, 2, dtype=np.float32)
+    Directions(w, w, np.zeros(5, np.float32), None, "kmeans", "layer4").save(tmp_path / "other.safetensors")
+    broden = tiny_broden()
+    ended = run("evaluate", "--store", store, "--directions", tmp_path / "other.safetensors", "--broden", broden.root)
+    sentence(ended, 2, "layer4", "a.b", "5 channels", "3 channels")
+
+
+def test_nothing_to_evaluate_against(run: Run, store: Path, tmp_path: Path) -> None:
+    ended = run("evaluate", "--store", store, "--directions", tmp_path / "d.safetensors")
+    sentence(ended, 2, "--broden DIR", "--ground-truth")
+
+
+def test_broden_without_folder_or_environment(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDDP_BRODEN", raising=False)
+    sentence(run("evaluate", "--store", store, "--directions", "d.safetensors", "--broden"), 2, "EDDP_BRODEN")
+
+
+def test_missing_and_hostile_files(run: Run, store: Path, tmp_path: Path) -> None:
+    sentence(run("fit", "--store", tmp_path / "no.zarr", "--directions", 2), 2, "There is no store at")
+    (tmp_path / "d.safetensors").write_text("not directions")
+    ended = run("evaluate", "--store", store, "--directions", tmp_path / "d.safetensors", "--ground-truth")
+    sentence(ended, 1, "d.safetensors", "no directions file")
+    ended = run("evaluate", "--store", store, "--directions", tmp_path / "none.safetensors", "--ground-truth")
+    sentence(ended, 2, "There is no directions file")
+
+
+def test_two_files_of_one_name(run: Run, store: Path, tmp_path: Path) -> None:
+    w = np.eye(3, 2, dtype=np.float32)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Directions(w, w, np.zeros(3, np.float32), None, "kmeans", "a.b").save(tmp_path / folder / "d.safetensors")
+    ended = run(
+        "evaluate",
+        "--store",
+        store,
+        "--directions",
+        tmp_path / "one/d.safetensors",
+        "--directions",
+        tmp_path / "two/d.safetensors",
+        "--ground-truth",
+    )
+    sentence(ended, 2, "Two directions files are named 'd'")
+
+
+def test_settings_and_devices(run: Run, store: Path) -> None:
+    sentence(run("fit", "--store", store, "--directions", 2, "--set", "lambda_x=1"), 2, "lambda_x", "lambda_s")
+    sentence(run("fit", "--store", store, "--directions", 2, "--set", "rank"), 2, "NAME=VALUE")
+    sentence(run("fit", "--store", store, "--directions", 2, "--device", "tpu"), 2, "--device must be")
+    if not torch.cuda.is_available():
+        sentence(run("fit", "--store", store, "--directions", 2, "--device", "cuda"), 2, "no CUDA device")
+    sentence(run("fit", "--store", store, "--directions", 2, "--out", "d.bin"), 2, ".safetensors")
+    sentence(run("fit", "--store", store, "--directions", "many"), 2, "many")
+    sentence(run("fit", "--directions", 2), 2, "--store")
+    sentence(
+        run("fit", "--store", store, "--directions", 90, "--method", "kmeans"),
+        1,
+        "90 directions",
+        "24 activation vectors",
+    )
+
+
+def test_ground_truth_of_a_real_store(run: Run, store: Path, tmp_path: Path) -> None:
+    w = np.eye(3, 2, dtype=np.float32)
+    Directions(w, w, np.zeros(3, np.float32), None, "kmeans", "a.b").save(tmp_path / "d.safetensors")
+    ended = run("evaluate", "--store", store, "--directions", tmp_path / "d.safetensors", "--ground-truth")
+    sentence(ended, 2, "no ground truth", "eddp synthetic")
+
+
+def test_store_of_something_else_is_kept(run: Run, images: Path, tmp_path: Path) -> None:
+    command = ("extract", "--model", "tiny_net:build", "--layer", "second", "--data", images, "--out", tmp_path / "s")
+    assert run(*command).code == 0
+    ended = run(*command[:4], "first", *command[5:])
+    sentence(ended, 2, "already holds a store made from something else", "--overwrite")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("years of work")
+    ended = run(*command[:-1], tmp_path / "precious", "--overwrite")
+    assert ended.code != 0
+    assert (tmp_path / "precious" / "thesis.tex").read_text() == "years of work"
+
+
+def test_unexpected_errors_are_a_sentence_too(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import stores.readers
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the moon is full\nsecond line")
+
+    monkeypatch.setattr(stores.readers.LayerReader, "__init__", broken)
+    ended = run("fit", "--store", store, "--directions", 2)
+    sentence(ended, 1, "unexpected RuntimeError: the moon is full", "--debug")
+    assert "second line" not in ended.err
+
+
+def test_bad_images_of_every_kind_are_named(run: Run, images: Path, tmp_path: Path) -> None:
+    good = tmp_path / "good.jpg"
+    Image.new("RGB", (32, 32)).save(good)
+    (images / "cat" / "y.jpg").write_bytes(good.read_bytes()[:200])
+    (images / "cat" / "z.png").write_bytes(b"")
+    ended = run(
+        "extract",
+        "--model",
+        "tiny_net:build",
+        "--layer",
+        "second",
+        "--data",
+        images,
+        "--out",
+        tmp_path / "s",
+        "--on-bad-image",
+        "skip",
+    )
+    assert ended.code == 0, ended.err
+    assert "cat/y.jpg" in ended.err
+    assert "cat/z.png" in ended.err
