@@ -15,7 +15,7 @@ from extract.geometry import visible_box
 from extract.stream import ExtractConfig, extract
 from extract.zoo import load_model
 from stores.activations import ActivationStore, read_attributes
-from stores.errors import MismatchError
+from stores.errors import ImageError, MismatchError
 from stores.progress import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,14 @@ def concept_store(
         dtype=store.attributes["dtype"],
         seed=int(made.get("seed", 0)),
     )
-    extract(source, beside, config, progress=progress)
+    try:
+        extract(source, beside, config, progress=progress)
+    except ImageError as error:
+        what = str(error).partition(" It is image ")[0]
+        raise ImageError(
+            f"{what} Mend it or take its line out of '{source.root / 'index.csv'}', then run evaluate again: it goes on "
+            "where it stopped."
+        ) from error
     return ActivationStore.open(beside)
 
 
@@ -85,9 +92,18 @@ def _holds(path: Path, layer: str, source: BrodenSource, weights_digest: str) ->
 
 
 def align(store: ActivationStore, source: BrodenSource) -> Alignment:
-    """Match a store's rows with a Broden folder's images by name, and find what the network saw of each."""
+    """Match a store's rows with a Broden folder's images by name, and find what the network saw of each.
+
+    Raises MismatchError when no image is in both, or when the model's weights are no longer those of the store.
+    """
     made = store.provenance
-    transform = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0))).transform
+    loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
+    if made.get("weights_digest") not in (None, loaded.provenance["weights_digest"]):
+        raise MismatchError(
+            f"The model '{made['model']}' now loads with other weights than the store '{store.path}' was made with. "
+            "Put the old weights back, or extract again."
+        )
+    transform = loaded.transform
     number = {source.name(i): i for i in range(len(source))}
     rows = {row: number[name] for row, name in enumerate(store.names) if name in number}
     if not rows:

@@ -52,6 +52,10 @@ class SyntheticConfig:
         for name in ("channels", "images", "positions", "per_position"):
             if getattr(self, name) < 1:
                 raise UsageError(f"'{name}' must be at least 1, got {getattr(self, name)}.")
+        if self.positions < 2:
+            raise UsageError(
+                f"'positions' must be at least 2: an image shows both concepts of its class, got {self.positions}."
+            )
         if self.distractors < 0 or self.noise < 0 or self.imbalance < 1 or not 0 < self.max_cosine <= 1:
             raise UsageError("'distractors' and 'noise' must not be negative, 'imbalance' >= 1, 0 < 'max_cosine' <= 1.")
         if self.per_position > self.concepts:

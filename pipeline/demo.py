@@ -22,6 +22,8 @@ from stores.readers import LayerReader
 MODEL = "pipeline.scene_net:scene_net"
 LAYER = "features.14"
 METHODS = ("eddp", "kmeans", "pca")
+# a third of the world's positions: what it costs in time is seen at once, what it costs in scores is not
+SETTINGS = {"eddp": {"max_rows": "120000"}}
 
 Say = Callable[[str], None]
 
@@ -68,8 +70,10 @@ def run_demo(
     files = []
     for method in METHODS:
         path = out / f"{method}.safetensors"
-        say(f"4/5  fit --store {store_path} --directions {directions} --method {method} --out {path}")
-        fitter = make_fitter(method, n_directions=directions, seed=seed)
+        settings = SETTINGS.get(method, {})
+        extra = "".join(f" --set {name}={value}" for name, value in settings.items())
+        say(f"4/5  fit --store {store_path} --directions {directions} --method {method} --out {path}{extra}")
+        fitter = make_fitter(method, n_directions=directions, seed=seed, settings=settings)
         fitted = fitter.fit(reader, open_head(store, LAYER) if method == "eddp" else None, progress)
         fitted.directions.save(path)
         if fitted.log:

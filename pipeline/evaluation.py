@@ -220,9 +220,17 @@ def _one_layer(store: ActivationStore, sets: Mapping[str, tuple[Path, Directions
 
 
 def _make_folder(out: Path) -> None:
-    """Make the folder of the results before anything is computed: it would be late to find out afterwards."""
+    """Make the folder of the results before anything is computed: it would be late to find out afterwards.
+
+    Tables and the report of an earlier evaluation go, so that nothing in the folder contradicts what is written now.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for name in ("ground_truth", "directions", "labels", "categories"):
+            for ending in (".csv", ".parquet"):
+                (out / f"{name}{ending}").unlink(missing_ok=True)
+        for name in ("summary.json", "report.html"):
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
             f"The folder '{out}' (--out) cannot be made: {error.strerror or error}. Give another."

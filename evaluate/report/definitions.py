@@ -8,8 +8,9 @@ DEFINITIONS = {
     "distinct": "Different labels among the interpretable directions.",
     "s1": "Sum over directions of the IoU with their label on val.",
     "s2": "Sum over different labels of the best IoU among the directions that carry them.",
-    "coverage": "Share of the layer's positions with at least one positive detector (our definition).",
-    "redundancy": "Mean number of positive detectors on covered positions (our definition).",
+    "coverage": "Share of the layer's positions with at least one positive detector, over all images of both splits "
+    "(our definition).",
+    "redundancy": "Mean number of positive detectors on covered positions, over all images of both splits (our definition).",
     "precision": "Share of a detector's positives that carry its label; mean over interpretable directions.",
     "recall": "Share of the label's positions that its detector finds; mean over interpretable directions.",
     "f1": "Harmonic mean of precision and recall; mean over interpretable directions.",
