@@ -16,6 +16,7 @@ from pipeline.run import code_version
 from pipeline.scene_net import train_scene_net
 from pipeline.world import build_world
 from stores.activations import ActivationStore
+from stores.errors import StoreExistsError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
@@ -60,11 +61,12 @@ def run_demo(
     weights = out / "scene_net.safetensors"
     say(f"3/5  extract --model {MODEL} --weights {weights} --layer {LAYER} --data {world_folder} --out {store_path}")
     config = ExtractConfig(model=MODEL, weights=str(weights), layers=(LAYER,))
-    # a store of an earlier demo with other numbers is this demo's own, so it may go
-    stale = store_path.exists() and not _same_weights(store_path, weights)
-    extract(
-        BrodenSource(world_folder), store_path, config, overwrite=stale, code_version=code_version(), progress=progress
-    )
+    source = BrodenSource(world_folder)
+    about: dict[str, Any] = {"code_version": code_version(), "progress": progress}
+    try:
+        extract(source, store_path, config, **about)
+    except StoreExistsError:  # of an earlier demo with another network or another version: it is the demo's own
+        extract(source, store_path, config, overwrite=True, **about)
     store = ActivationStore.open(store_path)
     reader = LayerReader(store, LAYER)
     files = []
@@ -112,21 +114,6 @@ def _train(folders: Path, out: Path, seed: int, epochs: int, progress: Progress)
     trained = train_scene_net(folders, out, epochs=epochs, seed=seed, progress=progress)
     note.write_text(json.dumps({"made_from": made_from, "trained": trained}, indent=2, default=str))
     return json.loads(json.dumps(trained, default=str))
-
-
-def _same_weights(store: Path, weights: Path) -> bool:
-    """Whether a store was made with these weights; a store that cannot be read was not."""
-    from extract.zoo import load_model
-    from stores.activations import read_attributes
-    from stores.errors import EDDPError
-
-    try:
-        return (
-            read_attributes(store)["provenance"]["weights_digest"]
-            == load_model(MODEL, str(weights)).provenance["weights_digest"]
-        )
-    except EDDPError:
-        return False
 
 
 def _about_the_mark(trained: dict[str, Any]) -> str:

@@ -440,3 +440,11 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
             open_writer(tmp_path / "s", X)
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_another_commit_of_the_same_version_goes_on_and_another_version_does_not(tmp_path: Path) -> None:
+    x = {"a": np.zeros((8, 2, 3), np.float32)}
+    open_writer(tmp_path / "s", x, provenance={"code_version": "0.1.0+gaaaa"}).close()
+    open_writer(tmp_path / "s", x, provenance={"code_version": "0.1.0+gbbbb"}).close()
+    with pytest.raises(StoreExistsError, match="code_version"):
+        open_writer(tmp_path / "s", x, provenance={"code_version": "0.2.0+gbbbb"})
