@@ -1,0 +1,1 @@
+"""Benchmarks: no tests, and no absolute times."""

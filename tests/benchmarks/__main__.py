@@ -1,0 +1,32 @@
+"""``make bench``: each figure is a ratio to a peer or to a floor, both measured in this run. Prints a Markdown table."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from tests.benchmarks import extraction, fitting, store
+
+SUITES = {"store": store.rows, "extraction": extraction.rows, "fitting": fitting.rows}
+
+
+def main(names: list[str]) -> None:
+    chosen = names or list(SUITES)
+    unknown = [name for name in chosen if name not in SUITES]
+    if unknown:
+        sys.exit(f"There is no benchmark {unknown[0]!r}. Benchmarks: {', '.join(SUITES)}.")
+    out = sys.stdout
+    out.write("| what | against | ratio | better | measured |\n|---|---|---|---|---|\n")
+    for name in chosen:
+        with tempfile.TemporaryDirectory(prefix="eddp-bench-") as folder:
+            for row in SUITES[name](Path(folder)):
+                out.write(f"| {row.what} | {row.against} | {row.ratio:.2f} | {row.better} | {row.measured} |\n")
+                out.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,118 @@
+"""What the README shows, run as it stands: every ``sh`` block, the batch script, and the Python, on small data."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import write_broden
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder that holds, in small, what the README's user has: images, checkpoints, Broden, a network."""
+    from extract.vision import torchvision
+
+    folder = tmp_path_factory.mktemp("readme")
+    g = np.random.default_rng(0)
+    for data, classes in (("imagenet/val", ("n01", "n02")), ("places365/val_256", ()), ("birds", ("jay", "owl"))):
+        for i in range(8):
+            file = folder / data / (classes[i % 2] if classes else "") / f"{i}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            small = Image.fromarray(g.integers(0, 256, (6, 6, 3), np.uint8))
+            small.resize((90, 80), Image.Resampling.BICUBIC).save(file)
+    write_broden(folder / "broden1_224")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        cache = folder / "torch" / "hub" / "checkpoints"  # where torchvision keeps what it has downloaded before
+        cache.mkdir(parents=True)
+        for name, file in (("resnet18", "resnet18-f37072fd.pth"), ("resnet50", "resnet50-11ad3fa6.pth")):
+            torch.save(getattr(torchvision.models, name)(weights=None).state_dict(), cache / file)
+        places = torchvision.models.resnet18(weights=None, num_classes=365)
+        state = {f"module.{k}": v for k, v in places.state_dict().items()}
+        torch.save({"state_dict": state, "arch": "resnet18"}, folder / "resnet18_places365.pth.tar")
+        (folder / "my_models.py").write_text(
+            "from torch import nn\n\n\nclass BirdNet(nn.Module):\n    input_size = (32, 32)\n\n"
+            "    def __init__(self):\n        super().__init__()\n"
+            "        self.features = nn.Sequential(nn.Conv2d(3, 40, 3, 4), nn.ReLU())\n        self.head = nn.Linear(40, 2)\n\n"
+            "    def forward(self, x):\n        return self.head(self.features(x).mean((2, 3)))\n\n\n"
+            "def birdnet():\n    return BirdNet()\n"
+        )
+        sys.path.insert(0, str(folder))
+        import my_models
+
+        torch.save(my_models.birdnet().state_dict(), folder / "birdnet.pth")
+        sys.path.remove(str(folder))
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "TORCH_HOME": str(folder / "torch"),
+        "DATA": str(folder / "imagenet/val"),
+        "BRODEN": str(folder / "broden1_224"),
+        "SCRATCH": str(folder / "scratch"),
+        "OMP_NUM_THREADS": "1",
+    }
+    (folder / "scratch").mkdir()
+    return folder, environment
+
+
+def run(script: str, place: tuple[Path, dict[str, str]]) -> str:
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=place[0],
+        env=place[1],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+def test_shell_blocks_in_order_then_the_python(place: tuple[Path, dict[str, str]]) -> None:
+    shown = blocks("sh")
+    assert len(shown) == 5
+    for block in shown:
+        run(block, place)
+    folder = place[0]
+    for made in ("evaluation/report.html", "comparison/report.html", "truth/summary.json", "birds.safetensors"):
+        assert (folder / made).is_file(), made
+    (python,) = blocks("python")
+    check = "\nassert x.shape == (3, 49, 512) and detected.shape == values.shape == (3, 49, 64)\n"
+    (folder / "shown.py").write_text(python + check)
+    run(f"{sys.executable} shown.py", place)
+
+
+@pytest.mark.slow
+def test_batch_script(place: tuple[Path, dict[str, str]]) -> None:
+    (script,) = blocks("bash")
+    # eight small images have 392 positions: enough for 64 directions, not for 500
+    run(script.replace("--directions 500", "--directions 64"), place)
+    assert (place[0] / "scratch" / "evaluation" / "report.html").is_file()
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for pair in re.findall(r"^make (\w+)|`make (\w+)`", README, re.M):
+        assert f"\n{''.join(pair)}:" in makefile
+
+
+def test_links_and_pictures_exist() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("http") or (ROOT / link).is_file(), link
