@@ -324,10 +324,6 @@ class Uncertainty:
         if head.affine:
             weight, _ = head.affine
             self.readout = weight @ transform.backward  # (K, r): what a whitened step does to the logits
-            clean = torch.empty(n, weight.shape[0], device=weight.device)
-            logits = reader.store.logits[reader.image_indices]
-            clean.copy_(torch.from_numpy(logits))
-            self.clean = clean
 
     def __call__(self, detectors: Detectors, signals: torch.Tensor, step: int) -> tuple[torch.Tensor, float]:
         n = self.reader.n_images
@@ -337,8 +333,10 @@ class Uncertainty:
         else:
             chosen = torch.arange(n)
         if self.head.affine:
-            index = chosen.to(self.data.pooled.device)
-            moved = self.clean[index] - kappa * self._step(self.data.pooled[index], detectors, signals) @ self.readout.T
+            # N × K logits may be gigabytes: only this step's images are read
+            clean = torch.from_numpy(self.reader.store.rows("logits", self.data.images[chosen.numpy()]))
+            dy = self._step(self.data.pooled[chosen.to(self.data.pooled.device)], detectors, signals)
+            moved = clean.to(dy.device) - kappa * dy @ self.readout.T
         else:
             x = torch.from_numpy(self.reader.images(self.data.images[chosen.numpy()])).to(self.transform.mean.device)
             dy = self._step(self.transform(x), detectors, signals)

@@ -200,6 +200,16 @@ class ActivationStore(StoreBase):
         array = self.array(f"images/{name}")
         return np.concatenate([np.asarray(array.read(k)) for k in range(self.n_chunks)])
 
+    def rows(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """Chosen rows of an array of ``images/``, in the order given, without reading the others."""
+        array = self.array(f"images/{name}")
+        indices = np.asarray(indices, np.int64)
+        out = np.empty((len(indices), *array.shape[1:]), array.dtype)
+        chunks, local = np.divmod(indices, self.chunk_images)
+        for k in np.unique(chunks):
+            out[chunks == k] = array.read(int(k))[local[chunks == k]]
+        return out
+
     @property
     def labels(self) -> np.ndarray:
         """(N,) int64 class of each image, -1 where there is none."""

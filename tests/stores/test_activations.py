@@ -280,3 +280,11 @@ def test_every_flipped_byte_of_a_store_is_found(tmp_path: Path) -> None:
             assert problems, (name, i, data[max(0, i - 20) : i + 20])
         (path / name).write_bytes(data)
     assert ActivationStore.open(path).verify() == []
+
+
+def test_chosen_rows_equal_the_whole_column(tiny_store: Callable[..., Path]) -> None:
+    store = ActivationStore.open(tiny_store({"a": np.zeros((11, 2, 3), np.float32)}))
+    wanted = np.array([10, 0, 4, 4, 7])
+    for name in ("logits", "labels", "names"):
+        np.testing.assert_array_equal(store.rows(name, wanted), store.column(name)[wanted])
+    assert store.rows("logits", np.array([], np.int64)).shape == (0, store.attributes["n_classes"])
