@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation import evaluate_directions, load_sets
-from pipeline.run import code_version
+from pipeline.run import Run, code_version
 from pipeline.scene_net import train_scene_net
 from pipeline.world import build_world
 from stores.activations import ActivationStore
@@ -43,12 +43,10 @@ def run_demo(
 
     Finished steps of an earlier run with the same numbers are kept: the world, the network and the activations.
     """
-    from evaluate.report.curves import loss_picture
     from extract.broden import BrodenSource
-    from extract.head import open_head
     from extract.stream import ExtractConfig, extract
     from fit import make_fitter
-    from stores.tables import rows_to_columns, write_table
+    from pipeline.fitting import fit_to_file
 
     out.mkdir(parents=True, exist_ok=True)
     # relative to the folder where the commands are shown to be run, as a user would type them
@@ -76,11 +74,8 @@ def run_demo(
         extra = "".join(f" --set {name}={value}" for name, value in settings.items())
         say(f"4/5  fit --store {store_path} --directions {directions} --method {method} --out {path}{extra}")
         fitter = make_fitter(method, n_directions=directions, seed=seed, settings=settings)
-        fitted = fitter.fit(reader, open_head(store, LAYER) if method == "eddp" else None, progress)
-        fitted.directions.save(path)
-        if fitted.log:
-            write_table(out, f"{path.stem}.log", rows_to_columns(fitted.log))
-            loss_picture(fitted.log, path.with_suffix(".log.png"))
+        options = {"store": store_path, "directions": directions, "method": method, "seed": seed, "set": settings}
+        fit_to_file(fitter, reader, path, Run("fit", options), progress=progress)
         files.append(path)
     evaluation = out / "evaluation"
     say(

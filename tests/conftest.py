@@ -21,6 +21,12 @@ settings.register_profile("eddp", deadline=None)  # a busy machine is no failure
 settings.load_profile("eddp")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked ``gpu`` run where there is one."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Small tensors gain nothing from threads, and lose much on a busy machine."""

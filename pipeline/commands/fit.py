@@ -50,10 +50,8 @@ def fit(
     Example:
       fit --store acts.zarr --directions 64 --out d.safetensors
     """
-    from evaluate.report.curves import loss_picture
-    from extract.head import open_head
+    from pipeline.fitting import fit_to_file
     from stores.readers import LayerReader
-    from stores.tables import rows_to_columns, write_table
 
     run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method, "out": out,
                       "device": device, "seed": seed, "set": settings})  # fmt: skip
@@ -63,16 +61,7 @@ def fit(
         raise UsageError(f"--out must end in .safetensors, got '{out}'.")
     reader = LayerReader(store, layer)
     with showing(quiet) as progress:
-        head = open_head(reader.store, reader.spec.name, device=chosen) if getattr(fitter, "uses_head", False) else None
-        fitted = fitter.fit(reader, head, progress)
-    record = run.record()
-    fitted.directions.info.update(
-        run={k: record[k] for k in ("begun", "seconds", "peak_memory_mib", "code_version", "libraries")}
-    )
-    fitted.directions.save(out)
-    if fitted.log:
-        write_table(out.parent, out.stem + ".log", rows_to_columns(fitted.log))
-        loss_picture(fitted.log, out.with_suffix(".log.png"))
+        fitted, record = fit_to_file(fitter, reader, out, run, progress=progress)
     summary = {
         "out": str(out),
         "method": method,

@@ -24,6 +24,13 @@ def sentence(ended, code: int, *parts: str) -> None:  # type: ignore[no-untyped-
         assert part in ended.err, ended.err
 
 
+def extraction(
+    data: Path, out: Path, *more: object, model: str = "tiny_net:build", layer: str = "second", weights: object = "none"
+) -> tuple[object, ...]:
+    """The words of one extract command."""
+    return ("extract", "--model", model, "--layer", layer, "--weights", weights, "--data", data, "--out", out, *more)
+
+
 @pytest.fixture
 def images(tiny_images: Callable[..., Path]) -> Path:
     return tiny_images(4)
@@ -36,9 +43,7 @@ def store(tiny_store: Callable[..., Path]) -> Path:
 
 
 def test_missing_folder(run: Run, tmp_path: Path) -> None:
-    ended = run(
-        "extract", "--model", "tiny_net:build", "--layer", "second", "--data", tmp_path / "no", "--out", tmp_path / "s"
-    )
+    ended = run(*extraction(tmp_path / "no", tmp_path / "s"))
     sentence(ended, 2, "There is no folder", "no' (--data)")
     assert not (tmp_path / "s").exists()
 
@@ -46,69 +51,23 @@ def test_missing_folder(run: Run, tmp_path: Path) -> None:
 def test_no_images_in_it(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("nothing to see")
-    ended = run(
-        "extract",
-        "--model",
-        "tiny_net:build",
-        "--layer",
-        "second",
-        "--data",
-        tmp_path / "empty",
-        "--out",
-        tmp_path / "s",
-    )
+    ended = run(*extraction(tmp_path / "empty", tmp_path / "s"))
     sentence(ended, 2, "There is no image in", ".jpg")
 
 
 def test_unknown_model(run: Run, images: Path, tmp_path: Path) -> None:
-    ended = run(
-        "extract",
-        "--model",
-        "resnet81",
-        "--layer",
-        "layer4",
-        "--weights",
-        "none",
-        "--data",
-        images,
-        "--out",
-        tmp_path / "s",
-    )
+    ended = run(*extraction(images, tmp_path / "s", model="resnet81", layer="layer4"))
     sentence(ended, 2, "resnet81", "resnet18")
 
 
 def test_unknown_layer(run: Run, images: Path, tmp_path: Path) -> None:
-    ended = run(
-        "extract",
-        "--model",
-        "resnet18",
-        "--layer",
-        "layer5",
-        "--weights",
-        "none",
-        "--data",
-        images,
-        "--out",
-        tmp_path / "s",
-    )
+    ended = run(*extraction(images, tmp_path / "s", model="resnet18", layer="layer5"))
     sentence(ended, 2, "layer5", "layer4", "--layer ?")
     assert not (tmp_path / "s").exists()
 
 
 def test_layer_that_is_no_cut(run: Run, images: Path, tmp_path: Path) -> None:
-    ended = run(
-        "extract",
-        "--model",
-        "resnet18",
-        "--layer",
-        "layer3.0.conv1",
-        "--weights",
-        "none",
-        "--data",
-        images,
-        "--out",
-        tmp_path / "s",
-    )
+    ended = run(*extraction(images, tmp_path / "s", model="resnet18", layer="layer3.0.conv1"))
     sentence(ended, 2, "layer3.0.conv1", "layer2", "layer3.0")
 
 
@@ -116,25 +75,13 @@ def test_weights_of_another_model(run: Run, images: Path, tmp_path: Path) -> Non
     from extract.vision import torchvision
 
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
-    ended = run(
-        "extract",
-        "--model",
-        "resnet18",
-        "--layer",
-        "layer4",
-        "--weights",
-        tmp_path / "squeeze.pth",
-        "--data",
-        images,
-        "--out",
-        tmp_path / "s",
-    )
+    ended = run(*extraction(images, tmp_path / "s", model="resnet18", layer="layer4", weights=tmp_path / "squeeze.pth"))
     sentence(ended, 2, "squeeze.pth", "missing")
 
 
 def test_text_file_named_jpg(run: Run, images: Path, tmp_path: Path) -> None:
     (images / "cat" / "zz.jpg").write_text("I am no image")
-    command = ("extract", "--model", "tiny_net:build", "--layer", "second", "--data", images, "--out", tmp_path / "s")
+    command = extraction(images, tmp_path / "s")
     sentence(run(*command), 1, "zz.jpg", "no image file", "--on-bad-image skip")
     ended = run(*command, "--on-bad-image", "skip")
     assert ended.code == 0, ended.err
@@ -232,7 +179,7 @@ def test_ground_truth_of_a_real_store(run: Run, store: Path, tmp_path: Path) -> 
 
 
 def test_store_of_something_else_is_kept(run: Run, images: Path, tmp_path: Path) -> None:
-    command = ("extract", "--model", "tiny_net:build", "--layer", "second", "--data", images, "--out", tmp_path / "s")
+    command = extraction(images, tmp_path / "s")
     assert run(*command).code == 0
     ended = run(*command[:4], "first", *command[5:])
     sentence(ended, 2, "already holds a store made from something else", "--overwrite")
@@ -260,19 +207,7 @@ def test_bad_images_of_every_kind_are_named(run: Run, images: Path, tmp_path: Pa
     Image.new("RGB", (32, 32)).save(good)
     (images / "cat" / "y.jpg").write_bytes(good.read_bytes()[:200])
     (images / "cat" / "z.png").write_bytes(b"")
-    ended = run(
-        "extract",
-        "--model",
-        "tiny_net:build",
-        "--layer",
-        "second",
-        "--data",
-        images,
-        "--out",
-        tmp_path / "s",
-        "--on-bad-image",
-        "skip",
-    )
+    ended = run(*extraction(images, tmp_path / "s", "--on-bad-image", "skip"))
     assert ended.code == 0, ended.err
     assert "cat/y.jpg" in ended.err
     assert "cat/z.png" in ended.err

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
-from slow_dissection import LABELS, many, naive_has
+from slow_dissection import LABELS, WHOLE, Broden, many, naive_has
 
 from evaluate.detectors import make_bank
 from evaluate.dissect import (
@@ -19,20 +19,11 @@ from evaluate.dissect import (
     Dissector,
     average_precision_from_bins,
 )
-from extract.broden import BrodenSource
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.readers import LayerReader
 
-WHOLE = (0.0, 0.0, 1.0, 1.0)
-Box = tuple[float, float, float, float]
-Broden = Callable[..., BrodenSource]
-Store = Callable[..., ActivationStore]
 Make = Callable[..., Directions]
 Reader = Callable[..., LayerReader]
-
-
-# average precision
 
 
 @given(st.integers(0, 2**20), st.integers(1, 40), st.integers(1, 12))

@@ -15,7 +15,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_dissection import LABELS, assert_same, dissect_slowly, many, naive_bilinear, naive_has, random_rows
+from slow_dissection import (
+    LABELS,
+    WHOLE,
+    Box,
+    Broden,
+    assert_same,
+    dissect_slowly,
+    many,
+    naive_bilinear,
+    naive_has,
+    random_rows,
+)
 
 import evaluate.masks
 from evaluate.detectors import Bank, make_bank
@@ -34,9 +45,6 @@ from stores.directions import Directions
 from stores.errors import DatasetError, UsageError
 from stores.readers import LayerReader
 
-WHOLE = (0.0, 0.0, 1.0, 1.0)
-Box = tuple[float, float, float, float]
-Broden = Callable[..., BrodenSource]
 Store = Callable[..., ActivationStore]
 Make = Callable[..., Directions]
 Reader = Callable[..., LayerReader]
@@ -396,7 +404,6 @@ def test_counts_beyond_what_float32_holds() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("resolution", ["mask", "feature"])
 def test_a_gpu_counts_the_same(
     tmp_path: Path, make_broden: Broden, memory_reader: Reader, make_directions: Make, resolution: Resolution

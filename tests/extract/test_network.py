@@ -316,7 +316,6 @@ def test_probe_images_are_always_the_same_and_differ() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_device_changes_nothing() -> None:
     cpu, gpu = Network.from_loaded(small(), "two"), Network.from_loaded(small(), "two", "cuda")
     images = probe_images(cpu.transform)

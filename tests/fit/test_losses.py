@@ -136,8 +136,6 @@ def test_orthogonality_equals_its_double_loop_and_has_no_signs() -> None:
 
 @pytest.mark.gpu
 def test_the_gpu_gives_the_processors_numbers() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     y, w, b = (t.float() for t in problem(20_000, 16, 12, 5))
     here = streamed_sums(y, w, b, RowWeights(1, 1, 0.5))
     there = streamed_sums(y.cuda(), w.cuda(), b.cuda(), RowWeights(1, 1, 0.5))
