@@ -35,7 +35,8 @@ class Decode(Dataset[Batch]):
     def __init__(self, source: ImageSource, transform: Transform, batches: Sequence[Sequence[int]]) -> None:
         self.source = source
         self.transform = transform
-        self.batches = batches
+        # runs of rows as ranges: as lists, those of a million images would be larger in each worker than all their names
+        self.batches = [_as_range(batch) for batch in batches]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -71,6 +72,11 @@ class Decode(Dataset[Batch]):
                 )
         reasons = {row: result for row, result in zip(rows, results, strict=True) if isinstance(result, str)}
         return Batch(rows, good, torch.stack(tensors) if tensors else None, reasons)
+
+
+def _as_range(rows: Sequence[int]) -> Sequence[int]:
+    run = range(rows[0], rows[0] + len(rows)) if rows else rows
+    return run if list(run) == list(rows) else rows
 
 
 def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Batch, None, None]:

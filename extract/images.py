@@ -1,24 +1,46 @@
-"""What a folder offers: an ordered, addressable list of images with their labels."""
+"""What a place offers: an ordered, addressable list of images with their labels, whatever their layout on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image
 
-from extract.vision import to_rgb
-from stores.errors import ImageError, MissingPathError, NoImagesError, UsageError
+from extract.items import Items, Names
+from extract.reading import read_image, reason, shown
+from stores.errors import EDDPError, MissingPathError, NoImagesError, UsageError
+
+__all__ = [
+    "ENDINGS",
+    "SCHEMES",
+    "ImageSource",
+    "PathSource",
+    "digest_files",
+    "digest_items",
+    "files_below",
+    "is_folder",
+    "open_folder",
+    "open_source",
+    "read_image",
+]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = {"train", "training", "val", "validation", "valid", "test"}
+SCHEMES = ("folder", "broden", "imagenet", "places365", "cifar10", "webdataset")
 
 
 class ImageSource(Protocol):
-    """N images in a fixed order. ``label`` is the class number or -1; ``digest`` identifies the content list."""
+    """N images in a fixed order. ``name`` is unique and stable, ``path`` the file that holds the image.
+
+    ``label`` is the class number or -1; ``image`` is RGB or raises ImageError; ``digest`` identifies the content list.
+    A source is pickled to every decoding process: it holds flat arrays (see ``Items``), and no open file.
+    """
 
     kind: str
     root: Path
@@ -34,13 +56,11 @@ class ImageSource(Protocol):
 
 
 class PathSource:
-    """Images that are files: a list of (path relative to the root, label)."""
+    """Images that are files: pairs of (path relative to the root, label), kept as ``Items``."""
 
-    kind = "files"
-
-    def __init__(self, root: Path, items: list[tuple[str, int]], class_names: list[str] | None, kind: str) -> None:
+    def __init__(self, root: Path, items: Iterable[tuple[str, int]], class_names: list[str] | None, kind: str) -> None:
         self.root = root
-        self.items = items
+        self.items = items if isinstance(items, Items) else Items(items)
         self.class_names = class_names
         self.kind = kind
         self._digest: str | None = None
@@ -48,14 +68,24 @@ class PathSource:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def names(self) -> Names:
+        """All names, each decoded when it is asked for."""
+        return self.items.names
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int32 class numbers, -1 for none."""
+        return self.items.labels
+
     def name(self, i: int) -> str:
-        return self.items[i][0]
+        return self.items.names[i]
 
     def path(self, i: int) -> Path:
-        return self.root / self.items[i][0]
+        return self.root / self.items.names[i]
 
     def label(self, i: int) -> int:
-        return self.items[i][1]
+        return int(self.items.labels[i])
 
     def image(self, i: int) -> Image.Image:
         """The image as RGB. Raises ImageError when it cannot be read whole."""
@@ -69,72 +99,139 @@ class PathSource:
         return self._digest
 
 
-def digest_files(root: Path, items: list[tuple[str, int]]) -> str:
-    """SHA-256 over (name, label, size in bytes) of files, in order."""
-    hasher = hashlib.sha256()
-    for name, label in items:
+def digest_files(root: Path, items: Iterable[tuple[str, int]]) -> str:
+    """SHA-256 over (name, label, size in bytes) of files, in order; the size of one that is gone is -1."""
+
+    def size(name: str) -> int:
         try:
-            size = (root / name).stat().st_size
+            return (root / name).stat().st_size
         except OSError:
-            size = -1
+            return -1
+
+    return digest_items((name, label, size(name)) for name, label in items)
+
+
+def digest_items(entries: Iterable[tuple[str, int, int]]) -> str:
+    """SHA-256 over (name, label, size in bytes), in order."""
+    hasher = hashlib.sha256()
+    for name, label, size in entries:
         hasher.update(f"{name}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
     return "sha256:" + hasher.hexdigest()
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB. Raises ImageError with one sentence for anything that cannot be decoded whole."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(image)
-    except UnidentifiedImageError as error:
-        raise ImageError(f"'{path}' is no image file (its content is of no known format).") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"'{path}' is refused: {error}") from error
-    except Exception as error:  # decoders of damaged files raise whatever they like
-        reason = str(getattr(error, "strerror", None) or error or type(error).__name__)
-        raise ImageError(f"'{path}' cannot be decoded: {reason.rstrip('.')}.") from error
-
-
 def open_source(data: str | Path) -> ImageSource:
-    """Find out what a folder is and open it: a Broden folder, class subfolders, or a flat folder of images.
+    """Find out what a place holds and open it; ``SCHEME:PLACE`` (one of ``SCHEMES``) says what it holds.
 
-    Raises MissingPathError, NoImagesError, or DatasetError for a Broden folder whose tables contradict each other.
+    Looked for in this order, by a few marker files: Broden (index.csv and images/), CIFAR-10 (its batch files), Places365
+    (its image folders, or its categories), ImageNet (wnid folders, or ILSVRC2012_val_... files), WebDataset (one .tar,
+    ``shard-{000..012}.tar``, or a folder of .tar files without images); everything else is a folder of images, flat or
+    with a subfolder a class (``open_folder``).
+
+    Raises MissingPathError, NoImagesError, UsageError for an unknown scheme, and DatasetError, naming file and line, for
+    tables and lists that contradict themselves or the images.
     """
-    root = Path(data)
-    if not root.exists():
-        raise MissingPathError(f"There is no folder '{root}' (--data). Give a folder of images.")
-    if not root.is_dir():
-        raise UsageError(f"'{root}' (--data) is a file. Give a folder of images.")
-    if (root / "index.csv").is_file() and (root / "images").is_dir():
-        from extract.broden import BrodenSource
+    text = str(data)
+    scheme, colon, place = text.partition(":")
+    # one letter is a drive of Windows; and a path that is there is a path, whatever its name
+    if not colon or not re.fullmatch(r"[A-Za-z][\w+.-]+", scheme) or _is_there(Path(text)):
+        return _guarded(_open_whatever, Path(text))
+    if scheme.lower() not in SCHEMES:
+        raise UsageError(
+            f"There is no reader '{shown(scheme)}' for '{shown(text)}' (--data), nor a folder of that name. "
+            f"The readers are {', '.join(SCHEMES)}: give {SCHEMES[0]}:DIR, say, or only DIR."
+        )
+    if not place:
+        raise UsageError(f"'{text}' (--data) names no folder: give {scheme}:DIR.")
+    root = Path(place).expanduser() if place.startswith("~") else Path(place)  # no shell does it after a colon
+    if scheme.lower() not in ("cifar10", "webdataset"):  # those may be a file, or several
+        _check_folder(root)
+    return _guarded(_openers()[scheme.lower()], root)
 
-        return BrodenSource(root)
-    return open_folder(root)
+
+def _guarded(opener: Callable[[Path], ImageSource], root: Path) -> ImageSource:
+    try:
+        return opener(root)
+    except EDDPError:
+        raise
+    except OSError as error:  # from any of the many looks at what is there
+        raise UsageError(
+            f"'{shown(root)}' (--data) cannot be read: {reason(error)}. Mend it, or fix its permissions."
+        ) from error
+
+
+def _open_whatever(root: Path) -> ImageSource:
+    from extract import cifar10, imagenet, places365, webdataset
+
+    if webdataset.is_pattern(root) or webdataset.is_shard(root):
+        return webdataset.open_webdataset(root)
+    if cifar10.is_cifar10(root):
+        return cifar10.open_cifar10(root)
+    _check_folder(root)
+    if (root / "index.csv").is_file() and (root / "images").is_dir():
+        return _openers()["broden"](root)
+    if places365.is_places365(root):
+        return places365.open_places365(root)
+    if imagenet.is_imagenet(root):
+        return imagenet.open_imagenet(root)
+    try:
+        return open_folder(root)
+    except NoImagesError:
+        if not webdataset.holds_shards(root):
+            raise
+        return webdataset.open_webdataset(root)
+
+
+def _openers() -> dict[str, Callable[[Path], ImageSource]]:
+    """The readers by scheme, imported when they are asked for: they are built on this module."""
+    from extract.broden import BrodenSource
+    from extract.cifar10 import open_cifar10
+    from extract.imagenet import open_imagenet
+    from extract.places365 import open_places365
+    from extract.webdataset import open_webdataset
+
+    openers = (open_folder, BrodenSource, open_imagenet, open_places365, open_cifar10, open_webdataset)
+    return dict(zip(SCHEMES, openers, strict=True))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long to be one, or a folder that may not be entered
+        return False
+
+
+def _check_folder(root: Path) -> None:
+    if not _is_there(root):
+        raise MissingPathError(f"There is no folder '{shown(root)}' (--data). Give a folder of images.")
+    if not root.is_dir():
+        raise UsageError(
+            f"'{shown(root)}' (--data) is a file. Give a folder of images, a .tar file of a WebDataset or a batch file of "
+            "CIFAR-10."
+        )
 
 
 def open_folder(root: Path) -> PathSource:
-    """Open a folder of images: flat, one subfolder a class, or such class folders below ``train/``, ``val/``, ..."""
-    files = sorted(_images_below(root))
+    """Open a folder of images: flat, one subfolder a class, or such class folders below ``train/``, ``val/``, ...
+
+    Classes are numbered in the order of their sorted names. Raises NoImagesError.
+    """
+    files = sorted(files_below(root))
     if not files:
         raise NoImagesError(
-            f"There is no image in '{root}' (--data). Looked in it and all its subfolders for files ending in "
+            f"There is no image in '{shown(root)}' (--data). Looked in it and all its subfolders for files ending in "
             f"{', '.join(ENDINGS)}."
         )
     # ImageNet's own root holds train/ and val/: those are splits of the data, not two classes
-    folders = {file.split("/")[0].lower() for file in files if "/" in file}
+    folders = {file.split("/", 1)[0].lower() for file in files if "/" in file}
     depth = 1 if folders and folders <= SPLITS else 0
     classes = sorted({parts[depth] for f in files if len(parts := f.split("/")) > depth + 1})
     number = {name: k for k, name in enumerate(classes)}
-    items = []
-    for file in files:
-        parts = file.split("/")
-        items.append((file, number[parts[depth]] if len(parts) > depth + 1 else -1))
+    items = ((f, number[parts[depth]] if len(parts := f.split("/")) > depth + 1 else -1) for f in files)
     return PathSource(root, items, classes or None, "class folders" if classes else "flat folder")
 
 
-def _images_below(root: Path) -> Iterator[str]:
-    """Relative paths of all image files below a folder; links that lead back up are not followed."""
+def files_below(root: Path, endings: tuple[str, ...] = ENDINGS) -> Iterator[str]:
+    """Relative paths of all files with an ending below a folder; links that lead back up are not followed."""
     stack: list[tuple[str, str, tuple[str, ...]]] = [(str(root), "", ())]
     while stack:
         folder, prefix, above = stack.pop()
@@ -146,10 +243,18 @@ def _images_below(root: Path) -> Iterator[str]:
                 entries = [entry for entry in listed if not entry.name.startswith(".")]
         except OSError as error:
             raise UsageError(
-                f"The folder '{folder}' cannot be listed: {error.strerror}. Fix its permissions."
+                f"The folder '{shown(folder)}' cannot be listed: {reason(error)}. Fix its permissions."
             ) from error
         for entry in entries:
-            if os.path.isdir(entry.path):  # noqa: PTH112  (a link to itself is none; entry.is_dir() would raise)
+            if is_folder(entry):
                 stack.append((entry.path, f"{prefix}{entry.name}/", (*above, real)))
-            elif entry.name.lower().endswith(ENDINGS):
+            elif entry.name.lower().endswith(endings):
                 yield f"{prefix}{entry.name}"
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a listing is a folder, or a link to one."""
+    try:
+        return entry.is_dir()  # told by the listing itself, without another look at the disk for each file
+    except OSError:  # a link to itself
+        return False

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import zarr
 
+from stores.derived import write_derived
 from stores.errors import UsageError
 from stores.layers import LayerSpec
 from stores.progress import Progress, silent
@@ -133,18 +133,16 @@ def make_synthetic(
                 valid=np.ones(rows, bool),
                 logits=logits[part],
                 activations={LAYER: x[part]},
-                max_abs={LAYER: float(np.abs(x[part]).max())},
             )
             progress("writing", part.stop, n)
         if not writer.sealed:
-            truth = zarr.open_group(str(Path(out) / "truth"), mode="w")
-            for name, value in (
-                ("signals", signals.astype(np.float32)),
-                ("distractors", distractors.astype(np.float32)),
-                ("values", values.astype(np.float32)),
-                ("present", present.astype(np.uint8)),
-            ):
-                truth.create_array(name, data=np.ascontiguousarray(value), compressors=None)
+            truth: dict[str, np.ndarray] = {
+                "signals": signals.astype(np.float32),
+                "distractors": distractors.astype(np.float32),
+                "values": values.astype(np.float32),
+                "present": present.astype(np.uint8),
+            }
+            write_derived(Path(out) / "truth", truth, {})
             writer.seal()
     finally:
         writer.close()

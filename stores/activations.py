@@ -11,20 +11,25 @@
       layers/<layer>/head_weight, head_bias   (K, C), (K,): when the head is average pooling followed by an affine map
       ledger/<chunk>                 what was committed (see ``stores.ledger``)
 
-``sealed`` holds the digest of the ledger, the checksums of all other zarr.json, and when the store was finished.
-All arrays along images have chunks of the same ``chunk_images`` rows; such a range of images is the unit of commit.
+``sealed`` holds the digest of the ledger and the checksums of all zarr.json; FORMAT.md specifies the rest. All arrays along
+images have chunks of the same ``chunk_images`` rows; such a range of images is the unit of commit.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
+from stores.ahead import ahead
 from stores.chunks import ChunkedArray, checksum
+from stores.derived import check_derived
 from stores.errors import (
     CorruptStoreError,
     MissingPathError,
@@ -34,8 +39,10 @@ from stores.errors import (
 )
 from stores.layers import LayerSpec
 from stores.ledger import Ledger, Record, digest
+from stores.progress import Progress, silent
+from stores.seal import seal_problem
 
-FORMAT = 1
+FORMAT = 2  # of new stores; those of format 1 are read as well (see FORMAT.md)
 
 
 class StoreBase:
@@ -49,6 +56,7 @@ class StoreBase:
             self.layers: dict[str, LayerSpec] = {
                 name: LayerSpec.from_dict(spec) for name, spec in attributes["layers"].items()
             }
+            self.format = int(attributes["format"])
             self.n_images = int(attributes["n_images"])
             self.chunk_images = int(attributes["chunk_images"])
             if min(self.n_images, self.chunk_images, len(self.layers)) < 1:
@@ -95,16 +103,58 @@ class StoreBase:
         return paths
 
     def metadata(self) -> dict[str, int]:
-        """CRC-32C of what the metadata say: the root's attributes (under ""), and each group's and array's zarr.json."""
-        plan = {key: value for key, value in self.attributes.items() if key != "sealed"}
-        found = {"": checksum(memoryview(json.dumps(plan, sort_keys=True).encode()))}
+        """CRC-32C of each group's and array's zarr.json but the root's; in format 1 that of its attributes, under ""."""
         groups = ["images", "layers", *(f"layers/{name}" for name in self.layers)]
+        found = {}
+        if self.format == 1:
+            plan = {key: value for key, value in self.attributes.items() if key != "sealed"}
+            found[""] = checksum(memoryview(json.dumps(plan, sort_keys=True).encode()))
+        else:
+            groups.append("ledger")
         heads = [f"layers/{name}/{part}" for name in self.attributes["heads"] for part in ("head_weight", "head_bias")]
         for path in (*groups, *self.image_arrays(), *heads):
             try:
                 found[path] = checksum(memoryview((self.path / path / "zarr.json").read_bytes()))
             except OSError:
                 found[path] = -1
+        return found
+
+    def is_there(self, record: Record) -> bool:
+        """Whether a record is of a chunk of this store, and its files are there in full size."""
+        arrays = {path: self.array(path) for path in self.image_arrays()}
+        return (
+            record.chunk < self.n_chunks
+            and set(record.arrays) == set(arrays)
+            and not any(array.check(record.chunk, record.arrays[p], every_byte=False) for p, array in arrays.items())
+        )
+
+    def check_chunks(
+        self,
+        records: dict[int, Record],
+        *,
+        every_byte: bool,
+        leave_out: Sequence[str] = (),
+        progress: Progress = silent,
+    ) -> list[str]:
+        """What is wrong with the files of committed chunks; with ``every_byte`` each is read whole, several at a time."""
+        arrays = [self.array(path) for path in self.image_arrays() if path not in leave_out]
+        pairs = [(array, record) for array in arrays for record in records.values()]
+        total = sum(record.arrays[array.path]["bytes"] for array, record in pairs) if every_byte else 0
+
+        def check(pair: tuple[ChunkedArray, Record]) -> str | None:
+            array, record = pair
+            return array.check(record.chunk, record.arrays[array.path], every_byte=every_byte)
+
+        found, done = [], 0
+        results = (
+            ahead(check, pairs, threads=min(8, os.cpu_count() or 1), depth=16) if every_byte else map(check, pairs)
+        )
+        for (array, record), problem in zip(pairs, results, strict=True):
+            if problem:
+                found.append(problem)
+            if every_byte:
+                done += record.arrays[array.path]["bytes"]
+                progress("verifying", done >> 20, total >> 20, "MiB")
         return found
 
     def layer(self, name: str | None = None) -> LayerSpec:
@@ -168,32 +218,43 @@ class ActivationStore(StoreBase):
         """Identity of the store's content: the digest of its ledger."""
         return str(self.attributes["sealed"]["ledger"])
 
-    def verify(self) -> list[str]:
+    def verify(self, progress: Progress = silent) -> list[str]:
         """Check every byte against the ledger; returns one sentence a bad chunk, none when the store is sound."""
-        found = self._problems(every_byte=True)
+        found = self._problems(every_byte=True, progress=progress)
         for layer in self.attributes["heads"]:
             try:
                 self.affine_head(layer)
             except CorruptStoreError as error:
                 found.append(str(error))
+        for folder in self.derived():
+            cache = folder.name != "truth"
+            advice = f"; it can be computed anew: delete the folder '{folder}'" if cache else ""
+            found += [problem + advice for problem in check_derived(folder)]
         return found
 
-    def _problems(self, *, every_byte: bool) -> list[str]:
+    def derived(self) -> list[Path]:
+        """Folders of what is kept with the store besides the ledger, whether there or not (see ``stores.derived``)."""
+        kept = [self.path / "layers" / name / what for name in self.layers for what in ("statistics", "sketch")]
+        return [*kept, self.path / "truth"]
+
+    def _problems(self, *, every_byte: bool, progress: Progress = silent) -> list[str]:
+        # format 1 had no checksum of the root, but one that was finished by a later eddp has
+        guarded = self.format > 1 or "crc32c" in self.attributes["sealed"]
+        if guarded and (problem := self._root_problem()):
+            return [problem]
         now = self.metadata()
         then = self.attributes["sealed"].get("metadata", now)
         changed = [path for path in sorted({*now, *then}) if now.get(path) != then.get(path)]
         found = [
             f"{path}/zarr.json".lstrip("/") + ": missing, or changed since the store was sealed" for path in changed
         ]
-        for path in self.image_arrays():
-            if path in changed:
-                continue
-            array = self.array(path)
-            for chunk, record in self.records.items():
-                problem = array.check(chunk, record.arrays[path], every_byte=every_byte)
-                if problem:
-                    found.append(problem)
-        return found
+        return found + self.check_chunks(self.records, leave_out=changed, every_byte=every_byte, progress=progress)
+
+    def _root_problem(self) -> str | None:
+        try:
+            return seal_problem(self.path / "zarr.json")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"zarr.json: {error}"
 
     def column(self, name: str) -> np.ndarray:
         """A whole per-image array of ``images/``: ``labels`` (N,), ``valid`` (N,), ``logits`` (N, K)."""
@@ -254,10 +315,25 @@ class ActivationStore(StoreBase):
             ) from error
 
     def dask(self, layer: str | None = None) -> Any:
-        """The layer's activations as a lazy dask array (N, P, C), one block a chunk."""
+        """The layer's activations as a lazy dask array (N, P, C), one block a chunk; skipped images are NaN."""
         import dask.array
 
-        return dask.array.from_zarr(self.array(f"layers/{self.layer(layer).name}/activations").array)
+        array = self.array(f"layers/{self.layer(layer).name}/activations")
+        rows = tuple(array.rows(k) for k in range(self.n_chunks))
+        return dask.array.map_blocks(
+            _read_block, str(self.path), array.path, chunks=(rows, *((size,) for size in array.shape[1:])),
+            dtype=array.dtype, meta=np.empty((0, 0, 0), array.dtype), name=f"{array.path}-{self.fingerprint[7:23]}",
+        )  # fmt: skip
+
+
+def _read_block(path: str, array: str, block_id: tuple[int, ...] = (0,)) -> np.ndarray:
+    """One chunk, wherever dask runs: memory-mapped where it can be."""
+    return np.asarray(_open_chunked(path, array).read(block_id[0]))
+
+
+@lru_cache(maxsize=64)
+def _open_chunked(path: str, array: str) -> ChunkedArray:
+    return ChunkedArray(Path(path), array, zarr.open_array(Path(path) / array, mode="r"))
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Chunk files of a Zarr v3 array, written and mapped without going through the Zarr engine.
 
-An array here has chunks along its first axis only, so chunk ``i`` of a 3-d array is the file ``c/i/0/0``: the rows'
+An array here has chunks along its first axis only, so chunk ``i`` of a 3-d array is the file ``c.i.0.0``: the rows'
 little-endian bytes, the last chunk padded with the fill value to full size, then compressed with zstd or not at all.
-That is exactly what any Zarr v3 reader expects, and uncompressed it can be memory-mapped.
+That is exactly what any Zarr v3 reader expects, and uncompressed it can be memory-mapped. The key's separator is what the
+array's metadata say: all chunks of an array in one folder ("."), which spares the disk two folders a chunk, or, in stores of
+format 1, a folder each ("/").
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import zarr
 from numcodecs import Zstd
 
 from stores.errors import CorruptStoreError
-from stores.files import write_atomically
+from stores.files import Together, write_atomically
+from stores.mapping import Mapping, can_map
 
+BLOCK_BYTES = 2**20  # what is read at a time to be checked: stays in the processor's cache
 ZSTD_LEVEL = 1  # post-ReLU activations shrink 1.6-4.4 times already there; higher levels cost time and gain little
 
 
@@ -39,6 +43,8 @@ class ChunkedArray:
         self.chunk_shape: tuple[int, ...] = array.chunks
         self.dtype: np.dtype = np.dtype(array.dtype)
         self.raw = not array.compressors and not array.filters
+        self._key = array.metadata.chunk_key_encoding.encode_chunk_key  # type: ignore[union-attr]
+        self._rest = (0,) * (len(self.shape) - 1)
 
     @property
     def n_chunks(self) -> int:
@@ -50,14 +56,17 @@ class ChunkedArray:
         return int(np.prod(self.chunk_shape)) * self.dtype.itemsize
 
     def file(self, chunk: int) -> Path:
-        return self.folder / "c" / "/".join([str(chunk)] + ["0"] * (len(self.shape) - 1))
+        return self.folder / self._key((chunk, *self._rest))
 
     def rows(self, chunk: int) -> int:
         """How many rows of a chunk belong to the array (the last chunk is padded beyond them)."""
         return min(self.chunk_rows, self.shape[0] - chunk * self.chunk_rows)
 
-    def write(self, chunk: int, rows: np.ndarray) -> dict[str, int]:
-        """Write one chunk durably; returns its file's CRC-32C and size for the ledger."""
+    def write(self, chunk: int, rows: np.ndarray, files: Together | None = None) -> dict[str, int]:
+        """Write one chunk; returns its file's CRC-32C and size for the ledger.
+
+        With ``files`` it is only added to them, and durable once they are published; else at once.
+        """
         if rows.shape != (self.rows(chunk), *self.shape[1:]) or rows.dtype != self.dtype:
             raise ValueError(
                 f"chunk {chunk} of {self.path} takes {(self.rows(chunk), *self.shape[1:])} {self.dtype}, "
@@ -69,7 +78,10 @@ class ChunkedArray:
             block[: len(rows)] = rows
         block = np.ascontiguousarray(block, dtype=self.dtype.newbyteorder("<"))
         data = block.view(np.uint8).reshape(-1).data if self.raw else memoryview(Zstd(level=ZSTD_LEVEL).encode(block))
-        write_atomically(self.file(chunk), data)
+        if files is None:
+            write_atomically(self.file(chunk), data)
+        else:
+            files.add(self.file(chunk), data)
         return {"crc32c": checksum(data), "bytes": len(data)}
 
     def read(self, chunk: int) -> np.ndarray:
@@ -98,6 +110,20 @@ class ChunkedArray:
             ) from error
         return block[: self.rows(chunk)]
 
+    def mapped(self) -> Mapping | None:
+        """All chunk files in one mapping, padding included; None where they cannot be: compressed, or of odd sizes.
+
+        Raises CorruptStoreError when a file is missing or of another size.
+        """
+        if not self.raw or self.dtype.byteorder == ">" or not can_map(self.chunk_bytes, self.n_chunks):
+            return None
+        try:
+            return Mapping([self.file(k) for k in range(self.n_chunks)], self.chunk_bytes)
+        except OSError as error:
+            raise CorruptStoreError(
+                f"'{self.path}' cannot be mapped: {error}. Run `eddp verify` on the store for a list of all bad chunks."
+            ) from error
+
     def check(self, chunk: int, entry: dict[str, int], *, every_byte: bool) -> str | None:
         """What is wrong with a chunk's file, or None. Without ``every_byte`` only presence and size are looked at."""
         file = self.file(chunk)
@@ -105,7 +131,7 @@ class ChunkedArray:
             size = file.stat().st_size
             if size != entry["bytes"]:
                 return f"chunk {chunk} of {self.path}: {size} bytes instead of {entry['bytes']}"
-            if every_byte and checksum(memoryview(file.read_bytes())) != entry["crc32c"]:
+            if every_byte and file_checksum(file) != entry["crc32c"]:
                 return f"chunk {chunk} of {self.path}: its bytes do not match the ledger's checksum"
         except OSError as error:
             return f"chunk {chunk} of {self.path}: {error.strerror}"
@@ -117,3 +143,15 @@ def checksum(data: memoryview) -> int:
     view = np.frombuffer(data, np.uint8)
     view.flags.writeable = False  # the C implementation takes read-only buffers alone
     return int(google_crc32c.value(view))
+
+
+def file_checksum(path: Path) -> int:
+    """CRC-32C of a file's bytes, a few at a time. Raises OSError."""
+    crc = 0
+    buffer = bytearray(BLOCK_BYTES)
+    view = np.frombuffer(buffer, np.uint8)
+    view.flags.writeable = False
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            crc = google_crc32c.extend(crc, view[:count])
+    return int(crc)

@@ -1,49 +1,181 @@
-"""Files that are whole or absent: written under another name, synced, then renamed."""
+"""Files that are whole or absent: written under another name, synced, then renamed.
+
+``Together`` does this for several files at once, so that a chunk of a store costs a few waits for the disk and not a few
+a file. Every touch of the disk goes through the four small functions at the end: tests stop and spoil them one by one.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Iterable
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from stores.errors import StoreError
 
+Data = bytes | bytearray | memoryview
 
-def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
+
+class Together:
+    """Files that get their names only when the bytes of all of them are on disk; a context manager.
+
+    ``add`` writes a file's bytes under another name and begins to sync it (on the executor, if one is given, so that the
+    caller can go on meanwhile); ``publish`` waits for all of them, renames them and syncs their folders. Left without
+    ``publish``, nothing stays. Raises StoreError when the disk is full, or a folder cannot be written to.
+    """
+
+    def __init__(self, executor: Executor | None = None) -> None:
+        self._executor = executor
+        self._waiting: list[tuple[Path, Path, Future[None] | None]] = []
+        self._made: set[Path] = set()
+
+    def add(self, path: Path, data: Data) -> None:
+        """Write ``data`` for ``path``."""
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            self._make_folder(path.parent)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._waiting.append((path, temporary, None))
+            try:
+                write_bytes(handle, data)
+            except BaseException:
+                os.close(handle)
+                raise
+            if self._executor is None:
+                _sync_and_close(handle, len(data))
+            else:
+                self._waiting[-1] = (path, temporary, self._executor.submit(_sync_and_close, handle, len(data)))
+        except OSError as error:
+            raise _refused(path, error) from error
+
+    def publish(self) -> None:
+        """Give all files their names, for good."""
+        for path, _, future in self._waiting:
+            try:
+                if future is not None:
+                    future.result()
+            except OSError as error:
+                raise _refused(path, error) from error
+        folders = {folder.parent for folder in self._made}
+        for path, temporary, _ in self._waiting:
+            try:
+                rename(temporary, path)
+            except OSError as error:
+                raise _refused(path, error) from error
+            folders.add(path.parent)
+        self._waiting.clear()
+        for folder in sorted(folders, reverse=True):  # a folder before the one that names it
+            sync_folder(folder)
+
+    def __enter__(self) -> Together:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for _, temporary, future in self._waiting:
+            if future is not None:
+                with suppress(Exception):
+                    future.result()  # it still holds the file
+            with suppress(OSError):
+                temporary.unlink()
+        self._waiting.clear()
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            self._made.update(above for above in (folder, *folder.parents) if not above.exists())
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomically(path: Path, data: Data) -> None:
     """Write bytes so that ``path`` afterwards holds all of them or what it held before, also after a power cut.
 
     Raises StoreError when the disk is full or the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(
-            f"'{path}' could not be written: {error.strerror or error}. Nothing committed before is lost; "
-            "free some space or fix the folder, then run the same command again."
-        ) from error
-    finally:
-        with suppress(OSError):  # already renamed, unless something (an interruption, too) came between
-            temporary.unlink()
-    for folder in {path.parent, *(folder.parent for folder in made)}:
-        sync_folder(folder)
+    with Together() as files:
+        files.add(path, data)
+        files.publish()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document atomically, keys in their order, readable by people.
+def write_json(path: Path, value: Any) -> bytes:
+    """Write a JSON document atomically, keys in their order, readable by people; gives the bytes written."""
+    data = json_bytes(value)
+    write_atomically(path, data)
+    return data
+
+
+def json_bytes(value: Any) -> bytes:
+    """The one form in which this project writes a JSON document.
 
     Bytes of file names that are not UTF-8 (lone surrogates in Python) become JSON escapes, and come back by reading.
     """
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def remove_partial(folders: Iterable[Path]) -> None:
+    """Delete what writers that were killed left half-written in these folders, files and folders."""
+    for folder in folders:
+        for left in folder.glob(".*.partial"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make durable what another library wrote below a folder."""
+    for above, _, names in os.walk(folder):
+        for name in names:
+            handle = os.open(Path(above, name), os.O_RDONLY)
+            try:
+                sync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(Path(above))
+
+
+def _refused(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"'{path}' could not be written: {error.strerror or error}. Nothing committed before is lost; "
+        "free some space or fix the folder, then run the same command again."
+    )
+
+
+def _sync_and_close(handle: int, size: int) -> None:
+    try:
+        sync(handle)
+        found = os.fstat(handle).st_size
+        if found != size:  # a filesystem that lost bytes and did not say so
+            raise OSError(errno.EIO, f"only {found} of {size} bytes arrived on the disk")
+    finally:
+        os.close(handle)
+
+
+def write_bytes(handle: int, data: Data) -> None:
+    """Write all of ``data``, however little the system takes at a time."""
+    rest = memoryview(data).cast("B")
+    while len(rest):
+        written = os.write(handle, rest)
+        if written <= 0:
+            raise OSError(errno.ENOSPC, "the disk takes no more bytes")
+        rest = rest[written:]
+
+
+def sync(handle: int) -> None:
+    """Wait until an open file's bytes are on the disk."""
+    os.fsync(handle)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a file its name, replacing what had it."""
+    old.replace(new)
 
 
 def sync_folder(path: Path) -> None:

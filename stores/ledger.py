@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.errors import CorruptStoreError
-from stores.files import write_json
+from stores.files import json_bytes, sync_folder, write_atomically
 
 MARK = {"attributes": {"eddp": "ledger"}, "zarr_format": 3, "node_type": "group"}  # of the folder: it is ours
 
@@ -35,6 +35,10 @@ class Record:
     nonfinite: dict[str, int]
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
+    def to_bytes(self) -> bytes:
+        """The record's file, to the byte."""
+        return json_bytes({"attributes": asdict(self), "zarr_format": 3, "node_type": "group"})
+
 
 class Ledger:
     """The records of one store, as files under ``folder``."""
@@ -47,18 +51,31 @@ class Ledger:
 
     def commit(self, record: Record) -> None:
         """Make a chunk part of the store. Its files must be written and synced before."""
-        document = {"attributes": asdict(record), "zarr_format": 3, "node_type": "group"}
-        write_json(self.path(record.chunk), document)
+        write_atomically(self.path(record.chunk), record.to_bytes())
+
+    def forget(self, chunk: int) -> None:
+        """Make a chunk no part of the store any more, for good, if it was one."""
+        path = self.path(chunk)
+        if path.exists():
+            path.unlink()
+            sync_folder(path.parent)
 
     def records(self) -> dict[int, Record]:
-        """All committed records by chunk number. Raises CorruptStoreError naming every record that is damaged."""
+        """All committed records by chunk number.
+
+        Raises CorruptStoreError naming every record that is damaged: that does not say, to the byte, what it would if it
+        were written now (so that no flipped bit passes, not even one in what only Zarr reads).
+        """
         found: dict[int, Record] = {}
         bad: list[str] = []
         for path in sorted(self.folder.glob("*/zarr.json")):
             try:
-                record = Record(**json.loads(path.read_bytes())["attributes"])
+                data = path.read_bytes()
+                record = Record(**json.loads(data)["attributes"])
                 if record.chunk != int(path.parent.name) or not isinstance(record.arrays, dict):
                     raise ValueError("the record is another chunk's, or no record")
+                if record.to_bytes() != data:
+                    raise ValueError("it was changed since it was written")
                 found[record.chunk] = record
             except (ValueError, TypeError, KeyError, OSError) as error:
                 bad.append(f"{path.parent.name} ({error})")

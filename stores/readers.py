@@ -1,18 +1,22 @@
-"""Views of one layer of a sealed store: blocks in order, chosen images, statistics' and fitting's rows.
+"""Views of one layer of a sealed store: blocks in order, chosen images, chosen rows.
 
-Rows of images that could not be read are left out everywhere; every row comes with its image's number.
+Rows of images that could not be read are left out everywhere; every row comes with its image's number. Rows are counted
+over these images and their positions: row r is position ``r % P`` of image ``image_indices[r // P]``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from stores.activations import ActivationStore
+from stores.ahead import ahead
 from stores.errors import UsageError
 from stores.layers import LayerSpec
+from stores.mapping import Mapping
 
 
 class LayerReader:
@@ -66,12 +70,59 @@ class LayerReader:
         return first + np.flatnonzero(valid), block[valid]
 
     def blocks(self, images: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All images in order, as pairs (image numbers (n,), activations (n, P, C)), ``images`` at a time."""
-        for k in range(self.store.n_chunks):
-            index, block = self.chunk(k)
+        """All images in order, as pairs (image numbers (n,), activations (n, P, C)), ``images`` at a time.
+
+        Compressed chunks are decoded ahead, in threads; few are in memory at a time.
+        """
+        numbers = range(self.store.n_chunks)
+        for index, block in map(self.chunk, numbers) if self.array.raw else ahead(self.chunk, numbers):
             step = images or max(1, len(index))
             for start in range(0, len(index), step):
                 yield index[start : start + step], block[start : start + step]
+
+    def rows(self, indices: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """(m, C) activation vectors of chosen rows, in the order given, each as often as it is named.
+
+        From an uncompressed store this costs what it costs from one file in memory; ``out`` (m, C) is filled if given.
+        Raises UsageError for a row that does not exist.
+        """
+        indices = np.asarray(indices, np.int64).reshape(-1)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < self.n_rows:
+            wrong = indices[(indices < 0) | (indices >= self.n_rows)][0]
+            raise UsageError(f"The layer has rows 0 to {self.n_rows - 1}, got {wrong}.")
+        if out is None:
+            out = np.empty((len(indices), self.channels), self.array.dtype)
+        stored = self.stored_rows(indices)
+        if self.whole is not None:
+            np.take(self.whole, stored, axis=0, out=out, mode="clip")  # clip: take then needs no buffer of its own
+            return out
+        per_chunk = self.store.chunk_images * self.spec.positions
+        order = np.argsort(stored, kind="stable")
+        ordered = stored[order]
+        chunks = np.unique(ordered // per_chunk)
+        edges = np.searchsorted(ordered, np.append(chunks, self.store.n_chunks) * per_chunk)
+        for k, start, stop in zip(chunks, edges[:-1], edges[1:], strict=True):
+            block = np.asarray(self.array.read(int(k))).reshape(-1, self.channels)
+            out[order[start:stop]] = block[ordered[start:stop] - k * per_chunk]
+        return out
+
+    def stored_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Numbers of rows among all that the store holds, skipped images and positions of the prefix included."""
+        image, position = np.divmod(rows, self.positions)
+        if len(self.image_indices) < len(self.valid):
+            image = self.image_indices[image]
+        return image * self.spec.positions + position + self._first
+
+    @cached_property
+    def mapping(self) -> Mapping | None:
+        """The layer's files mapped as one, where that is possible."""
+        return self.array.mapped()
+
+    @cached_property
+    def whole(self) -> np.ndarray | None:
+        """(rows, C) all that the store holds, padding of the last chunk included, as one array mapped from the disk."""
+        mapping = self.mapping
+        return None if mapping is None else mapping.array.view(self.array.dtype).reshape(-1, self.channels)
 
     def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, P, C) activations of chosen images, in the order given. Raises UsageError for an invalid image."""

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-import zarr
 
-from stores.chunks import checksum
+from stores.derived import keep_cache, read_cache
 from stores.errors import NonFiniteError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
-log = logging.getLogger(__name__)
 TILE = 8192  # rows per product: float32 is exact enough within a tile, float64 carries the sums
 
 
@@ -37,13 +32,13 @@ def statistics(
     Raises NonFiniteError naming the first image with a NaN or infinite activation.
     """
     folder = reader.store.path / "layers" / reader.spec.name / "statistics"
-    key = {"store": reader.store.fingerprint, "prefix": reader.positions, "version": 1}
-    kept = _read(folder, key) if cache else None
-    if kept is not None:
-        return kept
+    key = {"store": reader.store.fingerprint, "layer": reader.spec.name, "prefix": reader.positions, "version": 1}
+    if cache and (kept := read_cache(folder, key)) is not None:
+        arrays, attributes = kept
+        return Statistics(arrays["mean"], arrays["covariance"], int(attributes["count"]))
     result = compute(reader, device=device, progress=progress)
     if cache:
-        _keep(folder, key, result)
+        keep_cache(folder, key, {"mean": result.mean, "covariance": result.covariance}, {"count": result.count})
     return result
 
 
@@ -94,31 +89,3 @@ def _name_the_image(reader: LayerReader, index: np.ndarray, block: np.ndarray) -
         f"Layer '{reader.spec.name}' of the store '{reader.store.path}' holds NaN or infinite activations, first for image "
         f"'{reader.store.names[bad]}'. Extract again with --dtype float32, and look at that image and the model."
     )
-
-
-def _read(folder: Path, key: dict[str, object]) -> Statistics | None:
-    try:
-        group = zarr.open_group(folder, mode="r")
-        if json.loads(str(group.attrs["key"])) != key:
-            return None
-        mean, covariance = np.asarray(group["mean"][:]), np.asarray(group["covariance"][:])  # type: ignore[index]
-        if group.attrs["crc32c"] != _checksum(mean, covariance):
-            return None  # damaged, or another process is writing to it just now
-        return Statistics(mean, covariance, int(str(group.attrs["count"])))
-    except Exception:  # noqa: BLE001  (a cache that cannot be read, for whatever reason, is computed anew)
-        return None
-
-
-def _keep(folder: Path, key: dict[str, object], result: Statistics) -> None:
-    try:
-        group = zarr.open_group(folder, mode="w")
-        group.create_array("mean", data=result.mean, compressors=None)
-        group.create_array("covariance", data=result.covariance, compressors=None)
-        crc = _checksum(result.mean, result.covariance)
-        group.attrs.update({"count": str(result.count), "crc32c": crc, "key": json.dumps(key)})  # last: makes it valid
-    except Exception as error:  # noqa: BLE001  (the disk is full or read-only, or another process keeps the same)
-        log.info("statistics are not kept with the store: %s", error)
-
-
-def _checksum(mean: np.ndarray, covariance: np.ndarray) -> int:
-    return checksum(memoryview(np.concatenate([mean, covariance.ravel()]).astype("<f8").tobytes()))

@@ -1,14 +1,12 @@
-"""Writing an activation store: laid out once, filled range by range, sealed when every range is in."""
+"""Writing an activation store: laid out once, filled range by range by any number of writers, sealed when all are in."""
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 import shutil
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,22 @@ import zarr
 
 from stores.activations import FORMAT, StoreBase, head_checksum, read_attributes
 from stores.chunks import ZSTD_LEVEL
-from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError
-from stores.files import write_json
+from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError, UsageError
+from stores.files import Together, remove_partial, sync_tree, write_json
 from stores.layers import LayerSpec
-from stores.ledger import MARK, Record, digest
+from stores.ledger import Record, digest
+from stores.locks import StoreLock
+from stores.seal import seal_document
 
 log = logging.getLogger(__name__)
 
 PARTS = {"zarr.json", "images", "layers", "ledger", "truth"}  # what a store's folder holds, and --overwrite deletes
+# What may differ between runs that go on with each other: a head is computed, and may round differently elsewhere; where
+# images and weights lie says nothing, as their digests are compared; an older format is gone on with as it is.
+PLACES = {"provenance.dataset.path", "provenance.weights", "provenance.weights_source"}
+UNIMPORTANT = PLACES | {"heads", "format", "provenance.batch_size"}
+KEYS: Any = {"name": "default", "separator": "."}  # c.3.0.0: a folder an array, none a chunk
+BLOCK = 2**18  # values looked at at a time
 TARGET_CHUNK_BYTES = 32 * 2**20  # large enough to stream at the disk's rate, small enough to hold several per writer
 
 
@@ -35,10 +41,28 @@ def default_chunk_images(layers: Sequence[LayerSpec], itemsize: int, n_images: i
     return max(1, min(1 << (int(rows).bit_length() - 1), 4096, n_images))
 
 
-class StoreWriter(StoreBase):
-    """An unfinished store, open for writing by one process. Use ``create_or_resume``."""
+def shard_chunks(shard: tuple[int, int], n_chunks: int) -> range:
+    """The chunks of shard i of n: consecutive, as many as in any other but for one; all shards make up all chunks.
 
-    _lock: Any = None
+    Raises UsageError unless 0 <= i < n.
+    """
+    i, n = shard
+    if not 0 <= i < n:
+        raise UsageError(f"'shard' must be i/n with 0 <= i < n, got {i}/{n}.")
+    return range(i * n_chunks // n, (i + 1) * n_chunks // n)
+
+
+class StoreWriter(StoreBase):
+    """An unfinished store, open for writing by one process. Use ``create_or_resume``.
+
+    ``span`` is the range of chunks that are this writer's to fill: all of them, or a shard. ``commit`` may be called by
+    several threads, for different chunks.
+    """
+
+    span: range
+    _syncing: ThreadPoolExecutor
+    _lock: StoreLock
+    _name_bytes: int
 
     @classmethod
     def create_or_resume(
@@ -54,72 +78,94 @@ class StoreWriter(StoreBase):
         compress: str = "none",
         chunk_images: int | None = None,
         heads: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
+        shard: tuple[int, int] | None = None,
         overwrite: bool = False,
     ) -> StoreWriter:
         """Lay out a new store, or go on with an unfinished one that was made from exactly the same.
 
+        ``shard`` (i, n) takes the i-th of n parts of the chunks; the others are left to other writers, now or later.
+
         Raises StoreExistsError when something else is there (it is touched only with ``overwrite``), StoreError when
-        another process is writing to it.
+        another process is writing to one of the chunks.
         """
         path = Path(path)
+        if shard is not None and overwrite:
+            raise UsageError(
+                "'overwrite' cannot go with 'shard': each shard would delete the others' work. Delete the old store first."
+            )
         _refuse_foreign(path, overwrite=overwrite)
-        plan: dict[str, Any] = {
-            "format": FORMAT,
-            "n_images": len(names),
-            "n_classes": n_classes,
-            "chunk_images": chunk_images or default_chunk_images(layers, np.dtype(dtype).itemsize, len(names)),
-            "dtype": dtype,
-            "compress": compress,
-            "layers": {layer.name: layer.to_dict() for layer in layers},
-            "class_names": list(class_names) if class_names is not None else None,
-            "heads": {name: head_checksum(*head) for name, head in (heads or {}).items()},
-            "provenance": provenance,
-        }
-        plan = json.loads(json.dumps(plan))
-        lock = _lock(path)  # before anything is compared, deleted or laid out
+        plan = _plan(
+            layers=layers, names=names, n_classes=n_classes, provenance=provenance, class_names=class_names, dtype=dtype,
+            compress=compress, chunk_images=chunk_images, heads=heads,
+        )  # fmt: skip
+        n_chunks = -(-plan["n_images"] // plan["chunk_images"])
+        span = range(n_chunks) if shard is None else shard_chunks(shard, n_chunks)
+        lock = StoreLock(path)  # before anything is compared, deleted or laid out
         try:
-            if overwrite or not (path / "zarr.json").exists():
-                if not overwrite and any((path / "ledger").glob("*/zarr.json")):
-                    raise CorruptStoreError(
-                        f"'{path / 'zarr.json'}' is gone, but chunks of a store are there. Restore it from a copy, give "
-                        "another --out, or --overwrite to begin anew."
+            with lock.layout():
+                lock.mark()
+                if overwrite or not (path / "zarr.json").exists():
+                    if not overwrite and any((path / "ledger").glob("*/zarr.json")):
+                        raise CorruptStoreError(
+                            f"'{path / 'zarr.json'}' is gone, but chunks of a store are there. Restore it from a copy, "
+                            "give another --out, or --overwrite to begin anew."
+                        )
+                    if not lock.claim_all():
+                        raise _taken(path)
+                    _clear(path)
+                    _lay_out(path, plan, list(layers), list(names), heads or {})
+                    lock.release()
+                _refuse_another(path, plan)
+                _follow(path, plan)
+                if not lock.claim(span.start, span.stop):
+                    raise _taken(path)
+                writer = cls(path, read_attributes(path))
+                writer._lock, writer.span = lock, span
+                writer._name_bytes = writer.array("images/names").shape[1]
+                writer._syncing = ThreadPoolExecutor(4, thread_name_prefix="sync")
+                if writer.sealed and (gone := writer.missing()):
+                    log.warning(
+                        "%d chunks of the sealed store '%s' are gone or cut short; redoing them", len(gone), path
                     )
-                _clear(path)
-                _lay_out(path, plan, list(layers), list(names), heads or {})
-            existing = {k: v for k, v in read_attributes(path).items() if k != "sealed"}
-            different = _differences(existing, plan)
-            if different:
-                raise StoreExistsError(
-                    f"'{path}' already holds a store made from something else ({'; '.join(different)}). "
-                    "Give another --out, or --overwrite to replace it."
-                )
-            writer = cls(path, read_attributes(path))
-            writer._name_bytes = writer.array("images/names").shape[1]
-            if writer.sealed and (gone := writer.missing()):
-                log.warning("%d chunks of the sealed store '%s' are gone or cut short; redoing them", len(gone), path)
-                writer._mark_sealed(None)
+                    writer._mark_sealed(None)
         except BaseException:
             lock.close()
             raise
-        writer._lock = lock
         return writer
 
-    _name_bytes: int
+    @classmethod
+    def preview(
+        cls, path: str | Path, *, shard: tuple[int, int] | None = None, overwrite: bool = False, **options: Any
+    ) -> tuple[dict[str, Any], list[int]]:
+        """What ``create_or_resume`` with these options would find: the store's attributes, and the chunks to be filled.
+
+        Nothing is written. Raises StoreExistsError as that does.
+        """
+        path = Path(path)
+        _refuse_foreign(path, overwrite=overwrite)
+        attributes = _plan(**options)
+        done: set[int] = set()
+        if (path / "zarr.json").exists() and not overwrite:
+            _refuse_another(path, attributes)
+            attributes = read_attributes(path)
+            done = set(StoreBase(path, attributes).ledger.records())
+        n_chunks = -(-attributes["n_images"] // attributes["chunk_images"])
+        span = range(n_chunks) if shard is None else shard_chunks(shard, n_chunks)
+        return attributes, [k for k in span if k not in done]
 
     @property
     def sealed(self) -> bool:
         return bool(self.attributes.get("sealed"))
 
-    def missing(self) -> list[int]:
-        """Chunks that are not committed yet, or whose files are gone or cut short since, in order."""
-        done = self.ledger.records()
-        return [k for k in range(self.n_chunks) if k not in done or not self._is_there(done[k])]
+    def missing(self, *, anywhere: bool = False) -> list[int]:
+        """Chunks of this writer that are not committed yet, or whose files are gone or cut short since, in order.
 
-    def _is_there(self, record: Record) -> bool:
-        arrays = {path: self.array(path) for path in self.image_arrays()}
-        return set(record.arrays) == set(arrays) and not any(
-            array.check(record.chunk, record.arrays[path], every_byte=False) for path, array in arrays.items()
-        )
+        With ``anywhere`` those of all writers.
+        """
+        done = self.ledger.records()
+        return [
+            k for k in (range(self.n_chunks) if anywhere else self.span) if k not in done or not self.is_there(done[k])
+        ]
 
     def commit(
         self,
@@ -130,7 +176,6 @@ class StoreWriter(StoreBase):
         valid: np.ndarray,
         logits: np.ndarray,
         activations: dict[str, np.ndarray],
-        max_abs: dict[str, float],
         positions: dict[str, np.ndarray] | None = None,
         skipped: list[dict[str, Any]] | None = None,
     ) -> None:
@@ -142,9 +187,9 @@ class StoreWriter(StoreBase):
         names, labels, valid, logits : (n,), (n,) int, (n,) bool, (n, K) float of the images.
         activations : layer name -> (n, P, C); rows of invalid images must be NaN.
         positions : layer name -> (n, P) int, for layers whose positions are sampled.
-        max_abs : layer name -> largest absolute activation of the valid images.
+        skipped : row, name and reason of each image that could not be read.
         """
-        valid, nonfinite = np.asarray(valid, bool), {}
+        valid = np.asarray(valid, bool)
         encoded = np.zeros((len(names), self._name_bytes), np.uint8)
         for row, name in zip(encoded, names, strict=True):
             data = name.encode("utf-8", "surrogateescape")
@@ -157,62 +202,148 @@ class StoreWriter(StoreBase):
         }
         for layer, x in activations.items():
             blocks[f"layers/{layer}/activations"] = x
-            nonfinite[layer] = _count_nonfinite(x if valid.all() else x[valid])
         for layer, index in (positions or {}).items():
             blocks[f"layers/{layer}/positions"] = np.asarray(index, np.int32)
         if set(blocks) != set(self.image_arrays()):
             raise ValueError(f"a commit needs {sorted(self.image_arrays())}, got {sorted(blocks)}")
-        entries = {path: self.array(path).write(chunk, block) for path, block in blocks.items()}
+        largest = sorted(blocks, key=lambda path: -blocks[path].nbytes)  # its sync takes longest, so it begins first
+        self.ledger.forget(chunk)  # of a chunk that was lost: its record must not vouch for what is written now
+        with Together(self._syncing) as files:
+            entries = {path: self.array(path).write(chunk, blocks[path], files) for path in largest}
+            extremes = {layer: _extremes(x if valid.all() else x[valid]) for layer, x in activations.items()}
+            files.publish()
         self.ledger.commit(
             Record(
                 chunk=chunk,
                 first=chunk * self.chunk_images,
                 rows=len(names),
-                arrays=entries,
-                max_abs={k: float(v) for k, v in max_abs.items()},
-                nonfinite=nonfinite,
+                arrays={path: entries[path] for path in blocks},
+                max_abs={layer: found[0] for layer, found in extremes.items()},
+                nonfinite={layer: found[1] for layer, found in extremes.items()},
                 skipped=list(skipped or []),
             )
         )
 
     def seal(self) -> None:
         """Declare the store complete. Raises UnsealedStoreError when chunks are missing."""
-        missing = self.missing()
-        if missing:
+        if not self.seal_if_complete():
+            missing = self.missing(anywhere=True)
             raise UnsealedStoreError(
                 f"The store '{self.path}' cannot be sealed: {len(missing)} of {self.n_chunks} chunks are missing "
                 f"(the first is chunk {missing[0]}). Run the same extract command again."
             )
-        for left in self.path.rglob(".*.partial"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
-        self._mark_sealed(
-            {
-                "ledger": digest(self.ledger.records()),
-                "metadata": self.metadata(),
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-        )
+
+    def seal_if_complete(self) -> bool:
+        """Seal the store if the chunks of all writers are in; whoever finishes last does."""
+        with self._lock.layout():
+            self.attributes = read_attributes(self.path)
+            if self.sealed:
+                return True
+            if self.missing(anywhere=True):
+                return False
+            remove_partial(
+                {self.path, self.path / "ledger", *(self.array(path).folder for path in self.image_arrays())}
+            )
+            remove_partial(self.ledger.path(k).parent for k in range(self.n_chunks))
+            self._mark_sealed({"ledger": digest(self.ledger.records()), "metadata": self.metadata()})
+        return True
 
     def _mark_sealed(self, sealed: dict[str, Any] | None) -> None:
         document = json.loads((self.path / "zarr.json").read_bytes())
         document["attributes"]["eddp"].pop("sealed", None)
         if sealed:
-            document["attributes"]["eddp"]["sealed"] = sealed
+            document = seal_document(document, sealed)
         write_json(self.path / "zarr.json", document)
         self.attributes = document["attributes"]["eddp"]
 
     def close(self) -> None:
         """Let other processes write."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._syncing.shutdown()
+        self._lock.close()
 
 
-def _count_nonfinite(x: np.ndarray) -> int:
-    """How many values are NaN or infinite; for float16 by their bits, which is many times faster."""
-    if x.dtype == np.float16:
-        return int(np.count_nonzero((x.view(np.uint16) & 0x7C00) == 0x7C00))
-    return int(x.size - np.count_nonzero(np.isfinite(x)))
+def _extremes(x: np.ndarray) -> tuple[float, int]:
+    """The largest finite absolute value, and how many values are NaN or infinite.
+
+    By their bits, in two passes without a copy: as integers, positive floats lie in their own order, and so do negative
+    ones read as unsigned; what is not finite lies above the bits of infinity.
+    """
+    signed, unsigned = (np.int16, np.uint16) if x.dtype == np.float16 else (np.int32, np.uint32)
+    infinity = int(np.array(np.inf, x.dtype).view(signed))
+    sign = int(np.iinfo(signed).max) + 1
+    flat = np.ascontiguousarray(x).reshape(-1)
+    peak, nonfinite = 0, 0
+    for start in range(0, len(flat), BLOCK):  # so that the second pass finds the block in the cache
+        block = flat[start : start + BLOCK]
+        top, low = int(block.view(signed).max()), int(block.view(unsigned).max()) - sign
+        if max(top, low) >= infinity:
+            finite = np.isfinite(block)
+            nonfinite += int(block.size - np.count_nonzero(finite))
+            magnitudes = block[finite].view(unsigned) & np.array(sign - 1, unsigned)
+            top, low = int(magnitudes.max(initial=0)), 0
+        peak = max(peak, top, low)
+    return float(np.array(peak, unsigned).view(x.dtype)), nonfinite
+
+
+def _taken(path: Path) -> StoreError:
+    return StoreError(
+        f"Another process is writing to the store '{path}', to this part of it. Wait until it has ended, then run the command "
+        "again, or give each process a --shard of its own."
+    )
+
+
+def _plan(
+    *,
+    layers: Sequence[LayerSpec],
+    names: Sequence[str],
+    n_classes: int,
+    provenance: dict[str, Any],
+    class_names: Sequence[str] | None = None,
+    dtype: str = "float16",
+    compress: str = "none",
+    chunk_images: int | None = None,
+    heads: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
+) -> dict[str, Any]:
+    """The attributes of a store that is made from these."""
+    plan = {
+        "format": FORMAT,
+        "n_images": len(names),
+        "n_classes": n_classes,
+        "chunk_images": chunk_images or default_chunk_images(layers, np.dtype(dtype).itemsize, len(names)),
+        "dtype": dtype,
+        "compress": compress,
+        "layers": {layer.name: layer.to_dict() for layer in layers},
+        "class_names": list(class_names) if class_names is not None else None,
+        "heads": {name: head_checksum(*head) for name, head in (heads or {}).items()},
+        "provenance": provenance,
+    }
+    return dict(json.loads(json.dumps(plan)))
+
+
+def _follow(path: Path, plan: dict[str, Any]) -> None:
+    """Where images or weights lie elsewhere than when an unfinished store was begun, let it say where."""
+    document = json.loads((path / "zarr.json").read_bytes())
+    attributes, changed = document["attributes"]["eddp"], False
+    for place in PLACES if not attributes.get("sealed") else ():
+        *above, key = place.split(".")
+        there, here = attributes, plan
+        for part in above:
+            there, here = there.get(part, {}), here.get(part, {})
+        if key in there and key in here and there[key] != here[key]:
+            there[key], changed = here[key], True
+    if changed:
+        write_json(path / "zarr.json", document)
+
+
+def _refuse_another(path: Path, plan: dict[str, Any]) -> None:
+    """Raise StoreExistsError when the store at ``path`` was made from something else than the plan says."""
+    existing = {k: v for k, v in read_attributes(path).items() if k != "sealed"}
+    different = _differences(existing, plan)
+    if different:
+        raise StoreExistsError(
+            f"'{path}' already holds a store made from something else ({'; '.join(different)}). "
+            "Give another --out, or --overwrite to replace it."
+        )
 
 
 def _lay_out(
@@ -237,6 +368,7 @@ def _lay_out(
             dtype=dtype,
             fill_value=fill,
             compressors=codec,
+            chunk_key_encoding=KEYS,
             overwrite=True,
         )
 
@@ -262,6 +394,7 @@ def _lay_out(
                 for name, value in zip(("head_weight", "head_bias"), heads[layer.name], strict=True):
                     data = np.ascontiguousarray(value, np.float32)
                     zarr.create_array(store=path / where / name, data=data, compressors=None, overwrite=True)
+        sync_tree(path)
         write_json(path / "zarr.json", {"attributes": {"eddp": plan}, "zarr_format": 3, "node_type": "group"})
     except OSError as error:
         raise StoreError(f"No store can be made at '{path}': {error.strerror or error}.") from error
@@ -312,8 +445,7 @@ def _clear(path: Path) -> None:
         for record in (path / "ledger").iterdir():
             if record.is_dir():
                 shutil.rmtree(record)
-        for left in (*path.glob(".*.partial"), *path.glob("ledger/.*.partial")):
-            left.unlink()
+        remove_partial((path, path / "ledger"))
     except OSError as error:
         raise StoreError(f"The old store at '{path}' cannot be deleted: {error.strerror or error}.") from error
 
@@ -323,7 +455,7 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list
     found: list[str] = []
     for key in sorted(set(a) | set(b)):
         left, right = a.get(key), b.get(key)
-        if left == right or key in ("created", "heads"):  # a head is computed, and may round differently elsewhere
+        if left == right or f"{prefix}{key}" in UNIMPORTANT:
             continue
         if key == "code_version" and str(left).partition("+")[0] == str(right).partition("+")[0]:
             continue  # two commits of one version compute the same
@@ -334,38 +466,3 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list
         else:
             found.append(f"{prefix}{key} differs")
     return found
-
-
-def _lock(path: Path) -> Any:
-    """Hold a store for writing, making its folder. The operating system lets go when the process ends, however it does."""
-    file = path / "ledger" / "zarr.json"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            handle: Any = file.open("a+b")  # writable: NFS locks no other files
-        except OSError:
-            handle = file.open("rb")  # a finished store on a read-only disk
-    except OSError as error:
-        raise StoreError(f"No store can be made at '{path}': {error.strerror or error}.") from error
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # no such locks on this system: two writers are then the user's care
-        pass
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            handle.close()
-            raise StoreError(
-                f"Another process is writing to the store '{path}'. Wait until it has ended, then run the command again."
-            ) from error
-        log.warning("'%s' lies on a disk without locks (%s): let no two processes write to it", path, error.strerror)
-    try:
-        if os.fstat(handle.fileno()).st_size == 0:
-            handle.write(json.dumps(MARK).encode())
-            handle.flush()
-            os.fsync(handle.fileno())
-    except OSError as error:
-        handle.close()
-        raise StoreError(f"'{file}' could not be written: {error.strerror or error}.") from error
-    return handle

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,10 @@ from pipeline.options import common
 from pipeline.progress import format_seconds, showing
 from pipeline.run import Run, code_version, pick_device
 from stores.errors import UsageError
+from stores.progress import readable
+
+if TYPE_CHECKING:
+    from extract.plan import Forecast
 
 
 @click.command(
@@ -24,7 +29,12 @@ from stores.errors import UsageError
     required=True,
     help="Dotted module name; may be given several times. '?' lists them.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="A folder of images: class subfolders, flat, or Broden.")
+@click.option(
+    "--data",
+    metavar="DIR",
+    help="The images: a folder (ImageNet, Places365, CIFAR-10, class subfolders, flat, Broden), WebDataset tar shards, or "
+    "KIND:DIR such as cifar10:DIR.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The store to write, such as acts.zarr.")
 @click.option(
     "--weights", default="DEFAULT", show_default=True, help="DEFAULT, a torchvision weights name, a FILE, or none."
@@ -32,6 +42,13 @@ from stores.errors import UsageError
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
 @click.option("--positions", default="all", show_default=True, help="all, or how many positions to draw per image.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What the network computes in; recorded with the store.",
+)
 @click.option(
     "--compress",
     type=click.Choice(["none", "zstd"]),
@@ -44,14 +61,20 @@ from stores.errors import UsageError
     "--workers", type=int, default=None, help="Decoding processes; 0 decodes in threads. Default: by machine and data."
 )
 @click.option("--limit", type=int, default=None, help="Take only the first N images.")
+@click.option(
+    "--shard", metavar="I/N", help="Fill the I-th (from 0) of N parts of the store; the last one to end seals it."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of sampled positions and of --weights none.")
 @click.option("--on-bad-image", type=click.Choice(["skip", "fail"]), default="fail", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace a store that is already there.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done, how long it may take, and whether the disk suffices."
+)
 @common
 def extract(
     model: str,
     layer: tuple[str, ...],
-    data: Path | None,
+    data: str | None,
     out: Path | None,
     weights: str,
     device: str,
@@ -68,8 +91,9 @@ def extract(
     Example:
       extract --model resnet18 --layer layer4 --data imagenet/val --out acts.zarr
     """
+    from extract.config import ExtractConfig
     from extract.images import open_source
-    from extract.stream import ExtractConfig
+    from extract.plan import forecast, plan_extraction
     from extract.stream import extract as run_extraction
 
     if "?" in layer:
@@ -81,7 +105,8 @@ def extract(
         "extract",
         {"model": model, "layer": layer, "data": data, "out": out, "weights": weights, "device": device, **options},
     )
-    overwrite = options.pop("overwrite")
+    overwrite, dry_run = options.pop("overwrite"), options.pop("dry_run")
+    shard = _shard(options.pop("shard"))
     config = ExtractConfig(
         model=model,
         layers=tuple(layer),
@@ -89,13 +114,29 @@ def extract(
         device=pick_device(device),
         positions=_number("--positions", options.pop("positions"), "all"),
         batch_size=_number("--batch-size", options.pop("batch_size"), "auto"),
+        shard=shard,
         **options,
     )
     source = open_source(data)
     with showing(quiet) as progress:
-        summary = run_extraction(
-            source, out, config, overwrite=overwrite, code_version=code_version(), progress=progress
-        )
+        if dry_run:
+            progress("measuring", 0)
+            plan = plan_extraction(source, config, code_version=code_version())
+            found = forecast(plan, out, overwrite=overwrite, measure=True)
+        else:
+            announce = None if quiet else lambda found: click.echo("\n".join(_lines(found, out)), err=True)
+            summary = run_extraction(
+                source,
+                out,
+                config,
+                overwrite=overwrite,
+                code_version=code_version(),
+                progress=progress,
+                announce=announce,
+            )
+    if dry_run:
+        click.echo(json.dumps(asdict(found)) if as_json else "\n".join(_lines(found, out)))
+        return
     result = {
         "store": str(out),
         "images": summary.images,
@@ -103,20 +144,54 @@ def extract(
         "layers": {name: list(shape) for name, shape in summary.layers.items()},
         "bytes": summary.bytes,
         "done_now": summary.done_now,
+        "batch_size": summary.batch_size,
+        "missing_chunks": summary.missing,
     }
-    record = run.write(out.with_name(out.name + ".run.json"), result=result)
+    part = "" if shard is None else f".shard-{shard[0]}-of-{shard[1]}"
+    record = run.write(out.with_name(f"{out.name}{part}.run.json"), result=result)
     if as_json:
         click.echo(json.dumps({**result, "seconds": record["seconds"]}))
         return
     for entry in summary.skipped[:10]:
         click.echo(f"skipped {entry['name']}: {entry['reason']}", err=True)
+    if len(summary.skipped) > 10:
+        click.echo(f"and {len(summary.skipped) - 10} more, listed in the store's ledger and the run record", err=True)
     for name, shape in summary.layers.items():
         click.echo(f"{name}: {shape[0]} images × {shape[1]} positions × {shape[2]} channels")
     click.echo(
-        f"{summary.images} images ({len(summary.skipped)} skipped), {summary.bytes / 2**20:.0f} MiB, "
+        f"{summary.images} images ({len(summary.skipped)} skipped), {readable(summary.bytes)}, "
         f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB"
     )
+    if summary.missing:
+        click.echo(
+            f"this shard is done; {summary.missing} of {summary.chunks} chunks are missing yet: the shard that ends last "
+            "seals the store"
+        )
     click.echo(str(out))
+
+
+def _lines(found: Forecast, out: Path) -> list[str]:
+    """A forecast for people."""
+    some = "" if found.images == found.total_images else f"{found.images} of "
+    lines = [f"{some}{found.total_images} images, {found.batch_size} at a time"]
+    lines += [f"{name}: {readable(size)}" for name, size in found.layers.items()]
+    room = {True: "enough", False: "NOT enough", None: "enough only if it compresses well"}[found.fits]
+    lines.append(f"to be written: {readable(found.bytes)}; free at '{out}': {readable(found.free)} ({room})")
+    if found.unreadable:
+        lines.append(f"{found.unreadable} of {found.tried} images tried cannot be read: see --on-bad-image")
+    if found.rate and found.seconds is not None:
+        lines.append(f"{found.rate:.1f} images/s: about {format_seconds(found.seconds)}")
+    return lines
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    """``2/8`` -> (2, 8)."""
+    if text is None:
+        return None
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise UsageError(f"--shard must be I/N with I from 0 to N-1, such as 0/8, got '{text}'.")
+    return int(i), int(n)
 
 
 def _number(option: str, text: str | int, word: str) -> int | None:

@@ -3,42 +3,62 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from pipeline.inspection import QUICK_IMAGES, Inspection
 from pipeline.options import common
 from pipeline.progress import showing
-from stores.activations import ActivationStore
+from stores.activations import ActivationStore, StoreBase, read_attributes
 from stores.directions import Directions
-from stores.errors import CorruptStoreError
+from stores.errors import CorruptStoreError, UnsealedStoreError
+from stores.progress import Progress
+
+BAR = 40  # characters of a histogram's longest bar
+SHOWN = 10  # of a list of channels or ranges; --json has all
 
 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]}, short_help="Show what is in a store or directions file."
 )
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help=f"Look at the values of all images, not of {QUICK_IMAGES} spread over the store, and keep what is found "
+    "with the store.",
+)
 @common
-def inspect(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
-    """Show what is in an activation store or a directions file.
+def inspect(path: Path, everything: bool, quiet: bool, as_json: bool, debug: bool) -> None:
+    """Show what is in an activation store, finished or not, or in a directions file.
 
     \b
     Example:
       eddp inspect acts.zarr
     """
-    facts = _directions_facts(path) if path.suffix == ".safetensors" else _store_facts(path)
+    if path.suffix == ".safetensors":
+        facts = _directions_facts(path)
+    else:
+        found = Inspection(path)
+        facts = found.facts()
+        with showing(quiet) as progress:
+            images = None if everything else QUICK_IMAGES
+            facts["values"] = {
+                name: found.values(name, images=images, progress=progress) for name in found.store.layers
+            }
     if as_json:
         click.echo(json.dumps(facts))
         return
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            click.echo(f"{key}:")
-            for name, inner in value.items():
-                click.echo(f"  {name:<22}{inner}")
-        else:
-            click.echo(f"{key:<24}{value}")
+    values = facts.pop("values", {})
+    there = "in the whole store" if facts.get("sealed") else "in all that is committed"
+    for lines in (_table(facts), *(_distribution(name, found, there) for name, found in values.items() if found)):
+        for line in lines:
+            click.echo(line)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, short_help="Check every byte of one.")
@@ -54,51 +74,36 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
     if path.suffix == ".safetensors":
         Directions.load(path)
         problems: list[str] = []
+        left = 0
     else:
-        store = ActivationStore.open(path)
         with showing(quiet) as progress:
-            progress("verifying", 0, None, str(path))
-            problems = store.verify()
+            problems, left = _check(path, progress)
     if as_json:
-        click.echo(json.dumps({"path": str(path), "problems": problems}))
+        click.echo(json.dumps({"path": str(path), "problems": problems, "missing_chunks": left}))
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
         raise CorruptStoreError(
             f"'{path}' is damaged in {len(problems)} places, listed above. Restore it from a copy, or extract it again."
         )
+    if left:
+        raise UnsealedStoreError(
+            f"What is committed of '{path}' is sound, but it is unfinished: {left} chunks are missing. Run the same extract "
+            "command again: it goes on where it stopped."
+        )
     if not as_json:
         click.echo(f"{path}: sound")
 
 
-def _store_facts(path: Path) -> dict[str, Any]:
-    store = ActivationStore.open(path)
-    made = store.provenance
-    size = sum(entry["bytes"] for record in store.records.values() for entry in record.arrays.values())
-    layers = {
-        name: f"{store.n_images} × {spec.positions} × {spec.channels}, grid {spec.grid[0]} × {spec.grid[1]}"
-        + (f", prefix {spec.prefix}" if spec.prefix else "")
-        + f", largest |x| {max(record.max_abs[name] for record in store.records.values()):.4g}"
-        + (", pooled-affine head" if store.affine_head(name) else "")
-        for name, spec in store.layers.items()
-    }
-    return {
-        "model": made.get("model"),
-        "weights": made.get("weights_source", made.get("weights")),
-        "weights digest": made.get("weights_digest"),
-        "dataset": made.get("dataset", {}).get("path", "synthetic"),
-        "images": int(store.valid.sum()),
-        "skipped": int((~store.valid).sum()),
-        "labelled": int((store.labels >= 0).sum()),
-        "classes": store.attributes["n_classes"],
-        "dtype": store.attributes["dtype"],
-        "compression": store.attributes["compress"],
-        "chunks": f"{store.n_chunks} of {store.chunk_images} images",
-        "bytes": size,
-        "sealed": store.attributes["sealed"]["at"],
-        "code version": made.get("code_version"),
-        "layers": layers,
-    }
+def _check(path: Path, progress: Progress) -> tuple[list[str], int]:
+    """What is wrong with a store, and how many of its chunks are not committed yet."""
+    attributes = read_attributes(path)
+    if attributes.get("sealed"):
+        return ActivationStore.open(path).verify(progress), 0
+    store = StoreBase(path, attributes)
+    records = store.ledger.records()
+    problems = store.check_chunks(records, every_byte=True, progress=progress)
+    return problems, max(1, store.n_chunks - len(records))  # all in, but not sealed: going on does that
 
 
 def _directions_facts(path: Path) -> dict[str, Any]:
@@ -116,3 +121,99 @@ def _directions_facts(path: Path) -> dict[str, Any]:
         "configuration": found.info.get("config", {}),
         "diagnosis": found.info.get("diagnosis", {}),
     }
+
+
+def _table(facts: dict[str, Any]) -> Iterator[str]:
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            yield f"{key}:"
+            yield from (f"  {name:<22}{_readable(inner)}" for name, inner in value.items())
+        elif key == "bytes":
+            yield f"{key:<24}{_whole(value)} ({_binary(value)})"
+        else:
+            yield f"{key:<24}{_readable(value)}"
+
+
+def _distribution(name: str, found: dict[str, Any], there: str) -> Iterator[str]:
+    """What was found of a layer's values, as lines for people; ``there``: how to call all chunks that there are."""
+    some = f"{_whole(found['images'])} of " if found["images"] < found["of images"] else "all "
+    several = "s" if found["of images"] > 1 else ""
+    prefix = ", without its prefix" if found["prefix"] else ""
+    yield ""
+    yield f"values of {name}{prefix}, from {some}{_whole(found['of images'])} image{several}:"
+
+    def line(label: str, text: str) -> str:
+        return f"  {label:<22}{text}"
+
+    finite = found["values"] - found["nan"] - found["infinite"]
+    yield line("values", f"{_whole(found['values'])} ({_binary(found['bytes'])} {there})")
+    if finite:
+        yield line("exactly zero", _share(found["zeros"], finite))
+        yield line("range", f"{found['minimum']:.4g} to {found['maximum']:.4g}")
+    yield line("largest |x|", f"{_readable(found['largest |x| in ledger'])} {there}")
+    yield line("dead channels", _channels(found["dead channels"], found["channels"], "always 0"))
+    yield line("constant channels", _channels(found["constant channels"], found["channels"], "one value, not 0"))
+    if found["nan"] or found["infinite"] or found["not finite in ledger"]:
+        bad = f"{_whole(found['nan'])} NaN and {_whole(found['infinite'])} infinite among these"
+        yield line("not finite", f"{bad}, {_whole(found['not finite in ledger'])} {there}")
+        yield line("", "in channels " + _channels(found["channels not finite"], found["channels"]))
+    else:
+        yield line("not finite", f"none {there}")
+    if finite:
+        yield line("quantiles", "".join(f"{q + ' %':>9}" for q in found["quantiles"]))
+        yield line("", "".join(f"{value:>9.3g}" for value in found["quantiles"].values()))
+    if found["histogram"]:
+        yield from _bars(found["histogram"], finite)
+
+
+def _bars(histogram: dict[str, Any], total: int) -> Iterator[str]:
+    """A histogram lying on its side; shares are of all values, zeros included."""
+    edges, most = histogram["edges"], max(histogram["counts"])
+    yield f"  values but 0, {histogram['scale']}, with their share of all:"
+    for low, high, count in zip(edges, edges[1:], histogram["counts"], strict=False):
+        yield f"  {low:>10.4g} to {high:<10.4g}{_share(count, total):>8}  {_bar(count / most)}".rstrip()
+
+
+def _bar(share: float) -> str:
+    """A bar of at most BAR characters, to an eighth of one; a thin one for the smallest share above 0."""
+    eighths = max(round(8 * BAR * share), share > 0)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _channels(numbers: list[int], channels: int, meaning: str = "") -> str:
+    if not numbers:
+        return "none"
+    listed = ", ".join(map(str, numbers[:SHOWN])) + (", ..." if len(numbers) > SHOWN else "")
+    return f"{len(numbers)} of {channels}" + (f" ({meaning} in what was looked at)" if meaning else "") + f": {listed}"
+
+
+def _share(count: int, total: int) -> str:
+    if not count:
+        return "0 %"
+    return f"{100 * count / total:.2f} %" if count / total >= 0.0001 else "< 0.01 %"
+
+
+def _whole(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
+
+
+def _binary(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def _readable(value: Any) -> str:
+    """A fact for people: ranges of numbers from first to last, unknown things as such."""
+    if value in (None, ""):
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        listed = [str(first) if first == last else f"{first} to {last}" for first, last in value]
+        return ", ".join(listed[:SHOWN]) + (f" and {len(listed) - SHOWN} more ranges" if len(listed) > SHOWN else "")
+    return str(value)

@@ -29,7 +29,7 @@ def write(folder: Path, x: np.ndarray) -> Path:
         part = slice(k * CHUNK, (k + 1) * CHUNK)
         writer.commit(
             k, names=names[part], labels=np.zeros(CHUNK), valid=np.ones(CHUNK, bool), logits=np.zeros((CHUNK, 10)),
-            activations={"a": x[part]}, max_abs={"a": 1.0},
+            activations={"a": x[part]},
         )  # fmt: skip
     writer.seal()
     writer.close()

@@ -133,7 +133,7 @@ def test_verify_finds_a_flipped_byte(run: Run, tiny_images: Callable[..., Path],
     out = tmp_path / "s.zarr"
     ok(run("extract", *NET, "--data", tiny_images(6), "--out", out))
     assert "sound" in ok(run("eddp", "verify", out)).out
-    chunk = out / "layers/second/activations/c/0/0/0"
+    chunk = out / "layers/second/activations/c.0.0.0"
     data = bytearray(chunk.read_bytes())
     data[100] ^= 1
     chunk.write_bytes(data)

@@ -134,7 +134,6 @@ def make_store() -> Callable[..., ActivationStore]:
                 valid=valid[part],
                 logits=logits[part],
                 activations={layer: block},
-                max_abs={layer: float(np.nanmax(np.abs(block), initial=0))},
                 positions=None if positions is None else {layer: positions[part]},
             )
         writer.seal()

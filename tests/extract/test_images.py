@@ -1,5 +1,11 @@
 import os
+import pickle
+import struct
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +14,8 @@ from PIL import Image
 
 from extract.broden import BrodenSource
 from extract.images import PathSource, open_folder, open_source, read_image
+from extract.items import Items, Names
+from extract.reading import decode_image, shown
 from stores.errors import ImageError, MissingPathError, NoImagesError, UsageError
 
 
@@ -112,6 +120,130 @@ def test_the_kind_of_a_folder_is_found(tmp_path: Path, tiny_broden) -> None:
     assert isinstance(open_source(str(tiny_broden().root)), BrodenSource)
 
 
+def test_a_scheme_says_what_a_folder_is(tmp_path: Path, tiny_broden) -> None:
+    root = tiny_broden().root
+    assert open_source(root).kind == "broden"
+    assert open_source(f"broden:{root}").kind == "broden"
+    forced = open_source(Path(f"FOLDER:{root}"))
+    assert forced.kind == "class folders"
+    assert forced.class_names == ["images"]
+    assert forced.root == root
+
+
+@pytest.mark.parametrize("data", ["folders:{}", "s3://bucket/images", "http:{}"])
+def test_a_scheme_that_is_none_lists_those_there_are(tmp_path: Path, data: str) -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"^There is no reader '\w+' for .* The readers are folder, broden, imagenet, places365, cifar10, webdataset: give",
+    ):
+        open_source(data.format(tmp_path))
+
+
+def test_a_path_with_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(put(tmp_path, "imagenet:x/a.png", "day: one/a.png", "2024-01-01/a.png"))
+    for data in ("imagenet:x", "day: one", "./imagenet:x", "folder:imagenet:x"):
+        assert listed(open_source(data)) == [("a.png", -1)]
+    for data in ("C:\\images", "C:images", "./x:y", "/x:y", "2024:x"):
+        with pytest.raises(MissingPathError, match="There is no folder"):
+            open_source(data)
+
+
+def test_home_is_found_behind_a_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(put(tmp_path, "pictures/a.png")))
+    assert open_source("folder:~/pictures").root == tmp_path / "pictures"
+
+
+def test_a_scheme_in_front_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'imagenet:' .* names no folder: give imagenet:DIR"):
+        open_source("imagenet:")
+    (tmp_path / "a.txt").write_text("x")
+    for scheme in ("folder", "broden", "imagenet", "places365"):
+        with pytest.raises(MissingPathError, match=r"There is no folder '.*gone'"):
+            open_source(f"{scheme}:{tmp_path}/gone")
+        with pytest.raises(UsageError, match=r"a\.txt' \(--data\) is a file"):
+            open_source(f"{scheme}:{tmp_path}/a.txt")
+
+
+def test_a_name_that_no_disk_takes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="File name too long"):
+        open_source("x" * 5000)
+    with pytest.raises(MissingPathError, match=r"There is no folder 'a\\x00b'"):
+        open_source("a\0b")
+
+
+def test_a_folder_that_is_a_link_to_itself_or_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    for name in ("self", "gone"):
+        with pytest.raises(MissingPathError, match="There is no folder"):
+            open_source(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("inner", ["", "class"])
+def test_a_folder_that_may_not_be_read(tmp_path: Path, inner: str) -> None:
+    root = put(tmp_path / "data", "class/1.png", "2.png")
+    (root / inner).chmod(0)
+    try:
+        with pytest.raises(UsageError, match=r"cannot be (read|listed): Permission denied\. .*permissions"):
+            open_source(root)
+    finally:
+        (root / inner).chmod(0o755)
+
+
+def test_a_look_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    put(tmp_path, "a.png")
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(UsageError, match=r"cannot be read: Permission denied\. Mend it, or fix its permissions"):
+        open_source(tmp_path)
+
+
+def test_a_name_with_a_line_break_stays_in_its_line(tmp_path: Path) -> None:
+    source = open_folder(put(tmp_path, "one\ntwo/a\tb\r\n.png"))
+    assert source.name(0) == "one\ntwo/a\tb\r\n.png"
+    assert source.class_names == ["one\ntwo"]
+    assert source.image(0).size == (4, 3)
+    source.path(0).write_bytes(b"")
+    with pytest.raises(ImageError) as caught:
+        source.image(0)
+    assert "one\\ntwo/a\\tb\\r\\n.png' is no image file" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_as_they_are_shown() -> None:
+    assert shown("grün/猫 1.png") == "grün/猫 1.png"
+    assert shown(Path("a\x1b[31m\udce9\u2028")) == "a\\x1b[31m\\udce9\\u2028"
+
+
+def test_names_and_labels_in_flat_arrays() -> None:
+    pairs = [("grün/猫.png", 3), ("", -1), ("caf\udce9\n.png", 2**31 - 1)]
+    for items in (Items(iter(pairs)), pickle.loads(pickle.dumps(Items(pairs)))):  # noqa: S301
+        assert list(items) == pairs
+        assert items[::-1] == pairs[::-1]
+        assert (items[-1], items[np.int64(1)]) == (pairs[2], pairs[1])
+        assert items.names[1:] == [name for name, _ in pairs[1:]]
+        assert items.labels.tolist() == [label for _, label in pairs]
+        for beyond in (3, -4):
+            with pytest.raises(IndexError):
+                items[beyond]
+    assert (len(Items([])), list(Names([]))) == (0, [])
+
+
+def test_a_source_of_many_images_is_small_for_every_worker(tmp_path: Path) -> None:
+    items = ((f"train/n{k // 1300:08d}/n{k // 1300:08d}_{k}.JPEG", k // 1300) for k in range(100_000))
+    source = PathSource(tmp_path, items, [f"n{k:08d}" for k in range(1000)], "imagenet")
+    data = pickle.dumps(source)
+    assert len(data) < 6_000_000
+    copy = pickle.loads(data)  # noqa: S301
+    assert (copy.name(99_999), copy.label(99_999)) == ("train/n00000076/n00000076_99999.JPEG", 76)
+    assert (copy.path(0), len(copy)) == (tmp_path / "train/n00000000/n00000000_0.JPEG", 100_000)
+    assert copy.names[-1] == copy.name(99_999)
+    assert copy.labels[-1] == 76
+
+
 def test_the_digest_sees_names_order_labels_and_sizes(tmp_path: Path) -> None:
     base = open_folder(put(tmp_path / "0", "a/1.png", "b/2.png"))
     assert base.digest == open_folder(put(tmp_path / "1", "a/1.png", "b/2.png")).digest
@@ -197,9 +329,63 @@ def test_bad_images_end_in_one_sentence(
     assert ".." not in str(caught.value)
 
 
-def test_whatever_a_decoder_raises_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import struct
+def test_a_large_image_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between once and twice the limit Pillow warns; threads must not undo each other's filters."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    Image.new("L", (120, 120)).save(tmp_path / "large.png")
+    Image.new("L", (150, 150)).save(tmp_path / "bomb.png")
+    raw: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # undoes whatever was filtered before
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: raw.append(str(message)))
+        with ThreadPoolExecutor(8) as pool:
+            images = list(pool.map(read_image, [tmp_path / "large.png"] * 200))
+        with pytest.raises(ImageError, match="is refused: Image size"):
+            read_image(tmp_path / "bomb.png")
+        filters = len(warnings.filters)
+        read_image(tmp_path / "large.png")
+        assert len(warnings.filters) == filters
+        warnings.warn("others are still heard", UserWarning, stacklevel=1)
+    assert {image.size for image in images} == {(120, 120)}
+    assert raw == ["others are still heard"]
 
+
+def test_threads_that_swap_filters_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    Image.new("L", (120, 120)).save(tmp_path / "large.png")
+    read_image(tmp_path / "large.png")  # as in a process of its own, whose filters hold ours from the first import on
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            with warnings.catch_warnings():
+                pass
+
+    other = threading.Thread(target=swap)
+    other.start()
+    try:
+        for _ in range(300):
+            read_image(tmp_path / "large.png")  # a warning would be an error here
+    finally:
+        stop.set()
+        other.join()
+
+
+def test_broken_metadata_beside_sound_pixels_warns_nobody(tmp_path: Path) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x1a\x01\x05\0\x01\0\0\0\x00\x01\0\0\x12\x01\x03\0\x01"
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").size == (20, 20)
+
+
+def test_bytes_are_decoded_as_files_are() -> None:
+    file = BytesIO()
+    Image.new("L", (3, 2), 7).save(file, "PNG")
+    assert np.asarray(decode_image(file, "x")).tolist() == [[[7, 7, 7]] * 3] * 2
+    with pytest.raises(ImageError, match="^'a shard/b' is no image file"):
+        decode_image(BytesIO(b""), "a shard/b")
+
+
+def test_whatever_a_decoder_raises_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "a.png")
 
     def load(_: object) -> None:

@@ -10,8 +10,9 @@ import zarr
 from PIL import Image
 from tiny import contents
 
+from extract.chunk import sampled_positions
 from extract.images import open_folder, open_source
-from extract.stream import ExtractConfig, ExtractSummary, _sampled, extract
+from extract.stream import ExtractConfig, ExtractSummary, extract
 from extract.zoo import load_model
 from stores.activations import ActivationStore
 from stores.errors import ImageError, NonFiniteError, StoreError, StoreExistsError, UnsealedStoreError, UsageError
@@ -101,8 +102,9 @@ def test_what_made_the_store_is_written_down(tmp_path: Path, tiny_images: Images
         assert made[key] == loaded.provenance[key]
     source = open_folder(root)
     wanted = {"path": str(root), "kind": "class folders", "images": 10, "digest": source.digest, "limit": 7}
-    assert made["dataset"] == wanted
+    assert made["dataset"] == {**wanted, "class_names": ["cat", "dog"]}
     assert (made["seed"], made["positions"], made["input_size"]) == (3, None, [16, 16])
+    assert (made["batch_size"], made["precision"]) == (3, "float32")
     json.dumps(made)
 
 
@@ -169,12 +171,12 @@ def test_sampling_more_positions_than_there_are_keeps_all(tmp_path: Path, tiny_i
 
 def test_sampled_positions_are_uniform() -> None:
     spec = LayerSpec("a", (5, 4), 3, 0, 5)
-    drawn = np.stack([_sampled(spec, i, 0) for i in range(2000)])
+    drawn = np.stack([sampled_positions(spec, i, 0) for i in range(2000)])
     assert (np.diff(drawn) > 0).all()
     counts = np.bincount(drawn.ravel(), minlength=20)
     assert counts.sum() == 10_000
     assert (np.abs(counts - 500) < 100).all()
-    assert not np.array_equal(drawn, np.stack([_sampled(spec, i, 1) for i in range(2000)]))
+    assert not np.array_equal(drawn, np.stack([sampled_positions(spec, i, 1) for i in range(2000)]))
 
 
 BAD = {
@@ -278,9 +280,9 @@ def test_nan_weights_are_refused_before_anything_is_written(tmp_path: Path, tiny
 def test_nan_on_one_image_names_it(
     tmp_path: Path, tiny_images: Images, monkeypatch: pytest.MonkeyPatch, what: str, value: float
 ) -> None:
-    import extract.stream
+    import extract.forward
 
-    real, calls = extract.stream.logits_of, []
+    real, calls = extract.forward.logits_of, []
 
     def spoiled(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         calls.append(len(images))
@@ -293,7 +295,7 @@ def test_nan_on_one_image_names_it(
             logits = logits.nan_to_num(0) if what == "activations" else logits.index_fill(0, torch.tensor(1), value)
         return logits
 
-    monkeypatch.setattr(extract.stream, "logits_of", spoiled)
+    monkeypatch.setattr(extract.forward, "logits_of", spoiled)
     with pytest.raises(NonFiniteError, match=rf"NaN or infinite {what} on image 'dog/005\.png'"):
         run(tiny_images(), tmp_path / "s", layers=("first",))
     with pytest.raises(UnsealedStoreError):
@@ -359,7 +361,7 @@ def test_lost_chunks_of_a_sealed_store_are_redone(tmp_path: Path, tiny_images: I
     root = tiny_images()
     run(root, tmp_path / "s")
     wanted = contents(tmp_path / "s")
-    (tmp_path / "s" / "layers/second/activations/c/1/0/0").unlink()
+    (tmp_path / "s" / "layers/second/activations/c.1.0.0").unlink()
     assert run(root, tmp_path / "s").done_now == 4
     assert contents(tmp_path / "s") == wanted
 

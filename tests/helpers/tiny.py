@@ -40,6 +40,7 @@ def open_writer(
     heads: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
     provenance: dict[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
+    shard: tuple[int, int] | None = None,
     overwrite: bool = False,
 ) -> StoreWriter:
     """A writer for layers given as name -> (N, P, C)."""
@@ -55,6 +56,7 @@ def open_writer(
         compress=compress,
         chunk_images=chunk_images,
         heads=heads,
+        shard=shard,
         overwrite=overwrite,
     )
 
@@ -94,7 +96,6 @@ def fill(
             valid=valid[part],
             logits=logits[part],
             activations=kept,
-            max_abs={name: float(np.nan_to_num(np.abs(x)).max()) for name, x in kept.items()},
             positions={name: p[part] for name, p in (positions or {}).items()},
             skipped=[
                 {"row": int(i), "name": names[i], "reason": "bad"}
@@ -117,11 +118,8 @@ def write_store(path: Path, layers: Mapping[str, np.ndarray], **options: Any) ->
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by its relative path; of the root's attributes the time of sealing is left out."""
-    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    if "zarr.json" in found:
-        found["zarr.json"] = b"\n".join(line for line in found["zarr.json"].split(b"\n") if b'"at": ' not in line)
-    return found
+    """Every file of a folder by its relative path."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @dataclass(frozen=True)

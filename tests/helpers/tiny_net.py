@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from PIL import Image
@@ -102,3 +104,15 @@ def nan_weights() -> nn.Module:
     with torch.no_grad():
         net.second[0].weight[0, 0, 0, 0] = float("nan")
     return net
+
+
+class Slow(Scaled):
+    """Takes its time over every image."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        time.sleep(0.03)
+        return super().__call__(image)
+
+
+def slow() -> tuple[nn.Module, Scaled]:
+    return Net(), Slow()

@@ -10,8 +10,12 @@ import zarr
 from tiny import contents, open_writer, write_store
 
 from stores.activations import ActivationStore, read_attributes
+from stores.derived import write_derived
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UnknownNameError, UnsealedStoreError
 from stores.layers import LayerSpec
+from stores.readers import LayerReader
+from stores.sketch import quantile_sketch
+from stores.statistics import statistics
 
 Make = Callable[..., Path]
 
@@ -67,7 +71,7 @@ def test_another_zarr_reader_sees_the_same(tiny_store: Make, compress: str) -> N
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_a_missing_chunk_is_nan_to_others_and_refused_by_us(tiny_store: Make, compress: str) -> None:
     path = tiny_store({"a": noise(9)}, compress=compress)
-    shutil.rmtree(path / "layers" / "a" / "activations" / "c" / "1")
+    (path / "layers/a/activations/c.1.0.0").unlink()
     foreign = zarr.open_array(path / "layers" / "a" / "activations", mode="r")[:]
     assert np.isnan(foreign[4:8]).all()
     assert np.isfinite(foreign[[0, 3, 8]]).all()
@@ -77,7 +81,7 @@ def test_a_missing_chunk_is_nan_to_others_and_refused_by_us(tiny_store: Make, co
 
 def test_zeros_are_written_and_not_left_out(tiny_store: Make) -> None:
     path = tiny_store({"a": np.zeros((5, 2, 2), np.float32)}, labels=np.full(5, -1))
-    assert len(list((path / "layers/a/activations/c").rglob("0"))) > 1
+    assert len(list((path / "layers/a/activations").glob("c.*"))) == 2
     assert not zarr.open_array(path / "layers/a/activations", mode="r")[:].any()
 
 
@@ -222,15 +226,15 @@ def test_changed_attributes_are_refused(tiny_store: Make, change: Callable[[dict
 
 def test_a_newer_format_is_told_as_such(tiny_store: Make) -> None:
     path = tiny_store({"a": noise(4)})
-    document = {"attributes": {"eddp": {"format": 2, "all": "is different"}}}
+    document = {"attributes": {"eddp": {"format": 3, "all": "is different"}}}
     (path / "zarr.json").write_text(json.dumps(document))
-    with pytest.raises(StoreError, match=r"has format 2; this eddp reads up to 1\. Update eddp"):
+    with pytest.raises(StoreError, match=r"has format 3; this eddp reads up to 2\. Update eddp"):
         read_attributes(path)
 
 
 def test_chunks_of_another_store_are_found(tiny_store: Make) -> None:
     one, two = (tiny_store({"a": noise(6, seed=seed)}, name=f"{seed}") for seed in (1, 2))
-    file = "layers/a/activations/c/0/0/0"
+    file = "layers/a/activations/c.0.0.0"
     shutil.copy(one / file, two / file)
     problems = ActivationStore.open(two).verify()
     assert problems == ["chunk 0 of layers/a/activations: its bytes do not match the ledger's checksum"]
@@ -252,34 +256,80 @@ def test_a_ledger_changed_after_sealing(tiny_store: Make, change: str) -> None:
 
 def test_the_first_problems_are_listed_and_the_rest_counted(tiny_store: Make) -> None:
     path = tiny_store({"a": noise(28)})
-    for file in (path / "layers/a/activations/c").rglob("0"):
-        if file.is_file():
-            file.write_bytes(b"short")
+    for file in (path / "layers/a/activations").glob("c.*"):
+        file.write_bytes(b"short")
     with pytest.raises(CorruptStoreError, match=r"chunk 0 .* 5 bytes instead of 96; .*; and 2 more\. .*eddp verify"):
         ActivationStore.open(path)
 
 
-def test_every_flipped_byte_of_a_store_is_found(tmp_path: Path) -> None:
-    head = (np.ones((2, 2), np.float32), np.zeros(2, np.float32))
-    x = noise(3, 1)
-    path = write_store(tmp_path / "s", {"a": x}, chunk_images=2, n_classes=2, names=["a", "b", "c"], heads={"a": head})
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_every_flipped_byte_of_a_store_is_found(tmp_path: Path, compress: str) -> None:
+    """Whichever file, and also by opening alone where it is metadata; what is kept besides the ledger included."""
+    layers = {"a": noise(3, 1), "s": noise(3, 2)}
+    path = write_store(
+        tmp_path / "s", layers, chunk_images=2, n_classes=2, names=["a", "caf\udce9", "c"], compress=compress,
+        heads={"a": (np.ones((2, 2), np.float32), np.zeros(2, np.float32))}, valid=np.array([True, False, True]),
+        specs={"s": LayerSpec("s", (3, 3), 2, 0, 2)}, positions={"s": np.array([[0, 8], [1, 2], [3, 4]])},
+    )  # fmt: skip
+    for layer in layers:
+        statistics(LayerReader(path, layer))
+        quantile_sketch(LayerReader(path, layer))
+    write_derived(path / "truth", {"signals": np.eye(3)}, {})
+    assert ActivationStore.open(path).verify() == []
     g = np.random.default_rng(0)
-    for name in sorted(contents(path).keys() - {"ledger/zarr.json"}):  # that one only says whose folder it is
-        data = (path / name).read_bytes()
-        end = len(data)
-        if name == "zarr.json":  # when the store was sealed, and what Zarr alone reads, nobody holds against anything
-            end = data.index(b'"sealed"')
-        elif name.startswith("ledger"):
-            end = data.index(b'"zarr_format"')
-        for i in g.choice(end, min(end, 12), replace=False):
-            (path / name).write_bytes(data[:i] + bytes([data[i] ^ 0x04]) + data[i + 1 :])
+    for name, data in sorted(contents(path).items()):
+        kept = "/statistics/" in name or "/sketch/" in name or name.startswith("truth/")
+        for i in g.choice(len(data), min(len(data), 10), replace=False):
+            flipped = data[i] ^ int(g.integers(1, 256))
+            (path / name).write_bytes(data[:i] + bytes([flipped]) + data[i + 1 :])
+            opened = True
             try:
                 problems = ActivationStore.open(path).verify()
             except (StoreError, MissingPathError) as error:
-                problems = [str(error)]
+                problems, opened = [str(error)], False
             assert problems, (name, i, data[max(0, i - 20) : i + 20])
+            if name.endswith("zarr.json") and not kept:
+                assert not opened, (name, i)
         (path / name).write_bytes(data)
     assert ActivationStore.open(path).verify() == []
+
+
+def test_bytes_cut_off_or_added_are_found(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s", {"a": noise(3)}, chunk_images=2)
+    for name, data in sorted(contents(path).items()):
+        for harmed in (data[:-1], data + b"\n", b""):
+            (path / name).write_bytes(harmed)
+            with pytest.raises((StoreError, MissingPathError)):
+                ActivationStore.open(path)
+        (path / name).write_bytes(data)
+
+
+def test_verifying_says_how_far_it_is(tiny_store: Make) -> None:
+    calls: list[tuple] = []
+    path = tiny_store({"a": noise(20, 49, 1024)})
+    ActivationStore.open(path).verify(lambda *args: calls.append(args))
+    total = sum(f.stat().st_size for f in path.rglob("c.*")) >> 20
+    assert calls[-1] == ("verifying", total, total, "MiB")
+
+
+def test_a_damaged_cache_is_told_with_what_to_do(tiny_store: Make) -> None:
+    path = tiny_store({"a": noise(4)})
+    wanted = statistics(LayerReader(path))
+    file = next((path / "layers/a/statistics/mean").rglob("0"))
+    file.write_bytes(b"\1" + file.read_bytes()[1:])
+    (problem,) = ActivationStore.open(path).verify()
+    assert "does not match its checksum; it can be computed anew: delete the folder" in problem
+    assert np.array_equal(statistics(LayerReader(path)).mean, wanted.mean)
+    assert ActivationStore.open(path).verify() == []
+
+
+def test_dask_sees_every_chunk_as_it_is(tiny_store: Make) -> None:
+    x = noise(10).astype(np.float16)
+    lazy = ActivationStore.open(tiny_store({"a": x}, dtype="float16")).dask()
+    assert (lazy.shape, lazy.dtype, lazy.chunks) == (x.shape, x.dtype, ((4, 4, 2), (3,), (2,)))
+    assert np.array_equal(lazy[5:9, 1].compute(scheduler="threads"), x[5:9, 1])
+    near = lazy.astype(np.float64).mean((0, 1)).compute(scheduler="processes")
+    np.testing.assert_allclose(near, x.astype(np.float64).mean((0, 1)))
 
 
 def test_chosen_rows_equal_the_whole_column(tiny_store: Callable[..., Path]) -> None:

@@ -1,13 +1,14 @@
 import errno
-import io
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from stores.errors import StoreError
-from stores.files import write_atomically, write_json
+from stores.files import Together, write_atomically, write_json
 
 
 def test_writes_into_folders_that_are_made(tmp_path: Path) -> None:
@@ -27,14 +28,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if step == "write":
-        opened = Path.open
-
-        class Full(io.BytesIO):
-            write = full
-
-        monkeypatch.setattr(
-            Path, "open", lambda self, *a, **k: Full() if self.suffix == ".partial" else opened(self, *a, **k)
-        )
+        monkeypatch.setattr(os, "write", full)
     elif step == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
@@ -44,6 +38,56 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     monkeypatch.undo()
     assert json.loads(file.read_bytes()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_system_that_takes_little_at_a_time_and_one_that_loses_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:3]))
+    write_atomically(tmp_path / "a", b"0123456789")
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+    def lies(handle: int, data: memoryview) -> int:
+        write(handle, data[:3])
+        return len(data)
+
+    monkeypatch.setattr(os, "write", lies)
+    with pytest.raises(StoreError, match="only 3 of 10 bytes arrived on the disk"):
+        write_atomically(tmp_path / "b", b"0123456789")
+    monkeypatch.setattr(os, "write", lambda handle, data: 0)
+    with pytest.raises(StoreError, match="takes no more bytes"):
+        write_atomically(tmp_path / "b", b"0123456789")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_files_together_are_there_together_or_not_at_all(tmp_path: Path, threads: int) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        executor = pool if threads else None
+        with Together(executor) as files:
+            for name in "abc":
+                files.add(tmp_path / name / "x", name.encode())
+            assert not list(tmp_path.glob("*/x"))
+            files.publish()
+        assert [file.read_text() for file in sorted(tmp_path.glob("*/x"))] == ["a", "b", "c"]
+        with suppress(RuntimeError), Together(executor) as files:
+            files.add(tmp_path / "a" / "x", b"new")
+            raise RuntimeError
+        assert (tmp_path / "a" / "x").read_text() == "a"
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 3
+
+
+def test_a_failure_in_the_background_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("stores.files.sync", full)
+    with ThreadPoolExecutor(1) as pool, Together(pool) as files:
+        files.add(tmp_path / "a", b"x")
+        with pytest.raises(StoreError, match="'.*a' could not be written: Input/output"):
+            files.publish()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interruption_leaves_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,3 @@
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +6,10 @@ import numpy as np
 import pytest
 import zarr
 
+import stores.derived
 import stores.statistics
-from stores.errors import NonFiniteError
+from stores.derived import read_derived, write_derived
+from stores.errors import NonFiniteError, StoreError
 from stores.layers import LayerSpec
 from stores.readers import LayerReader
 from stores.statistics import compute, statistics
@@ -134,24 +135,53 @@ def test_what_is_kept_is_not_trusted_blindly(tiny_store: Make, monkeypatch: pyte
 def test_an_old_way_of_computing_is_computed_anew(tiny_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny_store({"a": np.ones((9, 2, 3), np.float32)})
     statistics(LayerReader(path))
-    group = zarr.open_group(path / "layers/a/statistics", mode="r+")
-    group.attrs["key"] = json.dumps({**json.loads(str(group.attrs["key"])), "version": 0})
+    folder = path / "layers/a/statistics"
+    found = read_derived(folder)
+    assert found is not None
+    arrays, attributes = found
+    write_derived(folder, arrays, {**attributes, "key": {**attributes["key"], "version": 0}})
     no_computing(monkeypatch)
     with pytest.raises(AssertionError, match="computed again"):
         statistics(LayerReader(path))
 
 
-@pytest.mark.parametrize("error", [PermissionError("read-only"), ValueError("another process made it")])
+def test_what_earlier_versions_kept_is_replaced_without_a_word(
+    tiny_store: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tiny_store({"a": np.ones((9, 2, 3), np.float32)})
+    group = zarr.open_group(path / "layers/a/statistics", mode="w")
+    group.create_array("mean", data=np.full(3, 7.0))
+    group.create_array("covariance", data=np.eye(3))
+    group.attrs.update({"count": "18", "crc32c": 1, "key": "{}"})
+    assert statistics(LayerReader(path)).mean.tolist() == [1, 1, 1]
+    assert not caplog.text
+    no_computing(monkeypatch)
+    assert statistics(LayerReader(path)).mean.tolist() == [1, 1, 1]
+
+
+def test_damage_is_told_of(tiny_store: Make, caplog: pytest.LogCaptureFixture) -> None:
+    path = tiny_store({"a": np.ones((9, 2, 3), np.float32)})
+    statistics(LayerReader(path))
+    (path / "layers/a/statistics/mean/c/0").write_bytes(bytes(24))
+    statistics(LayerReader(path))
+    assert "computed anew: '" in caplog.text
+    assert "mean/c/0' does not match its checksum" in caplog.text
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "read-only"), StoreError("the disk is full")])
 def test_a_store_that_cannot_be_written_to_still_has_statistics(
-    tiny_store: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tiny_store: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     path = tiny_store({"a": np.ones((9, 2, 3), np.float32)})
 
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(zarr, "open_group", refuse)
-    assert statistics(LayerReader(path)).mean.tolist() == [1, 1, 1]
+    monkeypatch.setattr(stores.derived, "write_atomically", refuse)
+    with caplog.at_level("INFO"):
+        assert statistics(LayerReader(path)).mean.tolist() == [1, 1, 1]
+    assert "statistics' is not kept with the store" in caplog.text
+    assert [file.name for file in (path / "layers/a").glob("*stat*")] == []
 
 
 def test_progress_ends_at_the_number_of_images(tiny_store: Make) -> None:

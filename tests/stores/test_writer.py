@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from tiny import contents, fill, names_for, open_writer, write_store
 
 from stores.activations import ActivationStore
 from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError
 from stores.layers import LayerSpec
-from stores.writer import StoreWriter, default_chunk_images
+from stores.writer import StoreWriter, _extremes, default_chunk_images
 
 X = {"a": np.random.default_rng(0).normal(size=(10, 3, 2)).astype(np.float32)}
 
@@ -38,9 +41,8 @@ def test_going_on_gives_the_same_bytes_as_never_stopping(tmp_path: Path, compres
         writer = open_writer(path, X, compress=compress)
         fill(writer, X, chunks=done)
         writer.close()
-        (path / "images/labels/c").mkdir(exist_ok=True)
-        before = {name: (path / name).stat().st_mtime_ns for name in contents(path) if "/c/" in name}
-        (path / "images/labels/c/.1.01234567.partial").write_bytes(b"half of it")  # what a kill leaves
+        before = {name: (path / name).stat().st_mtime_ns for name in contents(path) if "/c." in name}
+        (path / "images/labels/.c.1.01234567.partial").write_bytes(b"half of it")  # what a kill leaves
         writer = open_writer(path, X, compress=compress)
         assert writer.missing() == [k for k in range(3) if k not in done]
         fill(writer, X)
@@ -275,10 +277,10 @@ def test_a_disk_without_locks(
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr(fcntl, "fcntl", unsupported)
     with caplog.at_level(logging.WARNING):
         write_store(tmp_path / "s", X)
-    assert "a disk without locks" in caplog.text
+    assert caplog.text.count("a disk without locks") == 1
     assert ActivationStore.open(tmp_path / "s").verify() == []
 
 
@@ -334,7 +336,7 @@ def test_what_is_gone_is_done_again_and_only_that(tmp_path: Path, harm: str, sea
     if sealed:
         writer.seal()
     writer.close()
-    chunk = path / "layers/a/activations/c/1/0/0"
+    chunk = path / "layers/a/activations/c.1.0.0"
     if harm == "record":
         shutil.rmtree(path / "ledger" / "00000001")
     elif harm == "missing":
@@ -369,7 +371,6 @@ def commit(writer: StoreWriter, **changes: object) -> None:
         "valid": np.ones(4, bool),
         "logits": np.zeros((4, 3)),
         "activations": {"a": np.zeros((4, 3, 2), np.float32)},
-        "max_abs": {"a": 0.0},
     }
     writer.commit(0, **{**values, **changes})
 
@@ -401,11 +402,30 @@ def test_the_record_counts_what_is_not_finite(tmp_path: Path, dtype: str) -> Non
     x = np.zeros((4, 3, 2), dtype)
     x[0, 0] = np.nan, np.inf
     x[1, 2, 1] = -np.inf
+    x[2, 0, 0] = -2.5
     x[3] = np.nan  # the image that could not be read does not count
     writer = open_writer(tmp_path / "s", X, dtype=dtype)
     commit(writer, activations={"a": x}, valid=np.array([True, True, True, False]))
     assert writer.ledger.records()[0].nonfinite == {"a": 3}
+    assert writer.ledger.records()[0].max_abs == {"a": 2.5}
     writer.close()
+
+
+@given(
+    x=hnp.arrays(
+        st.sampled_from([np.float16, np.float32]),
+        hnp.array_shapes(max_dims=3, max_side=9),
+        elements=st.floats(width=16) | st.sampled_from([0.0, -0.0, 65504.0, -65504.0, 6e-8]),
+    ),
+    block=st.integers(1, 64),
+)
+def test_extremes_by_bits_are_those_by_value(x: np.ndarray, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stores.writer.BLOCK", block)
+        peak, nonfinite = _extremes(x)
+    finite = x[np.isfinite(x)]
+    assert peak == float(np.abs(finite).max(initial=0))
+    assert nonfinite == x.size - finite.size
 
 
 @pytest.mark.parametrize(

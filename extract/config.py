@@ -1,0 +1,74 @@
+"""What to extract and how: checked once, recorded with the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stores.errors import UsageError
+
+DTYPES, CODECS = ("float16", "float32"), ("none", "zstd")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """What to extract and how.
+
+    Parameters
+    ----------
+    model, weights : see ``extract.zoo.load_model``.
+    layers : dotted module names.
+    device : ``cpu``, ``cuda`` or ``cuda:N``.
+    dtype : of the stored activations.
+    precision : what the network computes in. ``float32`` is exact; ``tf32`` (CUDA) rounds the factors of its products,
+        ``bfloat16`` and ``float16`` run it under autocast. Recorded with the store.
+    positions : None keeps all positions, a number that many per image, drawn by a seed of the image's own.
+    compress : ``none`` (chunks are memory-mapped) or ``zstd``.
+    batch_size : images per forward pass; None: what the store was begun with, else what the device takes. It changes the
+        last bits of values at most, and what no longer fits is halved.
+    workers : decoding processes, 0 for threads; None: chosen for the machine. Changes nothing in the store.
+    limit : take the first N images only.
+    seed : of sampled positions, and of random weights.
+    shard : (i, n) fills the i-th of n parts of the store.
+    """
+
+    model: str
+    layers: tuple[str, ...]
+    weights: str = "DEFAULT"
+    device: str = "cpu"
+    dtype: Literal["float16", "float32"] = "float16"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    positions: int | None = None
+    compress: Literal["none", "zstd"] = "none"
+    batch_size: int | None = None
+    workers: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    on_bad_image: Literal["skip", "fail"] = "fail"
+    chunk_images: int | None = None
+    shard: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise UsageError("No layer was named: give --layer NAME (--layer ? lists a model's layers).")
+        if len(set(self.layers)) != len(self.layers):
+            raise UsageError(f"A layer is named twice: {', '.join(self.layers)}.")
+        for name in ("positions", "batch_size", "limit", "chunk_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"'{name}' must be at least 1, got {value}.")
+        choices = (
+            ("dtype", DTYPES), ("compress", CODECS), ("on_bad_image", ("skip", "fail")), ("precision", PRECISIONS)
+        )  # fmt: skip
+        for name, allowed in choices:
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"'{name}' must be one of {', '.join(allowed)}, got '{getattr(self, name)}'.")
+        if self.seed < 0:
+            raise UsageError(f"'seed' must not be negative, got {self.seed}.")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"'workers' must not be negative, got {self.workers}.")
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise UsageError(f"'shard' must be i/n with 0 <= i < n, got {self.shard[0]}/{self.shard[1]}.")
+        if self.precision == "tf32" and not self.device.startswith("cuda"):
+            raise UsageError(f"'precision' tf32 needs a CUDA device, got '{self.device}'.")

@@ -1,0 +1,230 @@
+"""What an extraction will do, known before it begins: networks, shapes, names, bytes, and how long it may take."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extract.config import ExtractConfig
+from extract.decode import Decode, decoded
+from extract.forward import Forward, fitting_batch_size
+from extract.images import ImageSource
+from extract.network import Network, probe_images
+from extract.zoo import LoadedModel, load_model
+from stores.errors import StoreError
+from stores.layers import LayerSpec
+from stores.progress import readable
+from stores.writer import StoreWriter
+
+TRIED = 4  # batches measured for an estimate, after one to warm up
+
+
+@dataclass
+class Plan:
+    """An extraction that can begin; made by ``plan_extraction``."""
+
+    source: ImageSource
+    config: ExtractConfig
+    loaded: LoadedModel
+    networks: dict[str, Network]
+    code_version: str = ""
+    heads: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Network:
+        return next(iter(self.networks.values()))
+
+    @cached_property
+    def specs(self) -> list[LayerSpec]:
+        return [layer_spec(network, self.config.positions) for network in self.networks.values()]
+
+    @property
+    def n_images(self) -> int:
+        n = len(self.source)
+        return n if self.config.limit is None else min(self.config.limit, n)
+
+    @cached_property
+    def batch_size(self) -> int:
+        if self.config.batch_size is not None:
+            return self.config.batch_size
+        return fitting_batch_size(self.first.module, probe_images(self.first.transform, 1), self.config.device)
+
+    @property
+    def workers(self) -> int:
+        chosen = self.config.workers
+        return chosen if chosen is not None else default_workers(self.config.device, self.n_images)
+
+    def forward(self) -> Forward:
+        """The forward pass that gives what is stored."""
+        layouts = {name: network.layout for name, network in self.networks.items()}
+        config = self.config
+        return Forward(self.first.module, layouts, device=config.device, dtype=config.dtype, precision=config.precision)
+
+    @cached_property
+    def store(self) -> dict[str, Any]:
+        """Arguments of ``StoreWriter.create_or_resume`` but for the path, the shard and whether to overwrite."""
+        config, made, source = self.config, self.loaded.provenance, self.source
+        provenance = {
+            **{k: v for k, v in made.items() if k != "class_names"},
+            # a file is recorded by its full path: fit and evaluate may be run from another folder
+            "weights": str(Path(config.weights).resolve()) if Path(config.weights).is_file() else config.weights,
+            "transform": re.sub(r" at 0x[0-9A-Fa-f]+", "", made["transform"]),  # another in each process
+            "seed": config.seed,
+            "input_size": self.first.provenance["input_size"],
+            "split": {name: network.split_kind for name, network in self.networks.items()},
+            "precision": config.precision,
+            "batch_size": self.batch_size,
+            "dataset": {
+                "path": str(source.root.resolve()),
+                "kind": source.kind,
+                "images": len(source),
+                "digest": source.digest,
+                "limit": config.limit,
+                "class_names": source.class_names,
+            },
+            "positions": config.positions,
+            "code_version": self.code_version,
+        }
+        return {
+            "layers": self.specs,
+            "names": [source.name(i) for i in range(self.n_images)],
+            "n_classes": self.first.n_classes,
+            "class_names": self.loaded.class_names,
+            "provenance": provenance,
+            "dtype": config.dtype,
+            "compress": config.compress,
+            "chunk_images": config.chunk_images,
+            "heads": self.heads,
+        }
+
+
+def plan_extraction(source: ImageSource, config: ExtractConfig, *, code_version: str = "") -> Plan:
+    """Load the model and cut it at every layer. Raises the errors of ``load_model`` and ``Network``."""
+    loaded = load_model(config.model, config.weights, seed=config.seed)
+    networks = {name: Network.from_loaded(loaded, name, config.device) for name in config.layers}
+    heads = {}
+    for name, network in networks.items():
+        affine = network.pooled_affine
+        if affine is not None and not network.layout.prefix:
+            heads[name] = (affine.A.cpu().numpy(), affine.c.cpu().numpy())
+    return Plan(source, config, loaded, networks, code_version, heads)
+
+
+def layer_spec(network: Network, positions: int | None = None) -> LayerSpec:
+    """What the store keeps of a network's layer; ``positions`` samples that many per image."""
+    layout = network.layout
+    spec = LayerSpec(network.layer, layout.grid, layout.channels, layout.prefix, None, layout.kind)
+    if positions is None or positions >= spec.grid_positions:
+        return spec
+    return LayerSpec(network.layer, layout.grid, layout.channels, layout.prefix, positions, layout.kind)
+
+
+def default_workers(device: str, images: int) -> int:
+    """Decoding processes: threads suffice for few images or a slow device, and start at once."""
+    cores = os.cpu_count() or 1
+    if not device.startswith("cuda") or images < 4096 or cores < 4:
+        return 0
+    return min(16, cores - 1)
+
+
+@dataclass
+class Forecast:
+    """What a run has before it: ``images`` and ``bytes`` still to do, of those of this shard; sizes before compression.
+
+    ``layers`` maps each layer to its bytes in the finished store. ``free`` are the disk's free bytes, ``fits`` whether they
+    suffice (None: compressed, so only an upper bound is known and it exceeds them). ``rate`` is images a second and
+    ``seconds`` what is left at that rate, where it was measured; ``unreadable`` counts images that failed then.
+    """
+
+    images: int
+    total_images: int
+    layers: dict[str, int]
+    bytes: int
+    total_bytes: int
+    free: int
+    fits: bool | None
+    batch_size: int
+    tried: int = 0
+    unreadable: int = 0
+    rate: float | None = None
+    seconds: float | None = None
+
+
+def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = False) -> Forecast:
+    """Look ahead without writing anything; with ``measure`` some images are decoded and run for an estimate of time.
+
+    Raises StoreExistsError when something else is at ``out``.
+    """
+    attributes, missing = StoreWriter.preview(out, shard=plan.config.shard, overwrite=overwrite, **plan.store)
+    n, rows = attributes["n_images"], attributes["chunk_images"]
+    n_chunks = -(-n // rows)
+    itemsize = np.dtype(attributes["dtype"]).itemsize
+    layers = {spec.name: n_chunks * rows * spec.positions * spec.channels * itemsize for spec in plan.specs}
+    longest = max((len(os.fsencode(name)) for name in plan.store["names"]), default=1)
+    beside = longest + 9 + 4 * attributes["n_classes"] + sum(4 * s.positions for s in plan.specs if s.sampled)
+    per_chunk = rows * beside + sum(layers.values()) // n_chunks
+    images = sum(min(rows, n - k * rows) for k in missing)
+    free, needed = _free(out), per_chunk * len(missing)
+    fits: bool | None = needed <= free
+    if not fits and plan.config.compress != "none":
+        fits = None
+    found = Forecast(
+        images, n, layers, needed, per_chunk * n_chunks, free, fits, int(attributes["provenance"]["batch_size"])
+    )
+    if measure and images:
+        first = [
+            i
+            for k in missing[: -(-(TRIED + 1) * found.batch_size // rows)]
+            for i in range(k * rows, min(n, (k + 1) * rows))
+        ]
+        found.tried, found.unreadable, found.rate = _measure(plan, first, found.batch_size)
+        found.seconds = images / found.rate if found.rate else None
+    return found
+
+
+def require_room(found: Forecast, out: Path) -> None:
+    """Raise StoreError when the disk certainly does not suffice."""
+    if found.fits is False:
+        raise StoreError(
+            f"The disk of '{out}' has {readable(found.free)} free, but {readable(found.bytes)} are still to be written. Free "
+            "some space, give an --out elsewhere, or store less: --compress zstd, --positions N, --limit N."
+        )
+
+
+def _measure(plan: Plan, rows: Sequence[int], size: int) -> tuple[int, int, float | None]:
+    """Images tried, how many of them could not be read, and images a second once things are warm."""
+    batches = [list(rows[i : i + size]) for i in range(0, min(len(rows), (TRIED + 1) * size), size)]
+    decode = Decode(plan.source, plan.first.transform, batches)
+    tried, unreadable, warm, begun = 0, 0, 0, 0.0
+    with closing(decoded(decode, workers=plan.workers)) as stream, plan.forward() as forward:
+        for k, batch in enumerate(stream):
+            if batch.images is not None:
+                nothing = {s.name: np.zeros((len(batch.images), s.positions), int) for s in plan.specs if s.sampled}
+                for outcome in forward(batch.images, nothing):
+                    outcome.wait()
+            tried, unreadable = tried + len(batch.rows), unreadable + len(batch.reasons)
+            if k == 0:
+                begun = time.perf_counter()
+            else:
+                warm += len(batch.rows)
+    if not warm:
+        return tried, unreadable, None
+    return tried, unreadable, warm / (time.perf_counter() - begun)
+
+
+def _free(path: Path) -> int:
+    """Free bytes of the disk that a path is or would be on."""
+    there = path.absolute()
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free

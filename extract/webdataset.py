@@ -1,0 +1,276 @@
+"""WebDataset: images in tar files, the shards, together with their labels; read in place, nothing is ever extracted.
+
+What lies in a shard under one key, the name up to the first dot after its last slash, is a sample: ``0001.jpg`` and
+``0001.cls``. Shards are scanned once for where each image begins; an image is then read by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from array import array
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from extract.images import ENDINGS, digest_items, files_below
+from extract.items import Items
+from extract.reading import decode_image, read_range, reason, shown
+from stores.errors import DatasetError, MissingPathError, NoImagesError, UsageError
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_SHARDS = 1_000_000
+MOST_TEXT = 16 * 2**20  # bytes of a label's file; what is larger holds no label
+BLOCK = tarfile.BLOCKSIZE
+
+
+class WebDatasetSource:
+    """Images within tar files, read one by one; made by ``open_webdataset``."""
+
+    kind = "webdataset"
+    class_names: list[str] | None = None
+
+    def __init__(
+        self, root: Path, shards: list[str], items: Items, shard: np.ndarray, offset: np.ndarray, size: np.ndarray
+    ) -> None:
+        self.root = root
+        self.shards = shards
+        self.items = items
+        self._shard, self._offset, self._size = shard, offset, size
+        self._digest: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def name(self, i: int) -> str:
+        return self.items.names[i]
+
+    def path(self, i: int) -> Path:
+        """The shard that holds the image."""
+        return self.root / self.shards[int(self._shard[i])]
+
+    def label(self, i: int) -> int:
+        return int(self.items.labels[i])
+
+    def image(self, i: int) -> Image.Image:
+        """The image as RGB. Raises ImageError when it cannot be read whole."""
+        name = shown(self.root / self.name(i))
+        return decode_image(BytesIO(read_range(self.path(i), int(self._offset[i]), int(self._size[i]), name)), name)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names, labels and sizes in bytes of all images in order."""
+        if self._digest is None:
+            self._digest = digest_items(
+                (*item, size) for item, size in zip(self.items, self._size.tolist(), strict=True)
+            )
+        return self._digest
+
+
+def is_pattern(root: Path) -> bool:
+    """Whether a name that is no file's stands for several: ``shard-{000000..000012}.tar``."""
+    return bool(_RANGE.search(str(root))) and not root.exists()
+
+
+def is_shard(root: Path) -> bool:
+    """Whether a place is one file that is called like a tar file."""
+    return root.name.lower().endswith((".tar", *COMPRESSED)) and root.is_file()
+
+
+def holds_shards(root: Path) -> bool:
+    """Whether there are tar files in a folder or below it."""
+    return next(files_below(root, (".tar", *COMPRESSED)), None) is not None
+
+
+def open_webdataset(root: Path) -> WebDatasetSource:
+    """Open a folder of ``.tar`` files (sorted, those in subfolders too), one such file, or ``shard-{000..012}.tar``.
+
+    Every member whose name ends like an image's is an image, called ``SHARD.tar/MEMBER``, also where a sample has several.
+    Its label is its sample's ``.cls``, a whole number as text; else "label" or "cls" of its ``.json`` where that is a
+    whole number; else -1. Classes have no names. Members that are no regular files, such as links, are passed over.
+
+    Raises MissingPathError, NoImagesError, and DatasetError, naming shard and member or offset, for shards that are
+    compressed, damaged or cut short, for names that are there twice and for labels that are no whole number.
+    """
+    root, shards = _shards(root)
+    shard, offset, size = array("i"), array("q"), array("q")
+
+    def entries() -> Iterator[tuple[str, int]]:
+        for k, name in enumerate(shards):
+            for member, at, length, label in _scan(root / name):
+                shard.append(k)
+                offset.append(at)
+                size.append(length)
+                yield f"{name}/{member}", label
+
+    items = Items(entries())
+    if not len(items):
+        raise NoImagesError(
+            f"There is no image in the {len(shards)} tar files of '{shown(root)}' (--data), '{shown(shards[0])}' the first. "
+            f"Looked for members ending in {', '.join(ENDINGS)}."
+        )
+    arrays = np.array(shard, np.int32), np.array(offset, np.int64), np.array(size, np.int64)
+    return WebDatasetSource(root, shards, items, *arrays)
+
+
+def _shards(root: Path) -> tuple[Path, list[str]]:
+    """The folder that names are relative to, and the shards."""
+    if root.is_dir():
+        shards = sorted(files_below(root, (".tar",)))
+        if not shards:
+            packed = next(files_below(root, COMPRESSED), None)
+            if packed:
+                raise DatasetError(
+                    f"The tar files in '{shown(root)}' (--data) are compressed, '{shown(packed)}' for one. Decompress them: "
+                    "an image is then read without all that is before it."
+                )
+            raise NoImagesError(f"There is no .tar file in '{shown(root)}' (--data) or its subfolders.")
+        return root, shards
+    if root.is_file():
+        return root.parent, [root.name]
+    found = sorted(_expanded(str(root)))
+    missing = [name for name in found if not Path(name).is_file()]
+    if missing:
+        of = (
+            f"; {len(missing)} of the {len(found)} that '{shown(root)}' stands for are missing"
+            if len(found) > 1
+            else ""
+        )
+        raise MissingPathError(f"There is no file '{shown(missing[0])}' (--data){of}. Give a folder with .tar files.")
+    above = Path(str(root).partition("{")[0] + "x").parent
+    return above, [str(Path(name).relative_to(above)) for name in found]
+
+
+def _expanded(pattern: str) -> list[str]:
+    """``a-{00..12}.tar`` -> ``a-00.tar`` ... ``a-12.tar``, padded as the numbers in it are."""
+    match = _RANGE.search(pattern)
+    if not match:
+        return [pattern]
+    first, last = (int(text) for text in match.groups())
+    width = max(map(len, match.groups())) if any(len(t) > 1 and t[0] == "0" for t in match.groups()) else 0
+    rest = _expanded(pattern[match.end() :])
+    if first > last or (last - first + 1) * len(rest) > MOST_SHARDS:
+        raise UsageError(f"'{shown(pattern)}' (--data) must count upwards, to at most {MOST_SHARDS} files.")
+    return [f"{pattern[: match.start()]}{k:0{width}d}{end}" for k in range(first, last + 1) for end in rest]
+
+
+def _scan(path: Path) -> Iterator[tuple[str, int, int, int]]:
+    """(name, offset, size, label) of each image in a shard, in its order."""
+    key: str | None = None
+    images: list[tuple[str, int, int]] = []
+    label: dict[str, int] = {}
+    seen: set[str] = set()
+
+    def sample() -> Iterator[tuple[str, int, int, int]]:
+        for image in images:
+            yield *image, label.get("cls", label.get("json", -1))
+
+    for member, file in _members(path):
+        name = member.name.removeprefix("./")
+        folder, slash, last = name.rpartition("/")
+        stem, dot, ending = last.partition(".")
+        if not stem or not dot:
+            continue
+        if (new := f"{folder}{slash}{stem}") != key:
+            yield from sample()
+            key, images, label = new, [], {}
+        ending = ending.lower()
+        if f".{ending}".endswith(ENDINGS):
+            if name in seen:
+                raise DatasetError(
+                    f"'{shown(path)}' holds '{shown(name)}' twice; the second is at byte {member.offset}."
+                )
+            seen.add(name)
+            images.append((name, member.offset_data, member.size))
+        elif ending in ("cls", "json"):
+            label[ending] = _label(member, file, path)
+    yield from sample()
+
+
+def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
+    """Regular members of a tar file, one after the other. Raises DatasetError where the file is not sound to its end."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            head = file.read(6)
+            for magic, how in _MAGIC.items():
+                if head.startswith(magic):
+                    raise DatasetError(
+                        f"'{shown(path)}' is compressed by {how}. Decompress it (images compress no further, and an image "
+                        "is then read without all that is before it)."
+                    )
+            file.seek(0)
+            offset = 0
+            try:
+                tar: Any = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  (closing it would close nothing)
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # else all of them stay in memory
+                    if member.size < 0 or tar.offset <= offset:  # a crafted one would be read for ever
+                        raise tarfile.ReadError(f"the header of '{shown(member.name)}' makes no sense")
+                    if member.isreg() and not member.issparse():
+                        if member.offset_data + member.size > size:
+                            raise tarfile.ReadError(f"'{shown(member.name)}' goes on past the end of the file")
+                        yield member, file
+                    offset = tar.offset
+            except OSError:
+                raise
+            except Exception as error:  # damaged headers fail wherever they like
+                raise DatasetError(
+                    f"'{shown(path)}' is no tar file, or is damaged or cut short at byte {offset}: {reason(error)}."
+                ) from error
+            _check_end(file, tar.offset, size, path)
+    except OSError as error:
+        raise DatasetError(f"'{shown(path)}' cannot be read: {reason(error)}.") from error
+
+
+def _check_end(file: BinaryIO, offset: int, size: int, path: Path) -> None:
+    """A tar file ends with zeros; ``tarfile`` takes anything that is no header for its end."""
+    file.seek(offset)
+    first = file.read(BLOCK)
+    if len(first) < BLOCK:
+        raise DatasetError(f"'{shown(path)}' is cut short at byte {size}: the mark that ends a tar file is missing.")
+    if any(first):
+        raise DatasetError(f"'{shown(path)}' is damaged at byte {offset}: there is no header of a member.")
+    while block := file.read(2**20):
+        if any(block):
+            raise DatasetError(
+                f"'{shown(path)}' goes on after the mark that ends it at byte {offset}. If several files were joined, "
+                "give them one by one."
+            )
+
+
+def _label(member: tarfile.TarInfo, file: BinaryIO, path: Path) -> int:
+    """What a ``.cls`` or ``.json`` says; -1 for a ``.json`` that says nothing of a class."""
+    where = f"'{shown(path)}', member '{shown(member.name)}'"
+    if member.size > MOST_TEXT:
+        raise DatasetError(f"{where}: {member.size} bytes are no label.")
+    file.seek(member.offset_data)
+    text = file.read(member.size)
+    if member.name.lower().endswith(".cls"):
+        digits = text.strip()
+        if not re.fullmatch(rb"[+-]?\d{1,9}", digits) or int(digits) < -1:
+            raise DatasetError(f"{where}: the label must be a whole number from 0 (or -1), got '{_some(digits)}'.")
+        return int(digits)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{where}: this is no JSON: {reason(error)}.") from error
+    for field in ("label", "cls"):
+        number = value.get(field) if isinstance(value, dict) else None
+        if type(number) is int:
+            if not -1 <= number < 2**31:
+                raise DatasetError(f"{where}: '{field}' must be a whole number from 0 (or -1), got {number}.")
+            return number
+    return -1
+
+
+def _some(text: bytes) -> str:
+    return shown(text[:40].decode("utf-8", "replace")) + ("..." if len(text) > 40 else "")

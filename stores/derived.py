@@ -1,0 +1,237 @@
+"""Small arrays derived from a store and kept within it, every byte of them under a checksum.
+
+Statistics, quantile sketches and the truth of synthetic data are not part of the ledger: they come later, or besides.
+Each is a Zarr v3 group of plain arrays of one uncompressed chunk, which any Zarr reader opens::
+
+    layers/<layer>/statistics/    zarr.json: attributes["eddp"] = {..., "files": {path: [CRC-32C, bytes]}, "crc32c"}
+      mean/zarr.json, mean/c/0    covariance/zarr.json, covariance/c/0/0
+
+``files`` covers every other file of the group, ``crc32c`` the rest of the group's own zarr.json, and that file must be
+to the byte what ``json_bytes`` writes: so a flipped bit is found wherever it is, in a space between two brackets too.
+
+A group is laid out under another name and renamed when it is whole: there is all of it or none, also when several
+processes make the same one at once (one of them wins).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import MemoryStore
+
+from stores.chunks import checksum
+from stores.errors import CorruptStoreError, StoreError
+from stores.files import json_bytes, sync_folder, write_atomically
+
+log = logging.getLogger(__name__)
+
+# The attributes of groups from before there were checksums: the truth's, the statistics'. No flipped bit leads there.
+BEFORE_CHECKSUMS: tuple[set[str], ...] = (set(), {"count", "crc32c", "key"})
+ABANDONED_SECONDS = 3600.0  # a half-written group that has not grown for so long is of a process that was killed
+
+
+def write_derived(folder: Path, arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
+    """Write arrays, of any shape and numeric or boolean dtype, as the group ``folder``, replacing one that is there.
+
+    ``attributes`` must be JSON values; the names "files" and "crc32c" are taken. Raises StoreError when the disk is full
+    or the folder cannot be written to; what was there before then still is.
+    """
+    aside = _aside(folder)
+    files: dict[str, list[int]] = {}
+    try:
+        for name, value in arrays.items():
+            for relative, data in _array_files(name, value):
+                write_atomically(aside / relative, data)
+                files[relative] = [checksum(memoryview(data)), len(data)]
+        entry = {**attributes, "files": files}
+        entry["crc32c"] = checksum(memoryview(json_bytes(_document(entry))))
+        write_atomically(aside / "zarr.json", json_bytes(_document(entry)))  # last: without it there is no group
+        _put_in_place(aside, folder)
+        sync_folder(folder.parent)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"'{folder}' could not be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # gone already, unless something went wrong
+        _remove_abandoned(folder)
+
+
+def read_derived(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """The arrays of a group by name and its attributes; None when there is no such folder.
+
+    Raises CorruptStoreError naming the first file that is missing, damaged, or has no checksum.
+    """
+    if not folder.exists():
+        return None
+    arrays, attributes, problems = _read(folder)
+    if problems:
+        raise CorruptStoreError(f"{problems[0]}. Restore '{folder}' from a copy, or make it anew.")
+    return arrays, attributes
+
+
+def check_derived(folder: Path) -> list[str]:
+    """One sentence, without its full stop, for each file of a group that is missing or damaged.
+
+    None when there is no such folder, nor for a group from before there were checksums: nothing is known of its bytes.
+    """
+    if not folder.exists() or is_unchecked(folder):
+        return []
+    return _load(folder)[2]
+
+
+def is_unchecked(folder: Path) -> bool:
+    """Whether a group was written before there were checksums (a damaged group never looks like one)."""
+    try:
+        document = json.loads((folder / "zarr.json").read_bytes())
+        attributes = document["attributes"]
+        return document == _group(attributes) and set(attributes) in BEFORE_CHECKSUMS
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_cache(folder: Path, key: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """What ``keep_cache`` kept under the same key, or None: never an error, for it can be computed anew."""
+    if not folder.exists() or is_unchecked(folder):
+        return None
+    arrays, attributes, problems = _read(folder)
+    if problems:
+        log.warning("What is kept in '%s' is of no use and computed anew: %s", folder, "; ".join(problems))
+        return None
+    return (arrays, attributes) if attributes.get("key") == key else None
+
+
+def keep_cache(folder: Path, key: dict[str, Any], arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
+    """Keep what can be computed anew; where nothing can be written (a full or read-only disk), only a log entry says so."""
+    try:
+        write_derived(folder, arrays, {**attributes, "key": key})
+    except OSError as error:
+        log.info("'%s' is not kept with the store: %s", folder, error)
+
+
+def _group(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+
+
+def _document(entry: dict[str, Any]) -> dict[str, Any]:
+    return _group({"eddp": entry})
+
+
+def _array_files(name: str, value: np.ndarray) -> list[tuple[str, bytes]]:
+    """Path and bytes of an array's files. Zarr writes the metadata, but no chunk that holds nothing but the fill value."""
+    value = np.asarray(value)
+    made: dict[str, Any] = {}
+    zarr.create_array(
+        store=MemoryStore(store_dict=made),
+        shape=value.shape,
+        chunks=tuple(max(1, size) for size in value.shape),
+        dtype=value.dtype.newbyteorder("="),
+        compressors=None,
+    )
+    files = [(f"{name}/zarr.json", made["zarr.json"].to_bytes())]
+    if value.size:
+        files.append((_chunk(name, value.ndim), value.astype(value.dtype.newbyteorder("<")).tobytes()))
+    return files
+
+
+def _chunk(name: str, axes: int) -> str:
+    return "/".join([name, "c", *["0"] * axes])
+
+
+def _names(files: dict[str, bytes]) -> list[str]:
+    return [path.removesuffix("/zarr.json") for path in files if path.endswith("/zarr.json")]
+
+
+def _decode(name: str, files: dict[str, bytes]) -> np.ndarray:
+    metadata = json.loads(files[f"{name}/zarr.json"])
+    shape = tuple(metadata["shape"])
+    stored = np.dtype(metadata["data_type"]).newbyteorder("<")
+    data = files[_chunk(name, len(shape))] if 0 not in shape else b""
+    return np.frombuffer(data, stored).reshape(shape).astype(stored.newbyteorder("="))  # a copy: it may be written to
+
+
+def _read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
+    """A group's arrays and attributes, and what is wrong; with anything wrong, neither."""
+    entry, files, problems = _load(folder)
+    arrays = {}
+    if not problems:
+        try:
+            arrays = {name: _decode(name, files) for name in _names(files)}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problems = [f"'{folder}' holds arrays that cannot be read ({type(error).__name__}: {error})"]
+    if problems:
+        return {}, {}, problems
+    return arrays, {key: value for key, value in entry.items() if key not in ("files", "crc32c")}, []
+
+
+def _load(folder: Path) -> tuple[dict[str, Any], dict[str, bytes], list[str]]:
+    """The group's own entry, the bytes of its other files, and what is wrong; with anything wrong, use nothing of it."""
+    file = folder / "zarr.json"
+    try:
+        data = file.read_bytes()
+        document = json.loads(data)
+        entry = dict(document["attributes"]["eddp"])
+        rest = {key: value for key, value in entry.items() if key != "crc32c"}
+        if json_bytes(document) != data or document != _document(entry):
+            raise ValueError("it was changed since it was written")
+        if checksum(memoryview(json_bytes(_document(rest)))) != entry["crc32c"]:
+            raise ValueError("it does not match its checksum")
+        listed = {str(path): (int(crc), int(size)) for path, (crc, size) in entry["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return {}, {}, [f"'{file}' is missing or damaged ({_reason(error)})"]
+    files: dict[str, bytes] = {}
+    problems = []
+    for path, (crc, size) in listed.items():
+        try:
+            files[path] = (folder / path).read_bytes()
+        except OSError as error:
+            problems.append(f"'{folder / path}' cannot be read ({_reason(error)})")
+            continue
+        if len(files[path]) != size:
+            problems.append(f"'{folder / path}' has {len(files[path])} bytes instead of {size}")
+        elif checksum(memoryview(files[path])) != crc:
+            problems.append(f"'{folder / path}' does not match its checksum")
+    return entry, files, problems
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no entry {error}"
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Rename a whole group to its name; one that is there is renamed out of the way first, and then deleted."""
+    for _ in range(16):  # more than once only while other processes put theirs there
+        try:
+            new.rename(folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        old = _aside(folder)
+        with suppress(FileNotFoundError):
+            folder.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+    raise StoreError(f"'{folder}' could not be written: other processes keep replacing it.")
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for left in folder.parent.glob(f".{folder.name}.*.partial"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)

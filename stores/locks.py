@@ -1,0 +1,125 @@
+"""Who may write where in a store: locks on byte ranges of one file, byte k standing for chunk k.
+
+The operating system keeps them and lets go when a process ends, however it ends, and NFS carries them between machines.
+Ranges need no agreement between the writers: whatever shards they were given, two whose chunks overlap exclude each other.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stores.errors import StoreError
+from stores.ledger import MARK
+
+try:
+    import fcntl
+except ImportError:  # no such locks on this system: two writers are then the user's care
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+LAYOUT = 1 << 40  # the byte that stands for the store as a whole; chunks lie below it
+PATIENCE = 120.0  # seconds to wait for another process that lays out or seals the store: moments, on a healthy disk
+
+
+class StoreLock:
+    """The lock file of a store, open for as long as its writer lives.
+
+    ``claim`` holds a range of chunks until ``close``; within ``layout()`` no other process lays out, seals or claims.
+    Raises StoreError when the file cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._told = False
+        file = path / "ledger" / "zarr.json"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._handle: Any = file.open("a+b")  # writable: NFS locks no other files
+                self.read_only = False
+            except OSError:
+                self._handle = file.open("rb")  # a finished store on a read-only disk
+                self.read_only = True
+        except OSError as error:
+            raise StoreError(f"No store can be made at '{path}': {error.strerror or error}.") from error
+
+    def mark(self) -> None:
+        """Write into the lock file whose it is. To be called within ``layout()``."""
+        try:
+            if os.fstat(self._handle.fileno()).st_size == 0:
+                self._handle.write(json.dumps(MARK).encode())
+                self._handle.flush()
+                os.fsync(self._handle.fileno())
+        except OSError as error:
+            name = self.path / "ledger" / "zarr.json"
+            raise StoreError(f"'{name}' could not be written: {error.strerror or error}.") from error
+
+    @contextmanager
+    def layout(self, patience: float = PATIENCE) -> Iterator[None]:
+        """Hold the store as a whole for a moment. Raises StoreError when another process does not let go."""
+        end = time.monotonic() + patience
+        while not self._set(True, LAYOUT, 1):
+            if time.monotonic() > end:
+                raise StoreError(
+                    f"Another process has been laying out or sealing the store '{self.path}' for {patience:.0f} s. Wait "
+                    "until it has ended, then run the command again."
+                )
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            self._set(False, LAYOUT, 1)
+
+    def claim(self, first: int, stop: int) -> bool:
+        """Hold chunks ``first`` up to ``stop`` for writing; False when another process holds one of them."""
+        return first >= stop or self._set(True, first, stop - first)
+
+    def claim_all(self) -> bool:
+        """Hold every chunk there can be."""
+        return self.claim(0, LAYOUT)
+
+    def release(self) -> None:
+        """Let go of all chunks, but not of the store as a whole."""
+        self._set(False, 0, LAYOUT)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._handle.close()
+
+    def _set(self, hold: bool, start: int, length: int) -> bool:
+        """Take or let go of a byte range; whether it was to be had."""
+        if fcntl is None:
+            return True
+        # a lock for reading is all that a file on a read-only disk allows, and nothing can be written there anyhow
+        kind = fcntl.F_UNLCK if not hold else fcntl.F_RDLCK if self.read_only else fcntl.F_WRLCK
+        try:
+            if hasattr(fcntl, "F_OFD_SETLK"):  # of the open file: two writers in one process exclude each other as well
+                fcntl.fcntl(self._handle, fcntl.F_OFD_SETLK, _flock(kind, start, length))
+            else:
+                operation = fcntl.LOCK_UN if not hold else fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX
+                fcntl.lockf(self._handle, operation | (fcntl.LOCK_NB if hold else 0), length, start)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            if not self._told:
+                log.warning(
+                    "'%s' lies on a disk without locks (%s): let no two processes write to the same shard",
+                    self.path,
+                    error.strerror,
+                )
+            self._told = True
+        return True
+
+
+def _flock(kind: int, start: int, length: int) -> bytes:
+    """C's ``struct flock`` on 64-bit Linux: type, whence, start, length, process (0)."""
+    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, length, 0)

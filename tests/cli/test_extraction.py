@@ -1,0 +1,173 @@
+"""Long extractions as they happen: looked at beforehand, split among processes, killed, gone on with, verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import contents
+
+from extract import plan
+from stores.activations import ActivationStore
+
+Run = Callable[..., object]
+NET = ("--model", "tiny_net:build", "--layer", "second")
+HELPERS = Path(__file__).parents[1] / "helpers"
+
+
+CODE = """
+import sys
+import stores.writer, pipeline.main
+stores.writer.TARGET_CHUNK_BYTES = int(sys.argv.pop(1))  # small chunks: these stores would else be one
+pipeline.main.extract_script()
+"""
+
+
+def start(*arguments: object, chunk_bytes: int) -> subprocess.Popen[str]:
+    """``extract`` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, str(chunk_bytes), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])},
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and stderr."""
+    _, err = process.communicate(timeout=120)
+    return process.returncode, err
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+    root, out = tiny_images(40), tmp_path / "s.zarr"
+    (root / "cat" / "003.png").write_text("no picture")
+    options = (*NET, "--layer", "first", "--data", root, "--out", out, "--batch-size", 4)
+    ended = run("extract", *options, "--dry-run")
+    assert ended.code == 0, ended.err
+    for part in ("40 images, 4 at a time", "second: 10.2 kB", "first: 30.7 kB", "(enough)", "images/s: about"):
+        assert part in ended.out, part
+    assert "1 of 20 images tried cannot be read: see --on-bad-image" in ended.out
+    assert not out.exists()
+    assert list(tmp_path.iterdir()) == [root]
+    found = json.loads(run("extract", *options, "--dry-run", "--json", "--quiet").out)
+    assert found["layers"] == {"second": 40 * 16 * 8 * 2, "first": 40 * 64 * 6 * 2}
+    assert (found["images"], found["fits"], found["tried"], found["unreadable"]) == (40, True, 20, 1)
+    assert found["rate"] > 0
+    ended = run("extract", *options, "--on-bad-image", "skip")
+    assert "40 images, 4 at a time" in ended.err  # the start of a run says so, too
+    stored = json.loads((tmp_path / "s.zarr.run.json").read_bytes())["result"]["bytes"]
+    assert found["bytes"] == pytest.approx(stored, rel=0.01)
+    assert "0 of 40 images" in run("extract", *options, "--on-bad-image", "skip", "--dry-run").out
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    run: Run, tiny_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage._replace(free=5000))
+    options = (*NET, "--data", tiny_images(40), "--out", tmp_path / "s.zarr")
+    assert "(NOT enough)" in run("extract", *options, "--dry-run").out
+    ended = run("extract", *options)
+    assert ended.code == 1
+    assert "has 5.0 kB free, but" in ended.err
+    assert "--compress zstd, --positions N" in ended.err
+    assert not (tmp_path / "s.zarr").exists()
+    assert "(enough only if it compresses well)" in run("extract", *options, "--compress", "zstd", "--dry-run").out
+    assert run("extract", *options, "--compress", "zstd").code == 0
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_two_processes_at_once_give_the_store_of_one(
+    tiny_images: Callable[..., Path], tmp_path: Path, compress: str, run: Run
+) -> None:
+    root = tiny_images(60)
+    options = (*NET, "--data", root, "--compress", compress, "--positions", 3, "--quiet")
+    both = [start(*options, "--out", tmp_path / "s.zarr", "--shard", f"{i}/2", chunk_bytes=200) for i in range(2)]
+    assert [end(process) for process in both] == [(0, "")] * 2
+    assert end(start(*options, "--out", tmp_path / "one.zarr", chunk_bytes=200)) == (0, "")
+    assert ActivationStore.open(tmp_path / "one.zarr").n_chunks == 15
+    assert contents(tmp_path / "s.zarr") == contents(tmp_path / "one.zarr")
+    records = [json.loads((tmp_path / f"s.zarr.shard-{i}-of-2.run.json").read_bytes())["result"] for i in range(2)]
+    assert sum(record["done_now"] for record in records) == 60
+    assert min(record["missing_chunks"] for record in records) == 0
+    assert run("eddp", "verify", tmp_path / "s.zarr").code == 0
+
+
+def test_one_shard_alone_says_what_is_missing(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+    options = (*NET, "--data", tiny_images(10), "--out", tmp_path / "s.zarr")
+    ended = run("extract", *options, "--shard", "0/3")
+    assert ended.code == 0
+    assert "this shard is done; 1 of 1 chunks are missing yet" in ended.out
+    ended = run("eddp", "verify", tmp_path / "s.zarr")
+    assert ended.code == 1
+    assert "is sound, but it is unfinished: 1 chunks are missing. Run the same extract command" in ended.err
+    assert "unfinished" in run("eddp", "inspect", tmp_path / "s.zarr").out
+    assert "unfinished: 0 of 1 chunks" in run("fit", "--store", tmp_path / "s.zarr", "--directions", 2).err
+    ended = run("extract", *options, "--shard", "2/3")
+    assert "chunks are missing" not in ended.out
+    assert run("eddp", "verify", tmp_path / "s.zarr").code == 0
+
+
+@pytest.mark.parametrize("shard", ["1", "2/2", "a/b", "-1/2", "0/0", "1/2/3"])
+def test_a_shard_that_is_none(run: Run, tiny_images: Callable[..., Path], tmp_path: Path, shard: str) -> None:
+    ended = run("extract", *NET, "--data", tiny_images(2), "--out", tmp_path / "s", f"--shard={shard}")
+    assert ended.code == 2
+    assert f"--shard must be I/N with I from 0 to N-1, such as 0/8, got '{shard}'" in ended.err
+
+
+def wait_for(path: Path) -> None:
+    late = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < late
+        time.sleep(0.01)
+
+
+SLOW = ("--model", "tiny_net:slow", "--layer", "second", "--batch-size", 4)
+
+
+def test_the_same_store_twice_at_once_is_refused(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+    options = (*SLOW, "--data", tiny_images(400), "--out", tmp_path / "s.zarr")
+    first = start(*options, chunk_bytes=1024)
+    wait_for(tmp_path / "s.zarr" / "zarr.json")
+    code, err = end(start(*options, chunk_bytes=1024))
+    assert code == 1
+    assert "Another process is writing to the store" in err
+    assert first.poll() is None, first.communicate()
+    code, err = end(first)
+    assert code == 0, err
+    assert ActivationStore.open(tmp_path / "s.zarr").verify() == []
+
+
+def test_killed_at_random_times_it_goes_on(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+    """The real command, ended from outside in each of the ways that a cluster has, wherever it happens to be."""
+    options, g = (*SLOW, "--data", tiny_images(100)), random.Random(7)
+    assert end(start(*options, "--out", tmp_path / "whole", chunk_bytes=1024))[0] == 0
+    done = []
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        process = start(*options, "--out", tmp_path / "s", chunk_bytes=1024)
+        wait_for(tmp_path / "s" / "zarr.json")
+        wait_for(tmp_path / "s" / "ledger" / f"{len(done) * 4:08d}" / "zarr.json")
+        time.sleep(g.uniform(0, 0.1))
+        process.send_signal(number)
+        code, err = end(process)
+        assert code == (-number if number == signal.SIGKILL else 130), err
+        if number != signal.SIGKILL:
+            assert "Interrupted. What was committed is kept" in err
+            assert "Traceback" not in err
+        done.append(len(list((tmp_path / "s" / "ledger").glob("*/zarr.json"))))
+    assert done == sorted(done)
+    assert done[-1] < 25
+    code, err = end(start(*options, "--out", tmp_path / "s", chunk_bytes=1024))
+    assert code == 0, err
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")

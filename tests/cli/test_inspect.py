@@ -1,0 +1,305 @@
+"""``eddp inspect`` and ``eddp verify`` as users run them: on sound, odd, unfinished and damaged stores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import fill, open_writer, write_store
+
+from fit.synthetic import SyntheticConfig, make_synthetic
+from pipeline.inspection import BARS, QUANTILES, distribution, histogram, ranges
+from stores.layers import LayerSpec
+from stores.sketch import Sketch, torch
+
+Run = Callable[..., Any]
+Make = Callable[..., Path]
+SPECS = {"a": LayerSpec("a", (2, 2), 6, prefix=1, layout="tokens")}
+
+
+def ok(ended: Any) -> Any:
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def odd_layer() -> np.ndarray:
+    """(40, 5, 6) with a dead channel, a constant one, NaN and infinities; the first position is a prefix."""
+    x = np.random.default_rng(0).normal(size=(40, 5, 6)).astype(np.float32)
+    x[:, 0] = 1000
+    x[:, 1:, 2], x[:, 1:, 4] = 0, 2.5
+    x[7, 2, 0], x[7, 3, 0], x[9, 1, 5] = np.nan, np.inf, -np.inf
+    return x
+
+
+def test_all_there_is_to_know_of_a_store(run: Run, tiny_store: Make) -> None:
+    x = odd_layer()
+    path = tiny_store(
+        {"a": x, "b": np.abs(x)}, specs=SPECS, provenance={"model": "tiny", "weights_digest": "sha256:1f"}
+    )
+    facts = json.loads(ok(run("eddp", "inspect", path, "--json")).out)
+    assert facts["model"] == "tiny"
+    assert facts["weights digest"] == "sha256:1f"
+    assert facts["images"] == 40
+    assert facts["chunks"] == "10 of 4 images"
+    assert facts["layers"]["a"].startswith("40 × 5 × 6, grid 2 × 2, prefix 1, largest |x| 1000")
+    assert facts["sealed"]
+    assert "unfinished" not in facts
+    a = facts["values"]["a"]
+    inside = x[:, 1:]
+    finite = inside[np.isfinite(inside)].astype(np.float64)
+    assert a["shape"] == [40, 5, 6]
+    assert a["bytes"] == x.nbytes
+    assert (a["images"], a["of images"], a["values"], a["channels"]) == (40, 40, 40 * 4 * 6, 6)
+    assert (a["nan"], a["infinite"], a["not finite in ledger"]) == (1, 2, 3)
+    assert a["channels not finite"] == [0, 5]
+    assert a["dead channels"] == [2]
+    assert a["constant channels"] == [4]
+    assert a["zeros"] == 160
+    assert (a["minimum"], a["maximum"]) == (finite.min(), finite.max())
+    assert a["largest |x| in ledger"] == 1000  # the prefix counts there
+    for name, value in a["quantiles"].items():
+        exact = np.quantile(finite, QUANTILES[name], method="inverted_cdf")
+        assert value == pytest.approx(exact, rel=1 / 64)
+    edges, counts = a["histogram"]["edges"], a["histogram"]["counts"]
+    assert counts == np.histogram(finite[finite != 0], edges)[0].tolist()
+    assert facts["values"]["b"]["minimum"] == 0
+
+
+def test_what_people_read(run: Run, tiny_store: Make) -> None:
+    path = tiny_store({"a": odd_layer()}, specs=SPECS)
+    lines = ok(run("eddp", "inspect", path)).out.splitlines()
+    text = "\n".join(lines)
+    assert "values of a, without its prefix, from all 40 images:" in lines
+    assert "  exactly zero          16.72 %" in lines
+    assert "  dead channels         1 of 6 (always 0 in what was looked at): 2" in lines
+    assert "  constant channels     1 of 6 (one value, not 0 in what was looked at): 4" in lines
+    assert "1 NaN and 2 infinite among these, 3 in the whole store" in text
+    assert "in channels 2 of 6: 0, 5" in text
+    header = next(i for i, line in enumerate(lines) if "1 %     25 %" in line)
+    assert len(lines[header + 1].split()) == len(QUANTILES)
+    bars = [line for line in lines if line.endswith(tuple("█▏▎▍▌▋▊▉"))]
+    assert 5 <= len(bars) <= BARS + 2
+    assert max(line.count("█") for line in bars) == 40
+    assert all(len(line) < 100 for line in lines)
+
+
+def test_many_dead_channels_are_listed_in_part(run: Run, tiny_store: Make) -> None:
+    x = np.zeros((8, 2, 30), np.float32)
+    x[:, :, 3] = np.arange(16).reshape(8, 2)
+    path = tiny_store({"a": x})
+    text = ok(run("eddp", "inspect", path)).out
+    assert "29 of 30 (always 0 in what was looked at): 0, 1, 2, 4, 5, 6, 7, 8, 9, 10, ..." in text
+    facts = json.loads(ok(run("eddp", "inspect", path, "--json")).out)
+    assert facts["values"]["a"]["dead channels"] == [k for k in range(30) if k != 3]
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, np.nan, np.inf, 1e-30, 1e30])
+def test_a_layer_of_one_value(run: Run, tiny_store: Make, value: float) -> None:
+    path = tiny_store({"a": np.full((5, 2, 3), value, np.float32)})
+    ok(run("eddp", "inspect", path))
+    found = json.loads(ok(run("eddp", "inspect", path, "--json")).out, parse_constant=pytest.fail)["values"]["a"]
+    assert found["values"] == 30
+    assert found["dead channels"] == ([0, 1, 2] if value == 0 else [])
+    assert found["constant channels"] == ([0, 1, 2] if value and np.isfinite(value) else [])
+    assert (found["histogram"] or {}).get("counts") == ([30] if value and np.isfinite(value) else None)
+    assert found["maximum"] == (float(np.float32(value)) if np.isfinite(value) else None)
+
+
+def test_some_images_of_a_large_store_or_all_of_them(run: Run, tiny_store: Make) -> None:
+    x = np.random.default_rng(0).normal(size=(1500, 1, 2)).astype(np.float32)
+    path = tiny_store({"a": x}, chunk_images=100)
+    assert "values of a, from 1 024 of 1 500 images:" in ok(run("eddp", "inspect", path)).out
+    assert not (path / "layers/a/sketch").exists()
+    assert "values of a, from all 1 500 images:" in ok(run("eddp", "inspect", path, "--all")).out
+    assert (path / "layers/a/sketch/zarr.json").exists()
+    facts = json.loads(ok(run("eddp", "inspect", path, "--json")).out)  # from what was kept
+    assert facts["values"]["a"]["images"] == 1500
+    assert "sound" in ok(run("eddp", "verify", path)).out
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path) -> Path:
+    path, x = tmp_path / "part.zarr", odd_layer()
+    writer = open_writer(path, {"a": x}, specs=SPECS)
+    fill(writer, {"a": x}, chunks=[0, 1, 4, 9], valid=np.arange(40) != 5)
+    writer.close()
+    return path
+
+
+def test_an_unfinished_store(run: Run, unfinished: Path) -> None:
+    text = ok(run("eddp", "inspect", unfinished)).out
+    assert "  missing chunks        2 to 3, 5 to 8" in text
+    assert "  missing images        8 to 15, 20 to 35" in text
+    assert "Run the same extract command again" in text
+    assert "from all 15 images" in text
+    facts = json.loads(ok(run("eddp", "inspect", unfinished, "--json", "--all")).out)
+    assert facts["sealed"] is False
+    assert (facts["images"], facts["skipped"]) == (15, 1)
+    assert facts["unfinished"]["committed chunks"] == 4
+    assert facts["unfinished"]["missing chunks"] == [[2, 3], [5, 8]]
+    assert facts["unfinished"]["missing images"] == [[8, 15], [20, 35]]
+    inside = odd_layer()[[0, 1, 2, 3, 4, 6, 7, 16, 17, 18, 19, 36, 37, 38, 39], 1:]
+    found = facts["values"]["a"]
+    assert found["values"] == inside.size
+    assert found["maximum"] == inside[np.isfinite(inside)].max()
+    assert not (unfinished / "layers/a/sketch").exists()
+    ended = run("eddp", "verify", unfinished)  # which is of sealed stores alone
+    assert ended.code == 1
+    assert "unfinished" in ended.err
+
+
+def test_an_unfinished_store_of_which_files_are_gone(run: Run, unfinished: Path) -> None:
+    folder = unfinished / "layers/a/activations"
+    file = next(path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "zarr.json")
+    file.unlink()
+    facts = json.loads(ok(run("eddp", "inspect", unfinished, "--json")).out)
+    assert facts["unfinished"]["committed chunks"] == 3
+    assert facts["unfinished"]["missing chunks"][0] == [0, 0]
+
+
+def test_a_store_with_nothing_in_it_yet(run: Run, tmp_path: Path) -> None:
+    open_writer(tmp_path / "s.zarr", {"a": odd_layer()}, specs=SPECS).close()
+    facts = json.loads(ok(run("eddp", "inspect", tmp_path / "s.zarr", "--json")).out)
+    assert facts["values"] == {"a": None}
+    assert facts["unfinished"]["missing images"] == [[0, 39]]
+    assert "missing images        0 to 39" in ok(run("eddp", "inspect", tmp_path / "s.zarr")).out
+
+
+def test_no_store(run: Run, tmp_path: Path) -> None:
+    ended = run("eddp", "inspect", tmp_path / "none.zarr")
+    assert ended.code == 2
+    assert "There is no store" in ended.err
+
+
+@pytest.fixture(scope="module")
+def made_synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inspect") / "s.zarr"
+    make_synthetic(path, SyntheticConfig(images=60))
+    return path
+
+
+@pytest.fixture
+def synthetic(made_synthetic: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made_synthetic, tmp_path / "s.zarr"))
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+def test_verify_reads_what_is_kept_with_a_store_too(run: Run, synthetic: Path) -> None:
+    out = synthetic.with_name("d.safetensors")
+    ok(run("fit", "--store", synthetic, "--directions", 2, "--method", "pca", "--out", out))
+    ok(run("eddp", "inspect", synthetic, "--all"))
+    assert "sound" in ok(run("eddp", "verify", synthetic)).out
+    layer = synthetic / "layers/synthetic"
+    harmed = [synthetic / "truth/values/c/0/0/0", layer / "statistics/mean/zarr.json", layer / "sketch/zarr.json"]
+    for file in harmed:
+        flip(file)
+    ended = run("eddp", "verify", synthetic, "--json")
+    assert ended.code == 1
+    problems = json.loads(ended.out)["problems"]
+    assert len(problems) == 3
+    for file in harmed:
+        assert sum(f"'{file}'" in problem for problem in problems) == 1
+    ok(run("eddp", "inspect", synthetic, "--all"))  # mends its own
+    assert len(json.loads(run("eddp", "verify", synthetic, "--json").out)["problems"]) == 2
+
+
+def test_a_damaged_truth_is_refused_and_one_without_checksums_is_read(run: Run, synthetic: Path) -> None:
+    out = synthetic.with_name("d.safetensors")
+    ok(run("fit", "--store", synthetic, "--directions", 3, "--method", "pca", "--out", out))
+    evaluate = ("evaluate", "--store", synthetic, "--directions", out, "--ground-truth", "--json")
+    wanted = json.loads(ok(run(*evaluate)).out)
+    for file in [path for path in sorted((synthetic / "truth").rglob("*")) if path.is_file()]:
+        data = file.read_bytes()
+        for harm in (flip, Path.unlink):
+            harm(file)
+            ended = run(*evaluate)
+            assert ended.code == 1
+            assert f"'{file}'" in ended.err
+            file.write_bytes(data)
+    # as it was written before there were checksums
+    old = zarr.open_group(synthetic / "truth", mode="r")
+    arrays = {name: np.asarray(array[...]) for name, array in old.arrays()}
+    shutil.rmtree(synthetic / "truth")
+    group = zarr.open_group(synthetic / "truth", mode="w")
+    for name, value in arrays.items():
+        group.create_array(name, data=value, compressors=None)
+    assert json.loads(ok(run(*evaluate)).out) == wanted
+    shutil.rmtree(synthetic / "truth/present")
+    ended = run(*evaluate)
+    assert ended.code == 1
+    assert "The truth in" in ended.err
+    shutil.rmtree(synthetic / "truth")
+    ended = run(*evaluate)
+    assert ended.code == 2
+    assert "no ground truth" in ended.err
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["normal", "cauchy", "exponential", "lognormal", "offset", "one"]))
+def test_histograms_count_exactly_between_their_edges(seed: int, kind: str) -> None:
+    g = np.random.default_rng(seed)
+    scale = np.exp2(g.integers(-10, 10))
+    x = {
+        "normal": lambda: g.normal(size=500),
+        "cauchy": lambda: g.standard_cauchy(500),
+        "exponential": lambda: np.maximum(g.exponential(size=500) - 0.5, 0),
+        "lognormal": lambda: np.exp(g.normal(0, 2, 500)),
+        "offset": lambda: g.normal(size=500) - 1000,
+        "one": lambda: np.full(3, g.normal()),
+    }[kind]()
+    x = (scale * x).astype(np.float32)
+    sketch = Sketch(1)
+    sketch.update(torch.from_numpy(x[:, None]))
+    found = histogram(sketch)
+    edges, counts = np.array(found["edges"]), found["counts"]
+    assert len(counts) == len(edges) - 1 <= BARS + 2
+    assert (edges[0], edges[-1]) == (x.min(), x.max())
+    if kind != "one":
+        assert (np.diff(edges) > 0).all()
+        rest = x[x != 0]
+        inner = edges[1:-1]
+        # an edge belongs to the values farther from 0
+        below = [int(((rest < e) | ((rest == e) & (e < 0))).sum()) for e in inner]
+        assert np.diff([0, *below, len(rest)]).tolist() == counts
+    assert distribution(sketch)["histogram"] == found
+
+
+def test_scales_suit_the_values() -> None:
+    g = np.random.default_rng(0)
+
+    def scale(x: np.ndarray) -> str:
+        sketch = Sketch(1)
+        sketch.update(torch.from_numpy(x.astype(np.float32)[:, None]))
+        return str(histogram(sketch)["scale"])
+
+    for linear in (g.normal(size=5000), g.exponential(size=5000), g.laplace(size=5000), g.normal(10, 1, 5000)):
+        assert scale(linear) == "linear"
+    for heavy in (np.exp(3 * g.normal(size=5000)), g.standard_cauchy(5000)):
+        assert scale(heavy) == "logarithmic"
+
+
+def test_ranges_of_numbers() -> None:
+    assert ranges([]) == []
+    assert ranges([4]) == [[4, 4]]
+    assert ranges([0, 1, 2, 7, 9, 10]) == [[0, 2], [7, 7], [9, 10]]
+
+
+def test_skipped_images_are_left_out(run: Run, tmp_path: Path) -> None:
+    valid = np.arange(12) != 3
+    path = write_store(tmp_path / "s.zarr", {"a": np.ones((12, 2, 3), np.float32)}, valid=valid)
+    facts = json.loads(ok(run("eddp", "inspect", path, "--json")).out)
+    assert (facts["images"], facts["skipped"]) == (11, 1)
+    found = facts["values"]["a"]
+    assert (found["images"], found["of images"], found["nan"], found["values"]) == (11, 11, 0, 66)

@@ -1,0 +1,465 @@
+import gzip
+import io
+import json
+import logging
+import os
+import pickle
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from extract.images import open_source
+from extract.webdataset import WebDatasetSource, open_webdataset
+from stores.errors import DatasetError, ImageError, MissingPathError, NoImagesError, UsageError
+
+Members = Iterable[tuple[str, bytes | tarfile.TarInfo]]
+
+
+def png(k: int, *, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 3), (k, 10, 20)).save(file, kind)
+    return file.getvalue()
+
+
+def tar(path: Path, members: Members, *, form: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as out:
+        for name, data in members:
+            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.name = name
+            if isinstance(data, bytes):
+                info.size = len(data)
+            out.addfile(info, io.BytesIO(data) if isinstance(data, bytes) else None)
+    return path
+
+
+def shards(root: Path, count: int = 2, per: int = 3) -> Path:
+    for s in range(count):
+        members: list[tuple[str, bytes]] = []
+        for i in range(per):
+            k = s * per + i
+            members += [(f"{k:06d}.png", png(k)), (f"{k:06d}.cls", str(k % 4).encode())]
+        tar(root / f"shard-{s:06d}.tar", members)
+    return root
+
+
+def listed(source: object) -> list[tuple[str, int]]:
+    assert isinstance(source, WebDatasetSource)
+    return [(source.name(i), source.label(i)) for i in range(len(source))]
+
+
+def reds(source: WebDatasetSource) -> list[int]:
+    return [int(np.asarray(source.image(i))[0, 0, 0]) for i in range(len(source))]
+
+
+WANTED = [(f"shard-{k // 3:06d}.tar/{k:06d}.png", k % 4) for k in range(6)]
+
+
+@pytest.mark.parametrize(
+    "data", ["{0}", "webdataset:{0}", "{0}/shard-{{000000..000001}}.tar", "webdataset:{0}/shard-{{000000..000001}}.tar"]
+)
+def test_shards(tmp_path: Path, data: str) -> None:
+    source = open_source(data.format(shards(tmp_path)))
+    assert listed(source) == WANTED
+    assert reds(source) == list(range(6))
+    assert (source.kind, source.class_names, source.root) == ("webdataset", None, tmp_path)
+    assert source.path(2) == tmp_path / "shard-000000.tar"
+    assert source.path(3) == tmp_path / "shard-000001.tar"
+
+
+@pytest.mark.parametrize("scheme", ["", "webdataset:"])
+def test_one_shard(tmp_path: Path, scheme: str) -> None:
+    source = open_source(f"{scheme}{shards(tmp_path)}/shard-000001.tar")
+    assert listed(source) == WANTED[3:]
+    assert source.root == tmp_path
+    assert reds(source) == [3, 4, 5]
+
+
+def test_shards_in_subfolders(tmp_path: Path) -> None:
+    for k, name in enumerate(("val/0.tar", "train/1.tar", "train/0.tar", "notes/x.txt")):
+        tar(tmp_path / name, [("a.png", png(k))])
+    (tmp_path / "notes" / "x.txt").write_text("x")
+    source = open_source(tmp_path)
+    assert [name for name, _ in listed(source)] == ["train/0.tar/a.png", "train/1.tar/a.png", "val/0.tar/a.png"]
+    assert reds(source) == [2, 1, 0]
+
+
+def test_a_folder_with_an_image_is_no_webdataset(tmp_path: Path) -> None:
+    shards(tmp_path)
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "a.png").write_bytes(png(7))
+    assert open_source(tmp_path).kind == "class folders"
+    assert listed(open_source(f"webdataset:{tmp_path}")) == WANTED
+
+
+def test_numbers_in_braces(tmp_path: Path) -> None:
+    for k in range(8, 12):
+        tar(tmp_path / f"part{k % 2}" / f"{k}.tar", [("a.png", png(k))])
+        tar(tmp_path / f"{k:02d}" / f"{k:03d}.tar", [("a.png", png(k))])
+    assert reds(open_source(f"{tmp_path}/part0/{{8..8}}.tar")) == [8]
+    assert listed(open_source(f"{tmp_path}/{{08..09}}/008.tar".replace("{08..09}", "{08..08}"))) == [
+        ("08/008.tar/a.png", -1)
+    ]
+    source = open_source(f"{tmp_path}/10/{{010..010}}.tar")
+    assert (listed(source), source.root) == ([("010.tar/a.png", -1)], tmp_path / "10")
+    for k in range(2):
+        for j in range(9, 11):
+            tar(tmp_path / f"{k}-{j}.tar", [("a.png", png(10 * k + j))])
+    assert reds(open_source(f"{tmp_path}/{{0..1}}-{{9..10}}.tar")) == [10, 9, 20, 19]  # sorted as names are
+
+
+def test_braces_that_stand_for_too_little_or_too_much(tmp_path: Path) -> None:
+    shards(tmp_path)
+    with pytest.raises(
+        MissingPathError, match=r"no file '.*shard-000002\.tar' \(--data\); 2 of the 4 that '.*' stands for are missing"
+    ):
+        open_source(f"{tmp_path}/shard-{{000000..000003}}.tar")
+    for wrong in ("{3..1}", "{0..99999999999999}", "{0..9999}{0..9999}"):
+        with pytest.raises(UsageError, match=r"\(--data\) must count upwards, to at most 1000000 files"):
+            open_source(f"{tmp_path}/{wrong}.tar")
+    with pytest.raises(MissingPathError, match=r"There is no file '.*gone\.tar' \(--data\)\. Give a folder with"):
+        open_source(f"webdataset:{tmp_path}/gone.tar")
+    with pytest.raises(MissingPathError, match=r"There is no folder '.*gone\{1\.\.x\}\.tar'"):
+        open_source(f"{tmp_path}/gone{{1..x}}.tar")
+    (tmp_path / "a{1..2}.tar").mkdir()  # a name that is there is no pattern
+    with pytest.raises(NoImagesError):
+        open_source(tmp_path / "a{1..2}.tar")
+
+
+def test_where_labels_come_from(tmp_path: Path) -> None:
+    def js(value: object) -> bytes:
+        return json.dumps(value).encode()
+
+    image = png(0)
+    path = tar(
+        tmp_path / "s.tar",
+        [
+            ("before.cls", b" 12\n"), ("before.png", image),
+            ("after.png", image), ("after.cls", b"+3"),
+            ("both.json", js({"label": 1})), ("both.png", image), ("both.CLS", b"2"),
+            ("json.png", image), ("json.json", js({"label": 5, "cls": 6})),
+            ("cls.png", image), ("cls.json", js({"cls": 7, "label": "seven"})),
+            ("caption.png", image), ("caption.json", js({"label": "cat", "cls": 1.5, "width": 4})),
+            ("true.png", image), ("true.json", js({"label": True})),
+            ("list.png", image), ("list.json", js([1])),
+            ("none.png", image), ("none.txt", b"a cat"),
+            ("minus.png", image), ("minus.cls", b"-1"),
+            ("lonely.cls", b"9"),
+            ("deep/a.b/x.png", image), ("deep/a.b/x.cls", b"4"), ("deep/a.b/y.png", image),
+        ],
+    )  # fmt: skip
+    wanted = {"before.png": 12, "after.png": 3, "both.png": 2, "json.png": 5, "cls.png": 7, "caption.png": -1, "true.png": -1,
+              "list.png": -1, "none.png": -1, "minus.png": -1, "deep/a.b/x.png": 4, "deep/a.b/y.png": -1}  # fmt: skip
+    assert listed(open_source(path)) == [(f"s.tar/{name}", label) for name, label in wanted.items()]
+
+
+def test_keys_and_endings(tmp_path: Path) -> None:
+    """A key ends at the first dot of the last part of the name; an image's ending is what follows the last one."""
+    image = png(0)
+    names = [
+        "a.left.png",
+        "a.right.PNG",
+        "a.cls",
+        "./b.jpeg",
+        "./b.cls",
+        "c.seg.txt",
+        ".hidden.png",
+        "plain",
+        "d/.png",
+        "e.webp",
+    ]
+    data = {"a.cls": b"1", "./b.cls": b"2"}
+    path = tar(tmp_path / "s.tar", [(name, data.get(name, image)) for name in names])
+    assert listed(open_source(path)) == [
+        ("s.tar/a.left.png", 1),
+        ("s.tar/a.right.PNG", 1),
+        ("s.tar/b.jpeg", 2),
+        ("s.tar/e.webp", -1),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "PPM", "BMP", "TIFF"])
+def test_kinds_of_images(tmp_path: Path, kind: str) -> None:
+    path = tar(tmp_path / "s.tar", [(f"a.{kind.lower()}", png(200, kind=kind))])
+    assert np.asarray(open_source(path).image(0))[0, 0].tolist() == pytest.approx([200, 10, 20], abs=3)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_forms_of_tar_files(tmp_path: Path, form: int) -> None:
+    long = "d" * 60 + "/" + "x" * 80
+    path = tar(tmp_path / "s.tar", [(f"{long}.png", png(3)), (f"{long}.cls", b"8")], form=form)
+    source = open_source(path)
+    assert listed(source) == [(f"s.tar/{long}.png", 8)]
+    assert reds(source) == [3]
+
+
+def test_names_that_are_hostile_stay_names(tmp_path: Path) -> None:
+    names = ["/etc/passwd.png", "../../up.png", "a/../../b.png", "two\nlines.png", "caf\udce9.png", "C:\\x.png"]
+    path = tar(tmp_path / "deep" / "s.tar", [(name, png(k)) for k, name in enumerate(names)])
+    before = sorted(tmp_path.rglob("*"))
+    source = open_source(path)
+    assert [name for name, _ in listed(source)] == [f"s.tar/{name}" for name in names]
+    assert reds(source) == list(range(6))
+    assert source.digest.startswith("sha256:")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_only_regular_members_count(tmp_path: Path) -> None:
+    def special(kind: bytes, link: str = "") -> tarfile.TarInfo:
+        info = tarfile.TarInfo("x")
+        info.type, info.linkname = kind, link
+        return info
+
+    path = tar(
+        tmp_path / "s.tar",
+        [
+            ("dir.png", special(tarfile.DIRTYPE)),
+            ("link.png", special(tarfile.SYMTYPE, "/etc/passwd")),
+            ("hard.png", special(tarfile.LNKTYPE, "a.png")),
+            ("pipe.png", special(tarfile.FIFOTYPE)),
+            ("device.png", special(tarfile.CHRTYPE)),
+            ("a.png", png(1)),
+            ("a.cls", special(tarfile.SYMTYPE, "/etc/hostname")),
+        ],
+    )
+    assert listed(open_source(path)) == [("s.tar/a.png", -1)]
+
+
+def test_sparse_members_are_passed_over(tmp_path: Path) -> None:
+    data = png(1)
+    info = tarfile.TarInfo("sparse.png")
+    info.size = 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)
+    header[483:495] = b"%011o\0" % 10**9
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    good = tar(tmp_path / "good.tar", [("a.png", data)]).read_bytes()
+    (tmp_path / "s.tar").write_bytes(bytes(header) + bytes(512) + good)
+    (tmp_path / "good.tar").unlink()
+    source = open_source(tmp_path)
+    assert listed(source) == [("s.tar/a.png", -1)]
+    assert reds(source) == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "wanted"),
+    [
+        ("a.cls", b"cat", "the label must be a whole number from 0 (or -1), got 'cat'."),
+        ("a.cls", b"", "got ''."),
+        ("a.cls", b"1.5", "got '1.5'."),
+        ("a.cls", b"-2", "got '-2'."),
+        ("a.cls", b"1 2", "got '1 2'."),
+        ("a.cls", b"\xff\n\x00" + b"9" * 60, "got '\ufffd\\n\\x00" + "9" * 37 + "...'."),
+        ("a.cls", b"99999999999", "got '99999999999'."),
+        ("a.json", b"{", "this is no JSON: "),
+        ("a.json", b"[" * 100_000, "this is no JSON: "),
+        ("a.json", b"\xff\xfe\x00", "this is no JSON: "),
+        ("a.json", b'{"label": -2}', "'label' must be a whole number from 0 (or -1), got -2."),
+        ("a.json", b'{"cls": 2147483648}', "'cls' must be"),
+    ],
+)
+def test_labels_that_are_none(tmp_path: Path, name: str, data: bytes, wanted: str) -> None:
+    path = tar(tmp_path / "s.tar", [("a.png", png(0)), (f"x/{name}", data)])
+    with pytest.raises(DatasetError) as caught:
+        open_source(path)
+    assert str(caught.value).startswith(f"'{path}', member 'x/{name}': ")
+    assert wanted in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_of_megabytes(tmp_path: Path) -> None:
+    path = tar(tmp_path / "s.tar", [("a.json", bytes(2**24 + 1))])
+    with pytest.raises(DatasetError, match=r"member 'a\.json': 16777217 bytes are no label"):
+        open_source(path)
+
+
+def test_a_name_that_is_there_twice(tmp_path: Path) -> None:
+    path = tar(tmp_path / "s.tar", [("a.png", png(0)), ("b.png", png(1)), ("./a.png", png(2))])
+    with pytest.raises(DatasetError, match=r"s\.tar' holds 'a\.png' twice; the second is at byte 2048"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("how", ["gzip", "bzip2", "xz", "zstd"])
+def test_a_compressed_shard(tmp_path: Path, how: str) -> None:
+    data = tar(tmp_path / "x", [("a.png", png(0))]).read_bytes()
+    import bz2
+    import lzma
+
+    packed = {
+        "gzip": gzip.compress,
+        "bzip2": bz2.compress,
+        "xz": lzma.compress,
+        "zstd": lambda d: b"\x28\xb5\x2f\xfd" + d,
+    }
+    for name in ("a.tar", "a.tar.gz"):
+        (tmp_path / name).write_bytes(packed[how](data))
+        with pytest.raises(DatasetError, match=rf"{name}' is compressed by {how}\. Decompress it"):
+            open_source(tmp_path / name)
+
+
+def test_a_folder_of_compressed_shards(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(b"x"))
+    for data in (tmp_path, f"webdataset:{tmp_path}"):
+        with pytest.raises(
+            DatasetError, match=r"tar files in '.*' \(--data\) are compressed, 'a\.tar\.gz' for one\. Decompress"
+        ):
+            open_source(data)
+
+
+def test_nothing_in_it(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NoImagesError, match=r"There is no \.tar file in '.*empty'"):
+        open_source(f"webdataset:{tmp_path / 'empty'}")
+    tar(tmp_path / "some" / "s.tar", [("a.txt", b"x")])
+    tar(tmp_path / "some" / "t.tar", [])
+    with pytest.raises(
+        NoImagesError, match=r"no image in the 2 tar files of '.*some' \(--data\), 's\.tar' the first.*\.jpg"
+    ):
+        open_source(tmp_path / "some")
+
+
+def test_a_shard_that_is_cut_short(tmp_path: Path) -> None:
+    """Wherever it ends, it is noticed, and the place is told: nothing is silently taken for the whole."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    path = tar(tmp_path / "s.tar", [("a.png", png(0)), ("a.cls", b"1"), ("b.png", file.getvalue()), ("b.cls", b"2")])
+    whole = path.read_bytes()
+    end = whole.rindex(b"2" + bytes(511)) + 512  # behind the last member
+    for size in [*range(0, end + 512, 128), end + 511]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(DatasetError, match=r"s\.tar' is (no tar file, or is damaged or )?cut short at byte \d+: "):
+            open_source(path)
+    path.write_bytes(whole[: end + 512])
+    assert len(open_source(path)) == 2
+
+
+def test_a_shard_that_is_damaged(tmp_path: Path) -> None:
+    path = tar(tmp_path / "s.tar", [("a.png", png(0)), ("b.png", png(1)), ("c.png", png(2))])
+    whole = bytearray(path.read_bytes())
+    for offset in (0, 1024, 2048):
+        harmed = whole.copy()
+        harmed[offset + 3] ^= 1
+        path.write_bytes(harmed)
+        with pytest.raises(DatasetError, match=rf"s\.tar' is .*damaged .*at byte {offset}: "):
+            open_source(path)
+    path.write_text("I am no tar file" * 100)
+    with pytest.raises(DatasetError, match=r"s\.tar' is no tar file, or is damaged or cut short at byte 0"):
+        open_source(path)
+
+
+def test_any_flipped_bytes_of_headers_are_read_or_told(tmp_path: Path) -> None:
+    long = "x" * 120
+    path = tar(tmp_path / "s.tar", [(f"{long}.png", png(0)), ("b.png", png(1)), ("b.cls", b"1")])
+    whole = path.read_bytes()
+    g = np.random.default_rng(0)
+    told: list[str] = []
+    for _ in range(600):
+        harmed = bytearray(whole)
+        k = int(g.integers(0, len(whole) - 9000)) // 512 * 512
+        harmed[k + int(g.integers(512))] = g.integers(256)
+        head = harmed[k : k + 512]  # with a sum that is right again, so that more than the sum is tried
+        head[148:156] = b" " * 8
+        harmed[k + 148 : k + 156] = b"%06o\0 " % sum(head)
+        path.write_bytes(harmed)
+        try:
+            open_webdataset(path)
+        except (DatasetError, NoImagesError) as error:
+            told.append(str(error))
+    assert len(told) > 20
+    assert not [sentence for sentence in told if "\n" in sentence or "s.tar" not in sentence]
+
+
+def test_a_header_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.png")
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # -512 in base 256
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "s.tar").write_bytes(bytes(header) * 2 + bytes(1024))
+    with pytest.raises(DatasetError, match=r"damaged or cut short at byte 0: the header of 'a\.png' makes no sense"):
+        open_source(tmp_path)
+
+
+def test_files_that_were_joined(tmp_path: Path) -> None:
+    one = tar(tmp_path / "s.tar", [("a.png", png(0))])
+    data = one.read_bytes()
+    one.write_bytes(data + tar(tmp_path / "t.tar", [("b.png", png(1))]).read_bytes())
+    with pytest.raises(DatasetError, match=r"s\.tar' goes on after the mark that ends it at byte 1024\. If several"):
+        open_source(one)
+
+
+def test_images_that_are_none(tmp_path: Path) -> None:
+    path = tar(tmp_path / "s.tar", [("a.png", b""), ("b.png", b"text"), ("c.png", png(1)[:45]), ("d.png", png(2))])
+    source = open_source(path)
+    for i, wanted in enumerate(["a.png' is no image file", "b.png' is no image file", "c.png' cannot be decoded"]):
+        with pytest.raises(ImageError, match=f"^'{tmp_path}/s.tar/{wanted}"):
+            source.image(i)
+    assert source.image(3).size == (4, 3)
+    os.truncate(path, 100)
+    with pytest.raises(
+        ImageError, match=r"s\.tar/d\.png' cannot be read: '.*s\.tar' ends \d+ bytes too early; has it changed"
+    ):
+        source.image(3)
+    path.unlink()
+    with pytest.raises(ImageError, match=r"s\.tar/d\.png' cannot be read: No such file"):
+        source.image(3)
+
+
+def test_a_bomb_in_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6)
+    source = open_source(tar(tmp_path / "s.tar", [("a.png", png(1))]))
+    assert source.image(0).size == (4, 3)  # 12 pixels, twice the limit
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(ImageError, match="s.tar/a.png' is refused: Image size"):
+        source.image(0)
+
+
+def test_the_digest_sees_names_labels_and_sizes(tmp_path: Path) -> None:
+    def digest(name: str, *members: tuple[str, bytes]) -> str:
+        return open_source(tar(tmp_path / name / "s.tar", members)).digest
+
+    base = digest("0", ("a.png", png(1)), ("a.cls", b"1"), ("b.png", png(2)))
+    assert base == digest("1", ("a.cls", b" 1 "), ("a.png", png(1)), ("b.png", png(2)))
+    others = {
+        digest("2", ("a.png", png(1)), ("a.cls", b"2"), ("b.png", png(2))),
+        digest("3", ("b.png", png(2)), ("a.png", png(1)), ("a.cls", b"1")),
+        digest("4", ("a.png", png(1) + b"x"), ("a.cls", b"1"), ("b.png", png(2))),
+        digest("5", ("a.png", png(1)), ("a.cls", b"1"), ("c.png", png(2))),
+    }
+    assert len(others | {base}) == 5
+
+
+def test_a_source_for_workers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        source = open_source(shards(tmp_path, 3))
+    copy = pickle.loads(pickle.dumps(source))  # noqa: S301
+    assert listed(copy) == listed(source)
+    assert reds(copy) == list(range(9))
+    assert copy.digest == source.digest
+    assert not caplog.records
+    for beyond in (9, -10):
+        with pytest.raises(IndexError):
+            source.image(beyond)
+
+
+def test_a_source_of_many_images_is_small_for_every_worker(tmp_path: Path) -> None:
+    header = bytearray(tarfile.TarInfo("00000000.png").tobuf(tarfile.USTAR_FORMAT))
+    blocks = []
+    for k in range(20_000):
+        header[:8] = b"%08d" % k
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        blocks.append(bytes(header))
+    for s in range(5):
+        (tmp_path / f"{s}.tar").write_bytes(b"".join(blocks) + bytes(1024))
+    source = open_source(tmp_path)
+    assert len(source) == 100_000
+    assert source.name(99_999) == "4.tar/00019999.png"
+    assert len(pickle.dumps(source)) < 6_000_000

@@ -1,0 +1,103 @@
+"""Yesterday's stores stay readable: small stores of every format there has been, kept as they were written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from tiny import fill, open_writer
+
+from stores.activations import FORMAT, ActivationStore
+from stores.layers import LayerSpec
+from stores.readers import LayerReader
+from stores.shuffle import shuffled
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+NAMES = ["a/1.jpg", "a/2.jpg", "b/grün.jpg", "b/broken.jpg", "c/5.jpg"]
+VALID = np.array([True, True, True, False, True])
+LAYERS = {
+    "block.1": np.arange(5 * 4 * 3, dtype=np.float32).reshape(5, 4, 3) / 8,
+    "late": np.arange(5 * 2 * 2, dtype=np.float32).reshape(5, 2, 2) - 7.5,
+}
+POSITIONS = np.array([[0, 8], [1, 2], [3, 4], [5, 6], [2, 7]])
+OPTIONS = {
+    "specs": {"block.1": LayerSpec("block.1", (2, 2), 3), "late": LayerSpec("late", (3, 3), 2, 0, 2)},
+    "heads": {"block.1": (np.arange(9, dtype=np.float32).reshape(3, 3), np.array([1, 2, 3], np.float32))},
+    "chunk_images": 2,
+    "dtype": "float16",
+    "class_names": ["ant", "bee", "cat"],
+    "names": NAMES,
+}
+CONTENT = {"names": NAMES, "valid": VALID, "positions": {"late": POSITIONS}}
+FORMATS = range(1, FORMAT + 1)
+
+
+def check(path: Path) -> None:
+    """The store holds what it was made from."""
+    store = ActivationStore.open(path)
+    assert store.verify() == []
+    assert store.names == NAMES
+    assert store.labels.tolist() == [0, 1, 2, 0, 1]
+    assert store.valid.tolist() == VALID.tolist()
+    assert np.array_equal(store.logits, np.arange(15, dtype=np.float32).reshape(5, 3))
+    assert store.class_names == ["ant", "bee", "cat"]
+    assert store.provenance == {"model": "by hand"}
+    assert store.layers == OPTIONS["specs"]
+    assert [entry["name"] for record in store.records.values() for entry in record.skipped] == ["b/broken.jpg"]
+    for name, x in LAYERS.items():
+        reader = LayerReader(store, name)
+        good = x[VALID].astype(np.float16)
+        assert np.array_equal(reader.images(reader.image_indices), good)
+        assert np.array_equal(reader.rows(range(reader.n_rows)), good.reshape(-1, x.shape[2]))
+        assert sorted(row for b in shuffled(reader) for row in b.x.tolist()) == sorted(
+            good.reshape(-1, x.shape[2]).tolist()
+        )
+        whole = np.where(VALID[:, None, None], x, np.nan).astype(np.float16)
+        assert np.array_equal(store.dask(name).compute(scheduler="synchronous"), whole, equal_nan=True)
+        assert np.array_equal(
+            zarr.open_array(path / "layers" / name / "activations", mode="r")[:], whole, equal_nan=True
+        )
+    assert np.array_equal(zarr.open_array(path / "layers/late/positions", mode="r")[:], POSITIONS)
+    head = store.affine_head("block.1")
+    assert head is not None
+    assert np.array_equal(head[0], OPTIONS["heads"]["block.1"][0])
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("version", FORMATS)
+def test_a_store_of_any_format_is_read(tmp_path: Path, version: int, codec: str) -> None:
+    path = shutil.copytree(FIXTURES / f"format-{version}" / f"{codec}.zarr", tmp_path / "s")
+    assert ActivationStore.open(path).format == version
+    check(path)
+
+
+@pytest.mark.parametrize("version", FORMATS)
+def test_an_unfinished_store_of_any_format_is_gone_on_with(tmp_path: Path, version: int) -> None:
+    path = shutil.copytree(FIXTURES / f"format-{version}" / "unfinished.zarr", tmp_path / "s")
+    writer = open_writer(path, LAYERS, **OPTIONS)
+    assert writer.missing() == [0, 2]
+    fill(writer, LAYERS, **CONTENT)
+    writer.seal()
+    writer.close()
+    assert ActivationStore.open(path).format == version
+    check(path)
+
+
+def test_what_is_written_now_is_to_the_byte_what_was_written_then(tmp_path: Path) -> None:
+    """Whoever changes the format gives it another number, and keeps a store of the old one here."""
+    writer = open_writer(tmp_path / "s", LAYERS, **OPTIONS)
+    fill(writer, LAYERS, **CONTENT)
+    writer.seal()
+    writer.close()
+    kept = FIXTURES / f"format-{FORMAT}" / "none.zarr"
+    files = {p.relative_to(kept).as_posix() for p in kept.rglob("*") if p.is_file()}
+    assert {p.relative_to(tmp_path / "s").as_posix() for p in (tmp_path / "s").rglob("*") if p.is_file()} == files
+    for name in files:
+        ours, theirs = (tmp_path / "s" / name).read_bytes(), (kept / name).read_bytes()
+        if name.endswith("zarr.json") and not name.startswith("ledger"):  # arrays' are Zarr's own, and may grow keys
+            ours, theirs = (json.loads(data)["attributes"] for data in (ours, theirs))
+            for attributes in (ours, theirs):
+                attributes.get("eddp", {}).pop("sealed", None)
+        assert ours == theirs, name
