@@ -113,6 +113,10 @@ def open_cifar10(root: Path) -> Cifar10Source:
     cut short, damaged or hold something else.
     """
     if root.is_file():
+        if root.name not in BATCHES:
+            raise DatasetError(
+                f"'{shown(root)}' (--data) is no batch file of CIFAR-10: it must be called {STEMS[0]}.bin, say."
+            )
         root, files = root.parent, [root.name]
         binary = files[0].endswith(".bin")
     else:

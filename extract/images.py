@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -143,9 +144,7 @@ def open_source(data: str | Path) -> ImageSource:
     if not place:
         raise UsageError(f"'{text}' (--data) names no folder: give {scheme}:DIR.")
     root = Path(place).expanduser() if place.startswith("~") else Path(place)  # no shell does it after a colon
-    if scheme.lower() not in ("cifar10", "webdataset"):  # those may be a file, or several
-        _check_folder(root)
-    return _guarded(_openers()[scheme.lower()], root)
+    return _guarded(partial(_open_as, scheme.lower()), root)
 
 
 def _guarded(opener: Callable[[Path], ImageSource], root: Path) -> ImageSource:
@@ -159,16 +158,22 @@ def _guarded(opener: Callable[[Path], ImageSource], root: Path) -> ImageSource:
         ) from error
 
 
+def _open_as(scheme: str, root: Path) -> ImageSource:
+    if scheme not in ("cifar10", "webdataset"):  # those may be a file, or several
+        _check_folder(root)
+    return _openers()[scheme](root)
+
+
 def _open_whatever(root: Path) -> ImageSource:
     from extract import cifar10, imagenet, places365, webdataset
 
     if webdataset.is_pattern(root) or webdataset.is_shard(root):
         return webdataset.open_webdataset(root)
+    if (root / "index.csv").is_file() and (root / "images").is_dir():
+        return _openers()["broden"](root)
     if cifar10.is_cifar10(root):
         return cifar10.open_cifar10(root)
     _check_folder(root)
-    if (root / "index.csv").is_file() and (root / "images").is_dir():
-        return _openers()["broden"](root)
     if places365.is_places365(root):
         return places365.open_places365(root)
     if imagenet.is_imagenet(root):
@@ -201,7 +206,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _check_folder(root: Path) -> None:
-    if not _is_there(root):
+    if not root.exists():
         raise MissingPathError(f"There is no folder '{shown(root)}' (--data). Give a folder of images.")
     if not root.is_dir():
         raise UsageError(

@@ -146,7 +146,7 @@ def _of_folder(
         name = "/" + file.rpartition("/")[0]
         if kind == "data" and name != "/" and name not in classes:
             raise DatasetError(f"'{shown(categories.path if categories else root)}' lists no class '{shown(name)}'.")
-        yield prefix + file, classes.get(name, -1) if kind == "data" else -1
+        yield prefix + file, classes.get(name, -1)
 
 
 def _listed(root: Path, prefix: str, path: Path, kind: str, categories: _Categories | None) -> Items:

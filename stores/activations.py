@@ -28,7 +28,8 @@ import numpy as np
 import zarr
 
 from stores.ahead import ahead
-from stores.chunks import ChunkedArray, checksum
+from stores.checksums import checksum
+from stores.chunks import ChunkedArray
 from stores.derived import check_derived
 from stores.errors import (
     CorruptStoreError,

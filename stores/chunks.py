@@ -9,18 +9,19 @@ format 1, a folder each ("/").
 
 from __future__ import annotations
 
+import mmap
+import os
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import Zstd
 
+from stores.checksums import checksum, file_checksum
 from stores.errors import CorruptStoreError
 from stores.files import Together, write_atomically
 from stores.mapping import Mapping, can_map
 
-BLOCK_BYTES = 2**20  # what is read at a time to be checked: stays in the processor's cache
 ZSTD_LEVEL = 1  # post-ReLU activations shrink 1.6-4.4 times already there; higher levels cost time and gain little
 
 
@@ -78,10 +79,9 @@ class ChunkedArray:
             block[: len(rows)] = rows
         block = np.ascontiguousarray(block, dtype=self.dtype.newbyteorder("<"))
         data = block.view(np.uint8).reshape(-1).data if self.raw else memoryview(Zstd(level=ZSTD_LEVEL).encode(block))
-        if files is None:
-            write_atomically(self.file(chunk), data)
-        else:
-            files.add(self.file(chunk), data)
+        if files is not None:
+            return {"crc32c": files.add(self.file(chunk), data), "bytes": len(data)}
+        write_atomically(self.file(chunk), data)
         return {"crc32c": checksum(data), "bytes": len(data)}
 
     def read(self, chunk: int) -> np.ndarray:
@@ -92,16 +92,13 @@ class ChunkedArray:
         file = self.file(chunk)
         try:
             if self.raw:
-                if file.stat().st_size != self.chunk_bytes:
-                    raise ValueError(f"{file.stat().st_size} bytes instead of {self.chunk_bytes}")
-                # mode "c": torch wants a writable buffer to share; nothing written to it reaches the file
-                block: np.ndarray = np.memmap(file, self.dtype.newbyteorder("<"), "c", shape=self.chunk_shape)
+                block = self._map(file)
             else:
                 block = np.empty(self.chunk_shape, self.dtype)
-                decoded = Zstd().decode(file.read_bytes())
-                if len(decoded) != self.chunk_bytes:
-                    raise ValueError(f"{len(decoded)} decoded bytes instead of {self.chunk_bytes}")
-                block.view(np.uint8).reshape(-1)[:] = np.frombuffer(decoded, np.uint8)
+                data = file.read_bytes()
+                if (found := content_size(data)) != self.chunk_bytes:
+                    raise ValueError(f"{found} decoded bytes instead of {self.chunk_bytes}")
+                Zstd().decode(data, block.view(np.uint8).reshape(-1))
         except (OSError, ValueError, RuntimeError, MemoryError) as error:  # hostile sizes ask for any memory
             reason = getattr(error, "strerror", None) or error
             raise CorruptStoreError(
@@ -109,6 +106,17 @@ class ChunkedArray:
                 "Run `eddp verify` on the store for a list of all bad chunks."
             ) from error
         return block[: self.rows(chunk)]
+
+    def _map(self, file: Path) -> np.ndarray:
+        # a private mapping: torch wants a writable buffer to share; nothing written to it reaches the file
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            if (found := os.fstat(handle).st_size) != self.chunk_bytes:
+                raise ValueError(f"{found} bytes instead of {self.chunk_bytes}")
+            mapping = mmap.mmap(handle, self.chunk_bytes, access=mmap.ACCESS_COPY)
+        finally:
+            os.close(handle)
+        return np.frombuffer(mapping, self.dtype.newbyteorder("<")).reshape(self.chunk_shape)
 
     def mapped(self) -> Mapping | None:
         """All chunk files in one mapping, padding included; None where they cannot be: compressed, or of odd sizes.
@@ -138,20 +146,14 @@ class ChunkedArray:
         return None
 
 
-def checksum(data: memoryview) -> int:
-    """CRC-32C of bytes."""
-    view = np.frombuffer(data, np.uint8)
-    view.flags.writeable = False  # the C implementation takes read-only buffers alone
-    return int(google_crc32c.value(view))
-
-
-def file_checksum(path: Path) -> int:
-    """CRC-32C of a file's bytes, a few at a time. Raises OSError."""
-    crc = 0
-    buffer = bytearray(BLOCK_BYTES)
-    view = np.frombuffer(buffer, np.uint8)
-    view.flags.writeable = False
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            crc = google_crc32c.extend(crc, view[:count])
-    return int(crc)
+def content_size(data: bytes) -> int | None:
+    """How many bytes a Zstandard frame says it decodes to; None when it does not say, or is no frame (RFC 8878, 3.1.1)."""
+    if len(data) < 6 or data[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    flag, single, dictionary = data[4] >> 6, data[4] >> 5 & 1, data[4] & 3
+    size = (single, 2, 4, 8)[flag]
+    start = 5 + (0 if single else 1) + (0, 1, 2, 4)[dictionary]
+    field = data[start : start + size]
+    if not size or len(field) < size:
+        return None
+    return int.from_bytes(field, "little") + (256 if size == 2 else 0)

@@ -29,7 +29,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from stores.chunks import checksum
+from stores.checksums import checksum
 from stores.errors import CorruptStoreError, StoreError
 from stores.files import json_bytes, sync_folder, write_atomically
 

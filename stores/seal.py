@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stores.chunks import checksum
+from stores.checksums import checksum
 from stores.files import json_bytes
 
 

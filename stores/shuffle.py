@@ -66,7 +66,13 @@ class _Window:
 def shuffled(reader: LayerReader, how: Shuffle | None = None) -> Iterator[Rows]:
     """Every row of the layer exactly once, in batches of random rows; the next ones are gathered meanwhile."""
     how = how or Shuffle()
-    jobs = _draws(reader, how)
+    pin = how.device.startswith("cuda")
+    stored = torch.from_numpy(np.empty(0, reader.array.dtype)).dtype
+    # room is made here and filled there: memory that threads ask for themselves is new, and costs as much as the rows
+    jobs = (
+        (window, places, torch.empty((len(places), reader.channels), dtype=stored, pin_memory=pin))
+        for window, places in _draws(reader, how)
+    )
     yield from ahead(lambda job: _gather(reader, how, *job), jobs, threads=1, depth=2)
 
 
@@ -111,14 +117,11 @@ def _joined(a: _Window, b: _Window) -> _Window:
     return _Window(np.concatenate([a.numbers, b.numbers]), vectors)
 
 
-def _gather(reader: LayerReader, how: Shuffle, window: _Window, places: np.ndarray) -> Rows:
+def _gather(reader: LayerReader, how: Shuffle, window: _Window, places: np.ndarray, x: torch.Tensor) -> Rows:
     numbers = window.numbers[places]
-    cuda = how.device.startswith("cuda")
-    stored = torch.from_numpy(np.empty(0, reader.array.dtype)).dtype
-    x = torch.empty((len(places), reader.channels), dtype=stored, pin_memory=cuda)
     if window.vectors is None:
         reader.rows(numbers, out=x.numpy())
     else:
         np.take(window.vectors, places, axis=0, out=x.numpy(), mode="clip")
-    x = x.to(how.device, non_blocking=cuda)
+    x = x.to(how.device, non_blocking=x.is_pinned())
     return Rows(x if how.dtype is None else x.to(how.dtype), numbers)

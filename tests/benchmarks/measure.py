@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,22 @@ class Row:
     measured: str
 
 
-def in_turns(ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 5) -> tuple[float, float]:
-    """Median seconds of both, run alternately after one run each to warm up."""
-    ours()
-    theirs()
+def in_turns(
+    ours: Callable[..., object],
+    theirs: Callable[..., object],
+    repeats: int = 5,
+    prepare: Callable[[], Any] | None = None,
+) -> tuple[float, float]:
+    """Median seconds of both, run alternately after one run each to warm up.
+
+    What ``prepare`` gives, each time before the clock is started, is handed to the function.
+    """
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
+    for turn in range(repeats + 1):
         for function, kept in zip((ours, theirs), times, strict=True):
+            given = () if prepare is None else (prepare(),)
             start = time.perf_counter()
-            function()
-            kept.append(time.perf_counter() - start)
+            function(*given)
+            if turn:
+                kept.append(time.perf_counter() - start)
     return statistics.median(times[0]), statistics.median(times[1])

@@ -10,7 +10,7 @@ import pytest
 from extract.cifar10 import Cifar10Source, open_cifar10
 from extract.images import open_source
 from extract.pickled import read_pickled
-from stores.errors import DatasetError, ImageError, MissingPathError
+from stores.errors import DatasetError, ImageError, MissingPathError, UsageError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 STEMS = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
@@ -340,6 +340,16 @@ def test_files_that_are_missing(tmp_path: Path) -> None:
             open_source(f"cifar10:{tmp_path / place}")
 
 
+def test_a_file_of_another_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.bin").write_bytes(bytes(3073))
+    with pytest.raises(
+        DatasetError, match=r"mine\.bin' \(--data\) is no batch file of CIFAR-10: it must be called data_batch_1"
+    ):
+        open_source(f"cifar10:{tmp_path / 'mine.bin'}")
+    with pytest.raises(UsageError, match=r"mine\.bin' \(--data\) is a file"):
+        open_source(tmp_path / "mine.bin")
+
+
 def test_a_class_that_there_is_not(tmp_path: Path) -> None:
     data = batches()
     data["data_batch_3"][1][2] = 10
@@ -397,6 +407,15 @@ def test_a_pickle_of_something_else(tmp_path: Path, harm) -> None:
         DatasetError, match="test_batch' is no batch of CIFAR-10: it must hold 'data', bytes in rows of 3072"
     ):
         open_source(root)
+
+
+def test_an_array_that_claims_more_than_it_holds(tmp_path: Path) -> None:
+    pixels, labels, names = batches()["test_batch"]
+    value = Python2().dumps(batch_value("x", pixels[:2], labels, names))
+    assert value.count(b"K\x02M\x00\x0c") == 1
+    (tmp_path / "test_batch").write_bytes(value.replace(b"K\x02M\x00\x0c", b"K\x03M\x00\x0c"))
+    with pytest.raises(DatasetError, match="test_batch' is no batch of CIFAR-10"):
+        open_source(tmp_path / "test_batch")
 
 
 def test_names_of_classes_that_are_none(tmp_path: Path) -> None:

@@ -180,6 +180,18 @@ def test_a_folder_given_relative_to_where_one_is(tmp_path: Path, monkeypatch: py
     assert listed(open_source("link")) == LABELS
 
 
+def test_a_link_whose_kit_is_beside_it_and_not_beside_what_it_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "disk" / "a" / "b" / "c" / "d", *FLAT)
+    put_kit(tmp_path / "home" / KIT)
+    (tmp_path / "home" / "sets").mkdir()
+    (tmp_path / "home" / "sets" / "val").symlink_to(tmp_path / "disk" / "a" / "b" / "c" / "d")
+    monkeypatch.chdir(tmp_path / "home" / "sets")
+    for data in ("val", tmp_path / "home" / "sets" / "val"):
+        assert listed(open_source(data)) == LABELS
+
+
 @pytest.mark.parametrize("mapping", [True, False])
 @pytest.mark.parametrize("given", ["", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC", "ILSVRC/Data/CLS-LOC/val"])
 def test_kaggle(tmp_path: Path, given: str, mapping: bool) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from extract.broden import BrodenSource
+from extract.decode import Decode
 from extract.images import PathSource, open_folder, open_source, read_image
 from extract.items import Items, Names
 from extract.reading import decode_image, shown
@@ -199,6 +200,11 @@ def test_a_look_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Path, "is_file", refused)
     with pytest.raises(UsageError, match=r"cannot be read: Permission denied\. Mend it, or fix its permissions"):
         open_source(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "exists", refused)
+    for scheme in ("folder", "broden", "imagenet", "places365"):
+        with pytest.raises(UsageError, match=r"cannot be read: Permission denied"):
+            open_source(f"{scheme}:{tmp_path}")
 
 
 def test_a_name_with_a_line_break_stays_in_its_line(tmp_path: Path) -> None:
@@ -242,6 +248,8 @@ def test_a_source_of_many_images_is_small_for_every_worker(tmp_path: Path) -> No
     assert (copy.path(0), len(copy)) == (tmp_path / "train/n00000000/n00000000_0.JPEG", 100_000)
     assert copy.names[-1] == copy.name(99_999)
     assert copy.labels[-1] == 76
+    decode = pickle.loads(pickle.dumps(Decode(source, shown, [[0, 1, 2], [], [3, 5], [7, 6], [9]])))  # noqa: S301
+    assert decode.batches == [range(3), [], [3, 5], [7, 6], range(9, 10)]  # runs take no room in a worker
 
 
 def test_the_digest_sees_names_order_labels_and_sizes(tmp_path: Path) -> None:

@@ -247,6 +247,9 @@ def test_lists_without_categories_number_the_classes(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert listed(source) == below("data_256", TRAIN) + below("test_256", TEST) + below("val_256", VAL)
     assert source.class_names is None
+    (tmp_path / "places365_train_standard.txt").unlink()
+    (tmp_path / "places365_train_challenge.txt").unlink()
+    assert open_source(tmp_path).class_names is None  # what numbers the folders here need not number the list
 
 
 def test_validation_images_without_a_list_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

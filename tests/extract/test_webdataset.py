@@ -376,10 +376,14 @@ def test_any_flipped_bytes_of_headers_are_read_or_told(tmp_path: Path) -> None:
     assert not [sentence for sentence in told if "\n" in sentence or "s.tar" not in sentence]
 
 
-def test_a_header_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "sparse"), [(-512, False), (-1, False), (-512, True)])
+def test_a_header_that_leads_back_is_not_followed_for_ever(tmp_path: Path, size: int, sparse: bool) -> None:
     info = tarfile.TarInfo("a.png")
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # -512 in base 256
+    if sparse:  # its size in the tar file leads back, the size it says it has does not
+        header[156:157] = tarfile.GNUTYPE_SPARSE
+        header[483:495] = b"%011o\0" % 512
+    header[124:136] = size.to_bytes(12, "big", signed=True)  # as large numbers are written
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "s.tar").write_bytes(bytes(header) * 2 + bytes(1024))

@@ -6,9 +6,11 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from numcodecs import Zstd
 from zarr.codecs import ZstdCodec
 
-from stores.chunks import ChunkedArray, checksum
+from stores.checksums import checksum
+from stores.chunks import ChunkedArray, content_size
 from stores.errors import CorruptStoreError
 
 
@@ -116,3 +118,21 @@ def test_a_chunk_of_another_size_after_decoding(tmp_path: Path) -> None:
     small.file(0).rename(large.file(0))
     with pytest.raises(CorruptStoreError, match="24 decoded bytes instead of 48"):
         large.read(0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 65_791, 65_792, 10**6])
+@pytest.mark.parametrize("level", [1, 19])
+def test_a_frame_says_how_large_it_is(size: int, level: int) -> None:
+    data = bytes(Zstd(level=level).encode(np.random.default_rng(0).integers(0, 4, size, np.uint8)))
+    assert content_size(data) == size
+    assert content_size(data[:4]) is None
+    assert content_size(b"\0" + data[1:]) is None
+
+
+def test_a_frame_of_another_size_is_refused(tmp_path: Path) -> None:
+    array = make(tmp_path, (8, 3), 4, "float32", "zstd")
+    for rows in (3, 5, 400):
+        array.file(0).parent.mkdir(parents=True, exist_ok=True)
+        array.file(0).write_bytes(Zstd().encode(np.zeros((rows, 3), np.float32)))
+        with pytest.raises(CorruptStoreError, match=f"{rows * 12} decoded bytes instead of 48"):
+            array.read(0)

@@ -1,11 +1,13 @@
 """Readers against the plainest possible oracle: a list of images, each a list of positions."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_store
@@ -135,8 +137,16 @@ def test_an_open_store_or_a_path(tiny_store: Make) -> None:
 
 
 def test_uncompressed_chunks_are_mapped_and_not_copied(tiny_store: Make) -> None:
-    _, block = LayerReader(tiny_store({"a": np.ones((5, 2, 3), np.float32)})).chunk(0)
-    assert isinstance(block, np.memmap)
+    path = tiny_store({"a": np.ones((5, 2, 3), np.float32)})
+    file = path / "layers/a/activations/c.0.0.0"
+    _, block = LayerReader(path).chunk(0)
+    assert str(file) in Path("/proc/self/maps").read_text()
+    before = file.read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.from_numpy(block).fill_(7)  # it may be written to, and nothing of that reaches the file
+    assert (block == 7).all()
+    assert file.read_bytes() == before
 
 
 def test_a_chunk_that_goes_away_while_reading_is_told(tiny_store: Make) -> None:
