@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from extract.layout import LayerLayout
+from extract.memory import memory_used_again
 from extract.network import capture, logits_of
 from stores.errors import EDDPError
 
@@ -64,6 +65,8 @@ class Forward:
         self._stack = ExitStack()
 
     def __enter__(self) -> Forward:
+        if self.device.type == "cpu":
+            self._stack.enter_context(memory_used_again())
         self._stack.enter_context(torch.inference_mode())
         self._stack.enter_context(computing_in(self.precision, self.device))
         self._taken = self._stack.enter_context(capture(self.module, self.layouts, self.dtype))
