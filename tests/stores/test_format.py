@@ -7,30 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from kept import CONTENT, LAYERS, NAMES, OPTIONS, POSITIONS, VALID
 from tiny import fill, open_writer
 
 from stores.activations import FORMAT, ActivationStore
-from stores.layers import LayerSpec
 from stores.readers import LayerReader
 from stores.shuffle import shuffled
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-NAMES = ["a/1.jpg", "a/2.jpg", "b/grün.jpg", "b/broken.jpg", "c/5.jpg"]
-VALID = np.array([True, True, True, False, True])
-LAYERS = {
-    "block.1": np.arange(5 * 4 * 3, dtype=np.float32).reshape(5, 4, 3) / 8,
-    "late": np.arange(5 * 2 * 2, dtype=np.float32).reshape(5, 2, 2) - 7.5,
-}
-POSITIONS = np.array([[0, 8], [1, 2], [3, 4], [5, 6], [2, 7]])
-OPTIONS = {
-    "specs": {"block.1": LayerSpec("block.1", (2, 2), 3), "late": LayerSpec("late", (3, 3), 2, 0, 2)},
-    "heads": {"block.1": (np.arange(9, dtype=np.float32).reshape(3, 3), np.array([1, 2, 3], np.float32))},
-    "chunk_images": 2,
-    "dtype": "float16",
-    "class_names": ["ant", "bee", "cat"],
-    "names": NAMES,
-}
-CONTENT = {"names": NAMES, "valid": VALID, "positions": {"late": POSITIONS}}
 FORMATS = range(1, FORMAT + 1)
 
 
