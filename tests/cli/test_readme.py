@@ -93,18 +93,30 @@ def test_shell_blocks_in_order_then_the_python(place: tuple[Path, dict[str, str]
     folder = place[0]
     for made in ("evaluation/report.html", "comparison/report.html", "truth/summary.json", "birds.safetensors"):
         assert (folder / made).is_file(), made
-    (python,) = blocks("python")
-    check = "\nassert x.shape == (3, 49, 512) and detected.shape == values.shape == (3, 49, 64)\n"
-    (folder / "shown.py").write_text(python + check)
-    run(f"{sys.executable} shown.py", place)
+    for number, (python, check) in enumerate(zip(blocks("python"), CHECKS, strict=True)):
+        (folder / f"shown{number}.py").write_text(f"{python}\n{check}\n")
+        run(f"{sys.executable} shown{number}.py", place)
+
+
+CHECKS = (
+    "assert x.shape == (3, 49, 512) and detected.shape == values.shape == (3, 49, 64)",
+    "assert block.shape == (len(images), 49, 512) and batch.x.shape[1] == 512 and rows.shape == (3, 512)\n"
+    "assert moments.covariance.shape == (512, 512) and quantiles.shape == (2, 512) and brightest.shape == (512,)",
+)
 
 
 @pytest.mark.slow
-def test_batch_script(place: tuple[Path, dict[str, str]]) -> None:
-    (script,) = blocks("bash")
+def test_batch_scripts(place: tuple[Path, dict[str, str]]) -> None:
+    whole, part = blocks("bash")
     # eight small images have 392 positions: enough for 64 directions, not for 500
-    run(script.replace("--directions 500", "--directions 64"), place)
+    run(whole.replace("--directions 500", "--directions 64"), place)
     assert (place[0] / "scratch" / "evaluation" / "report.html").is_file()
+    tasks = range(*(int(n) + i for i, n in enumerate(re.findall(r"--array=(\d+)-(\d+)", part)[0])))
+    assert len(tasks) == 8
+    folder, environment = place
+    for task in (tasks[0], tasks[-1]):  # eight images are one chunk: the tasks between have nothing to do
+        run(part, (folder, {**environment, "SLURM_ARRAY_TASK_ID": str(task)}))
+    run('eddp verify "$SCRATCH/parts.zarr"', place)
 
 
 def test_make_targets_exist() -> None:
