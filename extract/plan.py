@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,10 @@ class Forecast:
     rate: float | None = None
     seconds: float | None = None
 
+    def at(self, rate: float | None) -> Forecast:
+        """The same, with the time that it takes at a rate of images a second."""
+        return replace(self, rate=rate, seconds=self.images / rate if rate else None)
+
 
 def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = False) -> Forecast:
     """Look ahead without writing anything; with ``measure`` some images are decoded and run for an estimate of time.
@@ -187,8 +191,8 @@ def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = 
             for k in missing[: -(-(TRIED + 1) * found.batch_size // rows)]
             for i in range(k * rows, min(n, (k + 1) * rows))
         ]
-        found.tried, found.unreadable, found.rate = _measure(plan, first, found.batch_size)
-        found.seconds = images / found.rate if found.rate else None
+        found.tried, found.unreadable, rate = _measure(plan, first, found.batch_size)
+        found = found.at(rate)
     return found
 
 

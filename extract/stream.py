@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -15,7 +16,7 @@ from extract.config import ExtractConfig
 from extract.decode import Batch, Decode, decoded
 from extract.forward import Outcome
 from extract.images import ImageSource
-from extract.plan import Forecast, Plan, forecast, plan_extraction, require_room
+from extract.plan import TRIED, Forecast, Plan, forecast, plan_extraction, require_room
 from stores.errors import ImageError
 from stores.ledger import Record
 from stores.progress import Progress, silent
@@ -56,7 +57,8 @@ def extract(
 ) -> ExtractSummary:
     """Extract activations of one or more layers into a store, or go on with an unfinished one.
 
-    ``announce`` is told what lies ahead before anything is written.
+    ``announce`` is told what lies ahead before anything is written, and again, with the rate and the time that is left,
+    once a few batches have been measured.
 
     Raises the errors of ``plan_extraction`` and ``StoreWriter``; StoreError when the disk cannot hold what is to be written;
     ImageError for an image that cannot be read unless ``on_bad_image`` is "skip"; NonFiniteError naming the first image
@@ -69,10 +71,15 @@ def extract(
     require_room(ahead, out)
     if announce is not None:
         announce(ahead)
+
+    def measured(rate: float) -> None:
+        if announce is not None:
+            announce(ahead.at(rate))
+
     writer = StoreWriter.create_or_resume(out, shard=config.shard, overwrite=overwrite, **plan.store)
     try:
         batch_size = _batch_size(writer, config)
-        done = 0 if writer.sealed else _run(plan, writer, batch_size, progress)
+        done = 0 if writer.sealed else _run(plan, writer, batch_size, progress, measured)
         missing = 0 if writer.seal_if_complete() else len(writer.missing(anywhere=True))
         records = [record for k, record in writer.ledger.records().items() if k in writer.span]
     finally:
@@ -129,7 +136,7 @@ class _Batches(Sequence[list[int]]):
         return list(span[batch * self.size : (batch + 1) * self.size])
 
 
-def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress) -> int:
+def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress, measured: Callable[[float], None]) -> int:
     """Fill every missing chunk of this writer; returns the number of images done."""
     missing = writer.missing()
     batches = _Batches(missing, writer.chunk_images, writer.n_images, size)
@@ -137,7 +144,7 @@ def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress) -> int:
     total = before + sum(len(batches.span(k)) for k in missing)
     cuda = plan.config.device.startswith("cuda")
     decode = Decode(plan.source, plan.first.transform, batches)
-    done = 0
+    done, warm, begun = 0, 0, 0.0
     with (
         closing(decoded(decode, workers=plan.workers, pin=cuda)) as stream,
         Committer() as committer,
@@ -145,7 +152,7 @@ def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress) -> int:
     ):
 
         def settle(chunk: Chunk, batch: Batch, outcomes: list[Outcome]) -> None:
-            nonlocal done
+            nonlocal done, warm, begun
             chunk.skip(batch.reasons)
             for outcome in outcomes:
                 chunk.add(batch.good, outcome, forward)
@@ -153,6 +160,11 @@ def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress) -> int:
                 committer.put(chunk)
             done += len(batch.rows)
             progress("extraction", before + done, total, "")
+            if done == len(batch.rows):
+                warm, begun = done, time.perf_counter()
+            elif begun and done - warm >= TRIED * size:
+                measured((done - warm) / (time.perf_counter() - begun))
+                begun = 0.0
 
         chunk: Chunk | None = None
         behind: deque[tuple[Chunk, Batch, list[Outcome]]] = deque()

@@ -15,6 +15,7 @@ import torch
 
 from stores.activations import ActivationStore, StoreBase, read_attributes
 from stores.layers import LayerSpec
+from stores.ledger import ranges
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.sketch import EDGES, ZERO, Sketch, quantile_sketch, sketch_chunks
@@ -240,14 +241,3 @@ def _channels(mask: torch.Tensor) -> list[int]:
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def ranges(numbers: list[int]) -> list[list[int]]:
-    """Sorted numbers as ranges, first and last each: ``[1, 2, 3, 7]`` -> ``[[1, 3], [7, 7]]``."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    return found

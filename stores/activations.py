@@ -39,7 +39,7 @@ from stores.errors import (
     UnsealedStoreError,
 )
 from stores.layers import LayerSpec
-from stores.ledger import Ledger, Record, digest
+from stores.ledger import Ledger, Record, digest, in_words
 from stores.progress import Progress, silent
 from stores.seal import seal_problem
 
@@ -193,7 +193,8 @@ class ActivationStore(StoreBase):
         records = store.ledger.records()
         if not sealed:
             raise UnsealedStoreError(
-                f"The store '{path}' is unfinished: {len(records)} of {store.n_chunks} chunks are committed. "
+                f"The store '{path}' is unfinished: {len(records)} of {store.n_chunks} chunks are committed, "
+                f"{in_words([k for k in range(store.n_chunks) if k not in records]) or 'none'} are missing. "
                 "Run the same extract command again: it goes on where it stopped."
             )
         if len(records) != store.n_chunks:

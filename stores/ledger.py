@@ -91,3 +91,20 @@ def digest(records: dict[int, Record]) -> str:
     """SHA-256 over all records in order: the identity of what was committed."""
     lines = [json.dumps(asdict(records[k]), sort_keys=True) for k in sorted(records)]
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def ranges(numbers: list[int]) -> list[list[int]]:
+    """Sorted numbers as ranges, first and last each: ``[1, 2, 3, 7]`` -> ``[[1, 3], [7, 7]]``."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return found
+
+
+def in_words(numbers: list[int], most: int = 8) -> str:
+    """``[1, 2, 3, 7]`` -> ``1-3, 7``; only the first ranges where there are many."""
+    found = [f"{first}-{last}" if last > first else f"{first}" for first, last in ranges(numbers)]
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more ranges" if len(found) > most else "")

@@ -18,7 +18,7 @@ from stores.chunks import ZSTD_LEVEL
 from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError, UsageError
 from stores.files import Together, remove_partial, sync_tree, write_json
 from stores.layers import LayerSpec
-from stores.ledger import Record, digest
+from stores.ledger import Record, digest, in_words
 from stores.locks import StoreLock
 from stores.seal import seal_document
 
@@ -230,7 +230,7 @@ class StoreWriter(StoreBase):
             missing = self.missing(anywhere=True)
             raise UnsealedStoreError(
                 f"The store '{self.path}' cannot be sealed: {len(missing)} of {self.n_chunks} chunks are missing "
-                f"(the first is chunk {missing[0]}). Run the same extract command again."
+                f"({in_words(missing)}). Run the same extract command again."
             )
 
     def seal_if_complete(self) -> bool:

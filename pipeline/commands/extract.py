@@ -124,7 +124,11 @@ def extract(
             plan = plan_extraction(source, config, code_version=code_version())
             found = forecast(plan, out, overwrite=overwrite, measure=True)
         else:
-            announce = None if quiet else lambda found: click.echo("\n".join(_lines(found, out)), err=True)
+
+            def announce(found: Forecast) -> None:
+                lines = _lines(found, out)  # later, when the rate is known, only what that adds
+                click.echo("\n".join(lines if found.rate is None else lines[-1:]), err=True)
+
             summary = run_extraction(
                 source,
                 out,
@@ -132,7 +136,7 @@ def extract(
                 overwrite=overwrite,
                 code_version=code_version(),
                 progress=progress,
-                announce=announce,
+                announce=None if quiet else announce,
             )
     if dry_run:
         click.echo(json.dumps(asdict(found)) if as_json else "\n".join(_lines(found, out)))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny import fill, open_writer, write_store
 
 from fit.synthetic import SyntheticConfig, make_synthetic
-from pipeline.inspection import BARS, QUANTILES, distribution, histogram, ranges
+from pipeline.inspection import BARS, QUANTILES, distribution, histogram
 from stores.layers import LayerSpec
 from stores.sketch import Sketch, torch
 
@@ -288,12 +288,6 @@ def test_scales_suit_the_values() -> None:
         assert scale(linear) == "linear"
     for heavy in (np.exp(3 * g.normal(size=5000)), g.standard_cauchy(5000)):
         assert scale(heavy) == "logarithmic"
-
-
-def test_ranges_of_numbers() -> None:
-    assert ranges([]) == []
-    assert ranges([4]) == [[4, 4]]
-    assert ranges([0, 1, 2, 7, 9, 10]) == [[0, 2], [7, 7], [9, 10]]
 
 
 def test_skipped_images_are_left_out(run: Run, tmp_path: Path) -> None:

@@ -176,7 +176,9 @@ def test_an_unfinished_store_says_how_much_is_missing(tmp_path: Path) -> None:
     x = {"a": noise(9)}
     writer = open_writer(tmp_path / "s", x)
     writer.close()
-    with pytest.raises(UnsealedStoreError, match=r"0 of 3 chunks are committed\. Run the same extract command again"):
+    with pytest.raises(
+        UnsealedStoreError, match=r"0 of 3 chunks are committed, 0-2 are missing\. Run the same extract command again"
+    ):
         ActivationStore.open(tmp_path / "s")
 
 

@@ -5,7 +5,7 @@ import pytest
 import zarr
 
 from stores.errors import CorruptStoreError
-from stores.ledger import Ledger, Record, digest
+from stores.ledger import Ledger, Record, digest, in_words, ranges
 
 
 def record(chunk: int, **changes: object) -> Record:
@@ -76,3 +76,11 @@ def test_a_half_written_record_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "00000001").mkdir()
     (tmp_path / "00000001" / ".zarr.json.abcdef12.partial").write_text("{")
     assert list(ledger.records()) == [0]
+
+
+def test_ranges_of_numbers() -> None:
+    assert ranges([]) == []
+    assert ranges([4]) == [[4, 4]]
+    assert ranges([0, 1, 2, 7, 9, 10]) == [[0, 2], [7, 7], [9, 10]]
+    assert in_words([0, 1, 2, 7, 9, 10]) == "0-2, 7, 9-10"
+    assert in_words(list(range(0, 20, 2)), 3) == "0, 2, 4 and 7 more ranges"
