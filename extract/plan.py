@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from extract.network import Network, probe_images
 from extract.zoo import LoadedModel, load_model
 from stores.errors import StoreError
 from stores.layers import LayerSpec
+from stores.plan import StorePlan
 from stores.progress import readable
 from stores.writer import StoreWriter
 
@@ -71,8 +71,8 @@ class Plan:
         return Forward(self.first.module, layouts, device=config.device, dtype=config.dtype, precision=config.precision)
 
     @cached_property
-    def store(self) -> dict[str, Any]:
-        """Arguments of ``StoreWriter.create_or_resume`` but for the path, the shard and whether to overwrite."""
+    def store(self) -> StorePlan:
+        """The store that it makes."""
         config, made, source = self.config, self.loaded.provenance, self.source
         provenance = {
             **{k: v for k, v in made.items() if k != "class_names"},
@@ -95,17 +95,17 @@ class Plan:
             "positions": config.positions,
             "code_version": self.code_version,
         }
-        return {
-            "layers": self.specs,
-            "names": [source.name(i) for i in range(self.n_images)],
-            "n_classes": self.first.n_classes,
-            "class_names": self.loaded.class_names,
-            "provenance": provenance,
-            "dtype": config.dtype,
-            "compress": config.compress,
-            "chunk_images": config.chunk_images,
-            "heads": self.heads,
-        }
+        return StorePlan(
+            layers=self.specs,
+            names=[source.name(i) for i in range(self.n_images)],
+            n_classes=self.first.n_classes,
+            class_names=self.loaded.class_names,
+            provenance=provenance,
+            dtype=config.dtype,
+            compress=config.compress,
+            chunk_images=config.chunk_images,
+            heads=self.heads,
+        )
 
 
 def plan_extraction(source: ImageSource, config: ExtractConfig, *, code_version: str = "") -> Plan:
@@ -169,12 +169,12 @@ def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = 
 
     Raises StoreExistsError when something else is at ``out``.
     """
-    attributes, missing = StoreWriter.preview(out, shard=plan.config.shard, overwrite=overwrite, **plan.store)
+    attributes, missing = StoreWriter.preview(out, plan.store, shard=plan.config.shard, overwrite=overwrite)
     n, rows = attributes["n_images"], attributes["chunk_images"]
     n_chunks = -(-n // rows)
     itemsize = np.dtype(attributes["dtype"]).itemsize
     layers = {spec.name: n_chunks * rows * spec.positions * spec.channels * itemsize for spec in plan.specs}
-    longest = max((len(os.fsencode(name)) for name in plan.store["names"]), default=1)
+    longest = max((len(os.fsencode(name)) for name in plan.store.names), default=1)
     beside = longest + 9 + 4 * attributes["n_classes"] + sum(4 * s.positions for s in plan.specs if s.sampled)
     per_chunk = rows * beside + sum(layers.values()) // n_chunks
     images = sum(min(rows, n - k * rows) for k in missing)

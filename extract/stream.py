@@ -76,7 +76,7 @@ def extract(
         if announce is not None:
             announce(ahead.at(rate))
 
-    writer = StoreWriter.create_or_resume(out, shard=config.shard, overwrite=overwrite, **plan.store)
+    writer = StoreWriter.create_or_resume(out, plan.store, shard=config.shard, overwrite=overwrite)
     try:
         batch_size = _batch_size(writer, config)
         done = 0 if writer.sealed else _run(plan, writer, batch_size, progress, measured)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from stores.derived import write_derived
 from stores.errors import UsageError
 from stores.layers import LayerSpec
+from stores.plan import StorePlan
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
 
@@ -106,8 +107,7 @@ def make_synthetic(
     x = x.astype(np.float32)
     weight, bias, accuracy = train_head(x.mean(1), labels, len(classes), seed=config.seed, progress=progress)
     logits = x.mean(1) @ weight.T + bias
-    writer = StoreWriter.create_or_resume(
-        out,
+    plan = StorePlan(
         layers=[LayerSpec(LAYER, (1, p), c, layout="tokens")],
         names=[f"synthetic-{k:07d}" for k in range(n)],
         n_classes=len(classes),
@@ -120,8 +120,8 @@ def make_synthetic(
         },
         dtype="float32",
         heads={LAYER: (weight, bias)},
-        overwrite=overwrite,
     )
+    writer = StoreWriter.create_or_resume(out, plan, overwrite=overwrite)
     try:
         for k in writer.missing():
             part = slice(k * writer.chunk_images, min(n, (k + 1) * writer.chunk_images))

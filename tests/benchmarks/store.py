@@ -13,6 +13,7 @@ import zarr
 
 from stores.activations import ActivationStore
 from stores.layers import LayerSpec
+from stores.plan import StorePlan
 from stores.readers import LayerReader
 from stores.shuffle import Shuffle, shuffled
 from stores.writer import StoreWriter
@@ -26,8 +27,7 @@ BATCH = 4096
 def write(folder: Path, x: np.ndarray, *, compress: str = "none") -> Path:
     """As extraction does: two threads that commit."""
     names = [f"{i:07d}.jpg" for i in range(N)]
-    writer = StoreWriter.create_or_resume(
-        folder,
+    plan = StorePlan(
         layers=[LayerSpec("a", (7, 7), C)],
         names=names,
         n_classes=1000,
@@ -35,6 +35,7 @@ def write(folder: Path, x: np.ndarray, *, compress: str = "none") -> Path:
         chunk_images=CHUNK,
         compress=compress,
     )
+    writer = StoreWriter.create_or_resume(folder, plan)
 
     logits = np.zeros((CHUNK, 1000), np.float32)
 

@@ -26,8 +26,8 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 
 CODE = """
 import sys
-import stores.writer, pipeline.main
-stores.writer.TARGET_CHUNK_BYTES = int(sys.argv.pop(1))  # small chunks: these stores would else be one
+import stores.plan, pipeline.main
+stores.plan.TARGET_CHUNK_BYTES = int(sys.argv.pop(1))  # small chunks: these stores would else be one
 pipeline.main.extract_script()
 """
 

@@ -16,6 +16,7 @@ from extract.broden import BrodenSource
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.layers import LayerSpec
+from stores.plan import StorePlan
 from stores.writer import StoreWriter
 
 NETWORK = '''
@@ -113,8 +114,7 @@ def make_store() -> Callable[..., ActivationStore]:
         logits = np.zeros((n, 2), np.float32) if logits is None else logits
         spec = LayerSpec(layer, grid, c, prefix, None if positions is None else p)
         assert spec.positions == p
-        writer = StoreWriter.create_or_resume(
-            path,
+        plan = StorePlan(
             layers=[spec],
             names=names,
             n_classes=logits.shape[1],
@@ -123,6 +123,7 @@ def make_store() -> Callable[..., ActivationStore]:
             dtype=dtype,
             chunk_images=min(chunk_images, n),
         )
+        writer = StoreWriter.create_or_resume(path, plan)
         for k in writer.missing():
             part = slice(k * writer.chunk_images, min(n, (k + 1) * writer.chunk_images))
             block = x[part].astype(dtype)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from stores.layers import LayerSpec
+from stores.plan import StorePlan
 from stores.writer import StoreWriter
 
 LABELS = {
@@ -45,8 +46,7 @@ def open_writer(
 ) -> StoreWriter:
     """A writer for layers given as name -> (N, P, C)."""
     n = len(next(iter(layers.values())))
-    return StoreWriter.create_or_resume(
-        path,
+    plan = StorePlan(
         layers=[(specs or {}).get(k, LayerSpec(k, (1, x.shape[1]), x.shape[2])) for k, x in layers.items()],
         names=names_for(n) if names is None else names,
         n_classes=n_classes,
@@ -56,9 +56,8 @@ def open_writer(
         compress=compress,
         chunk_images=chunk_images,
         heads=heads,
-        shard=shard,
-        overwrite=overwrite,
     )
+    return StoreWriter.create_or_resume(path, plan, shard=shard, overwrite=overwrite)
 
 
 def names_for(n: int) -> list[str]:

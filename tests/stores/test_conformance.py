@@ -20,8 +20,9 @@ from stores import files
 from stores.activations import ActivationStore
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UnsealedStoreError
 from stores.layers import LayerSpec
+from stores.plan import shard_chunks
 from stores.readers import LayerReader
-from stores.writer import StoreWriter, shard_chunks
+from stores.writer import StoreWriter
 
 N, ROWS = 11, 2
 CHUNKS = -(-N // ROWS)

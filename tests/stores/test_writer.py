@@ -18,8 +18,10 @@ from tiny import contents, fill, names_for, open_writer, write_store
 
 from stores.activations import ActivationStore
 from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError
+from stores.extremes import extremes
 from stores.layers import LayerSpec
-from stores.writer import StoreWriter, _extremes, default_chunk_images
+from stores.plan import default_chunk_images
+from stores.writer import StoreWriter
 
 X = {"a": np.random.default_rng(0).normal(size=(10, 3, 2)).astype(np.float32)}
 
@@ -421,8 +423,8 @@ def test_the_record_counts_what_is_not_finite(tmp_path: Path, dtype: str) -> Non
 )
 def test_extremes_by_bits_are_those_by_value(x: np.ndarray, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stores.writer.BLOCK", block)
-        peak, nonfinite = _extremes(x)
+        patch.setattr("stores.extremes.BLOCK", block)
+        peak, nonfinite = extremes(x)
     finite = x[np.isfinite(x)]
     assert peak == float(np.abs(finite).max(initial=0))
     assert nonfinite == x.size - finite.size
