@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """The record's file, to the byte."""
-        return json_bytes({"attributes": asdict(self), "zarr_format": 3, "node_type": "group"})
+        return json_bytes({"attributes": vars(self), "zarr_format": 3, "node_type": "group"})
 
 
 class Ledger:
@@ -89,7 +89,7 @@ class Ledger:
 
 def digest(records: dict[int, Record]) -> str:
     """SHA-256 over all records in order: the identity of what was committed."""
-    lines = [json.dumps(asdict(records[k]), sort_keys=True) for k in sorted(records)]
+    lines = [json.dumps(vars(records[k]), sort_keys=True) for k in sorted(records)]
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
