@@ -77,7 +77,7 @@ class BrodenSource:
         return self.rows[i].split
 
     def image(self, i: int) -> Image.Image:
-        return read_image(self.path(i))
+        return read_image(self.path(i), self.name(i))
 
     @property
     def digest(self) -> str:

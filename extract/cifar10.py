@@ -69,7 +69,7 @@ class Cifar10Source:
         return int(self.items.labels[i])
 
     def image(self, i: int) -> Image.Image:
-        """The image as RGB. Raises ImageError when its file is gone or has become shorter."""
+        """The image as RGB. Raises EDDPError when its file is gone or has become shorter."""
         batch, k = self._place(i)
         data = read_range(self.root / batch.file, batch.offset + k * batch.step, PIXELS, shown(self.name(i)))
         pixels_chw = np.frombuffer(data, np.uint8).reshape(3, 32, 32)
@@ -203,7 +203,8 @@ def _python(path: Path) -> tuple[_Batch, np.ndarray, list[str]]:
             f"'{shown(path)}' is no batch of CIFAR-10: it must hold 'data', bytes in rows of {PIXELS}, and a list "
             "'labels' with as many numbers."
         )
-    if not (isinstance(names, list) and len(set(map(str, names))) == count and all(isinstance(n, str) for n in names)):
+    # first that they are texts: a list may hold itself, or another so often that looking into it never ends
+    if not (isinstance(names, list) and all(isinstance(n, str) for n in names) and len(set(names)) == count):
         names = [f"{k:05d}" for k in range(count)]  # without names, or not one for each image
     return (
         _Batch(path.name, array.data.offset, PIXELS),

@@ -64,8 +64,8 @@ class ExtractConfig:
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise UsageError(f"'{name}' must be one of {', '.join(allowed)}, got '{getattr(self, name)}'.")
-        if self.seed < 0:
-            raise UsageError(f"'seed' must not be negative, got {self.seed}.")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"'seed' must not be negative, nor 2^63 or more, got {self.seed}.")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"'workers' must not be negative, got {self.workers}.")
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from extract.images import ImageSource
+from extract.reading import out_of_memory, reason, shown
 from stores.errors import EDDPError, ImageError, UsageError
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -48,16 +49,23 @@ class Decode(Dataset[Batch]):
             return Batch(list(self.batches[k]), [], None, {}, error)
 
     def one(self, row: int) -> torch.Tensor | str:
-        """The transformed image, or the reason why there is none. Raises UsageError where the transform fails."""
+        """The transformed image, or the reason why it is a bad one.
+
+        Raises UsageError where the transform fails, and EDDPError for what is not the image's fault: a disk that is away,
+        or want of memory.
+        """
         try:
             image = self.source.image(row)
         except ImageError as error:
             return str(error)
         try:
             return self.transform(image)
+        except MemoryError as error:
+            raise out_of_memory(shown(self.source.name(row))) from error
         except Exception as error:
             raise UsageError(
-                f"The model's transform fails on image '{self.source.name(row)}': {type(error).__name__}: {error}."
+                f"The model's transform fails on image '{shown(self.source.name(row))}': {type(error).__name__}: "
+                f"{reason(error)}."
             ) from error
 
     def join(self, k: int, results: Sequence[torch.Tensor | str]) -> Batch:
@@ -67,11 +75,15 @@ class Decode(Dataset[Batch]):
         for row, tensor in zip(good, tensors, strict=True):
             if tensor.shape != tensors[0].shape:
                 raise UsageError(
-                    f"The model's transform must give tensors of one size; image '{self.source.name(good[0])}' becomes "
-                    f"{tuple(tensors[0].shape)}, image '{self.source.name(row)}' {tuple(tensor.shape)}."
+                    f"The model's transform must give tensors of one size; image '{shown(self.source.name(good[0]))}' "
+                    f"becomes {tuple(tensors[0].shape)}, image '{shown(self.source.name(row))}' {tuple(tensor.shape)}."
                 )
         reasons = {row: result for row, result in zip(rows, results, strict=True) if isinstance(result, str)}
-        return Batch(rows, good, torch.stack(tensors) if tensors else None, reasons)
+        try:
+            images = torch.stack(tensors) if tensors else None
+        except MemoryError as error:
+            raise out_of_memory(shown(self.source.name(good[0]))) from error
+        return Batch(rows, good, images, reasons)
 
 
 def _as_range(rows: Sequence[int]) -> Sequence[int]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +18,8 @@ from PIL import Image
 from extract.items import Items, Names
 from extract.reading import read_image, reason, shown
 from stores.errors import EDDPError, MissingPathError, NoImagesError, UsageError
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "ENDINGS",
@@ -39,7 +43,8 @@ SCHEMES = ("folder", "broden", "imagenet", "places365", "cifar10", "webdataset")
 class ImageSource(Protocol):
     """N images in a fixed order. ``name`` is unique and stable, ``path`` the file that holds the image.
 
-    ``label`` is the class number or -1; ``image`` is RGB or raises ImageError; ``digest`` identifies the content list.
+    ``label`` is the class number or -1; ``image`` is RGB, or raises ImageError for a bad image (which calls it by its name,
+    that of no place on a disk) and EDDPError for a disk that cannot be read now; ``digest`` identifies the content list.
     A source is pickled to every decoding process: it holds flat arrays (see ``Items``), and no open file.
     """
 
@@ -65,6 +70,7 @@ class PathSource:
         self.class_names = class_names
         self.kind = kind
         self._digest: str | None = None
+        self._gone: set[str] | None = None  # what could not be looked at when the digest was taken
 
     def __len__(self) -> int:
         return len(self.items)
@@ -89,24 +95,32 @@ class PathSource:
         return int(self.items.labels[i])
 
     def image(self, i: int) -> Image.Image:
-        """The image as RGB. Raises ImageError when it cannot be read whole."""
-        return read_image(self.path(i))
+        """The image as RGB. Raises ImageError when it cannot be decoded, EDDPError when its file cannot be read."""
+        name = self.items.names[i]
+        return read_image(self.root / name, name, known_gone=None if self._gone is None else name in self._gone)
 
     @property
     def digest(self) -> str:
         """SHA-256 over the names, labels and sizes in bytes of all images in order."""
         if self._digest is None:
-            self._digest = digest_files(self.root, self.items)
+            gone: set[str] = set()
+            self._digest = digest_files(self.root, self.items, gone)
+            self._gone = gone
         return self._digest
 
 
-def digest_files(root: Path, items: Iterable[tuple[str, int]]) -> str:
-    """SHA-256 over (name, label, size in bytes) of files, in order; the size of one that is gone is -1."""
+def digest_files(root: Path, items: Iterable[tuple[str, int]], gone: set[str] | None = None) -> str:
+    """SHA-256 over (name, label, size in bytes) of files, in order; the size of one that is gone is -1.
+
+    The names of those that are gone are put into ``gone``.
+    """
 
     def size(name: str) -> int:
         try:
             return (root / name).stat().st_size
         except OSError:
+            if gone is not None:
+                gone.add(name)
             return -1
 
     return digest_items((name, label, size(name)) for name, label in items)
@@ -236,25 +250,50 @@ def open_folder(root: Path) -> PathSource:
 
 
 def files_below(root: Path, endings: tuple[str, ...] = ENDINGS) -> Iterator[str]:
-    """Relative paths of all files with an ending below a folder; links that lead back up are not followed."""
-    stack: list[tuple[str, str, tuple[str, ...]]] = [(str(root), "", ())]
-    while stack:
-        folder, prefix, above = stack.pop()
-        real = os.path.realpath(folder)
-        if any(f"{other}/".startswith(f"{real.rstrip('/')}/") for other in above):
+    """Relative paths of all files with an ending below a folder.
+
+    Links to folders are followed, after all folders that are none and in the order of their names; but no folder is listed
+    twice, and links that lead back up are not followed. How many are left out for that is logged.
+    """
+    listed: set[object] = set()
+    # a heap: (whether it is a link, path, prefix of names, the real folders on the way)
+    ahead: list[tuple[bool, str, str, tuple[str, ...]]] = [(False, str(root), "", ())]
+    left_out = 0
+    while ahead:
+        _, path, prefix, above = heappop(ahead)
+        real = os.path.realpath(path)
+        leads_up = any(f"{other}/".startswith(f"{real.rstrip('/')}/") for other in above)
+        if leads_up or (identity := _identity(path, real)) in listed:
+            left_out += 1
             continue
+        listed.add(identity)
         try:
-            with os.scandir(folder) as listed:
-                entries = [entry for entry in listed if not entry.name.startswith(".")]
+            with os.scandir(path) as scanned:
+                entries = [entry for entry in scanned if not entry.name.startswith(".")]
         except OSError as error:
             raise UsageError(
-                f"The folder '{shown(folder)}' cannot be listed: {reason(error)}. Fix its permissions."
+                f"The folder '{shown(path)}' cannot be listed: {reason(error)}. Fix its permissions."
             ) from error
         for entry in entries:
             if is_folder(entry):
-                stack.append((entry.path, f"{prefix}{entry.name}/", (*above, real)))
+                heappush(ahead, (entry.is_symlink(), entry.path, f"{prefix}{entry.name}/", (*above, real)))
             elif entry.name.lower().endswith(endings):
                 yield f"{prefix}{entry.name}"
+    if left_out:
+        log.warning(
+            "'%s' holds %d links to folders that are listed already or that lead back up; left out",
+            shown(root),
+            left_out,
+        )
+
+
+def _identity(path: str, real: str) -> object:
+    """What a folder is, whatever way led to it."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:  # told when it is listed
+        return real
+    return (found.st_dev, found.st_ino) if found.st_ino else real
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

@@ -91,7 +91,11 @@ def _walk(file: Any) -> Any:
     memo: dict[int, Any] = {}
 
     def since_mark() -> list[Any]:
-        k = max(k for k, value in enumerate(stack) if isinstance(value, _Mark)) if stack else 0
+        k = len(stack) - 1  # from the top: what is looked at is taken
+        while k >= 0 and not isinstance(stack[k], _Mark):
+            k -= 1
+        if k < 0:
+            raise ValueError("a mark is missing")
         taken = stack[k + 1 :]
         del stack[k:]
         return taken
@@ -135,6 +139,8 @@ def _walk(file: Any) -> Any:
             stack[-1].extend(values)
         elif name in ("SETITEM", "SETITEMS"):
             values = take(2) if name == "SETITEM" else since_mark()
+            if not all(isinstance(key, str) for key in values[::2]):  # to hash nested tuples may never end
+                raise ValueError("a key is no text")
             stack[-1].update(zip(values[::2], values[1::2], strict=True))
         elif name == "GLOBAL":
             stack.append(_Global(given))

@@ -178,7 +178,7 @@ def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = 
     beside = longest + 9 + 4 * attributes["n_classes"] + sum(4 * s.positions for s in plan.specs if s.sampled)
     per_chunk = rows * beside + sum(layers.values()) // n_chunks
     images = sum(min(rows, n - k * rows) for k in missing)
-    free, needed = _free(out), per_chunk * len(missing)
+    free, needed = _free(out) + (_size(out) if overwrite else 0), per_chunk * len(missing)
     fits: bool | None = needed <= free
     if not fits and plan.config.compress != "none":
         fits = None
@@ -224,6 +224,11 @@ def _measure(plan: Plan, rows: Sequence[int], size: int) -> tuple[int, int, floa
     if not warm:
         return tried, unreadable, None
     return tried, unreadable, warm / (time.perf_counter() - begun)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder: what deleting it gives back."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _free(path: Path) -> int:

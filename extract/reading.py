@@ -1,17 +1,57 @@
-"""From bytes to an RGB image, and how a file's name is put into a sentence."""
+"""From bytes to an RGB image, and how a file's name is put into a sentence.
+
+Two kinds of failure are kept apart. What a decoder says of bytes that were read whole is a bad image: ImageError, which a
+run may skip. What the system says when a file is opened or read (it is gone, the disk does not answer, too many files are
+open), and want of memory, say nothing of the image: EDDPError, which ends the run, so that no image is left out for good
+because a disk was away for a while.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 import threading
 import warnings
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    MpoImagePlugin,  # noqa: F401  (that of JPEG wants it for files of several pictures)
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from extract.vision import to_rgb
-from stores.errors import ImageError
+from stores.errors import EDDPError, ImageError
+
+# The formats behind ``images.ENDINGS`` and no others, whatever a file is called: Pillow would start Ghostscript for an EPS.
+# Imported here, not by Pillow when the first file wants one: there may be no file handle left by then.
+FORMATS = tuple(
+    str(plugin.format)
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        PpmImagePlugin.PpmImageFile,
+        BmpImagePlugin.BmpImageFile,
+        TiffImagePlugin.TiffImageFile,
+        WebPImagePlugin.WebPImageFile,
+        GifImagePlugin.GifImageFile,  # their first picture: collections of the web hold some that are named .jpg
+    )
+)
+LARGEST = 2**30  # bytes of a file; the largest image that Pillow reads has half of that, uncompressed
+# Resized to 512 pixels at its shorter side, a longer image would have more pixels than twice Pillow's limit (2 * 89478485).
+LONGEST = 682  # times its shorter side
+_KEPT = "What is done so far is kept: run the same command again"
+_READ = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 
 # What Pillow warns of is decided here: an image below twice MAX_IMAGE_PIXELS is read (above, Pillow raises), and broken
 # metadata beside sound pixels, common in ImageNet, changes nothing that is read.
@@ -46,42 +86,179 @@ def shown(name: str | Path) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB. Raises ImageError with one sentence for anything that cannot be decoded whole."""
-    return decode_image(path, shown(path))
+class IrregularError(OSError):
+    """What was opened is a pipe, a socket or a device."""
 
 
-def decode_image(file: Path | BytesIO, name: str) -> Image.Image:
-    """Decode a file, or bytes that were read from one, to RGB; ``name`` is what ImageError calls it."""
+def open_regular(path: Path) -> FileIO:
+    """Open a file for reading; a pipe or a device is not waited for. Raises OSError, IrregularError, IsADirectoryError."""
+    try:
+        handle = os.open(path, _READ)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP) and _is_special(path):  # a socket, say
+            raise IrregularError("it is no regular file") from error
+        raise
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise IrregularError("it is no regular file")
+        return FileIO(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_image(path: Path, name: str | None = None, *, known_gone: bool | None = None) -> Image.Image:
+    """Decode an image file to RGB.
+
+    Parameters
+    ----------
+    name : str, optional
+        What ImageError calls the file (its path where none is given).
+    known_gone : bool, optional
+        For a link to nothing: whether it already was one when the images were listed. Then it is a bad image; if it was
+        none, the disk that it leads to is away. Where that is not known, the folder that it leads to must still be there.
+
+    Raises
+    ------
+    ImageError
+        With one sentence, for bytes that cannot be decoded whole, and for what is no readable file and never was.
+    EDDPError
+        For a file that cannot be opened or read, and for want of memory: that is not the image's fault.
+    """
+    name = shown(path if name is None else name)
+    return decode_image(_read_file(path, name, known_gone), name)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Decode a file's bytes to RGB; ``name`` is what ImageError calls it. Raises EDDPError for want of memory."""
     quiet_pillow()
     try:
-        with Image.open(file) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            _check_shape(image.size, name)
             image.load()
             return to_rgb(image)
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(f"'{name}' is no image file (its content is of no known format).") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"'{name}' is refused: {error}") from error
     except Exception as error:  # decoders of damaged files raise whatever they like
+        # Pillow's decoders say it either way
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            raise out_of_memory(name) from error
+        if isinstance(error, OSError) and error.errno:  # decoders leave it out: this is the system's
+            raise _lost(f"'{name}'", error) from error
         raise ImageError(f"'{name}' cannot be decoded: {reason(error)}.") from error
 
 
 def read_range(path: Path, offset: int, size: int, name: str) -> bytes:
     """Bytes from within a file, opened for this alone: nothing to share between threads or to pickle.
 
-    Raises ImageError when the file is gone or has become shorter.
+    Raises EDDPError when the file cannot be read or has become shorter (it was whole when its images were listed), and
+    ImageError when they are too many for an image.
     """
+    _check_bytes(size, name)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(offset)
-            data = file.read(size)
+            data = bytearray()
+            while len(data) < size and (more := file.read(size - len(data))):
+                data += more
     except OSError as error:
-        raise ImageError(f"'{name}' cannot be read: {reason(error)}.") from error
+        raise _lost(f"'{name}' in '{shown(path)}'", error) from error
+    except MemoryError as error:
+        raise out_of_memory(name) from error
     if len(data) != size:
-        raise ImageError(
-            f"'{name}' cannot be read: '{shown(path)}' ends {size - len(data)} bytes too early; has it changed?"
+        raise EDDPError(
+            f"'{name}' cannot be read: '{shown(path)}' ends {size - len(data)} bytes too early; has it changed? {_KEPT} "
+            "once the file is whole again."
         )
+    return bytes(data)
+
+
+def out_of_memory(name: str) -> EDDPError:
+    """For an image that there was no memory for."""
+    return EDDPError(
+        f"There is not enough memory for the image '{name}'. {_KEPT}, with fewer --workers or a smaller --batch-size; if it "
+        "is always this image, remove it."
+    )
+
+
+def _read_file(path: Path, name: str, known_gone: bool | None) -> bytes:
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            _check_bytes(size, name)
+            data = file.readall()
+    except ImageError:
+        raise
+    except IrregularError as error:
+        raise ImageError(f"'{name}' is no regular file.") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"'{name}' cannot be decoded: {reason(error)}.") from error
+    except OSError as error:
+        if what := _own_fault(path, error, known_gone):
+            raise ImageError(f"'{name}' cannot be read: {reason(error)} ({what}).") from error
+        raise _lost(f"'{shown(path)}'", error) from error
+    except MemoryError as error:
+        raise out_of_memory(name) from error
+    except ValueError as error:  # a name, from a list, that no disk takes
+        raise ImageError(f"'{name}' cannot be read: {reason(error)}.") from error
+    if len(data) < size:
+        raise _lost(f"'{shown(path)}'", EOFError(f"it ended {size - len(data)} bytes too early while it was read"))
     return data
+
+
+def _own_fault(path: Path, error: OSError, known_gone: bool | None) -> str:
+    """Why a file that cannot be opened is a bad image and always was; nothing where the disk may be away."""
+    try:
+        if error.errno == errno.ENOENT and stat.S_ISLNK(path.lstat().st_mode):
+            if known_gone is None:
+                known_gone = os.path.isdir(os.path.dirname(os.path.realpath(path)))  # noqa: PTH112, PTH120
+            return "it is a link to nothing" if known_gone else ""
+        if error.errno == errno.EACCES and stat.S_ISREG(path.stat().st_mode):
+            with os.scandir(path.parent) as entries:  # asks the disk; of what it may be, others can be read
+                next(entries, None)
+            return "others in its folder may be"
+    except OSError:
+        return ""
+    always = {errno.ELOOP: "it is a link that leads to itself", errno.ENAMETOOLONG: "no disk takes it"}
+    return always.get(error.errno or 0, "")
+
+
+def _lost(what: str, error: BaseException) -> EDDPError:
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE):
+        then = "with fewer --workers, or after raising the limit (ulimit -n)."
+    elif number == errno.ENOMEM:
+        then = "with fewer --workers or a smaller --batch-size."
+    else:
+        then = (
+            "once the disk is back; if the file is really gone, remove it from the dataset, or its line from the list."
+        )
+    return EDDPError(f"{what} cannot be read: {reason(error)}. {_KEPT} {then}")
+
+
+def _is_special(path: Path) -> bool:
+    mode = path.stat().st_mode
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _check_bytes(size: int, name: str) -> None:
+    if size > LARGEST:
+        raise ImageError(f"'{name}' is refused: {size} bytes are too many for an image (at most {LARGEST}).")
+
+
+def _check_shape(size: tuple[int, int], name: str) -> None:
+    if max(size) > LONGEST * min(size):
+        raise ImageError(
+            f"'{name}' is refused: it is {size[0]} × {size[1]} pixels, more than {LONGEST} times as long at one side as at "
+            "the other; resized for a network it could fill the memory."
+        )
 
 
 def reason(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from extract.decode import Batch, Decode, decoded
 from extract.forward import Outcome
 from extract.images import ImageSource
 from extract.plan import TRIED, Forecast, Plan, forecast, plan_extraction, require_room
+from extract.reading import shown
 from stores.errors import ImageError
 from stores.ledger import Record
 from stores.progress import Progress, silent
@@ -61,7 +62,7 @@ def extract(
     once a few batches have been measured.
 
     Raises the errors of ``plan_extraction`` and ``StoreWriter``; StoreError when the disk cannot hold what is to be written;
-    ImageError for an image that cannot be read unless ``on_bad_image`` is "skip"; NonFiniteError naming the first image
+    ImageError for an image that is damaged unless ``on_bad_image`` is "skip", EDDPError where the disk does not answer; NonFiniteError naming the first image
     whose activations are NaN or do not fit float16. Everything committed before stays; the same call goes on from there.
     """
     out = Path(out)
@@ -187,7 +188,7 @@ def _checked(stream: Iterator[Batch], plan: Plan) -> Iterator[Batch]:
         if batch.reasons and plan.config.on_bad_image == "fail":
             row, reason = next(iter(batch.reasons.items()))
             raise ImageError(
-                f"{reason} It is image {row} of '{plan.source.root}'. Mend or remove it, or go on without such images by "
+                f"{reason} It is image {row} of '{shown(plan.source.root)}'. Mend or remove it, or go on without such images by "
                 "--on-bad-image skip; what is done so far is kept."
             )
         yield batch

@@ -11,7 +11,7 @@ import re
 import tarfile
 from array import array
 from collections.abc import Iterator
-from io import BytesIO
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from extract.images import ENDINGS, digest_items, files_below
 from extract.items import Items
-from extract.reading import decode_image, read_range, reason, shown
+from extract.reading import decode_image, open_regular, read_range, reason, shown
 from stores.errors import DatasetError, MissingPathError, NoImagesError, UsageError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -60,9 +60,9 @@ class WebDatasetSource:
         return int(self.items.labels[i])
 
     def image(self, i: int) -> Image.Image:
-        """The image as RGB. Raises ImageError when it cannot be read whole."""
-        name = shown(self.root / self.name(i))
-        return decode_image(BytesIO(read_range(self.path(i), int(self._offset[i]), int(self._size[i]), name)), name)
+        """The image as RGB. Raises ImageError when it cannot be decoded, EDDPError when its shard cannot be read."""
+        name = shown(self.name(i))
+        return decode_image(read_range(self.path(i), int(self._offset[i]), int(self._size[i]), name), name)
 
     @property
     def digest(self) -> str:
@@ -197,7 +197,7 @@ def _scan(path: Path) -> Iterator[tuple[str, int, int, int]]:
 def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
     """Regular members of a tar file, one after the other. Raises DatasetError where the file is not sound to its end."""
     try:
-        with path.open("rb") as file:
+        with BufferedReader(open_regular(path)) as file:
             size = file.seek(0, 2)
             file.seek(0)
             head = file.read(6)

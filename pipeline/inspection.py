@@ -15,7 +15,7 @@ import torch
 
 from stores.activations import ActivationStore, StoreBase, read_attributes
 from stores.layers import LayerSpec
-from stores.ledger import ranges
+from stores.ledger import gaps
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.sketch import EDGES, ZERO, Sketch, quantile_sketch, sketch_chunks
@@ -30,13 +30,13 @@ class Inspection:
     """A store, finished or not, and what can be said of it.
 
     Raises what ``ActivationStore.open`` raises, but no UnsealedStoreError: of an unfinished store ``missing`` lists the
-    chunks that are not there yet.
+    chunks that are not there yet, as ranges, first and last each.
     """
 
     def __init__(self, path: Path) -> None:
         attributes = read_attributes(path)
         self.sealed: ActivationStore | None = None
-        self.missing: list[int] = []
+        self.missing: list[list[int]] = []
         if attributes.get("sealed"):
             self.sealed = ActivationStore.open(path)
             self.store: StoreBase = self.sealed
@@ -44,7 +44,7 @@ class Inspection:
         else:
             self.store = StoreBase(path, attributes)
             self.records = {k: r for k, r in self.store.ledger.records().items() if self.store.is_there(r)}
-            self.missing = [k for k in range(self.store.n_chunks) if k not in self.records]
+            self.missing = gaps(self.records, self.store.n_chunks)
 
     @cached_property
     def valid(self) -> np.ndarray:
@@ -97,13 +97,12 @@ class Inspection:
     def _unfinished(self) -> dict[str, Any]:
         """What is missing, as ranges of chunks and of images (first and last), and how to go on."""
         rows, n = self.store.chunk_images, self.store.n_images
-        chunks = ranges(self.missing)
         synthetic = self.store.provenance.get("model") == "synthetic"
         return {
             "committed chunks": len(self.records),
             "committed images": sum(record.rows for record in self.records.values()),
-            "missing chunks": chunks,
-            "missing images": [[first * rows, min(n, (last + 1) * rows) - 1] for first, last in chunks],
+            "missing chunks": self.missing,
+            "missing images": [[first * rows, min(n, (last + 1) * rows) - 1] for first, last in self.missing],
             "next": f"Run the same {'eddp synthetic' if synthetic else 'extract'} command again: it goes on where it stopped.",
         }
 
@@ -182,15 +181,23 @@ def histogram(sketch: Sketch) -> dict[str, Any]:
     counts = sketch.counts[0].cpu().numpy().copy()
     counts[ZERO] -= int(sketch.zeros)
     low, high = float(sketch.minimum), float(sketch.maximum)
-    edges, scale = _linear(counts), "linear"
-    if np.sort(_between(counts, edges))[-2:].sum() > CROWDED * counts.sum() and len(powers := _powers(counts)) > 1:
+    edges, scale = _exact(_linear(counts)), "linear"
+    if (
+        np.sort(_between(counts, edges))[-2:].sum() > CROWDED * counts.sum()
+        and len(powers := _exact(_powers(counts))) > 1
+    ):
         edges, scale = powers, "logarithmic"
-    edges = edges[(edges > low) & (edges < high) & ((edges == 0) | np.isin(edges, EDGES))]
+    edges = edges[(edges > low) & (edges < high)]
     return {
         "scale": scale,
         "edges": [low, *edges.tolist(), high],
         "counts": _between(counts, edges).tolist(),
     }
+
+
+def _exact(edges: np.ndarray) -> np.ndarray:
+    """Of some edges those between two bins of the sketch (the outermost bins hold all that lies beyond them), and 0."""
+    return edges[(edges == 0) | np.isin(edges, EDGES[1:-1])]
 
 
 def _linear(counts: np.ndarray) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
+import os
 import signal
 import sys
 import tomllib
@@ -73,6 +75,7 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a click command as a program: exit codes 0, 1, 2, 130, and one sentence on stderr instead of a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_streams()
     debug = "--debug" in arguments
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, _terminate)
@@ -101,6 +104,12 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        where = f"'{error.filename}': " if error.filename else ""
+        _say(f"Error: {where}{error.strerror or error}.")
+        code = 2 if error.errno == errno.ENAMETOOLONG else 1
     except Exception as error:  # noqa: BLE001  (the last resort: a user gets a sentence, a developer --debug)
         if debug:
             traceback.print_exc()
@@ -109,8 +118,23 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
             f"Error: unexpected {type(error).__name__}: {text} (run again with --debug for the traceback, and report it)."
         )
         code = 1
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # a full disk behind a redirection, a reader that is gone
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (nothing tries to flush it again)
+        _say(f"Error: what was printed could not be written: {error.strerror or error}.")
+        code = code or 1
     sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Have somewhere to print to, whatever the process was started with, and print what an encoding lacks as ``?``."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _say(text: str) -> None:

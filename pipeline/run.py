@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import resource
 import subprocess
@@ -15,9 +16,10 @@ from typing import Any
 
 import torch
 
-from stores.errors import UsageError
+from stores.errors import StoreError, UsageError
 from stores.files import write_json
 
+log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "torchvision", "zarr", "numpy", "faiss-cpu", "numcodecs")
 
 
@@ -91,6 +93,15 @@ class Run:
             found["gpu"] = torch.cuda.get_device_name()
             found["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
         return {**found, **more}
+
+    def write_beside(self, path: Path, ending: str, **more: Any) -> dict[str, Any]:
+        """Write the record beside a result; where that is not possible any more, only a warning says so."""
+        there = path.absolute()
+        try:
+            return self.write(there.with_name(there.name + ending), **more)
+        except (StoreError, ValueError) as error:  # a read-only disk; the root of a disk has no name
+            log.warning("the record of this run is not kept: %s", error)
+            return self.record(**more)
 
     def write(self, path: Path, **more: Any) -> dict[str, Any]:
         record = self.record(**more)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,10 @@ from stores.errors import (
     UnsealedStoreError,
 )
 from stores.layers import LayerSpec
-from stores.ledger import Ledger, Record, digest, in_words
+from stores.ledger import Ledger, Record, digest, gaps, ranges_in_words
 from stores.progress import Progress, silent
 from stores.seal import seal_problem
+from stores.validate import UNREADABLE, array_problem, plan_problem, read_small
 
 FORMAT = 2  # of new stores; those of format 1 are read as well (see FORMAT.md)
 
@@ -52,21 +53,18 @@ class StoreBase:
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         self.path = path
         self.attributes = attributes
-        self.ledger = Ledger(path / "ledger")
-        try:
-            self.layers: dict[str, LayerSpec] = {
-                name: LayerSpec.from_dict(spec) for name, spec in attributes["layers"].items()
-            }
-            self.format = int(attributes["format"])
-            self.n_images = int(attributes["n_images"])
-            self.chunk_images = int(attributes["chunk_images"])
-            if min(self.n_images, self.chunk_images, len(self.layers)) < 1:
-                raise ValueError("no images or no layers")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if problem := plan_problem(attributes):
             raise CorruptStoreError(
-                f"'{path / 'zarr.json'}' is damaged ({type(error).__name__}: {error}). Restore it from a copy, or "
-                "extract again with --overwrite."
-            ) from error
+                f"'{path / 'zarr.json'}' is damaged ({problem}). Restore it from a copy, or extract again with --overwrite."
+            )
+        self.layers: dict[str, LayerSpec] = {
+            name: LayerSpec.from_dict(spec) for name, spec in attributes["layers"].items()
+        }
+        self.format: int = attributes["format"]
+        self.n_images: int = attributes["n_images"]
+        self.chunk_images: int = attributes["chunk_images"]
+        self._image_arrays = frozenset(self.image_arrays())
+        self.ledger = Ledger(path / "ledger", self._misfit)
         self._arrays: dict[str, ChunkedArray] = {}
 
     @property
@@ -83,15 +81,26 @@ class StoreBase:
         return -(-self.n_images // self.chunk_images)
 
     def array(self, path: str) -> ChunkedArray:
-        """One array of the store, by its path. Raises CorruptStoreError when its metadata cannot be read."""
+        """One array of the store, by its path.
+
+        Raises CorruptStoreError when its metadata cannot be read, or say other than the plan does.
+        """
         if path not in self._arrays:
             try:
-                opened = zarr.open_array(self.path / path, mode="r")
+                read_small(self.path / path / "zarr.json")  # no pipe, no device: Zarr would wait for it
+                opened = zarr.open_array(self.path / path, mode="r", zarr_format=3)
+                problem = array_problem(path, opened, self.attributes, self.layers)
+                if problem is None:
+                    self._arrays[path] = ChunkedArray(self.path, path, opened)
+                    return self._arrays[path]
             except Exception as error:
                 raise CorruptStoreError(
                     f"'{path}' in the store '{self.path}' cannot be opened: its zarr.json is missing or damaged ({error})."
                 ) from error
-            self._arrays[path] = ChunkedArray(self.path, path, opened)
+            raise CorruptStoreError(
+                f"'{path}' in the store '{self.path}' is not what the store's plan says: {problem}. "
+                "Restore the store from a copy, or extract it again with --overwrite."
+            )
         return self._arrays[path]
 
     def image_arrays(self) -> list[str]:
@@ -115,26 +124,46 @@ class StoreBase:
         heads = [f"layers/{name}/{part}" for name in self.attributes["heads"] for part in ("head_weight", "head_bias")]
         for path in (*groups, *self.image_arrays(), *heads):
             try:
-                found[path] = checksum(memoryview((self.path / path / "zarr.json").read_bytes()))
+                found[path] = checksum(memoryview(read_small(self.path / path / "zarr.json")))
             except OSError:
                 found[path] = -1
         return found
 
+    def _misfit(self, record: Record) -> str | None:
+        """What keeps a record from being one of this store's, or None."""
+        if record.chunk >= self.n_chunks:
+            return f"the store has {self.n_chunks} chunks only"
+        first = record.chunk * self.chunk_images
+        if record.first != first or record.rows != min(self.chunk_images, self.n_images - first):
+            return f"it says {record.rows} images from {record.first} on, which is no chunk of the store"
+        if record.arrays.keys() != self._image_arrays:
+            return "it is not of the store's arrays"
+        if record.max_abs.keys() != self.layers.keys() or record.nonfinite.keys() != self.layers.keys():
+            return "it is not of the store's layers"
+        return None
+
     def is_there(self, record: Record) -> bool:
         """Whether a record is of a chunk of this store, and its files are there in full size."""
-        arrays = {path: self.array(path) for path in self.image_arrays()}
-        return (
-            record.chunk < self.n_chunks
-            and set(record.arrays) == set(arrays)
-            and not any(array.check(record.chunk, record.arrays[p], every_byte=False) for p, array in arrays.items())
+        return self._misfit(record) is None and not any(
+            self.array(path).check(record.chunk, entry, every_byte=False) for path, entry in record.arrays.items()
         )
+
+    def array_problems(self) -> dict[str, str]:
+        """What is wrong with the metadata of arrays along images, by path; their chunks cannot be checked."""
+        found = {}
+        for path in self.image_arrays():
+            try:
+                self.array(path)
+            except CorruptStoreError as error:
+                found[path] = f"{str(error).partition('. ')[0].rstrip('.')}; its chunks were not checked"
+        return found
 
     def check_chunks(
         self,
         records: dict[int, Record],
         *,
         every_byte: bool,
-        leave_out: Sequence[str] = (),
+        leave_out: Collection[str] = (),
         progress: Progress = silent,
     ) -> list[str]:
         """What is wrong with the files of committed chunks; with ``every_byte`` each is read whole, several at a time."""
@@ -194,7 +223,7 @@ class ActivationStore(StoreBase):
         if not sealed:
             raise UnsealedStoreError(
                 f"The store '{path}' is unfinished: {len(records)} of {store.n_chunks} chunks are committed, "
-                f"{in_words([k for k in range(store.n_chunks) if k not in records]) or 'none'} are missing. "
+                f"{ranges_in_words(gaps(records, store.n_chunks)) or 'none'} are missing. "
                 "Run the same extract command again: it goes on where it stopped."
             )
         if len(records) != store.n_chunks:
@@ -208,9 +237,20 @@ class ActivationStore(StoreBase):
                 "extract it again with --overwrite."
             )
         store.records = records
-        problems = store._problems(every_byte=False)
-        if problems:
+        if problems := store._root_problems() or store._problems(records, every_byte=False):
             raise CorruptStoreError(_list_problems(path, problems))
+        return store
+
+    @classmethod
+    def examine(cls, path: str | Path) -> ActivationStore:
+        """A sealed store however damaged it is, for ``verify`` alone: nothing but its plan was looked at.
+
+        Raises MissingPathError, UnsealedStoreError, and CorruptStoreError where there is no telling what it should hold.
+        """
+        path = Path(path)
+        store = cls(path, read_attributes(path))
+        if not store.attributes.get("sealed"):
+            raise UnsealedStoreError(f"The store '{path}' is unfinished. Run the same extract command again.")
         return store
 
     records: dict[int, Record]
@@ -221,8 +261,15 @@ class ActivationStore(StoreBase):
         return str(self.attributes["sealed"]["ledger"])
 
     def verify(self, progress: Progress = silent) -> list[str]:
-        """Check every byte against the ledger; returns one sentence a bad chunk, none when the store is sound."""
-        found = self._problems(every_byte=True, progress=progress)
+        """Check every byte against the ledger; returns one sentence for everything that is wrong, none for a sound store."""
+        records, bad = self.ledger.examine()
+        found = self._root_problems()
+        found += [f"ledger/{name}/zarr.json: {reason}" for name, reason in bad.items()]
+        missing = gaps(sorted({*records, *(int(name) for name in bad if name.isdecimal())}), self.n_chunks)
+        found += [f"ledger: the {_records(first, last)} missing" for first, last in missing]
+        if not bad and not missing and digest(records) != self.fingerprint:
+            found.append("ledger: changed since the store was sealed")
+        found += self._problems(records, every_byte=True, progress=progress)
         for layer in self.attributes["heads"]:
             try:
                 self.affine_head(layer)
@@ -232,6 +279,8 @@ class ActivationStore(StoreBase):
             cache = folder.name != "truth"
             advice = f"; it can be computed anew: delete the folder '{folder}'" if cache else ""
             found += [problem + advice for problem in check_derived(folder)]
+        if self.provenance.get("model") == "synthetic" and not (self.path / "truth").exists():
+            found.append("truth: missing, although the store is a synthetic one")
         return found
 
     def derived(self) -> list[Path]:
@@ -239,24 +288,31 @@ class ActivationStore(StoreBase):
         kept = [self.path / "layers" / name / what for name in self.layers for what in ("statistics", "sketch")]
         return [*kept, self.path / "truth"]
 
-    def _problems(self, *, every_byte: bool, progress: Progress = silent) -> list[str]:
-        # format 1 had no checksum of the root, but one that was finished by a later eddp has
-        guarded = self.format > 1 or "crc32c" in self.attributes["sealed"]
-        if guarded and (problem := self._root_problem()):
-            return [problem]
+    def _problems(self, records: dict[int, Record], *, every_byte: bool, progress: Progress = silent) -> list[str]:
+        """What is wrong with all metadata but the root's, and with the files of these chunks."""
         now = self.metadata()
         then = self.attributes["sealed"].get("metadata", now)
         changed = [path for path in sorted({*now, *then}) if now.get(path) != then.get(path)]
+        unusable = self.array_problems()
         found = [
-            f"{path}/zarr.json".lstrip("/") + ": missing, or changed since the store was sealed" for path in changed
+            f"{path}/zarr.json".lstrip("/")
+            + ": missing, or changed since the store was sealed"
+            + ("; its chunks were not checked" if path in unusable else "")
+            for path in changed
         ]
-        return found + self.check_chunks(self.records, leave_out=changed, every_byte=every_byte, progress=progress)
+        found += [problem for path, problem in unusable.items() if path not in changed]
+        return found + self.check_chunks(records, leave_out=unusable, every_byte=every_byte, progress=progress)
 
-    def _root_problem(self) -> str | None:
+    def _root_problems(self) -> list[str]:
+        """What is wrong with the root's metadata, if anything."""
+        # format 1 had no checksum of the root, but one that was finished by a later eddp has
+        if self.format == 1 and "crc32c" not in self.attributes["sealed"]:
+            return []
         try:
-            return seal_problem(self.path / "zarr.json")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"zarr.json: {error}"
+            problem = seal_problem(self.path / "zarr.json")
+        except (OSError, *UNREADABLE) as error:
+            problem = f"zarr.json: {error}"
+        return [problem] if problem else []
 
     def column(self, name: str) -> np.ndarray:
         """A whole per-image array of ``images/``: ``labels`` (N,), ``valid`` (N,), ``logits`` (N, K)."""
@@ -310,7 +366,9 @@ class ActivationStore(StoreBase):
     def _whole(self, path: str) -> np.ndarray:
         try:
             return np.asarray(self.array(path).array[:])
-        except (OSError, ValueError, RuntimeError) as error:
+        except CorruptStoreError:
+            raise
+        except (OSError, RuntimeError, *UNREADABLE) as error:
             raise CorruptStoreError(
                 f"'{path}' in the store '{self.path}' cannot be read ({error}). "
                 "Restore it from a copy, or extract again with --overwrite."
@@ -323,19 +381,32 @@ class ActivationStore(StoreBase):
         array = self.array(f"layers/{self.layer(layer).name}/activations")
         rows = tuple(array.rows(k) for k in range(self.n_chunks))
         return dask.array.map_blocks(
-            _read_block, str(self.path), array.path, chunks=(rows, *((size,) for size in array.shape[1:])),
-            dtype=array.dtype, meta=np.empty((0, 0, 0), array.dtype), name=f"{array.path}-{self.fingerprint[7:23]}",
+            _read_block, str(self.path.resolve()), array.path, self.fingerprint,
+            chunks=(rows, *((size,) for size in array.shape[1:])), dtype=array.dtype,
+            meta=np.empty((0, 0, 0), array.dtype), name=f"{array.path}-{self.fingerprint[7:23]}",
         )  # fmt: skip
 
 
-def _read_block(path: str, array: str, block_id: tuple[int, ...] = (0,)) -> np.ndarray:
-    """One chunk, wherever dask runs: memory-mapped where it can be."""
-    return np.asarray(_open_chunked(path, array).read(block_id[0]))
+def _read_block(path: str, array: str, fingerprint: str, block_id: tuple[int, ...] = (0,)) -> np.ndarray:
+    """One chunk of the store of this fingerprint, wherever dask runs: memory-mapped where it can be.
+
+    Raises CorruptStoreError when another store lies there by now.
+    """
+    try:
+        found = (Path(path) / "zarr.json").stat()
+    except OSError as error:
+        raise CorruptStoreError(f"The store '{path}' cannot be read any more: {error.strerror}.") from error
+    opened = _open_chunked(path, array, fingerprint, (found.st_ino, found.st_mtime_ns, found.st_size))
+    return np.asarray(opened.read(block_id[0]))  # whose shape is the plan's, and so what was declared
 
 
 @lru_cache(maxsize=64)
-def _open_chunked(path: str, array: str) -> ChunkedArray:
-    return ChunkedArray(Path(path), array, zarr.open_array(Path(path) / array, mode="r"))
+def _open_chunked(path: str, array: str, fingerprint: str, root: tuple[int, ...]) -> ChunkedArray:
+    """``root`` is what the file system says of the root's zarr.json: when that was written again, it is read again."""
+    attributes = read_attributes(Path(path))
+    if (attributes.get("sealed") or {}).get("ledger") != fingerprint:
+        raise CorruptStoreError(f"The store '{path}' was replaced after it was opened. Open it again.")
+    return StoreBase(Path(path), attributes).array(array)
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -351,21 +422,25 @@ def read_attributes(path: Path) -> dict[str, Any]:
             f"'{path}' is no activation store: it holds no zarr.json. Give the folder that extract wrote."
         )
     try:
-        attributes = json.loads(file.read_bytes())["attributes"]["eddp"]
-        version = int(attributes["format"])
-        wanted = ("n_images", "chunk_images", "n_classes", "dtype", "layers", "heads", "provenance")
-        missing = [key for key in wanted if key not in attributes]
-        if version <= FORMAT and (missing or "ledger" not in (attributes.get("sealed") or {"ledger": ""})):
-            raise KeyError(", ".join(missing) or "sealed")
+        attributes = json.loads(read_small(file))["attributes"]["eddp"]
+        version = attributes["format"]
+        newer = type(version) is int and version > FORMAT
+        problem = None if newer else plan_problem(attributes)
     except OSError as error:
         raise StoreError(f"'{file}' cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise CorruptStoreError(
             f"'{file}' is damaged or belongs to another program's Zarr store ({type(error).__name__}: {error})."
         ) from error
-    if version > FORMAT:
+    if newer:
         raise StoreError(f"The store '{path}' has format {version}; this eddp reads up to {FORMAT}. Update eddp.")
+    if problem:
+        raise CorruptStoreError(f"'{file}' is damaged or belongs to another program's Zarr store ({problem}).")
     return dict(attributes)
+
+
+def _records(first: int, last: int) -> str:
+    return f"record of chunk {first} is" if first == last else f"records of chunks {first}-{last} are"
 
 
 def _list_problems(path: Path, problems: list[str]) -> str:

@@ -9,6 +9,7 @@ format 1, a folder each ("/").
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -128,6 +129,8 @@ class ChunkedArray:
         try:
             return Mapping([self.file(k) for k in range(self.n_chunks)], self.chunk_bytes)
         except OSError as error:
+            if error.errno == errno.ENOMEM:  # the process has used up its mappings; chunk by chunk works still
+                return None
             raise CorruptStoreError(
                 f"'{self.path}' cannot be mapped: {error}. Run `eddp verify` on the store for a list of all bad chunks."
             ) from error

@@ -19,6 +19,7 @@ import errno
 import json
 import logging
 import shutil
+import stat
 import time
 import uuid
 from contextlib import suppress
@@ -29,9 +30,10 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from stores.checksums import checksum
+from stores.checksums import checksum, file_checksum
 from stores.errors import CorruptStoreError, StoreError
 from stores.files import json_bytes, sync_folder, write_atomically
+from stores.validate import UNREADABLE, is_plain, read_small
 
 log = logging.getLogger(__name__)
 
@@ -87,16 +89,16 @@ def check_derived(folder: Path) -> list[str]:
     """
     if not folder.exists() or is_unchecked(folder):
         return []
-    return _load(folder)[2]
+    return _load(folder, keep=False)[2]
 
 
 def is_unchecked(folder: Path) -> bool:
     """Whether a group was written before there were checksums (a damaged group never looks like one)."""
     try:
-        document = json.loads((folder / "zarr.json").read_bytes())
+        document = json.loads(read_small(folder / "zarr.json"))
         attributes = document["attributes"]
         return document == _group(attributes) and set(attributes) in BEFORE_CHECKSUMS
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *UNREADABLE):
         return False
 
 
@@ -167,18 +169,21 @@ def _read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str
     if not problems:
         try:
             arrays = {name: _decode(name, files) for name in _names(files)}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             problems = [f"'{folder}' holds arrays that cannot be read ({type(error).__name__}: {error})"]
     if problems:
         return {}, {}, problems
     return arrays, {key: value for key, value in entry.items() if key not in ("files", "crc32c")}, []
 
 
-def _load(folder: Path) -> tuple[dict[str, Any], dict[str, bytes], list[str]]:
-    """The group's own entry, the bytes of its other files, and what is wrong; with anything wrong, use nothing of it."""
+def _load(folder: Path, *, keep: bool = True) -> tuple[dict[str, Any], dict[str, bytes], list[str]]:
+    """The group's own entry, the bytes of its other files, and what is wrong; with anything wrong, use nothing of it.
+
+    With ``keep`` off the files are only checked, a few bytes of them in memory at a time.
+    """
     file = folder / "zarr.json"
     try:
-        data = file.read_bytes()
+        data = read_small(file)
         document = json.loads(data)
         entry = dict(document["attributes"]["eddp"])
         rest = {key: value for key, value in entry.items() if key != "crc32c"}
@@ -187,21 +192,40 @@ def _load(folder: Path) -> tuple[dict[str, Any], dict[str, bytes], list[str]]:
         if checksum(memoryview(json_bytes(_document(rest)))) != entry["crc32c"]:
             raise ValueError("it does not match its checksum")
         listed = {str(path): (int(crc), int(size)) for path, (crc, size) in entry["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *UNREADABLE) as error:
         return {}, {}, [f"'{file}' is missing or damaged ({_reason(error)})"]
     files: dict[str, bytes] = {}
     problems = []
     for path, (crc, size) in listed.items():
         try:
-            files[path] = (folder / path).read_bytes()
-        except OSError as error:
+            if problem := _foreign(folder, path, size):
+                problems.append(problem)
+                continue
+            if keep:
+                files[path] = (folder / path).read_bytes()
+            found = checksum(memoryview(files[path])) if keep else file_checksum(folder / path)
+        except (OSError, ValueError, MemoryError) as error:
             problems.append(f"'{folder / path}' cannot be read ({_reason(error)})")
             continue
-        if len(files[path]) != size:
-            problems.append(f"'{folder / path}' has {len(files[path])} bytes instead of {size}")
-        elif checksum(memoryview(files[path])) != crc:
+        if found != crc:
             problems.append(f"'{folder / path}' does not match its checksum")
     return entry, files, problems
+
+
+def _foreign(folder: Path, path: str, size: int) -> str | None:
+    """What keeps a listed file from being one of the group's, before a byte of it is read. Raises OSError, ValueError."""
+    if not is_plain(path):
+        return f"'{folder}' lists '{path}', which is no file of its own"
+    found = (folder / path).stat()
+    if stat.S_ISDIR(found.st_mode):
+        return f"'{folder / path}' is a folder"
+    if not stat.S_ISREG(found.st_mode):
+        return f"'{folder / path}' is no regular file"
+    if not (folder / path).resolve().is_relative_to(folder.resolve()):
+        return f"'{folder / path}' is a link that leads out of '{folder}'"
+    if found.st_size != size:
+        return f"'{folder / path}' has {found.st_size} bytes instead of {size}"
+    return None
 
 
 def _reason(error: Exception) -> str:

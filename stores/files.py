@@ -81,7 +81,10 @@ class Together:
             folders.add(path.parent)
         self._waiting.clear()
         for folder in sorted(folders, reverse=True):  # a folder before the one that names it
-            sync_folder(folder)
+            try:
+                sync_folder(folder)
+            except OSError as error:
+                raise _refused(folder, error) from error
 
     def __enter__(self) -> Together:
         return self
@@ -136,18 +139,6 @@ def remove_partial(folders: Iterable[Path]) -> None:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make durable what another library wrote below a folder."""
-    for above, _, names in os.walk(folder):
-        for name in names:
-            handle = os.open(Path(above, name), os.O_RDONLY)
-            try:
-                sync(handle)
-            finally:
-                os.close(handle)
-        sync_folder(Path(above))
 
 
 def _refused(path: Path, error: OSError) -> StoreError:
@@ -212,7 +203,9 @@ def sync_folder(path: Path) -> None:
     except OSError:
         return
     try:
-        with suppress(OSError):
-            os.fsync(handle)
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a disk that knows no such thing
+            raise
     finally:
         os.close(handle)

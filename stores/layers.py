@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from stores.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,15 @@ class LayerSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerSpec:
         return cls(**{**values, "grid": (int(values["grid"][0]), int(values["grid"][1]))})
+
+
+def check_name(name: Any) -> None:
+    """Raise UsageError unless a layer can be called so: its name is the name of one folder within the store's ``layers``."""
+    if not isinstance(name, str) or name in ("", ".", "..", "zarr.json") or any(c in name for c in "/\\\0"):
+        raise UsageError(f"A layer's name must be a dotted module name without slashes, got {str(name)[:60]!r}.")
+    try:
+        long = len(os.fsencode(name)) > 255
+    except UnicodeEncodeError:
+        raise UsageError(f"A layer's name must be text that a file can be called by, got {name[:60]!r}.") from None
+    if long:
+        raise UsageError(f"A layer's name must have at most 255 bytes, got {name[:60]!r}...")

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stores.errors import CorruptStoreError
 from stores.files import json_bytes, sync_folder, write_atomically
+from stores.validate import UNREADABLE, read_small, record_problem
 
 MARK = {"attributes": {"eddp": "ledger"}, "zarr_format": 3, "node_type": "group"}  # of the folder: it is ours
+MARK_BYTES = json.dumps(MARK).encode()
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,14 @@ class Record:
 
 
 class Ledger:
-    """The records of one store, as files under ``folder``."""
+    """The records of one store, as files under ``folder``.
 
-    def __init__(self, folder: Path) -> None:
+    ``misfit`` says what keeps a record, itself sound, from being one of this store's, or None.
+    """
+
+    def __init__(self, folder: Path, misfit: Callable[[Record], str | None] = lambda record: None) -> None:
         self.folder = folder
+        self._misfit = misfit
 
     def path(self, chunk: int) -> Path:
         return self.folder / f"{chunk:08d}" / "zarr.json"
@@ -61,30 +68,44 @@ class Ledger:
             sync_folder(path.parent)
 
     def records(self) -> dict[int, Record]:
-        """All committed records by chunk number.
-
-        Raises CorruptStoreError naming every record that is damaged: that does not say, to the byte, what it would if it
-        were written now (so that no flipped bit passes, not even one in what only Zarr reads).
-        """
-        found: dict[int, Record] = {}
-        bad: list[str] = []
-        for path in sorted(self.folder.glob("*/zarr.json")):
-            try:
-                data = path.read_bytes()
-                record = Record(**json.loads(data)["attributes"])
-                if record.chunk != int(path.parent.name) or not isinstance(record.arrays, dict):
-                    raise ValueError("the record is another chunk's, or no record")
-                if record.to_bytes() != data:
-                    raise ValueError("it was changed since it was written")
-                found[record.chunk] = record
-            except (ValueError, TypeError, KeyError, OSError) as error:
-                bad.append(f"{path.parent.name} ({error})")
+        """All committed records by chunk number. Raises CorruptStoreError naming every record that is damaged."""
+        found, bad = self.examine()
         if bad:
+            listed = ", ".join(f"{name} ({reason})" for name, reason in bad.items())
             raise CorruptStoreError(
-                f"The ledger in '{self.folder}' holds damaged records: {', '.join(bad)}. "
+                f"The ledger in '{self.folder}' holds damaged records: {listed}. "
                 "Delete those record folders and run the same extract command again: it redoes just these chunks."
             )
         return found
+
+    def examine(self) -> tuple[dict[int, Record], dict[str, str]]:
+        """The sound records by chunk number, and what is wrong with each of the others, by the name of its folder.
+
+        A record is damaged unless it says, to the byte, what it would if it were written now (so that no flipped bit
+        passes, not even one in what only Zarr reads), and belongs to this store.
+        """
+        found: dict[int, Record] = {}
+        bad: dict[str, str] = {}
+        for path in sorted(self.folder.glob("*/zarr.json")):
+            name = path.parent.name
+            try:
+                data = read_small(path)
+                values = json.loads(data)["attributes"]
+                if problem := record_problem(values):
+                    raise ValueError(problem)
+                record = Record(**values)
+                if name != f"{record.chunk:08d}":
+                    raise ValueError("the record is another chunk's")
+                if record.to_bytes() != data:
+                    raise ValueError("it was changed since it was written")
+                if problem := self._misfit(record):
+                    raise ValueError(problem)
+                found[record.chunk] = record
+            except OSError as error:
+                bad[name] = error.strerror or str(error)
+            except UNREADABLE as error:
+                bad[name] = f"it has no entry {error}" if isinstance(error, KeyError) else str(error)
+        return found, bad
 
 
 def digest(records: dict[int, Record]) -> str:
@@ -93,7 +114,7 @@ def digest(records: dict[int, Record]) -> str:
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def ranges(numbers: list[int]) -> list[list[int]]:
+def ranges(numbers: Iterable[int]) -> list[list[int]]:
     """Sorted numbers as ranges, first and last each: ``[1, 2, 3, 7]`` -> ``[[1, 3], [7, 7]]``."""
     found: list[list[int]] = []
     for number in numbers:
@@ -104,7 +125,22 @@ def ranges(numbers: list[int]) -> list[list[int]]:
     return found
 
 
-def in_words(numbers: list[int], most: int = 8) -> str:
+def gaps(numbers: Iterable[int], stop: int) -> list[list[int]]:
+    """Ranges, first and last each, of what sorted numbers leave out from 0 up to ``stop``: costs what they cost, not that."""
+    found, begin = [], 0
+    for number in numbers:
+        if number > begin:
+            found.append([begin, number - 1])
+        begin = number + 1
+    return [*found, [begin, stop - 1]] if begin < stop else found
+
+
+def in_words(numbers: Iterable[int], most: int = 8) -> str:
     """``[1, 2, 3, 7]`` -> ``1-3, 7``; only the first ranges where there are many."""
-    found = [f"{first}-{last}" if last > first else f"{first}" for first, last in ranges(numbers)]
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more ranges" if len(found) > most else "")
+    return ranges_in_words(ranges(numbers), most)
+
+
+def ranges_in_words(found: list[list[int]], most: int = 8) -> str:
+    """``[[1, 3], [7, 7]]`` -> ``1-3, 7``; only the first ranges where there are many."""
+    listed = [f"{first}-{last}" if last > first else f"{first}" for first, last in found]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more ranges" if len(listed) > most else "")

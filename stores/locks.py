@@ -7,7 +7,6 @@ Ranges need no agreement between the writers: whatever shards they were given, t
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import struct
@@ -15,10 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from stores.errors import StoreError
-from stores.ledger import MARK
+from stores.ledger import MARK_BYTES
 
 try:
     import fcntl
@@ -44,21 +42,24 @@ class StoreLock:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._handle: Any = file.open("a+b")  # writable: NFS locks no other files
+                self._handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)  # writable: NFS locks no other files
                 self.read_only = False
             except OSError:
-                self._handle = file.open("rb")  # a finished store on a read-only disk
+                self._handle = os.open(file, os.O_RDONLY)  # a finished store on a read-only disk
                 self.read_only = True
         except OSError as error:
             raise StoreError(f"No store can be made at '{path}': {error.strerror or error}.") from error
 
     def mark(self) -> None:
-        """Write into the lock file whose it is. To be called within ``layout()``."""
+        """Write into the lock file whose it is, also where an earlier process did not get to its end.
+
+        To be called within ``layout()``.
+        """
         try:
-            if os.fstat(self._handle.fileno()).st_size == 0:
-                self._handle.write(json.dumps(MARK).encode())
-                self._handle.flush()
-                os.fsync(self._handle.fileno())
+            if os.pread(self._handle, len(MARK_BYTES) + 1, 0) != MARK_BYTES and not self.read_only:
+                os.ftruncate(self._handle, 0)
+                os.pwrite(self._handle, MARK_BYTES, 0)
+                os.fsync(self._handle)
         except OSError as error:
             name = self.path / "ledger" / "zarr.json"
             raise StoreError(f"'{name}' could not be written: {error.strerror or error}.") from error
@@ -93,7 +94,9 @@ class StoreLock:
 
     def close(self) -> None:
         """Let go of everything."""
-        self._handle.close()
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
 
     def _set(self, hold: bool, start: int, length: int) -> bool:
         """Take or let go of a byte range; whether it was to be had."""

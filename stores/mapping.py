@@ -39,7 +39,8 @@ class Mapping:
         address = _mmap(None, total, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE, -1)
         self.address, self.size = address, size
         buffer = (ctypes.c_uint8 * total).from_address(address)
-        weakref.finalize(buffer, _libc().munmap, ctypes.c_void_p(address), ctypes.c_size_t(total))
+        unmap = weakref.finalize(buffer, _libc().munmap, ctypes.c_void_p(address), ctypes.c_size_t(total))
+        unmap.atexit = False  # the system does it then, when no thread can be reading any more
         for k, file in enumerate(files):
             handle = os.open(file, os.O_RDONLY)
             try:

@@ -19,7 +19,7 @@ from stores.layers import LayerSpec
 # What may differ between runs that go on with each other: a head is computed, and may round differently elsewhere; where
 # images and weights lie says nothing, as their digests are compared; an older format is gone on with as it is.
 PLACES = {"provenance.dataset.path", "provenance.weights", "provenance.weights_source"}
-UNIMPORTANT = PLACES | {"heads", "format", "provenance.batch_size"}
+UNIMPORTANT = PLACES | {"heads", "files", "format", "provenance.batch_size"}
 TARGET_CHUNK_BYTES = 32 * 2**20  # large enough to stream at the disk's rate, small enough to hold several per writer
 
 
@@ -54,7 +54,7 @@ class StorePlan:
     def attributes(self) -> dict[str, Any]:
         """The attributes of a store that is made from this, as they come back from JSON."""
         n = len(self.names)
-        rows = self.chunk_images or default_chunk_images(self.layers, np.dtype(self.dtype).itemsize, n)
+        rows = min(n, self.chunk_images or default_chunk_images(self.layers, np.dtype(self.dtype).itemsize, n))
         found = {
             "format": FORMAT,
             "n_images": n,
@@ -94,7 +94,7 @@ def follow(path: Path, plan: StorePlan) -> None:
     """Where images or weights lie elsewhere than when an unfinished store was begun, let it say where."""
     document = json.loads((path / "zarr.json").read_bytes())
     attributes, changed = document["attributes"]["eddp"], False
-    for place in PLACES if not attributes.get("sealed") else ():
+    for place in PLACES:
         *above, key = place.split(".")
         there, here = attributes, plan.attributes
         for part in above:

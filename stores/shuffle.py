@@ -2,7 +2,8 @@
 
 The order of chunks is drawn by the seed and the epoch; then windows of several chunks are mixed row by row. A store no
 larger than a window is shuffled perfectly; in a larger one a batch mixes the images of a window's chunks, which were drawn
-from all over the store. Memory stays within the window, and the disk reads whole chunks.
+from all over the store, and the disk reads whole chunks. An uncompressed store's rows stay where they are mapped; of a
+compressed one up to three windows are in memory: the one that is mixed, the next one, and what is left of the last.
 """
 
 from __future__ import annotations

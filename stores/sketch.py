@@ -12,6 +12,7 @@ has no smaller values but 0). Larger values are counted in the outermost bins; m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ import torch
 from stores.derived import keep_cache, read_cache
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+
+log = logging.getLogger(__name__)
 
 MANTISSA_BITS = 5
 LOWEST, HIGHEST = -24, 40  # magnitudes from 2^-24 up to below 2^40 have bins: 64 octaves of 32
@@ -122,14 +125,29 @@ class Sketch:
         return {name: value.cpu().numpy() for name, value in kept.items()}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], *, images: int, device: str = "cpu") -> Sketch:
-        """The sketch that ``to_arrays`` was called on."""
-        out = cls(len(arrays["counts"]), device)
-        out.counts[:, torch.from_numpy(arrays["bins"]).long().to(device)] = torch.from_numpy(arrays["counts"]).to(
-            device
-        )
-        for name in ("minimum", "maximum", "zeros", "nan", "infinite"):
-            setattr(out, name, torch.from_numpy(arrays[name]).to(device))
+    def from_arrays(
+        cls, arrays: dict[str, np.ndarray], *, images: int, channels: int | None = None, device: str = "cpu"
+    ) -> Sketch:
+        """The sketch that ``to_arrays`` was called on. Raises KeyError or ValueError where there was none of ``channels``."""
+        c = len(arrays["minimum"]) if channels is None else channels
+        bins, counts = arrays["bins"], arrays["counts"]
+        vectors = {name: arrays[name] for name in ("minimum", "maximum", "zeros", "nan", "infinite")}
+        kinds = {"minimum": "float32", "maximum": "float32"}
+        if (
+            any(v.shape != (c,) or v.dtype != kinds.get(name, "int64") for name, v in vectors.items())
+            or (bins.dtype, counts.dtype) != (np.int32, np.int64)
+            or counts.shape != (c, *bins.shape)
+            or bins.ndim != 1
+            or (bins.size and not 0 <= bins.min() <= bins.max() < BINS)
+            or min(counts.min(initial=0), *(vectors[name].min(initial=0) for name in ("zeros", "nan", "infinite"))) < 0
+            or type(images) is not int
+            or images < 0
+        ):
+            raise ValueError("shapes, kinds or values are none of a sketch")
+        out = cls(c, device)
+        out.counts[:, torch.from_numpy(bins).long().to(device)] = torch.from_numpy(counts).to(device)
+        for name, value in vectors.items():
+            setattr(out, name, torch.from_numpy(value).to(device))
         out.images = images
         return out
 
@@ -193,7 +211,10 @@ def quantile_sketch(
     folder = reader.store.path / "layers" / reader.spec.name / "sketch"
     key = {"store": reader.store.fingerprint, "layer": reader.spec.name, "prefix": reader.positions, "version": 1}
     if cache and (kept := read_cache(folder, key)) is not None:
-        return Sketch.from_arrays(kept[0], images=int(kept[1]["images"]), device=device)
+        try:
+            return Sketch.from_arrays(kept[0], channels=reader.channels, images=kept[1]["images"], device=device)
+        except (KeyError, ValueError) as error:
+            log.warning("What is kept in '%s' is no sketch of the layer and computed anew: %s", folder, error)
     result = sketch_chunks(
         lambda chunk: reader.chunk(chunk)[1],
         range(reader.store.n_chunks),

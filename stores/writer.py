@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from stores.activations import StoreBase, read_attributes
 from stores.errors import CorruptStoreError, StoreError, UnsealedStoreError, UsageError
 from stores.extremes import extremes
 from stores.files import Together, remove_partial, write_json
-from stores.layout import clear, lay_out, refuse_foreign
+from stores.layout import changed_files, clear, lay_out, mend, refuse_foreign
 from stores.ledger import Record, digest, in_words
 from stores.locks import StoreLock
 from stores.plan import StorePlan, follow, refuse_another, shard_chunks
@@ -32,6 +33,9 @@ class StoreWriter(StoreBase):
     """
 
     span: range
+    _seen: int
+    _busy: set[int]
+    _guard: threading.Lock
     _syncing: ThreadPoolExecutor
     _lock: StoreLock
     _name_bytes: int
@@ -76,11 +80,15 @@ class StoreWriter(StoreBase):
                     lay_out(path, plan)
                     lock.release()
                 refuse_another(path, plan)
-                follow(path, plan)
+                if not read_attributes(path).get("sealed"):
+                    mend(path, plan)
+                    follow(path, plan)
                 if not lock.claim(span.start, span.stop):
                     raise _taken(path)
                 writer = cls(path, read_attributes(path))
                 writer._lock, writer.span = lock, span
+                writer._seen = 0
+                writer._busy, writer._guard = set(), threading.Lock()
                 writer._name_bytes = writer.array("images/names").shape[1]
                 writer._syncing = ThreadPoolExecutor(4, thread_name_prefix="sync")
                 if writer.sealed and (gone := writer.missing()):
@@ -107,7 +115,8 @@ class StoreWriter(StoreBase):
         if (path / "zarr.json").exists() and not overwrite:
             refuse_another(path, plan)
             attributes = read_attributes(path)
-            done = set(StoreBase(path, attributes).ledger.records())
+            there = cls(path, attributes)
+            done = {k for k, record in there.ledger.records().items() if there.is_there(record)}
         span = shard_chunks(shard, -(-attributes["n_images"] // attributes["chunk_images"]))
         return attributes, [k for k in span if k not in done]
 
@@ -146,7 +155,34 @@ class StoreWriter(StoreBase):
         activations : layer name -> (n, P, C); rows of invalid images must be NaN.
         positions : layer name -> (n, P) int, for layers whose positions are sampled.
         skipped : row, name and reason of each image that could not be read.
+
+        Raises ValueError, and changes nothing, for a chunk that is not this writer's, that another thread is just committing,
+        or whose arrays do not fit the store; StoreError when it is sealed or the disk refuses.
         """
+        if chunk not in self.span:
+            raise ValueError(f"chunk {chunk} is not among this writer's: {in_words(list(self.span))}")
+        if self._is_sealed_now():
+            raise StoreError(f"The store '{self.path}' is sealed: nothing is written to it any more.")
+        with self._guard:
+            if chunk in self._busy:
+                raise ValueError(f"chunk {chunk} is being committed by another thread")
+            self._busy.add(chunk)
+        try:
+            self._commit(chunk, names, labels, valid, logits, activations, positions or {}, skipped or [])
+        finally:
+            self._busy.discard(chunk)
+
+    def _commit(
+        self,
+        chunk: int,
+        names: Sequence[str],
+        labels: np.ndarray,
+        valid: np.ndarray,
+        logits: np.ndarray,
+        activations: dict[str, np.ndarray],
+        positions: dict[str, np.ndarray],
+        skipped: list[dict[str, Any]],
+    ) -> None:
         valid = np.asarray(valid, bool)
         encoded = np.zeros((len(names), self._name_bytes), np.uint8)
         for row, name in zip(encoded, names, strict=True):
@@ -160,15 +196,15 @@ class StoreWriter(StoreBase):
         }
         for layer, x in activations.items():
             blocks[f"layers/{layer}/activations"] = x
-        for layer, index in (positions or {}).items():
+        for layer, index in positions.items():
             blocks[f"layers/{layer}/positions"] = np.asarray(index, np.int32)
         if set(blocks) != set(self.image_arrays()):
             raise ValueError(f"a commit needs {sorted(self.image_arrays())}, got {sorted(blocks)}")
         largest = sorted(blocks, key=lambda path: -blocks[path].nbytes)  # its sync takes longest, so it begins first
-        self.ledger.forget(chunk)  # of a chunk that was lost: its record must not vouch for what is written now
         with Together(self._syncing) as files:
             entries = {path: self.array(path).write(chunk, blocks[path], files) for path in largest}
             found = {layer: extremes(x if valid.all() else x[valid]) for layer, x in activations.items()}
+            self.ledger.forget(chunk)  # of a chunk that was lost: its record must not vouch for what takes its place
             files.publish()
         self.ledger.commit(
             Record(
@@ -178,9 +214,16 @@ class StoreWriter(StoreBase):
                 arrays={path: entries[path] for path in blocks},
                 max_abs={layer: peak for layer, (peak, _) in found.items()},
                 nonfinite={layer: count for layer, (_, count) in found.items()},
-                skipped=list(skipped or []),
+                skipped=list(skipped),
             )
         )
+
+    def _is_sealed_now(self) -> bool:
+        """Whether the store is sealed, perhaps by another writer since this one looked."""
+        changed = (self.path / "zarr.json").stat().st_mtime_ns
+        if changed != self._seen:
+            self.attributes, self._seen = read_attributes(self.path), changed
+        return self.sealed
 
     def seal(self) -> None:
         """Declare the store complete. Raises UnsealedStoreError when chunks are missing."""
@@ -199,6 +242,11 @@ class StoreWriter(StoreBase):
                 return True
             if self.missing(anywhere=True):
                 return False
+            if changed := changed_files(self.path):
+                raise CorruptStoreError(
+                    f"'{self.path / changed[0]}' was changed while the store was written. Run the same extract command again: "
+                    "it mends it."
+                )
             remove_partial(
                 {self.path, self.path / "ledger", *(self.array(path).folder for path in self.image_arrays())}
             )

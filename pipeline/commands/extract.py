@@ -94,6 +94,7 @@ def extract(
     from extract.config import ExtractConfig
     from extract.images import open_source
     from extract.plan import forecast, plan_extraction
+    from extract.reading import shown
     from extract.stream import extract as run_extraction
 
     if "?" in layer:
@@ -152,14 +153,16 @@ def extract(
         "missing_chunks": summary.missing,
     }
     part = "" if shard is None else f".shard-{shard[0]}-of-{shard[1]}"
-    record = run.write(out.with_name(f"{out.name}{part}.run.json"), result=result)
+    record = run.write_beside(out, f"{part}.run.json", result=result)
     if as_json:
         click.echo(json.dumps({**result, "seconds": record["seconds"]}))
         return
     for entry in summary.skipped[:10]:
-        click.echo(f"skipped {entry['name']}: {entry['reason']}", err=True)
+        click.echo(f"skipped {shown(entry['name'])}: {entry['reason']}", err=True)
     if len(summary.skipped) > 10:
         click.echo(f"and {len(summary.skipped) - 10} more, listed in the store's ledger and the run record", err=True)
+    if summary.skipped and not summary.images:
+        click.echo("Warning: not one of the images could be read.", err=True)
     for name, shape in summary.layers.items():
         click.echo(f"{name}: {shape[0]} images × {shape[1]} positions × {shape[2]} channels")
     click.echo(

@@ -83,8 +83,10 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
+        places = "one place" if len(problems) == 1 else f"{len(problems)} places"
         raise CorruptStoreError(
-            f"'{path}' is damaged in {len(problems)} places, listed above. Restore it from a copy, or extract it again."
+            f"'{path}' is damaged in {places}, listed above. Restore it from a copy, or run the same extract command again, "
+            "which redoes chunks that are gone or cut short (with --overwrite everything)."
         )
     if left:
         raise UnsealedStoreError(
@@ -96,13 +98,19 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
 
 
 def _check(path: Path, progress: Progress) -> tuple[list[str], int]:
-    """What is wrong with a store, and how many of its chunks are not committed yet."""
-    attributes = read_attributes(path)
+    """What is wrong with a store, everything of it, and how many of its chunks are not committed yet."""
+    try:
+        attributes = read_attributes(path)
+    except CorruptStoreError as error:  # nothing else can be said of it
+        return [str(error).rstrip(".")], 0
     if attributes.get("sealed"):
-        return ActivationStore.open(path).verify(progress), 0
+        return ActivationStore.examine(path).verify(progress), 0
     store = StoreBase(path, attributes)
-    records = store.ledger.records()
-    problems = store.check_chunks(records, every_byte=True, progress=progress)
+    records, bad = store.ledger.examine()
+    problems = [f"ledger/{name}/zarr.json: {reason}" for name, reason in bad.items()]
+    unusable = store.array_problems()
+    problems += unusable.values()
+    problems += store.check_chunks(records, leave_out=unusable, every_byte=True, progress=progress)
     return problems, max(1, store.n_chunks - len(records))  # all in, but not sealed: going on does that
 
 

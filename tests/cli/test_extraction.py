@@ -171,3 +171,86 @@ def test_killed_at_random_times_it_goes_on(tiny_images: Callable[..., Path], tmp
     code, err = end(start(*options, "--out", tmp_path / "s", chunk_bytes=1024))
     assert code == 0, err
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after", [0.3, 0.6, 1.0])
+def test_interrupted_while_libraries_are_still_loading(tmp_path: Path, number: int, after: float) -> None:
+    code = "from pipeline.entry import extract; print('begun', flush=True); extract()"
+    arguments = (*NET, "--data", tmp_path / "none", "--out", tmp_path / "s")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=HELPERS.parents[1],
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(after)
+    process.send_signal(number)
+    code, err = end(process)
+    if "There is no folder" not in err:  # a machine so quick that the command had ended
+        assert code == 130
+        assert err == "Interrupted. What was committed is kept: run the same command again to go on.\n"
+
+
+def test_results_that_cannot_be_printed(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+    options = (*NET, "--data", tiny_images(4), "--out", tmp_path / "s.zarr", "--quiet")
+    command = [sys.executable, "-m", "pipeline.main", "extract", *map(str, options)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])}
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("No space left on device.\n")
+    assert ended.stderr.count("\n") == 1
+    closed = subprocess.run(
+        ["bash", "-c", '"$@" >&- 2>&-', "bash", *command], env=environment, check=False, capture_output=True
+    )
+    assert closed.returncode == 0
+    assert ActivationStore.open(tmp_path / "s.zarr").verify() == []
+
+
+def test_places_that_cannot_be_written_to_end_in_a_sentence(
+    run: Run, tiny_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tiny_images(4)
+    ended = run("extract", *NET, "--data", root, "--out", tmp_path / ("x" * 300))
+    assert ended.code == 2
+    assert "File name too long" in ended.err
+    assert run("extract", *NET, "--data", root, "--out", tmp_path / "s").code == 0
+    ended = run("extract", *NET, "--data", root, "--out", tmp_path / "s" / "images" / "inner.zarr")
+    assert ended.code == 2
+    assert f"lies within the store '{tmp_path / 's'}'" in ended.err
+    ended = run("extract", *NET, "--data", root, "--out", tmp_path / "t", "--seed", 2**63)
+    assert ended.code == 2
+    assert "'seed' must not be negative, nor 2^63 or more" in ended.err
+    monkeypatch.chdir(tmp_path / "s")
+    assert run("extract", *NET, "--data", root, "--out", ".", "--overwrite").code == 0
+    assert (tmp_path / "s.run.json").is_file()
+    run("extract", *NET, "--data", root, "--out", tmp_path / "u")
+    (tmp_path / "u/ledger/00000000/zarr.json").unlink()
+    (tmp_path / "u.run.json").unlink()
+    (tmp_path / "u.run.json").mkdir()  # the record cannot be written, but the store can
+    ended = run("extract", *NET, "--data", root, "--out", tmp_path / "u")
+    assert ended.code == 0
+    assert ActivationStore.open(tmp_path / "u").verify() == []
+
+
+def test_a_folder_of_bad_images_only(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+    root = tiny_images(4)
+    for file in root.rglob("*.png"):
+        file.write_text("no picture")
+    ended = run("extract", *NET, "--data", root, "--out", tmp_path / "s", "--on-bad-image", "skip")
+    assert ended.code == 0
+    assert "Warning: not one of the images could be read." in ended.err
+
+
+def test_overwriting_counts_what_it_frees(
+    run: Run, tiny_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*NET, "--data", tiny_images(40), "--out", tmp_path / "s.zarr")
+    assert run("extract", *options).code == 0
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage._replace(free=5000))
+    assert run("extract", *options, "--overwrite").code == 0

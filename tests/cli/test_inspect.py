@@ -297,3 +297,85 @@ def test_skipped_images_are_left_out(run: Run, tmp_path: Path) -> None:
     assert (facts["images"], facts["skipped"]) == (11, 1)
     found = facts["values"]["a"]
     assert (found["images"], found["of images"], found["nan"], found["values"]) == (11, 11, 0, 66)
+
+
+def test_histograms_of_extreme_values() -> None:
+    g = np.random.default_rng(0)
+    for trial in range(300):
+        scale = 10.0 ** g.integers(-44, 39, () if trial % 2 else (40, 1))
+        x = np.clip(g.normal(size=(40, 3)) * scale, -3e38, 3e38).astype(np.float32)
+        if trial % 5 == 0:
+            x = np.abs(x)
+        if trial % 7 == 0:
+            x = -np.abs(x)
+        x[g.random(x.shape) < trial % 3 / 4] = 0
+        if trial % 11 == 0:
+            x[0, 0], x[1, 1], x[2, 2] = np.nan, np.inf, -np.inf
+        sketch = Sketch(3)
+        sketch.update(torch.from_numpy(x))
+        found = distribution(sketch)["histogram"]
+        rest = x[np.isfinite(x) & (x != 0)].astype(np.float64)
+        assert (found is None) == (not len(rest))
+        if found is None:
+            continue
+        edges = np.array(found["edges"])
+        assert sum(found["counts"]) == len(rest)
+        assert (edges[0], edges[-1]) == (x[np.isfinite(x)].min(), x[np.isfinite(x)].max())
+        inner = edges[1:-1]
+        small = np.abs(rest) < 2.0**-24  # whose sign the sketch does not know
+        below = [int(((rest < e) | ((rest == e) & (e < 0)) | (small & (e == 0))).sum()) for e in inner]
+        assert np.diff([0, *below, len(rest)]).tolist() == found["counts"]
+
+
+def test_inspect_a_store_of_huge_values(run: Run, tiny_store: Make) -> None:
+    x = np.random.default_rng(1).normal(size=(8, 4, 3)).astype(np.float32) * 1e13
+    path = tiny_store({"a": x})
+    ok(run("eddp", "inspect", path))
+    found = json.loads(ok(run("eddp", "inspect", path, "--json", "--all")).out)["values"]["a"]
+    assert sum(found["histogram"]["counts"]) == x.size
+
+
+def test_verify_lists_all_that_is_wrong(run: Run, tiny_store: Make) -> None:
+    path = tiny_store({"a": odd_layer()}, specs=SPECS)
+    files = sorted((path / "layers/a/activations").glob("c.*"))
+    for file in files[:7]:
+        file.unlink()
+    files[7].write_bytes(b"short")
+    flip(files[8])
+    ended = run("eddp", "verify", path, "--json")
+    assert ended.code == 1
+    assert len(json.loads(ended.out)["problems"]) == 9
+    ended = run("eddp", "verify", path)
+    assert ended.code == 1
+    for k in range(9):
+        assert f"chunk {k} of layers/a/activations" in ended.err
+    assert "damaged in 9 places, listed above" in ended.err
+    assert "eddp verify" not in ended.err
+    (path / "zarr.json").write_text("[" * 100_000)
+    ended = run("eddp", "verify", path, "--json")
+    assert ended.code == 1
+    assert len(json.loads(ended.out)["problems"]) == 1
+
+
+def test_verify_lists_all_that_is_wrong_with_what_is_there(run: Run, unfinished: Path) -> None:
+    flip(unfinished / "layers/a/activations/c.1.0.0")
+    (unfinished / "layers/a/activations/c.4.0.0").unlink()
+    (unfinished / "ledger/00000009/zarr.json").write_text("{}")
+    (unfinished / "images/names/zarr.json").write_text("{}")
+    problems = json.loads(run("eddp", "verify", unfinished, "--json").out)["problems"]
+    assert len(problems) == 4
+
+
+def test_verify_misses_a_truth(run: Run, synthetic: Path) -> None:
+    shutil.rmtree(synthetic / "truth")
+    ended = run("eddp", "verify", synthetic)
+    assert ended.code == 1
+    assert "truth: missing" in ended.err
+
+
+def test_an_unfinished_store_of_very_many_chunks(run: Run, unfinished: Path) -> None:
+    document = json.loads((unfinished / "zarr.json").read_bytes())
+    for n, code in ((4 * 10**8, 1), (10**12, 1)):
+        document["attributes"]["eddp"]["n_images"] = n
+        (unfinished / "zarr.json").write_text(json.dumps(document))
+        assert run("eddp", "inspect", unfinished).code == code

@@ -10,7 +10,7 @@ import pytest
 from extract.cifar10 import Cifar10Source, open_cifar10
 from extract.images import open_source
 from extract.pickled import read_pickled
-from stores.errors import DatasetError, ImageError, MissingPathError, UsageError
+from stores.errors import DatasetError, EDDPError, ImageError, MissingPathError, UsageError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 STEMS = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
@@ -431,11 +431,58 @@ def test_a_file_that_changes_after_it_was_opened(tmp_path: Path) -> None:
     source = open_cifar10(root)
     os.truncate(root / "data_batch_1.bin", 3073 + 100)
     assert source.image(0).size == (32, 32)
-    with pytest.raises(ImageError, match=r"'train/00001' .*data_batch_1\.bin' ends 2973 bytes too early"):
+    with pytest.raises(EDDPError, match=r"'train/00001' .*data_batch_1\.bin' ends 2973 bytes too early") as caught:
         source.image(1)
+    assert not isinstance(caught.value, ImageError)  # nothing to skip: all images that follow would be
     (root / "data_batch_1.bin").unlink()
-    with pytest.raises(ImageError, match=r"'train/00000' cannot be read: No such file"):
+    with pytest.raises(
+        EDDPError, match=r"'train/00000' in '.*data_batch_1\.bin' cannot be read: No such file"
+    ) as caught:
         source.image(0)
+    assert not isinstance(caught.value, ImageError)
+
+
+def nested(depth: int, kind: type) -> object:
+    """A value of a few bytes in a pickle that goes on for ever when it is looked into."""
+    value: object = kind(["a"])
+    for _ in range(depth):
+        value = kind([value, value])
+    return value
+
+
+def as_pickled(value: object) -> bytes:
+    """A value's opcodes alone: without those that begin a pickle and the one that ends it."""
+    return pickle.dumps(value, protocol=2)[2:-1]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_filenames_that_are_nested_a_thousand_times_are_none(tmp_path: Path, kind: type) -> None:
+    root = put_python(tmp_path / "c", batches())
+    value = pickle.loads((root / "test_batch").read_bytes(), encoding="latin1")  # noqa: S301
+    whole = (root / "test_batch").read_bytes()
+    names = [nested(400, kind)] * len(value["labels"])
+    # the memo's numbers would clash: the list is put behind all that is remembered, under the same key
+    at = whole.rindex(b"u.")
+    (root / "test_batch").write_bytes(whole[:at] + b"U\x09filenames" + as_pickled(names) + b"u.")
+    source = open_cifar10(root)
+    assert source.name(len(source) - 1) == f"test_batch/{len(names) - 1:05d}"
+
+
+def test_a_key_that_is_nested_a_thousand_times_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\x80\x02}(" + as_pickled(nested(400, tuple)) + b"K\x01u.")
+    with pytest.raises(DatasetError, match=r"a' .*is cut short or damaged: a key is no text"):
+        read_pickled(tmp_path / "a")
+
+
+def test_many_marks_are_read_in_no_time(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".")
+    value = read_pickled(tmp_path / "a")
+    assert isinstance(value, tuple)
+    while value:
+        (value,) = value
+    (tmp_path / "a").write_bytes(b"\x80\x02t.")
+    with pytest.raises(DatasetError, match=r"a' .*is cut short or damaged: a mark is missing"):
+        read_pickled(tmp_path / "a")
 
 
 def test_plain_pickles(tmp_path: Path) -> None:

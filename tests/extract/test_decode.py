@@ -10,7 +10,7 @@ from tiny_net import Scaled, Unresized
 
 from extract.decode import Batch, Decode, decoded
 from extract.images import open_folder
-from stores.errors import EDDPError, UsageError
+from stores.errors import EDDPError, ImageError, UsageError
 
 Images = Callable[..., Path]
 
@@ -40,6 +40,62 @@ def test_bad_images_never_shift_their_neighbours(tiny_images: Images) -> None:
     assert (second.good, second.images, list(second.reasons)) == ([], None, [3, 4, 5])
     assert source.name(4) in second.reasons[4]
     assert third.good == [6]
+
+
+def test_a_disk_that_goes_away_ends_the_run_and_is_no_row_of_bad_images(tiny_images: Images) -> None:
+    root = tiny_images()
+    source = open_folder(root)
+    source.path(1).write_text("no picture")
+    decode = Decode(source, Scaled(), [[k, k + 1] for k in range(0, 10, 2)])
+    stream = decoded(decode, workers=0)
+    assert list(next(stream).reasons) == [1]
+    root.rename(root.with_name("away"))
+    with pytest.raises(
+        EDDPError, match=r"No such file or directory\. What is done so far is kept: run the same"
+    ) as caught:
+        list(stream)
+    assert not isinstance(caught.value, ImageError)
+    batch = pickle.loads(pickle.dumps(decode[4]))  # noqa: S301  (as a worker does)
+    assert (batch.reasons, batch.good) == ({}, [])
+    assert isinstance(batch.failure, EDDPError)
+    assert not isinstance(batch.failure, ImageError)
+
+
+def test_want_of_memory_in_the_transform_is_told_in_one_sentence(tiny_images: Images) -> None:
+    source = open_folder(tiny_images())
+
+    def fails(image: Image.Image) -> torch.Tensor:
+        raise MemoryError
+
+    decode = Decode(source, fails, [[0]])
+    with pytest.raises(EDDPError, match=r"not enough memory for the image 'cat/000\.png'\. What is .*--batch-size"):
+        next(decoded(decode, workers=0))
+    assert "not enough memory" in str(decode[0].failure)
+
+
+def test_want_of_memory_for_a_batch_is_told_by_a_worker(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stack(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("extract.decode.torch.stack", stack)
+    decode = Decode(open_folder(tiny_images()), Scaled(), [[0, 1]])
+    assert "not enough memory for the image 'cat/000.png'" in str(decode[0].failure)
+
+
+def test_sentences_show_a_name_in_one_line(tiny_images: Images) -> None:
+    root = tiny_images(2)
+    for file in sorted((root / "cat").iterdir()):
+        file.rename(file.with_name(f"two\nlines {file.name}"))
+    source = open_folder(root)
+    Image.new("RGB", (9, 7)).save(source.path(1))
+
+    def fails(image: Image.Image) -> torch.Tensor:
+        raise RuntimeError("first\nsecond")
+
+    for transform in (fails, Unresized()):
+        with pytest.raises(UsageError, match=r"two\\nlines") as caught:
+            next(decoded(Decode(source, transform, [[0, 1]]), workers=0))
+        assert "\n" not in str(caught.value)
 
 
 def test_the_window_is_bounded(tiny_images: Images) -> None:

@@ -34,7 +34,6 @@ def test_pages_are_fetched_once_and_handed_back() -> None:
     with memory_used_again():
         faults(1)
         again = faults(10)
-        assert resident() - before > SIZE / 2
     assert again < usual / 5
     assert resident() - before < SIZE / 2
     assert faults(10) > again  # as it was

@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -68,6 +69,41 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 9, dtype=np.uint16)[None]
     rgb = np.asarray(to_rgb(Image.fromarray(ramp)))[0, :, 0]
     np.testing.assert_allclose(rgb, ramp[0] / 257, atol=1)
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B", "F"])
+@pytest.mark.parametrize("most", [200, 65535, 70_000])
+def test_bands_of_wide_grey_make_no_difference(monkeypatch: pytest.MonkeyPatch, mode: str, most: int) -> None:
+    g = np.random.default_rng(0)
+    values = g.integers(0, 65536 if "16" in mode else 2**17, (37, 11)) % (most + 1)
+    if mode == "F":
+        image = Image.fromarray((values + g.random(values.shape)).astype(np.float32))
+        image.putpixel((3, 30), float("nan"))
+    elif mode == "I":
+        image = Image.fromarray(values.astype(np.int32))
+    else:
+        kind = ">u2" if mode == "I;16B" else "<u2"
+        image = Image.frombytes(mode, (11, 37), values.astype(kind).tobytes())
+    grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    if grey.max() > 255:
+        grey = grey * (255 / 65535)
+    wanted = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    for band in (1, 25, 2**20):
+        monkeypatch.setattr(vision, "_BAND", band)
+        rgb = np.asarray(to_rgb(image))
+        assert all(np.array_equal(rgb[..., channel], wanted) for channel in range(3))
+
+
+def test_wide_grey_takes_a_few_bytes_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vision, "_BAND", 2**14)
+    image = Image.fromarray(np.full((1000, 1000), 300, np.uint16))
+    tracemalloc.start()
+    try:
+        to_rgb(image)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000  # of NumPy; the result itself is Pillow's
 
 
 def test_palette_with_transparency_gives_no_warning() -> None:

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +16,7 @@ from PIL import Image
 
 from extract.images import open_source
 from extract.webdataset import WebDatasetSource, open_webdataset
-from stores.errors import DatasetError, ImageError, MissingPathError, NoImagesError, UsageError
+from stores.errors import DatasetError, EDDPError, ImageError, MissingPathError, NoImagesError, UsageError
 
 Members = Iterable[tuple[str, bytes | tarfile.TarInfo]]
 
@@ -403,17 +405,30 @@ def test_images_that_are_none(tmp_path: Path) -> None:
     path = tar(tmp_path / "s.tar", [("a.png", b""), ("b.png", b"text"), ("c.png", png(1)[:45]), ("d.png", png(2))])
     source = open_source(path)
     for i, wanted in enumerate(["a.png' is no image file", "b.png' is no image file", "c.png' cannot be decoded"]):
-        with pytest.raises(ImageError, match=f"^'{tmp_path}/s.tar/{wanted}"):
+        with pytest.raises(ImageError, match=f"^'s.tar/{wanted}"):
             source.image(i)
     assert source.image(3).size == (4, 3)
     os.truncate(path, 100)
     with pytest.raises(
-        ImageError, match=r"s\.tar/d\.png' cannot be read: '.*s\.tar' ends \d+ bytes too early; has it changed"
-    ):
+        EDDPError, match=r"s\.tar/d\.png' cannot be read: '.*s\.tar' ends \d+ bytes too early; has it changed"
+    ) as caught:
         source.image(3)
+    assert not isinstance(caught.value, ImageError)  # nothing to skip: all images that follow would be
     path.unlink()
-    with pytest.raises(ImageError, match=r"s\.tar/d\.png' cannot be read: No such file"):
+    with pytest.raises(EDDPError, match=r"s\.tar/d\.png' in '.*s\.tar' cannot be read: No such file") as caught:
         source.image(3)
+    assert not isinstance(caught.value, ImageError)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes of that kind")
+def test_a_pipe_that_is_called_like_a_shard_is_not_waited_for(tmp_path: Path) -> None:
+    shards(tmp_path)
+    os.mkfifo(tmp_path / "pipe.tar")
+    code = "import sys; from extract.images import open_source; open_source(sys.argv[1])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert f"DatasetError: '{tmp_path}/pipe.tar' cannot be read: it is no regular file." in ended.stderr
 
 
 def test_a_bomb_in_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -7,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from tiny import contents, open_writer, write_store
+from tiny import contents, fill, open_writer, write_store
 
-from stores.activations import ActivationStore, read_attributes
+import stores.activations
+from stores.activations import ActivationStore, StoreBase, read_attributes
 from stores.derived import write_derived
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UnknownNameError, UnsealedStoreError
+from stores.files import json_bytes
 from stores.layers import LayerSpec
+from stores.ledger import Record, digest
 from stores.readers import LayerReader
+from stores.seal import seal_document
 from stores.sketch import quantile_sketch
 from stores.statistics import statistics
 
@@ -29,6 +34,19 @@ def edit(path: Path, change: Callable[[dict], None]) -> None:
     document = json.loads((path / "zarr.json").read_bytes())
     change(document["attributes"]["eddp"])
     (path / "zarr.json").write_text(json.dumps(document))
+
+
+def reseal(path: Path) -> None:
+    """Make a store's seal say what its files say: nobody but the plan can tell that they were changed."""
+    document = json.loads((path / "zarr.json").read_bytes())
+    sealed = document["attributes"]["eddp"].pop("sealed")
+    files = sorted((path / "ledger").glob("*/zarr.json"))
+    records = {k: Record(**json.loads(file.read_bytes())["attributes"]) for k, file in enumerate(files)}
+    metadata = {
+        name: stores.activations.checksum((path / name / "zarr.json").read_bytes()) for name in sealed["metadata"]
+    }
+    document = seal_document(document, {"ledger": digest(records), "metadata": metadata})
+    (path / "zarr.json").write_bytes(json_bytes(document))
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
@@ -140,7 +158,7 @@ def test_the_head(tiny_store: Make) -> None:
 def test_a_damaged_head_is_refused(tiny_store: Make, harm: str) -> None:
     path = tiny_store({"a": noise(4)}, heads={"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))})
     store = ActivationStore.open(path)
-    chunk = path / "layers/a/head_weight/c/0/0"
+    chunk = path / "layers/a/head_weight/c.0.0"
     if harm == "flip":
         chunk.write_bytes(b"\x01" + chunk.read_bytes()[1:])
     elif harm == "truncate":
@@ -250,7 +268,7 @@ def test_a_ledger_changed_after_sealing(tiny_store: Make, change: str) -> None:
         shutil.rmtree(record.parent)
         wanted = "sealed with 2 chunks, but its ledger now holds 1"
     else:
-        record.write_text(record.read_text().replace('"first": 4', '"first": 5'))
+        record.write_text(record.read_text().replace('"a": 0', '"a": 1'))  # not finite
         wanted = "ledger .* was changed after"
     with pytest.raises(CorruptStoreError, match=wanted):
         ActivationStore.open(path)
@@ -340,3 +358,162 @@ def test_chosen_rows_equal_the_whole_column(tiny_store: Callable[..., Path]) -> 
     for name in ("logits", "labels", "names"):
         np.testing.assert_array_equal(store.rows(name, wanted), store.column(name)[wanted])
     assert store.rows("logits", np.array([], np.int64)).shape == (0, store.attributes["n_classes"])
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../victim", "..", ".", "", "a/b", "a\\b", "a\0", "zarr.json", "b", 3, "x" * 300]
+)
+@pytest.mark.parametrize("both", [False, True])
+def test_a_layer_lies_nowhere_but_in_its_store(tiny_store: Make, name: object, both: bool) -> None:
+    """Neither by its key in the plan nor by what its entry calls it."""
+    path = tiny_store({"a": noise(4)})
+    if both and name == "b":
+        return
+
+    def rename(plan: dict) -> None:
+        plan["layers"]["a"]["name"] = name
+        if both:
+            plan["layers"][str(name)] = plan["layers"].pop("a")
+
+    edit(path, rename)
+    with pytest.raises(CorruptStoreError, match="layer"):
+        StoreBase(path, json.loads((path / "zarr.json").read_bytes())["attributes"]["eddp"])
+    with pytest.raises(CorruptStoreError, match="layer"):
+        ActivationStore.open(path)
+
+
+def shaped(shape: list[int], rows: int = 4) -> Callable[[dict], None]:
+    def change(document: dict) -> None:
+        document["shape"] = shape
+        document["chunk_grid"]["configuration"]["chunk_shape"] = [rows, *shape[1:]]
+
+    return change
+
+
+SWAPPED = {
+    "shape": ("layers/a/activations", shaped([6, 2, 3]), "its shape is (6, 2, 3) instead of (6, 3, 2)"),
+    "images": ("layers/a/activations", shaped([7, 3, 2]), "its shape is (7, 3, 2) instead of (6, 3, 2)"),
+    "rows": ("layers/a/activations", shaped([6, 3, 2], 2), "its chunks are (2, 3, 2) instead of (4, 3, 2)"),
+    "dtype": ("layers/a/activations", lambda d: d.update(data_type="int32", fill_value=0), "int32 instead of float32"),
+    "fill": ("layers/a/activations", lambda d: d.update(fill_value=0.0), "its fill value is 0.0 instead of nan"),
+    "fill of labels": ("images/labels", lambda d: d.update(fill_value=0), "its fill value is 0 instead of -1"),
+    "endian": ("images/logits", lambda d: d["codecs"][0]["configuration"].update(endian="big"), "little-endian"),
+    "gzip": ("images/names", lambda d: d["codecs"].append({"name": "gzip", "configuration": {"level": 1}}), "codecs"),
+    "zstd": (
+        "layers/a/activations",
+        lambda d: d["codecs"].append({"name": "zstd", "configuration": {"level": 1, "checksum": False}}),
+        "its codecs are bytes, zstd instead of bytes",
+    ),
+    "head": ("layers/a/head_weight", lambda d: d.update(shape=[2, 3]), "its shape is (2, 3) instead of (3, 2)"),
+    "keys": ("images/valid", lambda d: d["chunk_key_encoding"].update(name="v2"), "chunk keys are v2"),
+}
+
+
+@pytest.mark.parametrize("what", SWAPPED)
+def test_arrays_that_are_not_what_the_plan_says_are_refused(tiny_store: Make, what: str) -> None:
+    where, change, wanted = SWAPPED[what]
+    head = (np.ones((3, 2), np.float32), np.zeros(3, np.float32))
+    path = tiny_store({"a": noise(6)}, heads={"a": head})
+    file = path / where / "zarr.json"
+    document = json.loads(file.read_bytes())
+    change(document)
+    file.write_text(json.dumps(document))
+    reseal(path)
+    with pytest.raises(CorruptStoreError) as caught:
+        ActivationStore.open(path).affine_head("a")
+    assert wanted in str(caught.value)
+    assert any(wanted in problem for problem in ActivationStore.examine(path).verify())
+
+
+def test_verify_lists_everything(tiny_store: Make) -> None:
+    """Also of a store that does not open, and more than its first problems."""
+    path = tiny_store({"a": noise(40)}, heads={"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))})
+    folder = path / "layers/a/activations"
+    for k in range(6):
+        (folder / f"c.{k}.0.0").unlink()
+    (folder / "c.6.0.0").write_bytes(b"short")
+    data = (folder / "c.7.0.0").read_bytes()
+    (folder / "c.7.0.0").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (path / "ledger/00000008/zarr.json").unlink()
+    (path / "ledger/00000009/zarr.json").write_text("{")
+    (path / "images/zarr.json").unlink()
+    (path / "images/valid/zarr.json").write_text("{}")
+    shutil.rmtree(path / "layers/a/head_bias")
+    with pytest.raises(CorruptStoreError):
+        ActivationStore.open(path)
+    problems = ActivationStore.examine(path).verify()
+    for k in range(6):
+        assert f"chunk {k} of layers/a/activations: No such file or directory" in problems
+    assert "chunk 6 of layers/a/activations: 5 bytes instead of 96" in problems
+    assert "chunk 7 of layers/a/activations: its bytes do not match the ledger's checksum" in problems
+    assert "ledger: the record of chunk 8 is missing" in problems
+    assert any(p.startswith("ledger/00000009/zarr.json: ") for p in problems)
+    assert "images/zarr.json: missing, or changed since the store was sealed" in problems
+    assert any(p.startswith("images/valid/zarr.json: ") and "not checked" in p for p in problems)
+    assert any("head_bias" in p for p in problems)
+
+
+def test_verify_misses_the_truth_of_a_synthetic_store(tiny_store: Make) -> None:
+    path = tiny_store({"a": noise(4)}, provenance={"model": "synthetic"})
+    assert ActivationStore.open(path).verify() == ["truth: missing, although the store is a synthetic one"]
+    write_derived(path / "truth", {"signals": np.eye(3)}, {})
+    assert ActivationStore.open(path).verify() == []
+
+
+def test_dask_after_the_store_was_replaced(tiny_store: Make) -> None:
+    x = noise(8, 4, 6)
+    path = tiny_store({"a": x})
+    old = ActivationStore.open(path).dask()
+    assert np.array_equal(old.compute(scheduler="synchronous"), x)
+    y = (x + 0.5).reshape(8, 6, 4)
+    write_store(path, {"a": y}, overwrite=True)
+    assert np.array_equal(ActivationStore.open(path).dask().compute(scheduler="synchronous"), y)
+    with pytest.raises(CorruptStoreError, match="was replaced after it was opened"):
+        old.compute(scheduler="synchronous")
+    shutil.rmtree(path)
+    with pytest.raises(CorruptStoreError, match="cannot be read any more"):
+        old.compute(scheduler="synchronous")
+
+
+def test_dask_from_another_folder(tiny_store: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = noise(4)
+    tiny_store({"a": x}, name="s.zarr")
+    monkeypatch.chdir(tmp_path)
+    lazy = ActivationStore.open("s.zarr").dask()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert np.array_equal(lazy.compute(scheduler="synchronous"), x)
+
+
+def test_an_unfinished_store_of_very_many_chunks(tmp_path: Path) -> None:
+    """What is missing is said without counting it one by one."""
+    writer = open_writer(tmp_path / "s", {"a": noise(9)})
+    fill(writer, {"a": noise(9)}, chunks=[1])
+    writer.close()
+    edit(tmp_path / "s", lambda plan: plan.update(n_images=4 * 10**8))
+    with pytest.raises(UnsealedStoreError, match="1 of 100000000 chunks are committed, 0, 2-99999999 are missing"):
+        ActivationStore.open(tmp_path / "s")
+    edit(tmp_path / "s", lambda plan: plan.update(n_images=10**12))
+    with pytest.raises(CorruptStoreError, match="more than 100000000 chunks"):
+        ActivationStore.open(tmp_path / "s")
+
+
+def test_records_of_chunks_that_there_are_not(tiny_store: Make) -> None:
+    path = tiny_store({"a": noise(8)})
+    shutil.copytree(path / "ledger/00000001", path / "ledger/00000002")
+    file = path / "ledger/00000002/zarr.json"
+    document = json.loads(file.read_bytes())
+    document["attributes"].update(chunk=2, first=8)
+    file.write_bytes(json_bytes(document))
+    with pytest.raises(CorruptStoreError, match=r"00000002 \(the store has 2 chunks only\)"):
+        ActivationStore.open(path)
+    assert ActivationStore.examine(path).verify() == ["ledger/00000002/zarr.json: the store has 2 chunks only"]
+
+
+def test_a_pipe_in_a_stores_place_is_not_waited_for(tiny_store: Make) -> None:
+    for k, name in enumerate(("ledger/00000000", "layers/a/activations", "images")):
+        path = tiny_store({"a": noise(4)}, name=str(k))
+        (path / name / "zarr.json").unlink()
+        os.mkfifo(path / name / "zarr.json")
+        with pytest.raises(CorruptStoreError):
+            ActivationStore.open(path)

@@ -95,7 +95,7 @@ class Stores(RuleBasedStateMachine):
         """At any of the steps: some are in the background, and the rename of the record is what counts."""
         writer = data.draw(st.sampled_from(self.writers))
         k = data.draw(st.sampled_from(list(writer.span))) if len(writer.span) else None
-        if k is None:
+        if k is None or self.sealed:
             return
         steps = 0
         real = {name: getattr(files, name) for name in ("write_bytes", "rename", "sync_folder")}
@@ -129,9 +129,10 @@ class Stores(RuleBasedStateMachine):
             except Killed:
                 writer.close()
                 self.writers.remove(writer)
-        after = set(writer.ledger.records())
-        assert after ^ before <= {k}
-        self.committed |= after & {k}
+        after = writer.ledger.records()
+        assert set(after) ^ before <= {k}
+        if k in after and writer.is_there(after[k]):
+            self.committed.add(k)
 
     @precondition(lambda self: self.writers)
     @rule(data=st.data())

@@ -263,3 +263,67 @@ def test_a_cache_that_cannot_be_kept_is_no_error(tmp_path: Path, caplog: pytest.
     with caplog.at_level("INFO"):
         keep_cache(tmp_path / "g", {}, {}, {})
     assert "g' is not kept with the store" in caplog.text
+
+
+def listing(folder: Path, path: str, entry: list[int]) -> None:
+    """Make a group list one more file, consistently."""
+    document = json.loads((folder / "zarr.json").read_bytes())
+    attributes = document["attributes"]["eddp"]
+    attributes["files"][path] = entry
+    del attributes["crc32c"]
+    attributes["crc32c"] = stores.derived.checksum(memoryview(stores.derived.json_bytes(document)))
+    (folder / "zarr.json").write_bytes(stores.derived.json_bytes(document))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dev/zero",
+        "../victim",
+        "x/../../victim",
+        "./x/zarr.json",
+        "x//zarr.json",
+        "",
+        ".",
+        "x\\y",
+        "x\0",
+        "link",
+        "pipe",
+    ],
+)
+def test_no_file_but_the_groups_own_is_read(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "g"
+    write_derived(folder, {"x": np.arange(3)}, {})
+    (tmp_path / "victim").write_bytes(b"secret")
+    (folder / "link").symlink_to(tmp_path / "victim")
+    os.mkfifo(folder / "pipe")
+    listing(folder, path, [stores.derived.checksum(b"secret"), 0 if path in ("/dev/zero", "pipe") else 6])
+    real = Path.open
+
+    def opened(self: Path, *args: Any, **options: Any) -> Any:
+        assert self.resolve().is_relative_to(folder.resolve())
+        assert self.name != "pipe"
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert len(check_derived(folder)) == 1
+    with pytest.raises(CorruptStoreError):
+        read_derived(folder)
+    assert read_cache(folder, {}) is None
+
+
+def test_a_link_within_a_group_is_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "g"
+    write_derived(folder, {"x": np.arange(3)}, {})
+    (folder / "x/c/0").rename(folder / "elsewhere")
+    (folder / "x/c/0").symlink_to(folder / "elsewhere")
+    assert check_derived(folder) == []
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"attributes": {"eddp": {"files": {"x": [1e400, 2]}}}}'])
+def test_documents_that_no_reader_bears(tmp_path: Path, text: str) -> None:
+    write_derived(tmp_path / "g", {"x": np.arange(3)}, {})
+    (tmp_path / "g/zarr.json").write_text(text)
+    assert not is_unchecked(tmp_path / "g")
+    assert len(check_derived(tmp_path / "g")) == 1
+    assert read_cache(tmp_path / "g", {}) is None

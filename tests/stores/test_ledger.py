@@ -5,7 +5,7 @@ import pytest
 import zarr
 
 from stores.errors import CorruptStoreError
-from stores.ledger import Ledger, Record, digest, in_words, ranges
+from stores.ledger import Ledger, Record, digest, gaps, in_words, ranges
 
 
 def record(chunk: int, **changes: object) -> Record:
@@ -70,6 +70,25 @@ def test_a_record_that_is_none_of_its_chunk(tmp_path: Path, change: dict) -> Non
         ledger.records()
 
 
+@pytest.mark.parametrize("name", ["1", "0000001", "0000_001", "00000001x"])
+def test_a_record_in_a_folder_of_another_name(tmp_path: Path, name: str) -> None:
+    Ledger(tmp_path).commit(record(1))
+    (tmp_path / "00000001").rename(tmp_path / name)
+    with pytest.raises(CorruptStoreError, match="another chunk's"):
+        Ledger(tmp_path).records()
+
+
+def test_sound_records_are_found_among_others(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, lambda found: "not ours" if found.chunk == 2 else None)
+    for k in range(4):
+        ledger.commit(record(k))
+    ledger.path(1).write_text("[" * 100_000)
+    found, bad = ledger.examine()
+    assert list(found) == [0, 3]
+    assert bad["00000002"] == "not ours"
+    assert list(bad) == ["00000001", "00000002"]
+
+
 def test_a_half_written_record_is_no_record(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.commit(record(0))
@@ -84,3 +103,11 @@ def test_ranges_of_numbers() -> None:
     assert ranges([0, 1, 2, 7, 9, 10]) == [[0, 2], [7, 7], [9, 10]]
     assert in_words([0, 1, 2, 7, 9, 10]) == "0-2, 7, 9-10"
     assert in_words(list(range(0, 20, 2)), 3) == "0, 2, 4 and 7 more ranges"
+
+
+def test_gaps_between_numbers() -> None:
+    assert gaps([], 0) == []
+    assert gaps([], 3) == [[0, 2]]
+    assert gaps([0, 1, 4], 6) == [[2, 3], [5, 5]]
+    assert gaps([0, 1, 2], 3) == []
+    assert gaps([5], 10**12) == [[0, 4], [6, 10**12 - 1]]

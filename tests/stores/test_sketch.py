@@ -227,3 +227,32 @@ def test_progress_ends_at_the_number_of_chunks(tiny_store: Make) -> None:
     path = tiny_store({"a": np.ones((9, 2, 3), np.float32)})
     quantile_sketch(LayerReader(path), progress=lambda *call: calls.append(call))
     assert calls[-1] == ("sketch", 3, 3)
+
+
+HARMED = {
+    "lacking": lambda a: a.pop("zeros"),
+    "channels": lambda a: a.update({k: v[:1] for k, v in a.items() if k != "bins"}),
+    "shape": lambda a: a.update(minimum=a["minimum"][:1]),
+    "kind": lambda a: a.update(maximum=a["maximum"].astype(np.float64)),
+    "bins": lambda a: a.update(bins=a["bins"] + BINS),
+    "negative": lambda a: a.update(counts=-a["counts"]),
+    "axes": lambda a: a.update(bins=a["bins"].reshape(1, -1)),
+}
+
+
+@pytest.mark.parametrize("what", HARMED)
+def test_a_kept_sketch_that_is_none_is_made_anew(tiny_store: Make, what: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Sound to the byte, and of this very store, but made by who knows whom."""
+    path = tiny_store({"a": np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)})
+    reader = LayerReader(path)
+    wanted = quantile_sketch(reader).to_arrays()
+    arrays = dict(wanted)
+    HARMED[what](arrays)
+    key = {"store": reader.store.fingerprint, "layer": "a", "prefix": 2, "version": 1}
+    stores.sketch.keep_cache(path / "layers/a/sketch", key, arrays, {"images": 5})
+    found = quantile_sketch(reader).to_arrays()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert "computed anew" in caplog.text
+    caplog.clear()
+    quantile_sketch(reader)
+    assert not caplog.text

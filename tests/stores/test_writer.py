@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import logging
 import os
@@ -6,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tiny import contents, fill, names_for, open_writer, write_store
 
+from stores import files
 from stores.activations import ActivationStore
 from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError
 from stores.extremes import extremes
 from stores.layers import LayerSpec
+from stores.ledger import MARK_BYTES
 from stores.plan import default_chunk_images
 from stores.writer import StoreWriter
 
@@ -315,17 +319,69 @@ def test_a_full_disk_loses_nothing_committed(tmp_path: Path, monkeypatch: pytest
     assert contents(path) == contents(tmp_path / "whole")
 
 
-def test_a_full_disk_while_laying_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import zarr
+@pytest.mark.parametrize("after", [0, 1, 5, 8])
+def test_a_full_disk_while_laying_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    write, calls = files.write_bytes, itertools.count()
 
-    def full(**_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(handle: int, data: files.Data) -> None:
+        if next(calls) >= after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(handle, data)
 
-    monkeypatch.setattr(zarr, "create_array", full)
-    with pytest.raises(StoreError, match=r"No store can be made at '.*s': No space left on device"):
+    monkeypatch.setattr(files, "write_bytes", full)
+    with pytest.raises(StoreError, match=r"could not be written: No space left on device"):
         open_writer(tmp_path / "s", X)
     monkeypatch.undo()
     finish(tmp_path / "s")
+    write_store(tmp_path / "whole", X)
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+def test_what_was_laid_out_and_has_changed_is_mended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"heads": {"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))}}
+    whole = contents(write_store(tmp_path / "whole", X, **options))
+    laid_out = [
+        name for name in whole if name.startswith(("images", "layers")) and ("zarr.json" in name or "head" in name)
+    ]
+    assert len(laid_out) == 12
+    for number, name in enumerate(laid_out):
+        path = tmp_path / f"{number}"
+        writer = open_writer(path, X, **options)
+        fill(writer, X, chunks=[1])
+        writer.close()
+        if number % 2:
+            (path / name).unlink()
+        else:
+            (path / name).write_bytes(whole[name][:-1] + b"!")
+        writer = open_writer(path, X, **options)
+        assert "are mended: " + name in caplog.text
+        fill(writer, X)
+        (path / name).write_bytes(whole[name] + b" ")  # and changed once more, while it is written
+        with pytest.raises(CorruptStoreError, match="was changed while the store was written. Run the same"):
+            writer.seal()
+        writer.close()
+        finish(path, **options)
+        assert contents(path) == whole
+
+
+def test_a_head_that_is_gone_and_would_now_be_another_is_refused(tmp_path: Path) -> None:
+    open_writer(tmp_path / "s", X, heads={"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))}).close()
+    (tmp_path / "s/layers/a/head_bias/c.0").unlink()
+    with pytest.raises(CorruptStoreError, match=r"head_bias.*is gone or was changed since the store was laid out"):
+        open_writer(tmp_path / "s", X, heads={"a": (np.ones((3, 2), np.float32), np.full(3, 1e-7, np.float32))})
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, -1])
+def test_a_lock_file_that_was_half_written_is_completed(tmp_path: Path, length: int) -> None:
+    whole = contents(write_store(tmp_path / "whole", X))
+    (tmp_path / "s" / "ledger").mkdir(parents=True)
+    (tmp_path / "s/ledger/zarr.json").write_bytes(MARK_BYTES[:length])
+    finish(tmp_path / "s")
+    assert contents(tmp_path / "s") == whole
+    (tmp_path / "other" / "ledger").mkdir(parents=True)
+    (tmp_path / "other/ledger/zarr.json").write_text('{"mine": 1}')
+    with pytest.raises(StoreExistsError, match="holds other things"):
+        finish(tmp_path / "other")
 
 
 @pytest.mark.parametrize("harm", ["record", "missing", "short"])
@@ -396,6 +452,46 @@ def test_a_commit_that_does_not_fit_is_no_commit(tmp_path: Path, changes: dict) 
     with pytest.raises(ValueError):
         commit(writer, **changes)
     assert writer.missing() == [0, 1, 2]
+    commit(writer)
+    with pytest.raises(ValueError):
+        commit(writer, **changes)
+    assert writer.missing() == [1, 2]  # the good one is still there
+    writer.close()
+
+
+def test_commits_that_are_nobodys_to_make(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "s", X, shard=(1, 2))
+    with pytest.raises(ValueError, match="chunk 0 is not among this writer's: 1-2"):
+        commit(writer)
+    writer.close()
+    finish(tmp_path / "s")
+    writer = open_writer(tmp_path / "s", X)
+    with pytest.raises(StoreError, match="is sealed: nothing is written to it any more"):
+        commit(writer)
+    writer.close()
+    assert ActivationStore.open(tmp_path / "s").verify() == []
+
+
+def test_two_threads_do_not_commit_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = open_writer(tmp_path / "s", X)
+    inside, go_on = threading.Event(), threading.Event()
+    real = files.Together.publish
+
+    def waits(self: files.Together) -> None:
+        if threading.current_thread().name == "first":
+            inside.set()
+            go_on.wait(10)
+        real(self)
+
+    monkeypatch.setattr(files.Together, "publish", waits)
+    first = threading.Thread(target=commit, args=(writer,), name="first")
+    first.start()
+    inside.wait(10)
+    with pytest.raises(ValueError, match="chunk 0 is being committed by another thread"):
+        commit(writer)
+    go_on.set()
+    first.join()
+    assert writer.missing() == [1, 2]
     writer.close()
 
 
