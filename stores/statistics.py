@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +34,26 @@ def statistics(
     """
     folder = reader.store.path / "layers" / reader.spec.name / "statistics"
     key = {"store": reader.store.fingerprint, "layer": reader.spec.name, "prefix": reader.positions, "version": 1}
-    if cache and (kept := read_cache(folder, key)) is not None:
-        arrays, attributes = kept
-        return Statistics(arrays["mean"], arrays["covariance"], int(attributes["count"]))
+    if cache and (kept := read_cache(folder, key)) is not None and (found := _sound(*kept, reader.channels)):
+        return found
     result = compute(reader, device=device, progress=progress)
     if cache:
         keep_cache(folder, key, {"mean": result.mean, "covariance": result.covariance}, {"count": result.count})
     return result
+
+
+def _sound(arrays: dict[str, np.ndarray], attributes: dict[str, Any], channels: int) -> Statistics | None:
+    """What was kept, or None where it is whole but makes no sense: then it is another's, and computed anew."""
+    mean, covariance, count = arrays.get("mean"), arrays.get("covariance"), attributes.get("count")
+    if mean is None or covariance is None or not isinstance(count, int) or count < 1:
+        return None
+    if (
+        mean.shape != (channels,)
+        or covariance.shape != (channels, channels)
+        or {mean.dtype, covariance.dtype} != {np.dtype("f8")}
+    ):
+        return None
+    return Statistics(mean, covariance, count)
 
 
 def compute(reader: LayerReader, *, device: str = "cpu", progress: Progress = silent) -> Statistics:

@@ -189,3 +189,17 @@ def test_progress_ends_at_the_number_of_images(tiny_store: Make) -> None:
     path = tiny_store({"a": np.ones((9, 2, 3), np.float32)}, valid=np.arange(9) > 0)
     compute(LayerReader(path), progress=lambda *call: calls.append(call))
     assert calls[-1] == ("statistics", 8, 8)
+
+
+@pytest.mark.parametrize("arrays", [{}, {"mean": np.zeros(2)}, {"mean": np.zeros(3), "covariance": np.eye(3)}])
+def test_a_cache_that_is_whole_but_makes_no_sense_is_computed_anew(
+    tiny_store: Callable[..., Path], arrays: dict
+) -> None:
+    path = tiny_store({"a": np.random.default_rng(0).normal(size=(5, 3, 2)).astype(np.float32)})
+    wanted = statistics(LayerReader(path), cache=False)
+    folder = path / "layers/a/statistics"
+    statistics(LayerReader(path))
+    found = read_derived(folder)
+    assert found is not None
+    write_derived(folder, arrays, found[1])
+    assert np.array_equal(statistics(LayerReader(path)).covariance, wanted.covariance)
