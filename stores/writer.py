@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,49 @@ class StoreWriter(StoreBase):
         Raises ValueError, and changes nothing, for a chunk that is not this writer's, that another thread is just committing,
         or whose arrays do not fit the store; StoreError when it is sealed or the disk refuses.
         """
+        with self._alone_with(chunk):
+            valid = np.asarray(valid, bool)
+            encoded = np.zeros((len(names), self._name_bytes), np.uint8)
+            for row, name in zip(encoded, names, strict=True):
+                data = name.encode("utf-8", "surrogateescape")
+                row[: len(data)] = np.frombuffer(data, np.uint8)
+            blocks: dict[str, np.ndarray] = {
+                "images/names": encoded,
+                "images/labels": np.asarray(labels, np.int64),
+                "images/valid": np.asarray(valid, np.uint8),
+                "images/logits": np.asarray(logits, np.float32),
+            }
+            for layer, x in activations.items():
+                blocks[f"layers/{layer}/activations"] = x
+            for layer, index in (positions or {}).items():
+                blocks[f"layers/{layer}/positions"] = np.asarray(index, np.int32)
+            if set(blocks) != set(self.image_arrays()):
+                raise ValueError(f"a commit needs {sorted(self.image_arrays())}, got {sorted(blocks)}")
+            largest = sorted(
+                blocks, key=lambda path: -blocks[path].nbytes
+            )  # its sync takes longest, so it begins first
+            with Together(self._syncing) as files:
+                entries = {path: self.array(path).write(chunk, blocks[path], files) for path in largest}
+                found = {layer: extremes(x if valid.all() else x[valid]) for layer, x in activations.items()}
+                self.ledger.forget(
+                    chunk
+                )  # of a chunk that was lost: its record must not vouch for what takes its place
+                files.publish()
+            self.ledger.commit(
+                Record(
+                    chunk=chunk,
+                    first=chunk * self.chunk_images,
+                    rows=len(names),
+                    arrays={path: entries[path] for path in blocks},
+                    max_abs={layer: peak for layer, (peak, _) in found.items()},
+                    nonfinite={layer: count for layer, (_, count) in found.items()},
+                    skipped=list(skipped or []),
+                )
+            )
+
+    @contextmanager
+    def _alone_with(self, chunk: int) -> Iterator[None]:
+        """Hold a chunk that is this writer's against its other threads."""
         if chunk not in self.span:
             raise ValueError(f"chunk {chunk} is not among this writer's: {in_words(list(self.span))}")
         if self._is_sealed_now():
@@ -168,55 +212,9 @@ class StoreWriter(StoreBase):
                 raise ValueError(f"chunk {chunk} is being committed by another thread")
             self._busy.add(chunk)
         try:
-            self._commit(chunk, names, labels, valid, logits, activations, positions or {}, skipped or [])
+            yield
         finally:
             self._busy.discard(chunk)
-
-    def _commit(
-        self,
-        chunk: int,
-        names: Sequence[str],
-        labels: np.ndarray,
-        valid: np.ndarray,
-        logits: np.ndarray,
-        activations: dict[str, np.ndarray],
-        positions: dict[str, np.ndarray],
-        skipped: list[dict[str, Any]],
-    ) -> None:
-        valid = np.asarray(valid, bool)
-        encoded = np.zeros((len(names), self._name_bytes), np.uint8)
-        for row, name in zip(encoded, names, strict=True):
-            data = name.encode("utf-8", "surrogateescape")
-            row[: len(data)] = np.frombuffer(data, np.uint8)
-        blocks: dict[str, np.ndarray] = {
-            "images/names": encoded,
-            "images/labels": np.asarray(labels, np.int64),
-            "images/valid": np.asarray(valid, np.uint8),
-            "images/logits": np.asarray(logits, np.float32),
-        }
-        for layer, x in activations.items():
-            blocks[f"layers/{layer}/activations"] = x
-        for layer, index in positions.items():
-            blocks[f"layers/{layer}/positions"] = np.asarray(index, np.int32)
-        if set(blocks) != set(self.image_arrays()):
-            raise ValueError(f"a commit needs {sorted(self.image_arrays())}, got {sorted(blocks)}")
-        largest = sorted(blocks, key=lambda path: -blocks[path].nbytes)  # its sync takes longest, so it begins first
-        with Together(self._syncing) as files:
-            entries = {path: self.array(path).write(chunk, blocks[path], files) for path in largest}
-            found = {layer: extremes(x if valid.all() else x[valid]) for layer, x in activations.items()}
-            self.ledger.forget(chunk)  # of a chunk that was lost: its record must not vouch for what takes its place
-            files.publish()
-        self.ledger.commit(
-            Record(
-                chunk=chunk,
-                first=chunk * self.chunk_images,
-                rows=len(names),
-                arrays={path: entries[path] for path in blocks},
-                max_abs={layer: peak for layer, (peak, _) in found.items()},
-                nonfinite={layer: count for layer, (_, count) in found.items()},
-                skipped=list(skipped),
-            )
-        )
 
     def _is_sealed_now(self) -> bool:
         """Whether the store is sealed, perhaps by another writer since this one looked."""

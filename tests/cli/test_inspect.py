@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -379,3 +382,14 @@ def test_an_unfinished_store_of_very_many_chunks(run: Run, unfinished: Path) -> 
         document["attributes"]["eddp"]["n_images"] = n
         (unfinished / "zarr.json").write_text(json.dumps(document))
         assert run("eddp", "inspect", unfinished).code == code
+
+
+def test_a_terminal_that_lacks_the_bars(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s", {"a": np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)})
+    command = [sys.executable, "-m", "pipeline.main", "inspect", str(store), "--quiet"]
+    ended = subprocess.run(
+        command, capture_output=True, check=False, cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert b"?" in ended.stdout

@@ -8,19 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from tiny import contents, fill, open_writer, write_store
+from tiny import fill, open_writer, write_store
 
 import stores.activations
 from stores.activations import ActivationStore, StoreBase, read_attributes
-from stores.derived import write_derived
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UnknownNameError, UnsealedStoreError
 from stores.files import json_bytes
 from stores.layers import LayerSpec
 from stores.ledger import Record, digest
-from stores.readers import LayerReader
 from stores.seal import seal_document
-from stores.sketch import quantile_sketch
-from stores.statistics import statistics
 
 Make = Callable[..., Path]
 
@@ -252,14 +248,6 @@ def test_a_newer_format_is_told_as_such(tiny_store: Make) -> None:
         read_attributes(path)
 
 
-def test_chunks_of_another_store_are_found(tiny_store: Make) -> None:
-    one, two = (tiny_store({"a": noise(6, seed=seed)}, name=f"{seed}") for seed in (1, 2))
-    file = "layers/a/activations/c.0.0.0"
-    shutil.copy(one / file, two / file)
-    problems = ActivationStore.open(two).verify()
-    assert problems == ["chunk 0 of layers/a/activations: its bytes do not match the ledger's checksum"]
-
-
 @pytest.mark.parametrize("change", ["removed", "altered"])
 def test_a_ledger_changed_after_sealing(tiny_store: Make, change: str) -> None:
     path = tiny_store({"a": noise(6)})
@@ -280,67 +268,6 @@ def test_the_first_problems_are_listed_and_the_rest_counted(tiny_store: Make) ->
         file.write_bytes(b"short")
     with pytest.raises(CorruptStoreError, match=r"chunk 0 .* 5 bytes instead of 96; .*; and 2 more\. .*eddp verify"):
         ActivationStore.open(path)
-
-
-@pytest.mark.parametrize("compress", ["none", "zstd"])
-def test_every_flipped_byte_of_a_store_is_found(tmp_path: Path, compress: str) -> None:
-    """Whichever file, and also by opening alone where it is metadata; what is kept besides the ledger included."""
-    layers = {"a": noise(3, 1), "s": noise(3, 2)}
-    path = write_store(
-        tmp_path / "s", layers, chunk_images=2, n_classes=2, names=["a", "caf\udce9", "c"], compress=compress,
-        heads={"a": (np.ones((2, 2), np.float32), np.zeros(2, np.float32))}, valid=np.array([True, False, True]),
-        specs={"s": LayerSpec("s", (3, 3), 2, 0, 2)}, positions={"s": np.array([[0, 8], [1, 2], [3, 4]])},
-    )  # fmt: skip
-    for layer in layers:
-        statistics(LayerReader(path, layer))
-        quantile_sketch(LayerReader(path, layer))
-    write_derived(path / "truth", {"signals": np.eye(3)}, {})
-    assert ActivationStore.open(path).verify() == []
-    g = np.random.default_rng(0)
-    for name, data in sorted(contents(path).items()):
-        kept = "/statistics/" in name or "/sketch/" in name or name.startswith("truth/")
-        for i in g.choice(len(data), min(len(data), 10), replace=False):
-            flipped = data[i] ^ int(g.integers(1, 256))
-            (path / name).write_bytes(data[:i] + bytes([flipped]) + data[i + 1 :])
-            opened = True
-            try:
-                problems = ActivationStore.open(path).verify()
-            except (StoreError, MissingPathError) as error:
-                problems, opened = [str(error)], False
-            assert problems, (name, i, data[max(0, i - 20) : i + 20])
-            if name.endswith("zarr.json") and not kept:
-                assert not opened, (name, i)
-        (path / name).write_bytes(data)
-    assert ActivationStore.open(path).verify() == []
-
-
-def test_bytes_cut_off_or_added_are_found(tmp_path: Path) -> None:
-    path = write_store(tmp_path / "s", {"a": noise(3)}, chunk_images=2)
-    for name, data in sorted(contents(path).items()):
-        for harmed in (data[:-1], data + b"\n", b""):
-            (path / name).write_bytes(harmed)
-            with pytest.raises((StoreError, MissingPathError)):
-                ActivationStore.open(path)
-        (path / name).write_bytes(data)
-
-
-def test_verifying_says_how_far_it_is(tiny_store: Make) -> None:
-    calls: list[tuple] = []
-    path = tiny_store({"a": noise(20, 49, 1024)})
-    ActivationStore.open(path).verify(lambda *args: calls.append(args))
-    total = sum(f.stat().st_size for f in path.rglob("c.*")) >> 20
-    assert calls[-1] == ("verifying", total, total, "MiB")
-
-
-def test_a_damaged_cache_is_told_with_what_to_do(tiny_store: Make) -> None:
-    path = tiny_store({"a": noise(4)})
-    wanted = statistics(LayerReader(path))
-    file = next((path / "layers/a/statistics/mean").rglob("0"))
-    file.write_bytes(b"\1" + file.read_bytes()[1:])
-    (problem,) = ActivationStore.open(path).verify()
-    assert "does not match its checksum; it can be computed anew: delete the folder" in problem
-    assert np.array_equal(statistics(LayerReader(path)).mean, wanted.mean)
-    assert ActivationStore.open(path).verify() == []
 
 
 def test_dask_sees_every_chunk_as_it_is(tiny_store: Make) -> None:
@@ -423,41 +350,6 @@ def test_arrays_that_are_not_what_the_plan_says_are_refused(tiny_store: Make, wh
         ActivationStore.open(path).affine_head("a")
     assert wanted in str(caught.value)
     assert any(wanted in problem for problem in ActivationStore.examine(path).verify())
-
-
-def test_verify_lists_everything(tiny_store: Make) -> None:
-    """Also of a store that does not open, and more than its first problems."""
-    path = tiny_store({"a": noise(40)}, heads={"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))})
-    folder = path / "layers/a/activations"
-    for k in range(6):
-        (folder / f"c.{k}.0.0").unlink()
-    (folder / "c.6.0.0").write_bytes(b"short")
-    data = (folder / "c.7.0.0").read_bytes()
-    (folder / "c.7.0.0").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    (path / "ledger/00000008/zarr.json").unlink()
-    (path / "ledger/00000009/zarr.json").write_text("{")
-    (path / "images/zarr.json").unlink()
-    (path / "images/valid/zarr.json").write_text("{}")
-    shutil.rmtree(path / "layers/a/head_bias")
-    with pytest.raises(CorruptStoreError):
-        ActivationStore.open(path)
-    problems = ActivationStore.examine(path).verify()
-    for k in range(6):
-        assert f"chunk {k} of layers/a/activations: No such file or directory" in problems
-    assert "chunk 6 of layers/a/activations: 5 bytes instead of 96" in problems
-    assert "chunk 7 of layers/a/activations: its bytes do not match the ledger's checksum" in problems
-    assert "ledger: the record of chunk 8 is missing" in problems
-    assert any(p.startswith("ledger/00000009/zarr.json: ") for p in problems)
-    assert "images/zarr.json: missing, or changed since the store was sealed" in problems
-    assert any(p.startswith("images/valid/zarr.json: ") and "not checked" in p for p in problems)
-    assert any("head_bias" in p for p in problems)
-
-
-def test_verify_misses_the_truth_of_a_synthetic_store(tiny_store: Make) -> None:
-    path = tiny_store({"a": noise(4)}, provenance={"model": "synthetic"})
-    assert ActivationStore.open(path).verify() == ["truth: missing, although the store is a synthetic one"]
-    write_derived(path / "truth", {"signals": np.eye(3)}, {})
-    assert ActivationStore.open(path).verify() == []
 
 
 def test_dask_after_the_store_was_replaced(tiny_store: Make) -> None:

@@ -1,5 +1,8 @@
 """Random rows and shuffled batches: every row once, the right vector with the right number, well mixed."""
 
+import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +163,29 @@ def test_errors_ahead_are_raised_in_their_turn() -> None:
     assert [next(values), next(values)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(values)
+
+
+def test_where_the_system_has_no_mappings_left_rows_come_chunk_by_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, truth = make(tmp_path / "s")
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("stores.chunks.Mapping", refuses)
+    assert np.array_equal(reader.rows([5, 0]), truth[[5, 0]])
+    assert reader.mapping is None
+
+
+def test_what_is_read_while_the_process_ends_is_still_mapped(tmp_path: Path) -> None:
+    make(tmp_path / "s")
+    code = (
+        "import atexit, sys; kept = []; atexit.register(lambda: print(kept[0].sum()));"
+        "from stores.readers import LayerReader; kept.append(LayerReader(sys.argv[1]).whole)"
+    )
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s")], cwd=root, capture_output=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,152 @@
+"""Every changed, cut or lengthened file of a store is found, and all of them are listed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import contents, write_store
+
+import stores.activations
+from stores.activations import ActivationStore
+from stores.derived import write_derived
+from stores.errors import CorruptStoreError, MissingPathError, StoreError
+from stores.files import json_bytes
+from stores.layers import LayerSpec
+from stores.ledger import Record, digest
+from stores.readers import LayerReader
+from stores.seal import seal_document
+from stores.sketch import quantile_sketch
+from stores.statistics import statistics
+
+Make = Callable[..., Path]
+
+
+def noise(n: int, p: int = 3, c: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, p, c)).astype(np.float32)
+
+
+def edit(path: Path, change: Callable[[dict], None]) -> None:
+    """Change the eddp attributes of a store."""
+    document = json.loads((path / "zarr.json").read_bytes())
+    change(document["attributes"]["eddp"])
+    (path / "zarr.json").write_text(json.dumps(document))
+
+
+def reseal(path: Path) -> None:
+    """Make a store's seal say what its files say: nobody but the plan can tell that they were changed."""
+    document = json.loads((path / "zarr.json").read_bytes())
+    sealed = document["attributes"]["eddp"].pop("sealed")
+    files = sorted((path / "ledger").glob("*/zarr.json"))
+    records = {k: Record(**json.loads(file.read_bytes())["attributes"]) for k, file in enumerate(files)}
+    metadata = {
+        name: stores.activations.checksum((path / name / "zarr.json").read_bytes()) for name in sealed["metadata"]
+    }
+    document = seal_document(document, {"ledger": digest(records), "metadata": metadata})
+    (path / "zarr.json").write_bytes(json_bytes(document))
+
+
+def test_chunks_of_another_store_are_found(tiny_store: Make) -> None:
+    one, two = (tiny_store({"a": noise(6, seed=seed)}, name=f"{seed}") for seed in (1, 2))
+    file = "layers/a/activations/c.0.0.0"
+    shutil.copy(one / file, two / file)
+    problems = ActivationStore.open(two).verify()
+    assert problems == ["chunk 0 of layers/a/activations: its bytes do not match the ledger's checksum"]
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_every_flipped_byte_of_a_store_is_found(tmp_path: Path, compress: str) -> None:
+    """Whichever file, and also by opening alone where it is metadata; what is kept besides the ledger included."""
+    layers = {"a": noise(3, 1), "s": noise(3, 2)}
+    path = write_store(
+        tmp_path / "s", layers, chunk_images=2, n_classes=2, names=["a", "caf\udce9", "c"], compress=compress,
+        heads={"a": (np.ones((2, 2), np.float32), np.zeros(2, np.float32))}, valid=np.array([True, False, True]),
+        specs={"s": LayerSpec("s", (3, 3), 2, 0, 2)}, positions={"s": np.array([[0, 8], [1, 2], [3, 4]])},
+    )  # fmt: skip
+    for layer in layers:
+        statistics(LayerReader(path, layer))
+        quantile_sketch(LayerReader(path, layer))
+    write_derived(path / "truth", {"signals": np.eye(3)}, {})
+    assert ActivationStore.open(path).verify() == []
+    g = np.random.default_rng(0)
+    for name, data in sorted(contents(path).items()):
+        kept = "/statistics/" in name or "/sketch/" in name or name.startswith("truth/")
+        for i in g.choice(len(data), min(len(data), 10), replace=False):
+            flipped = data[i] ^ int(g.integers(1, 256))
+            (path / name).write_bytes(data[:i] + bytes([flipped]) + data[i + 1 :])
+            opened = True
+            try:
+                problems = ActivationStore.open(path).verify()
+            except (StoreError, MissingPathError) as error:
+                problems, opened = [str(error)], False
+            assert problems, (name, i, data[max(0, i - 20) : i + 20])
+            if name.endswith("zarr.json") and not kept:
+                assert not opened, (name, i)
+        (path / name).write_bytes(data)
+    assert ActivationStore.open(path).verify() == []
+
+
+def test_bytes_cut_off_or_added_are_found(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s", {"a": noise(3)}, chunk_images=2)
+    for name, data in sorted(contents(path).items()):
+        for harmed in (data[:-1], data + b"\n", b""):
+            (path / name).write_bytes(harmed)
+            with pytest.raises((StoreError, MissingPathError)):
+                ActivationStore.open(path)
+        (path / name).write_bytes(data)
+
+
+def test_verifying_says_how_far_it_is(tiny_store: Make) -> None:
+    calls: list[tuple] = []
+    path = tiny_store({"a": noise(20, 49, 1024)})
+    ActivationStore.open(path).verify(lambda *args: calls.append(args))
+    total = sum(f.stat().st_size for f in path.rglob("c.*")) >> 20
+    assert calls[-1] == ("verifying", total, total, "MiB")
+
+
+def test_a_damaged_cache_is_told_with_what_to_do(tiny_store: Make) -> None:
+    path = tiny_store({"a": noise(4)})
+    wanted = statistics(LayerReader(path))
+    file = next((path / "layers/a/statistics/mean").rglob("0"))
+    file.write_bytes(b"\1" + file.read_bytes()[1:])
+    (problem,) = ActivationStore.open(path).verify()
+    assert "does not match its checksum; it can be computed anew: delete the folder" in problem
+    assert np.array_equal(statistics(LayerReader(path)).mean, wanted.mean)
+    assert ActivationStore.open(path).verify() == []
+
+
+def test_verify_lists_everything(tiny_store: Make) -> None:
+    """Also of a store that does not open, and more than its first problems."""
+    path = tiny_store({"a": noise(40)}, heads={"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))})
+    folder = path / "layers/a/activations"
+    for k in range(6):
+        (folder / f"c.{k}.0.0").unlink()
+    (folder / "c.6.0.0").write_bytes(b"short")
+    data = (folder / "c.7.0.0").read_bytes()
+    (folder / "c.7.0.0").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (path / "ledger/00000008/zarr.json").unlink()
+    (path / "ledger/00000009/zarr.json").write_text("{")
+    (path / "images/zarr.json").unlink()
+    (path / "images/valid/zarr.json").write_text("{}")
+    shutil.rmtree(path / "layers/a/head_bias")
+    with pytest.raises(CorruptStoreError):
+        ActivationStore.open(path)
+    problems = ActivationStore.examine(path).verify()
+    for k in range(6):
+        assert f"chunk {k} of layers/a/activations: No such file or directory" in problems
+    assert "chunk 6 of layers/a/activations: 5 bytes instead of 96" in problems
+    assert "chunk 7 of layers/a/activations: its bytes do not match the ledger's checksum" in problems
+    assert "ledger: the record of chunk 8 is missing" in problems
+    assert any(p.startswith("ledger/00000009/zarr.json: ") for p in problems)
+    assert "images/zarr.json: missing, or changed since the store was sealed" in problems
+    assert any(p.startswith("images/valid/zarr.json: ") and "not checked" in p for p in problems)
+    assert any("head_bias" in p for p in problems)
+
+
+def test_verify_misses_the_truth_of_a_synthetic_store(tiny_store: Make) -> None:
+    path = tiny_store({"a": noise(4)}, provenance={"model": "synthetic"})
+    assert ActivationStore.open(path).verify() == ["truth: missing, although the store is a synthetic one"]
+    write_derived(path / "truth", {"signals": np.eye(3)}, {})
+    assert ActivationStore.open(path).verify() == []
