@@ -174,7 +174,7 @@ def test_killed_at_random_times_it_goes_on(tiny_images: Callable[..., Path], tmp
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("after", [0.3, 0.6, 1.0, 1.3, 1.6])
 def test_interrupted_while_libraries_are_still_loading(tmp_path: Path, number: int, after: float) -> None:
     code = "from pipeline.entry import extract; print('begun', flush=True); extract()"
     arguments = (*NET, "--data", tmp_path / "none", "--out", tmp_path / "s")
@@ -192,7 +192,10 @@ def test_interrupted_while_libraries_are_still_loading(tmp_path: Path, number: i
     code, err = end(process)
     if "There is no folder" not in err:  # a machine so quick that the command had ended
         assert code == 130
-        assert err == "Interrupted. What was committed is kept: run the same command again to go on.\n"
+        # once the libraries are loaded, click ends the line of a terminal's ^C first
+        assert (
+            err.removeprefix("\n") == "Interrupted. What was committed is kept: run the same command again to go on.\n"
+        )
 
 
 def test_results_that_cannot_be_printed(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
