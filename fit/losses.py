@@ -21,8 +21,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from fit.positions import Positions, positions, tiles
+from fit.positives import PositiveSums
+
 LN2 = math.log(2.0)
 POWER = 4  # k of the self-weighted reduction
+SOFTPLUS = 40.0  # from here on softplus(x) is x to the last float64 digit
+FAINT = 1e-30  # a row sum under which float32 shares would lose digits to underflow
 
 
 def self_weighted(values: torch.Tensor) -> torch.Tensor:
@@ -40,6 +45,11 @@ def inactive_classifier(column: torch.Tensor, tau: float) -> torch.Tensor:
 def excessively_active(column: torch.Tensor, rho: float) -> torch.Tensor:
     """``L_eac`` from the column means c (I,): detectors active on more than a share ρ of the positions."""
     return self_weighted(F.relu(column - rho) / (1 - rho))
+
+
+def maximum_margin(inverse_margins: torch.Tensor) -> torch.Tensor:
+    """``L_mm = (1/I) Σ_i 1/M_i`` from the inverse margins (I,); one shared margin gives one number."""
+    return inverse_margins.mean()
 
 
 def filter_signal_orthogonality(filters: torch.Tensor, signals: torch.Tensor) -> torch.Tensor:
@@ -84,84 +94,76 @@ class Sums:
 
 
 def streamed_sums(
-    rows: torch.Tensor,
+    rows: torch.Tensor | Positions,
     filters: torch.Tensor,
     thresholds: torch.Tensor,
     weights: RowWeights,
     *,
     gamma: float = 1.1,
     tile: int | None = None,
+    signals: bool = True,
 ) -> Sums:
     """One exact pass over all positions, in memory O(tile × directions).
 
     Parameters
     ----------
-    rows : (n, r) activation vectors, whitened or not.
+    rows : (n, r) activation vectors, whitened or not: a tensor, or Positions that hand them out.
     filters, thresholds : (r, I) and (I,), with ``z = rows @ filters − thresholds``.
     tile : rows at a time; by default as many as keep a tile's logits inside the processor's cache.
+    signals : False leaves out the sums over positives (they are then 0).
     """
-    n, r = rows.shape
-    i = filters.shape[1]
-    tile = tile or default_tile(rows, i)
-    bound_4, bound_5 = _bound_sums(rows, filters, thresholds, tile) if weights.sparsity_bound else (1.0, 0.0)
+    data = positions(rows)
+    n, r, i = data.count, data.rank, filters.shape[1]
+    tile = min(tile or default_tile(data, i), n)
+    buffers = _Buffers(data, i, tile)
+    bound_4, bound_5 = _bound_sums(data, filters, thresholds, tile, buffers) if weights.sparsity_bound else (1.0, 0.0)
+    positives = PositiveSums(r, i, tile if signals else 0, dtype=data.dtype, device=data.device)
     # accumulators are float64 where the data are float32: a million float32 additions would show
-    totals, column, square = (rows.new_zeros(size, dtype=torch.float64) for size in (2, i, i))
-    product = rows.new_zeros((r, 3 * i), dtype=torch.float64)
-    sums = rows.new_zeros(3 * i, dtype=torch.float64)
-    shape = (min(tile, n), i)
-    # a tile's arrays are made once and written over: fresh ones would cost as much as the arithmetic
-    right = torch.empty(shape[0], 3 * i, dtype=rows.dtype, device=rows.device)
-    z_, active_, spare_ = (torch.empty(shape, dtype=rows.dtype, device=rows.device) for _ in range(3))
-    for start in range(0, n, tile):
-        y = rows[start : start + tile]
-        z, active, spare, block = z_[: len(y)], active_[: len(y)], spare_[: len(y)], right[: len(y)]
-        torch.addmm(-thresholds, y, filters, out=z)
-        gradient, positive_z, positive = block[:, :i], block[:, i : 2 * i], block[:, 2 * i :]
-        torch.clamp_min(z, 0, out=positive_z)
-        positive.copy_(z > 0)
-        square += torch.linalg.vector_norm(positive_z, dim=0).double().square()
-        log_active = F.logsigmoid(z)  # never log(sigmoid(z))
-        torch.exp(log_active, out=active)
-        column += torch.mul(log_active, gamma, out=spare).exp_().sum(0)
-        row_sum = active.sum(1, keepdim=True).clamp_min_(1e-30)
-        weighted = log_active.mul_(active)
-        ratio = weighted.sum(1, keepdim=True) / (LN2 * row_sum)
-        entropy = row_sum.log2() - ratio
-        totals += torch.stack([entropy.sum(), -ratio.sum()])
+    totals, column, by_thresholds, by_filters = (
+        torch.zeros(shape, dtype=torch.float64, device=data.device) for shape in ((2,), (i,), (i,), (i, r))
+    )
+    part = torch.empty(i, r, dtype=data.dtype, device=data.device)
+    on_activation = weights.maximum_activation / n
+    for y in tiles(data, tile):
+        buffers.logits_of(y, filters, thresholds)
+        if signals:
+            positives.add(y, buffers.logits)
+        row = buffers.row_terms()
+        surprise, gradient = buffers.surprise, buffers.spare  # (I, t)
+        totals += torch.stack([row.entropy.sum(dtype=torch.float64), row.activation.sum(dtype=torch.float64)])
+        # exp2: several times faster than exp in some builds of torch, as exact
+        column += torch.mul(surprise, -gamma / LN2, out=gradient).exp2_().sum(1)
         on_entropy: torch.Tensor | float = weights.sparsity / n
         if weights.sparsity_bound:
             # d R / d ℓ_p = (5 ℓ^4 Σℓ^4 − 4 ℓ^3 Σℓ^5) / (Σℓ^4)²
-            on_entropy = on_entropy + weights.sparsity_bound * (
-                (POWER + 1) * entropy.pow(POWER) / bound_4 - POWER * entropy.pow(POWER - 1) * (bound_5 / bound_4**2)
-            )
-        on_ratio = on_entropy + weights.maximum_activation / n
-        by_sum = on_entropy / (LN2 * row_sum) + on_ratio * ratio / row_sum
-        by_log = -on_ratio / (LN2 * row_sum)
-        # dz = y (1 − y) (g_r + g_A (log2 y + 1 / ln 2)), with y log y at hand from the row sums
-        torch.mul(active, by_sum + by_log, out=spare).addcmul_(weighted, by_log)
-        torch.mul(spare, active.neg_().add_(1), out=gradient)
-        product += y.T @ block
-        sums += block.sum(0)
-    count = sums[2 * i :]
-    safe = count.clamp_min(1)
-    dtype = rows.dtype
+            fourth, third = row.entropy.pow(POWER), row.entropy.pow(POWER - 1)
+            by_bound = (POWER + 1) * fourth / bound_4 - POWER * third * (bound_5 / bound_4**2)
+            on_entropy = on_entropy + weights.sparsity_bound * by_bound
+        both = on_entropy + on_activation
+        # dz = (1 − y) q (both · (−ln y) / ln 2 − on_activation / ln 2 − both · L_ma,p), with q = share / total
+        torch.mul(surprise, both / (LN2 * row.total), out=gradient)
+        gradient.sub_((on_activation / LN2 + both * row.activation) / row.total).mul_(row.share)
+        gradient.addcmul_(gradient, buffers.active, value=-1)
+        by_filters += torch.mm(gradient, y, out=part)
+        by_thresholds -= gradient.sum(1)
+    dtype, safe = data.dtype, positives.count.clamp_min(1)
     return Sums(
         sparsity=float(totals[0]) / n,
         maximum_activation=float(totals[1]) / n,
         sparsity_bound=bound_5 / bound_4,
         column=(column / n).to(dtype),
-        filters_row=product[:, :i].to(dtype),
-        thresholds_row=-sums[:i].to(dtype),
-        positives=count.to(torch.int64),
-        mean=(product[:, 2 * i :] / safe).to(dtype),
-        logit=(sums[i : 2 * i] / safe).to(dtype),
-        logit_square=(square / safe).to(dtype),
-        cross=(product[:, i : 2 * i] / safe).to(dtype),
+        filters_row=by_filters.T.to(dtype).contiguous(),
+        thresholds_row=by_thresholds.to(dtype),
+        positives=positives.count.to(torch.int64),
+        mean=(positives.rows.T / safe).to(dtype).contiguous(),
+        logit=(positives.logit / safe).to(dtype),
+        logit_square=(positives.square / safe).to(dtype),
+        cross=(positives.cross.T / safe).to(dtype).contiguous(),
     )
 
 
 def column_gradient(
-    rows: torch.Tensor,
+    rows: torch.Tensor | Positions,
     filters: torch.Tensor,
     thresholds: torch.Tensor,
     slope: torch.Tensor,
@@ -171,41 +173,90 @@ def column_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient by (filters, thresholds) of a loss that depends on the column means c alone, ``slope`` (I,) = dL/dc.
 
-    Most detectors are neither idle nor overfull, so their slope is 0: only the others' logits are made again.
+    The slope is known only after a whole pass. Most detectors are neither idle nor overfull, so their slope is 0: only
+    the others' logits are made again.
     """
     by_filters, by_thresholds = torch.zeros_like(filters), torch.zeros_like(thresholds)
     concerned = torch.flatten(torch.nonzero(slope))
     if not len(concerned):
         return by_filters, by_thresholds
-    w, b = filters[:, concerned].contiguous(), thresholds[concerned]
-    total = torch.zeros(w.shape, dtype=torch.float64, device=rows.device)
-    total_b = torch.zeros(len(b), dtype=torch.float64, device=rows.device)
-    tile = tile or default_tile(rows, len(concerned))
-    for start in range(0, len(rows), tile):
-        y = rows[start : start + tile]
-        log_active = F.logsigmoid(torch.addmm(-b, y, w))
-        dz = (gamma * log_active).exp_() * (1 - log_active.exp())
-        total += y.T @ dz
-        total_b += dz.sum(0)
-    scale = slope[concerned].double() * (gamma / len(rows))
-    by_filters[:, concerned] = (total * scale).to(filters.dtype)
+    data = positions(rows)
+    w, b = filters[:, concerned], thresholds[concerned]
+    total = torch.zeros(len(b), data.rank, dtype=torch.float64, device=data.device)
+    total_b = torch.zeros(len(b), dtype=torch.float64, device=data.device)
+    tile = min(tile or default_tile(data, len(b)), data.count)
+    buffers = _Buffers(data, len(b), tile)
+    for y in tiles(data, tile):
+        opposite = buffers.logits_of(y, w, b).neg_()
+        # y^γ = 2^(−γ softplus(−z) / ln 2), and 1 − y = sigmoid(−z)
+        power = F.softplus(opposite, threshold=SOFTPLUS, out=buffers.surprise)  # type: ignore[call-arg]  # its stub lacks out
+        power.mul_(-gamma / LN2).exp2_()
+        dz = power.mul_(opposite.sigmoid_())
+        total += dz @ y
+        total_b += dz.sum(1)
+    scale = slope[concerned].double() * (gamma / data.count)
+    by_filters[:, concerned] = (total.T * scale).to(filters.dtype)
     by_thresholds[concerned] = -(total_b * scale).to(filters.dtype)
     return by_filters, by_thresholds
 
 
-def default_tile(rows: torch.Tensor, directions: int) -> int:
-    """Rows at a time: a tile's logits take about 1 MB on a processor, 256 MB on a GPU."""
-    return max(256, (2**18 if rows.device.type == "cpu" else 2**26) // max(directions, 1))
+def default_tile(rows: torch.Tensor | Positions, directions: int) -> int:
+    """Rows at a time: a tile's logits take about 2 MB on a processor, 256 MB on a GPU, its rows at most twice that."""
+    data = positions(rows)
+    numbers = 2**19 if data.device.type == "cpu" else 2**26
+    return min(max(256, numbers // max(directions, data.rank // 2, 1)), 2**20)
 
 
-def _bound_sums(rows: torch.Tensor, filters: torch.Tensor, thresholds: torch.Tensor, tile: int) -> tuple[float, float]:
+@dataclass
+class _RowTerms:
+    """Per position (t,): ``entropy`` ℓ_p, ``activation`` L_ma,p, in bits; q = ``share`` (I, t) / ``total`` (t,)."""
+
+    share: torch.Tensor
+    total: torch.Tensor
+    entropy: torch.Tensor
+    activation: torch.Tensor
+
+
+class _Buffers:
+    """A tile's arrays (I, t), made once and written over: fresh ones would cost as much as the arithmetic.
+
+    Directions come first: the positives of a detector then lie together, and no sort is needed to find them.
+    """
+
+    def __init__(self, data: Positions, directions: int, tile: int) -> None:
+        self.directions = directions
+        self._flat = torch.empty(4, directions * tile, dtype=data.dtype, device=data.device)
+
+    def logits_of(self, y: torch.Tensor, filters: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+        """Logits (I, t) of the rows y (t, r), in ``logits``."""
+        i, t = self.directions, len(y)
+        self.logits, self.active, self.surprise, self.spare = (part[: i * t].view(i, t) for part in self._flat)
+        return torch.addmm(-thresholds[:, None], filters.T, y.T, out=self.logits)
+
+    def row_terms(self) -> _RowTerms:
+        """Row terms of the tile; negates ``logits``, fills ``active`` y and ``surprise`` −ln y, spends ``spare``."""
+        share = torch.sigmoid(self.logits, out=self.active)
+        # −ln y as softplus(−z), never −log(sigmoid(z))
+        surprise = F.softplus(self.logits.neg_(), threshold=SOFTPLUS, out=self.surprise)  # type: ignore[call-arg]
+        total = share.sum(0)
+        least: torch.Tensor | float = 0.0
+        if float(total.min()) < FAINT:
+            # some position is dark to all detectors: relative to the least dark one its shares are still exact
+            least = surprise.amin(0)
+            share = torch.exp(least - surprise)
+            total = share.sum(0)
+        activation = torch.mul(share, surprise, out=self.spare).sum(0) / (total * LN2)
+        return _RowTerms(share, total, total.log2() + (activation - least / LN2), activation)
+
+
+def _bound_sums(
+    data: Positions, filters: torch.Tensor, thresholds: torch.Tensor, tile: int, buffers: _Buffers
+) -> tuple[float, float]:
     """``(Σ_p ℓ_p^4, Σ_p ℓ_p^5)``: what the sparsity bound's gradient needs before it can be streamed."""
     fourth, fifth = 0.0, 0.0
-    for start in range(0, len(rows), tile):
-        log_active = F.logsigmoid(torch.addmm(-thresholds, rows[start : start + tile], filters))
-        active = log_active.exp()
-        row_sum = active.sum(1).clamp_min(1e-30)
-        entropy = row_sum.log2() - (active * log_active).sum(1) / (LN2 * row_sum)
+    for y in tiles(data, tile):
+        buffers.logits_of(y, filters, thresholds)
+        entropy = buffers.row_terms().entropy
         fourth += float(entropy.pow(POWER).sum(dtype=torch.float64))
         fifth += float(entropy.pow(POWER + 1).sum(dtype=torch.float64))
     return max(fourth, 1e-30), fifth

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import naive_losses, naive_orthogonality, naive_signals
 
+from fit import positives
 from fit.losses import (
     RowWeights,
+    Sums,
     column_gradient,
+    default_tile,
     excessively_active,
     filter_signal_orthogonality,
     inactive_classifier,
+    maximum_margin,
     self_weighted,
     streamed_sums,
 )
+from fit.positions import InMemory, positions
+from fit.signals import signals_from_sums
+from stores.errors import FitError
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-10}
 
@@ -27,7 +39,7 @@ def problem(n: int, r: int, i: int, seed: int) -> tuple[torch.Tensor, torch.Tens
     return y, torch.randn(r, i, generator=g, dtype=torch.float64) * 2, torch.randn(i, generator=g, dtype=torch.float64)
 
 
-shapes = st.tuples(st.integers(3, 40), st.integers(1, 6), st.integers(1, 9), st.integers(0, 10**6), st.integers(1, 41))
+shapes = st.tuples(st.integers(1, 40), st.integers(1, 6), st.integers(1, 9), st.integers(0, 10**6), st.integers(1, 41))
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,21 +84,186 @@ def test_column_losses_and_their_gradient_equal_autograd(
     torch.testing.assert_close(found_b, by_b, **CLOSE)
 
 
-@settings(max_examples=40, deadline=None)
-@given(shapes)
-def test_sums_over_positives_give_the_naive_signal_vectors(shape: tuple[int, int, int, int, int]) -> None:
-    from fit.signals import signals_from_sums
+def branch(share: float) -> AbstractContextManager[object]:
+    """Sums over positives one by one (1), by dense products (0), or as each tile has it."""
+    return mock.patch.object(positives, "sparse_share", return_value=share)
 
+
+@settings(max_examples=80, deadline=None)
+@given(shapes, st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from([0.0, 3.0]))
+def test_sums_over_positives_give_the_naive_signal_vectors(
+    shape: tuple[int, int, int, int, int], share: float, harder: float
+) -> None:
     n, r, i, seed, tile = shape
     y, w, b = problem(n, r, i, seed)
+    b = b + harder  # few positives, or none
     fallback = torch.full_like(w, -7)
-    found = signals_from_sums(streamed_sums(y, w, b, RowWeights(1, 1), tile=tile), fallback)
+    with branch(share):
+        sums = streamed_sums(y, w, b, RowWeights(1, 1), tile=tile)
+    z = y @ w - b
+    on = (z > 0).double()
+    assert torch.equal(sums.positives, on.sum(0).long())
+    count = on.sum(0).clamp_min(1)
+    torch.testing.assert_close(sums.mean, y.T @ on / count, **CLOSE)
+    torch.testing.assert_close(sums.cross, y.T @ (on * z) / count, **CLOSE)
+    torch.testing.assert_close(sums.logit, (on * z).sum(0) / count, **CLOSE)
+    torch.testing.assert_close(sums.logit_square, (on * z * z).sum(0) / count, **CLOSE)
+    found = signals_from_sums(sums, fallback)
     wanted = naive_signals(y, y @ w - b)
     for column in range(i):
         if torch.isnan(wanted[:, column]).any():
             assert (found[:, column] == -7).all()
         else:
             torch.testing.assert_close(found[:, column], wanted[:, column], rtol=1e-6, atol=1e-8)
+
+
+@dataclass
+class Cut:
+    """Rows handed out in tiles of any lengths, as a store with shards would."""
+
+    rows: torch.Tensor
+    lengths: list[int]
+    missing: int = 0
+    asked: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) + self.missing
+
+    @property
+    def rank(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def tiles(self, size: int) -> Iterator[torch.Tensor]:
+        self.asked = max(self.asked, size)
+        start = turn = 0
+        while start < len(self.rows):
+            length = min(self.lengths[turn % len(self.lengths)], size)
+            yield self.rows[start : start + length].clone()
+            start, turn = start + length, turn + 1
+
+
+def assert_same(found: Sums, wanted: Sums) -> None:
+    for field in fields(Sums):
+        torch.testing.assert_close(
+            torch.as_tensor(getattr(found, field.name)), torch.as_tensor(getattr(wanted, field.name)), **CLOSE
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, st.lists(st.integers(1, 20), min_size=1, max_size=5), st.sampled_from([0.0, 0.1, 1.0]))
+def test_the_result_does_not_depend_on_how_tiles_are_cut(
+    shape: tuple[int, int, int, int, int], lengths: list[int], share: float
+) -> None:
+    n, r, i, seed, tile = shape
+    y, w, b = problem(n, r, i, seed)
+    weights = RowWeights(0.7, 1.3, 0.4)
+    data = Cut(y, lengths)
+    with branch(share):
+        assert_same(streamed_sums(data, w, b, weights, tile=tile), streamed_sums(y, w, b, weights))
+    assert data.asked <= tile
+    slope = torch.linspace(-1, 1, i, dtype=torch.float64)
+    for found, wanted in zip(
+        column_gradient(data, w, b, slope, tile=tile), column_gradient(y, w, b, slope), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, **CLOSE)
+
+
+@pytest.mark.parametrize(("hardness", "wanted"), [(-9.0, "_add_dense"), (9.0, "_add_sparse")])
+def test_positives_are_added_one_by_one_only_where_they_are_few(hardness: float, wanted: str) -> None:
+    y, w, b = problem(2000, 64, 30, 1)
+    w = w / 8
+    with (
+        mock.patch.object(positives.PositiveSums, "_add_dense") as dense,
+        mock.patch.object(positives.PositiveSums, "_add_sparse") as sparse,
+    ):
+        streamed_sums(y, w, b + hardness, RowWeights(1, 1), tile=500)
+    assert (dense.call_count, sparse.call_count) == ((4, 0) if wanted == "_add_dense" else (0, 4))
+
+
+def test_positions_that_do_not_add_up_are_refused() -> None:
+    y, w, b = problem(20, 3, 4, 0)
+    with pytest.raises(FitError, match="23 positions were promised, 20 came"):
+        streamed_sums(Cut(y, [7], missing=3), w, b, RowWeights(1, 1))
+    for wrong in (torch.zeros(30, 3), torch.zeros(4, 2)):
+        data = Cut(y, [7])
+        with (
+            mock.patch.object(data, "tiles", lambda size, wrong=wrong: iter([wrong])),
+            pytest.raises(FitError, match="at most 20 × 3"),
+        ):
+            streamed_sums(data, w, b, RowWeights(1, 1), tile=20)
+
+
+def test_a_tensor_becomes_positions_and_positions_stay() -> None:
+    rows = torch.arange(10.0).view(5, 2)
+    data = positions(rows)
+    assert (data.count, data.rank, data.device, data.dtype) == (5, 2, rows.device, torch.float32)
+    assert [len(tile) for tile in data.tiles(2)] == [2, 2, 1]
+    assert torch.equal(torch.cat(list(data.tiles(2))), rows)
+    kept = InMemory(rows)
+    assert positions(kept) is kept
+
+
+def test_signal_sums_can_be_left_out() -> None:
+    y, w, b = problem(20, 3, 4, 0)
+    with_, without = (streamed_sums(y, w, b, RowWeights(1, 1), signals=on) for on in (True, False))
+    assert torch.equal(with_.filters_row, without.filters_row)
+    assert not without.positives.any()
+    assert not without.cross.any()
+
+
+def test_tiles_are_bounded_however_few_the_directions() -> None:
+    assert default_tile(torch.empty(0, 512), 1) * 512 <= 2**20
+    assert default_tile(torch.empty(0, 64), 64) == 2**13
+    assert default_tile(torch.empty(0, 10**6), 10**6) == 256
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 6), st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 1.0]))
+def test_decided_logits_and_dead_detectors_give_the_oracles_gradient(n: int, i: int, seed: int, share: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    # every logit is ±80; detector 0 is dead, and so is every detector at position 0
+    z = (torch.randint(0, 2, (n, i), generator=g).double() * 2 - 1) * 80
+    z[:, 0], z[0] = -80, -80
+    y, w = torch.cat([z, torch.randn(n, 2, generator=g).double()], 1), torch.eye(i + 2, i, dtype=torch.float64)
+    b = torch.zeros(i, dtype=torch.float64)
+    w.requires_grad_(True)
+    b.requires_grad_(True)
+    naive = naive_losses(y, w, b, 1.1, 1.0, 0.5)
+    by_w, by_b = torch.autograd.grad(0.7 * naive["s"] + 1.3 * naive["ma"], (w, b))
+    naive = {name: float(value.detach()) for name, value in naive.items()}
+    with branch(share):
+        sums = streamed_sums(y, w.detach(), b.detach(), RowWeights(0.7, 1.3))
+    assert sums.sparsity == pytest.approx(naive["s"], rel=1e-6, abs=1e-10)
+    assert sums.maximum_activation == pytest.approx(naive["ma"], rel=1e-6, abs=1e-10)
+    assert int(sums.positives[0]) == 0
+    torch.testing.assert_close(sums.filters_row, by_w, **CLOSE)
+    torch.testing.assert_close(sums.thresholds_row, by_b, **CLOSE)
+    column = sums.column.requires_grad_(True)
+    slope = torch.autograd.grad(inactive_classifier(column, 1.0), column)[0]
+    assert all(torch.isfinite(part).all() for part in column_gradient(y, w.detach(), b.detach(), slope))
+
+
+def test_float32_keeps_its_digits_at_positions_that_are_dark_to_all_detectors() -> None:
+    # sigmoid(−200) is 0 in float32; relative to each other the detectors are still told apart
+    w, b = torch.tensor([[1.0, -1.0, 2.0]]), torch.tensor([200.0, 201.0, 202.0])
+    y = torch.tensor([[0.5], [1.0]])
+    wide_w, wide_b = (t.double().requires_grad_(True) for t in (w, b))
+    naive = naive_losses(y.double(), wide_w, wide_b, 1.1, 1.0, 0.5)
+    by_w, by_b = torch.autograd.grad(naive["s"] + naive["ma"], (wide_w, wide_b))
+    sums = streamed_sums(y, w, b, RowWeights(1, 1))
+    assert sums.sparsity == pytest.approx(float(naive["s"].detach()), rel=1e-4)
+    assert sums.maximum_activation == pytest.approx(float(naive["ma"].detach()), rel=1e-5)
+    torch.testing.assert_close(sums.filters_row.double(), by_w, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(sums.thresholds_row.double(), by_b, rtol=1e-3, atol=1e-4)
 
 
 def test_extreme_logits_stay_finite() -> None:
@@ -121,6 +298,11 @@ def test_inactive_classifier_by_hand() -> None:
 def test_excessively_active_by_hand() -> None:
     # rho = 0.5: 0.75 -> 0.5; the reduction of one non-zero value is that value
     assert float(excessively_active(torch.tensor([0.75, 0.2]), 0.5)) == pytest.approx(0.5)
+
+
+def test_maximum_margin_is_the_mean_inverse_margin() -> None:
+    assert float(maximum_margin(torch.tensor([0.5, 1.5, 4.0]))) == pytest.approx(2.0)
+    assert float(maximum_margin(torch.tensor([0.25]))) == 0.25
 
 
 def test_orthogonality_equals_its_double_loop_and_has_no_signs() -> None:
