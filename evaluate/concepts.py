@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from functools import lru_cache
 from pathlib import Path
 
-from evaluate.dissect import Alignment
-from evaluate.masks import Box
 from extract.broden import BrodenSource
-from extract.geometry import visible_box
 from extract.stream import ExtractConfig, extract
 from extract.zoo import load_model
 from stores.activations import ActivationStore, read_attributes
@@ -89,33 +85,3 @@ def _holds(path: Path, layer: str, source: BrodenSource, weights_digest: str) ->
         and made.get("positions") is None
         and made.get("weights_digest") == weights_digest
     )
-
-
-def align(store: ActivationStore, source: BrodenSource) -> Alignment:
-    """Match a store's rows with a Broden folder's images by name, and find what the network saw of each.
-
-    Raises MismatchError when no image is in both, or when the model's weights are no longer those of the store.
-    """
-    made = store.provenance
-    loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
-    if made.get("weights_digest") not in (None, loaded.provenance["weights_digest"]):
-        raise MismatchError(
-            f"The model '{made['model']}' now loads with other weights than the store '{store.path}' was made with. "
-            "Put the old weights back, or extract again."
-        )
-    transform = loaded.transform
-    number = {source.name(i): i for i in range(len(source))}
-    rows = {row: number[name] for row, name in enumerate(store.names) if name in number}
-    if not rows:
-        raise MismatchError(
-            f"None of the images in '{store.path}' is in '{source.root}': the store belongs to another dataset."
-        )
-
-    @lru_cache(maxsize=4096)
-    def box(size: tuple[int, int]) -> Box:
-        return visible_box(transform, size)
-
-    def box_of(image: int) -> Box:
-        return box(source.image_size(image))
-
-    return Alignment(source, rows, box_of)

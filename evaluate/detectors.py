@@ -62,13 +62,6 @@ def block_images(reader: LayerReader, detectors: int) -> int:
     return max(1, min(65536, 2**26 // max(detectors, 1)) // reader.positions)
 
 
-def sampled_positions(reader: LayerReader, image: int) -> np.ndarray:
-    """(P,) places on the grid, counted row by row, of an image's positions in a store that samples them."""
-    chunk, local = divmod(image, reader.store.chunk_images)
-    positions = reader.store.array(f"layers/{reader.spec.name}/positions")
-    return np.asarray(positions.read(chunk)[local], np.int64)
-
-
 def top_quantile(
     reader: LayerReader, filters: torch.Tensor, quantile: float, progress: Progress = silent
 ) -> torch.Tensor:

@@ -7,7 +7,6 @@ image has, never unit by unit. What is computed from them is in ``evaluate.score
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,9 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evaluate.detectors import Bank, block_images, sampled_positions
-from evaluate.masks import Box, labels_ahead
-from extract.broden import BrodenSource, ConceptLabel
+from evaluate.detectors import Bank, block_images
+from extract.broden import ConceptLabel
+from extract.labels import Alignment, labels_ahead
 from stores.errors import DatasetError, UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -58,18 +57,6 @@ class Counts:
         both = self.both[split]
         union = self.detector[split][:, self.category_of] + self.label[split][None, :] - both
         return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """How a store's images and a Broden folder's belong together.
-
-    ``rows``: store row -> Broden image; ``box_of``: Broden image -> the part of it that the network saw.
-    """
-
-    source: BrodenSource
-    rows: dict[int, int]
-    box_of: Callable[[int], Box]
 
 
 def raster_size(reader: LayerReader, alignment: Alignment, resolution: Resolution) -> tuple[int, int]:
@@ -219,7 +206,7 @@ class Dissector:
                     labels = next(ahead)
                     maps = torch.from_numpy(labels.maps).to(device)
                     if self.reader.spec.sampled:
-                        maps = maps[:, torch.from_numpy(sampled_positions(self.reader, row)).to(device)]
+                        maps = maps[:, torch.from_numpy(self.reader.places(row)).to(device)]
                     yield (
                         SPLITS.index(source.split(wanted[row])),
                         fine[k],

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluate.detectors import Bank, block_images, sampled_positions
-from evaluate.masks import Box
+from evaluate.detectors import Bank, block_images
 from evaluate.report.data import Tile
 from evaluate.report.pictures import region_tile, save_strip
+from extract.geometry import Box
 from extract.images import read_image
 from stores.errors import EDDPError
 from stores.progress import Progress, silent
@@ -110,7 +110,7 @@ def on_grid(reader: LayerReader, image: int, logits: np.ndarray) -> np.ndarray:
     """(h, w) map of an image's logits (P,). Where positions are sampled, a cell takes the nearest sampled one's."""
     if reader.spec.sampled:
         cells = np.stack(np.divmod(np.arange(reader.spec.grid_positions), reader.grid[1]), 1)
-        known = cells[sampled_positions(reader, image)]
+        known = cells[reader.places(image)]
         logits = logits[((cells[:, None] - known) ** 2).sum(2).argmin(1)]
     return logits.reshape(reader.grid)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from extract.layout import LayerLayout
-from extract.memory import memory_used_again
+from extract.memory import is_out_of_memory, memory_used_again
 from extract.network import capture, logits_of
 from stores.errors import EDDPError
 
@@ -89,7 +89,7 @@ class Forward:
                 start += size
                 continue
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if size == 1:
                     raise EDDPError(
@@ -166,10 +166,3 @@ def fitting_batch_size(module: nn.Module, images: torch.Tensor, device: str) -> 
     per_image = max(1.0, (needed[1] - needed[0]) / (more - few))
     fits = int(SHARE * torch.cuda.mem_get_info(where)[0] / per_image)
     return max(1, min(MOST, 1 << max(0, fits.bit_length() - 1)))
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in text or "can't allocate" in text
-    )

@@ -64,10 +64,25 @@ def spherical_kmeans(
         centroids, engine = _torch_kmeans(train, k, seed, iterations, restarts), "torch"
     else:
         centroids, engine = _faiss_kmeans(train, k, seed, iterations, restarts), "faiss"
+    _refuse_too_few(train, centroids)
     near, assigned = nearest(unit, centroids)
     assignment = torch.full((len(rows),), -1, dtype=torch.int64, device=rows.device)
     assignment[alive] = assigned
     return Clusters(centroids, assignment, float(near.double().mean()), engine, len(train))
+
+
+def _refuse_too_few(unit: torch.Tensor, centroids: torch.Tensor) -> None:
+    """Raise FitError when rows have fewer different directions than there are clusters: two of these are then one."""
+    like = centroids @ centroids.T
+    like.fill_diagonal_(0)
+    if float(like.max()) < 1 - 1e-6:
+        return
+    different = len(torch.unique((unit * 1e5).round(), dim=0))
+    if different < len(centroids):
+        raise FitError(
+            f"{len(centroids)} directions were asked for, but the activation vectors of the store have only {different} different "
+            "directions. Ask for fewer --directions or extract more images."
+        )
 
 
 def nearest(unit: torch.Tensor, centroids: torch.Tensor, tile: int = 65536) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,13 +7,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fit.positions import Positions, positions, tiles
+
 DEAD = 1e-5  # share of positions below which a detector counts as dead
 DUPLICATE = 0.95  # |cos| of two filters above which they count as one
 OVERFULL = 0.5  # share of positions above which a detector says little
 
 
 def diagnose(
-    rows: torch.Tensor, filters: torch.Tensor, thresholds: torch.Tensor, signals: torch.Tensor, tile: int = 16384
+    rows: torch.Tensor | Positions,
+    filters: torch.Tensor,
+    thresholds: torch.Tensor,
+    signals: torch.Tensor,
+    tile: int = 16384,
 ) -> dict[str, Any]:
     """Counts of dead, duplicate and overfull detectors, coverage, orthogonality and the pairs' agreement.
 
@@ -22,15 +28,16 @@ def diagnose(
     filters with other detectors' signals. All in the fit's own coordinates; rows (n, r), filters and signals (r, I).
     """
     i = filters.shape[1]
-    positives = torch.zeros(i, dtype=torch.int64, device=rows.device)
+    data = positions(rows)
+    positives = torch.zeros(i, dtype=torch.int64, device=data.device)
     covered, active = 0, 0
-    for start in range(0, len(rows), tile):
-        on = torch.addmm(-thresholds, rows[start : start + tile], filters) > 0
+    for y in tiles(data, tile):
+        on = torch.addmm(-thresholds, y, filters) > 0
         positives += on.sum(0)
         each = on.sum(1)
         covered += int((each > 0).sum())
         active += int(each.sum())
-    share = positives.double() / len(rows)
+    share = positives.double() / data.count
     w, s = F.normalize(filters, dim=0), F.normalize(signals, dim=0)
     like = (w.T @ w).abs()
     like.fill_diagonal_(0)
@@ -40,7 +47,7 @@ def diagnose(
         "dead": torch.flatten(torch.nonzero(share < DEAD)).tolist(),
         "overfull": torch.flatten(torch.nonzero(share > OVERFULL)).tolist(),
         "duplicates": [[int(a), int(b)] for a, b in torch.nonzero(torch.triu(like > DUPLICATE)).tolist()],
-        "coverage": round(covered / len(rows), 4),
+        "coverage": round(covered / data.count, 4),
         "redundancy": round(active / max(covered, 1), 4),
         "agreement": round(float(pairs.diagonal().mean()), 4),
         "mixing": round(float((off.square().sum() / max(i * (i - 1), 1)).sqrt()), 4),

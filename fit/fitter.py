@@ -1,17 +1,25 @@
-"""The contract of every method: a frozen configuration, and ``fit(reader, head) -> Fitted``."""
+"""The contract of every method: a frozen configuration, and an estimator with ``fit``, ``transform``, ``detect``.
+
+A method is a file with a config and a class that says how directions are found (``find``); the rest is the same for all.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import typing
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from extract.head import Head
+import numpy as np
+
+from extract.head import Head, open_head
+from fit.checkpoint import Checkpoint
+from fit.settings import refuse_unknown
+from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.errors import UnknownNameError, UsageError
+from stores.errors import MismatchError, NotFittedError, UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
@@ -27,6 +35,8 @@ class FitterConfig:
     def __post_init__(self) -> None:
         if self.n_directions < 1:
             raise UsageError(f"'n_directions' (--directions) must be at least 1, got {self.n_directions}.")
+        if self.seed < 0:
+            raise UsageError(f"'seed' must not be negative, got {self.seed}.")
 
 
 @dataclass(frozen=True)
@@ -37,61 +47,148 @@ class Fitted:
     log: list[dict[str, float]] = field(default_factory=list)
 
 
-class Fitter(Protocol):
-    """A method. Streaming, seeded: the same store, configuration and device give the same directions."""
-
-    name: ClassVar[str]
-    config: Any
-
-    def __init__(self, config: Any) -> None: ...
-
-    def fit(self, reader: LayerReader, head: Head | None = None, progress: Progress = silent) -> Fitted:
-        """Find directions in a layer's activations; ``head`` is the network after the layer, where there is one."""
-        ...
-
-
 Config = TypeVar("Config", bound=FitterConfig)
 
 
-def with_settings(config: Config, settings: Mapping[str, str]) -> Config:
-    """A configuration with some fields replaced by ``name=value`` texts, converted to the fields' types.
+class Fitter(ABC, Generic[Config]):
+    """A method. Streaming, seeded: the same store, configuration and device give the same directions.
 
-    Raises UnknownNameError for a name that is no field (listing all), UsageError for a value that does not convert.
+    Parameters
+    ----------
+    config : the method's configuration; settings by name replace its entries, or the defaults where it is left out:
+        ``EDDP(n_directions=500, seed=1)``.
+
+    Attributes, once fitted
+    -----------------------
+    directions_ : Directions, all that ``save`` writes. filters_, signals_ : (C, I) float32; column i is detector i's
+    decoding direction w_i, and its encoding direction s_i of unit norm. thresholds_ : (I,) float32, or None. mean_ :
+    (C,) E[x]. log_ : one mapping a step of what was minimised. diagnosis_ : mapping, empty for methods without one.
     """
-    hints = typing.get_type_hints(type(config))
-    changes: dict[str, Any] = {}
-    for name, text in settings.items():
-        if name not in hints or name in ("device",):
-            near = difflib.get_close_matches(name, hints, n=3)
-            raise UnknownNameError(
-                f"--set {name}: there is no such setting. "
-                + (f"Did you mean {' or '.join(near)}? " if near else "")
-                + f"Settings: {', '.join(n for n in hints if n != 'device')}."
+
+    name: ClassVar[str]
+    configuration: ClassVar[type[Any]]
+    uses_head: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False  # whether ``find`` goes on from a checkpoint
+
+    def __init__(self, config: Config | None = None, **settings: Any) -> None:
+        refuse_unknown(type(self).__name__, settings, self.configuration)
+        self.config: Config = (
+            self.configuration(**settings) if config is None else dataclasses.replace(config, **settings)
+        )
+
+    @abstractmethod
+    def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
+        """Find directions in a layer's activations; ``head`` is the network after the layer, where there is one."""
+
+    def fit(
+        self,
+        store: LayerReader | ActivationStore | str | Path,
+        head: Head | Literal["store"] | None = "store",
+        progress: Progress = silent,
+        *,
+        layer: str | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Self:
+        """Find directions in one layer of a store.
+
+        Parameters
+        ----------
+        store : a layer's reader, or an open store or its path; then ``layer`` names the layer, if it holds several.
+        head : the network after the layer; "store": the store's own, for methods that use one; None: do without.
+        checkpoint : where the state is kept while the fit runs, and gone on from; by default nowhere.
+
+        Raises UsageError, FitError, NonFiniteError and the store's errors, each a sentence.
+        """
+        reader = store if isinstance(store, LayerReader) else LayerReader(store, layer)
+        if head == "store":
+            head = open_head(reader.store, reader.spec.name, device=self.config.device) if self.uses_head else None
+        self._fitted: Fitted = self.find(reader, head, progress, checkpoint or Checkpoint())
+        return self
+
+    @property
+    def directions_(self) -> Directions:
+        return self._found().directions
+
+    @property
+    def filters_(self) -> np.ndarray:
+        return self.directions_.filters
+
+    @property
+    def signals_(self) -> np.ndarray:
+        return self.directions_.signals
+
+    @property
+    def thresholds_(self) -> np.ndarray | None:
+        return self.directions_.thresholds
+
+    @property
+    def mean_(self) -> np.ndarray:
+        return self.directions_.mean
+
+    @property
+    def log_(self) -> list[dict[str, float]]:
+        return self._found().log
+
+    @property
+    def diagnosis_(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.directions_.info.get("diagnosis", {})
+        return found
+
+    def transform(self, x: np.ndarray) -> np.ndarray:
+        """Signal values α̂ (…, I) float32 of activations (…, C): how much of each concept is there (paper, §3.3)."""
+        return self.directions_.signal_values(self._activations(x))
+
+    def decision_function(self, x: np.ndarray) -> np.ndarray:
+        """Logits z (…, I) of activations (…, C)."""
+        return self.directions_.logits(self._activations(x))
+
+    def detect(self, x: np.ndarray) -> np.ndarray:
+        """Whether each concept is there: z > 0, (…, I) bool, of activations (…, C).
+
+        Raises UsageError for a method without thresholds: its detectors are a share of a data set's positions, and what
+        is positive depends on the data set.
+        """
+        if self.thresholds_ is None:
+            raise UsageError(
+                f"Directions by '{self.name}' have no thresholds: take the largest {100 * self.directions_.quantile:g} % of "
+                "`decision_function` over your data, or fit a method that has them."
             )
-        changes[name] = _convert(name, text, hints[name])
-    return dataclasses.replace(config, **changes)
+        return self.decision_function(x) > 0
 
+    def save(self, path: str | Path) -> None:
+        """Write the directions (safetensors), and their header beside them as JSON."""
+        self.directions_.save(path)
 
-def _convert(name: str, text: str, kind: Any) -> Any:
-    options: Sequence[Any] = typing.get_args(kind) or (kind,)
-    if type(None) in options and text.lower() in ("none", "auto"):
-        return None
-    if typing.get_origin(kind) is typing.Literal:
-        if text in options:
-            return text
-        raise UsageError(f"--set {name}={text}: must be one of {', '.join(map(str, options))}.")
-    for option in options:
-        try:
-            if option is bool and text.lower() in ("true", "false", "yes", "no", "1", "0"):
-                return text.lower() in ("true", "yes", "1")
-            if option in (int, float):
-                return option(text)
-            if option is str:
-                return text
-        except ValueError:
-            continue
-    names = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
-    raise UsageError(f"--set {name}={text}: must be a number of kind {names}.")
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """A fitted estimator from a file that ``save`` or the command ``fit`` wrote. The log is not kept in it.
+
+        Raises MismatchError when the file holds directions of another method.
+        """
+        directions = Directions.load(path)
+        if directions.method != cls.name:
+            raise MismatchError(
+                f"'{path}' holds directions by '{directions.method}', not by '{cls.name}'. Read it with "
+                "stores.directions.Directions.load, or with that method's class."
+            )
+        known = {f.name for f in dataclasses.fields(cls.configuration)}
+        kept = {k: v for k, v in directions.info.get("config", {}).items() if k in known and not isinstance(v, dict)}
+        made = cls(cls.configuration(**kept))
+        made._fitted = Fitted(directions)
+        return made
+
+    def _found(self) -> Fitted:
+        if not hasattr(self, "_fitted"):
+            raise NotFittedError(f"This {type(self).__name__} has found nothing yet: call fit(store) first.")
+        return self._fitted
+
+    def _activations(self, x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x)
+        if x.ndim < 1 or x.shape[-1] != self.directions_.channels:
+            raise UsageError(
+                f"'x' must be activations of shape (…, {self.directions_.channels}), channels last, got {x.shape}."
+            )
+        return x
 
 
 def provenance(reader: LayerReader, config: FitterConfig) -> dict[str, Any]:

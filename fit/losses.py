@@ -73,13 +73,15 @@ class RowWeights:
 
 @dataclass
 class Sums:
-    """What one pass over all positions leaves: loss values, column means, gradients, and what signal vectors need.
+    """What one pass over all positions, ``count`` of them, leaves: loss values, column means, gradients, and what signal vectors need.
 
     ``sparsity``, ``maximum_activation``, ``sparsity_bound``: the losses. ``column`` (I,): c. ``filters_row`` (r, I) and
     ``thresholds_row`` (I,): gradient of the weighted row losses. ``positives`` (I,): positions with z > 0; ``mean``
-    (r, I), ``logit`` (I,), ``logit_square`` (I,), ``cross`` (r, I): means over the positives of y, z, z², y·z.
+    (r, I), ``logit`` (I,), ``logit_square`` (I,), ``cross`` (r, I): means over the positives of y, z, z², y·z. ``together`` (I, I) float64: share of
+    positions at which both detectors are positive.
     """
 
+    count: int
     sparsity: float
     maximum_activation: float
     sparsity_bound: float
@@ -91,6 +93,7 @@ class Sums:
     logit: torch.Tensor
     logit_square: torch.Tensor
     cross: torch.Tensor
+    together: torch.Tensor
 
 
 def streamed_sums(
@@ -148,6 +151,7 @@ def streamed_sums(
         by_thresholds -= gradient.sum(1)
     dtype, safe = data.dtype, positives.count.clamp_min(1)
     return Sums(
+        count=n,
         sparsity=float(totals[0]) / n,
         maximum_activation=float(totals[1]) / n,
         sparsity_bound=bound_5 / bound_4,
@@ -159,6 +163,7 @@ def streamed_sums(
         logit=(positives.logit / safe).to(dtype),
         logit_square=(positives.square / safe).to(dtype),
         cross=(positives.cross.T / safe).to(dtype).contiguous(),
+        together=positives.together / n,
     )
 
 

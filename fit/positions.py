@@ -11,7 +11,10 @@ from typing import Protocol
 
 import torch
 
+from fit.whiten import Whitening
 from stores.errors import FitError
+from stores.readers import LayerReader
+from stores.shuffle import Shuffle, shuffled
 
 
 class Positions(Protocol):
@@ -58,6 +61,43 @@ class InMemory:
 
     def tiles(self, size: int) -> Iterator[torch.Tensor]:
         yield from self.tensor.split(size)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """All positions of a layer, read from the store and whitened whenever they are asked for."""
+
+    reader: LayerReader
+    transform: Whitening
+    where: str
+
+    @property
+    def count(self) -> int:
+        return self.reader.n_rows
+
+    @property
+    def rank(self) -> int:
+        return self.transform.rank
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.where)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def tiles(self, size: int) -> Iterator[torch.Tensor]:
+        for index, block in self.reader.blocks(images=max(1, size // self.reader.positions)):
+            if len(index):
+                x = torch.from_numpy(block).to(self.device).reshape(-1, self.reader.channels)
+                yield from self.transform(x).split(size)  # one image may have more positions than a tile
+
+    def shuffled(self, size: int, seed: int, epoch: int) -> Iterator[torch.Tensor]:
+        """Batches of random rows (size, r), each row once an epoch; the last rows, fewer than a batch, are left out."""
+        how = Shuffle(batch_rows=size, seed=seed, epoch=epoch, drop_last=True, device=self.where)
+        for batch in shuffled(self.reader, how):
+            yield self.transform(batch.x)
 
 
 def positions(rows: torch.Tensor | Positions) -> Positions:

@@ -25,7 +25,7 @@ def sparse_share(rank: int, device: torch.device) -> float:
 
 class PositiveSums:
     """Float64 sums over positives: ``count``, ``logit`` (Σz), ``square`` (Σz²), each (I,); ``rows`` (Σy) and ``cross``
-    (Σzy), each (I, r).
+    (Σzy), each (I, r); ``together`` (I, I): at how many positions two detectors are both positive.
 
     Parameters
     ----------
@@ -48,8 +48,11 @@ class PositiveSums:
             torch.zeros(directions, dtype=torch.float64, device=device) for _ in range(3)
         )
         self.rows, self.cross = (torch.zeros(directions, rank, dtype=torch.float64, device=device) for _ in range(2))
+        self.together = torch.zeros(directions, directions, dtype=torch.float64, device=device)
+        self._flags: torch.Tensor | None = None
         self._mask = torch.zeros(-(-tile * directions // WORD) * WORD, dtype=torch.bool, device=device)
         self._dense: torch.Tensor | None = None
+        self._dtype = dtype
         self._size = tile * directions
 
     def add(self, y: torch.Tensor, z: torch.Tensor) -> None:
@@ -76,6 +79,7 @@ class PositiveSums:
         # bag i holds the positives of detector i: a sparse (I × t) times dense (t × r) product
         self.rows += F.embedding_bag(position, y, start, mode="sum")
         self.cross += F.embedding_bag(position, y, start, mode="sum", per_sample_weights=value)
+        self._count_together(position, entries // t, start, t, i)
         ends = torch.cat([start[1:], start.new_tensor([len(entries)])])
         self.count += ends - start
         moments = torch.stack([value, value * value], 1)
@@ -83,6 +87,16 @@ class PositiveSums:
         sums = F.embedding_bag(each, moments, start, mode="sum")
         self.logit += sums[:, 0]
         self.square += sums[:, 1]
+
+    def _count_together(
+        self, position: torch.Tensor, detector: torch.Tensor, start: torch.Tensor, t: int, i: int
+    ) -> None:
+        """Add up, for each detector, the rows of flags of its positive positions."""
+        if self._flags is None or len(self._flags) < t:
+            self._flags = torch.zeros(t, i, dtype=self._dtype, device=position.device)
+        self._flags[position, detector] = 1
+        self.together += F.embedding_bag(position, self._flags, start, mode="sum")
+        self._flags[position, detector] = 0  # cheaper than clearing all of it
 
     def _add_dense(self, y: torch.Tensor, z: torch.Tensor) -> None:
         i, t = z.shape
@@ -95,6 +109,7 @@ class PositiveSums:
         products = block.view(2 * i, t) @ y
         self.rows += products[:i]
         self.cross += products[i:]
+        self.together += positive @ positive.T
         self.count += positive.sum(1)
         self.logit += value.sum(1)
         self.square += value.square_().sum(1)

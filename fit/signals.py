@@ -6,10 +6,13 @@ estimate would be biased: concepts exclude each other, so their signal values ar
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
 from fit.losses import Sums
+from fit.positions import Positions, positions, tiles
 
 
 def signals_from_sums(sums: Sums, fallback: torch.Tensor) -> torch.Tensor:
@@ -32,3 +35,48 @@ def pattern(covariance: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
     signals = covariance @ filters
     norms = signals.norm(dim=0)
     return F.normalize(torch.where(norms > 1e-12, signals, filters), dim=0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (r,) and covariance (r, r) of the rows that a fit sees, float64."""
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+
+
+def moments_of(rows: torch.Tensor | Positions) -> Moments:
+    """One pass over all rows."""
+    data = positions(rows)
+    total = torch.zeros(data.rank, dtype=torch.float64, device=data.device)
+    outer = torch.zeros(data.rank, data.rank, dtype=torch.float64, device=data.device)
+    for y in tiles(data, 8192):
+        total += y.sum(0)
+        outer += y.T @ y
+    mean = total / data.count
+    return Moments(mean, outer / data.count - torch.outer(mean, mean))
+
+
+def pooled_signals(sums: Sums, filters: torch.Tensor, moments: Moments) -> torch.Tensor:
+    """Signal vectors (r, I) ``s_i = Σ_w w_i``, Σ_w the covariance of the rows once presence is accounted for [ours].
+
+    Which detectors are positive at a position, m_p ∈ {0, 1}^I, explains part of the rows: ``Σ_w = Σ − C_ymᵀ C_mm⁻¹ C_my`` is what it
+    leaves. Within the positives of detector i, ``cov[y, z_i] = Σ_w w_i`` holds for every i with the same Σ_w wherever signal values
+    vary alike whether or not other concepts are present; so one Σ_w, estimated from all positions, serves all detectors. The
+    paper's estimate (``signals_from_sums``) asks the same of a detector's own positives alone: it has no less bias, and its error
+    is larger by the root of how rare the concept is. Both leave out what *presence* alone would tell, and so do not take other
+    concepts' absence for part of the signal, as ``cov(y) w`` over all positions (``pattern``) does.
+
+    Two detectors that are always positive together explain the same: C_mm gets a small ridge.
+    """
+    share = sums.positives.double() / max(sums.count, 1)
+    presence = sums.together - torch.outer(share, share)
+    with_rows = sums.mean.double().T * share[:, None] - torch.outer(share, moments.mean)
+    ridge = 1e-6 * presence.diagonal().mean() + 1e-12
+    w = F.normalize(filters.double(), dim=0)
+    explained = torch.linalg.solve(
+        presence + ridge * torch.eye(len(share), dtype=w.dtype, device=w.device), with_rows @ w
+    )
+    signals = moments.covariance @ w - with_rows.T @ explained
+    known = signals.norm(dim=0) > 1e-9
+    return torch.where(known, signals, w).to(filters.dtype)

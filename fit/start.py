@@ -31,9 +31,9 @@ def best_f1_thresholds(projection: torch.Tensor, member: torch.Tensor) -> torch.
     return thresholds
 
 
-def sample_rows(n: int, seed: int, device: torch.device) -> torch.Tensor:
-    """Numbers of at most ``SAMPLE`` rows out of n, seeded."""
-    if n <= SAMPLE:
+def sample_rows(n: int, seed: int, device: torch.device, most: int = SAMPLE) -> torch.Tensor:
+    """Numbers of at most ``most`` rows out of n, seeded."""
+    if n <= most:
         return torch.arange(n, device=device)
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(n, generator=generator)[:SAMPLE].sort().values.to(device)
+    return torch.randperm(n, generator=generator)[:most].sort().values.to(device)

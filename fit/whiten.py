@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from extract.memory import is_out_of_memory
 from stores.errors import FitError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -34,8 +35,11 @@ class Whitening:
         return (x.float() - self.mean) @ self.forward.T
 
 
-def whitening(statistics: Statistics, *, rank: int, shrinkage: float = 0.0) -> Whitening:
+def whitening(statistics: Statistics, *, rank: int, shrinkage: float = 0.0, whiten: bool = True) -> Whitening:
     """Truncated inverse square root of the covariance: ``T = (Λ + εI)^{-1/2} Vᵀ`` of the ``rank`` largest eigenvalues.
+
+    With ``whiten`` False all kept axes are divided by one number instead, so that their mean variance is 1: centred
+    activations, rotated. It is there to show what whitening is worth.
 
     Parameters
     ----------
@@ -57,6 +61,8 @@ def whitening(statistics: Statistics, *, rank: int, shrinkage: float = 0.0) -> W
     # an eigenvector's sign is arbitrary and differs between LAPACKs: fix it, so that fits are the same everywhere
     axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(keep)])
     deviation = np.sqrt(kept + shrinkage * kept.mean())
+    if not whiten:
+        deviation = np.full_like(deviation, np.sqrt(kept.mean()))
     return Whitening(
         forward=torch.from_numpy(np.ascontiguousarray((axes / deviation).T, np.float32)),
         backward=torch.from_numpy(np.ascontiguousarray(axes * deviation, np.float32)),
@@ -87,7 +93,15 @@ def whiten_store(
     if take < total:
         chosen = np.sort(np.random.default_rng([seed, 0x77]).choice(total, take, replace=False))
     transform = transform.to(device)
-    rows = torch.empty(take, r, device=device)
+    try:
+        rows = torch.empty(take, r, device=device)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FitError(
+            f"Memory does not take {take} positions of {r} numbers ({4 * take * r / 2**30:.1f} GiB): use fewer with "
+            f"--set max_rows={take // 4}, or read them from the store at every step with --set rows=store."
+        ) from error
     pooled = torch.empty(reader.n_images, r, device=device)
     done, images, filled = 0, 0, 0
     for index, block in reader.blocks(images=max(1, 32768 // reader.positions)):

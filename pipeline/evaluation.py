@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.concepts import align, concept_store
+from evaluate.concepts import concept_store
 from evaluate.detectors import make_bank
 from evaluate.dissect import Dissector, Resolution
 from evaluate.gallery import draw_strips, top_images
@@ -19,8 +19,9 @@ from evaluate.report.definitions import DEFINITIONS
 from evaluate.report.page import write_report
 from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summarise
 from evaluate.tables import agreement, category_rows, direction_rows, label_rows, table_columns
-from evaluate.truth import against_truth, read_truth
+from evaluate.truth import against_truth
 from extract.broden import BrodenSource
+from extract.labels import align
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MissingPathError, UsageError
@@ -28,6 +29,7 @@ from stores.files import write_json
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.tables import rows_to_columns, write_table
+from stores.truth import read_truth
 
 TILES = 8
 TILE_SIZE = 132

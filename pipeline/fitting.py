@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.report.curves import loss_picture
-from extract.head import open_head
 from fit import Fitter
-from fit.fitter import Fitted
+from fit.checkpoint import MINUTES, Checkpoint
 from pipeline.run import Run
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -18,19 +17,26 @@ IN_HEADER = ("begun", "seconds", "peak_memory_mib", "code_version", "libraries")
 
 
 def fit_to_file(
-    fitter: Fitter, reader: LayerReader, out: Path, run: Run, *, progress: Progress = silent
-) -> tuple[Fitted, dict[str, Any]]:
+    fitter: Fitter[Any],
+    reader: LayerReader,
+    out: Path,
+    run: Run,
+    *,
+    minutes: float = MINUTES,
+    progress: Progress = silent,
+) -> tuple[Fitter[Any], dict[str, Any]]:
     """Fit, and write ``out`` (safetensors), ``.json``, and for methods with a log ``.log.csv``, ``.log.parquet``, ``.log.png``.
 
-    Returns what was fitted and the run's record, part of which is in the file's header.
+    A method that can go on keeps its state in ``.checkpoint`` every ``minutes``, and it is removed when all is written.
+    Returns the fitted method and the run's record, part of which is in the file's header.
     """
-    uses_head = getattr(fitter, "uses_head", False)
-    head = open_head(reader.store, reader.spec.name, device=fitter.config.device) if uses_head else None
-    fitted = fitter.fit(reader, head, progress)
+    checkpoint = Checkpoint(out.with_suffix(".checkpoint") if fitter.resumes else None, minutes)
+    fitter.fit(reader, progress=progress, checkpoint=checkpoint)
     record = run.record()
-    fitted.directions.info.update(run={key: record[key] for key in IN_HEADER})
-    fitted.directions.save(out)
-    if fitted.log:
-        write_table(out.parent, out.stem + ".log", rows_to_columns(fitted.log))
-        loss_picture(fitted.log, out.with_suffix(".log.png"))
-    return fitted, record
+    fitter.directions_.info.update(run={key: record[key] for key in IN_HEADER})
+    fitter.save(out)
+    if fitter.log_:
+        write_table(out.parent, out.stem + ".log", rows_to_columns(fitter.log_))
+        loss_picture(fitter.log_, out.with_suffix(".log.png"))
+    checkpoint.remove()
+    return fitter, record

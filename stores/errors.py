@@ -73,5 +73,13 @@ class NonFiniteError(EDDPError, ArithmeticError):
     """Activations or losses are NaN or infinite; the message names the first image concerned."""
 
 
+class NotFittedError(UsageError, AttributeError):
+    """An estimator was asked for what only a fit gives."""
+
+
+class CheckpointError(EDDPError, OSError):
+    """The kept state of a fit cannot be read."""
+
+
 class FitError(EDDPError, ArithmeticError):
     """The data do not allow the fit that was asked for."""

@@ -124,6 +124,12 @@ class LayerReader:
         mapping = self.mapping
         return None if mapping is None else mapping.array.view(self.array.dtype).reshape(-1, self.channels)
 
+    def places(self, image: int) -> np.ndarray:
+        """(P,) places on the grid, counted row by row, of an image's positions in a store that samples them."""
+        chunk, local = divmod(image, self.store.chunk_images)
+        positions = self.store.array(f"layers/{self.spec.name}/positions")
+        return np.asarray(positions.read(chunk)[local], np.int64)
+
     def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, P, C) activations of chosen images, in the order given. Raises UsageError for an invalid image."""
         indices = np.asarray(indices, np.int64)

@@ -15,7 +15,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # tiny, tiny_net; spawned workers take it over
 
+from by_hand import NETWORK, broden_folder, layer_store
 from tiny import TinyBroden, write_broden, write_store
+
+from extract.broden import BrodenSource
+from stores.activations import ActivationStore
 
 settings.register_profile("eddp", deadline=None)  # a busy machine is no failure
 settings.load_profile("eddp")
@@ -78,3 +82,27 @@ def tiny_images(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_broden() -> Callable[..., BrodenSource]:
+    """``make(root, labels [(number, name, category)], rows [{image, split, mask, cells}])`` (see ``by_hand``)."""
+    return broden_folder
+
+
+@pytest.fixture(scope="session")
+def make_store() -> Callable[..., ActivationStore]:
+    """``make(path, x (N, P, C), grid=(h, w), …)``: a sealed store of one layer, ``conv`` (see ``by_hand``)."""
+    return layer_store
+
+
+@pytest.fixture
+def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a network as ``load_model`` takes it; ``sys.modules["toy_network"].SCALE`` changes its weights."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "toy_network.py").write_text(NETWORK, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    sys.modules.pop("toy_network", None)
+    yield "toy_network:build"
+    sys.modules.pop("toy_network", None)

@@ -9,12 +9,13 @@ import torch
 
 from extract.head import Head
 from fit.baselines.common import fitted
+from fit.checkpoint import Checkpoint
 from fit.clustering import spherical_kmeans
-from fit.fitter import Fitted, FitterConfig
+from fit.fitter import Fitted, Fitter, FitterConfig
 from fit.start import best_f1_thresholds, sample_rows
 from fit.whiten import whiten_store, whitening
 from stores.errors import UsageError
-from stores.progress import Progress, silent
+from stores.progress import Progress
 from stores.readers import LayerReader
 from stores.statistics import statistics
 
@@ -39,15 +40,13 @@ class KMeansConfig(FitterConfig):
             raise UsageError("'iterations', 'points_per_centroid' and 'rank' must be at least 1.")
 
 
-class KMeans:
+class KMeans(Fitter[KMeansConfig]):
     """Directional clustering alone."""
 
     name: ClassVar[str] = "kmeans"
+    configuration: ClassVar[type[KMeansConfig]] = KMeansConfig
 
-    def __init__(self, config: KMeansConfig | None = None) -> None:
-        self.config = config or KMeansConfig()
-
-    def fit(self, reader: LayerReader, head: Head | None = None, progress: Progress = silent) -> Fitted:
+    def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
         """Cluster at most ``directions × points_per_centroid`` positions, drawn from all of them."""
         config = self.config
         moments = statistics(reader, device=config.device, progress=progress)

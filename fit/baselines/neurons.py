@@ -10,10 +10,11 @@ import torch
 
 from extract.head import Head
 from fit.baselines.common import fitted
-from fit.fitter import Fitted, FitterConfig
+from fit.checkpoint import Checkpoint
+from fit.fitter import Fitted, Fitter, FitterConfig
 from fit.signals import pattern
 from stores.errors import FitError
-from stores.progress import Progress, silent
+from stores.progress import Progress
 from stores.readers import LayerReader
 from stores.statistics import statistics
 
@@ -23,15 +24,13 @@ class NeuronsConfig(FitterConfig):
     """``n_directions`` channels are taken, those of largest variance first."""
 
 
-class Neurons:
+class Neurons(Fitter[NeuronsConfig]):
     """Channels of the layer as they are."""
 
     name: ClassVar[str] = "neurons"
+    configuration: ClassVar[type[NeuronsConfig]] = NeuronsConfig
 
-    def __init__(self, config: NeuronsConfig | None = None) -> None:
-        self.config = config or NeuronsConfig()
-
-    def fit(self, reader: LayerReader, head: Head | None = None, progress: Progress = silent) -> Fitted:
+    def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
         """One streamed pass for the covariance."""
         config = self.config
         if config.n_directions > reader.channels:

@@ -10,9 +10,10 @@ import torch
 
 from extract.head import Head
 from fit.baselines.common import fitted
-from fit.fitter import Fitted, FitterConfig
+from fit.checkpoint import Checkpoint
+from fit.fitter import Fitted, Fitter, FitterConfig
 from stores.errors import FitError
-from stores.progress import Progress, silent
+from stores.progress import Progress
 from stores.readers import LayerReader
 from stores.statistics import statistics
 
@@ -25,15 +26,13 @@ class PCAConfig(FitterConfig):
     signs: Literal["both", "largest"] = "both"
 
 
-class PCA:
+class PCA(Fitter[PCAConfig]):
     """Eigenvectors of the covariance, by falling variance; filter and signal vector are the same."""
 
     name: ClassVar[str] = "pca"
+    configuration: ClassVar[type[PCAConfig]] = PCAConfig
 
-    def __init__(self, config: PCAConfig | None = None) -> None:
-        self.config = config or PCAConfig()
-
-    def fit(self, reader: LayerReader, head: Head | None = None, progress: Progress = silent) -> Fitted:
+    def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
         """One streamed pass for the covariance, then an eigendecomposition."""
         config = self.config
         moments = statistics(reader, device=config.device, progress=progress)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from fit import METHODS, make_fitter
+from fit import METHODS, SUPERVISED, make_fitter
 from pipeline.options import common
 from pipeline.progress import format_seconds, showing
 from pipeline.run import Run, code_version, pick_device
@@ -19,11 +20,39 @@ from stores.errors import UsageError
 )
 @click.option("--store", type=click.Path(path_type=Path), required=True, help="The store that extract wrote.")
 @click.option("--layer", default=None, help="Which layer of the store; may be left out when it holds one.")
-@click.option("--directions", type=int, required=True, help="How many directions to find.")
+@click.option(
+    "--directions",
+    type=int,
+    default=None,
+    help=f"How many directions to find; not for {' and '.join(SUPERVISED)}, which find one a label.",
+)
 @click.option("--method", type=click.Choice(sorted(METHODS)), default="eddp", show_default=True)
+@click.option(
+    "--steps",
+    type=click.Choice(["fast", "paper"]),
+    default="fast",
+    show_default=True,
+    help="For eddp: our own learning steps, or those that the paper published.",
+)
+@click.option(
+    "--concepts",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help=f"For {' and '.join(SUPERVISED)}: the concept dataset (in Broden's format) that the store was made from.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("directions.safetensors"), show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--checkpoint-every",
+    "minutes",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="MIN",
+    help="Minutes between two writings of the fit's state, from which the same command goes on.",
+)
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set one of the method's hyper-parameters."
 )
@@ -31,11 +60,14 @@ from stores.errors import UsageError
 def fit(
     store: Path,
     layer: str | None,
-    directions: int,
+    directions: int | None,
     method: str,
+    steps: Literal["fast", "paper"],
+    concepts: Path | None,
     out: Path,
     device: str,
     seed: int,
+    minutes: float,
     settings: tuple[str, ...],
     quiet: bool,
     as_json: bool,
@@ -49,27 +81,40 @@ def fit(
     \b
     Example:
       fit --store acts.zarr --directions 64 --out d.safetensors
+      fit --store acts.zarr --directions 64 --steps paper --set d.epochs=500 --out published.safetensors
+      fit --store broden.zarr --method probe --concepts broden1_224 --out probe.safetensors
     """
+    from fit.supervised.labels import ConceptLabels
     from pipeline.fitting import fit_to_file
     from stores.readers import LayerReader
 
-    run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method, "out": out,
+    run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method,
+                      "steps": steps, "concepts": concepts, "out": out,
                       "device": device, "seed": seed, "set": settings})  # fmt: skip
     chosen = pick_device(device)
-    fitter = make_fitter(method, n_directions=directions, seed=seed, device=chosen, settings=_pairs(settings))
+    labels = None if concepts is None else ConceptLabels(concepts)
+    fitter = make_fitter(
+        method,
+        n_directions=directions,
+        seed=seed,
+        device=chosen,
+        settings=_pairs(settings),
+        labels=labels,
+        steps=steps,
+    )
     if out.suffix != ".safetensors":
         raise UsageError(f"--out must end in .safetensors, got '{out}'.")
     reader = LayerReader(store, layer)
     with showing(quiet) as progress:
-        fitted, record = fit_to_file(fitter, reader, out, run, progress=progress)
+        fitted, record = fit_to_file(fitter, reader, out, run, minutes=minutes, progress=progress)
     summary = {
         "out": str(out),
         "method": method,
         "layer": reader.spec.name,
-        "directions": fitted.directions.count,
+        "directions": fitted.directions_.count,
         "seconds": record["seconds"],
         "peak_memory_mib": record["peak_memory_mib"],
-        "diagnosis": fitted.directions.info.get("diagnosis", {}),
+        "diagnosis": fitted.diagnosis_,
     }
     if as_json:
         click.echo(json.dumps(summary))
@@ -77,7 +122,7 @@ def fit(
     for warning in warnings_of(summary["diagnosis"]):
         click.echo(warning, err=True)
     click.echo(
-        f"{fitted.directions.count} directions of {reader.spec.name} by {method}, {format_seconds(run.seconds)}, "
+        f"{fitted.directions_.count} directions of {reader.spec.name} by {method}, {format_seconds(run.seconds)}, "
         f"peak memory {record['peak_memory_mib']} MiB (eddp {code_version()})"
     )
     click.echo(str(out))

@@ -15,10 +15,10 @@ from slow_dissection import LABELS, WHOLE, Broden, many, naive_has
 from evaluate.detectors import make_bank
 from evaluate.dissect import (
     BINS,
-    Alignment,
     Dissector,
     average_precision_from_bins,
 )
+from extract.labels import Alignment
 from stores.directions import Directions
 from stores.readers import LayerReader
 

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 import evaluate.concepts
-from evaluate.concepts import align, concept_store
+from evaluate.concepts import concept_store
 from extract.broden import BrodenSource
 from extract.images import open_folder
+from extract.labels import align
 from extract.network import Network
 from extract.stream import ExtractConfig, extract
 from fit.synthetic import SyntheticConfig, make_synthetic
@@ -26,7 +27,6 @@ from stores.errors import ImageError, MismatchError, UnsealedStoreError
 from stores.readers import LayerReader
 
 Broden = Callable[..., BrodenSource]
-Store = Callable[..., ActivationStore]
 LABELS = [(1, "sky", "object")]
 
 
@@ -152,24 +152,3 @@ def test_a_synthetic_store_has_no_network_to_run(tmp_path: Path, source: BrodenS
     make_synthetic(tmp_path / "syn.zarr", SyntheticConfig(images=6))
     with pytest.raises(MismatchError, match=r"synthetic.*Use --ground-truth"):
         concept_store(ActivationStore.open(tmp_path / "syn.zarr"), "synthetic", source)
-
-
-def test_rows_are_matched_by_name_whatever_their_order(
-    tmp_path: Path, source: BrodenSource, make_store: Store, network: str
-) -> None:
-    names = ["some/3.png", "gone.png", "some/0.png"]
-    made = {"model": network, "weights": "DEFAULT", "seed": 0}
-    store = make_store(tmp_path / "s.zarr", np.zeros((3, 16, 4), np.float32), grid=(4, 4), names=names, provenance=made)
-    found = align(store, source)
-    assert found.rows == {0: 3, 2: 0}
-    assert found.source is source
-    np.testing.assert_allclose(found.box_of(3), (0, 0, 1, 1), atol=0.01)  # resized whole to 8 × 8
-
-
-def test_a_store_without_any_of_the_images_is_refused(
-    tmp_path: Path, source: BrodenSource, make_store: Store, network: str
-) -> None:
-    made = {"model": network, "weights": "DEFAULT"}
-    store = make_store(tmp_path / "s.zarr", np.zeros((1, 1, 4), np.float32), grid=(1, 1), provenance=made)
-    with pytest.raises(MismatchError, match=r"None of the images .* belongs to another dataset"):
-        align(store, source)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import evaluate.detectors
-from evaluate.detectors import block_images, make_bank, sampled_positions, top_quantile
+from evaluate.detectors import block_images, make_bank, top_quantile
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MismatchError
@@ -127,11 +127,3 @@ def test_the_threshold_does_not_depend_on_the_block_size(
         monkeypatch.setattr(evaluate.detectors, "block_images", lambda reader, detectors, n=images: n)
         found.append(top_quantile(reader, torch.eye(2), 0.05).tolist())
     assert found[0] == found[1] == found[2]
-
-
-def test_sampled_positions_of_an_image(tmp_path: Path, make_store: Store) -> None:
-    positions = np.random.default_rng(4).integers(0, 16, (7, 3)).astype(np.int32)
-    x = np.zeros((7, 3, 2), np.float32)
-    reader = LayerReader(make_store(tmp_path / "s.zarr", x, grid=(4, 4), positions=positions, chunk_images=3))
-    for image in range(7):
-        assert sampled_positions(reader, image).tolist() == positions[image].tolist()

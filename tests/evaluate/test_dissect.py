@@ -28,10 +28,9 @@ from slow_dissection import (
     random_rows,
 )
 
-import evaluate.masks
+import extract.labels
 from evaluate.detectors import Bank, make_bank
 from evaluate.dissect import (
-    Alignment,
     Counts,
     Dissector,
     Resolution,
@@ -40,6 +39,7 @@ from evaluate.dissect import (
 )
 from evaluate.scores import choose_labels
 from extract.broden import BrodenSource, ConceptLabel
+from extract.labels import Alignment
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import DatasetError, UsageError
@@ -364,7 +364,7 @@ def test_no_more_than_a_window_of_images_is_held(
     source, x = many(tmp_path, make_broden, n=120, mask=(2, 2))
     held: list[weakref.finalize] = []
     most = 0
-    real = evaluate.masks.labels_on_raster
+    real = extract.labels.labels_on_raster
 
     def counted(*arguments: Any) -> Any:
         labels = real(*arguments)
@@ -375,7 +375,7 @@ def test_no_more_than_a_window_of_images_is_held(
         nonlocal most
         most = max(most, sum(one.alive for one in held))
 
-    monkeypatch.setattr(evaluate.masks, "labels_on_raster", counted)
+    monkeypatch.setattr(extract.labels, "labels_on_raster", counted)
     reader = memory_reader(x, (2, 2), chunk_images=8)
     count = Dissector(
         reader,

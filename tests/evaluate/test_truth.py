@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
-from evaluate.truth import Truth, against_truth, positives, read_truth
+from evaluate.truth import against_truth, positives
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MismatchError
 from stores.readers import LayerReader
+from stores.truth import Truth, read_truth
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +45,6 @@ def picked(directions: Directions, columns: list[int]) -> Directions:
         signals=directions.signals[:, columns],
         thresholds=directions.thresholds[columns],
     )
-
-
-def test_truth_is_read_as_it_was_made(known: tuple[LayerReader, Truth, Directions]) -> None:
-    reader, truth, _ = known
-    assert truth.signals.shape == (16, 4)
-    assert truth.values.shape == truth.present.shape == (reader.n_rows, 4)
-    assert truth.present.dtype == bool
-    np.testing.assert_array_equal(truth.values > 2.5, truth.present)
 
 
 def test_perfect_directions_are_perfect(known: tuple[LayerReader, Truth, Directions]) -> None:
@@ -144,12 +135,7 @@ def test_without_thresholds_the_top_quantile_is_positive(known: tuple[LayerReade
     assert found["iou"][0] == 1.0
 
 
-def test_other_directions_and_other_stores_are_refused(
-    tmp_path: Path, known: tuple[LayerReader, Truth, Directions], make_store: Callable[..., ActivationStore]
-) -> None:
+def test_directions_of_another_layer_are_refused(known: tuple[LayerReader, Truth, Directions]) -> None:
     reader, truth, perfect = known
     with pytest.raises(MismatchError, match="layer4"):
         against_truth(dataclasses.replace(perfect, layer="layer4"), reader, truth)
-    plain = make_store(tmp_path / "s.zarr", np.zeros((1, 1, 2), np.float32), grid=(1, 1))
-    with pytest.raises(MismatchError, match=r"no ground truth.*eddp synthetic"):
-        read_truth(LayerReader(plain))

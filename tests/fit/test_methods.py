@@ -7,15 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.truth import against_truth, read_truth
+from evaluate.truth import against_truth
 from extract.head import open_head
-from fit import METHODS, make_fitter
+from fit import METHODS, SUPERVISED, make_fitter
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.directions import Directions
 from stores.errors import FitError, NonFiniteError, UnknownNameError
 from stores.readers import LayerReader
+from stores.truth import read_truth
 
-QUICK = {"eddp": {"refine_steps": "30"}}
+QUICK = {
+    "eddp": {"refine_steps": "30"},
+    "nmf": {"epochs": "5"},
+    "sae": {"epochs": "5"},
+    "uibe": {"a.epochs": "8"},
+    "cbe": {"a.epochs": "8"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +33,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> LayerReader:
 
 
 def fit(method: str, reader: LayerReader, directions: int = 3, **more: str) -> Directions:
-    fitter = make_fitter(method, n_directions=directions, settings={**QUICK.get(method, {}), **more})
-    return fitter.fit(reader, open_head(reader.store, reader.spec.name)).directions
+    wanted = None if method in SUPERVISED else directions  # they find one a label: here one a concept
+    fitter = make_fitter(method, n_directions=wanted, settings={**QUICK.get(method, {}), **more})
+    return fitter.fit(reader, open_head(reader.store, reader.spec.name)).directions_
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -57,10 +65,11 @@ class TestEveryMethod:
 
     def test_reports_progress(self, method: str, reader: LayerReader) -> None:
         seen = []
-        make_fitter(method, n_directions=2, settings=QUICK.get(method)).fit(
+        wanted = None if method in SUPERVISED else 2
+        make_fitter(method, n_directions=wanted, settings=QUICK.get(method)).fit(
             reader, None, lambda stage, done, total=None, note="": seen.append(stage)
         )
-        assert method in ("pca", "neurons") or "clustering" in seen
+        assert method in ("pca", "neurons") or {"clustering", "components", "parts", "training", "step a"} & set(seen)
 
     def test_nan_names_the_image(self, method: str, tmp_path: Path) -> None:
         make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=30))
@@ -123,9 +132,9 @@ def test_kmeans_thresholds_detect_its_own_clusters(reader: LayerReader, space: s
 def test_eddp_recovers_the_truth_and_whitened_clusters_come_close(reader: LayerReader) -> None:
     truth = read_truth(reader)
     found = against_truth(fit("eddp", reader, 3, refine_steps="400"), reader, truth)
-    assert min(found["iou"]) > 0.95
-    assert min(found["cos"]) > 0.98
-    assert found["rmse"] < 0.25
+    assert min(found["iou"]) > 0.98
+    assert min(found["cos"]) > 0.98  # a third of the paper's images
+    assert found["rmse"] < 0.15
     clusters = against_truth(fit("kmeans", reader, 3, space="whitened"), reader, truth)
     assert min(clusters["iou"]) > 0.8
     raw = against_truth(fit("kmeans", reader, 3), reader, truth)
@@ -133,17 +142,18 @@ def test_eddp_recovers_the_truth_and_whitened_clusters_come_close(reader: LayerR
 
 
 def test_eddp_logs_what_it_minimised(reader: LayerReader) -> None:
-    fitter = make_fitter("eddp", n_directions=3, settings={"refine_steps": "60"})
-    log = fitter.fit(reader, open_head(reader.store, "synthetic")).log
+    settings = {"refine_steps": "60", "restarts": "1", "regime": "sharp"}  # from the clusters themselves
+    fitter = make_fitter("eddp", n_directions=3, settings=settings)
+    log = fitter.fit(reader, open_head(reader.store, "synthetic")).log_
     assert [row["step"] for row in log] == list(range(60))
     assert log[-1]["total"] < log[0]["total"]
     assert {"sparsity", "maximum_activation", "inactive", "orthogonality", "uncertainty", "entropy"} <= set(log[0])
-    assert log[-1]["learning_rate"] == pytest.approx(1e-4)
+    assert log[-1]["learning_rate"] == pytest.approx(2e-4, rel=0.1)
 
 
 def test_eddp_without_a_head_or_without_steps(reader: LayerReader) -> None:
     fitter = make_fitter("eddp", n_directions=3, settings={"refine_steps": "5"})
-    assert fitter.fit(reader, None).directions.info["uncertainty"] == "none"
+    assert fitter.fit(reader, None).directions_.info["uncertainty"] == "none"
     start = make_fitter("eddp", n_directions=3, settings={"refine_steps": "0"}).fit(reader, None)
-    assert start.log == []
-    assert start.directions.count == 3
+    assert start.log_ == []
+    assert start.directions_.count == 3

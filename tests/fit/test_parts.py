@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fit.clustering import _torch_kmeans, nearest, spherical_kmeans
 from fit.diagnosis import diagnose
 from fit.eddp import EDDPConfig
-from fit.fitter import with_settings
+from fit.settings import with_settings
 from fit.signals import pattern
 from fit.start import best_f1_thresholds
 from fit.synthetic import SyntheticConfig, make_synthetic

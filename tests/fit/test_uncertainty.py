@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract.head import Head, open_head
-from fit.eddp import EDDPConfig, Uncertainty, start
+from fit.alignment import Manipulation, Uncertainty
+from fit.eddp import EDDPConfig
+from fit.restarts import from_clusters
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.uncertainty import constrained_step, uncertainty_loss, unconstrained_step
 from fit.whiten import whiten_store, whitening
@@ -61,16 +63,16 @@ def test_pooled_shortcut_equals_the_general_path(tmp_path, step: str) -> None:  
     make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=200, positions=3))
     reader = LayerReader(tmp_path / "s.zarr")
     head = open_head(reader.store, reader.spec.name)
-    config = EDDPConfig(n_directions=3, uncertainty_step=step, uncertainty_images=64)  # type: ignore[arg-type]
+    how = Manipulation(step=step, images=64)  # type: ignore[arg-type]
     transform = whitening(statistics(reader), rank=64)
     data = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu")
-    detectors = start(data.rows, config)
+    detectors = from_clusters(data.rows, EDDPConfig(n_directions=3), 0)
     for tensor in detectors.parameters():
         tensor.requires_grad_(True)
     signals = torch.randn(transform.rank, 3, generator=torch.Generator().manual_seed(0))
     found = {}
     for name, used in (("pooled", head), ("general", Head(head.function, None))):
-        loss, entropy = Uncertainty(config, transform, data, reader, used)(detectors, signals, 0)
+        loss, entropy = Uncertainty(how, transform, data, reader, used, 0)(detectors, signals)
         found[name] = (
             float(loss.detach()),
             entropy,

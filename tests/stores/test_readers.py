@@ -159,3 +159,11 @@ def test_a_chunk_that_goes_away_while_reading_is_told(tiny_store: Make) -> None:
         reader.images([5])
     with pytest.raises(CorruptStoreError):
         reader.sampled_rows(3, 0)
+
+
+def test_places_of_sampled_positions(tmp_path: Path, make_store: Callable[..., ActivationStore]) -> None:
+    positions = np.random.default_rng(4).integers(0, 16, (7, 3)).astype(np.int32)
+    x = np.zeros((7, 3, 2), np.float32)
+    reader = LayerReader(make_store(tmp_path / "s.zarr", x, grid=(4, 4), positions=positions, chunk_images=3))
+    for image in range(7):
+        assert reader.places(image).tolist() == positions[image].tolist()

@@ -1,4 +1,4 @@
-"""Label maps brought to the positions at which detectors are compared with them."""
+"""A concept dataset's label maps at the positions of a layer: which images of a store are in it, and what each shows where."""
 
 from __future__ import annotations
 
@@ -6,13 +6,58 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
 
 from extract.broden import BrodenSource
+from extract.geometry import Box, visible_box
+from extract.zoo import load_model
+from stores.activations import ActivationStore
+from stores.errors import MismatchError
 
-Box = tuple[float, float, float, float]
+
+@dataclass(frozen=True)
+class Alignment:
+    """How a store's images and a Broden folder's belong together.
+
+    ``rows``: store row -> Broden image; ``box_of``: Broden image -> the part of it that the network saw.
+    """
+
+    source: BrodenSource
+    rows: dict[int, int]
+    box_of: Callable[[int], Box]
+
+
+def align(store: ActivationStore, source: BrodenSource) -> Alignment:
+    """Match a store's rows with a Broden folder's images by name, and find what the network saw of each.
+
+    Raises MismatchError when no image is in both, or when the model's weights are no longer those of the store.
+    """
+    made = store.provenance
+    loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
+    if made.get("weights_digest") not in (None, loaded.provenance["weights_digest"]):
+        raise MismatchError(
+            f"The model '{made['model']}' now loads with other weights than the store '{store.path}' was made with. "
+            "Put the old weights back, or extract again."
+        )
+    transform = loaded.transform
+    number = {source.name(i): i for i in range(len(source))}
+    rows = {row: number[name] for row, name in enumerate(store.names) if name in number}
+    if not rows:
+        raise MismatchError(
+            f"None of the images in '{store.path}' is in '{source.root}': the store belongs to another dataset."
+        )
+
+    @lru_cache(maxsize=4096)
+    def box(size: tuple[int, int]) -> Box:
+        return visible_box(transform, size)
+
+    def box_of(image: int) -> Box:
+        return box(source.image_size(image))
+
+    return Alignment(source, rows, box_of)
 
 
 @dataclass(frozen=True)

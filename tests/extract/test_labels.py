@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import evaluate.masks
-from evaluate.masks import labels_ahead, labels_on_raster, raster_index
+import extract.labels
 from extract.broden import BrodenSource
-from stores.errors import DatasetError
+from extract.labels import align, labels_ahead, labels_on_raster, raster_index
+from stores.activations import ActivationStore
+from stores.errors import DatasetError, MismatchError
 
+Store = Callable[..., ActivationStore]
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 LABELS = [(1, "sky", "object"), (2, "wing", "part"), (3, "sand", "object(5);material(2)"), (300, "beach", "scene")]
 edges = st.tuples(st.integers(-16, 24), st.integers(1, 40)).map(lambda e: (Fraction(e[0], 16), Fraction(sum(e), 16)))
@@ -122,7 +124,7 @@ def test_leaving_early_reads_no_further_and_leaves_no_thread(
         read.append(1)
         time.sleep(0.02)
 
-    monkeypatch.setattr(evaluate.masks, "labels_on_raster", slow)
+    monkeypatch.setattr(extract.labels, "labels_on_raster", slow)
     ahead = labels_ahead(source, [0] * 1000, (2, 4), lambda i: WHOLE)
     next(ahead)
     ahead.close()
@@ -135,3 +137,30 @@ def test_a_bad_mask_is_told_and_ends_the_threads(source: BrodenSource) -> None:
     with pytest.raises(DatasetError, match=r"a_object_0\.png.*line 2"):
         list(labels_ahead(source, [1, 1, 0, 1], (2, 4), lambda i: WHOLE))
     assert not [t for t in threading.enumerate() if t.name.startswith("masks")]
+
+
+@pytest.fixture
+def four(tmp_path: Path, make_broden: Callable[..., BrodenSource]) -> BrodenSource:
+    rows = [{"image": f"some/{i}.png", "split": "train", "mask": (8, 8), "cells": {"object": [1]}} for i in range(4)]
+    return make_broden(tmp_path / "four", LABELS[:1], rows)
+
+
+def test_rows_are_matched_by_name_whatever_their_order(
+    tmp_path: Path, four: BrodenSource, make_store: Store, network: str
+) -> None:
+    names = ["some/3.png", "gone.png", "some/0.png"]
+    made = {"model": network, "weights": "DEFAULT", "seed": 0}
+    store = make_store(tmp_path / "s.zarr", np.zeros((3, 16, 4), np.float32), grid=(4, 4), names=names, provenance=made)
+    found = align(store, four)
+    assert found.rows == {0: 3, 2: 0}
+    assert found.source is four
+    np.testing.assert_allclose(found.box_of(3), (0, 0, 1, 1), atol=0.01)  # resized whole to 8 × 8
+
+
+def test_a_store_without_any_of_the_images_is_refused(
+    tmp_path: Path, four: BrodenSource, make_store: Store, network: str
+) -> None:
+    made = {"model": network, "weights": "DEFAULT"}
+    store = make_store(tmp_path / "s.zarr", np.zeros((1, 1, 4), np.float32), grid=(1, 1), provenance=made)
+    with pytest.raises(MismatchError, match=r"None of the images .* belongs to another dataset"):
+        align(store, four)

@@ -1,0 +1,108 @@
+"""Uncertainty region alignment for the head at hand: on the pooled vectors where it is pooled-affine, else through the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from extract.head import Head
+from extract.memory import is_out_of_memory
+from fit.uncertainty import constrained_step, uncertainty_loss, unconstrained_step
+from fit.whiten import WhitenedRows, Whitening
+from stores.errors import FitError
+from stores.readers import LayerReader
+
+
+class Detecting(Protocol):
+    """Detectors with unit filters ū (r, I) and offsets β (I,): distances from their planes are ``y·ū − β``."""
+
+    def unit(self) -> torch.Tensor: ...
+
+    @property
+    def offsets(self) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Manipulation:
+    """How X' is made and what is asked of it (see ``fit.uncertainty``).
+
+    ``images`` a step; 0: 256 for a pooled-affine head, 16 for any other (each goes through the network).
+    """
+
+    step: Literal["constrained", "unconstrained"] = "constrained"
+    objective: Literal["kl", "entropy"] = "kl"
+    ridge: float = 0.03
+    images: int = 0
+
+
+class Uncertainty:
+    """A call gives (loss, mean entropy in bits of f+(X')) for the next κ and the next images.
+
+    Parameters
+    ----------
+    transform : from activations to the coordinates y of the detectors.
+    data : its ``pooled`` and ``images``.
+    """
+
+    def __init__(
+        self,
+        how: Manipulation,
+        transform: Whitening,
+        data: WhitenedRows,
+        reader: LayerReader,
+        head: Head,
+        seed: int,
+    ) -> None:
+        self.how, self.transform, self.data, self.reader, self.head = how, transform, data, reader, head
+        self.generator = torch.Generator().manual_seed(seed + 17)
+        self.kind = "pooled-affine" if head.affine else "general"
+        self.batch = min(reader.n_images, how.images or (256 if head.affine else 16))
+        if head.affine:
+            weight, _ = head.affine
+            self.readout = weight @ transform.backward  # (K, r): what a step in y does to the logits
+
+    def __call__(self, detectors: Detecting, signals: torch.Tensor) -> tuple[torch.Tensor, float]:
+        n = self.reader.n_images
+        kappa = 0.5 + 0.4 * float(torch.rand((), generator=self.generator))
+        if self.batch < n:
+            chosen = torch.randperm(n, generator=self.generator)[: self.batch].sort().values
+        else:
+            chosen = torch.arange(n)
+        if self.head.affine:
+            # N × K logits may be gigabytes: only this step's images are read
+            clean = torch.from_numpy(self.reader.store.rows("logits", self.data.images[chosen.numpy()]))
+            dy = self._step(self.data.pooled[chosen.to(self.data.pooled.device)], detectors, signals)
+            moved = clean.to(dy.device) - kappa * dy @ self.readout.T
+        else:
+            moved = self._through_the_network(chosen, detectors, signals, kappa)
+        with torch.no_grad():
+            entropy = -uncertainty_loss(moved, "entropy")
+        return uncertainty_loss(moved, self.how.objective), float(entropy)
+
+    def _through_the_network(
+        self, chosen: torch.Tensor, detectors: Detecting, signals: torch.Tensor, kappa: float
+    ) -> torch.Tensor:
+        """Logits of f+(X') for the whole maps of chosen images; raises FitError when memory does not take them."""
+        try:
+            x = torch.from_numpy(self.reader.images(self.data.images[chosen.numpy()])).to(self.transform.mean.device)
+            dy = self._step(self.transform(x), detectors, signals)
+            return self.head(x.float() - kappa * dy @ self.transform.backward.T)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FitError(
+                f"Memory does not take {len(chosen)} images at once through the network after layer '{self.reader.spec.name}': use "
+                f"--set uncertainty_images={max(1, len(chosen) // 2)}, or leave the term out with --set lambda_uncertainty=0."
+            ) from error
+
+    def _step(self, y: torch.Tensor, detectors: Detecting, signals: torch.Tensor) -> torch.Tensor:
+        """dy for vectors y (…, r), positions or their means: the step is affine in y."""
+        unit = detectors.unit()
+        distance = y @ unit - detectors.offsets
+        if self.how.step == "unconstrained":
+            return unconstrained_step(distance, unit)
+        encoding = F.normalize(signals, dim=0)
+        return constrained_step(distance, unit.T @ encoding, encoding, self.how.ridge)

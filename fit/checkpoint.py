@@ -1,0 +1,104 @@
+"""The state of a running fit on disk, so that the same command goes on after it was killed.
+
+One safetensors file beside the result: tensors, and in its header the fit's identity and plain values, as JSON. It is
+written whole or not at all, and removed when the result is there. A fit that goes on from it takes the same steps, to
+the bit on a CPU, as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from stores.errors import CheckpointError, MismatchError
+from stores.files import write_atomically
+
+FORMAT = 1
+MINUTES = 10.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What a fit goes on from: ``tensors`` by name, ``values`` of JSON kinds (step, log, ...)."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+
+
+class Checkpoint:
+    """Where a fit keeps its state, and how often.
+
+    Parameters
+    ----------
+    path : the file; None: nothing is kept.
+    minutes : between two writings, at least. 0: at every occasion.
+    """
+
+    def __init__(self, path: str | Path | None = None, minutes: float = MINUTES) -> None:
+        self.path = None if path is None else Path(path)
+        self.minutes = minutes
+        self._identity: dict[str, Any] = {}
+        self._written = time.monotonic()
+
+    def load(self, identity: dict[str, Any]) -> State | None:
+        """The kept state, None if there is none. ``identity`` says which fit this is, in JSON values.
+
+        Raises MismatchError when the file is of another fit, CheckpointError when it is damaged.
+        """
+        self._identity = json.loads(json.dumps(identity))
+        self._written = time.monotonic()
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            with safe_open(str(self.path), framework="pt") as file:
+                header = json.loads((file.metadata() or {})["eddp-checkpoint"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            kept, values, version = header["identity"], header["values"], int(header["format"])
+        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+            raise CheckpointError(
+                f"The checkpoint '{self.path}' is damaged ({type(error).__name__}): remove it to begin the fit anew."
+            ) from error
+        if version != FORMAT or kept != self._identity:
+            raise MismatchError(
+                f"The checkpoint '{self.path}' is of another fit ({_difference(kept, self._identity)}). Run that fit's command "
+                "to go on with it, choose another --out, or remove the file to begin anew."
+            )
+        return State(tensors, values)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write again."""
+        return self.path is not None and time.monotonic() - self._written >= 60 * self.minutes
+
+    def save(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        """Write the state, replacing the last one. Raises StoreError when the disk is full; the last one then stays."""
+        if self.path is None:
+            return
+        header = {"format": FORMAT, "identity": self._identity, "values": values}
+        data = save(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            {"eddp-checkpoint": json.dumps(header)},
+        )
+        write_atomically(self.path, data)
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """The result is there: the state is of no more use."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _difference(kept: Any, wanted: Any, name: str = "") -> str:
+    """Which entry differs first, for people."""
+    if isinstance(kept, dict) and isinstance(wanted, dict):
+        for key in (*wanted, *kept):
+            if kept.get(key) != wanted.get(key):
+                return _difference(kept.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
+    return f"{name} was {kept}, is {wanted}"

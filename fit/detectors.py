@@ -1,0 +1,71 @@
+"""The detectors of a fit, in the coordinates in which it works, and the way back to activation space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fit.whiten import Whitening
+from stores.directions import Directions
+from stores.readers import LayerReader
+
+
+@dataclass
+class Detectors:
+    """``z = (y·ū − β) / M`` for rows y of r numbers.
+
+    ``directions`` (r, I), normalised where used; ``offsets`` β (I,); ``log_margins`` ln M (I,). Directions and margins are
+    separate parameters (paper, §3.2), so that a margin's growth does not slow its direction down.
+    """
+
+    directions: torch.Tensor
+    offsets: torch.Tensor
+    log_margins: torch.Tensor
+
+    def parameters(self) -> list[torch.Tensor]:
+        return [self.directions, self.offsets, self.log_margins]
+
+    def unit(self) -> torch.Tensor:
+        """ū (r, I)."""
+        return F.normalize(self.directions, dim=0)
+
+    def inverse_margins(self) -> torch.Tensor:
+        """1/M (I,)."""
+        return torch.exp(-self.log_margins)
+
+    def linear(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(W (r, I), b (I,)) with ``z = y W − b``."""
+        inverse = self.inverse_margins()
+        return self.unit() * inverse, self.offsets * inverse
+
+    def copy(self) -> Detectors:
+        return Detectors(*(tensor.detach().clone() for tensor in self.parameters()))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """For a checkpoint."""
+        return {"directions": self.directions, "offsets": self.offsets, "log_margins": self.log_margins}
+
+
+def in_activation_space(
+    reader: LayerReader, transform: Whitening, detectors: Detectors, signals: torch.Tensor, method: str
+) -> Directions:
+    """``w = Tᵀ ū / M``, ``b = β / M + w·μ``, ``s = T⁺ s_y`` with unit norm; ``signals`` s_y (r, I)."""
+    w_y, b_y = (tensor.detach().double() for tensor in detectors.linear())
+    filters = transform.forward.double().T @ w_y
+    mean = transform.mean.double()
+    encoding = F.normalize(transform.backward.double() @ signals.detach().double(), dim=0)
+
+    def plain(t: torch.Tensor) -> np.ndarray:
+        return t.cpu().numpy().astype(np.float32)
+
+    return Directions(
+        filters=plain(filters),
+        signals=plain(encoding),
+        mean=plain(mean),
+        thresholds=plain(b_y + mean @ filters),
+        method=method,
+        layer=reader.spec.name,
+    )

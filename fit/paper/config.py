@@ -1,0 +1,234 @@
+"""What the published learning steps go by: the paper's table of weights, and which of its entries were set otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+from fit.fitter import FitterConfig
+from stores.errors import UsageError
+
+RHO = {"b": 12.0, "d": 70.0}  # ρ = so many times τ / I (paper, table of hyper-parameters)
+MOST = 0.9  # of ρ [I]: few directions would ask for more than 1
+NOT_IN = {  # settings that a step has no use for
+    "a": ("lambda_sb", "lambda_eac", "lambda_fso", "rho", "bound_eac", "bound_fso"),
+    "b": ("lambda_fso", "bound_fso"),
+}
+NUMBERS = {"a": 1, "b": 2, "d": 4}  # of a learning step in the log; (c) learns nothing
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the paper's table: λ of each loss (0: not in this step), epochs, learning rate, τ and ρ.
+
+    ``lambda_uncertainty`` weighs L_uur in (a) and (b), L_cur in (d). ``rho`` None: 12 τ / I in (b), 70 τ / I in (d).
+    ``bound_ma``, ...: what the Lagrangian form holds each loss below (paper: 0.8, 8, 0.1, 0.1, 0.1); there its λ counts for nothing.
+    ``patience``: epochs without a lower loss after which the learning rate is halved, and how many pass before they count again.
+    """
+
+    epochs: int
+    learning_rate: float
+    patience: int
+    lambda_s: float
+    lambda_ma: float
+    lambda_mm: float
+    lambda_ic: float
+    lambda_uncertainty: float
+    tau: float
+    lambda_sb: float = 0.0
+    lambda_eac: float = 0.0
+    lambda_fso: float = 0.0
+    rho: float | None = None
+    bound_ma: float = 0.8
+    bound_mm: float = 8.0
+    bound_ic: float = 0.1
+    bound_eac: float = 0.1
+    bound_fso: float = 0.1
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What of a step differs from the preset; None: nothing does. Names as in ``Step``."""
+
+    epochs: int | None = None
+    learning_rate: float | None = None
+    patience: int | None = None
+    lambda_s: float | None = None
+    lambda_ma: float | None = None
+    lambda_mm: float | None = None
+    lambda_ic: float | None = None
+    lambda_uncertainty: float | None = None
+    tau: float | None = None
+    lambda_sb: float | None = None
+    lambda_eac: float | None = None
+    lambda_fso: float | None = None
+    rho: float | None = None
+    bound_ma: float | None = None
+    bound_mm: float | None = None
+    bound_ic: float | None = None
+    bound_eac: float | None = None
+    bound_fso: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "tau", "rho", "bound_ma", "bound_mm", "bound_ic", "bound_eac", "bound_fso"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"'{name}' of a step must be positive, got {value}.")
+        if self.rho is not None and not self.rho < 1:
+            raise UsageError(f"'rho' of a step must lie between 0 and 1, got {self.rho}.")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value is not None and not value >= 0:
+                raise UsageError(f"'{entry.name}' of a step must not be negative, got {value}.")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A set of hyper-parameters that belong together; names as in ``PaperConfig``."""
+
+    form: Literal["weighted", "lagrangian"]
+    batch_rows: int
+    steps: dict[str, Step]
+    restarts: int = 1
+    centre: bool = False
+
+
+PRESETS = {
+    "resnet18-places365": Preset(
+        form="weighted",
+        batch_rows=4096,
+        steps={
+            "a": Step(800, 1e-3, 10, 2.6, 2.8, 0.6, 5, 0.25, 0.9),
+            "b": Step(2000, 1e-4, 50, 0.85, 2.8, 0.6, 15, 0.25, 0.9, lambda_sb=2.6, lambda_eac=15),
+            "d": Step(2000, 5e-4, 50, 0.85, 2.8, 0.6, 15, 0.25, 0.2, lambda_sb=2.6, lambda_eac=15, lambda_fso=1),
+        },
+    ),
+    "synthetic": Preset(
+        form="lagrangian",
+        batch_rows=0,
+        steps={
+            "a": Step(800, 1e-2, 50, 2.6, 2.8, 0.6, 5, 0.02, 0.9),
+            "b": Step(2000, 1e-2, 50, 0.85, 2.8, 0.6, 15, 0.02, 0.9, lambda_sb=2.6, lambda_eac=15, bound_ma=0.2),
+            "d": Step(
+                2000, 3e-4, 50, 0.85, 2.8, 0.6, 15, 0.02, 0.9, lambda_sb=2.6, lambda_eac=15, lambda_fso=1, bound_ma=0.2
+            ),
+        },
+        restarts=5,
+        centre=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class UIBEConfig(FitterConfig):
+    """Hyper-parameters of ``UIBE``, and those that all published steps share.
+
+    **Preset.** "resnet18-places365": the paper's table for ResNet18 on Places365 (I = 500). "synthetic": for small problems whose concepts
+    are about equally frequent, by the augmented Lagrangian; its rates, τ, restarts and, in (b) and (d), L_ma < 0.2 are ours
+    [I], chosen on four synthetic stores (the printed L_ma < 0.8 lets detectors shrink until they miss every tenth position).
+    ``a.epochs``, ``a.lambda_s``, ... replace single entries; ``form`` "preset" and ``batch_rows``, ``restarts`` None are the preset's.
+
+    **Data.** ``batch_rows``: positions a step of the descent, drawn anew each epoch; 0: all. At most ``max_rows`` positions are
+    used, a seeded sample of all; ``rows`` "memory" keeps them in memory, "store" uses every position and reads the store.
+
+    **Descent.** Adam; the learning rate is halved when the epoch's mean loss has not fallen by 1e-4 for ``patience`` epochs. A step ends early
+    when the rate has fallen below ``settled`` of its start [I: the paper gives only a number of epochs]; 0: never.
+
+    **Start [I].** Random orthonormal filters, ``margin`` M in standard deviations, and the threshold above which a share τ / I of
+    normally distributed values lies. Of ``restarts`` random starts, that of least loss after ``restart_epochs`` epochs goes on.
+
+    **Augmented Lagrangian.** ``penalty`` [I]: of a violation as large as the bound itself; ρ_c = penalty / bound². Multipliers are renewed once
+    an epoch. The learning rate then goes by f and the constraints' quadratic penalties, which unlike L_A mean the same in every epoch [I].
+    """
+
+    preset: Literal["resnet18-places365", "synthetic"] = "resnet18-places365"
+    form: Literal["preset", "weighted", "lagrangian"] = "preset"
+    batch_rows: int | None = None
+    max_rows: int = 4_000_000
+    rows: Literal["memory", "store"] = "memory"
+    gamma: float = 1.1
+    settled: float = 0.01
+    margin: float = 0.5
+    restarts: int | None = None
+    restart_epochs: int = 200
+    penalty: float = 1.0
+    a: StepSettings = field(default_factory=StepSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_rows", "gamma", "margin", "penalty", "restarts", "restart_epochs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"'{name}' must be positive, got {value}.")
+        for step, losses in NOT_IN.items():
+            for name in losses:
+                if getattr(getattr(self, step, None), name, None) is not None:
+                    raise UsageError(f"'{step}.{name}': step ({step}) does not have this loss; leave the setting out.")
+        if self.a.lambda_uncertainty is not None and not isinstance(self, CBEConfig):
+            raise UsageError(
+                "'a.lambda_uncertainty': UIBE has no such loss; leave the setting out, or take --method cbe."
+            )
+        if self.batch_rows is not None and self.batch_rows < 0:
+            raise UsageError(f"'batch_rows' must not be negative (0: all positions), got {self.batch_rows}.")
+        if not 0 <= self.settled < 1:
+            raise UsageError(f"'settled' must lie between 0 and 1, got {self.settled}.")
+
+    @property
+    def in_force(self) -> Preset:
+        """The preset, with what was set otherwise."""
+        preset = PRESETS[self.preset]
+        return Preset(
+            form=preset.form if self.form == "preset" else self.form,
+            batch_rows=preset.batch_rows if self.batch_rows is None else self.batch_rows,
+            steps={name: self._step(name, step) for name, step in preset.steps.items() if hasattr(self, name)},
+            restarts=self.restarts or preset.restarts,
+            centre=preset.centre,
+        )
+
+    def _step(self, name: str, step: Step) -> Step:
+        own: StepSettings = getattr(self, name)
+        values = {
+            entry.name: getattr(step, entry.name) if getattr(own, entry.name) is None else getattr(own, entry.name)
+            for entry in fields(Step)
+        }
+        if not isinstance(self, CBEConfig):
+            values["lambda_uncertainty"] = 0.0
+        if values["rho"] is None and name in RHO:
+            values["rho"] = min(MOST, RHO[name] * values["tau"] / self.n_directions)
+        return Step(**values)
+
+
+@dataclass(frozen=True)
+class CBEConfig(UIBEConfig):
+    """Hyper-parameters of ``CBE``: those of ``UIBEConfig``, and how uncertainty regions are aligned (``fit.uncertainty``).
+
+    The objective and the absence of a ridge are the printed ones; ``uncertainty_objective`` "kl" and a ridge are ours.
+    """
+
+    uncertainty_objective: Literal["entropy", "kl"] = "entropy"
+    uncertainty_ridge: float = 0.0
+    uncertainty_images: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("uncertainty_ridge", "uncertainty_images"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"'{name}' must not be negative, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class PaperConfig(CBEConfig):
+    """Hyper-parameters of ``PaperEDDP``: those of ``CBEConfig``, and of the steps (b) and (d).
+
+    ``centre`` [I]: whether (b) to (d) see activations less their mean; the same family of detectors, but thresholds do not have to
+    follow every turn of a filter. None: the preset's; the paper's own descent is in plain activations.
+    """
+
+    b: StepSettings = field(default_factory=StepSettings)
+    d: StepSettings = field(default_factory=StepSettings)
+    centre: bool | None = None
+
+    @property
+    def in_force(self) -> Preset:
+        found = super().in_force
+        return found if self.centre is None else replace(found, centre=self.centre)

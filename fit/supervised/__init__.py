@@ -1,0 +1,1 @@
+"""References that learn from labels of positions: how well linear detectors and signal vectors can do at all."""

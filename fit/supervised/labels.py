@@ -1,0 +1,179 @@
+"""Labels of positions: from the concept dataset that a store was made from, or from a synthetic store's own truth.
+
+Methods see them through two protocols: ``Labels`` is what a user hands over, ``LabelledImages`` what it becomes for the
+images of one store, read block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from extract.broden import BrodenSource
+from extract.images import open_source
+from extract.labels import Alignment, ImageLabels, align, labels_ahead
+from stores.errors import DatasetError, MismatchError, MissingPathError, UsageError
+from stores.readers import LayerReader
+from stores.truth import Truth, read_truth
+
+
+class LabelledImages(Protocol):
+    """Labels of the images of one store that a method may learn from; L of them, ``names`` and ``numbers`` in order.
+
+    ``images`` (n,): their rows in the store, ascending. ``of(images)``: for some of them, ``present`` (n, P, L) bool,
+    whether a label is at a position, and ``annotated`` (n, L) bool, whether the image is annotated in its category:
+    where it is not, the label's absence means nothing.
+    """
+
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def numbers(self) -> Sequence[int]: ...
+    @property
+    def images(self) -> np.ndarray: ...
+
+    def of(self, images: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Labels(Protocol):
+    """Something that has labels for a store's positions."""
+
+    def at(self, reader: LayerReader) -> LabelledImages:
+        """The labels at the positions of a layer. Raises MismatchError when they do not belong to the store."""
+        ...
+
+
+class ConceptLabels:
+    """The label maps of a Broden folder, brought to a layer's grid; only images of the split ``train`` are given.
+
+    Parameters
+    ----------
+    data : the folder, or anything ``extract.images.open_source`` reads as one.
+
+    Raises UsageError when it holds images without label maps, and what ``open_source`` raises.
+    """
+
+    def __init__(self, data: str | Path) -> None:
+        if ":" not in str(data) and not Path(data).is_dir():
+            raise MissingPathError(
+                f"There is no concept dataset at '{data}' (--concepts). Give a folder in Broden's format, with index.csv, "
+                "label.csv and images/."
+            )
+        source = open_source(data)
+        if not isinstance(source, BrodenSource):
+            raise UsageError(
+                f"'{data}' holds images without label maps ({source.kind}). Give a folder in Broden's format, with "
+                "index.csv, label.csv and images/."
+            )
+        self.source = source
+
+    def at(self, reader: LayerReader) -> LabelledImages:
+        dataset = reader.store.provenance.get("dataset", {})
+        if dataset.get("digest") != self.source.digest:
+            raise MismatchError(
+                f"The store '{reader.store.path}' was not made from the images in '{self.source.root}', so they say nothing "
+                f"of its positions. Make one that is: extract --data {self.source.root} …"
+            )
+        return _ConceptImages(reader, align(reader.store, self.source))
+
+
+class _Kept(NamedTuple):
+    """An image's labels as they are kept: columns (l,), bits (l, ⌈P / 8⌉), annotated (L,)."""
+
+    columns: np.ndarray
+    bits: np.ndarray
+    annotated: np.ndarray
+
+
+class _ConceptImages:
+    """Label maps are decoded once and kept as bits, of those labels alone that an image shows: l · P / 8 bytes an image,
+    about a thousandth of its activations."""
+
+    def __init__(self, reader: LayerReader, alignment: Alignment) -> None:
+        self.reader, self.alignment = reader, alignment
+        source = alignment.source
+        self.names = [label.name for label in source.labels]
+        self.numbers = [label.number for label in source.labels]
+        self.images = np.array(
+            [
+                r
+                for r in reader.image_indices.tolist()
+                if r in alignment.rows and source.split(alignment.rows[r]) == "train"
+            ],
+            np.int64,
+        )
+        if not len(self.images):
+            raise DatasetError(
+                f"'{source.root / 'index.csv'}' has no image of the split 'train' in the store '{reader.store.path}': "
+                "labels are learnt on train. Extract more images, or set their split."
+            )
+        if not reader.spec.sampled and reader.positions != reader.spec.grid_positions:
+            raise UsageError(
+                "Positions that lie nowhere on the image have no labels: open the layer without its prefix."
+            )
+        self._column = {number: k for k, number in enumerate(self.numbers)}
+        self._category = [label.category for label in source.labels]
+        self._kept: dict[int, _Kept] = {}
+
+    def of(self, images: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = [int(row) for row in images]
+        self._read([row for row in rows if row not in self._kept])
+        p = self.reader.positions
+        present = np.zeros((len(rows), p, len(self.names)), bool)
+        annotated = np.zeros((len(rows), len(self.names)), bool)
+        for k, row in enumerate(rows):
+            kept = self._kept[row]
+            present[k][:, kept.columns] = np.unpackbits(kept.bits, axis=1, count=p).astype(bool).T
+            annotated[k] = kept.annotated
+        return present, annotated
+
+    def _read(self, rows: list[int]) -> None:
+        source, of_row = self.alignment.source, self.alignment.rows
+        found = labels_ahead(source, [of_row[row] for row in rows], self.reader.grid, self.alignment.box_of)
+        with closing(found) as ahead:
+            for row, labels in zip(rows, ahead, strict=True):
+                self._kept[row] = self._pack(row, labels)
+
+    def _pack(self, row: int, labels: ImageLabels) -> _Kept:
+        maps = labels.maps
+        if self.reader.spec.sampled:
+            maps = maps[:, self.reader.places(row)]
+        columns = np.array([self._column[int(n)] for n in labels.numbers], np.int64)
+        annotated = np.array([category in labels.categories for category in self._category])
+        return _Kept(columns, np.packbits(maps, axis=1), annotated)
+
+
+class TruthLabels:
+    """The concepts of a synthetic store, present or not at each position; every image is annotated in all of them."""
+
+    def at(self, reader: LayerReader) -> LabelledImages:
+        return _TruthImages(reader, read_truth(reader))
+
+
+class _TruthImages:
+    def __init__(self, reader: LayerReader, truth: Truth) -> None:
+        concepts = truth.present.shape[1]
+        self.names = [f"concept {i}" for i in range(concepts)]
+        self.numbers = list(range(concepts))
+        self.images = reader.image_indices
+        self._present = truth.present.reshape(-1, reader.spec.positions, concepts)
+
+    def of(self, images: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        present = self._present[np.asarray(images, np.int64)]
+        return present, np.ones((len(present), len(self.names)), bool)
+
+
+def labels_of_store(reader: LayerReader, method: str) -> LabelledImages:
+    """The labels a store brings along: a synthetic store's truth. Raises UsageError for any other."""
+    try:
+        return TruthLabels().at(reader)
+    except MismatchError as error:
+        raise UsageError(
+            f"The method '{method}' learns from labels, and the store '{reader.store.path}' brings none: only stores made by "
+            "`eddp synthetic` do. Give the concept dataset that the store was made from: --concepts DIR "
+            "(in Python labels=ConceptLabels(DIR))."
+        ) from error

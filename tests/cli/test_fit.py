@@ -1,0 +1,181 @@
+"""The fit command: what it leaves, how it goes on after being killed, and what it says of stores that cannot be fitted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fit.synthetic import SyntheticConfig, make_synthetic
+from stores.directions import Directions
+from stores.layers import LayerSpec
+from stores.plan import StorePlan
+from stores.writer import StoreWriter
+from tests.cli.conftest import Ended
+
+Run = Callable[..., Ended]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fit") / "s.zarr"
+    make_synthetic(path, SyntheticConfig(images=900))
+    return path
+
+
+def store_of(path: Path, x: np.ndarray) -> Path:
+    """A sealed store of given activations (N, P, C), with nothing else known."""
+    n, p, c = x.shape
+    plan = StorePlan(
+        layers=[LayerSpec("layer", (1, p), c, layout="tokens")],
+        names=[f"image-{k}" for k in range(n)],
+        n_classes=2,
+        class_names=["a", "b"],
+        provenance={"model": "none", "weights": "none", "synthetic": {}},
+        dtype="float32",
+        heads={"layer": (np.ones((2, c), np.float32), np.zeros(2, np.float32))},
+    )
+    writer = StoreWriter.create_or_resume(path, plan)
+    for k in writer.missing():
+        part = slice(k * writer.chunk_images, min(n, (k + 1) * writer.chunk_images))
+        rows = part.stop - part.start
+        writer.commit(
+            k, names=plan.names[part], labels=np.zeros(rows, np.int64), valid=np.ones(rows, bool),
+            logits=np.zeros((rows, 2), np.float32), activations={"layer": x[part].astype(np.float32)},
+        )  # fmt: skip
+    writer.seal()
+    writer.close()
+    return path
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline.main", "fit", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> int:
+    _, err = process.communicate(timeout=120)
+    return process.returncode if not err.strip() else pytest.fail(err)
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(synthetic: Path, tmp_path: Path) -> None:
+    """The real command, ended from outside whenever it happens to be; the result has the bytes of one never killed."""
+    options = ("--store", synthetic, "--directions", 3, "--set", "refine_steps=1500", "--set", "patience=0", "--quiet")
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "d.safetensors"
+    assert ended(start(*options, "--out", whole)) == 0
+    assert not whole.with_suffix(".checkpoint").exists()
+    steps = []
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        process = start(*options, "--out", out, "--checkpoint-every", 0)
+        checkpoint, seen = out.with_suffix(".checkpoint"), len(steps)
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
+                seen += 1
+                before = checkpoint.stat().st_mtime_ns
+                if seen > 8:
+                    break
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == (-number if number == signal.SIGKILL else 130), err
+        assert not out.exists()
+        steps.append(checkpoint.stat().st_mtime_ns)
+    assert ended(start(*options, "--out", out)) == 0
+    a, b = Directions.load(whole), Directions.load(out)
+    for name in ("filters", "signals", "thresholds"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert whole.with_suffix(".log.csv").read_bytes() == out.with_suffix(".log.csv").read_bytes()
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_a_checkpoint_of_another_fit_stops_with_a_sentence(run: Run, synthetic: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.safetensors"
+    out.with_suffix(".checkpoint").write_bytes(b"nonsense")
+    ended = run("fit", "--store", synthetic, "--directions", 2, "--out", out)
+    assert ended.code == 1
+    assert "is damaged" in ended.err
+    assert "remove it" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_a_store_of_zeros(run: Run, tmp_path: Path) -> None:
+    store = store_of(tmp_path / "s.zarr", np.zeros((20, 4, 8)))
+    for method in ("eddp", "kmeans", "ica"):
+        ended = run("fit", "--store", store, "--directions", 2, "--method", method, "--out", tmp_path / "d.safetensors")
+        assert ended.code == 1, method
+        assert "Traceback" not in ended.err
+        assert "do not vary" in ended.err or "not zero" in ended.err, ended.err
+    assert not (tmp_path / "d.safetensors").exists()
+
+
+def test_constant_channels_and_dead_ones_are_no_obstacle(run: Run, tmp_path: Path) -> None:
+    g = np.random.default_rng(0)
+    x = g.normal(size=(60, 4, 8))
+    x[..., 2], x[..., 5] = 0, 7.5
+    store = store_of(tmp_path / "s.zarr", x)
+    for method in ("eddp", "kmeans", "pca", "ica", "sae"):
+        out = tmp_path / f"{method}.safetensors"
+        more = ("--set", "refine_steps=20") if method == "eddp" else ("--set", "epochs=2") if method == "sae" else ()
+        ended = run("fit", "--store", store, "--directions", 2, "--method", method, "--out", out, *more)
+        assert ended.code == 0, ended.err
+        assert np.isfinite(Directions.load(out).filters).all()
+
+
+def test_more_directions_than_different_rows(run: Run, tmp_path: Path) -> None:
+    g = np.random.default_rng(0)
+    x = np.repeat(g.normal(size=(3, 1, 8)), 4, 1)[g.integers(0, 3, 40)]
+    store = store_of(tmp_path / "s.zarr", x)
+    ended = run(
+        "fit", "--store", store, "--directions", 9, "--out", tmp_path / "d.safetensors", "--set", "refine_steps=20"
+    )
+    assert ended.code == 1
+    assert "9 directions were asked for" in ended.err
+    assert "fewer --directions" in ended.err
+
+
+def test_not_enough_memory_for_the_rows(
+    run: Run, synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = torch.empty
+
+    def empty(*size: int, **more: object) -> torch.Tensor:
+        if size[:1] == (1800,):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return real(*size, **more)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch, "empty", empty)
+    ended = run("fit", "--store", synthetic, "--directions", 3, "--out", tmp_path / "d.safetensors")
+    assert ended.code == 1
+    assert "1800 positions of 5 numbers" in ended.err
+    assert "rows=store" in ended.err
+
+
+def test_every_setting_is_reached_by_set_and_recorded(run: Run, synthetic: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.safetensors"
+    ended = run(
+        "fit", "--store", synthetic, "--directions", 3, "--out", out, "--json",
+        "--set", "refine_steps=10", "--set", "signals=positives", "--set", "batch_rows=500", "--set", "regime=soft",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    config = json.loads(out.with_suffix(".json").read_text())["config"]
+    assert (config["refine_steps"], config["signals"], config["batch_rows"], config["regime"]) == (
+        10,
+        "positives",
+        500,
+        "soft",
+    )
+    assert out.with_suffix(".log.png").stat().st_size > 5000
+    wrong = run("fit", "--store", synthetic, "--directions", 3, "--out", out, "--set", "signals=average")
+    assert wrong.code == 2
+    assert "must be one of pooled, positives, free" in wrong.err
