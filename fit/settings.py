@@ -14,10 +14,10 @@ from stores.errors import UnknownNameError, UsageError
 T = TypeVar("T")
 
 
-def with_settings(config: T, settings: Mapping[str, str]) -> T:
+def with_settings(config: T, settings: Mapping[str, str], within: str = "") -> T:
     """A configuration with some fields replaced by ``name=value`` texts, converted to the fields' types.
 
-    A dot leads into a part: ``b.lambda_s=1``. Raises UnknownNameError for a name that is no field (listing all),
+    A dot leads into a part: ``b.lambda_s=1``; ``within`` is where this one is, for errors. Raises UnknownNameError for a name that is no field (listing all),
     UsageError for a value that does not convert or is not allowed.
     """
     hints = typing.get_type_hints(type(config))
@@ -29,10 +29,10 @@ def with_settings(config: T, settings: Mapping[str, str]) -> T:
             parts.setdefault(part, {})[rest] = text
             continue
         if name not in hints or name == "device" or dataclasses.is_dataclass(hints[name]):
-            raise _unknown(f"--set {name}", name, setting_names(type(config)))
-        changes[name] = _convert(name, text, hints[name])
+            raise _unknown(f"--set {within}{name}", name, setting_names(type(config)))
+        changes[name] = _convert(within + name, text, hints[name])
     for part, inner in parts.items():
-        changes[part] = with_settings(getattr(config, part), inner)
+        changes[part] = with_settings(getattr(config, part), inner, f"{within}{part}.")
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 

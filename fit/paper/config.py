@@ -125,7 +125,8 @@ class UIBEConfig(FitterConfig):
 
     **Preset.** "resnet18-places365": the paper's table for ResNet18 on Places365 (I = 500). "synthetic": for small problems whose concepts
     are about equally frequent, by the augmented Lagrangian; its rates, τ, restarts and, in (b) and (d), L_ma < 0.2 are ours
-    [I], chosen on four synthetic stores (the printed L_ma < 0.8 lets detectors shrink until they miss every tenth position).
+    [I], chosen on four synthetic stores (the printed L_ma < 0.8 lets detectors shrink until they miss every tenth position). It is made for
+    the paper's three concepts; sixteen are not found from random starts.
     ``a.epochs``, ``a.lambda_s``, ... replace single entries; ``form`` "preset" and ``batch_rows``, ``restarts`` None are the preset's.
 
     **Data.** ``batch_rows``: positions a step of the descent, drawn anew each epoch; 0: all. At most ``max_rows`` positions are

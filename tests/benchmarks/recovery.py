@@ -65,11 +65,12 @@ FITS = (
     "nmf:negative=clip",
     "sae",
     "sae:kind=l1",
-    "uibe",
-    "cbe",
+    "uibe:preset=synthetic",
+    "cbe:preset=synthetic",
+    "eddp@paper:preset=synthetic",
     "pattern-cav",
     "probe",
-)  # and ``eddp@paper`` with --fit: it takes minutes
+)
 DISTRACTORS_TOO = {"pca": 2, "ica": 2, "nmf": 1, "sae": 1}
 
 
