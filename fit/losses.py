@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from fit.positions import Positions, positions, tiles
-from fit.positives import PositiveSums
+from fit.positives import PositiveSums, Wanted
 
 LN2 = math.log(2.0)
 POWER = 4  # k of the self-weighted reduction
@@ -104,7 +104,7 @@ def streamed_sums(
     *,
     gamma: float = 1.1,
     tile: int | None = None,
-    signals: bool = True,
+    signals: Wanted = "all",
 ) -> Sums:
     """One exact pass over all positions, in memory O(tile × directions).
 
@@ -113,14 +113,16 @@ def streamed_sums(
     rows : (n, r) activation vectors, whitened or not: a tensor, or Positions that hand them out.
     filters, thresholds : (r, I) and (I,), with ``z = rows @ filters − thresholds``.
     tile : rows at a time; by default as many as keep a tile's logits inside the processor's cache.
-    signals : False leaves out the sums over positives (they are then 0).
+    signals : which sums over positives are wanted (see ``PositiveSums``); the others are 0.
     """
     data = positions(rows)
     n, r, i = data.count, data.rank, filters.shape[1]
     tile = min(tile or default_tile(data, i), n)
     buffers = _Buffers(data, i, tile)
     bound_4, bound_5 = _bound_sums(data, filters, thresholds, tile, buffers) if weights.sparsity_bound else (1.0, 0.0)
-    positives = PositiveSums(r, i, tile if signals else 0, dtype=data.dtype, device=data.device)
+    positives = PositiveSums(
+        r, i, 0 if signals == "none" else tile, dtype=data.dtype, device=data.device, wanted=signals
+    )
     # accumulators are float64 where the data are float32: a million float32 additions would show
     totals, column, by_thresholds, by_filters = (
         torch.zeros(shape, dtype=torch.float64, device=data.device) for shape in ((2,), (i,), (i,), (i, r))
@@ -129,7 +131,7 @@ def streamed_sums(
     on_activation = weights.maximum_activation / n
     for y in tiles(data, tile):
         buffers.logits_of(y, filters, thresholds)
-        if signals:
+        if signals != "none":
             positives.add(y, buffers.logits)
         row = buffers.row_terms()
         surprise, gradient = buffers.surprise, buffers.spare  # (I, t)
@@ -206,9 +208,9 @@ def column_gradient(
 
 
 def default_tile(rows: torch.Tensor | Positions, directions: int) -> int:
-    """Rows at a time: a tile's logits take about 2 MB on a processor, 256 MB on a GPU, its rows at most twice that."""
+    """Rows at a time: a tile's logits take about 4 MB on a processor, 256 MB on a GPU, its rows at most twice that."""
     data = positions(rows)
-    numbers = 2**19 if data.device.type == "cpu" else 2**26
+    numbers = 2**20 if data.device.type == "cpu" else 2**26
     return min(max(256, numbers // max(directions, data.rank // 2, 1)), 2**20)
 
 

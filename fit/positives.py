@@ -7,10 +7,13 @@ work multiplies zeros: where positives are few they are looked up and added one 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 
 WORD = 8  # booleans in an int64
+Wanted = Literal["none", "pooled", "positives", "all"]  # which estimate of signal vectors the sums are for
 
 
 def sparse_share(rank: int, device: torch.device) -> float:
@@ -31,6 +34,8 @@ class PositiveSums:
     ----------
     rank, directions, tile : r, I and the largest number of rows given at once.
     dtype, device : of the rows.
+    wanted : "pooled" leaves out what only the positives-only estimate needs (``logit``, ``square``, ``cross``), "positives" what
+        only the pooled one does (``together``); these then stay 0.
     """
 
     def __init__(
@@ -41,7 +46,9 @@ class PositiveSums:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        wanted: Wanted = "all",
     ) -> None:
+        self._values, self._pairs = wanted in ("positives", "all"), wanted in ("pooled", "all")
         # share of words with a positive, had the entries nothing to do with each other
         self._sparse_words = 1 - (1 - sparse_share(rank, device)) ** WORD
         self.count, self.logit, self.square = (
@@ -75,13 +82,17 @@ class PositiveSums:
         """``entries``: flat indices of the positives in z, rising: detector after detector."""
         i, t = z.shape
         start = torch.searchsorted(entries, torch.arange(0, i * t, t, device=z.device))
-        position, value = entries % t, z.view(-1).index_select(0, entries)
+        position = entries % t
         # bag i holds the positives of detector i: a sparse (I × t) times dense (t × r) product
         self.rows += F.embedding_bag(position, y, start, mode="sum")
-        self.cross += F.embedding_bag(position, y, start, mode="sum", per_sample_weights=value)
-        self._count_together(position, entries // t, start, t, i)
         ends = torch.cat([start[1:], start.new_tensor([len(entries)])])
         self.count += ends - start
+        if self._pairs:
+            self._count_together(position, entries // t, start, t, i)
+        if not self._values:
+            return
+        value = z.view(-1).index_select(0, entries)
+        self.cross += F.embedding_bag(position, y, start, mode="sum", per_sample_weights=value)
         moments = torch.stack([value, value * value], 1)
         each = torch.arange(len(entries), device=z.device)
         sums = F.embedding_bag(each, moments, start, mode="sum")
@@ -106,10 +117,12 @@ class PositiveSums:
         positive, value = block
         torch.clamp_min(z, 0, out=value)
         torch.sign(value, out=positive)
-        products = block.view(2 * i, t) @ y
+        products = (block if self._values else positive[None]).view(-1, t) @ y
         self.rows += products[:i]
-        self.cross += products[i:]
-        self.together += positive @ positive.T
         self.count += positive.sum(1)
-        self.logit += value.sum(1)
-        self.square += value.square_().sum(1)
+        if self._pairs:
+            self.together += positive @ positive.T
+        if self._values:
+            self.cross += products[i:]
+            self.logit += value.sum(1)
+            self.square += value.square_().sum(1)

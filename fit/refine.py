@@ -23,6 +23,7 @@ from fit.losses import (
     streamed_sums,
 )
 from fit.positions import Positions
+from fit.positives import Wanted
 from fit.reseed import reseed
 from fit.signals import Moments, pooled_signals, signals_from_sums
 from fit.step import gradients
@@ -142,7 +143,9 @@ class _Run:
             group["lr"] = rate
         if self.batches.new_epoch(step) and not self.batches.full and self.free is None:
             self.held = self._estimate_on_all()
-        estimates = self.batches.full and self.free is None
+        estimates: Wanted = "none"
+        if self.batches.full and how.signals != "free":
+            estimates = how.signals
         self.optimiser.zero_grad()
         total, terms, _ = gradients(
             self.batches.at(step), self.detectors, self.weights, self._small, gamma=how.gamma, signals=estimates

@@ -9,6 +9,7 @@ import torch
 
 from fit.losses import RowWeights, Sums, column_gradient, streamed_sums
 from fit.positions import Positions
+from fit.positives import Wanted
 
 
 class Linear(Protocol):
@@ -27,7 +28,7 @@ def gradients(
     small: Small,
     *,
     gamma: float,
-    signals: bool = True,
+    signals: Wanted = "all",
 ) -> tuple[float, dict[str, float], Sums]:
     """Add the whole loss's gradient to the parameters' ``grad``; returns the loss, its terms and the pass's sums.
 
@@ -37,7 +38,7 @@ def gradients(
     weights : of the losses that are sums over positions; these are streamed.
     small : from the pass's sums and the column means c (I,), the weighted sum of all other losses, differentiable by c and
         by the detectors, and each one's value by name.
-    signals : whether ``small`` needs the sums over positives.
+    signals : which sums over positives ``small`` needs.
     """
     filters, thresholds = detectors.linear()
     with torch.no_grad():

@@ -152,10 +152,10 @@ class LearningStep:
             # the weight of a streamed loss must be known before its pass: one pass for the value alone
             with torch.no_grad():
                 filters, thresholds = self.model.linear()
-                sums = streamed_sums(rows, filters, thresholds, RowWeights(0, 0), gamma=self.gamma, signals=False)
+                sums = streamed_sums(rows, filters, thresholds, RowWeights(0, 0), gamma=self.gamma, signals="none")
             on_activation = self.multipliers.weight("maximum_activation", sums.maximum_activation)
         weights = RowWeights(how.lambda_s, on_activation, how.lambda_sb)
-        total, terms, sums = gradients(rows, self.model, weights, self._small, gamma=self.gamma, signals=False)
+        total, terms, sums = gradients(rows, self.model, weights, self._small, gamma=self.gamma, signals="none")
         if self.multipliers is not None:
             activation = torch.tensor(sums.maximum_activation, dtype=torch.float64)
             total += float(self.multipliers.term("maximum_activation", activation))

@@ -24,11 +24,11 @@ from fit.losses import (
     self_weighted,
     streamed_sums,
 )
-from fit.positions import Positions
-from fit.signals import signals_from_sums
+from fit.signals import Moments, moments_of, pooled_signals
 from tests.benchmarks.measure import Row, in_turns
 
 GAMMA, TAU, RHO = 1.1, 0.9, 0.5
+MOMENTS: dict[tuple[int, ...], Moments] = {}  # of the rows, by their shape: computed once a fit, not once a step
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -40,6 +40,7 @@ def fit_like(n: int, r: int, i: int) -> State:
     for share in (1.0, 1.0, 0.5):
         present = torch.rand(n, generator=g) < share
         y[present] += 8 * concepts[torch.randint(i, (int(present.sum()),), generator=g)]
+    MOMENTS[y.shape] = moments_of(y)
     return y, (2 * concepts.T).contiguous(), torch.full((i,), 8.0)
 
 
@@ -54,12 +55,12 @@ def products(y: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> None:
     _ = y.T @ z
 
 
-def streamed(y: torch.Tensor | Positions, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def streamed(y: torch.Tensor | Again, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Every loss and its whole gradient by (w, b), (r + 1, I)."""
-    sums = streamed_sums(y, w, b, RowWeights(1, 1), gamma=GAMMA)
+    sums = streamed_sums(y, w, b, RowWeights(1, 1), gamma=GAMMA, signals="pooled")
     w = w.detach().requires_grad_()
     column = sums.column.requires_grad_()
-    signals = signals_from_sums(sums, w.detach())
+    signals = pooled_signals(sums, w.detach(), MOMENTS[y.shape if isinstance(y, torch.Tensor) else y.rows.shape])
     small = inactive_classifier(column, TAU) + excessively_active(column, RHO) + filter_signal_orthogonality(w, signals)
     slope, by_signals = torch.autograd.grad(small, (column, w))
     by_w, by_b = column_gradient(y, w.detach(), b, slope, gamma=GAMMA)
@@ -75,9 +76,13 @@ def autograd(y: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     use = active.pow(GAMMA).mean(0)
     with torch.no_grad():
         on = (z > 0).to(z.dtype)
-        count, value = on.sum(0).clamp_min(1), on * z
-        mean, variance = value.sum(0) / count, (value * z).sum(0) / count - (value.sum(0) / count) ** 2
-        signals = ((y.T @ value) / count - (y.T @ on) / count * mean) / variance.clamp_min(1e-12)
+        off = on - on.mean(0)
+        presence, with_rows = off.T @ off / len(y), off.T @ y / len(y)
+        ridge = 1e-6 * presence.diagonal().mean() * torch.eye(len(presence))
+        unit = F.normalize(w, dim=0)
+        signals = MOMENTS[y.shape].covariance.float() @ unit - with_rows.T @ torch.linalg.solve(
+            presence + ridge, with_rows @ unit
+        )
     loss = -(q * torch.log2(q + 1e-12)).sum(1).mean() - (q * F.logsigmoid(z)).sum(1).mean() / 0.6931471805599453
     nu = TAU / w.shape[1]
     loss = loss + F.relu(nu - use).mean() / nu + self_weighted(F.relu(use - RHO) / (1 - RHO))
@@ -147,7 +152,7 @@ def steps() -> Iterator[Row]:
             y, w, b = state(n, r, i)
 
             def sums(y: torch.Tensor = y, w: torch.Tensor = w, b: torch.Tensor = b) -> None:
-                streamed_sums(y, w, b, RowWeights(1, 1))
+                streamed_sums(y, w, b, RowWeights(1, 1), signals="pooled")
 
             def bare(y: torch.Tensor = y, w: torch.Tensor = w, b: torch.Tensor = b) -> None:
                 products(y, w, b)
