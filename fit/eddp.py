@@ -32,6 +32,7 @@ from stores.statistics import statistics
 
 log = logging.getLogger(__name__)
 POSITIVE = (
+    "rank",
     "kmeans_iterations", "kmeans_points", "max_rows", "learning_rate", "tau", "gamma", "max_inverse_margin", "sharpness",
     "restarts", "restart_rows",
 )  # fmt: skip
@@ -107,16 +108,7 @@ class EDDPConfig(FitterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"'{name}' must be positive, got {value}.")
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UsageError(f"'{name}' must not be negative, got {value}.")
-        if self.rank is not None and self.rank < 1:
-            raise UsageError(f"'rank' must be at least 1, got {self.rank}.")
+        self.require(positive=POSITIVE, not_negative=NOT_NEGATIVE)
         if self.rho is not None and not 0 < self.rho < 1:
             raise UsageError(f"'rho' must lie between 0 and 1, got {self.rho}.")
 

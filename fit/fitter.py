@@ -6,8 +6,9 @@ A method is a file with a config and a class that says how directions are found 
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -37,6 +38,15 @@ class FitterConfig:
             raise UsageError(f"'n_directions' (--directions) must be at least 1, got {self.n_directions}.")
         if self.seed < 0:
             raise UsageError(f"'seed' must not be negative, got {self.seed}.")
+
+    def require(self, *, positive: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
+        """Raise UsageError for the first of the named numbers that is not what it must be, or not finite; None is left alone."""
+        positive = tuple(positive)
+        for name in (*positive, *not_negative):
+            value = getattr(self, name)
+            if value is None or (math.isfinite(value) and (value > 0 or (value == 0 and name not in positive))):
+                continue
+            raise UsageError(f"'{name}' must {'be positive' if name in positive else 'not be negative'}, got {value}.")
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,7 @@ class ICAConfig(FitterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("iterations", "max_rows", "tolerance"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"'{name}' must be positive, got {getattr(self, name)}.")
+        self.require(positive=("iterations", "max_rows", "tolerance"))
         if self.rank is not None and self.rank < self.components:
             raise UsageError(
                 f"'rank' must be at least the number of components, {self.components} for {self.n_directions} "

@@ -61,15 +61,12 @@ class SAEConfig(FitterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("k", "epochs", "batch_rows", "learning_rate", "aux_k", "dead_rows"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"'{name}' must be positive, got {value}.")
+        self.require(
+            positive=("k", "epochs", "batch_rows", "learning_rate", "aux_k", "dead_rows"),
+            not_negative=("l1_weight", "aux_weight"),
+        )
         if self.k is not None and self.k > self.n_directions:
             raise UsageError(f"'k' must be at most the number of --directions ({self.n_directions}), got {self.k}.")
-        for name in ("l1_weight", "aux_weight"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"'{name}' must not be negative, got {getattr(self, name)}.")
 
     @property
     def k_in_force(self) -> int:

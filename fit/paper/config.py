@@ -157,10 +157,7 @@ class UIBEConfig(FitterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_rows", "gamma", "margin", "penalty", "restarts", "restart_epochs"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"'{name}' must be positive, got {value}.")
+        self.require(positive=("max_rows", "gamma", "margin", "penalty", "restarts", "restart_epochs"))
         for step, losses in NOT_IN.items():
             for name in losses:
                 if getattr(getattr(self, step, None), name, None) is not None:
@@ -212,9 +209,7 @@ class CBEConfig(UIBEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("uncertainty_ridge", "uncertainty_images"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"'{name}' must not be negative, got {getattr(self, name)}.")
+        self.require(not_negative=("uncertainty_ridge", "uncertainty_images"))
 
 
 @dataclass(frozen=True)

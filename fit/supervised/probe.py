@@ -26,7 +26,6 @@ from fit.supervised.common import Supervised, SupervisedConfig, check_varies, im
 from fit.supervised.logistic import Solution, solve
 from fit.supervised.pool import HARD, Pool, draw, mine
 from fit.supervised.thresholds import best_f1_of_labels
-from stores.errors import UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
 from stores.statistics import Statistics, statistics
@@ -50,11 +49,7 @@ class ProbeConfig(SupervisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("negatives", "l2", "max_rows", "iterations", "tolerance"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"'{name}' must be positive, got {getattr(self, name)}.")
-        if self.rounds < 0:
-            raise UsageError(f"'rounds' must not be negative, got {self.rounds}.")
+        self.require(positive=("negatives", "l2", "max_rows", "iterations", "tolerance"), not_negative=("rounds",))
 
 
 @dataclass(frozen=True)
