@@ -8,6 +8,7 @@ the bit on a CPU, as one that was never interrupted.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from stores.errors import CheckpointError, MismatchError
+from stores.errors import CheckpointError, MismatchError, StoreError
 from stores.files import write_atomically
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 MINUTES = 10.0
 
@@ -78,7 +80,7 @@ class Checkpoint:
         return self.path is not None and time.monotonic() - self._written >= 60 * self.minutes
 
     def save(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        """Write the state, replacing the last one. Raises StoreError when the disk is full; the last one then stays."""
+        """Write the state, replacing the last one. On a full disk the last one stays, with a warning: the fit goes on."""
         if self.path is None:
             return
         header = {"format": FORMAT, "identity": self._identity, "values": values}
@@ -86,7 +88,10 @@ class Checkpoint:
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             {"eddp-checkpoint": json.dumps(header)},
         )
-        write_atomically(self.path, data)
+        try:
+            write_atomically(self.path, data)
+        except StoreError as error:
+            log.warning("the fit goes on, but its state could not be kept: %s", error)
         self._written = time.monotonic()
 
     def remove(self) -> None:

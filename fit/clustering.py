@@ -108,9 +108,9 @@ def _faiss_kmeans(unit: torch.Tensor, k: int, seed: int, iterations: int, restar
     kmeans = faiss.Kmeans(
         unit.shape[1],
         k,
-        niter=iterations,
+        niter=min(iterations, 2**31 - 1),
         nredo=restarts,
-        seed=seed + 1,  # FAISS takes 0 for "unset"
+        seed=seed % (2**31 - 1) + 1,  # FAISS takes 0 for "unset", and no more than 31 bits
         spherical=True,
         min_points_per_centroid=1,
         max_points_per_centroid=len(unit),  # the sample was drawn above, on purpose

@@ -63,3 +63,12 @@ def refuse_non_finite(total: float, step: int, learning_rate: float, setting: st
         raise NonFiniteError(
             f"The loss became {total} at step {step}: lower the learning rate (--set {setting}={learning_rate / 10:g})."
         )
+
+
+def refuse_non_finite_result(*tensors: torch.Tensor) -> None:
+    """Raise NonFiniteError where a fit ended with NaN or infinite numbers: its last step may have been the one too far."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise NonFiniteError(
+            "The fit ended with directions that are NaN or infinite: lower the learning rate (--set learning_rate=…), and look at the "
+            "layer's values with `eddp inspect`."
+        )

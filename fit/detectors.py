@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fit.descent import refuse_non_finite_result
 from fit.whiten import Whitening
 from stores.directions import Directions
 from stores.readers import LayerReader
@@ -54,6 +55,7 @@ def in_activation_space(
 ) -> Directions:
     """``w = Tᵀ ū / M``, ``b = β / M + w·μ``, ``s = T⁺ s_y`` with unit norm; ``signals`` s_y (r, I)."""
     w_y, b_y = (tensor.detach().double() for tensor in detectors.linear())
+    refuse_non_finite_result(w_y, b_y, signals)
     filters = transform.forward.double().T @ w_y
     mean = transform.mean.double()
     encoding = F.normalize(transform.backward.double() @ signals.detach().double(), dim=0)

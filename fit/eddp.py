@@ -159,7 +159,13 @@ class EDDP(Fitter[EDDPConfig]):
             else max(config.restart_rows, config.n_directions * config.kmeans_points)
         )
         data = whiten_store(
-            reader, transform, max_rows=limit, seed=config.seed, device=config.device, progress=progress
+            reader,
+            transform,
+            max_rows=limit,
+            seed=config.seed,
+            device=config.device,
+            pooled=head is not None and bool(head.affine),
+            progress=progress,
         )
         rows: Positions = InMemory(data.rows) if config.rows == "memory" else Stored(reader, transform, config.device)
         # 2. directions, 3. thresholds and margins

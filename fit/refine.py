@@ -22,7 +22,7 @@ from fit.losses import (
     inactive_classifier,
     streamed_sums,
 )
-from fit.positions import Positions
+from fit.positions import Positions, positions
 from fit.positives import Wanted
 from fit.reseed import reseed
 from fit.signals import Moments, pooled_signals, signals_from_sums
@@ -86,7 +86,8 @@ def refine(
     """
     checkpoint = checkpoint or Checkpoint()
     if state is not None:
-        detectors = Detectors(*(state.tensors[name] for name in ("directions", "offsets", "log_margins")))
+        where = positions(rows).device  # the file was read on the CPU
+        detectors = Detectors(*(state.tensors[name].to(where) for name in ("directions", "offsets", "log_margins")))
     assert detectors is not None
     detectors = Detectors(*(t.detach().clone().requires_grad_(True) for t in detectors.parameters()))
     run = _Run(rows, detectors, how, moments, uncertainty, state)
@@ -120,7 +121,10 @@ class _Run:
         parameters = detectors.parameters()
         if how.signals == "free":
             # a state's are taken as they are: normalised again, the fit would go on to other bits
-            begun = state.tensors["signals"] if state is not None else F.normalize(self._estimate_on_all(), dim=0)
+            if state is not None:
+                begun = state.tensors["signals"].to(detectors.offsets.device)
+            else:
+                begun = F.normalize(self._estimate_on_all(), dim=0)
             self.free = begun.detach().clone().requires_grad_(True)
             parameters = [*parameters, self.free]
         self.optimiser = torch.optim.Adam(parameters, lr=how.learning_rate)
@@ -206,6 +210,8 @@ class _Run:
             forget_columns(self.optimiser, renewed)
             self.reseeded += len(renewed)
             self.plateau.best, self.plateau.waited = math.inf, 0
+            if self.held is not None:
+                self.held = self._estimate_on_all()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         kept = {**self.detectors.tensors(), **adam_tensors(self.optimiser)}

@@ -33,9 +33,10 @@ def reseed(rows: Positions, detectors: Detectors, sums: Sums, seed: int) -> torc
     w, b = filters[:, keep], thresholds[keep]
     left: list[torch.Tensor] = []
     for y in tiles(rows, 16384):
-        left.append(y[~(torch.addmm(-b, y, w) > 0).any(1)] if w.shape[1] else y)
-        if sum(map(len, left)) >= KEEP:
-            break
+        dark = y[~(torch.addmm(-b, y, w) > 0).any(1)] if w.shape[1] else y
+        # evenly from all over the data: a store is often sorted by class
+        most = max(1, KEEP * len(y) // rows.count)
+        left.append(dark[:: max(1, -(-len(dark) // most))].clone())
     undetected = torch.cat(left)
     idle = idle[: len(undetected) // ENOUGH]
     if not len(idle):

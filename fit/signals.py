@@ -22,7 +22,8 @@ def signals_from_sums(sums: Sums, fallback: torch.Tensor) -> torch.Tensor:
     """
     variance = sums.logit_square.double() - sums.logit.double().square()
     covariance = sums.cross.double() - sums.mean.double() * sums.logit.double()
-    known = (sums.positives > 1) & (variance > 1e-12 * sums.logit_square.double().clamp_min(1e-30))
+    # the sums come from float32: what is left of equal logits is rounding, and would be taken for variance
+    known = (sums.positives > 1) & (variance > 1e-5 * sums.logit_square.double().clamp_min(1e-30))
     signals = covariance / torch.where(known, variance, torch.ones_like(variance))
     return torch.where(known, signals, fallback.double()).to(fallback.dtype)
 

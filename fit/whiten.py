@@ -81,11 +81,18 @@ class WhitenedRows:
 
 
 def whiten_store(
-    reader: LayerReader, transform: Whitening, *, max_rows: int, seed: int, device: str, progress: Progress = silent
+    reader: LayerReader,
+    transform: Whitening,
+    *,
+    max_rows: int,
+    seed: int,
+    device: str,
+    pooled: bool = True,
+    progress: Progress = silent,
 ) -> WhitenedRows:
     """Read the layer once and keep its whitened coordinates: r numbers a position instead of C.
 
-    At most ``max_rows`` positions are kept (a seeded sample of all positions); pooled vectors are those of all images.
+    At most ``max_rows`` positions are kept (a seeded sample of all positions); pooled vectors are those of all images, if they are wanted.
     """
     total, r = reader.n_rows, transform.rank
     take = min(total, max_rows)
@@ -95,6 +102,7 @@ def whiten_store(
     transform = transform.to(device)
     try:
         rows = torch.empty(take, r, device=device)
+        means = torch.empty(reader.n_images if pooled else 0, r, device=device)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -102,13 +110,13 @@ def whiten_store(
             f"Memory does not take {take} positions of {r} numbers ({4 * take * r / 2**30:.1f} GiB): use fewer with "
             f"--set max_rows={take // 4}, or read them from the store at every step with --set rows=store."
         ) from error
-    pooled = torch.empty(reader.n_images, r, device=device)
     done, images, filled = 0, 0, 0
     for index, block in reader.blocks(images=max(1, 32768 // reader.positions)):
         if not len(index):
             continue
         y = transform(torch.from_numpy(block).to(device).reshape(-1, reader.channels))
-        pooled[images : images + len(index)] = y.view(len(index), reader.positions, r).mean(1)
+        if pooled:
+            means[images : images + len(index)] = y.view(len(index), reader.positions, r).mean(1)
         if chosen is None:
             rows[filled : filled + len(y)] = y
             filled += len(y)
@@ -119,4 +127,4 @@ def whiten_store(
         done += len(y)
         images += len(index)
         progress("whitening", images, reader.n_images)
-    return WhitenedRows(rows, pooled, reader.image_indices)
+    return WhitenedRows(rows, means, reader.image_indices)

@@ -38,5 +38,8 @@ def fit_to_file(
     if fitter.log_:
         write_table(out.parent, out.stem + ".log", rows_to_columns(fitter.log_))
         loss_picture(fitter.log_, out.with_suffix(".log.png"))
+    else:  # of an earlier fit under the same name
+        for ending in (".log.csv", ".log.parquet", ".log.png"):
+            out.with_suffix(ending).unlink(missing_ok=True)
     checkpoint.remove()
     return fitter, record

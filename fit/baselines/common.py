@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fit.descent import refuse_non_finite_result
 from fit.fitter import Fitted, FitterConfig, provenance
 from stores.directions import Directions
 from stores.readers import LayerReader
@@ -22,6 +23,7 @@ def fitted(
     **info: object,
 ) -> Fitted:
     """Directions of a baseline; without thresholds its detectors are positive on the top quantile (Network Dissection)."""
+    refuse_non_finite_result(filters, signals, *(() if thresholds is None else (thresholds,)))
     directions = Directions(
         filters=filters.cpu().numpy().astype(np.float32),
         signals=torch.nn.functional.normalize(signals, dim=0).cpu().numpy().astype(np.float32),

@@ -93,7 +93,13 @@ class ICA(Fitter[ICAConfig]):
                 "axes only. Ask for fewer --directions."
             )
         rows = whiten_store(
-            reader, transform, max_rows=config.max_rows, seed=config.seed, device=config.device, progress=progress
+            reader,
+            transform,
+            max_rows=config.max_rows,
+            seed=config.seed,
+            device=config.device,
+            pooled=False,
+            progress=progress,
         ).rows
         found = fast_ica(
             rows, seed=config.seed, iterations=config.iterations, tolerance=config.tolerance, progress=progress

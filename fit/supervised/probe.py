@@ -26,6 +26,7 @@ from fit.supervised.common import Supervised, SupervisedConfig, check_varies, im
 from fit.supervised.logistic import Solution, solve
 from fit.supervised.pool import HARD, Pool, draw, mine
 from fit.supervised.thresholds import best_f1_of_labels
+from stores.errors import FitError
 from stores.progress import Progress
 from stores.readers import LayerReader
 from stores.statistics import Statistics, statistics
@@ -88,6 +89,12 @@ class Probe(Supervised[ProbeConfig]):
         task = self.task(reader, progress)
         scale = Standardise.of(moments, device)
         pool = draw(task, scale, config.max_rows, config.seed, device, progress)
+        seen = (pool.present & pool.annotated).any(0) & (~pool.present & pool.annotated).any(0)
+        if not bool(seen.all()):
+            raise FitError(
+                f"Of {task.count} labels {int((~seen).sum())} are at none or at all of the {len(pool.x)} positions that are kept in memory: "
+                "keep more with --set max_rows=N, or leave out rare labels with --set min_positives=N."
+            )
         solution: Solution | None = None
         generator = torch.Generator().manual_seed(config.seed)
         limit = np.minimum(task.negatives, config.negatives * task.positives)
@@ -182,7 +189,7 @@ def signals_of(
     n = sums.count.clamp_min(1)
     variance = sums.square / n - (sums.logit / n).square()
     covariance = sums.cross / n[:, None] - (sums.rows / n[:, None]) * (sums.logit / n)[:, None]
-    known = (sums.count > 1) & (variance > 1e-12 * (sums.square / n).clamp_min(1e-30))
+    known = (sums.count > 1) & (variance > 1e-5 * (sums.square / n).clamp_min(1e-30))
     pattern = torch.from_numpy(moments.covariance) @ filters
     found = (covariance / torch.where(known, variance, 1)[:, None]).T.cpu()
     return torch.where(known.cpu(), found, pattern)

@@ -104,6 +104,10 @@ def fit(
     )
     if out.suffix != ".safetensors":
         raise UsageError(f"--out must end in .safetensors, got '{out}'.")
+    if out.is_dir():
+        raise UsageError(f"--out '{out}' is a folder: name a file in it, such as '{out / 'directions.safetensors'}'.")
+    if minutes != minutes:
+        raise UsageError("--checkpoint-every must be a number of minutes, got nan.")
     reader = LayerReader(store, layer)
     with showing(quiet) as progress:
         fitted, record = fit_to_file(fitter, reader, out, run, minutes=minutes, progress=progress)
@@ -147,5 +151,7 @@ def _pairs(settings: tuple[str, ...]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise UsageError(f"--set takes NAME=VALUE, got '{text}'.")
+        if name.strip() in ("n_directions", "seed"):
+            raise UsageError(f"--set {text}: this has an option of its own, --{name.strip().removeprefix('n_')}.")
         pairs[name.strip()] = value.strip()
     return pairs

@@ -179,3 +179,35 @@ def test_every_setting_is_reached_by_set_and_recorded(run: Run, synthetic: Path,
     wrong = run("fit", "--store", synthetic, "--directions", 3, "--out", out, "--set", "signals=average")
     assert wrong.code == 2
     assert "must be one of pooled, positives, free" in wrong.err
+
+
+def test_learning_too_fast_is_told_and_nothing_is_written(run: Run, synthetic: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.safetensors"
+    for method, more in (("eddp", ("refine_steps=1", "restart_steps=0")), ("sae", ("epochs=1",))):
+        settings = [text for pair in (*more, "learning_rate=1e37") for text in ("--set", pair)]
+        ended = run("fit", "--store", synthetic, "--directions", 3, "--method", method, "--out", out, *settings)
+        assert ended.code == 1, ended.err
+        assert "lower the learning rate" in ended.err
+        assert not out.exists()
+
+
+def test_options_that_contradict_each_other(run: Run, synthetic: Path, tmp_path: Path) -> None:
+    def fit(*more: object) -> str:
+        ended = run("fit", "--store", synthetic, "--directions", 2, *more)
+        assert ended.code == 2, ended.err
+        return ended.err
+
+    assert "an option of its own, --directions" in fit("--set", "n_directions=5")
+    assert "an option of its own, --seed" in fit("--set", "seed=5")
+    (tmp_path / "d.safetensors").mkdir()
+    assert "is a folder: name a file in it" in fit("--out", tmp_path / "d.safetensors")
+    assert "got nan" in fit("--checkpoint-every", "nan", "--out", tmp_path / "e.safetensors")
+
+
+def test_a_large_seed_and_what_an_earlier_fit_left(run: Run, synthetic: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.safetensors"
+    options = ("fit", "--store", synthetic, "--directions", 2, "--out", out)
+    assert run(*options, "--seed", 3_000_000_000, "--set", "refine_steps=5").code == 0
+    assert out.with_suffix(".log.csv").exists()
+    assert run(*options, "--method", "pca").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.safetensors"]

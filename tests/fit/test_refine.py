@@ -20,7 +20,7 @@ from fit.reseed import reseed, superfluous
 from fit.restarts import begin
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.whiten import whiten_store, whitening
-from stores.errors import CheckpointError, MismatchError, NonFiniteError
+from stores.errors import CheckpointError, MismatchError, NonFiniteError, StoreError
 from stores.readers import LayerReader
 from stores.statistics import statistics
 from tests.helpers.keeping import Killed, killed_at
@@ -155,6 +155,29 @@ def test_dead_and_duplicate_detectors_begin_anew_where_nothing_is_detected() -> 
     sums = streamed_sums(rows, filters, thresholds, RowWeights(1, 1))
     assert len(superfluous(detectors, sums)) == 0
     assert len(reseed(InMemory(rows), detectors, sums, seed=0)) == 0
+
+
+def test_new_detectors_look_all_over_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is sorted by class and only a part of what is undetected is looked at."""
+    monkeypatch.setattr("fit.reseed.KEEP", 1000)
+    rows = torch.zeros(40_000, 3)
+    rows[:20_000, 0], rows[20_000:, 1] = 5, 5
+    rows += 0.1 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    detectors = Detectors(-torch.eye(3)[:, :2].contiguous(), torch.full((2,), 3.0), torch.zeros(2))
+    filters, thresholds = detectors.linear()
+    reseed(InMemory(rows), detectors, streamed_sums(rows, filters, thresholds, RowWeights(1, 1)), seed=0)
+    assert sorted(detectors.directions.argmax(0).tolist()) == [0, 1]
+
+
+def test_a_full_disk_leaves_the_last_state_and_the_fit_goes_on(
+    reader: LayerReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr("fit.checkpoint.write_atomically", full)
+    assert EDDP(**QUICK).fit(reader, checkpoint=Checkpoint(tmp_path / "d.checkpoint", 0)).filters_.shape == (16, 3)
+    assert "could not be kept: the disk is full" in caplog.text
 
 
 def test_a_fit_with_more_detectors_than_concepts_stays_finite(reader: LayerReader) -> None:

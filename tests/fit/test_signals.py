@@ -88,3 +88,15 @@ def test_dead_and_identical_detectors_have_finite_signals() -> None:
     found = F.normalize(pooled_signals(sums, w, moments_of(y)), dim=0)
     assert bool(torch.isfinite(found).all())
     assert float(found[:, 0] @ found[:, 4]) == pytest.approx(1, abs=1e-9)
+
+
+def test_positives_that_are_all_the_same_tell_nothing() -> None:
+    """Rounding is no variance: the detector gets its filter, not noise of unit norm."""
+    g = torch.Generator().manual_seed(5)
+    for count in range(2, 8):
+        y, w = torch.randn(100, 6, generator=g), torch.randn(6, 1, generator=g)
+        z = y @ w
+        y = torch.cat([y[z[:, 0] < 0], y[z[:, 0].argmax()].expand(count, 6)])
+        sums = streamed_sums(y, w, torch.zeros(1), RowWeights(1, 1))
+        assert int(sums.positives) == count
+        assert torch.equal(signals_from_sums(sums, w), w)
