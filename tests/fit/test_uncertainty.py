@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 
 from extract.head import Head, open_head
 from fit.alignment import Manipulation, Uncertainty
-from fit.eddp import EDDPConfig
+from fit.eddp import EDDP, EDDPConfig
 from fit.restarts import from_clusters
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.uncertainty import constrained_step, uncertainty_loss, unconstrained_step
 from fit.whiten import whiten_store, whitening
+from stores.errors import FitError
 from stores.readers import LayerReader
 from stores.statistics import statistics
 
@@ -82,3 +84,20 @@ def test_pooled_shortcut_equals_the_general_path(tmp_path, step: str) -> None:  
     assert found["pooled"][1] == pytest.approx(found["general"][1], rel=1e-4)
     for a, b in zip(found["pooled"][2][:2], found["general"][2][:2], strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-3, atol=1e-5)
+
+
+def test_a_head_that_needs_more_memory_than_there_is(tmp_path: Path) -> None:
+    make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=60))
+    reader = LayerReader(tmp_path / "s.zarr")
+
+    def exhausted(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    with pytest.raises(FitError, match=r"16 images at once .* after layer 'synthetic': use --set uncertainty_images=8"):
+        EDDP(n_directions=3, refine_steps=2, restarts=1).fit(reader, Head(exhausted, None))
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        EDDP(n_directions=3, refine_steps=2, restarts=1).fit(reader, Head(broken, None))
