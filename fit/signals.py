@@ -14,6 +14,10 @@ import torch.nn.functional as F
 from fit.losses import Sums
 from fit.positions import Positions, positions, tiles
 
+# Positives whose logits vary by less than this share of their mean square count as equal. The sums come from
+# float32: what is left of equal logits is rounding, and would be taken for variance.
+EQUAL_LOGITS = 1e-5
+
 
 def signals_from_sums(sums: Sums, fallback: torch.Tensor) -> torch.Tensor:
     """Signal vectors (r, I), not normalised, from one pass's sums over the positives.
@@ -22,8 +26,7 @@ def signals_from_sums(sums: Sums, fallback: torch.Tensor) -> torch.Tensor:
     """
     variance = sums.logit_square.double() - sums.logit.double().square()
     covariance = sums.cross.double() - sums.mean.double() * sums.logit.double()
-    # the sums come from float32: what is left of equal logits is rounding, and would be taken for variance
-    known = (sums.positives > 1) & (variance > 1e-5 * sums.logit_square.double().clamp_min(1e-30))
+    known = (sums.positives > 1) & (variance > EQUAL_LOGITS * sums.logit_square.double().clamp_min(1e-30))
     signals = covariance / torch.where(known, variance, torch.ones_like(variance))
     return torch.where(known, signals, fallback.double()).to(fallback.dtype)
 

@@ -21,8 +21,11 @@ from tiny import TinyBroden, write_broden, write_store
 from extract.broden import BrodenSource
 from stores.activations import ActivationStore
 
-settings.register_profile("eddp", deadline=None)  # a busy machine is no failure
-settings.load_profile("eddp")
+# A busy machine is no failure, and the suite tells of a change, not of luck: the same examples every time.
+# EDDP_HYPOTHESIS=search draws new ones.
+settings.register_profile("eddp", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("EDDP_HYPOTHESIS", "eddp"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -27,7 +27,7 @@ from fit.losses import (
     streamed_sums,
 )
 from fit.positions import InMemory, positions
-from fit.signals import signals_from_sums
+from fit.signals import EQUAL_LOGITS, signals_from_sums
 from stores.errors import FitError
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-10}
@@ -110,8 +110,11 @@ def test_sums_over_positives_give_the_naive_signal_vectors(
     torch.testing.assert_close(sums.logit_square, (on * z * z).sum(0) / count, **CLOSE)
     found = signals_from_sums(sums, fallback)
     wanted = naive_signals(y, y @ w - b)
+    # positives whose logits hardly differ count as equal (in float32 their variance would be rounding)
+    spread = (on * z * z).sum(0) / count - ((on * z).sum(0) / count).square()
+    equal = spread <= EQUAL_LOGITS * (on * z * z).sum(0) / count
     for column in range(i):
-        if torch.isnan(wanted[:, column]).any():
+        if torch.isnan(wanted[:, column]).any() or equal[column]:
             assert (found[:, column] == -7).all()
         else:
             torch.testing.assert_close(found[:, column], wanted[:, column], rtol=1e-6, atol=1e-8)
