@@ -1,0 +1,223 @@
+"""The data dictionary: what every column of every table holds, written beside the tables.
+
+A table is defined by its rows and columns in ``TABLES``; columns that mean the same wherever they stand are in ``COMMON``.
+``check`` names what has no definition: a test lets no table out without them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+
+from evaluate.compare import KEYS
+from stores.files import write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A column: type (string, integer, number, boolean), unit (empty for none), definition, source ("paper: …" or "ours")."""
+
+    type: str
+    unit: str
+    definition: str
+    source: str = "ours"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: what a row of it is, and its columns beside the common ones."""
+
+    rows: str
+    columns: Mapping[str, Entry] = field(default_factory=dict)
+
+
+BAU = "paper: Network Dissection (Bau et al. 2017)"
+UIBE = "paper: UIBE"
+EDDP = "paper: EDDP"
+RCAV = "paper: RCAV (Pfau et al. 2021)"
+PACH = "paper: Pach et al. 2025"
+VAL = "on the val split"
+
+COMMON = {
+    "directions": Entry("string", "", "Directions file, by its name without ending."),
+    "method": Entry("string", "", "Method that found the directions."),
+    "index": Entry("integer", "", "Number of the direction in its file, from 0."),
+    "label": Entry("string", "", "Label that the direction carries: the one of largest IoU on the train split; empty for none.", BAU),
+    "category": Entry("string", "", "Category of the label in the concept dataset.", BAU),
+    "class": Entry("integer", "", "Class of the model, from 0."),
+    "class_name": Entry("string", "", "Name of the class."),
+    "role": Entry("string", "", "Vector that the activations are moved along: signal (encoding direction), filter (decoding direction) or random."),
+    "alpha": Entry("number", "activation", "Length of the step along the unit vector, at every position.", RCAV),
+    "iou_train": Entry("number", "share", "Intersection over union of the detector's positives and the label, on the train split.", BAU),
+    "iou_val": Entry("number", "share", f"Intersection over union of the detector's positives and the label, {VAL}.", BAU),
+    "precision": Entry("number", "share", f"Share of the detector's positives that carry the label, {VAL}.", EDDP),
+    "recall": Entry("number", "share", f"Share of the label's positions where the detector is positive, {VAL}.", EDDP),
+    "f1": Entry("number", "share", f"Harmonic mean of precision and recall, {VAL}.", EDDP),
+    "monosemanticity": Entry("number", "cosine", "Monosemanticity score: activation-weighted mean cosine of the embeddings of all pairs of images.", PACH),
+}  # fmt: skip
+
+_MEASURES = {
+    "s1": Entry("number", "", f"Sum over directions of the IoU with their label, {VAL}.", UIBE),
+    "s2": Entry("number", "", f"Sum over distinct labels of the best IoU among their directions, {VAL}.", UIBE),
+    "interpretable": Entry("integer", "directions", f"Directions whose IoU with their label exceeds 0.04 {VAL}.", BAU),
+    "distinct": Entry("integer", "labels", "Different labels among the interpretable directions.", BAU),
+    "coverage": Entry("number", "share", "Share of the layer's positions with at least one positive detector, both splits."),
+    "redundancy": Entry("number", "detectors", "Mean number of positive detectors on covered positions, both splits; less is better."),
+    "precision": Entry("number", "share", f"Mean precision of the interpretable directions, {VAL}.", EDDP),
+    "recall": Entry("number", "share", f"Mean recall of the interpretable directions, {VAL}.", EDDP),
+    "f1": Entry("number", "share", f"Mean F1 of the interpretable directions, {VAL}.", EDDP),
+    "average_precision": Entry("number", "share", f"Mean average precision of the interpretable directions, {VAL}.", EDDP),
+    "sdc": Entry("integer", "directions", "Signal vectors with significant influence on at least one class, at the step that summary.json names, by the paper's rule.", EDDP),
+    "scdp": Entry("integer", "pairs", "Pairs of signal vector and class with significant influence, at the step that summary.json names, by the paper's rule.", EDDP),
+    "significant_bh": Entry("integer", "pairs", "Pairs of signal vector and class that stay significant at that step after Benjamini-Hochberg."),
+    "s3": Entry("number", "share", "Share of (label, class) pairs whose Pattern-CAV beats every signal vector of the label; below 0.5 the signal vectors are more influential.", EDDP),
+    "monosemanticity": Entry("number", "cosine", "Mean monosemanticity score of the directions that have one.", PACH),
+    "stability": Entry("number", "cosine", "Mean |cos| of signal vectors with those of the other files of the method, matched one to one."),
+}  # fmt: skip
+_INTERVALS = {
+    f"{key}_{end}": Entry("number", _MEASURES[key].unit, f"{word} end of the confidence interval of {key}.")
+    for key in KEYS
+    for end, word in (("low", "Lower"), ("high", "Upper"))
+}
+
+TABLES = {
+    "directions": Table("One row a direction: its label, and its scores.", {
+        "number": Entry("integer", "", "Number of the label in the concept dataset; 0 for none."),
+        "iou_low": Entry("number", "share", "Lower end of the confidence interval of iou_val."),
+        "iou_high": Entry("number", "share", "Upper end of the confidence interval of iou_val."),
+        "interpretable": Entry("boolean", "", "Whether iou_val exceeds 0.04.", BAU),
+        "average_precision": Entry("number", "share", f"Area under the precision-recall curve of the logit, {VAL}; empty where the label does not occur.", EDDP),
+        "threshold_supervised": Entry("number", "logit", "Threshold of the logit refitted with the label: the one of largest IoU on the train split.", EDDP),
+        "iou_supervised": Entry("number", "share", f"IoU with the label at threshold_supervised, {VAL}.", EDDP),
+        "f1_supervised": Entry("number", "share", f"F1 at threshold_supervised, {VAL}.", EDDP),
+        "share": Entry("number", "share", "Share of the layer's positions where the detector is positive, both splits."),
+        "agreement": Entry("number", "cosine", "Cosine of the direction's filter and its signal vector."),
+    }),
+    "labels": Table("One row a direction and label: the labels of largest IoU on the train split.", {
+        "rank": Entry("integer", "", "1 for the label of largest IoU on the train split, and so on."),
+        "label": Entry("string", "", "A label that the direction could carry.", BAU),
+    }),
+    "categories": Table("One row a file and category.", {
+        "distinct": Entry("integer", "labels", "Different labels of the category among the interpretable directions.", BAU),
+        "detectors": Entry("integer", "directions", "Interpretable directions with a label of the category.", BAU),
+    }),
+    "unions": Table("One row a file and label: all detectors that carry it, taken together.", {
+        "label": Entry("string", "", "Label that the detectors share.", BAU),
+        "detectors": Entry("integer", "directions", "Directions that carry the label, the union of whose positives is scored.", EDDP),
+        "iou": Entry("number", "share", f"Intersection over union of the detectors' joint positives and the label, {VAL}.", EDDP),
+        "precision": Entry("number", "share", f"Share of the joint positives that carry the label, {VAL}.", EDDP),
+        "recall": Entry("number", "share", f"Share of the label's positions where at least one of the detectors is positive, {VAL}.", EDDP),
+    }),
+    "ground_truth": Table("One row a file and true concept of a synthetic store, matched one to one by IoU.", {
+        "concept": Entry("integer", "", "Number of the true concept, from 0."),
+        "direction": Entry("integer", "", "Number of the direction matched to it; -1 where there are fewer directions than concepts."),
+        "iou": Entry("number", "share", "Intersection over union of the direction's positives and the positions where the concept is present."),
+        "cos": Entry("number", "cosine", "Cosine of the direction's signal vector and the true one."),
+    }),
+    "influence": Table("One row a direction, role, step and class: what the step does to the class, and against how many null directions.", {
+        "score": Entry("number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall.", RCAV),
+        "logit_change": Entry("number", "logit", "Mean change of the class's logit over the images."),
+        "probability_change": Entry("number", "probability", "Mean change of the class's probability over the images."),
+        "p_paper": Entry("number", "probability", "Share of the detector's null directions with an absolute score at least as large; 0 where none has.", RCAV),
+        "p": Entry("number", "probability", "(b + 1) / (N + 1), b of N null directions with an absolute score at least as large (Phipson & Smyth 2010)."),
+        "p_holm": Entry("number", "probability", "p adjusted for the tests of the file, role and step (Holm 1979)."),
+        "q_bh": Entry("number", "probability", "p adjusted for the tests of the file, role and step (Benjamini & Hochberg 1995)."),
+        "significant_paper": Entry("boolean", "", "p_paper is below the level, 0.05 unless set otherwise, over the number of directions · classes.", RCAV),
+        "significant_holm": Entry("boolean", "", "p_holm is at most the level, 0.05 unless set otherwise."),
+        "significant_bh": Entry("boolean", "", "q_bh is at most the level, 0.05 unless set otherwise."),
+        "t": Entry("number", "standard deviations", "Distance of logit_change from the mean of the null directions' changes, in their standard deviations; 0 with fewer than three of them."),
+        "q_t": Entry("number", "probability", "p-value of t (Student, N − 1 degrees of freedom) adjusted for the tests of the file, role and step (Benjamini & Hochberg 1995)."),
+        "p_max": Entry("number", "probability", "(b + 1) / (N + 1), b of N rounds of permutations whose largest |t| over all directions and classes is at least as large (Westfall & Young 1993)."),
+        "significant_t": Entry("boolean", "", "q_t is at most the level, 0.05 unless set otherwise."),
+        "significant_max": Entry("boolean", "", "p_max is at most the level, 0.05 unless set otherwise."),
+    }),
+    "influence_directions": Table("One row a direction, role and step: on how many classes it acts, and on which most.", {
+        "nulls": Entry("integer", "directions", "Null directions of the detector; 0 where its positives were too few to train any."),
+        "classes_positive": Entry("integer", "classes", "Classes with significant_paper and a positive score.", EDDP),
+        "classes_negative": Entry("integer", "classes", "Classes with significant_paper and a negative score.", EDDP),
+        "classes_bh": Entry("integer", "classes", "Classes with significant_bh."),
+        "classes_t": Entry("integer", "classes", "Classes with significant_t."),
+        "classes_max": Entry("integer", "classes", "Classes with significant_max."),
+        "strongest_class": Entry("integer", "", "Class of largest |probability_change|, from 0."),
+        "strongest_class_name": Entry("string", "", "Name of strongest_class."),
+        "strongest_score": Entry("number", "", "Score of strongest_class, in [−1, 1].", RCAV),
+        "strongest_probability_change": Entry("number", "probability", "Mean change of strongest_class's probability over the images."),
+    }),
+    "influence_classes": Table("One row a class and signal vector of its concept influence diagram: the at most 10 that raise and lower it most.", {
+        "sign": Entry("string", "", "positive or negative: whether the signal vector raises the class's probability or lowers it.", EDDP),
+        "rank": Entry("integer", "", "1 for the largest change of that sign, and so on.", EDDP),
+        "score": Entry("number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall.", RCAV),
+        "probability_change": Entry("number", "probability", "Mean change of the class's probability over the images."),
+        "significant_paper": Entry("boolean", "", "As in the table influence.", RCAV),
+        "significant_max": Entry("boolean", "", "As in the table influence."),
+    }),
+    "steering": Table("One row a direction, role and step: the probability of the class that the direction is followed for.", {
+        "class": Entry("integer", "", "Class whose probability is followed, from 0."),
+        "probability": Entry("number", "probability", "Mean probability of the class over the images, all moved by alpha."),
+        "monotone": Entry("number", "activation", "Largest alpha up to which the probability never falls."),
+    }),
+    "stability": Table("One row a pair of files of the same method and layer, their directions matched one to one by |cos| of signal vectors.", {
+        "layer": Entry("string", "", "Layer the directions belong to."),
+        "first": Entry("string", "", "First file of the pair."),
+        "second": Entry("string", "", "Second file of the pair."),
+        "directions_first": Entry("integer", "directions", "Directions of the first file."),
+        "directions_second": Entry("integer", "directions", "Directions of the second file."),
+        "matched": Entry("integer", "pairs", "Pairs of directions, as many as the smaller file has directions."),
+        "signal_cos": Entry("number", "cosine", "Mean |cos| of the pairs' signal vectors."),
+        "filter_cos": Entry("number", "cosine", "Mean |cos| of the pairs' filters."),
+        "logit_correlation": Entry("number", "correlation", "Mean |correlation| of the pairs' logits over the data; empty where the data were not at hand."),
+        "signal_share": Entry("number", "share", "Share of pairs whose signal vectors have |cos| above 0.9."),
+        "filter_share": Entry("number", "share", "Share of pairs whose filters have |cos| above 0.9."),
+        "note": Entry("string", "", "What was left out where the files are of different size."),
+    }),
+    "comparison": Table("One row a file: its entry in summary.json.", {
+        "supervised": Entry("boolean", "", "Whether the method knew the labels it is scored on; such a file does not compete."),
+        "best": Entry("string", "", "Columns in which the file is the best of those that compete, with spaces between."),
+        **_MEASURES,
+        **_INTERVALS,
+    }),
+}  # fmt: skip
+
+
+def entry_of(table: str, column: str) -> Entry | None:
+    """The definition of a table's column, None where there is none."""
+    return TABLES[table].columns.get(column, COMMON.get(column)) if table in TABLES else None
+
+
+def check(tables: Mapping[str, Iterable[str]]) -> list[str]:
+    """Columns without a definition, as ``table.column``, of tables given as name -> columns (or a dict keyed by them)."""
+    return [
+        f"{table}.{column}" for table, columns in tables.items() for column in columns if not entry_of(table, column)
+    ]
+
+
+def write_dictionary(folder: Path, tables: Mapping[str, Iterable[str]]) -> list[Path]:
+    """Write ``dictionary.json`` and ``dictionary.csv`` on the tables of a folder, columns in their order; returns their paths.
+
+    Parameters
+    ----------
+    tables : name -> columns (or the table itself, a dict keyed by them).
+
+    Raises ValueError naming every column without a definition.
+    """
+    tables = {table: list(columns) for table, columns in tables.items()}
+    if undefined := check(tables):
+        raise ValueError(f"Without a definition in evaluate/dictionary.py: {', '.join(undefined)}.")
+    found = {
+        table: {column: asdict(entry) for column in columns if (entry := entry_of(table, column))}
+        for table, columns in tables.items()
+    }
+    document = {table: {"rows": TABLES[table].rows, "columns": columns} for table, columns in found.items()}
+    write_json(folder / "dictionary.json", document)
+    lines = [{"table": t, "column": c, **values} for t, columns in found.items() for c, values in columns.items()]
+    names = ("table", "column", "type", "unit", "definition", "source")
+    buffer = io.BytesIO()
+    schema = pa.schema([(name, pa.string()) for name in names])
+    pyarrow.csv.write_csv(pa.Table.from_pylist(lines, schema), buffer)
+    write_atomically(folder / "dictionary.csv", buffer.getvalue())
+    return [folder / "dictionary.json", folder / "dictionary.csv"]

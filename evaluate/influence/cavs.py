@@ -1,0 +1,75 @@
+"""Pattern-CAVs: the difference of class means, an encoding direction that labels give (Pahde et al. 2025); and S3."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import numpy as np
+import torch
+
+from extract.labels import Alignment, labels_ahead
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+
+
+def pattern_cavs(
+    reader: LayerReader, alignment: Alignment, *, device: str = "cpu", progress: Progress = silent
+) -> tuple[np.ndarray, np.ndarray]:
+    """``E[x | label] − E[x | no label]`` over the positions of images annotated in the label's category, unit norm.
+
+    Returns (C, L) float32, columns in the order of the dataset's labels, and (L,) bool: which labels have one. Others are zero.
+    """
+    source, rows = alignment.source, alignment.rows
+    column = {label.number: k for k, label in enumerate(source.labels)}
+    category = {name: [k for k, label in enumerate(source.labels) if label.category == name] for name in source.categories}
+    where = torch.device(device)
+    on_sum = torch.zeros(len(source.labels), reader.channels, dtype=torch.float64, device=where)
+    off_sum = torch.zeros_like(on_sum)
+    on, off = np.zeros(len(source.labels)), np.zeros(len(source.labels))
+    order = [row for row in reader.image_indices.tolist() if row in rows]
+    done = 0
+    with closing(labels_ahead(source, [rows[row] for row in order], reader.grid, alignment.box_of)) as ahead:
+        for index, block in reader.blocks(images=max(1, 2**24 // (reader.positions * reader.channels))):
+            for k, row in enumerate(index.tolist()):
+                if row not in rows:
+                    continue
+                labels = next(ahead)
+                maps = torch.from_numpy(labels.maps).to(where)
+                if reader.spec.sampled:
+                    maps = maps[:, torch.from_numpy(reader.places(row)).to(where)]
+                x = torch.from_numpy(block[k]).to(where).float()
+                total = x.sum(0).double()
+                annotated = [c for name in labels.categories for c in category.get(name, ())]
+                off_sum[annotated] += total
+                off[annotated] += len(x)
+                here = [column[int(number)] for number in labels.numbers]
+                inside = (maps.float() @ x).double()
+                count = maps.sum(1).double().cpu().numpy()
+                on_sum[here] += inside
+                off_sum[here] -= inside
+                on[here] += count
+                off[here] -= count
+                done += 1
+            progress("class means", done, len(order))
+    known = (on > 0) & (off > 0)
+    difference = on_sum.cpu().numpy() / np.maximum(on, 1)[:, None] - off_sum.cpu().numpy() / np.maximum(off, 1)[:, None]
+    norm = np.linalg.norm(difference, axis=1)
+    known &= norm > 0
+    unit = np.where(known[:, None], difference / np.maximum(norm, 1e-30)[:, None], 0)
+    return unit.T.astype(np.float32), known
+
+
+def s3(label: np.ndarray, signals: np.ndarray, cavs: np.ndarray, known: np.ndarray) -> float | None:
+    """S3: share of (label, class) pairs at which the Pattern-CAV beats every signal vector of that label; below 0.5 the signal
+    vectors are more influential. None where no direction has a label with a Pattern-CAV.
+
+    Parameters
+    ----------
+    label : (I,) column of each direction's label, −1 for none.
+    signals, cavs : (I, K) and (L, K) influence, of which the absolute value counts; a tie does not beat.
+    known : (L,) labels that have a Pattern-CAV.
+    """
+    pairs = [
+        np.abs(cavs[c]) > np.abs(signals[label == c]).max(0) for c in np.unique(label[label >= 0]).tolist() if known[c]
+    ]
+    return float(np.mean(pairs)) if pairs else None

@@ -1,0 +1,214 @@
+"""One study of influence: all directions of several files on all classes, at several steps, against their null directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evaluate.detectors import Bank, make_bank
+from evaluate.influence.effects import Effect, HeadEffect, PooledEffect
+from evaluate.influence.nulls import Training, null_directions
+from evaluate.influence.sampling import balanced_samples
+from evaluate.influence.significance import standardised
+from extract.head import open_head
+from stores.activations import ActivationStore
+from stores.directions import Directions
+from stores.errors import UsageError
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+
+ROLES = ("signal", "filter")
+_BLOCK = 2**28  # bytes of activations at once
+
+
+@dataclass(frozen=True)
+class InfluenceConfig:
+    """How influence is measured.
+
+    Parameters
+    ----------
+    alphas : lengths of the step along a unit vector, in the activations' own unit.
+    alpha : the one of ``alphas`` that the summary is about.
+    images : how many images are moved, drawn by the seed; all if the store has fewer.
+    nulls, null_positions, null_epochs, learning_rate : null directions a detector, and how each is trained.
+    level : of significance, after correction for the number of tests.
+    """
+
+    alphas: tuple[float, ...] = (0.5, 2.0, 5.0)
+    alpha: float = 2.0
+    images: int = 1000
+    nulls: int = 100
+    null_positions: int = 5000
+    null_epochs: int = 100
+    learning_rate: float = 1e-2
+    level: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.alphas or not all(np.isfinite(a) and a > 0 for a in self.alphas):
+            raise UsageError(f"The steps of --influence must be positive numbers, got {self.alphas}.")
+        if self.alpha not in self.alphas:
+            raise UsageError(f"The step that the summary is about ({self.alpha:g}) must be one of {self.alphas}.")
+        for name, least in (("images", 1), ("nulls", 0), ("null_positions", 4), ("null_epochs", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+
+    @property
+    def training(self) -> Training:
+        return Training(self.nulls, self.null_epochs, self.learning_rate, self.seed)
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What was measured, A steps × 2 roles × J directions × K classes; role 0 is the signal vectors, 1 the filters.
+
+    ``score``, ``probability``, ``logit``: see ``Effects``. ``reached``: null directions of the detector whose |score| is at least as large.
+    ``t``: the change of the logit, standardised by its null directions' (see ``standardised``); ``extremes`` (A, 2, files, B): the
+    largest |t| of any null direction of a file on any class in each round of permutations. ``nulls`` (J,): how many each detector has. ``base`` (K,): mean
+    probabilities of the images unmoved. ``through``: what kind of head, in words.
+    """
+
+    config: InfluenceConfig
+    slices: dict[str, slice]
+    score: np.ndarray
+    probability: np.ndarray
+    logit: np.ndarray
+    reached: np.ndarray
+    t: np.ndarray
+    extremes: np.ndarray
+    nulls: np.ndarray
+    base: np.ndarray
+    images: int
+    through: str
+
+
+def unit_columns(directions: torch.Tensor) -> torch.Tensor:
+    """Columns of unit norm; a zero column stays zero."""
+    norm = directions.norm(dim=0, keepdim=True)
+    return torch.where(norm > 0, directions / norm.clamp_min(1e-30), directions)
+
+
+@dataclass(frozen=True)
+class Moving:
+    """What moves ``images`` images of a store, and through which kind of ``head``, in words."""
+
+    effect: Effect
+    images: int
+    head: str
+
+
+def effect_of(store: ActivationStore, layer: str, *, images: int, seed: int, device: str = "cpu") -> Moving:
+    """Draw ``images`` images of a store by the seed, and get what moves them ready.
+
+    Raises UsageError where the head needs all positions and the store holds a sample of them.
+    """
+    reader = LayerReader(store, layer, prefix=True)
+    rows = reader.image_indices
+    if not len(rows):
+        raise UsageError(f"The store '{store.path}' has no readable image.")
+    if len(rows) > images:
+        rows = np.sort(np.random.default_rng([seed, 0x1A]).choice(rows, images, replace=False))
+    head = open_head(store, layer, device=device)
+    if head.affine is not None:
+        return Moving(PooledEffect(_logits(store, rows).to(device), head.affine[0]), len(rows), "pooling and an affine map")
+    if reader.spec.sampled:
+        raise UsageError(
+            f"The store '{store.path}' holds a sample of each image's positions, and the head after '{layer}' needs all of them. "
+            "Extract with --positions all to measure influence."
+        )
+    each = max(1, min(256, _BLOCK // (4 * reader.positions * reader.channels)))
+
+    def blocks() -> Iterator[torch.Tensor]:
+        for start in range(0, len(rows), each):
+            yield torch.from_numpy(reader.images(rows[start : start + each])).to(device)
+
+    return Moving(HeadEffect(blocks, head), len(rows), "the model's own head")
+
+
+def _logits(store: ActivationStore, rows: np.ndarray) -> torch.Tensor:
+    array = store.array("images/logits")
+    chunk, local = np.divmod(rows, store.chunk_images)
+    parts = [np.asarray(array.read(int(k)))[local[chunk == k]] for k in np.unique(chunk)]
+    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
+
+
+def measure_influence(
+    store: ActivationStore,
+    layer: str,
+    sets: Mapping[str, Directions],
+    config: InfluenceConfig | None = None,
+    *,
+    through: Moving | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Influence:
+    """Move the store's images along every signal vector and filter, and along every detector's null directions.
+
+    ``through``: what moves them, if ``effect_of`` made it already.
+
+    Raises MismatchError for directions of another layer, UsageError where the head cannot be run.
+    """
+    config = config or InfluenceConfig()
+    moving = through or effect_of(store, layer, images=config.images, seed=config.seed, device=device)
+    effect = moving.effect
+    reader = LayerReader(store, layer)
+    bank = make_bank(sets, reader, device=device, progress=progress)
+    signals = torch.cat([torch.from_numpy(d.signals) for d in sets.values()], 1).to(device)
+    vectors = (unit_columns(signals), unit_columns(bank.filters))
+    shape = (len(config.alphas), len(ROLES), bank.count, len(effect.base))
+    score, probability, logit = (np.zeros(shape) for _ in range(3))
+    for a, alpha in enumerate(config.alphas):
+        for r, directions in enumerate(vectors):
+            moved = effect(directions, alpha)
+            score[a, r], probability[a, r], logit[a, r] = (
+                part.cpu().numpy() for part in (moved.score, moved.probability, moved.logit)
+            )
+            progress("influence", a * len(ROLES) + r + 1, len(config.alphas) * len(ROLES))
+    against = _against_nulls(reader, bank, effect, config, score, logit, device, progress)
+    return Influence(
+        config, dict(bank.slices), score, probability, logit, *against, effect.base.cpu().numpy(), moving.images, moving.head
+    )
+
+
+def _against_nulls(
+    reader: LayerReader,
+    bank: Bank,
+    effect: Effect,
+    config: InfluenceConfig,
+    score: np.ndarray,
+    logit: np.ndarray,
+    device: str,
+    progress: Progress,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """``reached``, ``t``, ``extremes`` and ``nulls`` of an ``Influence``."""
+    reached, t = np.zeros(score.shape, np.int32), np.zeros(score.shape)
+    extremes = np.zeros((*score.shape[:2], len(bank.slices), config.nulls))
+    file_of = np.repeat(np.arange(len(bank.slices)), [part.stop - part.start for part in bank.slices.values()])
+    valid = np.zeros(bank.count, np.int64)
+    if not config.nulls:
+        return reached, t, extremes, valid
+    samples = balanced_samples(reader, bank, positions=config.null_positions, seed=config.seed, progress=progress)
+    done = 0
+    for nulls in null_directions(reader, samples, config.training, device=device):
+        g, c, b = nulls.filters.shape
+        counted = nulls.valid.cpu().numpy()
+        valid[nulls.detectors] = counted.sum(1)
+        for r, vectors in enumerate((nulls.signals, nulls.filters)):
+            flat = vectors.permute(1, 0, 2).reshape(c, g * b)
+            for a, alpha in enumerate(config.alphas):
+                moved = effect(flat, alpha)
+                strength = moved.score.abs().cpu().numpy().reshape(g, b, -1)
+                own = np.abs(score[a, r, nulls.detectors])[:, None, :]
+                reached[a, r, nulls.detectors] = ((strength >= own) & counted[:, :, None]).sum(1)
+                changes = moved.logit.cpu().numpy().reshape(g, b, -1)
+                for k, d in enumerate(nulls.detectors.tolist()):
+                    t[a, r, d], each = standardised(logit[a, r, d], changes[k, counted[k]])
+                    extreme = np.zeros(b)
+                    extreme[counted[k]] = np.abs(each).max(1, initial=0)
+                    extremes[a, r, file_of[d]] = np.maximum(extremes[a, r, file_of[d]], extreme)
+        done += g
+        progress("null directions", done, bank.count)
+    return reached, t, extremes, valid
