@@ -7,7 +7,7 @@ import json
 import logging
 from pathlib import Path
 
-from extract.broden import BrodenSource
+from extract.concepts import ConceptSource
 from extract.stream import ExtractConfig, extract
 from extract.zoo import load_model
 from stores.activations import ActivationStore, read_attributes
@@ -20,20 +20,20 @@ log = logging.getLogger(__name__)
 def concept_store(
     store: ActivationStore,
     layer: str,
-    source: BrodenSource,
+    source: ConceptSource,
     *,
     device: str = "cpu",
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> ActivationStore:
-    """The store itself if it was made from this Broden folder; else the model's activations on it, kept beside the store.
+    """The store itself if it was made from this concept dataset; else the model's activations on it, kept beside the store.
 
     Raises MismatchError for synthetic stores, which have no backbone to run, and, before anything is run, when the model
     now loads with other weights than the store was made with.
     """
     made = store.provenance
     dataset = made.get("dataset", {})
-    if dataset.get("kind") == "broden" and dataset.get("digest") == source.digest:
+    if dataset.get("kind") == source.kind and dataset.get("digest") == source.digest:
         return store
     if "synthetic" in made:
         raise MismatchError(
@@ -47,7 +47,7 @@ def concept_store(
         )
     # all that the activations depend on is in the name: another model, or other images, get another store
     key = json.dumps([source.digest, made["weights_digest"], made.get("transform"), store.attributes["dtype"]])
-    name = f"{store.path.stem}.{layer}.broden-{hashlib.sha256(key.encode()).hexdigest()[:8]}.zarr"
+    name = f"{store.path.stem}.{layer}.{source.kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.zarr"
     beside = cache or store.path.with_name(name)
     if _holds(beside, layer, source, made["weights_digest"]):
         return ActivationStore.open(beside)
@@ -65,13 +65,12 @@ def concept_store(
     except ImageError as error:
         what = str(error).partition(" It is image ")[0]
         raise ImageError(
-            f"{what} Mend it or take its line out of '{source.root / 'index.csv'}', then run evaluate again: it goes on "
-            "where it stopped."
+            f"{what} Mend it or take it out of {source.listing}, then run evaluate again: it goes on where it stopped."
         ) from error
     return ActivationStore.open(beside)
 
 
-def _holds(path: Path, layer: str, source: BrodenSource, weights_digest: str) -> bool:
+def _holds(path: Path, layer: str, source: ConceptSource, weights_digest: str) -> bool:
     """Whether a complete store of just these activations is there, wherever its images lay when it was made."""
     if not (path / "zarr.json").is_file():
         return False

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluate.detectors import Bank, block_images
-from extract.broden import ConceptLabel
+from extract.concepts import ConceptLabel
 from extract.labels import Alignment, labels_ahead
 from stores.errors import DatasetError, UsageError
 from stores.progress import Progress, silent
@@ -73,7 +73,7 @@ def raster_size(reader: LayerReader, alignment: Alignment, resolution: Resolutio
 
 
 class Dissector:
-    """Compares a bank of detectors with all labels of a Broden folder."""
+    """Compares a bank of detectors with all labels of a concept dataset."""
 
     def __init__(self, reader: LayerReader, bank: Bank, alignment: Alignment, resolution: Resolution = "mask") -> None:
         self.reader = reader
@@ -86,7 +86,7 @@ class Dissector:
         missing = [split for split in SPLITS if split not in present]
         if missing:
             raise DatasetError(
-                f"'{source.root / 'index.csv'}' has no image of the split '{missing[0]}' in the store "
+                f"{source.listing} has no image of the split '{missing[0]}' in the store "
                 f"(it has {', '.join(sorted(present)) or 'none'}): labels are chosen on train and scored on val."
             )
         self.raster = raster_size(reader, alignment, resolution)

@@ -3,45 +3,41 @@
 ``index.csv`` names for each image its split, sizes and one cell a category: ``;``-separated items, each an integer
 (that label over the whole image) or a PNG below ``images/`` with ``label = R + 256·G``. Label 0 is unlabelled. Several
 items in a cell are several layers: a position may carry several labels. An image with an empty cell is not annotated
-in that category.
+in that category. Which categories there are is what the columns say: Broden's own, "Broden Action"'s ``action``, any other.
 """
 
 from __future__ import annotations
 
-import csv
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from extract.concepts import ConceptLabel
 from extract.images import digest_files, read_image
+from extract.items import Names
+from extract.label_maps import opened_map
+from extract.listed import check_listed
+from extract.lists import at
+from extract.reading import shown
+from extract.rows import csv_rows, whole
 from stores.errors import DatasetError, MissingPathError, NoImagesError
 
+__all__ = ["BrodenSource", "ConceptLabel"]
+
 FIXED = ("image", "split", "ih", "iw", "sh", "sw")
-
-
-@dataclass(frozen=True)
-class ConceptLabel:
-    """One label: its number in the masks, its name and its (most frequent) category."""
-
-    number: int
-    name: str
-    category: str
-
-
-@dataclass(frozen=True)
-class _Row:
-    line: int
-    image: str
-    split: str
-    size: tuple[int, int]
-    mask_size: tuple[int, int]
-    cells: dict[str, str]
+LARGEST = 2**31 - 1  # of a label's number
+LARGEST_SIDE = 2**16
+LARGEST_MASK = 2**27  # points; larger ones Pillow would refuse as well
 
 
 class BrodenSource:
-    """A Broden folder. Raises MissingPathError or DatasetError, naming file and line, when its tables are unusable."""
+    """A Broden folder. Raises MissingPathError or DatasetError, naming file and line, when its tables are unusable.
+
+    Names and cells are kept as flat arrays: a source is handed to every decoding process.
+    """
 
     kind = "broden"
     class_names: list[str] | None = None
@@ -53,28 +49,34 @@ class BrodenSource:
                 raise MissingPathError(
                     f"'{self.root}' is no Broden folder: {name} is missing. It must hold index.csv, label.csv and images/."
                 )
+        self._table = self.root / "index.csv"
+        self.listing = f"'{shown(self._table)}'"
         self.labels = self._read_labels()
-        self.categories, self.rows = self._read_index()
-        if not self.rows:
-            raise NoImagesError(f"'{self.root / 'index.csv'}' lists no image.")
         self.by_number = {label.number: label for label in self.labels}
+        self.categories: list[str] = []
+        self._cells: dict[str, Names] = {}
+        self._split_names: list[str] = []
+        self._read_index()
+        if not len(self):
+            raise NoImagesError(f"'{self._table}' lists no image.")
+        check_listed(self.root / "images", self._names, self._lines, self._table, "image")
         self._digest: str | None = None
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._names)
 
     def name(self, i: int) -> str:
-        return self.rows[i].image
+        return self._names[i]
 
     def path(self, i: int) -> Path:
-        return self.root / "images" / self.rows[i].image
+        return self.root / "images" / self._names[i]
 
     def label(self, i: int) -> int:
         return -1
 
     def split(self, i: int) -> str:
         """``train`` or ``val``."""
-        return self.rows[i].split
+        return self._split_names[self._splits[i]]
 
     def image(self, i: int) -> Image.Image:
         return read_image(self.path(i), self.name(i))
@@ -82,16 +84,16 @@ class BrodenSource:
     @property
     def digest(self) -> str:
         if self._digest is None:
-            self._digest = digest_files(self.root / "images", [(row.image, -1) for row in self.rows])
+            self._digest = digest_files(self.root / "images", ((name, -1) for name in self._names))
         return self._digest
 
     def image_size(self, i: int) -> tuple[int, int]:
         """(height, width) of the image, as index.csv says."""
-        return self.rows[i].size
+        return int(self._sizes[i, 0]), int(self._sizes[i, 1])
 
     def mask_size(self, i: int) -> tuple[int, int]:
         """(height, width) of the image's label maps."""
-        return self.rows[i].mask_size
+        return int(self._sizes[i, 2]), int(self._sizes[i, 3])
 
     def masks(self, i: int) -> dict[str, np.ndarray]:
         """Category -> (layers, h, w) int32 label maps, only for the categories the image is annotated in.
@@ -99,100 +101,102 @@ class BrodenSource:
         Raises DatasetError naming the file for a mask that is missing, unreadable, of another size, or holds a label
         that label.csv does not list.
         """
-        row = self.rows[i]
         found: dict[str, np.ndarray] = {}
-        for category, cell in row.cells.items():
-            layers = [self._layer(row, item.strip()) for item in cell.split(";") if item.strip()]
+        for category, cells in self._cells.items():
+            layers = [self._layer(i, item.strip()) for item in cells[i].split(";") if item.strip()]
             if layers:
                 found[category] = np.stack(layers)
         return found
 
-    def _layer(self, row: _Row, item: str) -> np.ndarray:
-        where = f"'{self.root / 'index.csv'}', line {row.line}"
+    def _layer(self, i: int, item: str) -> np.ndarray:
+        where, size = at(self._table, self._lines[i]), self.mask_size(i)
         if item.isdecimal():
-            if int(item) and int(item) not in self.by_number:
-                raise DatasetError(f"{where}: label {item} is not listed in label.csv.")
-            return np.full(row.mask_size, int(item), np.int32)
+            number = int(item) if len(item) < 12 else LARGEST + 1
+            if number and number not in self.by_number:
+                raise DatasetError(
+                    f"{where}: label {item[:40]} is not listed in label.csv. Add it there, or mend the cell."
+                )
+            return np.full(size, number, np.int32)
         file = self._inside(item, where)
-        try:
-            with Image.open(file) as image:
-                rgb = np.asarray(image.convert("RGB"), np.int32)
-        except Exception as error:  # decoders of damaged files raise whatever they like
-            reason = str(getattr(error, "strerror", None) or error).rstrip(".")
-            raise DatasetError(f"The mask '{file}' ({where}) cannot be read: {reason}.") from error
+        what = f"The mask '{shown(file)}' ({where})"
+        with opened_map(file, what) as image:
+            shape = (image.height, image.width)
+            if shape != size:  # before anything of it is decoded
+                raise DatasetError(
+                    f"The mask '{shown(file)}' is {shape}, but {where} says {size} (sh, sw). Mend the one or the other."
+                )
+            rgb = np.asarray(image.convert("RGB"), np.int32)
         labels = rgb[..., 0] + 256 * rgb[..., 1]
-        if labels.shape != row.mask_size:
-            raise DatasetError(f"The mask '{file}' is {labels.shape}, but {where} says {row.mask_size} (sh, sw).")
         unknown = [int(n) for n in np.unique(labels) if n and int(n) not in self.by_number]
         if unknown:
-            raise DatasetError(f"The mask '{file}' ({where}) holds label {unknown[0]}, which label.csv does not list.")
+            raise DatasetError(
+                f"{what} holds label {unknown[0]}, which label.csv does not list. Add it there, or mend the mask."
+            )
         return labels
 
     def _inside(self, item: str, where: str) -> Path:
         """The file an item names, which must lie below images/: a table must not reach the rest of the disk."""
         if Path(item).is_absolute() or ".." in Path(item).parts:
-            raise DatasetError(f"{where}: '{item}' points outside the folder images/.")
+            raise DatasetError(
+                f"{where}: '{shown(item)}' points outside the folder images/. Name a file in it, without '..'."
+            )
         return self.root / "images" / item
 
     def _read_labels(self) -> list[ConceptLabel]:
         path = self.root / "label.csv"
         labels = []
         lines: dict[int, int] = {}
-        for line, row in _table(path, ("number", "name", "category")):
+        for line, row in csv_rows(path, ("number", "name", "category")):
             try:
-                number = _whole(row, "number")
+                number = whole(row, "number", 0, LARGEST)
                 labels.append(ConceptLabel(number, row["name"], _main_category(row["category"])))
             except ValueError as error:
-                raise DatasetError(f"'{path}', line {line}: {error}.") from error
+                raise DatasetError(f"{at(path, line)}: {error}.") from error
             if number in lines:
-                raise DatasetError(f"'{path}', line {line}: number {number} is already taken by line {lines[number]}.")
+                raise DatasetError(f"{at(path, line)}: number {number} is already taken by line {lines[number]}.")
             lines[number] = line
         if not labels:
             raise DatasetError(f"'{path}' lists no label.")
         return labels
 
-    def _read_index(self) -> tuple[list[str], list[_Row]]:
-        path = self.root / "index.csv"
-        table = _table(path, FIXED)
-        rows: list[_Row] = []
-        categories: list[str] = []
-        for line, row in table:
-            if not categories:
-                categories = [name for name in row if name and name not in FIXED]
-            try:
-                size, mask = (_whole(row, "ih"), _whole(row, "iw")), (_whole(row, "sh"), _whole(row, "sw"))
-                if min(*size, *mask) < 1:
-                    raise ValueError("the sizes ih, iw, sh and sw must be at least 1")
-                if not row["image"]:
-                    raise ValueError("the image's name is missing")
-            except ValueError as error:
-                raise DatasetError(f"'{path}', line {line}: {error}.") from error
-            self._inside(row["image"], f"'{path}', line {line}")
-            cells = {c: row[c] for c in categories if row.get(c)}
-            rows.append(_Row(line, row["image"], row["split"], size, mask, cells))
-        return categories, rows
+    def _read_index(self) -> None:
+        """Fill in names, cells, splits, sizes (ih, iw, sh, sw) and lines, image by image."""
+        cells: dict[str, list[str]] = {}
+        splits, sizes, self._lines = array("i"), array("i"), array("q")
+        number: dict[str, int] = {}
+
+        def names() -> Iterator[str]:
+            for line, row in csv_rows(self._table, FIXED):
+                if not self.categories:
+                    self.categories = [name for name in row if name and name not in FIXED]
+                    cells.update({category: [] for category in self.categories})
+                try:
+                    sizes.extend(_sizes(row))
+                    if not row["image"]:
+                        raise ValueError("the image's name is missing")
+                    if not row["split"]:
+                        raise ValueError("the split is missing: it must be train or val")
+                except ValueError as error:
+                    raise DatasetError(f"{at(self._table, line)}: {error}.") from error
+                self._inside(row["image"], at(self._table, line))
+                splits.append(number.setdefault(row["split"], len(number)))
+                self._lines.append(line)
+                for category, kept in cells.items():
+                    kept.append(row.get(category, ""))
+                yield row["image"]
+
+        self._names = Names(names())
+        self._cells = {category: Names(kept) for category, kept in cells.items()}
+        self._split_names = list(number)
+        self._splits = np.array(splits, np.int32)
+        self._sizes = np.array(sizes, np.int32).reshape(-1, 4)
 
 
-def _table(path: Path, needed: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a CSV file with their line numbers. Raises DatasetError when columns are missing or it is no CSV."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in needed if name not in (reader.fieldnames or [])]
-            if missing:
-                raise DatasetError(
-                    f"'{path}' lacks the column {', '.join(missing)}; its first line must name the columns."
-                )
-            return [(reader.line_num, {k: (v or "") for k, v in row.items() if isinstance(k, str)}) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"'{path}' cannot be read: {error}.") from error
-
-
-def _whole(row: dict[str, str], column: str) -> int:
-    try:
-        return int(row[column])
-    except ValueError as error:
-        raise ValueError(f"'{column}' must be a whole number, got '{row[column]}'") from error
+def _sizes(row: dict[str, str]) -> list[int]:
+    sizes = [whole(row, column, 1, LARGEST_SIDE) for column in ("ih", "iw", "sh", "sw")]
+    if sizes[2] * sizes[3] > LARGEST_MASK:
+        raise ValueError(f"masks of {sizes[2]} × {sizes[3]} points (sh, sw) are too large")
+    return sizes
 
 
 def _main_category(text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -29,15 +29,18 @@ __all__ = [
     "digest_files",
     "digest_items",
     "files_below",
+    "guarded",
     "is_folder",
     "open_folder",
     "open_source",
     "read_image",
+    "scheme_of",
 ]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = {"train", "training", "val", "validation", "valid", "test"}
 SCHEMES = ("folder", "broden", "imagenet", "places365", "cifar10", "webdataset")
+LABELLED = ("voc", "ade20k", "cocostuff", "masks")  # concept datasets besides Broden: ``extract.concepts``
 
 
 class ImageSource(Protocol):
@@ -59,6 +62,9 @@ class ImageSource(Protocol):
     def image(self, i: int) -> Image.Image: ...
     @property
     def digest(self) -> str: ...
+
+
+Source = TypeVar("Source", bound=ImageSource)
 
 
 class PathSource:
@@ -135,40 +141,49 @@ def digest_items(entries: Iterable[tuple[str, int, int]]) -> str:
 
 
 def open_source(data: str | Path) -> ImageSource:
-    """Find out what a place holds and open it; ``SCHEME:PLACE`` (one of ``SCHEMES``) says what it holds.
+    """Find out what a place holds and open it; ``SCHEME:PLACE`` (one of ``SCHEMES`` or ``LABELLED``) says what it holds.
 
-    Looked for in this order, by a few marker files: Broden (index.csv and images/), CIFAR-10 (its batch files), Places365
-    (its image folders, or its categories), ImageNet (wnid folders, or ILSVRC2012_val_... files), WebDataset (one .tar,
+    Looked for in this order, by a few marker files: concept datasets (Broden, Pascal VOC, ADE20K, COCO-Stuff, images/ with
+    masks/: ``extract.concepts``), of which the images with label maps are taken; CIFAR-10 (its batch files), Places365 (its
+    image folders, or its categories), ImageNet (wnid folders, or ILSVRC2012_val_... files), WebDataset (one .tar,
     ``shard-{000..012}.tar``, or a folder of .tar files without images); everything else is a folder of images, flat or
     with a subfolder a class (``open_folder``).
 
     Raises MissingPathError, NoImagesError, UsageError for an unknown scheme, and DatasetError, naming file and line, for
     tables and lists that contradict themselves or the images.
     """
+    scheme, root = scheme_of(data)
+    return guarded(_open_whatever if scheme is None else partial(_open_as, scheme), root)
+
+
+def scheme_of(data: str | Path) -> tuple[str | None, Path]:
+    """``SCHEME:PLACE`` -> what the place is said to hold, and the place; None where nothing is said."""
     text = str(data)
     scheme, colon, place = text.partition(":")
     # one letter is a drive of Windows; and a path that is there is a path, whatever its name
     if not colon or not re.fullmatch(r"[A-Za-z][\w+.-]+", scheme) or _is_there(Path(text)):
-        return _guarded(_open_whatever, Path(text))
-    if scheme.lower() not in SCHEMES:
+        return None, Path(text)
+    if scheme.lower() not in SCHEMES + LABELLED:
         raise UsageError(
             f"There is no reader '{shown(scheme)}' for '{shown(text)}' (--data), nor a folder of that name. "
-            f"The readers are {', '.join(SCHEMES)}: give {SCHEMES[0]}:DIR, say, or only DIR."
+            f"The readers are {', '.join(SCHEMES)}: give {SCHEMES[0]}:DIR, say, or only DIR. Images "
+            f"with label maps may also be {', '.join(LABELLED)}."
         )
     if not place:
         raise UsageError(f"'{text}' (--data) names no folder: give {scheme}:DIR.")
-    root = Path(place).expanduser() if place.startswith("~") else Path(place)  # no shell does it after a colon
-    return _guarded(partial(_open_as, scheme.lower()), root)
+    # no shell does it after a colon
+    return scheme.lower(), Path(place).expanduser() if place.startswith("~") else Path(place)
 
 
-def _guarded(opener: Callable[[Path], ImageSource], root: Path) -> ImageSource:
+def guarded(opener: Callable[[Path], Source], root: Path) -> Source:
+    """What an opener gives; what the disk answers to its many looks is a sentence."""
     try:
         return opener(root)
     except EDDPError:
         raise
     except OSError as error:  # from any of the many looks at what is there
         raise UsageError(
-            f"'{shown(root)}' (--data) cannot be read: {reason(error)}. Mend it, or fix its permissions."
+            f"'{shown(root)}' cannot be read: {reason(error)}. Mend it, or fix its permissions."
         ) from error
 
 
@@ -179,12 +194,19 @@ def _open_as(scheme: str, root: Path) -> ImageSource:
 
 
 def _open_whatever(root: Path) -> ImageSource:
-    from extract import cifar10, imagenet, places365, webdataset
+    from extract import cifar10, concepts, imagenet, places365, webdataset
 
     if webdataset.is_pattern(root) or webdataset.is_shard(root):
         return webdataset.open_webdataset(root)
-    if (root / "index.csv").is_file() and (root / "images").is_dir():
-        return _openers()["broden"](root)
+    if kind := concepts.kind_of(root):
+        if not (lacks := concepts.lacking(root, kind)):
+            return concepts.openers()[kind](root)
+        log.warning(
+            "'%s' looks like a concept dataset (%s) but lacks %s: its label maps, if any, are taken for images",
+            shown(root),
+            kind,
+            ", ".join(lacks),
+        )
     if cifar10.is_cifar10(root):
         return cifar10.open_cifar10(root)
     _check_folder(root)
@@ -202,14 +224,20 @@ def _open_whatever(root: Path) -> ImageSource:
 
 def _openers() -> dict[str, Callable[[Path], ImageSource]]:
     """The readers by scheme, imported when they are asked for: they are built on this module."""
-    from extract.broden import BrodenSource
     from extract.cifar10 import open_cifar10
+    from extract.concepts import openers
     from extract.imagenet import open_imagenet
     from extract.places365 import open_places365
     from extract.webdataset import open_webdataset
 
-    openers = (open_folder, BrodenSource, open_imagenet, open_places365, open_cifar10, open_webdataset)
-    return dict(zip(SCHEMES, openers, strict=True))
+    return {
+        "folder": open_folder,
+        "imagenet": open_imagenet,
+        "places365": open_places365,
+        "cifar10": open_cifar10,
+        "webdataset": open_webdataset,
+        **openers(),
+    }
 
 
 def _is_there(path: Path) -> bool:

@@ -11,7 +11,7 @@ from itertools import islice
 
 import numpy as np
 
-from extract.broden import BrodenSource
+from extract.concepts import ConceptSource
 from extract.geometry import Box, visible_box
 from extract.zoo import load_model
 from stores.activations import ActivationStore
@@ -20,18 +20,18 @@ from stores.errors import MismatchError
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a store's images and a Broden folder's belong together.
+    """How a store's images and a concept dataset's belong together.
 
-    ``rows``: store row -> Broden image; ``box_of``: Broden image -> the part of it that the network saw.
+    ``rows``: store row -> the dataset's image; ``box_of``: such an image -> the part of it that the network saw.
     """
 
-    source: BrodenSource
+    source: ConceptSource
     rows: dict[int, int]
     box_of: Callable[[int], Box]
 
 
-def align(store: ActivationStore, source: BrodenSource) -> Alignment:
-    """Match a store's rows with a Broden folder's images by name, and find what the network saw of each.
+def align(store: ActivationStore, source: ConceptSource) -> Alignment:
+    """Match a store's rows with a concept dataset's images by name, and find what the network saw of each.
 
     Raises MismatchError when no image is in both, or when the model's weights are no longer those of the store.
     """
@@ -92,13 +92,13 @@ def raster_index(mask_size: tuple[int, int], raster: tuple[int, int], box: Box) 
     return index[0], index[1]
 
 
-def labels_on_raster(source: BrodenSource, i: int, raster: tuple[int, int], box: Box) -> ImageLabels:
+def labels_on_raster(source: ConceptSource, i: int, raster: tuple[int, int], box: Box) -> ImageLabels:
     """Read image i's masks and sample them (nearest) on the raster. A label in any layer of a category counts."""
     masks = source.masks(i)
-    rows, columns = raster_index(source.mask_size(i), raster, box)
-    outside = (rows[:, None] < 0) | (columns[None, :] < 0)
     places: dict[int, np.ndarray] = {}
     for layers in masks.values():
+        rows, columns = raster_index((layers.shape[1], layers.shape[2]), raster, box)
+        outside = (rows[:, None] < 0) | (columns[None, :] < 0)
         sampled = layers[:, rows[:, None], columns[None, :]]
         sampled[:, outside] = 0
         flat = sampled.reshape(len(layers), -1)
@@ -112,7 +112,7 @@ def labels_on_raster(source: BrodenSource, i: int, raster: tuple[int, int], box:
 
 
 def labels_ahead(
-    source: BrodenSource,
+    source: ConceptSource,
     images: Sequence[int],
     raster: tuple[int, int],
     box_of: Callable[[int], Box],

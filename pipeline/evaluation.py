@@ -14,14 +14,17 @@ from evaluate.concepts import concept_store
 from evaluate.detectors import make_bank
 from evaluate.dissect import Dissector, Resolution
 from evaluate.gallery import draw_strips, top_images
+from evaluate.influence.study import InfluenceConfig
 from evaluate.report.data import Candidate, Card, ReportData, Section
 from evaluate.report.definitions import DEFINITIONS
 from evaluate.report.page import write_report
 from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summarise
 from evaluate.tables import agreement, category_rows, direction_rows, label_rows, table_columns
 from evaluate.truth import against_truth
-from extract.broden import BrodenSource
+from extract.concepts import ConceptSource, open_concepts
 from extract.labels import align
+from pipeline.influence import TABLES as INFLUENCE_TABLES
+from pipeline.influence import add_influence, influence_lines
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MissingPathError, UsageError
@@ -54,6 +57,7 @@ def evaluate_directions(
     *,
     broden: Path | None = None,
     ground_truth: bool = False,
+    influence: InfluenceConfig | None = None,
     resolution: Resolution = "mask",
     device: str = "cpu",
     title: str = "What this layer's directions stand for",
@@ -92,6 +96,15 @@ def evaluate_directions(
         write_table(out, "ground_truth", rows_to_columns(rows))
     if source is not None:
         cards = _dissect(store, layer, sets, out, source, resolution, device, summary, facts, progress)
+    if influence is not None:
+        nameless = {name: [("", "")] * d.count for name, (_, d) in sets.items()}
+        labels = {
+            name: [(c.label if c.category else "", c.category) for c in cards[name]] or nameless[name] for name in sets
+        }
+        plain = {name: directions for name, (_, directions) in sets.items()}
+        add_influence(
+            store, layer, plain, labels, out, influence, summary, source=source, device=device, progress=progress
+        )
     sections = [
         Section(
             name=name,
@@ -114,7 +127,7 @@ def _dissect(
     layer: str,
     sets: Mapping[str, tuple[Path, Directions]],
     out: Path,
-    source: BrodenSource,
+    source: ConceptSource,
     resolution: Resolution,
     device: str,
     summary: dict[str, Any],
@@ -228,7 +241,7 @@ def _make_folder(out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in ("ground_truth", "directions", "labels", "categories"):
+        for name in ("ground_truth", "directions", "labels", "categories", *INFLUENCE_TABLES):
             for ending in (".csv", ".parquet"):
                 (out / f"{name}{ending}").unlink(missing_ok=True)
         for name in ("summary.json", "report.html"):
@@ -239,10 +252,10 @@ def _make_folder(out: Path) -> None:
         ) from error
 
 
-def _broden(folder: Path) -> BrodenSource:
-    if not folder.is_dir():
-        raise MissingPathError(f"There is no Broden folder '{folder}' (--broden).")
-    return BrodenSource(folder)
+def _broden(folder: Path) -> ConceptSource:
+    if ":" not in str(folder) and not folder.is_dir():
+        raise MissingPathError(f"There is no Broden folder, nor another concept dataset, at '{folder}' (--broden).")
+    return open_concepts(folder)
 
 
 def _facts(store: ActivationStore, layer: str) -> dict[str, str]:
@@ -294,6 +307,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         for name, entry in scored.items():
             cells = (f"{entry[k]:>10}" if isinstance(entry[k], int) else f"{entry[k]:>10.3f}" for k in keys)
             lines.append(f"{name:<{width}}" + "".join(cells))
+    lines += influence_lines(summary)
     for name, entry in summary["directions"].items():
         if "ground_truth" in entry:
             found = entry["ground_truth"]

@@ -1,8 +1,9 @@
-"""Pattern-CAVs: the difference of class means, an encoding direction that labels give (Pahde et al. 2025); and S3."""
+"""What labels alone give: Pattern-CAVs, the difference of class means (Pahde et al. 2025), S3, and where each label occurs."""
 
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,12 +13,32 @@ from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
 
-def pattern_cavs(
-    reader: LayerReader, alignment: Alignment, *, device: str = "cpu", progress: Progress = silent
-) -> tuple[np.ndarray, np.ndarray]:
-    """``E[x | label] − E[x | no label]`` over the positions of images annotated in the label's category, unit norm.
+@dataclass(frozen=True)
+class LabelUse:
+    """Of L labels: ``cavs`` (C, L) ``E[x | label] − E[x | no label]`` of unit norm over the positions of images annotated in the label's
+    category, ``known`` (L,) which labels have one (the others' columns are zero), ``images`` (L, K) how many of the images that show the
+    label are taken for each class, ``area`` (L,) the mean share of positions it has there."""
 
-    Returns (C, L) float32, columns in the order of the dataset's labels, and (L,) bool: which labels have one. Others are zero.
+    cavs: np.ndarray
+    known: np.ndarray
+    images: np.ndarray
+    area: np.ndarray
+
+
+def label_use(
+    reader: LayerReader,
+    alignment: Alignment,
+    predicted: np.ndarray,
+    n_classes: int,
+    *,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> LabelUse:
+    """One pass over a concept dataset.
+
+    Parameters
+    ----------
+    predicted : (N,) the class that each row of the store is taken for.
     """
     source, rows = alignment.source, alignment.rows
     column = {label.number: k for k, label in enumerate(source.labels)}
@@ -25,7 +46,8 @@ def pattern_cavs(
     where = torch.device(device)
     on_sum = torch.zeros(len(source.labels), reader.channels, dtype=torch.float64, device=where)
     off_sum = torch.zeros_like(on_sum)
-    on, off = np.zeros(len(source.labels)), np.zeros(len(source.labels))
+    on, off, area = (np.zeros(len(source.labels)) for _ in range(3))
+    images = np.zeros((len(source.labels), n_classes), np.int64)
     order = [row for row in reader.image_indices.tolist() if row in rows]
     done = 0
     with closing(labels_ahead(source, [rows[row] for row in order], reader.grid, alignment.box_of)) as ahead:
@@ -48,6 +70,8 @@ def pattern_cavs(
                 on_sum[here] += inside
                 off_sum[here] -= inside
                 on[here] += count
+                images[here, predicted[row]] += count > 0
+                area[here] += count / len(x)
                 off[here] -= count
                 done += 1
             progress("class means", done, len(order))
@@ -56,7 +80,7 @@ def pattern_cavs(
     norm = np.linalg.norm(difference, axis=1)
     known &= norm > 0
     unit = np.where(known[:, None], difference / np.maximum(norm, 1e-30)[:, None], 0)
-    return unit.T.astype(np.float32), known
+    return LabelUse(unit.T.astype(np.float32), known, images, area / np.maximum(images.sum(1), 1))
 
 
 def s3(label: np.ndarray, signals: np.ndarray, cavs: np.ndarray, known: np.ndarray) -> float | None:

@@ -8,10 +8,16 @@ means b = 0, whatever the number of tests.
 share of false ones among all claims. But p is never below 1 / (N + 1), so that N = 100 cannot tell one finding among thousands of tests:
 Holm claims nothing beyond 5 tests, Benjamini & Hochberg nothing unless a fifth of all tests are at the least p.
 
-**Standardising** [ours] needs no smaller p. The mean change of the logit is measured in standard deviations of its null directions', t. The
+**Standardising** [ours] needs no smaller p. The mean change of the logit, against the mean of all classes', is measured in standard
+deviations of its null directions', t. The
 largest |t| among all directions and classes in each of the N rounds of permutations is what chance alone can reach somewhere in the
 whole table (Westfall & Young 1993): ``p_max`` bounds the chance of any false claim, at any number of tests. ``q_t`` is Benjamini &
 Hochberg on Student's t with N − 1 degrees of freedom: it takes the nulls for normal.
+
+**Which chance?** Null directions of permuted labels are signal vectors of a sample half of which shows the concept: where the layer has few
+channels, or the concept is most of what varies, they point along the concept itself, and nothing can beat them. So the change is also
+held against that of directions uniform on the sphere, ``t_random``: does this direction move the class more than one that knows nothing of
+data and network? Its p-values are Student's, Holm's over the table.
 """
 
 from __future__ import annotations
@@ -37,12 +43,15 @@ class Counted:
 
 @dataclass(frozen=True)
 class Standardised:
-    """Of a table of tests: ``q_t`` and ``p_max``, and which stay below the level."""
+    """Of a table of tests: ``q_t`` and ``p_max`` against null directions, Holm's ``p_random`` against random ones, and which stay
+    below the level."""
 
     q_t: np.ndarray
     p_max: np.ndarray
+    p_random: np.ndarray
     t: np.ndarray
     max: np.ndarray
+    random: np.ndarray
 
 
 def counted(reached: np.ndarray, nulls: np.ndarray, level: float = 0.05) -> Counted:
@@ -61,12 +70,20 @@ def counted(reached: np.ndarray, nulls: np.ndarray, level: float = 0.05) -> Coun
     return Counted(paper, p, holm, q, tested & (paper < level / p.size), tested & (holm <= level), tested & (q <= level))
 
 
-def by_deviations(t: np.ndarray, nulls: np.ndarray, extremes: np.ndarray, level: float = 0.05) -> Standardised:
+def by_deviations(
+    t: np.ndarray,
+    nulls: np.ndarray,
+    extremes: np.ndarray,
+    t_random: np.ndarray,
+    randoms: int,
+    level: float = 0.05,
+) -> Standardised:
     """Test directions × classes by their standardised change.
 
     Parameters
     ----------
-    t : (I, K) from ``standardised``.
+    t, t_random : (I, K) from ``standardised`` and ``deviations``.
+    randoms : how many random directions there were.
     nulls : (I,) how many null directions there were; with fewer than three nothing is tested.
     extremes : (B,) the largest |t| of any null direction on any class, a round of permutations each.
     """
@@ -78,7 +95,18 @@ def by_deviations(t: np.ndarray, nulls: np.ndarray, extremes: np.ndarray, level:
     q = bh_adjusted(np.where(tested, 2 * student.sf(size, np.maximum(count - 1, 1)), 1.0))
     above = len(extremes) - np.searchsorted(np.sort(extremes), size, side="left")  # rounds with an extreme ≥ |t|
     p_max = np.where(tested, (above + 1) / (len(extremes) + 1), 1.0)
-    return Standardised(q, p_max, tested & (q <= level), tested & (p_max <= level))
+    p_random = np.ones(t.shape)
+    if randoms > 2:
+        p_random = holm_adjusted(2 * student.sf(np.abs(t_random), randoms - 1))
+    return Standardised(q, p_max, p_random, tested & (q <= level), tested & (p_max <= level), p_random <= level)
+
+
+def deviations(values: np.ndarray, nulls: np.ndarray) -> np.ndarray:
+    """How far changes (I, K) lie from those of directions (n, K) that are the same chance to all, in their standard deviations."""
+    n = len(nulls)
+    sd = nulls.std(0, ddof=1) * np.sqrt(1 + 1 / n)
+    least = 1e-12 * np.abs(nulls).max(0) + 1e-300
+    return np.where(sd > least, (values - nulls.mean(0)) / np.maximum(sd, least), 0.0)
 
 
 def standardised(value: np.ndarray, nulls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

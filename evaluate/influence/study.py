@@ -12,7 +12,8 @@ from evaluate.detectors import Bank, make_bank
 from evaluate.influence.effects import Effect, HeadEffect, PooledEffect
 from evaluate.influence.nulls import Training, null_directions
 from evaluate.influence.sampling import balanced_samples
-from evaluate.influence.significance import standardised
+from evaluate.influence.significance import deviations, standardised
+from evaluate.influence.steering import random_units
 from extract.head import open_head
 from stores.activations import ActivationStore
 from stores.directions import Directions
@@ -34,6 +35,8 @@ class InfluenceConfig:
     alpha : the one of ``alphas`` that the summary is about.
     images : how many images are moved, drawn by the seed; all if the store has fewer.
     nulls, null_positions, null_epochs, learning_rate : null directions a detector, and how each is trained.
+    randoms : random directions, uniform on the sphere, that all are held against as well; as many as ``nulls`` at most where each takes
+        passes through a head.
     level : of significance, after correction for the number of tests.
     """
 
@@ -44,6 +47,7 @@ class InfluenceConfig:
     null_positions: int = 5000
     null_epochs: int = 100
     learning_rate: float = 1e-2
+    randoms: int = 1000
     level: float = 0.05
     seed: int = 0
 
@@ -52,7 +56,7 @@ class InfluenceConfig:
             raise UsageError(f"The steps of --influence must be positive numbers, got {self.alphas}.")
         if self.alpha not in self.alphas:
             raise UsageError(f"The step that the summary is about ({self.alpha:g}) must be one of {self.alphas}.")
-        for name, least in (("images", 1), ("nulls", 0), ("null_positions", 4), ("null_epochs", 1)):
+        for name, least in (("images", 1), ("nulls", 0), ("null_positions", 4), ("null_epochs", 1), ("randoms", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
@@ -66,7 +70,8 @@ class Influence:
     """What was measured, A steps × 2 roles × J directions × K classes; role 0 is the signal vectors, 1 the filters.
 
     ``score``, ``probability``, ``logit``: see ``Effects``. ``reached``: null directions of the detector whose |score| is at least as large.
-    ``t``: the change of the logit, standardised by its null directions' (see ``standardised``); ``extremes`` (A, 2, files, B): the
+    ``t``, ``t_random``: the change of the logit against the mean of all classes' (what they share, softmax ignores), standardised by
+    that of the detector's null directions, of ``randoms`` random ones; ``extremes`` (A, 2, files, B): the
     largest |t| of any null direction of a file on any class in each round of permutations. ``nulls`` (J,): how many each detector has. ``base`` (K,): mean
     probabilities of the images unmoved. ``through``: what kind of head, in words.
     """
@@ -78,6 +83,8 @@ class Influence:
     logit: np.ndarray
     reached: np.ndarray
     t: np.ndarray
+    t_random: np.ndarray
+    randoms: int
     extremes: np.ndarray
     nulls: np.ndarray
     base: np.ndarray
@@ -167,10 +174,32 @@ def measure_influence(
                 part.cpu().numpy() for part in (moved.score, moved.probability, moved.logit)
             )
             progress("influence", a * len(ROLES) + r + 1, len(config.alphas) * len(ROLES))
-    against = _against_nulls(reader, bank, effect, config, score, logit, device, progress)
+    t_random, randoms = _against_random(effect, config, logit, reader.channels, device)
+    reached, t, extremes, nulls = _against_nulls(reader, bank, effect, config, score, logit, device, progress)
     return Influence(
-        config, dict(bank.slices), score, probability, logit, *against, effect.base.cpu().numpy(), moving.images, moving.head
-    )
+        config, dict(bank.slices), score, probability, logit, reached, t, t_random, randoms, extremes, nulls,
+        effect.base.cpu().numpy(), moving.images, moving.head,
+    )  # fmt: skip
+
+
+def _centred(logit: np.ndarray) -> np.ndarray:
+    return logit - logit.mean(-1, keepdims=True)
+
+
+def _against_random(
+    effect: Effect, config: InfluenceConfig, logit: np.ndarray, channels: int, device: str
+) -> tuple[np.ndarray, int]:
+    """``t_random`` of an ``Influence``, and how many random directions it was."""
+    count = config.randoms if isinstance(effect, PooledEffect) else min(config.randoms, config.nulls)
+    t = np.zeros(logit.shape)
+    if count < 3:
+        return t, 0
+    directions = random_units(channels, count, config.seed).to(device)
+    for a, alpha in enumerate(config.alphas):
+        changes = _centred(effect(directions, alpha).logit.cpu().numpy())
+        for r in range(len(ROLES)):
+            t[a, r] = deviations(_centred(logit[a, r]), changes)
+    return t, count
 
 
 def _against_nulls(
@@ -203,9 +232,10 @@ def _against_nulls(
                 strength = moved.score.abs().cpu().numpy().reshape(g, b, -1)
                 own = np.abs(score[a, r, nulls.detectors])[:, None, :]
                 reached[a, r, nulls.detectors] = ((strength >= own) & counted[:, :, None]).sum(1)
-                changes = moved.logit.cpu().numpy().reshape(g, b, -1)
+                changes = _centred(moved.logit.cpu().numpy()).reshape(g, b, -1)
+                own_change = _centred(logit[a, r, nulls.detectors])
                 for k, d in enumerate(nulls.detectors.tolist()):
-                    t[a, r, d], each = standardised(logit[a, r, d], changes[k, counted[k]])
+                    t[a, r, d], each = standardised(own_change[k], changes[k, counted[k]])
                     extreme = np.zeros(b)
                     extreme[counted[k]] = np.abs(each).max(1, initial=0)
                     extremes[a, r, file_of[d]] = np.maximum(extremes[a, r, file_of[d]], extreme)

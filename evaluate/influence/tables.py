@@ -20,7 +20,8 @@ def tests_of(found: Influence, name: str, a: int, role: int) -> tuple[Counted, S
     part, level = found.slices[name], found.config.level
     return (
         counted(found.reached[a, role, part], found.nulls[part], level),
-        by_deviations(found.t[a, role, part], found.nulls[part], found.extremes[a, role, list(found.slices).index(name)], level),
+        by_deviations(found.t[a, role, part], found.nulls[part], found.extremes[a, role, list(found.slices).index(name)],
+                      found.t_random[a, role, part], found.randoms, level),  # fmt: skip
     )
 
 
@@ -54,8 +55,11 @@ def influence_columns(found: Influence, name: str, labels: Sequence[str], classe
                     "t": found.t[a, role, part].ravel().round(4),
                     "q_t": _short(logit.q_t),
                     "p_max": logit.p_max.ravel().round(DIGITS),
+                    "t_random": found.t_random[a, role, part].ravel().round(4),
+                    "p_random": _short(logit.p_random),
                     "significant_t": logit.t.ravel(),
                     "significant_max": logit.max.ravel(),
+                    "significant_random": logit.random.ravel(),
                 }
             )
     return {column: np.concatenate([block[column] for block in blocks]).tolist() for column in blocks[0]}
@@ -93,6 +97,7 @@ def direction_influence_rows(
                         "classes_bh": int(of_score.bh[i].sum()),
                         "classes_t": int(of_logit.t[i].sum()),
                         "classes_max": int(of_logit.max[i].sum()),
+                        "classes_random": int(of_logit.random[i].sum()),
                         "strongest_class": most,
                         "strongest_class_name": classes[most],
                         "strongest_score": round(float(score[i, most]), DIGITS),
@@ -128,6 +133,7 @@ def class_influence_rows(
                     "probability_change": float(_short(probability[i, k : k + 1])[0]),
                     "significant_paper": bool(of_score.paper[i, k]),
                     "significant_max": bool(of_logit.max[i, k]),
+                    "significant_random": bool(of_logit.random[i, k]),
                 }
                 for rank, i in enumerate(chosen)
             ]
@@ -137,7 +143,7 @@ def class_influence_rows(
 def influence_summary(found: Influence, name: str) -> dict[str, Any]:
     """What ``summary.json`` says of one file's influence.
 
-    ``sdc``, ``scdp`` (paper's rule), ``significant_bh``, ``significant_t``, ``significant_max`` (pairs): of the signal vectors at the summary's step. ``influence``: the same for every role and step, with the
+    ``sdc``, ``scdp`` (paper's rule), ``significant_bh``, ``significant_t``, ``significant_max``, ``significant_random`` (pairs): of the signal vectors at the summary's step. ``influence``: the same for every role and step, with the
     masked table (paper's rule): directions with positive and negative influence, significant classes a direction and directions
     a class (mean, min, max), classes with at least one.
     """
@@ -154,12 +160,14 @@ def influence_summary(found: Influence, name: str) -> dict[str, Any]:
         "significant_bh": main["significant_bh"],
         "significant_t": main["significant_t"],
         "significant_max": main["significant_max"],
+        "significant_random": main["significant_random"],
         "influence": {
             "alpha": config.alpha,
             "images": found.images,
             "through": found.through,
             "classes": len(found.base),
             "nulls": config.nulls,
+            "randoms": found.randoms,
             "directions_without_nulls": int((found.nulls[part] == 0).sum()),
             "level": config.level,
             **every,
@@ -183,6 +191,8 @@ def _one(found: Influence, name: str, a: int, role: int) -> dict[str, Any]:
         "significant_t": int(of_logit.t.sum()),
         "sdc_max": int(of_logit.max.any(1).sum()),
         "significant_max": int(of_logit.max.sum()),
+        "sdc_random": int(of_logit.random.any(1).sum()),
+        "significant_random": int(of_logit.random.sum()),
         "mean_absolute_probability_change": float(_short(np.abs(probability).mean(keepdims=True))[0]),
         "largest_probability_change": float(_short(np.abs(probability).max(1).mean(keepdims=True))[0]),
         "directions_positive": int(positive.any(1).sum()),

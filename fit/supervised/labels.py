@@ -13,10 +13,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from extract.broden import BrodenSource
-from extract.images import open_source
+from extract.concepts import open_concepts
 from extract.labels import Alignment, ImageLabels, align, labels_ahead
-from stores.errors import DatasetError, MismatchError, MissingPathError, UsageError
+from stores.errors import DatasetError, MismatchError, UsageError
 from stores.readers import LayerReader
 from stores.truth import Truth, read_truth
 
@@ -48,28 +47,17 @@ class Labels(Protocol):
 
 
 class ConceptLabels:
-    """The label maps of a Broden folder, brought to a layer's grid; only images of the split ``train`` are given.
+    """The label maps of a concept dataset, brought to a layer's grid; only images of the split ``train`` are given.
 
     Parameters
     ----------
-    data : the folder, or anything ``extract.images.open_source`` reads as one.
+    data : its folder, of any kind that ``extract.concepts.open_concepts`` reads.
 
-    Raises UsageError when it holds images without label maps, and what ``open_source`` raises.
+    Raises what ``open_concepts`` raises.
     """
 
     def __init__(self, data: str | Path) -> None:
-        if ":" not in str(data) and not Path(data).is_dir():
-            raise MissingPathError(
-                f"There is no concept dataset at '{data}' (--concepts). Give a folder in Broden's format, with index.csv, "
-                "label.csv and images/."
-            )
-        source = open_source(data)
-        if not isinstance(source, BrodenSource):
-            raise UsageError(
-                f"'{data}' holds images without label maps ({source.kind}). Give a folder in Broden's format, with "
-                "index.csv, label.csv and images/."
-            )
-        self.source = source
+        self.source = open_concepts(data)
 
     def at(self, reader: LayerReader) -> LabelledImages:
         dataset = reader.store.provenance.get("dataset", {})
@@ -108,7 +96,7 @@ class _ConceptImages:
         )
         if not len(self.images):
             raise DatasetError(
-                f"'{source.root / 'index.csv'}' has no image of the split 'train' in the store '{reader.store.path}': "
+                f"{source.listing} has no image of the split 'train' in the store '{reader.store.path}': "
                 "labels are learnt on train. Extract more images, or set their split."
             )
         if not reader.spec.sampled and reader.positions != reader.spec.grid_positions:

@@ -27,6 +27,16 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
               help="A directions file; give several to compare them.")  # fmt: skip
 @click.option("--broden", is_flag=False, flag_value=FROM_ENVIRONMENT, default=None, metavar="[DIR]",
               help="Label with a Broden folder; without DIR the one in $EDDP_BRODEN.")  # fmt: skip
+@click.option("--influence", is_flag=True,
+              help="Push the images along every direction and run the head: what does each do to each class, beyond chance?")  # fmt: skip
+@click.option("--alphas", default="0.5,2,5", show_default=True, metavar="A,A,…",
+              help="Lengths of the step for --influence; the summary is about the middle one.")  # fmt: skip
+@click.option("--influence-images", type=int, default=1000, show_default=True, help="Images that are pushed.")
+@click.option("--null-directions", type=int, default=100, show_default=True,
+              help="Null directions a detector; 0 tests nothing.")  # fmt: skip
+@click.option("--null-positions", type=int, default=5000, show_default=True,
+              help="Positions that each null direction is trained on, half of them the detector's positives.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the images, permutations and positions drawn.")
 @click.option("--ground-truth", is_flag=True, help="Compare with the truth of a store made by eddp synthetic.")
 @click.option("--resolution", type=click.Choice(["mask", "feature"]), default="mask", show_default=True,
               help="Compare at the masks' resolution (logits upsampled) or at the layer's.")  # fmt: skip
@@ -42,6 +52,12 @@ def evaluate(
     store: Path,
     directions: tuple[Path, ...],
     broden: str | None,
+    influence: bool,
+    alphas: str,
+    influence_images: int,
+    null_directions: int,
+    null_positions: int,
+    seed: int,
     ground_truth: bool,
     resolution: str,
     out: Path | None,
@@ -57,16 +73,29 @@ def evaluate(
       evaluate --store acts.zarr --directions eddp.safetensors --directions pca.safetensors --broden broden1_224
     """
     from evaluate.dissect import Resolution
+    from evaluate.influence.study import InfluenceConfig
     from pipeline.evaluation import evaluate_directions, load_sets, summary_lines
     from stores.activations import ActivationStore
 
     run = Run("evaluate", {"store": store, "directions": directions, "broden": broden, "ground_truth": ground_truth,
+                           "influence": influence, "alphas": alphas, "influence_images": influence_images,
+                           "null_directions": null_directions, "null_positions": null_positions, "seed": seed,
                            "resolution": resolution, "out": out, "device": device})  # fmt: skip
     folder = _broden_folder(broden)
-    if folder is None and not ground_truth:
+    if folder is None and not ground_truth and not influence:
         raise UsageError(
-            "Say what to evaluate against: --broden DIR (a concept dataset) or --ground-truth (a synthetic store)."
+            "Say what to evaluate: --broden DIR (against a concept dataset), --influence (on the network's classes) or "
+            "--ground-truth (against a synthetic store)."
         )
+    steps = _steps(alphas)
+    how = InfluenceConfig(
+        alphas=steps,
+        alpha=steps[len(steps) // 2],
+        images=influence_images,
+        nulls=null_directions,
+        null_positions=null_positions,
+        seed=seed,
+    )
     chosen = pick_device(device)
     sets = load_sets(directions)
     opened = ActivationStore.open(store)
@@ -78,6 +107,7 @@ def evaluate(
             target,
             broden=folder,
             ground_truth=ground_truth,
+            influence=how if influence else None,
             resolution=cast(Resolution, resolution),
             device=chosen,
             progress=progress,
@@ -99,3 +129,11 @@ def _broden_folder(broden: str | None) -> Path | None:
     if not folder:
         raise UsageError("--broden was given without a folder and $EDDP_BRODEN is not set. Give one of the two.")
     return Path(folder)
+
+
+def _steps(text: str) -> tuple[float, ...]:
+    """``--alphas`` as rising numbers."""
+    try:
+        return tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"--alphas takes numbers with commas between, as 0.5,2,5; got '{text}'.") from None

@@ -39,7 +39,8 @@ from stores.errors import UsageError
     type=click.Path(path_type=Path),
     default=None,
     metavar="DIR",
-    help=f"For {' and '.join(SUPERVISED)}: the concept dataset (in Broden's format) that the store was made from.",
+    help=f"For {' and '.join(SUPERVISED)}: the concept dataset that the store was made from (Broden, Pascal VOC, "
+    "ADE20K, COCO-Stuff, or images/ with masks/ and labels.csv).",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("directions.safetensors"), show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

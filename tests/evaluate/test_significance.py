@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.influence.significance import bh_adjusted, by_deviations, counted, holm_adjusted, standardised
+from evaluate.influence.significance import bh_adjusted, by_deviations, counted, deviations, holm_adjusted, standardised
 
 
 def test_by_hand() -> None:
@@ -100,41 +100,63 @@ def test_nulls_that_do_not_vary_or_are_too_few_say_nothing() -> None:
     assert not t.any()
     assert not each.any()
     assert not standardised(np.array([3.0]), np.array([[1.0], [2.0]]))[0].any()
-    found = by_deviations(np.full((1, 2), 99.0), np.array([2]), np.zeros(9))
+    found = by_deviations(np.full((1, 2), 99.0), np.array([2]), np.zeros(9), np.full((1, 2), 99.0), 0)
     assert not found.max.any()
     assert not found.t.any()
 
 
 def test_the_extreme_of_the_whole_table_is_what_counts() -> None:
     """Nine rounds with extremes 1 to 9: |t| = 9.5 is beyond all (p 0.1), 9 is reached once, 0 always."""
-    found = by_deviations(np.array([[9.5, -9.0], [5.5, 0.0]]), np.array([9, 9]), np.arange(1.0, 10.0), level=0.2)
+    found = by_deviations(np.array([[9.5, -9.0], [5.5, 0.0]]), np.array([9, 9]), np.arange(1.0, 10.0), np.zeros((2, 2)), 9, level=0.2)
     assert found.p_max == pytest.approx(np.array([[0.1, 0.2], [0.5, 1.0]]))
     assert found.max.tolist() == [[True, True], [False, False]]
 
 
 def test_claims_nothing_where_there_is_nothing_and_finds_what_there_is() -> None:
-    """40 studies of 30 directions × 20 classes without effect: some claim in at most about 5 % of them; 0.1 % of the pairs with a strong
+    """20 studies of 30 directions × 10 classes without effect: some claim in at most about 5 % of them; 0.1 % of the pairs with a strong
     effect are found by deviations, and cannot be by counting."""
     g = np.random.default_rng(1)
     claims, by_t, found = 0, 0, 0
-    for _ in range(40):
-        nulls = g.standard_normal((30, 100, 20)) * g.uniform(0.5, 3, (30, 1, 1))
+    for _ in range(20):
+        nulls = g.standard_normal((30, 100, 10)) * g.uniform(0.5, 3, (30, 1, 1))
         own = nulls[:, 0].copy()
         nulls = nulls[:, 1:]
         strong = own.copy()
         strong[3, 7] = 12 * nulls[3, :, 7].std()
         tables = []
         for values in (own, strong):
-            t, extremes = np.zeros((30, 20)), np.zeros(99)
+            t, extremes = np.zeros((30, 10)), np.zeros(99)
             for d in range(30):
                 t[d], each = standardised(values[d], nulls[d])
                 extremes = np.maximum(extremes, np.abs(each).max(1))
-            tables.append(by_deviations(t, np.full(30, 99), extremes))
+            tables.append(by_deviations(t, np.full(30, 99), extremes, np.zeros((30, 10)), 0))
         claims += tables[0].max.any()
         by_t += tables[0].t.any()
         found += tables[1].max[3, 7]
         reached = (np.abs(nulls) >= np.abs(strong)[:, None, :]).sum(1)
         assert not counted(reached, np.full(30, 99)).holm.any()
-    assert claims <= 6
-    assert by_t <= 6
-    assert found == 40
+    assert claims <= 4
+    assert by_t <= 4
+    assert found == 20
+
+
+def test_deviations_from_random_directions_by_hand() -> None:
+    t = deviations(np.array([[4.0, 5.0]]), np.array([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]))
+    assert t[0] == pytest.approx([2.5 / np.sqrt(5 / 3 * 1.25), 0.0])
+
+
+def test_random_directions_are_seldom_more_than_random_directions() -> None:
+    """300 random directions of 40 channels on 10 classes, as one table: no claim; one direction along a class's weights: a claim."""
+    g = np.random.default_rng(0)
+    weights = g.standard_normal((40, 10))
+
+    def changes(v: np.ndarray) -> np.ndarray:
+        return v / np.linalg.norm(v, axis=1, keepdims=True) @ weights
+
+    own = g.standard_normal((300, 40))
+    own[7] = weights[:, 3]
+    t = deviations(changes(own), changes(g.standard_normal((1000, 40))))
+    found = by_deviations(np.zeros((300, 10)), np.zeros(300, int), np.zeros(0), t, 1000)
+    assert found.random[7, 3]
+    assert not np.delete(found.random, 7, 0).any()
+    assert not found.max.any()

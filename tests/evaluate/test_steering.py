@@ -9,7 +9,7 @@ import pytest
 import torch
 from by_hand import broden_folder, layer_store
 
-from evaluate.influence.cavs import pattern_cavs, s3
+from evaluate.influence.cavs import label_use, s3
 from evaluate.influence.effects import PooledEffect
 from evaluate.influence.steering import monotone_up_to, random_units, sweep
 from extract.geometry import Box
@@ -63,12 +63,15 @@ def test_pattern_cavs_are_differences_of_class_means(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((3, 4, 3)).astype(np.float32)
     reader = LayerReader(layer_store(tmp_path / "s.zarr", x, grid=(2, 2)))
     everything: Box = (0.0, 0.0, 1.0, 1.0)
-    cavs, known = pattern_cavs(reader, Alignment(source, {0: 0, 1: 1, 2: 2}, lambda image: everything))
+    found = label_use(reader, Alignment(source, {0: 0, 1: 1, 2: 2}, lambda image: everything), np.array([1, 1, 0]), 2)
+    cavs, known = found.cavs, found.known
     order = {label.name: k for k, label in enumerate(source.labels)}
     of_dog = x[0, :2].mean(0) - np.concatenate([x[0, 2:], x[1]]).mean(0)
     of_red = x[:2, 0].mean(0) - np.concatenate([x[:2, 1:].reshape(-1, 3), x[2]]).mean(0)
     for name, wanted in (("dog", of_dog), ("red", of_red)):
         np.testing.assert_allclose(cavs[:, order[name]], wanted / np.linalg.norm(wanted), rtol=1e-5)
+    assert found.images[[order["dog"], order["red"], order["cat"]]].tolist() == [[0, 1], [0, 2], [0, 0]]
+    assert found.area[[order["dog"], order["red"], order["cat"]]].tolist() == [0.5, 0.25, 0.0]
     assert known.tolist() == [name != "cat" for name in order]
     assert not cavs[:, order["cat"]].any()
 

@@ -1,0 +1,69 @@
+"""Concepts that a class may lean on without reason [ours]: small, of one class alone, and the network's way to it.
+
+Whether a concept belongs to a class only a person can say: a cow belongs to a farm, a photo agency's mark does not, and to a network both
+are the same. What can be counted is what makes a shortcut possible: the concept hardly occurs outside images taken for the class,
+takes little of the image, and pushing the activations along its signal vector raises the class more than random directions do. Such pairs
+are listed for a person to look at, those of largest effect first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluate.influence.cavs import LabelUse
+from evaluate.influence.study import Influence
+from evaluate.influence.tables import tests_of
+
+CONCENTRATED = 0.9  # share of the images that show the concept and are taken for the class
+SMALL = 0.1  # of an image's positions, on average over images that show the concept
+FEW = 5  # images that show a concept: fewer say nothing of where it occurs
+
+
+def suspect_rows(
+    found: Influence,
+    name: str,
+    labels: Sequence[tuple[str, str]],
+    columns: np.ndarray,
+    use: LabelUse,
+    classes: Sequence[str],
+) -> list[dict[str, Any]]:
+    """One row a suspicious (direction, class), largest change of probability first, at the summary's step.
+
+    Parameters
+    ----------
+    labels : (label, category) of each direction; columns : (I,) their places among the L labels of ``use``, −1 for none.
+    """
+    a, part = found.config.alphas.index(found.config.alpha), found.slices[name]
+    _, of_logit = tests_of(found, name, a, 0)
+    probability = found.probability[a, 0, part]
+    shown = use.images.sum(1)
+    rows = []
+    for i, column in enumerate(columns.tolist()):
+        if column < 0 or shown[column] < FEW or use.area[column] > SMALL:
+            continue
+        k = int(use.images[column].argmax())
+        share = use.images[column, k] / shown[column]
+        # a class that nearly all images are taken for concentrates every concept
+        usual = use.images[:, k].sum() / max(use.images.sum(), 1)
+        if share < CONCENTRATED or usual > 0.5 or probability[i, k] <= 0 or not of_logit.random[i, k]:
+            continue
+        rows.append(
+            {
+                "directions": name,
+                "index": i,
+                "label": labels[i][0],
+                "category": labels[i][1],
+                "class": k,
+                "class_name": classes[k],
+                "share_of_class": round(float(share), 4),
+                "images": int(shown[column]),
+                "area": round(float(use.area[column]), 4),
+                "probability_change": float(f"{probability[i, k]:.6g}"),
+                "t_random": round(float(found.t_random[a, 0, part][i, k]), 4),
+                "p_random": float(f"{of_logit.p_random[i, k]:.6g}"),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["probability_change"])

@@ -1,0 +1,242 @@
+"""Concept datasets of every kind through the commands: extract, fit --concepts, evaluate --broden; and bad ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from concept_folders import WRITERS, write_bomb, write_image, write_map, write_masks, write_voc
+from tiny import TinyBroden, write_broden, write_mask
+
+from stores.activations import ActivationStore
+from stores.directions import Directions
+
+Run = Callable[..., object]
+LABELS = {"voc": {1, 15, 20}, "ade20k": {1, 2, 150, 151, 152}, "cocostuff": {1, 35, 182}, "masks": {1, 200}}
+
+
+def extracted(run: Run, data: object, out: Path) -> Path:
+    ended = run("extract", "--model", "tiny_net:build", "--layer", "second", "--weights", "none", "--data", data,
+                "--out", out, "--quiet")  # fmt: skip
+    assert ended.code == 0, ended.err  # type: ignore[attr-defined]
+    return out
+
+
+def some_directions(path: Path) -> Path:
+    w = np.eye(8, 3, dtype=np.float32)
+    Directions(w, w, np.zeros(8, np.float32), None, "kmeans", "second").save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", sorted(WRITERS))
+def test_from_images_to_labels(run: Run, tmp_path: Path, kind: str) -> None:
+    made = WRITERS[kind](tmp_path / kind)
+    store = extracted(run, made.root, tmp_path / "acts.zarr")
+    assert ActivationStore.open(store).names == made.names
+    out = tmp_path / "probe.safetensors"
+    ended = run("fit", "--store", store, "--method", "probe", "--concepts", made.root, "--out", out, "--quiet",
+                "--set", "min_positives=5")  # fmt: skip
+    assert ended.code == 0, ended.err  # type: ignore[attr-defined]
+    info = Directions.load(out).info
+    assert info["labelled_images"] == made.splits.count("train")
+    assert set(info["label_numbers"]) <= LABELS[kind]
+    ended = run("evaluate", "--store", store, "--directions", out, "--broden", made.root, "--out", tmp_path / "ev",
+                "--quiet", "--json")  # fmt: skip
+    assert ended.code == 0, ended.err  # type: ignore[attr-defined]
+    assert json.loads(ended.out)["directions"]["probe"]["s1"] > 0  # type: ignore[attr-defined]
+    assert not list(tmp_path.glob("acts.second.*.zarr"))  # the store's own activations were scored
+
+
+def test_a_store_of_other_images_is_scored_on_the_dataset(
+    run: Run, tiny_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = write_voc(tmp_path / "voc")
+    store = extracted(run, tiny_images(4), tmp_path / "acts.zarr")
+    for given in (made.root, f"voc:{made.root}"):
+        ended = run("evaluate", "--store", store, "--directions", some_directions(tmp_path / "d.safetensors"),
+                    "--broden", given, "--out", tmp_path / "ev", "--quiet")  # fmt: skip
+        assert ended.code == 0, ended.err  # type: ignore[attr-defined]
+    (beside,) = tmp_path.glob("acts.second.voc-*.zarr")
+    assert ActivationStore.open(beside).names == made.names
+    report = (tmp_path / "ev" / "report.html").read_text(encoding="utf-8")
+    assert "4 images to label on (train), 2 to score on (val), 20 labels" in report
+
+
+# bad ones: one sentence, the exit code of its error, and nothing written
+
+
+def sentence(ended, code: int, *parts: str) -> None:  # type: ignore[no-untyped-def]
+    assert ended.code == code, ended.err
+    assert "Traceback" not in ended.err
+    assert "unexpected" not in ended.err
+    assert len(ended.err.strip().splitlines()) == 1, ended.err
+    for part in parts:
+        assert part in ended.err, ended.err
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> TinyBroden:
+    return write_broden(tmp_path_factory.mktemp("sound") / "broden")
+
+
+@pytest.fixture
+def broden(sound: TinyBroden, tmp_path: Path) -> Path:
+    shutil.copytree(sound.root, tmp_path / "broden")
+    return tmp_path / "broden"
+
+
+@pytest.fixture
+def evaluated(run: Run, broden: Path, tmp_path: Path) -> Callable[[], object]:
+    """``evaluate`` on a store that was made before the folder was harmed."""
+    store = extracted(run, broden, tmp_path / "acts.zarr")
+    directions = some_directions(tmp_path / "d.safetensors")
+    return lambda: run("evaluate", "--store", store, "--directions", directions, "--broden", broden, "--out",
+                       tmp_path / "ev", "--quiet")  # fmt: skip
+
+
+def replaced(table: str, old: str, new: str) -> Callable[[Path], None]:
+    def harm(root: Path) -> None:
+        text = (root / table).read_text(encoding="utf-8")
+        assert old in text
+        (root / table).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return harm
+
+
+def mask(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda root: change(root / "images/sub/1_color_0.png")
+
+
+def linked_out(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+
+
+ROW = "sub/image 1.jpg,train,24,24,12,12,sub/1_color_0.png"
+HARMS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "no index": (lambda root: (root / "index.csv").unlink(), ("index.csv is missing", "must hold index.csv")),
+    "no labels": (lambda root: (root / "label.csv").unlink(), ("label.csv is missing", "must hold index.csv")),
+    "unknown in a mask": (
+        mask(lambda path: write_mask(path, np.full((12, 12), 257))),
+        ("1_color_0.png", "index.csv', line 3", "label 257", "Add it there, or mend the mask"),
+    ),
+    "unknown in a cell": (
+        replaced("index.csv", ROW, ROW.replace("sub/1_color_0.png", "99")),
+        ("index.csv', line 3", "label 99", "Add it there, or mend the cell"),
+    ),
+    "another size": (
+        mask(lambda path: write_mask(path, np.ones((11, 12), int))),
+        ("1_color_0.png", "index.csv', line 3", "(11, 12)", "(12, 12)", "Mend the one or the other"),
+    ),
+    "truncated": (
+        mask(lambda path: path.write_bytes(path.read_bytes()[:60])),
+        ("1_color_0.png", "index.csv', line 3", "Unpack or write it again"),
+    ),
+    "mask gone": (mask(Path.unlink), ("1_color_0.png", "line 3", "No such file", "Unpack or write it again")),
+    "bomb": (mask(write_bomb), ("1_color_0.png", "line 3", "exceeds limit")),
+    "up and out": (
+        replaced("index.csv", ROW, ROW.replace("sub/1_color_0.png", "../../x.png")),
+        ("index.csv', line 3", "'../../x.png' points outside the folder images/", "Name a file in it"),
+    ),
+    "absolute": (
+        replaced("index.csv", "sub/image 1.jpg", "/etc/passwd"),
+        ("index.csv', line 3", "'/etc/passwd' points outside the folder images/"),
+    ),
+    "a link out of it to what is no mask": (mask(linked_out), ("1_color_0.png", "cannot identify it as a PNG")),
+    "image gone": (
+        lambda root: (root / "images/sub/image 1.jpg").unlink(),
+        ("index.csv', line 3", "there is no image", "(missing: 1 of 6 listed)", "take the lines out"),
+    ),
+    "empty split": (
+        lambda root: (root / "index.csv").write_text((root / "index.csv").read_text().replace(",val,", ",train,")),
+        ("index.csv' has no image of the split 'val'", "labels are chosen on train and scored on val"),
+    ),
+    "malformed size": (
+        replaced("index.csv", ROW, ROW.replace(",24,24,", ",24,wide,")),
+        ("index.csv', line 3", "'iw' must be a whole number, got 'wide'"),
+    ),
+    "malformed number": (
+        replaced("label.csv", "2,blue", "two,blue"),
+        ("label.csv', line 3", "'number' must be a whole number, got 'two'"),
+    ),
+    "duplicate number": (
+        replaced("label.csv", "2,blue", "1,blue"),
+        ("label.csv', line 3", "number 1 is already taken by line 2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(HARMS))
+def test_a_bad_broden_folder_is_one_sentence(
+    evaluated: Callable[[], object], broden: Path, tmp_path: Path, name: str
+) -> None:
+    harm, parts = HARMS[name]
+    harm(broden)
+    sentence(evaluated(), 2, *parts)
+    assert not (tmp_path / "ev" / "summary.json").exists()
+
+
+def test_a_bomb_among_the_images_ends_the_run(run: Run, broden: Path, tmp_path: Path) -> None:
+    write_bomb(broden / "images/sub/image 1.jpg")
+    ended = run("extract", "--model", "tiny_net:build", "--layer", "second", "--weights", "none", "--data", broden,
+                "--out", tmp_path / "s.zarr", "--quiet")  # fmt: skip
+    sentence(ended, 1, "sub/image 1.jpg", "exceeds limit", "--on-bad-image skip")
+
+
+def unlabelled_value(root: Path) -> None:
+    write_map(root / "masks/a/image 1.png", np.full((4, 4), 9, np.uint8))
+
+
+OWN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "no labels": (lambda root: (root / "labels.csv").unlink(), ("lacks labels.csv", "number, name")),
+    "unknown in a mask": (unlabelled_value, ("masks/a/image 1.png", "value 9", "labels.csv' does not list")),
+    "truncated": (
+        lambda root: (root / "masks/a/image 1.png").write_bytes(b"\x89PNG"),
+        ("masks/a/image 1.png", "Unpack or write it again"),
+    ),
+    "image gone": (
+        lambda root: (root / "images/a/image 1.jpg").unlink(),
+        ("split.csv', line 3", "there is no image", "take the line out"),
+    ),
+    "up and out": (replaced("split.csv", "a/image 1.jpg", "../x.jpg"), ("split.csv', line 3", "points outside")),
+    "empty split": (
+        lambda root: (root / "split.csv").write_text((root / "split.csv").read_text().replace(",val", ",test")),
+        ("split.csv' has no image of the split 'val'",),
+    ),
+    "duplicate number": (
+        replaced("labels.csv", "200,sea", "1,sea"),
+        ("labels.csv', line 4", "number 1 is already taken by line 3"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(OWN))
+def test_bad_masks_of_ones_own_are_one_sentence(run: Run, tmp_path: Path, name: str) -> None:
+    root = write_masks(tmp_path / "own").root
+    store = extracted(run, root, tmp_path / "acts.zarr")
+    harm, parts = OWN[name]
+    harm(root)
+    ended = run("evaluate", "--store", store, "--directions", some_directions(tmp_path / "d.safetensors"), "--broden",
+                root, "--out", tmp_path / "ev", "--quiet")  # fmt: skip
+    sentence(ended, 2, *parts)
+    assert not (tmp_path / "ev" / "summary.json").exists()
+
+
+def test_what_is_no_concept_dataset(run: Run, tmp_path: Path) -> None:
+    made = write_voc(tmp_path / "voc")
+    store = extracted(run, made.root, tmp_path / "acts.zarr")
+    write_image(tmp_path / "flat/x.png", 0)
+    directions = some_directions(tmp_path / "d.safetensors")
+    for command in (
+        ("evaluate", "--directions", directions, "--broden"),
+        ("fit", "--method", "probe", "--out", tmp_path / "new.safetensors", "--concepts"),
+    ):
+        name, *rest = command
+        sentence(
+            run(name, "--store", store, "--quiet", *rest, tmp_path / "flat"), 2, "without label maps", "JPEGImages"
+        )
+        sentence(run(name, "--store", store, "--quiet", *rest, tmp_path / "no"), 2, "There is no", f"{tmp_path / 'no'}")
