@@ -15,10 +15,12 @@ from evaluate.report.columns import COLUMNS, DASH, Column, number
 SUPERVISED = ("probe", "pattern-cav")  # methods that were told the labels they are scored on
 KEYS = (
     "s1", "s2", "interpretable", "distinct", "coverage", "redundancy", "precision", "recall", "f1", "average_precision",
-    "sdc", "scdp", "significant_bh", "s3", "monosemanticity", "stability",
+    "sdc", "scdp", "significant_bh", "significant_max", "significant_random", "s3", "monosemanticity", "stability",
 )  # fmt: skip
 BOLD_MATH = r"\boldmath "  # \textbf alone leaves formulas as they are
 _OWN = (
+    Column("significant_max", "Beyond nulls", 1, "Pairs of signal vector and class beyond all null directions."),
+    Column("significant_random", "Beyond random", 1, "Pairs of signal vector and class beyond random directions."),
     Column("monosemanticity", "Monosemanticity", 1, "Mean monosemanticity score of the directions that have one."),
     Column("stability", "Stability", 1, "Mean |cos| of signal vectors with those of the other fits of the method."),
 )

@@ -23,15 +23,16 @@ from evaluate.tables import agreement, category_rows, direction_rows, label_rows
 from evaluate.truth import against_truth
 from extract.concepts import ConceptSource, open_concepts
 from extract.labels import align
-from pipeline.influence import TABLES as INFLUENCE_TABLES
+from pipeline.comparing import add_monosemanticity, add_stability
 from pipeline.influence import add_influence, influence_lines
+from pipeline.tables import Tables
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MissingPathError, UsageError
 from stores.files import write_json
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
-from stores.tables import rows_to_columns, write_table
+from stores.tables import rows_to_columns
 from stores.truth import read_truth
 
 TILES = 8
@@ -58,6 +59,7 @@ def evaluate_directions(
     broden: Path | None = None,
     ground_truth: bool = False,
     influence: InfluenceConfig | None = None,
+    encoder: Path | None = None,
     resolution: Resolution = "mask",
     device: str = "cpu",
     title: str = "What this layer's directions stand for",
@@ -74,6 +76,8 @@ def evaluate_directions(
     summary: dict[str, Any] = {
         "directions": {name: {"method": d.method, "directions": d.count} for name, (_, d) in sets.items()}
     }
+    tables = Tables(out)
+    plain = {name: directions for name, (_, directions) in sets.items()}
     cards: dict[str, list[Card]] = {name: [] for name in sets}
     facts = _facts(store, layer)
     if truth is not None:
@@ -93,18 +97,23 @@ def evaluate_directions(
                 }
                 for i in range(len(match))
             ]
-        write_table(out, "ground_truth", rows_to_columns(rows))
+        tables.write("ground_truth", rows_to_columns(rows))
     if source is not None:
-        cards = _dissect(store, layer, sets, out, source, resolution, device, summary, facts, progress)
+        cards = _dissect(store, layer, sets, tables, source, resolution, device, summary, facts, progress)
     if influence is not None:
         nameless = {name: [("", "")] * d.count for name, (_, d) in sets.items()}
         labels = {
             name: [(c.label if c.category else "", c.category) for c in cards[name]] or nameless[name] for name in sets
         }
-        plain = {name: directions for name, (_, directions) in sets.items()}
         add_influence(
-            store, layer, plain, labels, out, influence, summary, source=source, device=device, progress=progress
+            store, layer, plain, labels, tables, influence, summary, source=source, device=device, progress=progress
         )
+    if encoder is not None:
+        add_monosemanticity(store, layer, plain, encoder, summary, device=device, progress=progress)
+    add_stability(store, layer, plain, tables, summary, device=device, progress=progress)
+    if len(sets) > 1:
+        tables.write_comparison(summary)
+    tables.finish()
     sections = [
         Section(
             name=name,
@@ -126,7 +135,7 @@ def _dissect(
     store: ActivationStore,
     layer: str,
     sets: Mapping[str, tuple[Path, Directions]],
-    out: Path,
+    folder: Tables,
     source: ConceptSource,
     resolution: Resolution,
     device: str,
@@ -161,7 +170,7 @@ def _dissect(
         tables["directions"] += rows
         tables["labels"] += candidates
         tables["categories"] += category_rows(name, summary["directions"][name])
-        pictures = out / "pictures" / name
+        pictures = folder.folder / "pictures" / name
         if pictures.is_dir():
             shutil.rmtree(pictures)  # of an earlier evaluation: fewer directions now must not leave old pictures behind
         files, tiles = draw_strips(
@@ -172,7 +181,7 @@ def _dissect(
         )  # fmt: skip
         cards[name] = _cards(name, rows, candidates, files, tiles, directions, scores)
     for table, table_rows in tables.items():
-        write_table(out, table, table_columns(table, table_rows))
+        folder.write(table, table_columns(table, table_rows))
     return cards
 
 
@@ -241,9 +250,7 @@ def _make_folder(out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in ("ground_truth", "directions", "labels", "categories", *INFLUENCE_TABLES):
-            for ending in (".csv", ".parquet"):
-                (out / f"{name}{ending}").unlink(missing_ok=True)
+        Tables.forget(out)
         for name in ("summary.json", "report.html"):
             (out / name).unlink(missing_ok=True)
     except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,14 @@ from evaluate.influence.tables import (
 )
 from extract.concepts import ConceptSource
 from extract.labels import align
+from pipeline.tables import Tables
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.progress import Progress
 from stores.readers import LayerReader
-from stores.tables import rows_to_columns, write_table
+from stores.tables import rows_to_columns
 
-TABLES = ("influence", "influence_directions", "influence_classes", "steering", "suspects")
+TABLES = ("influence_directions", "influence_classes", "steering", "suspects")
 RANDOM = 64  # random directions that the steering curves are held against
 
 Labels = Sequence[tuple[str, str]]  # (label, category) of each direction, empty where it has none
@@ -41,7 +41,7 @@ def add_influence(
     layer: str,
     sets: Mapping[str, Directions],
     labels: Mapping[str, Labels],
-    out: Path,
+    tables: Tables,
     config: InfluenceConfig,
     summary: dict[str, Any],
     *,
@@ -54,7 +54,7 @@ def add_influence(
     found = measure_influence(store, layer, sets, config, through=moving, device=device, progress=progress)
     classes = class_names(store, len(found.base))
     whole: dict[str, list[Any]] = {}
-    rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES[1:]}
+    rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
     use = None if source is None else _use_of_labels(store, layer, source, device, progress)
     cavs = None if use is None else moving.effect(torch.from_numpy(use.cavs).to(device), config.alpha)
     controls = sweep(moving.effect, random_units(store.layer(layer).channels, RANDOM, config.seed).to(device))
@@ -80,9 +80,10 @@ def add_influence(
             suspects = suspect_rows(found, name, labels[name], columns, use, classes)
             entry["influence"]["suspects"] = suspects[:10]
             rows["suspects"] += suspects
-    write_table(out, TABLES[0], whole)
-    for table in TABLES[1:]:
-        write_table(out, table, rows_to_columns(rows[table]))
+    tables.write("influence", whole)
+    for table in TABLES:
+        if rows[table]:
+            tables.write(table, rows_to_columns(rows[table]))
 
 
 def class_names(store: ActivationStore, count: int) -> list[str]:
@@ -133,11 +134,15 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"Influence at α = {first['alpha']:g}, of signal vectors | filters: {first['images']} images, {first['classes']} classes, "
         f"{first['nulls']} null directions",
-        f"{'directions':<{width}}" + "".join(f"{h:>17}" for h in ("SDC", "SCDP", "beyond nulls", "beyond random", "mean |Δp|")),
+        f"{'directions':<{width}}"
+        + "".join(f"{h:>17}" for h in ("SDC", "SCDP", "beyond nulls", "beyond random", "mean |Δp|")),
     ]
     for name, entry in studied.items():
         both = [entry["influence"][role][f"{first['alpha']:g}"] for role in ("signal", "filter")]
-        cells = [" | ".join(str(one[key]) for one in both) for key in ("sdc", "scdp", "significant_max", "significant_random")]
+        cells = [
+            " | ".join(str(one[key]) for one in both)
+            for key in ("sdc", "scdp", "significant_max", "significant_random")
+        ]
         cells.append(" | ".join(f"{one['mean_absolute_probability_change']:.1e}" for one in both))
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>17}" for cell in cells))
         suspects = entry["influence"].get("suspects", [])

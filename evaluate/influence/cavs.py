@@ -42,7 +42,9 @@ def label_use(
     """
     source, rows = alignment.source, alignment.rows
     column = {label.number: k for k, label in enumerate(source.labels)}
-    category = {name: [k for k, label in enumerate(source.labels) if label.category == name] for name in source.categories}
+    category = {
+        name: [k for k, label in enumerate(source.labels) if label.category == name] for name in source.categories
+    }
     where = torch.device(device)
     on_sum = torch.zeros(len(source.labels), reader.channels, dtype=torch.float64, device=where)
     off_sum = torch.zeros_like(on_sum)

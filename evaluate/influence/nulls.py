@@ -2,7 +2,8 @@
 
 The labels of a detector's balanced sample are permuted, a logistic classifier is trained on each permutation, and its signal
 vector estimated over its own positives, ``cov[x, z] / var[z]``. All permutations of a detector, and several detectors, are one
-training problem: two products an epoch. What the paper leaves open [ours]: full-batch Adam from zero weights.
+training problem: two products an epoch. What the paper leaves open [ours]: full-batch Adam from zero weights, on activations about the
+sample's mean. (About the origin a large common activation keeps a classifier on one side of it: a quarter had no positives.)
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def null_directions(
         weight = torch.zeros(len(group), n, 1, device=where)
         for k, d in enumerate(group):
             here = int(sizes[d])
-            x[k, :here] = rows_of(reader, samples[d], where)
+            rows = rows_of(reader, samples[d], where)
+            x[k, :here] = rows - rows.mean(0)
             y[k, :here] = torch.from_numpy(permuted_labels(here, training, d)).to(where)
             weight[k, :here] = 1
         w, b = train(x, y, weight, training)

@@ -7,6 +7,7 @@ negatives, of smallest key. So the sample is uniform without replacement, and do
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ class _Smallest:
         self._prune()
         group, _, row = self._parts[0]
         edges = np.searchsorted(group, np.arange(len(self.bound) + 1))
-        return [row[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        return [row[a:b] for a, b in pairwise(edges)]
 
 
 def rows_of(reader: LayerReader, sample: Sample, device: torch.device) -> torch.Tensor:

@@ -67,7 +67,9 @@ def counted(reached: np.ndarray, nulls: np.ndarray, level: float = 0.05) -> Coun
     paper = np.where(tested, reached / np.maximum(count, 1), 1.0)
     p = np.where(tested, (reached + 1) / (count + 1), 1.0)
     holm, q = holm_adjusted(p), bh_adjusted(p)
-    return Counted(paper, p, holm, q, tested & (paper < level / p.size), tested & (holm <= level), tested & (q <= level))
+    return Counted(
+        paper, p, holm, q, tested & (paper < level / p.size), tested & (holm <= level), tested & (q <= level)
+    )
 
 
 def by_deviations(

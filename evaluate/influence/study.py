@@ -120,7 +120,9 @@ def effect_of(store: ActivationStore, layer: str, *, images: int, seed: int, dev
         rows = np.sort(np.random.default_rng([seed, 0x1A]).choice(rows, images, replace=False))
     head = open_head(store, layer, device=device)
     if head.affine is not None:
-        return Moving(PooledEffect(_logits(store, rows).to(device), head.affine[0]), len(rows), "pooling and an affine map")
+        return Moving(
+            PooledEffect(_logits(store, rows).to(device), head.affine[0]), len(rows), "pooling and an affine map"
+        )
     if reader.spec.sampled:
         raise UsageError(
             f"The store '{store.path}' holds a sample of each image's positions, and the head after '{layer}' needs all of them. "

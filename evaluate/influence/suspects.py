@@ -15,7 +15,7 @@ import numpy as np
 
 from evaluate.influence.cavs import LabelUse
 from evaluate.influence.study import Influence
-from evaluate.influence.tables import tests_of
+from evaluate.influence.tables import claims_of
 
 CONCENTRATED = 0.9  # share of the images that show the concept and are taken for the class
 SMALL = 0.1  # of an image's positions, on average over images that show the concept
@@ -37,7 +37,7 @@ def suspect_rows(
     labels : (label, category) of each direction; columns : (I,) their places among the L labels of ``use``, −1 for none.
     """
     a, part = found.config.alphas.index(found.config.alpha), found.slices[name]
-    _, of_logit = tests_of(found, name, a, 0)
+    _, of_logit = claims_of(found, name, a, 0)
     probability = found.probability[a, 0, part]
     shown = use.images.sum(1)
     rows = []

@@ -15,13 +15,19 @@ DIGITS = 6
 Columns = dict[str, list[Any]]
 
 
-def tests_of(found: Influence, name: str, a: int, role: int) -> tuple[Counted, Standardised]:
+def claims_of(found: Influence, name: str, a: int, role: int) -> tuple[Counted, Standardised]:
     """Significance of one file's directions × classes at one step: of the score by counting, of the change of the logit by deviations."""
     part, level = found.slices[name], found.config.level
     return (
         counted(found.reached[a, role, part], found.nulls[part], level),
-        by_deviations(found.t[a, role, part], found.nulls[part], found.extremes[a, role, list(found.slices).index(name)],
-                      found.t_random[a, role, part], found.randoms, level),  # fmt: skip
+        by_deviations(
+            found.t[a, role, part],
+            found.nulls[part],
+            found.extremes[a, role, list(found.slices).index(name)],
+            found.t_random[a, role, part],
+            found.randoms,
+            level,
+        ),
     )
 
 
@@ -32,7 +38,7 @@ def influence_columns(found: Influence, name: str, labels: Sequence[str], classe
     blocks: list[dict[str, np.ndarray]] = []
     for role, role_name in enumerate(ROLES):
         for a, alpha in enumerate(config.alphas):
-            score, logit = tests_of(found, name, a, role)
+            score, logit = claims_of(found, name, a, role)
             blocks.append(
                 {
                     "directions": np.full(j * k, name, object),
@@ -81,7 +87,7 @@ def direction_influence_rows(
     for role, role_name in enumerate(ROLES):
         for a, alpha in enumerate(found.config.alphas):
             score, probability = found.score[a, role, part], found.probability[a, role, part]
-            of_score, of_logit = tests_of(found, name, a, role)
+            of_score, of_logit = claims_of(found, name, a, role)
             for i, label in enumerate(labels):
                 most = int(np.abs(probability[i]).argmax())
                 rows.append(
@@ -113,7 +119,7 @@ def class_influence_rows(
     """The concept influence diagram of each class, at the summary's step: its ``most`` most positive and most negative signal vectors."""
     a, part = found.config.alphas.index(found.config.alpha), found.slices[name]
     score, probability = found.score[a, 0, part], found.probability[a, 0, part]
-    of_score, of_logit = tests_of(found, name, a, 0)
+    of_score, of_logit = claims_of(found, name, a, 0)
     rows = []
     for k, class_name in enumerate(classes):
         order = np.argsort(-probability[:, k], kind="stable")
@@ -178,7 +184,7 @@ def influence_summary(found: Influence, name: str) -> dict[str, Any]:
 def _one(found: Influence, name: str, a: int, role: int) -> dict[str, Any]:
     part = found.slices[name]
     score, probability = found.score[a, role, part], found.probability[a, role, part]
-    of_score, of_logit = tests_of(found, name, a, role)
+    of_score, of_logit = claims_of(found, name, a, role)
     masked = of_score.paper
     positive, negative = masked & (score > 0), masked & (score < 0)
     return {
@@ -237,7 +243,9 @@ def steering_summary(curves: Mapping[str, Steering]) -> dict[str, dict[str, floa
     return {
         role: {
             "monotone_up_to": float(np.median(found.monotone)),
-            "probability_gained": float(_short((found.probability.max(0) - found.probability[0]).mean(keepdims=True))[0]),
+            "probability_gained": float(
+                _short((found.probability.max(0) - found.probability[0]).mean(keepdims=True))[0]
+            ),
         }
         for role, found in curves.items()
     }

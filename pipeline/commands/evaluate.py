@@ -26,7 +26,8 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
 @click.option("--directions", type=click.Path(path_type=Path), multiple=True, required=True,
               help="A directions file; give several to compare them.")  # fmt: skip
 @click.option("--broden", is_flag=False, flag_value=FROM_ENVIRONMENT, default=None, metavar="[DIR]",
-              help="Label with a Broden folder; without DIR the one in $EDDP_BRODEN.")  # fmt: skip
+              help="Label with a concept dataset (Broden, Pascal VOC, ADE20K, COCO-Stuff, or images/ with masks/ and labels.csv); without "
+                   "DIR the one in $EDDP_BRODEN.")  # fmt: skip
 @click.option("--influence", is_flag=True,
               help="Push the images along every direction and run the head: what does each do to each class, beyond chance?")  # fmt: skip
 @click.option("--alphas", default="0.5,2,5", show_default=True, metavar="A,A,…",
@@ -37,6 +38,9 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
 @click.option("--null-positions", type=int, default=5000, show_default=True,
               help="Positions that each null direction is trained on, half of them the detector's positives.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the images, permutations and positions drawn.")
+@click.option("--monosemanticity", is_flag=False, flag_value="own", default=None, metavar="[STORE]",
+              help="Score how alike the images of each direction are, in the features of a store of the same images made with another "
+                   "model; without STORE in the model's own.")  # fmt: skip
 @click.option("--ground-truth", is_flag=True, help="Compare with the truth of a store made by eddp synthetic.")
 @click.option("--resolution", type=click.Choice(["mask", "feature"]), default="mask", show_default=True,
               help="Compare at the masks' resolution (logits upsampled) or at the layer's.")  # fmt: skip
@@ -58,6 +62,7 @@ def evaluate(
     null_directions: int,
     null_positions: int,
     seed: int,
+    monosemanticity: str | None,
     ground_truth: bool,
     resolution: str,
     out: Path | None,
@@ -79,13 +84,13 @@ def evaluate(
 
     run = Run("evaluate", {"store": store, "directions": directions, "broden": broden, "ground_truth": ground_truth,
                            "influence": influence, "alphas": alphas, "influence_images": influence_images,
-                           "null_directions": null_directions, "null_positions": null_positions, "seed": seed,
+                           "null_directions": null_directions, "null_positions": null_positions, "seed": seed, "monosemanticity": monosemanticity,
                            "resolution": resolution, "out": out, "device": device})  # fmt: skip
     folder = _broden_folder(broden)
-    if folder is None and not ground_truth and not influence:
+    if folder is None and not (ground_truth or influence or monosemanticity):
         raise UsageError(
-            "Say what to evaluate: --broden DIR (against a concept dataset), --influence (on the network's classes) or "
-            "--ground-truth (against a synthetic store)."
+            "Say what to evaluate: --broden DIR (against a concept dataset), --influence (on the network's classes), "
+            "--monosemanticity or --ground-truth (against a synthetic store)."
         )
     steps = _steps(alphas)
     how = InfluenceConfig(
@@ -108,6 +113,7 @@ def evaluate(
             broden=folder,
             ground_truth=ground_truth,
             influence=how if influence else None,
+            encoder=Path(monosemanticity) if monosemanticity else None,
             resolution=cast(Resolution, resolution),
             device=chosen,
             progress=progress,

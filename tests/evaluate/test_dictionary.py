@@ -71,7 +71,7 @@ def test_every_column_of_every_table_has_a_definition(made_tables: dict[str, Col
         ("ground_truth", "directions concept direction iou cos"),
         ("influence_directions", "directions index label role alpha classes_positive classes_negative"),
         ("influence_directions", "strongest_class strongest_score"),
-        ("steering", "directions index label class class_name role alpha probability monotone"),
+        ("steering", "directions index label class class_name role alpha probability monotone_up_to"),
     ],
 )
 def test_columns_that_are_made_elsewhere(table: str, columns: str) -> None:

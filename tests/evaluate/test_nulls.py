@@ -106,7 +106,9 @@ def test_all_classifiers_at_once_are_those_trained_one_by_one() -> None:
 
 def test_a_null_without_two_positives_is_no_null() -> None:
     x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
-    w = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])  # the first is on at rows 0 and 2 with one logit, the second at row 2 alone
+    w = torch.tensor(
+        [[[1.0, 1.0], [0.0, 1.0]]]
+    )  # the first is on at rows 0 and 2 with one logit, the second at row 2 alone
     b = torch.tensor([[[-0.5, -1.5]]])
     _, signals, valid = unit_directions(x, w, b, torch.ones(1, 3, 1))
     assert valid.tolist() == [[False, False]]

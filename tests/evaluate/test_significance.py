@@ -73,7 +73,9 @@ def test_holds_its_level_where_there_is_nothing() -> None:
         share = (found.p <= level).mean()
         assert abs(share - level) < 4 * np.sqrt(level * (1 - level) / 4000)
     assert found.holm.sum() == found.bh.sum() == 0
-    assert 20 < found.paper.sum() < 70  # the paper's rule: no null reaches it, in 1 % of 4000 cases, whatever the number of tests
+    assert (
+        20 < found.paper.sum() < 70
+    )  # the paper's rule: no null reaches it, in 1 % of 4000 cases, whatever the number of tests
 
 
 def test_standardised_by_hand() -> None:
@@ -107,7 +109,9 @@ def test_nulls_that_do_not_vary_or_are_too_few_say_nothing() -> None:
 
 def test_the_extreme_of_the_whole_table_is_what_counts() -> None:
     """Nine rounds with extremes 1 to 9: |t| = 9.5 is beyond all (p 0.1), 9 is reached once, 0 always."""
-    found = by_deviations(np.array([[9.5, -9.0], [5.5, 0.0]]), np.array([9, 9]), np.arange(1.0, 10.0), np.zeros((2, 2)), 9, level=0.2)
+    found = by_deviations(
+        np.array([[9.5, -9.0], [5.5, 0.0]]), np.array([9, 9]), np.arange(1.0, 10.0), np.zeros((2, 2)), 9, level=0.2
+    )
     assert found.p_max == pytest.approx(np.array([[0.1, 0.2], [0.5, 1.0]]))
     assert found.max.tolist() == [[True, True], [False, False]]
 

@@ -1,0 +1,70 @@
+"""What needs several files, or another encoder: stability of fits, monosemanticity, the comparison of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluate.detectors import Bank
+from evaluate.monosemanticity import monosemanticity
+from evaluate.stability import stability_of, stability_rows
+from pipeline.tables import Tables
+from stores.activations import ActivationStore
+from stores.directions import Directions
+from stores.progress import Progress
+from stores.readers import LayerReader
+from stores.statistics import statistics
+from stores.tables import rows_to_columns
+
+OWN = "own"  # --monosemanticity without a store: the model's own features
+
+
+def add_stability(
+    store: ActivationStore,
+    layer: str,
+    sets: Mapping[str, Directions],
+    tables: Tables,
+    summary: dict[str, Any],
+    *,
+    device: str,
+    progress: Progress,
+) -> None:
+    """Match the files of each method pair by pair, if any method has several: two seeds, two halves of the data."""
+    methods = [directions.method for directions in sets.values()]
+    if len(set(methods)) == len(methods):
+        return
+    moments = statistics(LayerReader(store, layer), device=device, progress=progress)
+    rows = stability_rows(sets, {layer: moments})
+    tables.write("stability", rows_to_columns(rows))
+    for name, value in stability_of(rows).items():
+        summary["directions"][name]["stability"] = round(float(value), 4)
+
+
+def add_monosemanticity(
+    store: ActivationStore,
+    layer: str,
+    sets: Mapping[str, Directions],
+    encoder: Path,
+    summary: dict[str, Any],
+    *,
+    device: str,
+    progress: Progress,
+) -> dict[str, np.ndarray]:
+    """Monosemanticity scores (I,) of each file over the store's images, in the features of the store ``encoder``, or in the
+    model's own for ``OWN``. Fills in the summary."""
+    embeddings = None if str(encoder) == OWN else LayerReader(ActivationStore.open(encoder))
+    slices, start = {}, 0
+    for name, directions in sets.items():
+        slices[name] = slice(start, start + directions.count)
+        start += directions.count
+    filters = torch.cat([torch.from_numpy(d.filters) for d in sets.values()], 1).to(device)
+    # the score does not see a threshold: activations are scaled by each direction's own least and largest
+    bank = Bank(filters, torch.zeros(filters.shape[1], device=device), slices)
+    found = monosemanticity(LayerReader(store, layer), bank, embeddings, progress=progress)
+    for name, part in slices.items():
+        summary["directions"][name].update(found.summary(part))
+    return {name: found.scores[part] for name, part in slices.items()}

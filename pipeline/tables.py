@@ -1,0 +1,57 @@
+"""The tables of one evaluation: CSV and Parquet of each, LaTeX of those that fit on paper, and what every column means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluate.compare import compare, comparison_columns, comparison_text, write_comparison_latex
+from evaluate.dictionary import TABLES, write_dictionary
+from evaluate.latex import write_latex
+from stores.tables import write_table
+
+PRINTED = 500  # rows up to which a table is also written in LaTeX
+
+
+class Tables:
+    """Writes tables into a folder, and beside them, at the end, their data dictionary."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._written: dict[str, list[str]] = {}
+
+    def write(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Write one table given by its columns."""
+        write_table(self.folder, name, columns)
+        self._written[name] = list(columns)
+        if len(next(iter(columns.values()), ())) <= PRINTED:
+            write_latex(self.folder / f"{name}.tex", columns, caption=TABLES[name].rows, label=f"tab:{name}")
+
+    def write_comparison(self, summary: Mapping[str, Any]) -> None:
+        """Write the comparison of all files: the best in bold, supervised methods apart."""
+        found = compare(summary)
+        columns = comparison_columns(found)
+        write_table(self.folder, "comparison", columns)
+        write_comparison_latex(
+            self.folder / "comparison.tex", found, caption=TABLES["comparison"].rows, label="tab:comparison"
+        )
+        self._written["comparison"] = list(columns)
+
+    def finish(self) -> None:
+        """Write ``dictionary.json`` and ``dictionary.csv`` of what was written."""
+        write_dictionary(self.folder, self._written)
+
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Take away what an earlier evaluation wrote into the folder."""
+        for name in TABLES:
+            for ending in (".csv", ".parquet", ".tex"):
+                (folder / f"{name}{ending}").unlink(missing_ok=True)
+        for ending in (".json", ".csv"):
+            (folder / f"dictionary{ending}").unlink(missing_ok=True)
+
+
+def comparison_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The comparison for a terminal."""
+    return comparison_text(compare(summary)).splitlines()

@@ -1,0 +1,114 @@
+"""``evaluate --influence`` as users run it: alone, with a concept dataset, through heads of both kinds, and wrongly."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., object]
+FEW = ("--null-directions", 8, "--null-positions", 40, "--influence-images", 20)
+
+
+def ok(ended):  # type: ignore[no-untyped-def]
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(("net", "layer", "through"), [
+    ("tiny_net:build", "second", "pooling and an affine map"),
+    ("tiny_net:build", "first", "the model's own head"),
+])  # fmt: skip
+def test_with_a_concept_dataset(
+    run: Run, tiny_broden: Callable[..., object], tmp_path: Path, net: str, layer: str, through: str
+) -> None:
+    broden, store = tiny_broden().root, tmp_path / "acts.zarr"
+    ok(run("extract", "--model", net, "--layer", layer, "--data", broden, "--out", store))
+    for method in ("kmeans", "pca"):
+        ok(
+            run(
+                "fit",
+                "--store",
+                store,
+                "--directions",
+                3,
+                "--method",
+                method,
+                "--out",
+                tmp_path / f"{method}.safetensors",
+            )
+        )
+    files = ("--directions", tmp_path / "kmeans.safetensors", "--directions", tmp_path / "pca.safetensors")
+    ended = ok(run("evaluate", "--store", store, *files, "--broden", broden, "--influence", *FEW))
+    assert "Influence at α = 2" in ended.out
+    folder = tmp_path / "evaluation"
+    summary = json.loads((folder / "summary.json").read_bytes())["directions"]
+    for entry in summary.values():
+        for key in ("sdc", "scdp", "s3", "significant_bh", "significant_max", "significant_random"):
+            assert key in entry
+        assert entry["influence"]["through"] == through
+        assert entry["influence"]["images"] == 6
+        assert set(entry["influence"]["steering"]) == {"signal", "filter", "random"}
+    table = rows(folder / "influence.csv")
+    assert len(table) == 2 * 3 * 2 * 3 * 5  # files, directions, roles, steps, classes
+    for row in table:
+        assert -1 <= float(row["score"]) <= 1
+        assert 0 < float(row["p"]) <= 1
+    for name in ("influence", "influence_directions", "influence_classes", "steering"):
+        assert (folder / f"{name}.parquet").is_file()
+    again = tmp_path / "again"
+    ok(run("evaluate", "--store", store, *files, "--broden", broden, "--influence", *FEW, "--out", again))
+    assert (again / "influence.csv").read_bytes() == (folder / "influence.csv").read_bytes()
+    ok(run("evaluate", "--store", store, *files, "--broden", broden, "--out", again))
+    assert not (again / "influence.csv").exists()  # of the earlier evaluation: nothing contradicts what is written now
+
+
+def test_alone_on_a_store_of_known_truth(run: Run, tmp_path: Path) -> None:
+    store, out = tmp_path / "s.zarr", tmp_path / "k.safetensors"
+    ok(run("eddp", "synthetic", "--out", store, "--images", 100))
+    ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--out", out))
+    ended = ok(
+        run(
+            "evaluate",
+            "--store",
+            store,
+            "--directions",
+            out,
+            "--influence",
+            "--alphas",
+            "1",
+            *FEW,
+            "--seed",
+            3,
+            "--json",
+        )
+    )
+    entry = json.loads(ended.out)["directions"]["k"]
+    assert entry["influence"]["alpha"] == 1
+    assert "s3" not in entry
+    assert rows(tmp_path / "evaluation" / "influence_directions.csv")[0]["label"] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--influence", "--alphas", "1,two"), "--alphas"),
+        (("--influence", "--alphas", "0"), "positive"),
+        (("--influence", "--influence-images", 0), "images"),
+        (("--influence", "--null-directions", -1), "nulls"),
+        ((), "--influence"),
+    ],
+)
+def test_wrong_use(run: Run, tmp_path: Path, arguments: tuple[object, ...], word: str) -> None:
+    ended = run("evaluate", "--store", tmp_path / "s", "--directions", tmp_path / "d", *arguments)
+    assert ended.code == 2
+    assert word in ended.err
+    assert ended.err.count("\n") == 1

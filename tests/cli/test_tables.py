@@ -1,0 +1,103 @@
+"""What ``evaluate`` leaves in its folder: every table in three formats, a word on every column, the comparison of several files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from evaluate.dictionary import check
+
+Run = Callable[..., object]
+
+
+def ok(ended):  # type: ignore[no-untyped-def]
+    assert ended.code == 0, ended.err
+    return ended
+
+
+@pytest.fixture
+def fitted(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> tuple[Path, Path, list[object]]:
+    """A concept dataset, a store made from it, and three files: one method with two seeds, and another method."""
+    broden, store = tiny_broden().root, tmp_path / "acts.zarr"
+    ok(run("extract", "--model", "tiny_net:build", "--layer", "second", "--data", broden, "--out", store))
+    files: list[object] = []
+    for name, *options in (
+        ("one", "--method", "kmeans"),
+        ("two", "--method", "kmeans", "--seed", 5),
+        ("pca", "--method", "pca"),
+    ):
+        out = tmp_path / f"{name}.safetensors"
+        ok(run("fit", "--store", store, "--directions", 3, "--out", out, *options))
+        files += ["--directions", out]
+    return broden, store, files
+
+
+def test_every_column_of_every_table_is_defined(
+    run: Run, fitted: tuple[Path, Path, list[object]], tmp_path: Path
+) -> None:
+    broden, store, files = fitted
+    out = tmp_path / "evaluation"
+    few = ("--influence", "--null-directions", 4, "--null-positions", 20, "--monosemanticity")
+    ok(run("evaluate", "--store", store, *files, "--broden", broden, *few))
+    headers = {}
+    for path in sorted(out.glob("*.csv")):
+        if path.stem != "dictionary":
+            with path.open(encoding="utf-8", newline="") as file:
+                headers[path.stem] = next(csv.reader(file))
+            assert pyarrow.parquet.read_schema(path.with_suffix(".parquet")).names == headers[path.stem]
+    assert {"directions", "labels", "categories", "influence", "stability", "comparison", "steering"} <= set(headers)
+    assert check(headers) == []
+    told = json.loads((out / "dictionary.json").read_bytes())
+    assert set(told) >= set(headers) or {entry["table"] for entry in told} >= set(headers)
+    for name in ("directions", "comparison", "stability"):
+        text = (out / f"{name}.tex").read_text(encoding="utf-8")
+        assert r"\toprule" in text
+        assert text.rstrip().endswith((r"\end{table}", r"\end{longtable}"))
+
+
+def test_the_comparison_holds_all_files_and_stability_the_pair_of_one_method(
+    run: Run, fitted: tuple[Path, Path, list[object]], tmp_path: Path
+) -> None:
+    broden, store, files = fitted
+    ok(run("evaluate", "--store", store, *files, "--broden", broden, "--monosemanticity"))
+    out = tmp_path / "evaluation"
+    compared = pyarrow.parquet.read_table(out / "comparison.parquet").to_pylist()
+    assert [row["directions"] for row in compared] == ["one", "two", "pca"]
+    summary = json.loads((out / "summary.json").read_bytes())["directions"]
+    assert [row["s1"] for row in compared] == [summary[name]["s1"] for name in ("one", "two", "pca")]
+    pairs = pyarrow.parquet.read_table(out / "stability.parquet").to_pylist()
+    assert [(row["first"], row["second"]) for row in pairs] == [("one", "two")]
+    assert summary["one"]["stability"] == summary["two"]["stability"] == pytest.approx(pairs[0]["signal_cos"], abs=1e-4)
+    assert "stability" not in summary["pca"]
+    assert -1 <= summary["pca"]["monosemanticity"] <= 1
+    assert "second" in summary["pca"]["monosemanticity_encoder"]
+
+
+def test_monosemanticity_alone_in_the_features_of_another_store(
+    run: Run, fitted: tuple[Path, Path, list[object]], tmp_path: Path
+) -> None:
+    broden, store, files = fitted
+    other = tmp_path / "other.zarr"
+    ok(run("extract", "--model", "tiny_net:build", "--layer", "first", "--data", broden, "--out", other))
+    ended = ok(run("evaluate", "--store", store, *files, "--monosemanticity", other, "--json"))
+    entry = json.loads(ended.out)["directions"]["one"]
+    assert "first" in entry["monosemanticity_encoder"]
+    missing = run("evaluate", "--store", store, *files, "--monosemanticity", tmp_path / "none.zarr")
+    assert missing.code == 2
+    assert "none.zarr" in missing.err
+
+
+def test_an_earlier_evaluation_leaves_nothing_behind(
+    run: Run, fitted: tuple[Path, Path, list[object]], tmp_path: Path
+) -> None:
+    broden, store, files = fitted
+    ok(run("evaluate", "--store", store, *files, "--broden", broden))
+    ok(run("evaluate", "--store", store, *files[:2], "--broden", broden))
+    out = tmp_path / "evaluation"
+    assert not list(out.glob("stability.*"))
+    assert not list(out.glob("comparison.*"))

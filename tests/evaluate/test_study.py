@@ -1,0 +1,172 @@
+"""A whole study on a store whose causes are known, and through heads of both kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from by_hand import layer_store
+
+from evaluate.influence.study import ROLES, InfluenceConfig, effect_of, measure_influence
+from evaluate.influence.tables import (
+    claims_of,
+    class_influence_rows,
+    direction_influence_rows,
+    influence_columns,
+    influence_summary,
+)
+from fit.synthetic import SyntheticConfig, make_synthetic
+from stores.activations import ActivationStore
+from stores.directions import Directions
+from stores.errors import UsageError
+from stores.readers import LayerReader
+from stores.truth import read_truth
+
+CLASSES = ((0, 1), (0, 2), (1, 2))  # class k of the synthetic recipe holds these concepts
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """A synthetic store, its true pairs as a file of directions, and 200 random directions as another."""
+    path = tmp_path_factory.mktemp("study") / "s.zarr"
+    make_synthetic(path, SyntheticConfig(channels=32, concepts=3, distractors=2, images=300))
+    store = ActivationStore.open(path)
+    reader = LayerReader(store)
+    truth = read_truth(reader).signals.astype(np.float32)
+    x = reader.rows(np.arange(reader.n_rows)).astype(np.float32)
+    g = np.random.default_rng(0)
+    noise = g.standard_normal((32, 200)).astype(np.float32)
+    noise /= np.linalg.norm(noise, axis=0)
+
+    def pairs(filters: np.ndarray, signals: np.ndarray) -> Directions:
+        filters = filters.astype(np.float32)
+        b = np.quantile(x @ filters, 0.66, axis=0).astype(np.float32)
+        return Directions(filters, signals, x.mean(0), b, "known", reader.spec.name)
+
+    sets = {"truth": pairs(np.linalg.pinv(truth).T, truth), "random": pairs(noise, noise)}
+    config = InfluenceConfig(null_positions=200, nulls=40, null_epochs=40)
+    return store, sets, measure_influence(store, reader.spec.name, sets, config)
+
+
+def test_a_concept_lowers_the_class_that_lacks_it_and_is_claimed(known) -> None:  # type: ignore[no-untyped-def]
+    _, _, found = known
+    part = found.slices["truth"]
+    for a in range(3):
+        _, by_deviations = claims_of(found, "truth", a, 0)
+        for concept in range(3):
+            without = next(k for k, concepts in enumerate(CLASSES) if concept not in concepts)
+            assert found.score[a, 0, part][concept, without] == -1
+            assert found.probability[a, 0, part][concept, without] < 0
+            assert by_deviations.random[concept, without]
+
+
+def test_random_directions_are_claimed_no_more_often_than_the_level(known) -> None:  # type: ignore[no-untyped-def]
+    """200 random directions × 3 classes: at most 5 % of the uncorrected p-values are below 0.05, and no family of tests claims one."""
+    _, _, found = known
+    for a in range(3):
+        for role in range(2):
+            counted, by_deviations = claims_of(found, "random", a, role)
+            assert (counted.p <= 0.05).mean() <= 0.05
+            claims = (counted.holm, counted.bh, by_deviations.max, by_deviations.random, by_deviations.t)
+            assert not any(claim.any() for claim in claims)
+
+
+def test_changes_are_those_of_the_effect_and_nulls_are_counted(known) -> None:  # type: ignore[no-untyped-def]
+    store, sets, found = known
+    moving = effect_of(store, next(iter(store.layers)), images=1000, seed=0)
+    wanted = moving.effect(torch.from_numpy(sets["truth"].signals), 2.0)
+    part = found.slices["truth"]
+    np.testing.assert_allclose(found.score[1, 0, part], wanted.score)
+    np.testing.assert_allclose(found.probability[1, 0, part], wanted.probability)
+    assert found.images == 300
+    assert found.nulls.max() <= 40
+    assert found.nulls.min() > 35
+    assert (found.reached <= found.nulls[:, None]).all()
+
+
+def test_tables_hold_a_row_for_everything_and_agree_with_the_summary(known) -> None:  # type: ignore[no-untyped-def]
+    _, _, found = known
+    names, classes = ["one", "two", ""], ["a", "b", "c"]
+    columns = influence_columns(found, "truth", names, classes)
+    assert {len(values) for values in columns.values()} == {3 * 2 * 3 * 3}
+    summary = influence_summary(found, "truth")
+    main = [
+        row
+        for row in (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        if row["role"] == "signal" and row["alpha"] == 2.0
+    ]
+    assert summary["scdp"] == sum(row["significant_paper"] for row in main)
+    assert summary["significant_random"] == sum(row["significant_random"] for row in main) >= 3
+    assert summary["sdc"] == len({row["index"] for row in main if row["significant_paper"]})
+    rows = direction_influence_rows(found, "truth", names, classes)
+    assert len(rows) == 3 * 2 * 3
+    assert {row["role"] for row in rows} == set(ROLES)
+    per_class = class_influence_rows(found, "truth", names, classes)
+    for row in per_class:
+        assert (row["probability_change"] > 0) == (row["sign"] == "positive")
+    first = next(row for row in per_class if row["class"] == 0 and row["sign"] == "negative" and row["rank"] == 1)
+    assert first["label"] == ""  # class a = concepts 0 and 1: the third is against it
+
+
+def test_a_direction_without_positives_has_no_nulls_and_no_claim(tmp_path: Path) -> None:
+    store, reader = _pooled_store(tmp_path)
+    half = float(np.median(reader.rows(np.arange(reader.n_rows))[:, 0]))
+    d = Directions(
+        np.eye(4, 2, dtype=np.float32), np.eye(4, 2, dtype=np.float32), np.zeros(4, np.float32),
+        np.array([half, 1e9], np.float32), "toy", reader.spec.name,
+    )  # fmt: skip
+    found = measure_influence(store, reader.spec.name, {"d": d}, InfluenceConfig(nulls=5, null_epochs=3, randoms=0))
+    assert found.nulls.tolist()[1] == 0
+    assert found.nulls.tolist()[0] > 0
+    assert influence_summary(found, "d")["influence"]["directions_without_nulls"] == 1
+    assert not claims_of(found, "d", 0, 0)[0].paper[1].any()
+
+
+def test_without_null_directions_nothing_is_claimed(tmp_path: Path) -> None:
+    store, reader = _pooled_store(tmp_path)
+    eye = np.eye(4, dtype=np.float32)
+    d = Directions(eye, eye, np.zeros(4, np.float32), np.zeros(4, np.float32), "toy", reader.spec.name)
+    found = measure_influence(store, reader.spec.name, {"d": d}, InfluenceConfig(nulls=0, randoms=0))
+    summary = influence_summary(found, "d")
+    assert summary["scdp"] == summary["significant_bh"] == summary["significant_max"] == 0
+    assert summary["significant_random"] == 0
+    assert found.score.any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"alphas": ()}, "steps"),
+        ({"alphas": (1.0, -2.0), "alpha": 1.0}, "positive"),
+        ({"alphas": (1.0,)}, "one of"),
+        ({"images": 0}, "images"),
+        ({"nulls": -1}, "nulls"),
+        ({"null_positions": 2}, "null_positions"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(wrong: dict[str, object], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        InfluenceConfig(**wrong)  # type: ignore[arg-type]
+
+
+def _pooled_store(tmp_path: Path) -> tuple[ActivationStore, LayerReader]:
+    """A synthetic store of four channels, with its head."""
+    make_synthetic(tmp_path / "p.zarr", SyntheticConfig(channels=4, concepts=2, distractors=1, images=40))
+    store = ActivationStore.open(tmp_path / "p.zarr")
+    return store, LayerReader(store)
+
+
+def test_sampled_positions_are_refused_where_the_head_needs_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evaluate.influence import study
+    from extract.head import Head
+
+    x = np.zeros((3, 2, 4), np.float32)
+    positions = np.tile(np.array([0, 3], np.int32), (3, 1))
+    store = layer_store(tmp_path / "s.zarr", x, grid=(2, 2), positions=positions)
+    monkeypatch.setattr(study, "open_head", lambda *a, **k: Head(lambda y: y.mean(1), None))
+    with pytest.raises(UsageError, match="--positions all"):
+        effect_of(store, "conv", images=10, seed=0)
