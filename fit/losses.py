@@ -15,19 +15,14 @@ so nothing of size positions × directions has to be kept: a tile's logits are m
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
 from fit.positions import Positions, positions, tiles
 from fit.positives import PositiveSums, Wanted
-
-LN2 = math.log(2.0)
-POWER = 4  # k of the self-weighted reduction
-SOFTPLUS = 40.0  # from here on softplus(x) is x to the last float64 digit
-FAINT = 1e-30  # a row sum under which float32 shares would lose digits to underflow
+from fit.visits import POWER, Slopes, visits
 
 
 def self_weighted(values: torch.Tensor) -> torch.Tensor:
@@ -118,48 +113,36 @@ def streamed_sums(
     data = positions(rows)
     n, r, i = data.count, data.rank, filters.shape[1]
     tile = min(tile or default_tile(data, i), n)
-    buffers = _Buffers(data, i, tile)
-    bound_4, bound_5 = _bound_sums(data, filters, thresholds, tile, buffers) if weights.sparsity_bound else (1.0, 0.0)
+    visit = visits(data.device)(data, filters, thresholds, tile)
     positives = PositiveSums(
         r, i, 0 if signals == "none" else tile, dtype=data.dtype, device=data.device, wanted=signals
     )
-    # accumulators are float64 where the data are float32: a million float32 additions would show
-    totals, column, by_thresholds, by_filters = (
-        torch.zeros(shape, dtype=torch.float64, device=data.device) for shape in ((2,), (i,), (i,), (i, r))
-    )
-    part = torch.empty(i, r, dtype=data.dtype, device=data.device)
-    on_activation = weights.maximum_activation / n
+    bound, slopes = 0.0, Slopes(weights.sparsity / n, weights.maximum_activation / n)
+    if weights.sparsity_bound:
+        # d R / d ℓ_p = (5 ℓ^4 Σℓ^4 − 4 ℓ^3 Σℓ^5) / (Σℓ^4)²: the sums come before the gradient can be streamed
+        fourth = fifth = 0.0
+        for y in tiles(data, tile):
+            visit.logits(y)
+            more = visit.bound()
+            fourth, fifth = fourth + more[0], fifth + more[1]
+        fourth = max(fourth, 1e-30)
+        bound = fifth / fourth
+        weight = weights.sparsity_bound / fourth
+        slopes = replace(slopes, fourth=(POWER + 1) * weight, third=POWER * weight * bound)
     for y in tiles(data, tile):
-        buffers.logits_of(y, filters, thresholds)
+        z = visit.logits(y)
         if signals != "none":
-            positives.add(y, buffers.logits)
-        row = buffers.row_terms()
-        surprise, gradient = buffers.surprise, buffers.spare  # (I, t)
-        totals += torch.stack([row.entropy.sum(dtype=torch.float64), row.activation.sum(dtype=torch.float64)])
-        # exp2: several times faster than exp in some builds of torch, as exact
-        column += torch.mul(surprise, -gamma / LN2, out=gradient).exp2_().sum(1)
-        on_entropy: torch.Tensor | float = weights.sparsity / n
-        if weights.sparsity_bound:
-            # d R / d ℓ_p = (5 ℓ^4 Σℓ^4 − 4 ℓ^3 Σℓ^5) / (Σℓ^4)²
-            fourth, third = row.entropy.pow(POWER), row.entropy.pow(POWER - 1)
-            by_bound = (POWER + 1) * fourth / bound_4 - POWER * third * (bound_5 / bound_4**2)
-            on_entropy = on_entropy + weights.sparsity_bound * by_bound
-        both = on_entropy + on_activation
-        # dz = (1 − y) q (both · (−ln y) / ln 2 − on_activation / ln 2 − both · L_ma,p), with q = share / total
-        torch.mul(surprise, both / (LN2 * row.total), out=gradient)
-        gradient.sub_((on_activation / LN2 + both * row.activation) / row.total).mul_(row.share)
-        gradient.addcmul_(gradient, buffers.active, value=-1)
-        by_filters += torch.mm(gradient, y, out=part)
-        by_thresholds -= gradient.sum(1)
+            positives.add(y, z)
+        visit.losses(y, slopes, gamma)
     dtype, safe = data.dtype, positives.count.clamp_min(1)
     return Sums(
         count=n,
-        sparsity=float(totals[0]) / n,
-        maximum_activation=float(totals[1]) / n,
-        sparsity_bound=bound_5 / bound_4,
-        column=(column / n).to(dtype),
-        filters_row=by_filters.T.to(dtype).contiguous(),
-        thresholds_row=by_thresholds.to(dtype),
+        sparsity=float(visit.totals[0]) / n,
+        maximum_activation=float(visit.totals[1]) / n,
+        sparsity_bound=bound,
+        column=(visit.column / n).to(dtype),
+        filters_row=visit.filters.T.to(dtype).contiguous(),
+        thresholds_row=-visit.thresholds.to(dtype),
         positives=positives.count.to(torch.int64),
         mean=(positives.rows.T / safe).to(dtype).contiguous(),
         logit=(positives.logit / safe).to(dtype),
@@ -189,21 +172,14 @@ def column_gradient(
         return by_filters, by_thresholds
     data = positions(rows)
     w, b = filters[:, concerned], thresholds[concerned]
-    total = torch.zeros(len(b), data.rank, dtype=torch.float64, device=data.device)
-    total_b = torch.zeros(len(b), dtype=torch.float64, device=data.device)
     tile = min(tile or default_tile(data, len(b)), data.count)
-    buffers = _Buffers(data, len(b), tile)
+    visit = visits(data.device)(data, w, b, tile)
     for y in tiles(data, tile):
-        opposite = buffers.logits_of(y, w, b).neg_()
-        # y^γ = 2^(−γ softplus(−z) / ln 2), and 1 − y = sigmoid(−z)
-        power = F.softplus(opposite, threshold=SOFTPLUS, out=buffers.surprise)  # type: ignore[call-arg]  # its stub lacks out
-        power.mul_(-gamma / LN2).exp2_()
-        dz = power.mul_(opposite.sigmoid_())
-        total += dz @ y
-        total_b += dz.sum(1)
+        visit.logits(y)
+        visit.fade(y, gamma)
     scale = slope[concerned].double() * (gamma / data.count)
-    by_filters[:, concerned] = (total.T * scale).to(filters.dtype)
-    by_thresholds[concerned] = -(total_b * scale).to(filters.dtype)
+    by_filters[:, concerned] = (visit.filters.T * scale).to(filters.dtype)
+    by_thresholds[concerned] = -(visit.thresholds * scale).to(filters.dtype)
     return by_filters, by_thresholds
 
 
@@ -212,58 +188,3 @@ def default_tile(rows: torch.Tensor | Positions, directions: int) -> int:
     data = positions(rows)
     numbers = 2**20 if data.device.type == "cpu" else 2**26
     return min(max(256, numbers // max(directions, data.rank // 2, 1)), 2**20)
-
-
-@dataclass
-class _RowTerms:
-    """Per position (t,): ``entropy`` ℓ_p, ``activation`` L_ma,p, in bits; q = ``share`` (I, t) / ``total`` (t,)."""
-
-    share: torch.Tensor
-    total: torch.Tensor
-    entropy: torch.Tensor
-    activation: torch.Tensor
-
-
-class _Buffers:
-    """A tile's arrays (I, t), made once and written over: fresh ones would cost as much as the arithmetic.
-
-    Directions come first: the positives of a detector then lie together, and no sort is needed to find them.
-    """
-
-    def __init__(self, data: Positions, directions: int, tile: int) -> None:
-        self.directions = directions
-        self._flat = torch.empty(4, directions * tile, dtype=data.dtype, device=data.device)
-
-    def logits_of(self, y: torch.Tensor, filters: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-        """Logits (I, t) of the rows y (t, r), in ``logits``."""
-        i, t = self.directions, len(y)
-        self.logits, self.active, self.surprise, self.spare = (part[: i * t].view(i, t) for part in self._flat)
-        return torch.addmm(-thresholds[:, None], filters.T, y.T, out=self.logits)
-
-    def row_terms(self) -> _RowTerms:
-        """Row terms of the tile; negates ``logits``, fills ``active`` y and ``surprise`` −ln y, spends ``spare``."""
-        share = torch.sigmoid(self.logits, out=self.active)
-        # −ln y as softplus(−z), never −log(sigmoid(z))
-        surprise = F.softplus(self.logits.neg_(), threshold=SOFTPLUS, out=self.surprise)  # type: ignore[call-arg]
-        total = share.sum(0)
-        least: torch.Tensor | float = 0.0
-        if float(total.min()) < FAINT:
-            # some position is dark to all detectors: relative to the least dark one its shares are still exact
-            least = surprise.amin(0)
-            share = torch.exp(least - surprise)
-            total = share.sum(0)
-        activation = torch.mul(share, surprise, out=self.spare).sum(0) / (total * LN2)
-        return _RowTerms(share, total, total.log2() + (activation - least / LN2), activation)
-
-
-def _bound_sums(
-    data: Positions, filters: torch.Tensor, thresholds: torch.Tensor, tile: int, buffers: _Buffers
-) -> tuple[float, float]:
-    """``(Σ_p ℓ_p^4, Σ_p ℓ_p^5)``: what the sparsity bound's gradient needs before it can be streamed."""
-    fourth, fifth = 0.0, 0.0
-    for y in tiles(data, tile):
-        buffers.logits_of(y, filters, thresholds)
-        entropy = buffers.row_terms().entropy
-        fourth += float(entropy.pow(POWER).sum(dtype=torch.float64))
-        fifth += float(entropy.pow(POWER + 1).sum(dtype=torch.float64))
-    return max(fourth, 1e-30), fifth

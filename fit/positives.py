@@ -10,20 +10,19 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 
-WORD = 8  # booleans in an int64
+from fit.visits import PIECE, in_pieces
+
 Wanted = Literal["none", "pooled", "positives", "all"]  # which estimate of signal vectors the sums are for
 
 
-def sparse_share(rank: int, device: torch.device) -> float:
-    """Share of positives up to which adding them one by one beats the dense products (break-even measured: 6 % at rank
-    64, 13 % at 128, 25 % at 256, about 30 % above).
+def sparse_share(device: torch.device) -> float:
+    """Share of positives up to which adding them one by one beats the dense products (break-even measured: 14 % at rank
+    16, 17 to 22 % at 64, 22 to 30 % at 512).
 
-    A lookup costs about as much as a thousand multiplications, so less pays at low rank. Elsewhere than on a processor
-    a dense product is nearly free, and a lookup makes the device wait.
+    Elsewhere than on a processor a dense product is nearly free, and looking positives up makes the device wait.
     """
-    return min(rank / 1000, 0.3) if device.type == "cpu" else 0.0
+    return 0.15 if device.type == "cpu" else 0.0
 
 
 class PositiveSums:
@@ -49,80 +48,70 @@ class PositiveSums:
         wanted: Wanted = "all",
     ) -> None:
         self._values, self._pairs = wanted in ("positives", "all"), wanted in ("pooled", "all")
-        # share of words with a positive, had the entries nothing to do with each other
-        self._sparse_words = 1 - (1 - sparse_share(rank, device)) ** WORD
-        self.count, self.logit, self.square = (
-            torch.zeros(directions, dtype=torch.float64, device=device) for _ in range(3)
-        )
+        self._share = sparse_share(device)
+        self._moments = torch.zeros(3, directions, dtype=torch.float64, device=device)
+        self.count, self.logit, self.square = self._moments
         self.rows, self.cross = (torch.zeros(directions, rank, dtype=torch.float64, device=device) for _ in range(2))
         self.together = torch.zeros(directions, directions, dtype=torch.float64, device=device)
-        self._flags: torch.Tensor | None = None
-        self._mask = torch.zeros(-(-tile * directions // WORD) * WORD, dtype=torch.bool, device=device)
         self._dense: torch.Tensor | None = None
-        self._dtype = dtype
         self._size = tile * directions
+        self._piece = max(1, PIECE // directions)  # rows
+        if self._share:
+            pieces = -(-tile // self._piece)
+            self._found = torch.empty(pieces, self._piece * directions, dtype=torch.int32)
+            self._ends = torch.empty(pieces, self._piece, dtype=torch.int32)
 
     def add(self, y: torch.Tensor, z: torch.Tensor) -> None:
-        """Add a tile's positives: rows y (t, r) and their contiguous logits z (I, t), which stay as they are."""
-        if not self._sparse_words:
-            return self._add_dense(y, z)
-        size = z.numel()
-        padded = self._mask[: -(-size // WORD) * WORD]
-        padded[size:] = False
-        torch.gt(z, 0, out=padded[:size].view(z.shape))
-        # eight entries at once: looking through single booleans would cost more than the products saved
-        packed = padded.view(torch.int64)
-        words = torch.nonzero(packed).squeeze(1)
-        if len(words) > self._sparse_words * len(packed):
-            return self._add_dense(y, z)
-        hits = torch.nonzero(packed.index_select(0, words).view(torch.bool)).squeeze(1)
-        self._add_sparse(y, z, words.index_select(0, hits // WORD) * WORD + hits % WORD)
+        """Add a tile's positives: rows y (t, r) and their logits z (I, t), which stay as they are.
 
-    def _add_sparse(self, y: torch.Tensor, z: torch.Tensor, entries: torch.Tensor) -> None:
-        """``entries``: flat indices of the positives in z, rising: detector after detector."""
-        i, t = z.shape
-        start = torch.searchsorted(entries, torch.arange(0, i * t, t, device=z.device))
-        position = entries % t
-        # bag i holds the positives of detector i: a sparse (I × t) times dense (t × r) product
-        self.rows += F.embedding_bag(position, y, start, mode="sum")
-        ends = torch.cat([start[1:], start.new_tensor([len(entries)])])
-        self.count += ends - start
-        if self._pairs:
-            self._count_together(position, entries // t, start, t, i)
-        if not self._values:
-            return
-        value = z.view(-1).index_select(0, entries)
-        self.cross += F.embedding_bag(position, y, start, mode="sum", per_sample_weights=value)
-        moments = torch.stack([value, value * value], 1)
-        each = torch.arange(len(entries), device=z.device)
-        sums = F.embedding_bag(each, moments, start, mode="sum")
-        self.logit += sums[:, 0]
-        self.square += sums[:, 1]
+        On a processor z is best the transpose of a contiguous tensor.
+        """
+        if not self._share:
+            return self._add_dense(y, z)
+        z = z.T.contiguous()
+        if self._find(z) > self._share * z.numel():
+            return self._add_dense(y, z.T)
+        self._add_sparse(y, z)
 
-    def _count_together(
-        self, position: torch.Tensor, detector: torch.Tensor, start: torch.Tensor, t: int, i: int
-    ) -> None:
-        """Add up, for each detector, the rows of flags of its positive positions."""
-        if self._flags is None or len(self._flags) < t:
-            self._flags = torch.zeros(t, i, dtype=self._dtype, device=position.device)
-        self._flags[position, detector] = 1
-        self.together += F.embedding_bag(position, self._flags, start, mode="sum")
-        self._flags[position, detector] = 0  # cheaper than clearing all of it
+    def _find(self, z: torch.Tensor) -> int:
+        """How many positives z (t, I) has; each row's are left in ``_found``, in pieces, up to ``_ends``."""
+        from fit import kernels
+
+        rows, found, ends, size = z.numpy(), self._found.numpy(), self._ends.numpy(), self._piece
+        return sum(
+            in_pieces(
+                lambda k: kernels.find(rows[k * size : (k + 1) * size], found[k], ends[k]),
+                -(-len(rows) // size),
+            )
+        )
+
+    def _add_sparse(self, y: torch.Tensor, z: torch.Tensor) -> None:
+        """A thread adds all positives of some detectors: whatever their number, each sum is taken in the positions' order."""
+        from fit import kernels
+
+        i, parts = z.shape[1], min(torch.get_num_threads(), z.shape[1])
+        given = tuple(part.numpy() for part in (y.contiguous(), z, self._found, self._ends))
+        sums = tuple(part.numpy() for part in (self._moments, self.rows, self.cross, self.together))
+        in_pieces(
+            lambda k: kernels.add(*given, i * k // parts, i * (k + 1) // parts, self._values, self._pairs, *sums),
+            parts,
+        )
 
     def _add_dense(self, y: torch.Tensor, z: torch.Tensor) -> None:
         i, t = z.shape
         if self._dense is None:
             self._dense = torch.empty(2 * self._size, dtype=z.dtype, device=z.device)
-        block = self._dense[: 2 * i * t].view(2, i, t)
-        positive, value = block
-        torch.clamp_min(z, 0, out=value)
-        torch.sign(value, out=positive)
-        products = (block if self._values else positive[None]).view(-1, t) @ y
-        self.rows += products[:i]
+        block = self._dense[: 2 * i * t]
+        positive, value = block.view(2, i, t) if z.is_contiguous() else block.view(2, t, i).mT  # as z lies
+        if not self._values:
+            torch.gt(z, 0, out=positive)
+        else:
+            torch.clamp_min(z, 0, out=value)
+            torch.sign(value, out=positive)
+            self.cross += value @ y
+            self.logit += value.sum(1)
+            self.square += value.square_().sum(1)
+        self.rows += positive @ y
         self.count += positive.sum(1)
         if self._pairs:
             self.together += positive @ positive.T
-        if self._values:
-            self.cross += products[i:]
-            self.logit += value.sum(1)
-            self.square += value.square_().sum(1)

@@ -1,4 +1,7 @@
-"""The streamed losses and gradients against the literal formulas and autograd, in float64, on random shapes."""
+"""The streamed losses and gradients against the literal formulas and autograd, in float64, on random shapes.
+
+Everything runs twice: compiled, as on a processor, and by torch, as elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import naive_losses, naive_orthogonality, naive_signals
 
-from fit import positives
+from fit import losses, positives
 from fit.losses import (
     RowWeights,
     Sums,
@@ -28,9 +31,21 @@ from fit.losses import (
 )
 from fit.positions import InMemory, positions
 from fit.signals import EQUAL_LOGITS, signals_from_sums
+from fit.visits import Compiled, Torch
 from stores.errors import FitError
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-10}
+
+
+@pytest.fixture(scope="module", autouse=True, params=[Compiled, Torch])
+def path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How a processor visits a tile."""
+
+    def visits(device: torch.device) -> type:
+        return request.param if device.type == "cpu" else Torch
+
+    with mock.patch.object(losses, "visits", visits):
+        yield
 
 
 def problem(n: int, r: int, i: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
