@@ -148,7 +148,7 @@ class EDDP(Fitter[EDDPConfig]):
         config = self.config
         facts = provenance(reader, config)
         state = checkpoint.load({"method": self.name, "layer": reader.spec.name, "head": head is not None,
-                                 "store": facts["store"]["fingerprint"], "config": facts["config"]})  # fmt: skip
+                                 "store": reader.identity, "config": facts["config"]})  # fmt: skip
         # 1. whitened coordinates
         moments = statistics(reader, device=config.device, progress=progress)
         rank = config.rank or max(64, config.n_directions)

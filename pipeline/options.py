@@ -64,6 +64,16 @@ def common(command: F) -> F:
     return command
 
 
+def share_of(option: str, text: str | None) -> tuple[int, int] | None:
+    """``2/8`` -> (2, 8). Raises UsageError for anything else."""
+    if text is None:
+        return None
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise UsageError(f"{option} must be I/N with I from 0 to N-1, such as 0/8, got '{text}'.")
+    return int(i), int(n)
+
+
 class Interrupted(KeyboardInterrupt):
     """The process was asked to end (SIGTERM)."""
 

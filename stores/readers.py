@@ -27,15 +27,35 @@ class LayerReader:
     store : an open store, or the path of one.
     layer : the layer's name; may be left out when the store holds one layer.
     prefix : also give the positions that lie nowhere on the image (class token, registers), first. Off by default.
+    part : (i, n): only the images whose number leaves i when divided by n; the others are as if they could not be read.
+
+    Raises UsageError for a part that holds no readable image.
     """
 
-    def __init__(self, store: ActivationStore | str | Path, layer: str | None = None, *, prefix: bool = False) -> None:
+    def __init__(
+        self,
+        store: ActivationStore | str | Path,
+        layer: str | None = None,
+        *,
+        prefix: bool = False,
+        part: tuple[int, int] | None = None,
+    ) -> None:
         self.store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
         self.spec: LayerSpec = self.store.layer(layer)
         self.array = self.store.array(f"layers/{self.spec.name}/activations")
         self._first = 0 if prefix or self.spec.sampled else self.spec.prefix
+        self.part = part
         self.valid = self.store.valid
+        if part is not None:
+            self.valid = self.valid & (np.arange(len(self.valid)) % part[1] == part[0])
+            if not self.valid.any():
+                raise UsageError(f"Part {part[0]}/{part[1]} of the store '{self.store.path}' holds no readable image.")
         self.image_indices: np.ndarray = np.flatnonzero(self.valid)
+
+    @property
+    def identity(self) -> str:
+        """The store's fingerprint, and which part of it this is."""
+        return self.store.fingerprint + ("" if self.part is None else f" part {self.part[0]}/{self.part[1]}")
 
     @property
     def n_images(self) -> int:

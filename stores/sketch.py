@@ -210,6 +210,7 @@ def quantile_sketch(
     """
     folder = reader.store.path / "layers" / reader.spec.name / "sketch"
     key = {"store": reader.store.fingerprint, "layer": reader.spec.name, "prefix": reader.positions, "version": 1}
+    cache = cache and reader.part is None
     if cache and (kept := read_cache(folder, key)) is not None:
         try:
             return Sketch.from_arrays(kept[0], channels=reader.channels, images=kept[1]["images"], device=device)

@@ -34,6 +34,7 @@ def statistics(
     """
     folder = reader.store.path / "layers" / reader.spec.name / "statistics"
     key = {"store": reader.store.fingerprint, "layer": reader.spec.name, "prefix": reader.positions, "version": 1}
+    cache = cache and reader.part is None  # what is kept with a store is about all of it
     if cache and (kept := read_cache(folder, key)) is not None and (found := _sound(*kept, reader.channels)):
         return found
     result = compute(reader, device=device, progress=progress)

@@ -40,7 +40,7 @@ class _Published(Fitter[Config]):
         """
         facts = provenance(reader, self.config)
         state = checkpoint.load({"method": self.name, "layer": reader.spec.name, "head": head is not None,
-                                 "store": facts["store"]["fingerprint"], "config": facts["config"]})  # fmt: skip
+                                 "store": reader.identity, "config": facts["config"]})  # fmt: skip
         moments = statistics(reader, device=self.config.device, progress=progress)
         fit = Stages(self.config, self.stages, reader, self._usable(reader, head), moments, progress, checkpoint)
         model, signals, rows = fit.run(state)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.options import common
+from pipeline.options import common, share_of
 from pipeline.progress import format_seconds, showing
 from pipeline.run import Run, code_version, pick_device
 from stores.errors import UsageError
@@ -107,7 +107,7 @@ def extract(
         {"model": model, "layer": layer, "data": data, "out": out, "weights": weights, "device": device, **options},
     )
     overwrite, dry_run = options.pop("overwrite"), options.pop("dry_run")
-    shard = _shard(options.pop("shard"))
+    shard = share_of("--shard", options.pop("shard"))
     config = ExtractConfig(
         model=model,
         layers=tuple(layer),
@@ -189,16 +189,6 @@ def _lines(found: Forecast, out: Path) -> list[str]:
     if found.rate and found.seconds is not None:
         lines.append(f"{found.rate:.1f} images/s: about {format_seconds(found.seconds)}")
     return lines
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    """``2/8`` -> (2, 8)."""
-    if text is None:
-        return None
-    i, slash, n = text.partition("/")
-    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
-        raise UsageError(f"--shard must be I/N with I from 0 to N-1, such as 0/8, got '{text}'.")
-    return int(i), int(n)
 
 
 def _number(option: str, text: str | int, word: str) -> int | None:

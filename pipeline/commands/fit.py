@@ -9,7 +9,7 @@ from typing import Literal
 import click
 
 from fit import METHODS, SUPERVISED, make_fitter
-from pipeline.options import common
+from pipeline.options import common, share_of
 from pipeline.progress import format_seconds, showing
 from pipeline.run import Run, code_version, pick_device
 from stores.errors import UsageError
@@ -42,6 +42,8 @@ from stores.errors import UsageError
     help=f"For {' and '.join(SUPERVISED)}: the concept dataset that the store was made from (Broden, Pascal VOC, "
     "ADE20K, COCO-Stuff, or images/ with masks/ and labels.csv).",
 )
+@click.option("--part", default=None, metavar="I/N",
+              help="Fit on the I-th (from 0) of N parts of the images only: two halves tell how stable the directions are.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("directions.safetensors"), show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -65,6 +67,7 @@ def fit(
     method: str,
     steps: Literal["fast", "paper"],
     concepts: Path | None,
+    part: str | None,
     out: Path,
     device: str,
     seed: int,
@@ -90,7 +93,7 @@ def fit(
     from stores.readers import LayerReader
 
     run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method,
-                      "steps": steps, "concepts": concepts, "out": out,
+                      "steps": steps, "concepts": concepts, "part": part, "out": out,
                       "device": device, "seed": seed, "set": settings})  # fmt: skip
     chosen = pick_device(device)
     labels = None if concepts is None else ConceptLabels(concepts)
@@ -109,7 +112,7 @@ def fit(
         raise UsageError(f"--out '{out}' is a folder: name a file in it, such as '{out / 'directions.safetensors'}'.")
     if minutes != minutes:
         raise UsageError("--checkpoint-every must be a number of minutes, got nan.")
-    reader = LayerReader(store, layer)
+    reader = LayerReader(store, layer, part=share_of("--part", part))
     with showing(quiet) as progress:
         fitted, record = fit_to_file(fitter, reader, out, run, minutes=minutes, progress=progress)
     summary = {

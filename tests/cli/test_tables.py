@@ -101,3 +101,19 @@ def test_an_earlier_evaluation_leaves_nothing_behind(
     out = tmp_path / "evaluation"
     assert not list(out.glob("stability.*"))
     assert not list(out.glob("comparison.*"))
+
+
+def test_two_halves_of_the_images_tell_how_stable_a_fit_is(run: Run, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    ok(run("eddp", "synthetic", "--out", store, "--images", 200))
+    for i in range(2):
+        out = tmp_path / f"half{i}.safetensors"
+        ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--part", f"{i}/2", "--out", out))
+        assert json.loads(out.with_suffix(".json").read_bytes())["store"]["part"] == [i, 2]
+    halves = [a for i in range(2) for a in ("--directions", tmp_path / f"half{i}.safetensors")]
+    ended = ok(run("evaluate", "--store", store, *halves, "--ground-truth", "--json"))
+    assert json.loads(ended.out)["directions"]["half0"]["stability"] > 0.8
+    for wrong in ("2/2", "a/b", "1"):
+        ended = run("fit", "--store", store, "--directions", 3, "--part", wrong)
+        assert ended.code == 2
+        assert "--part must be I/N" in ended.err

@@ -16,6 +16,8 @@ from stores.activations import ActivationStore
 from stores.errors import CorruptStoreError, UsageError
 from stores.layers import LayerSpec
 from stores.readers import LayerReader
+from stores.shuffle import Shuffle, shuffled
+from stores.statistics import statistics
 
 Make = Callable[..., Path]
 
@@ -167,3 +169,26 @@ def test_places_of_sampled_positions(tmp_path: Path, make_store: Callable[..., A
     reader = LayerReader(make_store(tmp_path / "s.zarr", x, grid=(4, 4), positions=positions, chunk_images=3))
     for image in range(7):
         assert reader.places(image).tolist() == positions[image].tolist()
+
+
+def test_parts_are_disjoint_and_hold_everything(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((11, 3, 2)).astype(np.float32)
+    valid = np.ones(11, bool)
+    valid[4] = False
+    store = ActivationStore.open(write_store(tmp_path / "s.zarr", {"a": x}, valid=valid))
+    parts = [LayerReader(store, part=(i, 2)) for i in range(2)]
+    assert [p.image_indices.tolist() for p in parts] == [[0, 2, 6, 8, 10], [1, 3, 5, 7, 9]]
+    for part in parts:
+        seen = {int(k): image for index, block in part.blocks(2) for k, image in zip(index, block, strict=True)}
+        assert sorted(seen) == part.image_indices.tolist()
+        for k, image in seen.items():
+            np.testing.assert_array_equal(image, x[k])
+        np.testing.assert_array_equal(part.rows(np.arange(part.n_rows)), x[part.image_indices].reshape(-1, 2))
+        drawn = torch.cat([batch.x for batch in shuffled(part, Shuffle(batch_rows=4))])
+        np.testing.assert_array_equal(np.sort(drawn.numpy(), 0), np.sort(x[part.image_indices].reshape(-1, 2), 0))
+        moments = statistics(part)
+        np.testing.assert_allclose(moments.mean, x[part.image_indices].mean((0, 1)), rtol=1e-5)
+    assert parts[0].identity != parts[1].identity != LayerReader(store).identity
+    np.testing.assert_allclose(statistics(LayerReader(store)).mean, x[valid].mean((0, 1)), rtol=1e-5)
+    with pytest.raises(UsageError, match="Part 4/11"):
+        LayerReader(store, part=(4, 11))
