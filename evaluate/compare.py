@@ -18,13 +18,7 @@ KEYS = (
     "sdc", "scdp", "significant_bh", "significant_max", "significant_random", "s3", "monosemanticity", "stability",
 )  # fmt: skip
 BOLD_MATH = r"\boldmath "  # \textbf alone leaves formulas as they are
-_OWN = (
-    Column("significant_max", "Beyond nulls", 1, "Pairs of signal vector and class beyond all null directions."),
-    Column("significant_random", "Beyond random", 1, "Pairs of signal vector and class beyond random directions."),
-    Column("monosemanticity", "Monosemanticity", 1, "Mean monosemanticity score of the directions that have one."),
-    Column("stability", "Stability", 1, "Mean |cos| of signal vectors with those of the other fits of the method."),
-)
-MEASURES = {column.key: column for column in (*_OWN, *COLUMNS)}  # the report's where it has one
+MEASURES = {column.key: column for column in COLUMNS}
 
 
 @dataclass(frozen=True)

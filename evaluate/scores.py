@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.dissect import Counts
+from evaluate.counts import Counts
+from evaluate.refined import Refined
+from evaluate.thresholds import Agreement
 
 INTERPRETABLE = 0.04  # IoU above which a detector counts as interpretable (Bau et al. 2017)
 
@@ -70,11 +72,12 @@ def s2(label: np.ndarray, iou_val: np.ndarray) -> float:
     return float(sum(iou_val[label == c].max() for c in np.unique(label[label >= 0])))
 
 
-def summarise(counts: Counts, name: str, scores: Labelled) -> dict[str, Any]:
+def summarise(counts: Counts, name: str, scores: Labelled, refined: Refined | None = None) -> dict[str, Any]:
     """The entry of ``summary.json`` for one direction set. Means are over interpretable detectors, 0 without any.
 
     ``coverage``: share of the layer's positions with at least one positive detector; ``redundancy``: mean number of
-    positive detectors on covered positions [both our definitions].
+    positive detectors on covered positions [both our definitions]. With what the second pass gave also ``intervals``,
+    ``supervised_thresholds`` and ``union``, whose means are over labels that all their detectors together interpret.
     """
     good = (scores.iou_val > INTERPRETABLE) & (scores.label >= 0)
     per_category: dict[str, dict[str, int]] = {}
@@ -87,7 +90,7 @@ def summarise(counts: Counts, name: str, scores: Labelled) -> dict[str, Any]:
         kept = values[good & np.isfinite(values)]
         return round(float(kept.mean()), 4) if len(kept) else 0.0
 
-    return {
+    found = {
         "directions": len(scores.label),
         "s1": round(s1(scores.iou_val), 4),
         "s2": round(s2(scores.label, scores.iou_val), 4),
@@ -101,3 +104,21 @@ def summarise(counts: Counts, name: str, scores: Labelled) -> dict[str, Any]:
         "f1": mean(scores.f1),
         "average_precision": mean(scores.average_precision),
     }
+    if refined is not None:
+        found["intervals"] = refined.intervals
+        found["supervised_thresholds"] = {
+            **{key: mean(getattr(refined.supervised, key)) for key in ("iou", "precision", "recall", "f1")},
+            "s1": round(s1(refined.supervised.iou), 4),
+            "s2": round(s2(scores.label, refined.supervised.iou), 4),
+        }
+        found["union"] = _summarise_unions(refined.unions)
+    return found
+
+
+def _summarise_unions(unions: Agreement) -> dict[str, Any]:
+    good = unions.iou > INTERPRETABLE
+    means = {
+        key: round(float(getattr(unions, key)[good].mean()), 4) if good.any() else 0.0
+        for key in ("iou", "precision", "recall", "f1")
+    }
+    return {"labels": int(good.sum()), **means, "s2": round(float(unions.iou.sum()), 4)}

@@ -1,4 +1,7 @@
-"""Tables of a dissection: one row a direction, one row a direction and label, one row a category."""
+"""Tables of a dissection: one row a direction, one row a direction and label, one row a category.
+
+The rows of ``unions`` come from ``evaluate.unions``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.dissect import Counts
+from evaluate.counts import Counts
+from evaluate.refined import Refined
 from evaluate.scores import INTERPRETABLE, Labelled
 from stores.directions import Directions
 
@@ -16,9 +20,11 @@ COLUMNS = {
     "directions": (
         "directions", "method", "index", "label", "category", "number", "iou_train", "iou_val", "interpretable",
         "precision", "recall", "f1", "average_precision", "share", "agreement",
+        "iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised",
     ),
     "labels": ("directions", "index", "rank", "label", "category", "iou_train", "iou_val"),
     "categories": ("directions", "category", "distinct", "detectors"),
+    "unions": ("directions", "label", "category", "detectors", "iou", "precision", "recall", "f1"),
 }  # fmt: skip
 
 
@@ -34,9 +40,14 @@ def agreement(directions: Directions) -> np.ndarray:
 
 
 def direction_rows(
-    name: str, directions: Directions, counts: Counts, columns: slice, scores: Labelled
+    name: str,
+    directions: Directions,
+    counts: Counts,
+    columns: slice,
+    scores: Labelled,
+    refined: Refined | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a direction: its label, and its scores on val."""
+    """One row a direction: its label, and its scores on val; nothing where the second pass would have given them."""
     share, cosine = counts.share[columns], agreement(directions)
     rows = []
     for i in range(directions.count):
@@ -59,9 +70,20 @@ def direction_rows(
                 "average_precision": round(ap, 6) if np.isfinite(ap) else None,
                 "share": round(float(share[i]), 6),
                 "agreement": round(float(cosine[i]), 6),
+                **_refined(refined, i),
             }
         )
     return rows
+
+
+def _refined(refined: Refined | None, i: int) -> dict[str, float | None]:
+    """The columns of direction ``i`` that the second pass fills; the threshold is a logit, 0 the direction's own."""
+    names = ("iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised")
+    if refined is None:
+        return dict.fromkeys(names)
+    arrays = refined.iou_low, refined.iou_high, refined.threshold, refined.supervised.iou, refined.supervised.f1
+    values = (float(array[i]) for array in arrays)
+    return {name: round(value, 6) if np.isfinite(value) else None for name, value in zip(names, values, strict=True)}
 
 
 def label_rows(

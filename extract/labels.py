@@ -104,7 +104,9 @@ def labels_on_raster(source: ConceptSource, i: int, raster: tuple[int, int], box
         flat = sampled.reshape(len(layers), -1)
         for number in np.unique(flat):
             if number and source.by_number[int(number)].category in masks:
-                here = (flat == number).any(0)
+                here = flat[0] == number  # layer by layer: most categories have one
+                for layer in flat[1:]:
+                    here |= layer == number
                 places[int(number)] = places[int(number)] | here if int(number) in places else here
     numbers = np.array(sorted(places), np.int64)
     maps = np.stack([places[int(n)] for n in numbers]) if len(numbers) else np.zeros((0, raster[0] * raster[1]), bool)

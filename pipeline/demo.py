@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from evaluate.influence.study import InfluenceConfig
 from pipeline.evaluation import evaluate_directions, load_sets
 from pipeline.run import Run, code_version
 from pipeline.scene_net import train_scene_net
@@ -25,6 +26,8 @@ LAYER = "features.14"
 METHODS = ("eddp", "kmeans", "pca")
 # a third of the world's positions: what it costs in time is seen at once, what it costs in scores is not
 SETTINGS = {"eddp": {"max_rows": "120000"}}
+# null directions trained on fewer positions than a study would take: they are most of what influence costs
+INFLUENCE = InfluenceConfig(null_positions=500)
 
 Say = Callable[[str], None]
 
@@ -81,12 +84,12 @@ def run_demo(
     say(
         f"5/5  evaluate --store {store_path} "
         + " ".join(f"--directions {path}" for path in files)
-        + f" --broden {world_folder}"
+        + f" --broden {world_folder} --influence --null-positions {INFLUENCE.null_positions}"
     )
     if evaluation.is_dir():
         shutil.rmtree(evaluation)
     summary = evaluate_directions(
-        store, load_sets(files), evaluation, broden=world_folder,
+        store, load_sets(files), evaluation, broden=world_folder, influence=INFLUENCE,
         title="A small network's view of a small world", progress=progress,
     )  # fmt: skip
     return {**summary, "network": trained, "report": str(evaluation / "report.html")}

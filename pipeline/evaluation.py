@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from evaluate.detectors import make_bank
 from evaluate.dissect import Dissector, Resolution
 from evaluate.gallery import draw_strips, top_images
 from evaluate.influence.study import InfluenceConfig
+from evaluate.parallel import Scheduler
+from evaluate.refined import refine
 from evaluate.report.data import Candidate, Card, ReportData, Section
-from evaluate.report.definitions import DEFINITIONS
+from evaluate.report.definitions import DEFINITIONS, INFLUENCE
 from evaluate.report.page import write_report
 from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summarise
 from evaluate.tables import agreement, category_rows, direction_rows, label_rows, table_columns
 from evaluate.truth import against_truth
+from evaluate.unions import union_rows
 from extract.concepts import ConceptSource, open_concepts
 from extract.labels import align
 from pipeline.comparing import add_monosemanticity, add_stability
@@ -64,6 +68,7 @@ def evaluate_directions(
     device: str = "cpu",
     title: str = "What this layer's directions stand for",
     progress: Progress = silent,
+    scheduler: Scheduler = None,
 ) -> dict[str, Any]:
     """Score direction files on a concept dataset, on a synthetic store's truth, or both; returns the summary.
 
@@ -99,15 +104,16 @@ def evaluate_directions(
             ]
         tables.write("ground_truth", rows_to_columns(rows))
     if source is not None:
-        cards = _dissect(store, layer, sets, tables, source, resolution, device, summary, facts, progress)
+        cards = _dissect(store, layer, sets, tables, source, resolution, device, summary, facts, progress, scheduler)
     if influence is not None:
         nameless = {name: [("", "")] * d.count for name, (_, d) in sets.items()}
         labels = {
             name: [(c.label if c.category else "", c.category) for c in cards[name]] or nameless[name] for name in sets
         }
-        add_influence(
+        pushes = add_influence(
             store, layer, plain, labels, tables, influence, summary, source=source, device=device, progress=progress
         )
+        cards = {n: [replace(c, pushes=pushes[n][c.index]) for c in cards[n]] for n in cards}
     if encoder is not None:
         add_monosemanticity(store, layer, plain, encoder, summary, device=device, progress=progress)
     add_stability(store, layer, plain, tables, summary, device=device, progress=progress)
@@ -126,7 +132,7 @@ def evaluate_directions(
         for name, (path, directions) in sets.items()
     ]
     write_json(out / "summary.json", summary)
-    definitions = DEFINITIONS if source is not None else {}
+    definitions = (DEFINITIONS if source is not None else {}) | (INFLUENCE if influence is not None else {})
     write_report(out, ReportData(title, facts, sections, TILE_SIZE, None, definitions))
     return summary
 
@@ -142,16 +148,18 @@ def _dissect(
     summary: dict[str, Any],
     facts: dict[str, str],
     progress: Progress,
+    scheduler: Scheduler = None,
 ) -> dict[str, list[Card]]:
     """Label and score all sets on a Broden folder; fills in summary and facts, writes tables and pictures."""
     concepts = concept_store(store, layer, source, device=device, progress=progress)
     reader = LayerReader(concepts, layer)
     alignment = align(concepts, source)
     bank = make_bank({name: d for name, (_, d) in sets.items()}, reader, device=device, progress=progress)
-    dissector = Dissector(reader, bank, alignment, resolution)
+    dissector = Dissector(reader, bank, alignment, resolution, scheduler=scheduler)
     counts = dissector.count(progress)
     label_of = choose_labels(counts)
-    ap = dissector.average_precision(label_of, progress)
+    second = dissector.second(label_of, progress=progress)
+    ap = second.average_precision
     facts["Concepts"] = (
         f"{source.root.resolve().name}: {counts.images[0]} images to label on (train), {counts.images[1]} to score on (val), "
         f"{len(counts.labels)} labels"
@@ -159,17 +167,19 @@ def _dissect(
     facts["Resolution"] = f"{resolution}, {counts.raster[0]} × {counts.raster[1]} points per image"
     top = top_images(reader, bank, TILES, progress)
     predicted = _predictions(concepts)
-    tables: dict[str, list[dict[str, Any]]] = {"directions": [], "labels": [], "categories": []}
+    tables: dict[str, list[dict[str, Any]]] = {"directions": [], "labels": [], "categories": [], "unions": []}
     cards: dict[str, list[Card]] = {}
     for name, (_, directions) in sets.items():
         columns = bank.slices[name]
         scores = score(counts, columns, label_of, ap)
-        summary["directions"][name].update(summarise(counts, name, scores))
-        rows = direction_rows(name, directions, counts, columns, scores)
+        refined = refine(counts, second, columns, limit=INTERPRETABLE)
+        summary["directions"][name].update(summarise(counts, name, scores, refined))
+        rows = direction_rows(name, directions, counts, columns, scores, refined)
         candidates = label_rows(name, directions, counts, scores)
         tables["directions"] += rows
         tables["labels"] += candidates
         tables["categories"] += category_rows(name, summary["directions"][name])
+        tables["unions"] += union_rows(name, counts, second, columns)
         pictures = folder.folder / "pictures" / name
         if pictures.is_dir():
             shutil.rmtree(pictures)  # of an earlier evaluation: fewer directions now must not leave old pictures behind

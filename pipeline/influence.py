@@ -11,9 +11,10 @@ import torch
 from evaluate.concepts import concept_store
 from evaluate.influence.cavs import LabelUse, label_use, s3
 from evaluate.influence.steering import Steering, random_units, sweep
-from evaluate.influence.study import InfluenceConfig, Moving, effect_of, measure_influence, unit_columns
+from evaluate.influence.study import Influence, InfluenceConfig, Moving, effect_of, measure_influence, unit_columns
 from evaluate.influence.suspects import suspect_rows
 from evaluate.influence.tables import (
+    claims_of,
     class_influence_rows,
     direction_influence_rows,
     influence_columns,
@@ -21,6 +22,7 @@ from evaluate.influence.tables import (
     steering_rows,
     steering_summary,
 )
+from evaluate.report.data import Push
 from extract.concepts import ConceptSource
 from extract.labels import align
 from pipeline.tables import Tables
@@ -48,8 +50,8 @@ def add_influence(
     source: ConceptSource | None,
     device: str,
     progress: Progress,
-) -> None:
-    """Measure, write the tables, and fill in each file's entry of the summary."""
+) -> dict[str, list[list[Push]]]:
+    """Measure, write the tables, and fill in each file's entry of the summary; returns what each direction moves most."""
     moving = effect_of(store, layer, images=config.images, seed=config.seed, device=device)
     found = measure_influence(store, layer, sets, config, through=moving, device=device, progress=progress)
     classes = class_names(store, len(found.base))
@@ -84,6 +86,16 @@ def add_influence(
     for table in TABLES:
         if rows[table]:
             tables.write(table, rows_to_columns(rows[table]))
+    return {name: _pushes(found, name, classes) for name in sets}
+
+
+def _pushes(found: Influence, name: str, classes: Sequence[str], most: int = 3) -> list[list[Push]]:
+    """Of each signal vector, the classes whose probability it changes most, at the summary's step."""
+    a, part = found.config.alphas.index(found.config.alpha), found.slices[name]
+    change = found.probability[a, 0, part]
+    beyond = claims_of(found, name, a, 0)[1].random
+    order = np.argsort(-np.abs(change), axis=1, kind="stable")[:, :most]
+    return [[Push(classes[k], float(change[i, k]), bool(beyond[i, k])) for k in row] for i, row in enumerate(order)]
 
 
 def class_names(store: ActivationStore, count: int) -> list[str]:
@@ -135,7 +147,7 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
         f"Influence at α = {first['alpha']:g}, of signal vectors | filters: {first['images']} images, {first['classes']} classes, "
         f"{first['nulls']} null directions",
         f"{'directions':<{width}}"
-        + "".join(f"{h:>17}" for h in ("SDC", "SCDP", "beyond nulls", "beyond random", "mean |Δp|")),
+        + "".join(f"{h:>20}" for h in ("SDC", "SCDP", "beyond nulls", "beyond random", "mean |Δp|")),
     ]
     for name, entry in studied.items():
         both = [entry["influence"][role][f"{first['alpha']:g}"] for role in ("signal", "filter")]
@@ -144,7 +156,7 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
             for key in ("sdc", "scdp", "significant_max", "significant_random")
         ]
         cells.append(" | ".join(f"{one['mean_absolute_probability_change']:.1e}" for one in both))
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>17}" for cell in cells))
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
         suspects = entry["influence"].get("suspects", [])
         if suspects:
             named = dict.fromkeys(f"{row['label']} → {row['class_name']}" for row in suspects)

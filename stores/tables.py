@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from stores.files import write_atomically
+from stores.errors import StoreError
+from stores.files import rename, sync, sync_folder, write_bytes
+
+Columns = Mapping[str, Sequence[Any] | np.ndarray]
 
 
-def write_table(folder: Path, name: str, columns: Mapping[str, Sequence[Any]]) -> list[Path]:
+def write_table(folder: Path, name: str, columns: Columns) -> list[Path]:
     """Write ``name.csv`` and ``name.parquet`` into a folder, columns in the order given; returns their paths.
 
-    Bytes of file names that are not UTF-8 (lone surrogates in Python) are written as escapes, ``\\udcff``.
+    Bytes of file names that are not UTF-8 (lone surrogates in Python) are written as escapes, ``\\udcff``. Raises StoreError
+    when the disk is full or the folder cannot be written to.
     """
-    table = pa.table({key: pa.array([_text(value) for value in values]) for key, values in columns.items()})
-    written = []
-    for ending, writer in ((".csv", pyarrow.csv.write_csv), (".parquet", pyarrow.parquet.write_table)):
-        buffer = io.BytesIO()
-        writer(table, buffer)
-        write_atomically(folder / f"{name}{ending}", buffer.getvalue())
-        written.append(folder / f"{name}{ending}")
-    return written
+    return write_parts(folder, name, [columns])
 
 
-def rows_to_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Turn a list of rows into columns; keys absent from a row become empty cells."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    return {key: [row.get(key) for row in rows] for key in keys}
+def write_parts(folder: Path, name: str, parts: Iterable[Columns]) -> list[Path]:
+    """Write a table that comes in parts, at least one, of the same columns: one part is in memory at a time.
 
-
-def _text(value: Any) -> Any:
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+    Both files get their names at the end, when all parts are on the disk.
+    """
+    paths = [folder / f"{name}.csv", folder / f"{name}.parquet"]
+    each = iter(parts)
+    first = _table(next(each))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _new(paths[0]) as csv, _new(paths[1]) as parquet:
+            with ExitStack() as stack:
+                writers = (
+                    stack.enter_context(pyarrow.csv.CSVWriter(csv, first.schema)),
+                    stack.enter_context(pyarrow.parquet.ParquetWriter(parquet, first.schema)),
+                )
+                for table in (first, *()) if parts is None else _chain(first, each):
+                    for writer in writers:
+                        writer.write_table(table)
+        sync_folder(folder)
+    except OSError as error:
+        raise StoreError(
+            f"'{paths[0]}' could not be written: {error.strerror or error}. Free some space or fix the folder, then run "
+            "the same command again."
+        ) from error
+    return paths

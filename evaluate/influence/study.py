@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +23,10 @@ from stores.errors import UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
+log = logging.getLogger(__name__)
+
+IMAGES, IMAGES_THROUGH = 1000, 100
+LONG = 600  # seconds ahead that are worth a word
 ROLES = ("signal", "filter")
 _BLOCK = 2**28  # bytes of activations at once
 
@@ -33,7 +39,8 @@ class InfluenceConfig:
     ----------
     alphas : lengths of the step along a unit vector, in the activations' own unit.
     alpha : the one of ``alphas`` that the summary is about.
-    images : how many images are moved, drawn by the seed; all if the store has fewer.
+    images : how many images are moved, drawn by the seed; all if the store has fewer. None: 1000 behind pooling and an affine map, where
+        they cost next to nothing, and 100 through any other head.
     nulls, null_positions, null_epochs, learning_rate : null directions a detector, and how each is trained.
     randoms : random directions, uniform on the sphere, that all are held against as well; as many as ``nulls`` at most where each takes
         passes through a head.
@@ -42,7 +49,7 @@ class InfluenceConfig:
 
     alphas: tuple[float, ...] = (0.5, 2.0, 5.0)
     alpha: float = 2.0
-    images: int = 1000
+    images: int | None = None
     nulls: int = 100
     null_positions: int = 5000
     null_epochs: int = 100
@@ -57,8 +64,8 @@ class InfluenceConfig:
         if self.alpha not in self.alphas:
             raise UsageError(f"The step that the summary is about ({self.alpha:g}) must be one of {self.alphas}.")
         for name, least in (("images", 1), ("nulls", 0), ("null_positions", 4), ("null_epochs", 1), ("randoms", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, got {value}.")
 
     @property
     def training(self) -> Training:
@@ -107,7 +114,7 @@ class Moving:
     head: str
 
 
-def effect_of(store: ActivationStore, layer: str, *, images: int, seed: int, device: str = "cpu") -> Moving:
+def effect_of(store: ActivationStore, layer: str, *, images: int | None, seed: int, device: str = "cpu") -> Moving:
     """Draw ``images`` images of a store by the seed, and get what moves them ready.
 
     Raises UsageError where the head needs all positions and the store holds a sample of them.
@@ -116,9 +123,10 @@ def effect_of(store: ActivationStore, layer: str, *, images: int, seed: int, dev
     rows = reader.image_indices
     if not len(rows):
         raise UsageError(f"The store '{store.path}' has no readable image.")
+    head = open_head(store, layer, device=device)
+    images = images or (IMAGES if head.affine is not None else IMAGES_THROUGH)
     if len(rows) > images:
         rows = np.sort(np.random.default_rng([seed, 0x1A]).choice(rows, images, replace=False))
-    head = open_head(store, layer, device=device)
     if head.affine is not None:
         return Moving(
             PooledEffect(_logits(store, rows).to(device), head.affine[0]), len(rows), "pooling and an affine map"
@@ -169,6 +177,7 @@ def measure_influence(
     vectors = (unit_columns(signals), unit_columns(bank.filters))
     shape = (len(config.alphas), len(ROLES), bank.count, len(effect.base))
     score, probability, logit = (np.zeros(shape) for _ in range(3))
+    start = time.perf_counter()
     for a, alpha in enumerate(config.alphas):
         for r, directions in enumerate(vectors):
             moved = effect(directions, alpha)
@@ -176,12 +185,24 @@ def measure_influence(
                 part.cpu().numpy() for part in (moved.score, moved.probability, moved.logit)
             )
             progress("influence", a * len(ROLES) + r + 1, len(config.alphas) * len(ROLES))
+    if isinstance(effect, HeadEffect):
+        _tell_what_lies_ahead(config, (time.perf_counter() - start) * config.nulls)
     t_random, randoms = _against_random(effect, config, logit, reader.channels, device)
     reached, t, extremes, nulls = _against_nulls(reader, bank, effect, config, score, logit, device, progress)
     return Influence(
         config, dict(bank.slices), score, probability, logit, reached, t, t_random, randoms, extremes, nulls,
         effect.base.cpu().numpy(), moving.images, moving.head,
     )  # fmt: skip
+
+
+def _tell_what_lies_ahead(config: InfluenceConfig, seconds: float) -> None:
+    if seconds > LONG:
+        log.warning(
+            "Each null direction is a pass of all images through the model's own head: that will take about %.1f hours. Fewer "
+            "--influence-images or --null-directions (now %d), or a GPU, take less.",
+            seconds / 3600,
+            config.nulls,
+        )
 
 
 def _centred(logit: np.ndarray) -> np.ndarray:

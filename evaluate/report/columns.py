@@ -48,9 +48,25 @@ COLUMNS = (
     Column("sdc", "SDC", 1, "Directions with a significant influence on at least one class."),
     Column("scdp", "SCDP", 1, "Pairs of direction and class with a significant influence."),
     Column("significant_bh", "Significant (BH)", 1, "Pairs that are significant after Benjamini-Hochberg."),
+    Column("significant_max", "Beyond nulls", 1, "Pairs of signal vector and class beyond all null directions."),
+    Column("significant_random", "Beyond random", 1, "Pairs of signal vector and class beyond random directions."),
     Column("s3", "S3", -1, "Share of pairs where the pattern-CAV beats every signal vector of the label."),
+    Column("monosemanticity", "Monosemanticity", 1, "Mean monosemanticity score of the directions that have one."),
+    Column("stability", "Stability", 1, "Mean |cos| of signal vectors with those of the other fits of the method."),
 )
-OPTIONAL = frozenset({"directions", "sdc", "scdp", "significant_bh", "s3"})  # shown only where some section has them
+OPTIONAL = frozenset(
+    {
+        "directions",
+        "sdc",
+        "scdp",
+        "significant_bh",
+        "significant_max",
+        "significant_random",
+        "s3",
+        "monosemanticity",
+        "stability",
+    }
+)  # shown only where some section has them
 
 
 def number(value: Any) -> str:
@@ -66,6 +82,13 @@ def number(value: Any) -> str:
 def short(value: float) -> str:
     """A number for the corner of a picture: three digits."""
     return f"{value:#.3g}".rstrip(".") if math.isfinite(value) else DASH
+
+
+def points(change: float) -> str:
+    """A change of probability in percentage points, with its sign: two digits, at most two decimals."""
+    value = 100 * change
+    text = f"{value:+.1f}" if abs(value) >= 0.995 else f"{value:+.2f}"
+    return (text if float(text) else "±0").replace("-", "−") + " pp"
 
 
 def name(key: str) -> str:
@@ -93,6 +116,12 @@ def comparison(data: ReportData) -> list[list[tuple[str, bool]]]:
         top = max(ranked)[1] if column.better and len({text for _, text in ranked}) > 1 else None
         columns.append([(text, text == top) for _, text in cells])
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def column_groups(columns: list[Column]) -> list[tuple[int, int]]:
+    """First and last (exclusive) column of each table: how well labels fit, then what directions do and how stable they are."""
+    split = next((k for k, c in enumerate(columns) if c.key in OPTIONAL - {"directions"}), len(columns))
+    return [(first, last) for first, last in ((0, split), (split, len(columns))) if first < last]
 
 
 def _plain(text: str) -> str:

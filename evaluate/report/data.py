@@ -26,11 +26,21 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Push:
+    """What a step along a direction's signal vector does to a class: mean change of its probability; ``beyond``: more than
+    random directions do."""
+
+    class_name: str
+    change: float
+    beyond: bool
+
+
+@dataclass(frozen=True)
 class Card:
     """One direction pair. ``strip`` is a file name relative to the report: ``len(tiles)`` square pictures side by side.
 
     ``measures``: IoU, precision, recall, F1, average precision, share of positions, pair agreement, by name.
-    ``candidates`` are sorted, best first; the first is the label on train.
+    ``candidates`` are sorted, best first; the first is the label on train. ``pushes``: the classes it moves most, largest change first.
     """
 
     index: int
@@ -42,6 +52,7 @@ class Card:
     candidates: list[Candidate]
     strip: str
     tiles: list[Tile]
+    pushes: list[Push] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

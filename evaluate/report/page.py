@@ -19,7 +19,7 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from evaluate.report.columns import DASH, comparison, name, number, short, shown_columns
+from evaluate.report.columns import DASH, column_groups, comparison, name, number, points, short, shown_columns
 from evaluate.report.data import Card, ReportData, Section
 from stores.files import write_atomically
 
@@ -42,7 +42,7 @@ def render(data: ReportData) -> str:
     """The page as a text."""
     style, script = Markup(_resource("report.css")), Markup(_resource("report.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, short=short, name=name, url=url)
+    environment.filters.update(number=number, short=short, name=name, url=url, points=points)
     colours = category_colours(data)
     return environment.from_string(_resource("report.html")).render(
         data=data,
@@ -50,6 +50,7 @@ def render(data: ReportData) -> str:
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         columns=shown_columns(data),
+        column_groups=column_groups(shown_columns(data)),
         comparison=comparison(data),
         colours=colours,
         sections=[_section(i, section, data) for i, section in enumerate(data.sections, 1)],

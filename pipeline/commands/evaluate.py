@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 
@@ -32,7 +34,8 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
               help="Push the images along every direction and run the head: what does each do to each class, beyond chance?")  # fmt: skip
 @click.option("--alphas", default="0.5,2,5", show_default=True, metavar="A,A,…",
               help="Lengths of the step for --influence; the summary is about the middle one.")  # fmt: skip
-@click.option("--influence-images", type=int, default=1000, show_default=True, help="Images that are pushed.")
+@click.option("--influence-images", type=int, default=None,
+              help="Images that are pushed.  [default: 1000; 100 where each push is a pass through the model's own head]")  # fmt: skip
 @click.option("--null-directions", type=int, default=100, show_default=True,
               help="Null directions a detector; 0 tests nothing.")  # fmt: skip
 @click.option("--null-positions", type=int, default=5000, show_default=True,
@@ -50,6 +53,8 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
     default=None,
     help="Folder to write to.  [default: evaluation/ beside the directions]",
 )
+@click.option("--dask", default=None, metavar="ADDRESS|local",
+              help="Label on the workers of a dask scheduler (they see the same files), or of one started here.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @common
 def evaluate(
@@ -58,7 +63,7 @@ def evaluate(
     broden: str | None,
     influence: bool,
     alphas: str,
-    influence_images: int,
+    influence_images: int | None,
     null_directions: int,
     null_positions: int,
     seed: int,
@@ -66,6 +71,7 @@ def evaluate(
     ground_truth: bool,
     resolution: str,
     out: Path | None,
+    dask: str | None,
     device: str,
     quiet: bool,
     as_json: bool,
@@ -85,7 +91,7 @@ def evaluate(
     run = Run("evaluate", {"store": store, "directions": directions, "broden": broden, "ground_truth": ground_truth,
                            "influence": influence, "alphas": alphas, "influence_images": influence_images,
                            "null_directions": null_directions, "null_positions": null_positions, "seed": seed, "monosemanticity": monosemanticity,
-                           "resolution": resolution, "out": out, "device": device})  # fmt: skip
+                           "resolution": resolution, "out": out, "dask": dask, "device": device})  # fmt: skip
     folder = _broden_folder(broden)
     if folder is None and not (ground_truth or influence or monosemanticity):
         raise UsageError(
@@ -105,7 +111,7 @@ def evaluate(
     sets = load_sets(directions)
     opened = ActivationStore.open(store)
     target = out or directions[0].resolve().parent / "evaluation"
-    with showing(quiet) as progress:
+    with showing(quiet) as progress, _workers(dask) as scheduler:
         summary = evaluate_directions(
             opened,
             sets,
@@ -117,6 +123,7 @@ def evaluate(
             resolution=cast(Resolution, resolution),
             device=chosen,
             progress=progress,
+            scheduler=scheduler,
         )
     record = run.write(target / "run.json")
     if as_json:
@@ -143,3 +150,15 @@ def _steps(text: str) -> tuple[float, ...]:
         return tuple(sorted({float(part) for part in text.split(",")}))
     except ValueError:
         raise UsageError(f"--alphas takes numbers with commas between, as 0.5,2,5; got '{text}'.") from None
+
+
+@contextmanager
+def _workers(address: str | None) -> Iterator[Any]:
+    """What ``--dask`` names, for as long as it is needed; nothing, and nothing of dask imported, without it."""
+    if address is None:
+        yield None
+        return
+    from evaluate.cluster import cluster
+
+    with cluster(address) as client:
+        yield client

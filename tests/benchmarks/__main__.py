@@ -9,9 +9,17 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from tests.benchmarks import extraction, fitting, gpu, sae, store
+from tests.benchmarks import dissection, extraction, fitting, gpu, influence, sae, store
 
-SUITES = {"store": store.rows, "extraction": extraction.rows, "fitting": fitting.rows, "sae": sae.rows, "gpu": gpu.rows}
+SUITES = {
+    "store": store.rows,
+    "extraction": extraction.rows,
+    "fitting": fitting.rows,
+    "sae": sae.rows,
+    "influence": influence.rows,
+    "dissection": dissection.rows,
+    "gpu": gpu.rows,
+}
 
 
 def main(names: list[str]) -> None:

@@ -23,29 +23,22 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(("net", "layer", "through"), [
-    ("tiny_net:build", "second", "pooling and an affine map"),
-    ("tiny_net:build", "first", "the model's own head"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("net", "layer", "through", "classes"),
+    [
+        ("tiny_net:build", "second", "pooling and an affine map", 5),
+        ("tiny_net:build", "first", "the model's own head", 5),
+        ("tiny_net:tokens", "block", "the model's own head", 3),
+    ],
+)
 def test_with_a_concept_dataset(
-    run: Run, tiny_broden: Callable[..., object], tmp_path: Path, net: str, layer: str, through: str
+    run: Run, tiny_broden: Callable[..., object], tmp_path: Path, net: str, layer: str, through: str, classes: int
 ) -> None:
     broden, store = tiny_broden().root, tmp_path / "acts.zarr"
     ok(run("extract", "--model", net, "--layer", layer, "--data", broden, "--out", store))
     for method in ("kmeans", "pca"):
-        ok(
-            run(
-                "fit",
-                "--store",
-                store,
-                "--directions",
-                3,
-                "--method",
-                method,
-                "--out",
-                tmp_path / f"{method}.safetensors",
-            )
-        )
+        out = tmp_path / f"{method}.safetensors"
+        ok(run("fit", "--store", store, "--directions", 3, "--method", method, "--out", out))
     files = ("--directions", tmp_path / "kmeans.safetensors", "--directions", tmp_path / "pca.safetensors")
     ended = ok(run("evaluate", "--store", store, *files, "--broden", broden, "--influence", *FEW))
     assert "Influence at α = 2" in ended.out
@@ -56,9 +49,10 @@ def test_with_a_concept_dataset(
             assert key in entry
         assert entry["influence"]["through"] == through
         assert entry["influence"]["images"] == 6
+        assert entry["influence"]["signal"]["5"]["largest_probability_change"] > 1e-6
         assert set(entry["influence"]["steering"]) == {"signal", "filter", "random"}
     table = rows(folder / "influence.csv")
-    assert len(table) == 2 * 3 * 2 * 3 * 5  # files, directions, roles, steps, classes
+    assert len(table) == 2 * 3 * 2 * 3 * classes  # files, directions, roles, steps, classes
     for row in table:
         assert -1 <= float(row["score"]) <= 1
         assert 0 < float(row["p"]) <= 1

@@ -87,11 +87,17 @@ def run(script: str, place: tuple[Path, dict[str, str]]) -> str:
 @pytest.mark.slow
 def test_shell_blocks_in_order_then_the_python(place: tuple[Path, dict[str, str]]) -> None:
     shown = blocks("sh")
-    assert len(shown) == 5
+    assert len(shown) == 6
     for block in shown:
         run(block, place)
     folder = place[0]
-    for made in ("evaluation/report.html", "comparison/report.html", "truth/summary.json", "birds.safetensors"):
+    for made in (
+        "evaluation/report.html",
+        "comparison/report.html",
+        "influence/influence.csv",
+        "truth/summary.json",
+        "birds.safetensors",
+    ):
         assert (folder / made).is_file(), made
     for number, (python, check) in enumerate(zip(blocks("python"), CHECKS, strict=True)):
         (folder / f"shown{number}.py").write_text(f"{python}\n{check}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,19 @@ class MemoryReader:
         self.image_indices = np.flatnonzero(self.valid)
         self.n_images, self.positions, self.channels, self.grid = len(self.image_indices), *x.shape[1:], grid
         self.n_rows = self.n_images * self.positions
+        self.store = SimpleNamespace(n_chunks=-(-len(x) // chunk_images), chunk_images=chunk_images)
+        self.array = SimpleNamespace(raw=True)
+
+    def chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        first = chunk * self.chunk_images
+        index = first + np.flatnonzero(self.valid[first : first + self.chunk_images])
+        return index, self.x[index]
 
     def blocks(self, images: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for first in range(0, len(self.x), self.chunk_images):
-            index = first + np.flatnonzero(self.valid[first : first + self.chunk_images])
+        for index, block in map(self.chunk, range(-(-len(self.x) // self.chunk_images))):
             step = images or max(1, len(index))
             for start in range(0, len(index), step):
-                yield index[start : start + step], self.x[index[start : start + step]]
+                yield index[start : start + step], block[start : start + step]
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def toy_counts() -> Counts:
         covered={"a": 60, "b": 0},
         active={"a": 90, "b": 0},
         positions=100,
-        share=np.array([0.65, 0.36, 0.0, 0.34]),
+        positive=np.array([65, 36, 0, 34]),
     )  # fmt: skip
 
 

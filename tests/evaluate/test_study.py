@@ -9,6 +9,7 @@ import pytest
 import torch
 from by_hand import layer_store
 
+from evaluate.influence import study
 from evaluate.influence.study import ROLES, InfluenceConfig, effect_of, measure_influence
 from evaluate.influence.tables import (
     claims_of,
@@ -158,10 +159,17 @@ def _pooled_store(tmp_path: Path) -> tuple[ActivationStore, LayerReader]:
     return store, LayerReader(store)
 
 
+def test_hours_ahead_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    study._tell_what_lies_ahead(InfluenceConfig(), 5.0)
+    assert not caplog.messages
+    study._tell_what_lies_ahead(InfluenceConfig(), 7200.0)
+    assert "2.0 hours" in caplog.messages[0]
+    assert "--null-directions (now 100)" in caplog.messages[0]
+
+
 def test_sampled_positions_are_refused_where_the_head_needs_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evaluate.influence import study
     from extract.head import Head
 
     x = np.zeros((3, 2, 4), np.float32)

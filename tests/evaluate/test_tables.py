@@ -9,9 +9,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from evaluate.dissect import Counts
+from evaluate.counts import Counts
+from evaluate.refined import Refined
 from evaluate.scores import Labelled
 from evaluate.tables import COLUMNS, agreement, category_rows, direction_rows, label_rows, table_columns
+from evaluate.thresholds import Agreement
 from extract.broden import ConceptLabel
 from stores.directions import Directions
 from stores.tables import write_table
@@ -32,7 +34,8 @@ def labelled() -> tuple[Counts, Labelled]:
         images=np.zeros(2, int),
         resolution="mask",
         raster=(1, 1),
-        share=np.array([0.9, 0.125, 0.0]),  # the first belongs to another set
+        positions=8,
+        positive=np.array([7, 1, 0]),  # the first belongs to another set
     )
     scores = Labelled(
         label=np.array([0, -1]),
@@ -66,10 +69,22 @@ def test_one_row_a_direction(labelled: tuple[Counts, Labelled], directions: Dire
         "directions": "mine", "method": "eddp", "index": 0, "label": "sky", "category": "object", "number": 4,
         "iou_train": 0.5, "iou_val": 0.25, "interpretable": True, "precision": 0.333333, "recall": 0.5, "f1": 0.4,
         "average_precision": 0.75, "share": 0.125, "agreement": 0.6,
+        "iou_low": None, "iou_high": None, "threshold_supervised": None, "iou_supervised": None, "f1_supervised": None,
     }  # fmt: skip
     assert (dead["label"], dead["category"], dead["number"], dead["interpretable"]) == ("", "", 0, False)
     assert dead["average_precision"] is None
     assert tuple(first) == COLUMNS["directions"]
+
+
+def test_what_the_second_pass_gave(labelled: tuple[Counts, Labelled], directions: Directions) -> None:
+    counts, scores = labelled
+    none = np.zeros(2)
+    supervised = Agreement(np.array([0.5, 0.0]), none, none, np.array([2 / 3, 0.0]))
+    refined = Refined(np.array([0.1, 0.0]), np.array([0.3, 0.0]), np.array([1.5, np.nan]), supervised, {}, supervised)
+    first, dead = direction_rows("mine", directions, counts, slice(1, 3), scores, refined)
+    names = ("iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised")
+    assert [first[name] for name in names] == [0.1, 0.3, 1.5, 0.5, 0.666667]
+    assert [dead[name] for name in names] == [0, 0, None, 0, 0]
 
 
 def test_the_best_labels_of_each_direction(labelled: tuple[Counts, Labelled], directions: Directions) -> None:

@@ -1,0 +1,64 @@
+"""``evaluate --dask``: the same results from processes of this machine, one sentence for an address nobody listens on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import evaluate.cluster
+
+Run = Callable[..., object]
+NET = ("--model", "tiny_net:build", "--layer", "second")
+
+
+def ok(ended):  # type: ignore[no-untyped-def]
+    assert ended.code == 0, ended.err
+    return ended
+
+
+@pytest.fixture
+def fitted(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> list[object]:
+    """Arguments of an evaluation."""
+    broden, store, out = tiny_broden(images=12).root, tmp_path / "acts.zarr", tmp_path / "pca.safetensors"
+    ok(run("extract", *NET, "--data", broden, "--out", store))
+    ok(run("fit", "--store", store, "--directions", 4, "--method", "pca", "--out", out))
+    return ["--store", store, "--directions", out, "--broden", broden, "--json", "--quiet"]
+
+
+def test_processes_of_this_machine_give_the_same(
+    run: Run, fitted: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate.cluster, "cores", lambda: 2)
+    plain, spread = tmp_path / "plain", tmp_path / "spread"
+    ok(run("evaluate", *fitted, "--out", plain))
+    ended = ok(run("evaluate", *fitted, "--out", spread, "--dask", "local"))
+    assert ended.err == ""
+    assert (plain / "summary.json").read_bytes() == (spread / "summary.json").read_bytes()
+    for table in ("directions", "labels", "categories", "unions"):
+        assert (plain / f"{table}.csv").read_bytes() == (spread / f"{table}.csv").read_bytes()
+    entry = json.loads(ended.out)["directions"]["pca"]
+    assert entry.keys() >= {"intervals", "supervised_thresholds", "union"}
+    assert all(low <= high for low, high in entry["intervals"].values())
+    assert json.loads((spread / "run.json").read_bytes())["options"]["dask"] == "local"
+
+
+def test_an_address_where_nobody_listens(
+    run: Run, fitted: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate.cluster, "PATIENCE", 0.5)
+    ended = run("evaluate", *fitted, "--out", tmp_path / "out", "--dask", "tcp://127.0.0.1:9")
+    assert ended.code == 1
+    assert ended.out == ""
+    assert ended.err.startswith("Error: No dask scheduler answers at 'tcp://127.0.0.1:9' (--dask).")
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_of_distributed_is_loaded_without_it() -> None:
+    code = "import sys, pipeline.commands.evaluate, pipeline.evaluation; sys.exit('distributed' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

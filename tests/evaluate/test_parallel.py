@@ -1,0 +1,219 @@
+"""A pass in threads and on the workers of a cluster: the same sums to the last position, and sentences when workers are gone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from slow_dissection import LABELS, WHOLE, Broden, random_rows
+
+import evaluate.cluster
+from evaluate.cluster import cluster, on_cluster, pack
+from evaluate.counts import Counts, count_images
+from evaluate.detectors import make_bank
+from evaluate.dissect import Dissector, Second
+from evaluate.parallel import cores, ranges
+from evaluate.scores import choose_labels
+from extract.labels import Alignment
+from stores.activations import ActivationStore
+from stores.directions import Directions
+from stores.errors import CorruptStoreError, EDDPError, UsageError
+from stores.readers import LayerReader
+
+Make = Callable[..., Directions]
+Store = Callable[..., ActivationStore]
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def make_dissector(
+    tmp_path_factory: pytest.TempPathFactory, make_broden: Broden, make_store: Store, make_directions: Make
+) -> Callable[..., Dissector]:
+    folder = tmp_path_factory.mktemp("parallel")
+    g = np.random.default_rng(1)
+    source = make_broden(folder / "b", LABELS, random_rows(g, IMAGES, (8, 8)))
+    x = g.normal(size=(IMAGES, 4, 3)).astype(np.float32)
+    valid = np.arange(IMAGES) != 5
+    store = make_store(folder / "s.zarr", x, grid=(2, 2), chunk_images=2, valid=valid)
+    reader = LayerReader(store)
+    sets = {
+        "a": make_directions(g.normal(size=(3, 7)), g.normal(size=7)),
+        "b": make_directions(np.eye(3), quantile=0.2),
+    }
+    bank = make_bank(sets, reader)
+    alignment = Alignment(source, {i: i for i in range(IMAGES)}, lambda image: WHOLE)
+    return lambda scheduler: Dissector(reader, bank, alignment, scheduler=scheduler)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """Two worker processes."""
+    from distributed import Client, LocalCluster
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as workers,
+        Client(workers, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def both_passes(dissector: Dissector) -> tuple[Counts, Second, list[tuple[str, int, int | None]]]:
+    told: list[tuple[str, int, int | None]] = []
+
+    def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
+        told.append((stage, done, total))
+
+    counts = dissector.count(progress)
+    return counts, dissector.second(choose_labels(counts), replicates=20, progress=progress), told
+
+
+def assert_all_equal(a: Any, b: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        np.testing.assert_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def assert_the_same(make_dissector: Callable[..., Dissector], scheduler: Any) -> None:
+    counts, second, told = both_passes(make_dissector("here"))
+    found, more, heard = both_passes(make_dissector(scheduler))
+    names = (
+        "both",
+        "detector",
+        "label",
+        "points",
+        "images",
+        "positive",
+        "positions",
+        "covered",
+        "active",
+        "low",
+        "high",
+    )
+    assert_all_equal(counts, found, names)
+    assert_all_equal(second, more, ("positive", "negative", "union_both", "union", "both", "detector", "label"))
+    assert second.positive.any()
+    for stage in ("dissection", "average precision"):
+        ends = {max(done for s, done, _ in calls if s == stage) for calls in (told, heard)}
+        assert ends == {next(total for s, _, total in heard if s == stage)}
+
+
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_ranges_are_a_partition(chunks: int, parts: int) -> None:
+    found = ranges(chunks, parts)
+    assert [k for part in found for k in part] == list(range(chunks))
+    sizes = [len(part) for part in found]
+    assert len(found) == min(chunks, parts)
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("scheduler", ["threads", None])
+def test_threads_count_the_same(
+    make_dissector: Callable[..., Dissector], scheduler: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluate.parallel.cores", lambda: 3)
+    before = torch.get_num_threads()
+    assert_the_same(make_dissector, scheduler)
+    assert torch.get_num_threads() == before
+
+
+def test_workers_elsewhere_count_the_same(make_dissector: Callable[..., Dissector], client: Any) -> None:
+    assert_the_same(make_dissector, client)
+
+
+def test_only_names_are_taken(make_dissector: Callable[..., Dissector]) -> None:
+    assert cores() >= 1
+    with pytest.raises(UsageError, match="must be 'here', 'threads', None or a distributed.Client, got 'processes'"):
+        make_dissector("processes").count()
+
+
+def test_an_error_in_one_part_ends_the_others(make_dissector: Callable[..., Dissector]) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_dissector("threads").count(stop)
+
+
+def test_what_is_sent_is_small_and_opens_by_itself(make_dissector: Callable[..., Dissector]) -> None:
+    material = make_dissector("here").material
+    parcel = pack(material, range(1, 3))
+    assert set(parcel.rows) <= {2, 3, 4, 5}
+    assert set(parcel.boxes) == set(parcel.rows.values())
+    assert_all_equal(
+        count_images(parcel.open(), range(1, 3)), count_images(material, range(1, 3)), ("both", "detector")
+    )
+    other = type(parcel)(**{**vars(parcel), "fingerprint": "another"})
+    with pytest.raises(CorruptStoreError, match="Workers find another store"):
+        other.open()
+
+
+def dies(*arguments: object) -> None:
+    os._exit(1)
+
+
+def fails(*arguments: object) -> None:
+    raise UsageError("This is wrong.")
+
+
+def test_errors_of_workers_are_told_as_they_are(make_dissector: Callable[..., Dissector], client: Any) -> None:
+    with pytest.raises(UsageError, match=r"^This is wrong\.$"):
+        on_cluster(fails, make_dissector(client).material, client, (), lambda *a, **k: None, "stage")
+
+
+def test_workers_that_die_are_a_sentence(make_dissector: Callable[..., Dissector], client: Any) -> None:
+    with pytest.raises(EDDPError, match="workers that were given a part of the images died"):
+        on_cluster(dies, make_dissector(client).material, client, (), lambda *a, **k: None, "stage")
+
+
+def test_nobody_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate.cluster, "PATIENCE", 0.5)
+    for address in ("tcp://127.0.0.1:9", "nonsense://"):
+        with pytest.raises(EDDPError, match=f"No dask scheduler answers at '{address}'"), cluster(address):
+            pass
+
+
+def test_a_scheduler_without_workers_is_a_sentence(
+    make_dissector: Callable[..., Dissector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(evaluate.cluster, "PATIENCE", 0.5)
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as empty:
+        address = empty.scheduler_address
+        with pytest.raises(EDDPError, match="has no worker"), cluster(address):
+            pass
+
+
+def test_workers_that_left_are_not_waited_for(
+    make_dissector: Callable[..., Dissector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(evaluate.cluster, "PATIENCE", 0.5)
+    with (
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as empty,
+        Client(empty, set_as_default=False) as client,
+        pytest.raises(EDDPError, match="All dask workers are gone"),
+    ):
+        make_dissector(client).count()
+
+
+def test_a_cluster_of_this_machine(make_dissector: Callable[..., Dissector], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate.cluster, "cores", lambda: 1)
+    with cluster("local") as client:
+        found = make_dissector(client).count()
+    np.testing.assert_array_equal(found.both, make_dissector("here").count().both)
+
+
+def test_paths_are_absolute(make_dissector: Callable[..., Dissector]) -> None:
+    parcel = pack(make_dissector("here").material, range(2))
+    assert Path(parcel.store).is_absolute()
+    assert Path(parcel.concepts[1]).is_absolute()
