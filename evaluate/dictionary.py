@@ -122,7 +122,7 @@ TABLES = {
         "cos": Entry("number", "cosine", "Cosine of the direction's signal vector and the true one."),
     }),
     "influence": Table("One row a direction, role, step and class: what the step does to the class, and against how many null directions.", {
-        "score": Entry("number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall.", RCAV),
+        "score": Entry("number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall. 0 for a direction that moves nothing.", RCAV),
         "logit_change": Entry("number", "logit", "Mean change of the class's logit over the images."),
         "probability_change": Entry("number", "probability", "Mean change of the class's probability over the images."),
         "p_paper": Entry("number", "probability", "Share of the detector's null directions with an absolute score at least as large; 0 where none has.", RCAV),
@@ -134,7 +134,7 @@ TABLES = {
         "significant_bh": Entry("boolean", "", "q_bh is at most the level, 0.05 unless set otherwise."),
         "t": Entry("number", "standard deviations", "Distance of logit_change (against the mean of all classes') from the mean of the null directions' changes, in their standard deviations; 0 with fewer than three of them."),
         "q_t": Entry("number", "probability", "p-value of t (Student, N − 1 degrees of freedom) adjusted for the tests of the file, role and step (Benjamini & Hochberg 1995)."),
-        "p_max": Entry("number", "probability", "(b + 1) / (N + 1), b of N rounds of permutations whose largest |t| over all directions and classes is at least as large (Westfall & Young 1993)."),
+        "p_max": Entry("number", "probability", "(b + 1) / (N + 1), b of N rounds of permutations whose largest |t| over all directions and classes is at least as large (Westfall & Young 1993); at least 1 / (n + 1), n the direction's null directions."),
         "t_random": Entry("number", "standard deviations", "As t, against directions uniform on the sphere."),
         "p_random": Entry("number", "probability", "p-value of t_random (Student) adjusted for the tests of the file, role and step (Holm 1979)."),
         "significant_random": Entry("boolean", "", "p_random is at most the level, 0.05 unless set otherwise."),
@@ -157,7 +157,7 @@ TABLES = {
     "influence_classes": Table("One row a class and signal vector of its concept influence diagram: the at most 10 that raise and lower it most.", {
         "sign": Entry("string", "", "positive or negative: whether the signal vector raises the class's probability or lowers it.", EDDP),
         "rank": Entry("integer", "", "1 for the largest change of that sign, and so on.", EDDP),
-        "score": Entry("number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall.", RCAV),
+        "score": Entry("number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall. 0 for a direction that moves nothing.", RCAV),
         "probability_change": Entry("number", "probability", "Mean change of the class's probability over the images."),
         "significant_paper": Entry("boolean", "", "As in the table influence.", RCAV),
         "significant_max": Entry("boolean", "", "As in the table influence."),

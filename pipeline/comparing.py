@@ -15,6 +15,7 @@ from evaluate.stability import stability_of, stability_rows
 from pipeline.tables import Tables
 from stores.activations import ActivationStore
 from stores.directions import Directions
+from stores.errors import UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
 from stores.statistics import statistics
@@ -44,6 +45,16 @@ def add_stability(
         summary["directions"][name]["stability"] = round(float(value), 4)
 
 
+def _embeddings(path: Path) -> LayerReader:
+    store = ActivationStore.open(path)
+    if len(store.layers) > 1:
+        raise UsageError(
+            f"The store '{path}' (--monosemanticity) holds several layers ({', '.join(store.layers)}), and one gives the "
+            "embeddings. Extract that one into a store of its own."
+        )
+    return LayerReader(store)
+
+
 def add_monosemanticity(
     store: ActivationStore,
     layer: str,
@@ -56,7 +67,7 @@ def add_monosemanticity(
 ) -> dict[str, np.ndarray]:
     """Monosemanticity scores (I,) of each file over the store's images, in the features of the store ``encoder``, or in the
     model's own for ``OWN``. Fills in the summary."""
-    embeddings = None if str(encoder) == OWN else LayerReader(ActivationStore.open(encoder))
+    embeddings = None if str(encoder) == OWN else _embeddings(encoder)
     slices, start = {}, 0
     for name, directions in sets.items():
         slices[name] = slice(start, start + directions.count)

@@ -10,6 +10,7 @@ import torch
 
 from evaluate.concepts import concept_store
 from evaluate.influence.cavs import LabelUse, label_use, s3
+from evaluate.influence.nulls import precision_on
 from evaluate.influence.steering import Steering, random_units, sweep
 from evaluate.influence.study import Influence, InfluenceConfig, Moving, effect_of, measure_influence, unit_columns
 from evaluate.influence.suspects import suspect_rows
@@ -17,7 +18,7 @@ from evaluate.influence.tables import (
     claims_of,
     class_influence_rows,
     direction_influence_rows,
-    influence_columns,
+    influence_parts,
     influence_summary,
     steering_rows,
     steering_summary,
@@ -55,26 +56,25 @@ def add_influence(
     moving = effect_of(store, layer, images=config.images, seed=config.seed, device=device)
     found = measure_influence(store, layer, sets, config, through=moving, device=device, progress=progress)
     classes = class_names(store, len(found.base))
-    whole: dict[str, list[Any]] = {}
     rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
     use = None if source is None else _use_of_labels(store, layer, source, device, progress)
     cavs = None if use is None else moving.effect(torch.from_numpy(use.cavs).to(device), config.alpha)
     controls = sweep(moving.effect, random_units(store.layer(layer).channels, RANDOM, config.seed).to(device))
+    plain = {name: [label for label, _ in labels[name]] for name in sets}
     for name, directions in sets.items():
-        names = [label for label, _ in labels[name]]
-        for column, values in influence_columns(found, name, names, classes).items():
-            whole.setdefault(column, []).extend(values)
+        names = plain[name]
         rows["influence_directions"] += direction_influence_rows(found, name, names, classes)
         rows["influence_classes"] += class_influence_rows(found, name, names, classes)
         entry = summary["directions"][name]
         entry.update(influence_summary(found, name))
+        entry["influence"]["null_precision"] = str(precision_on(torch.device(device))).removeprefix("torch.")
         curves = _steer(moving, directions, controls, device)
         rows["steering"] += steering_rows(name, names, classes, curves)
         entry["influence"]["steering"] = steering_summary(curves)
         if source is not None and use is not None and cavs is not None:
             a, part = config.alphas.index(config.alpha), found.slices[name]
             columns = _columns(source, labels[name])
-            score, probability = cavs.score.cpu().numpy(), cavs.probability.cpu().numpy()
+            score, probability = cavs.influence.cpu().numpy(), cavs.probability.cpu().numpy()
             entry["s3"] = _rounded(s3(columns, found.score[a, 0, part], score, use.known))
             entry["influence"]["s3_probability"] = _rounded(
                 s3(columns, found.probability[a, 0, part], probability, use.known)
@@ -82,7 +82,7 @@ def add_influence(
             suspects = suspect_rows(found, name, labels[name], columns, use, classes)
             entry["influence"]["suspects"] = suspects[:10]
             rows["suspects"] += suspects
-    tables.write("influence", whole)
+    tables.write_parts("influence", (p for name in sets for p in influence_parts(found, name, plain[name], classes)))
     for table in TABLES:
         if rows[table]:
             tables.write(table, rows_to_columns(rows[table]))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from evaluate.compare import compare, comparison_columns, comparison_text, write_comparison_latex
 from evaluate.dictionary import TABLES, write_dictionary
 from evaluate.latex import write_latex
-from stores.tables import write_table
+from stores.tables import Columns, write_parts, write_table
 
 PRINTED = 500  # rows up to which a table is also written in LaTeX
 
@@ -21,12 +21,27 @@ class Tables:
         self.folder = folder
         self._written: dict[str, list[str]] = {}
 
-    def write(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    def write(self, name: str, columns: Columns) -> None:
         """Write one table given by its columns."""
-        write_table(self.folder, name, columns)
-        self._written[name] = list(columns)
-        if len(next(iter(columns.values()), ())) <= PRINTED:
-            write_latex(self.folder / f"{name}.tex", columns, caption=TABLES[name].rows, label=f"tab:{name}")
+        self.write_parts(name, [columns])
+
+    def write_parts(self, name: str, parts: Iterable[Columns]) -> None:
+        """Write one table that comes in parts, too long to be in memory as a whole."""
+        printed: dict[str, list[Any]] = {}
+        count = 0
+
+        def seen() -> Iterator[Columns]:
+            nonlocal count
+            for columns in parts:
+                count += len(next(iter(columns.values()), ()))
+                for key, values in columns.items():
+                    printed.setdefault(key, []).extend(values if count <= PRINTED else ())
+                yield columns
+
+        write_parts(self.folder, name, seen())
+        self._written[name] = list(printed)
+        if count <= PRINTED:
+            write_latex(self.folder / f"{name}.tex", printed, caption=TABLES[name].rows, label=f"tab:{name}")
 
     def write_comparison(self, summary: Mapping[str, Any]) -> None:
         """Write the comparison of all files: the best in bold, supervised methods apart."""

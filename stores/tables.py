@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from stores.errors import StoreError
-from stores.files import rename, sync, sync_folder, write_bytes
+from stores.files import Data, rename, sync, sync_folder, write_bytes
 
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 
@@ -31,28 +32,80 @@ def write_table(folder: Path, name: str, columns: Columns) -> list[Path]:
 
 
 def write_parts(folder: Path, name: str, parts: Iterable[Columns]) -> list[Path]:
-    """Write a table that comes in parts, at least one, of the same columns: one part is in memory at a time.
+    """Write a table that comes in parts, at least one, all of the same columns: no more than one is in memory at a time.
 
-    Both files get their names at the end, when all parts are on the disk.
+    Both files get their names when all parts are on the disk; until then, and for good when that fails, what they were stays.
     """
     paths = [folder / f"{name}.csv", folder / f"{name}.parquet"]
-    each = iter(parts)
-    first = _table(next(each))
+    unfinished = [path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial") for path in paths]
+    rest = iter(parts)
+    first = _table(next(rest))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _new(paths[0]) as csv, _new(paths[1]) as parquet:
-            with ExitStack() as stack:
-                writers = (
-                    stack.enter_context(pyarrow.csv.CSVWriter(csv, first.schema)),
-                    stack.enter_context(pyarrow.parquet.ParquetWriter(parquet, first.schema)),
-                )
-                for table in (first, *()) if parts is None else _chain(first, each):
-                    for writer in writers:
-                        writer.write_table(table)
+        with ExitStack() as stack:
+            csv, parquet = (stack.enter_context(_Unfinished(path)) for path in unfinished)
+            with (
+                pyarrow.csv.CSVWriter(csv, first.schema) as rows,
+                pyarrow.parquet.ParquetWriter(parquet, first.schema) as groups,
+            ):
+                for table in chain([first], (_table(part) for part in rest)):
+                    rows.write_table(table)
+                    groups.write_table(table)
+            for file in (csv, parquet):
+                sync(file.handle)
+        for path, target in zip(unfinished, paths, strict=True):
+            rename(path, target)
         sync_folder(folder)
     except OSError as error:
         raise StoreError(
-            f"'{paths[0]}' could not be written: {error.strerror or error}. Free some space or fix the folder, then run "
-            "the same command again."
+            f"'{paths[0]}' could not be written: {error.strerror or error}. Free some space or fix the folder, then run the "
+            "same command again."
         ) from error
+    finally:
+        for path in unfinished:
+            if path.exists():
+                path.unlink()
     return paths
+
+
+def rows_to_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Turn a list of rows into columns; keys absent from a row become empty cells."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return {key: [row.get(key) for row in rows] for key in keys}
+
+
+class _Unfinished(io.RawIOBase):
+    """A new file that pyarrow writes to as all files here are written; closed with its context, not by pyarrow."""
+
+    def __init__(self, path: Path) -> None:
+        self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Data) -> int:  # type: ignore[override]
+        view = memoryview(data).cast("B")
+        write_bytes(self.handle, view)
+        return len(view)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self.handle)
+        super().close()
+
+
+def _table(columns: Columns) -> pa.Table:
+    return pa.table({key: _array(values) for key, values in columns.items()})
+
+
+def _array(values: Sequence[Any] | np.ndarray) -> pa.Array:
+    if isinstance(values, np.ndarray) and values.dtype in (np.int64, np.float64, np.bool_):
+        return pa.array(values)  # millions of rows without a Python object for each
+    try:
+        return pa.array(values)
+    except UnicodeError:
+        return pa.array([_text(value) for value in values])
+
+
+def _text(value: Any) -> Any:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 
 SAME = 1e-10  # relative: a probability that fell by less has not moved, it was rounded
-SAME_32 = 1e-6  # of a head that computes in float32
+SAME_32 = 3e-6  # of the largest logit, of a head that computes in float32
 _NUMBERS = 2**24  # of float64 at once
 
 
@@ -31,6 +31,12 @@ class Effects:
     score: torch.Tensor
     probability: torch.Tensor
     logit: torch.Tensor
+
+    @property
+    def influence(self) -> torch.Tensor:
+        """``score``, but 0 for a direction that lets no class fall: then none rises, and it has moved nothing [ours]."""
+        still = (self.score == 1).all(1, keepdim=True)
+        return torch.where(still, torch.zeros_like(self.score), self.score)
 
 
 class Effect(Protocol):
@@ -53,7 +59,8 @@ class PooledEffect:
 
     def __init__(self, logits: torch.Tensor, weight: torch.Tensor) -> None:
         self._weight = weight.double()
-        self._p = torch.softmax(logits.to(weight.device).double(), 1)
+        # not below e^-690: one image's probabilities, moved, then never all vanish, and still sum to 1
+        self._p = torch.softmax(logits.to(weight.device).double(), 1).clamp_min(1e-300)
         self.base = self._p.mean(0)
 
     def __call__(self, directions: torch.Tensor, alpha: float) -> Effects:
@@ -65,11 +72,10 @@ class PooledEffect:
         n = len(self._p)
         d = alpha * (directions.double().T @ self._weight.T)  # (J, K)
         top = d.amax(1, keepdim=True)
-        # (J, N): log Σ_k p e^d. A sum that underflows belongs to an image sure of a class that falls by hundreds of logits
-        m = ((d - top).exp() @ self._p.T).clamp_min(1e-300).log() + top
+        m = ((d - top).exp() @ self._p.T).log() + top  # (J, N): log Σ_k p e^d
         order = m.sort(1).values
         held = torch.searchsorted(order, d + SAME, right=True)  # images with m ≤ d
-        after = (d - top).exp() * ((top - m).clamp_max(690).exp() @ self._p) / n
+        after = (d - top).exp() * ((top - m).exp() @ self._p) / n
         return 2 * held.double() / n - 1, after - self.base, d
 
 
@@ -101,11 +107,12 @@ class HeadEffect:
             x = x.float()
             before = self._head(x).double()
             p = torch.softmax(before, 1)
+            same = SAME_32 * before.abs().amax(1, keepdim=True).clamp(1, 1e5)  # logits are rounded by their size
             moved = torch.empty_like(x)
             for j, step in enumerate(steps):
                 after = self._head(torch.add(x, step, out=moved)).double()
                 q = torch.softmax(after, 1)
-                held[j] += (q >= p * (1 - SAME_32)).sum(0)
+                held[j] += (q >= p * (1 - same)).sum(0)
                 probability[j] += (q - p).sum(0)
                 logit[j] += (after - before).sum(0)
             n += len(x)

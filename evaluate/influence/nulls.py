@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,17 +23,22 @@ _BYTES = {"cpu": 2**27, "cuda": 2**32}  # of a group's samples and logits
 
 @dataclass(frozen=True)
 class Training:
-    """``count`` permutations a detector, ``epochs`` of Adam at ``learning_rate``."""
+    """``count`` permutations a detector, ``epochs`` of Adam at ``learning_rate``.
+
+    ``precision`` of the products while training: "float32", "bfloat16" or "auto", which is bfloat16 where the device computes in it: three
+    times as fast, and what comes out differs less from float32 than two draws of permutations do (BENCHMARKS.md).
+    """
 
     count: int = 100
     epochs: int = 100
     learning_rate: float = 1e-2
     seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 @dataclass(frozen=True)
 class Nulls:
-    """Null directions of a few ``detectors`` (g,): unit ``filters`` and ``signals`` (g, C, B), ``valid`` (g, B): those with a signal."""
+    """Null directions of a few of a file's ``detectors`` (g,): unit ``filters`` and ``signals`` (g, C, B), ``valid`` (g, B): those with a signal."""
 
     detectors: np.ndarray
     filters: torch.Tensor
@@ -41,7 +47,7 @@ class Nulls:
 
 
 def permuted_labels(n: int, training: Training, detector: int) -> np.ndarray:
-    """(n, B) float32: B permutations of n/2 ones and n/2 zeros, the same for a detector whatever it is computed with."""
+    """(n, B) float32: B permutations of n/2 ones and n/2 zeros, the same for a file's detector whatever it is computed with."""
     random = np.random.default_rng([training.seed, detector, 0x0CAF])
     ones = np.tile((np.arange(n) < n // 2).astype(np.float32), (training.count, 1))
     return random.permuted(ones, axis=1).T
@@ -50,13 +56,14 @@ def permuted_labels(n: int, training: Training, detector: int) -> np.ndarray:
 def null_directions(
     reader: LayerReader, samples: list[Sample], training: Training, *, device: str = "cpu"
 ) -> Iterator[Nulls]:
-    """Null directions of all detectors with a sample, a few detectors at a time, those of like size together."""
+    """Null directions of all detectors of one file that have a sample, a few detectors at a time, those of like size together."""
     where = torch.device(device)
     sizes = np.array([len(sample.rows) for sample in samples])
     waiting = [int(d) for d in np.argsort(-sizes, kind="stable") if sizes[d] >= 4]
     while waiting:
         n = int(sizes[waiting[0]])
-        each = 4 * n * (reader.channels + 4 * training.count)
+        # samples, also turned, with labels and logits; weights with gradients, Adam's two moments, signal vectors
+        each = 4 * (n * (2 * reader.channels + 4 * training.count) + 6 * reader.channels * training.count)
         together = max(1, _BYTES.get(where.type, 2**27) // each)
         group, waiting = waiting[:together], waiting[together:]
         x = torch.zeros(len(group), n, reader.channels, device=where)
@@ -70,6 +77,17 @@ def null_directions(
             weight[k, :here] = 1
         w, b = train(x, y, weight, training)
         yield Nulls(np.array(group), *unit_directions(x, w, b, weight))
+
+
+def precision_on(device: torch.device, wanted: str = "auto") -> torch.dtype:
+    """In which precision null directions are trained on a device."""
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.12 and later
+    able: dict[str, bool] = ask()
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
 
 
 def train(
@@ -86,10 +104,14 @@ def train(
     b = torch.zeros(g, 1, y.shape[2], device=x.device, dtype=x.dtype, requires_grad=True)
     optimiser = torch.optim.Adam([w, b], lr=training.learning_rate, fused=x.dtype == torch.float32)
     share = weight / weight.sum(1, keepdim=True)
+    precision = precision_on(x.device, training.precision) if x.dtype == torch.float32 else x.dtype
+    rows = x.to(precision)
+    columns = rows.transpose(1, 2).contiguous()
     with torch.no_grad():
         for _ in range(training.epochs):
-            error = torch.baddbmm(b, x, w).sigmoid_().sub_(y).mul_(share)  # the loss's gradient by the logits
-            w.grad = torch.bmm(x.transpose(1, 2), error)
+            z = torch.bmm(rows, w.to(precision)).to(x.dtype)
+            error = z.add_(b).sigmoid_().sub_(y).mul_(share)  # the loss's gradient by the logits
+            w.grad = torch.bmm(columns, error.to(precision)).to(x.dtype)
             b.grad = error.sum(1, keepdim=True)
             optimiser.step()
     return w.detach(), b.detach()

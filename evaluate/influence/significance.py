@@ -12,7 +12,8 @@ Holm claims nothing beyond 5 tests, Benjamini & Hochberg nothing unless a fifth 
 deviations of its null directions', t. The
 largest |t| among all directions and classes in each of the N rounds of permutations is what chance alone can reach somewhere in the
 whole table (Westfall & Young 1993): ``p_max`` bounds the chance of any false claim, at any number of tests. ``q_t`` is Benjamini &
-Hochberg on Student's t with N − 1 degrees of freedom: it takes the nulls for normal.
+Hochberg on Student's t with N − 1 degrees of freedom: it takes the nulls for normal, which they are not quite. Where there was
+nothing to find, 8 directions × 40 classes, it claimed something in 9 to 15 of 100 tables instead of 5, ``p_max`` in 2 to 4 [measured].
 
 **Which chance?** Null directions of permuted labels are signal vectors of a sample half of which shows the concept: where the layer has few
 channels, or the concept is most of what varies, they point along the concept itself, and nothing can beat them. So the change is also
@@ -96,7 +97,8 @@ def by_deviations(
     size = np.abs(t)
     q = bh_adjusted(np.where(tested, 2 * student.sf(size, np.maximum(count - 1, 1)), 1.0))
     above = len(extremes) - np.searchsorted(np.sort(extremes), size, side="left")  # rounds with an extreme ≥ |t|
-    p_max = np.where(tested, (above + 1) / (len(extremes) + 1), 1.0)
+    # no less than the detector's own nulls can tell, of which there may be fewer than rounds
+    p_max = np.where(tested, np.maximum((above + 1) / (len(extremes) + 1), 1 / (count + 1)), 1.0)
     p_random = np.ones(t.shape)
     if randoms > 2:
         p_random = holm_adjusted(2 * student.sf(np.abs(t_random), randoms - 1))
@@ -132,6 +134,12 @@ def standardised(value: np.ndarray, nulls: np.ndarray) -> tuple[np.ndarray, np.n
     # without row b, with off summing to 0: the mean moves by −off_b / (n − 1)
     others = (square - off * off - off * off / (n - 1)) / (n - 2)
     return ratio(value - centre, square / (n - 1), n), ratio(off * n / (n - 1), others, n - 1)
+
+
+def rounds(extreme: np.ndarray, count: int) -> np.ndarray:
+    """A detector's largest |t| (n,), one a null direction, over ``count`` rounds of permutations: again from the first when they
+    run out, for a detector with few nulls strays as far in the other rounds. Zeros where there is none."""
+    return np.resize(extreme, count) if len(extreme) else np.zeros(count)
 
 
 def holm_adjusted(p: np.ndarray) -> np.ndarray:

@@ -14,8 +14,9 @@ from evaluate.detectors import Bank, make_bank
 from evaluate.influence.effects import Effect, HeadEffect, PooledEffect
 from evaluate.influence.nulls import Training, null_directions
 from evaluate.influence.sampling import balanced_samples
-from evaluate.influence.significance import deviations, standardised
+from evaluate.influence.significance import deviations, rounds, standardised
 from evaluate.influence.steering import random_units
+from extract.forward import computing_in
 from extract.head import open_head
 from stores.activations import ActivationStore
 from stores.directions import Directions
@@ -26,6 +27,7 @@ from stores.readers import LayerReader
 log = logging.getLogger(__name__)
 
 IMAGES, IMAGES_THROUGH = 1000, 100
+LONGEST = 1e6  # step: float32 heads overflow somewhere beyond
 LONG = 600  # seconds ahead that are worth a word
 ROLES = ("signal", "filter")
 _BLOCK = 2**28  # bytes of activations at once
@@ -59,11 +61,24 @@ class InfluenceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.alphas or not all(np.isfinite(a) and a > 0 for a in self.alphas):
-            raise UsageError(f"The steps of --influence must be positive numbers, got {self.alphas}.")
+        if not self.alphas or not all(0 < a <= LONGEST for a in self.alphas):
+            raise UsageError(
+                f"The steps of --influence must be positive numbers up to {LONGEST:g}, got {', '.join(map(str, self.alphas))}."
+            )
+        if len({f"{a:g}" for a in self.alphas}) < len(self.alphas):
+            raise UsageError(
+                f"The steps of --influence must differ in six digits, got {', '.join(map(str, self.alphas))}."
+            )
         if self.alpha not in self.alphas:
             raise UsageError(f"The step that the summary is about ({self.alpha:g}) must be one of {self.alphas}.")
-        for name, least in (("images", 1), ("nulls", 0), ("null_positions", 4), ("null_epochs", 1), ("randoms", 0)):
+        for name, least in (
+            ("images", 1),
+            ("nulls", 0),
+            ("null_positions", 4),
+            ("null_epochs", 1),
+            ("randoms", 0),
+            ("seed", 0),
+        ):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, got {value}.")
 
@@ -76,7 +91,7 @@ class InfluenceConfig:
 class Influence:
     """What was measured, A steps × 2 roles × J directions × K classes; role 0 is the signal vectors, 1 the filters.
 
-    ``score``, ``probability``, ``logit``: see ``Effects``. ``reached``: null directions of the detector whose |score| is at least as large.
+    ``score`` (``Effects.influence``), ``probability``, ``logit``: see ``Effects``. ``reached``: null directions of the detector whose |score| is at least as large.
     ``t``, ``t_random``: the change of the logit against the mean of all classes' (what they share, softmax ignores), standardised by
     that of the detector's null directions, of ``randoms`` random ones; ``extremes`` (A, 2, files, B): the
     largest |t| of any null direction of a file on any class in each round of permutations. ``nulls`` (J,): how many each detector has. ``base`` (K,): mean
@@ -101,8 +116,10 @@ class Influence:
 
 def unit_columns(directions: torch.Tensor) -> torch.Tensor:
     """Columns of unit norm; a zero column stays zero."""
-    norm = directions.norm(dim=0, keepdim=True)
-    return torch.where(norm > 0, directions / norm.clamp_min(1e-30), directions)
+    largest = directions.abs().amax(0, keepdim=True)
+    scaled = directions / torch.where(largest > 0, largest, 1)  # so that squares neither vanish nor overflow
+    norm = scaled.norm(dim=0, keepdim=True)
+    return scaled / torch.where(norm > 0, norm, 1)
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,11 @@ def effect_of(store: ActivationStore, layer: str, *, images: int | None, seed: i
         for start in range(0, len(rows), each):
             yield torch.from_numpy(reader.images(rows[start : start + each])).to(device)
 
-    return Moving(HeadEffect(blocks, head), len(rows), "the model's own head")
+    def exact(x: torch.Tensor) -> torch.Tensor:
+        with computing_in("float32", x.device):  # a GPU's shortened products would decide what small steps do
+            return head(x)
+
+    return Moving(HeadEffect(blocks, exact), len(rows), "the model's own head")
 
 
 def _logits(store: ActivationStore, rows: np.ndarray) -> torch.Tensor:
@@ -182,7 +203,7 @@ def measure_influence(
         for r, directions in enumerate(vectors):
             moved = effect(directions, alpha)
             score[a, r], probability[a, r], logit[a, r] = (
-                part.cpu().numpy() for part in (moved.score, moved.probability, moved.logit)
+                part.cpu().numpy() for part in (moved.influence, moved.probability, moved.logit)
             )
             progress("influence", a * len(ROLES) + r + 1, len(config.alphas) * len(ROLES))
     if isinstance(effect, HeadEffect):
@@ -238,30 +259,25 @@ def _against_nulls(
     """``reached``, ``t``, ``extremes`` and ``nulls`` of an ``Influence``."""
     reached, t = np.zeros(score.shape, np.int32), np.zeros(score.shape)
     extremes = np.zeros((*score.shape[:2], len(bank.slices), config.nulls))
-    file_of = np.repeat(np.arange(len(bank.slices)), [part.stop - part.start for part in bank.slices.values()])
     valid = np.zeros(bank.count, np.int64)
     if not config.nulls:
         return reached, t, extremes, valid
     samples = balanced_samples(reader, bank, positions=config.null_positions, seed=config.seed, progress=progress)
     done = 0
-    for nulls in null_directions(reader, samples, config.training, device=device):
-        g, c, b = nulls.filters.shape
-        counted = nulls.valid.cpu().numpy()
-        valid[nulls.detectors] = counted.sum(1)
-        for r, vectors in enumerate((nulls.signals, nulls.filters)):
-            flat = vectors.permute(1, 0, 2).reshape(c, g * b)
-            for a, alpha in enumerate(config.alphas):
-                moved = effect(flat, alpha)
-                strength = moved.score.abs().cpu().numpy().reshape(g, b, -1)
-                own = np.abs(score[a, r, nulls.detectors])[:, None, :]
-                reached[a, r, nulls.detectors] = ((strength >= own) & counted[:, :, None]).sum(1)
-                changes = _centred(moved.logit.cpu().numpy()).reshape(g, b, -1)
-                own_change = _centred(logit[a, r, nulls.detectors])
-                for k, d in enumerate(nulls.detectors.tolist()):
-                    t[a, r, d], each = standardised(own_change[k], changes[k, counted[k]])
-                    extreme = np.zeros(b)
-                    extreme[counted[k]] = np.abs(each).max(1, initial=0)
-                    extremes[a, r, file_of[d]] = np.maximum(extremes[a, r, file_of[d]], extreme)
-        done += g
-        progress("null directions", done, bank.count)
+    for file, part in enumerate(bank.slices.values()):  # apart, so that a file's numbers do not depend on the others
+        for nulls in null_directions(reader, samples[part], config.training, device=device):
+            counted = nulls.valid.cpu().numpy()
+            valid[part][nulls.detectors] = counted.sum(1)
+            for r, vectors in enumerate((nulls.signals, nulls.filters)):
+                for a, alpha in enumerate(config.alphas):
+                    for k, d in enumerate((part.start + nulls.detectors).tolist()):
+                        moved = effect(vectors[k][:, nulls.valid[k]], alpha)
+                        strength = moved.influence.abs().cpu().numpy()
+                        reached[a, r, d] = (strength >= np.abs(score[a, r, d])).sum(0)
+                        changes = _centred(moved.logit.cpu().numpy())
+                        t[a, r, d], each = standardised(_centred(logit[a, r, d]), changes)
+                        extreme = rounds(np.abs(each).max(1), config.nulls)
+                        extremes[a, r, file] = np.maximum(extremes[a, r, file], extreme)
+            done += len(nulls.detectors)
+            progress("null directions", done, bank.count)
     return reached, t, extremes, valid

@@ -48,7 +48,8 @@ def suspect_rows(
         share = use.images[column, k] / shown[column]
         # a class that nearly all images are taken for concentrates every concept
         usual = use.images[:, k].sum() / max(use.images.sum(), 1)
-        if share < CONCENTRATED or usual > 0.5 or probability[i, k] <= 0 or not of_logit.random[i, k]:
+        raised = probability[i, k] > 0 and found.t_random[a, 0, part][i, k] > 0 and of_logit.random[i, k]
+        if share < CONCENTRATED or usual > 0.5 or not raised:
             continue
         rows.append(
             {

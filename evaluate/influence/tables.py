@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from evaluate.influence.steering import Steering
 from evaluate.influence.study import ROLES, Influence
 
 DIGITS = 6
-Columns = dict[str, list[Any]]
+Columns = dict[str, np.ndarray]
 
 
 def claims_of(found: Influence, name: str, a: int, role: int) -> tuple[Counted, Standardised]:
@@ -31,44 +31,40 @@ def claims_of(found: Influence, name: str, a: int, role: int) -> tuple[Counted, 
     )
 
 
-def influence_columns(found: Influence, name: str, labels: Sequence[str], classes: Sequence[str]) -> Columns:
-    """One row a direction, role, step and class."""
+def influence_parts(found: Influence, name: str, labels: Sequence[str], classes: Sequence[str]) -> Iterator[Columns]:
+    """One row a direction, role, step and class; a part for each role and step, for there may be millions."""
     part, config = found.slices[name], found.config
     j, k = part.stop - part.start, len(found.base)
-    blocks: list[dict[str, np.ndarray]] = []
     for role, role_name in enumerate(ROLES):
         for a, alpha in enumerate(config.alphas):
             score, logit = claims_of(found, name, a, role)
-            blocks.append(
-                {
-                    "directions": np.full(j * k, name, object),
-                    "index": np.repeat(np.arange(j), k),
-                    "label": np.repeat(np.array(labels, object), k),
-                    "role": np.full(j * k, role_name, object),
-                    "alpha": np.full(j * k, alpha),
-                    "class": np.tile(np.arange(k), j),
-                    "class_name": np.tile(np.array(classes, object), j),
-                    "score": found.score[a, role, part].ravel().round(DIGITS),
-                    "logit_change": _short(found.logit[a, role, part]),
-                    "probability_change": _short(found.probability[a, role, part]),
-                    "p_paper": score.p_paper.ravel().round(DIGITS),
-                    "p": score.p.ravel().round(DIGITS),
-                    "p_holm": score.p_holm.ravel().round(DIGITS),
-                    "q_bh": score.q_bh.ravel().round(DIGITS),
-                    "significant_paper": score.paper.ravel(),
-                    "significant_holm": score.holm.ravel(),
-                    "significant_bh": score.bh.ravel(),
-                    "t": found.t[a, role, part].ravel().round(4),
-                    "q_t": _short(logit.q_t),
-                    "p_max": logit.p_max.ravel().round(DIGITS),
-                    "t_random": found.t_random[a, role, part].ravel().round(4),
-                    "p_random": _short(logit.p_random),
-                    "significant_t": logit.t.ravel(),
-                    "significant_max": logit.max.ravel(),
-                    "significant_random": logit.random.ravel(),
-                }
-            )
-    return {column: np.concatenate([block[column] for block in blocks]).tolist() for column in blocks[0]}
+            yield {
+                "directions": np.full(j * k, name, object),
+                "index": np.repeat(np.arange(j), k),
+                "label": np.repeat(np.array(labels, object), k),
+                "role": np.full(j * k, role_name, object),
+                "alpha": np.full(j * k, alpha),
+                "class": np.tile(np.arange(k), j),
+                "class_name": np.tile(np.array(classes, object), j),
+                "score": found.score[a, role, part].ravel().round(DIGITS),
+                "logit_change": _short(found.logit[a, role, part]),
+                "probability_change": _short(found.probability[a, role, part]),
+                "p_paper": score.p_paper.ravel().round(DIGITS),
+                "p": score.p.ravel().round(DIGITS),
+                "p_holm": score.p_holm.ravel().round(DIGITS),
+                "q_bh": score.q_bh.ravel().round(DIGITS),
+                "significant_paper": score.paper.ravel(),
+                "significant_holm": score.holm.ravel(),
+                "significant_bh": score.bh.ravel(),
+                "t": found.t[a, role, part].ravel().round(4),
+                "q_t": _short(logit.q_t),
+                "p_max": logit.p_max.ravel().round(DIGITS),
+                "t_random": found.t_random[a, role, part].ravel().round(4),
+                "p_random": _short(logit.p_random),
+                "significant_t": logit.t.ravel(),
+                "significant_max": logit.max.ravel(),
+                "significant_random": logit.random.ravel(),
+            }
 
 
 def _short(values: np.ndarray) -> np.ndarray:

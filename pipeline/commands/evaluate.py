@@ -16,6 +16,7 @@ from pipeline.progress import format_seconds, showing
 from pipeline.run import Run, pick_device
 from stores.errors import UsageError
 
+FEW_NULLS = 20
 FROM_ENVIRONMENT = "$EDDP_BRODEN"
 
 
@@ -107,6 +108,11 @@ def evaluate(
         null_positions=null_positions,
         seed=seed,
     )
+    if influence and 0 < null_directions < FEW_NULLS:
+        click.echo(
+            f"Note: with {null_directions} null directions the paper's rule claims much that is chance; {FEW_NULLS} are the least to trust.",
+            err=True,
+        )
     chosen = pick_device(device)
     sets = load_sets(directions)
     opened = ActivationStore.open(store)

@@ -106,3 +106,17 @@ def test_wrong_use(run: Run, tmp_path: Path, arguments: tuple[object, ...], word
     assert ended.code == 2
     assert word in ended.err
     assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--alphas", "1,1e308"), "up to 1e"),
+        (("--alphas", "1,1.0000001"), "differ"),
+        (("--alphas", "nan"), "positive"),
+        (("--alphas", ""), "--alphas"),
+        (("--seed", -1), "seed"),
+    ],
+)
+def test_numbers_that_cannot_be_meant(run: Run, tmp_path: Path, arguments: tuple[object, ...], word: str) -> None:
+    test_wrong_use(run, tmp_path, ("--influence", *arguments), word)

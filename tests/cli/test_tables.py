@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
 from evaluate.dictionary import check
+from pipeline.tables import Tables
+from stores.errors import StoreError
 
 Run = Callable[..., object]
 
@@ -87,6 +90,11 @@ def test_monosemanticity_alone_in_the_features_of_another_store(
     ended = ok(run("evaluate", "--store", store, *files, "--monosemanticity", other, "--json"))
     entry = json.loads(ended.out)["directions"]["one"]
     assert "first" in entry["monosemanticity_encoder"]
+    both = ("--layer", "first", "--layer", "second", "--data", broden, "--out", tmp_path / "both.zarr")
+    ok(run("extract", "--model", "tiny_net:build", *both))
+    several = run("evaluate", "--store", store, *files, "--monosemanticity", tmp_path / "both.zarr")
+    assert several.code == 2
+    assert "store of its own" in several.err
     missing = run("evaluate", "--store", store, *files, "--monosemanticity", tmp_path / "none.zarr")
     assert missing.code == 2
     assert "none.zarr" in missing.err
@@ -117,3 +125,39 @@ def test_two_halves_of_the_images_tell_how_stable_a_fit_is(run: Run, tmp_path: P
         ended = run("fit", "--store", store, "--directions", 3, "--part", wrong)
         assert ended.code == 2
         assert "--part must be I/N" in ended.err
+
+
+def test_a_table_in_parts_is_the_table_in_one(tmp_path: Path) -> None:
+    """Half-way through nothing has its name yet; what is short enough to be printed is there in LaTeX too."""
+    folder = tmp_path / "out"
+    parts = [
+        {"rank": np.arange(3) + 3 * k, "label": np.array(["a, b", 'c"d', "caf\udce9"], object)} for k in range(100)
+    ]
+
+    def watched() -> Iterator[dict[str, np.ndarray]]:
+        for part in parts:
+            assert not (folder / "labels.csv").exists()
+            yield part
+
+    Tables(folder).write_parts("labels", watched())
+    whole = {key: [value for part in parts for value in part[key].tolist()] for key in parts[0]}
+    Tables(tmp_path / "whole").write("labels", whole)
+    for ending in (".csv", ".tex"):
+        assert (folder / f"labels{ending}").read_bytes() == (tmp_path / "whole" / f"labels{ending}").read_bytes()
+    assert len(pyarrow.parquet.read_table(folder / "labels.parquet")) == 300
+    Tables(tmp_path / "long").write_parts("labels", parts * 2)
+    assert not (tmp_path / "long" / "labels.tex").exists()
+
+
+def test_a_table_that_breaks_off_leaves_the_one_before(tmp_path: Path) -> None:
+    tables = Tables(tmp_path)
+    tables.write("labels", {"rank": [1]})
+
+    def broken() -> Iterator[dict[str, list[int]]]:
+        yield {"rank": [2]}
+        raise StoreError("the second part cannot be made")
+
+    with pytest.raises(StoreError, match="second part"):
+        tables.write_parts("labels", broken())
+    assert (tmp_path / "labels.csv").read_text() == '"rank"\n1\n'
+    assert not list(tmp_path.glob(".*.partial"))

@@ -13,7 +13,7 @@ import pytest
 from evaluate.compare import KEYS, compare, comparison_columns
 from evaluate.dictionary import COMMON, TABLES, Entry, check, entry_of, write_dictionary
 from evaluate.influence.study import InfluenceConfig, measure_influence
-from evaluate.influence.tables import class_influence_rows, direction_influence_rows, influence_columns
+from evaluate.influence.tables import class_influence_rows, direction_influence_rows, influence_parts
 from evaluate.stability import STABILITY, stability_rows
 from evaluate.tables import COLUMNS
 from fit.synthetic import SyntheticConfig, make_synthetic
@@ -39,7 +39,9 @@ def influence_tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Colu
     found = measure_influence(store, layer, {"a": directions}, config)
     labels, classes = ["sky", ""], [f"class {k}" for k in range(len(found.base))]
     return {
-        "influence": influence_columns(found, "a", labels, classes),
+        "influence": {
+            key: values.tolist() for key, values in next(influence_parts(found, "a", labels, classes)).items()
+        },
         "influence_directions": rows_to_columns(direction_influence_rows(found, "a", labels, classes)),
         "influence_classes": rows_to_columns(class_influence_rows(found, "a", labels, classes)),
     }

@@ -78,6 +78,19 @@ def test_any_head_gives_what_the_algebra_gives(block: int) -> None:
     assert torch.equal(x, kept)
 
 
+def test_rounding_of_a_float32_head_is_no_fall() -> None:
+    """Steps that the head does not read: logits of about 60 move in their last digits, and no class falls for that."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 49, 256, generator=g).relu() * 3
+    a = torch.randn(50, 256, generator=g)
+    v = torch.randn(256, 4, generator=g, dtype=torch.float64)
+    basis = torch.linalg.qr(a.double().T).Q
+    v = torch.nn.functional.normalize(v - basis @ (basis.T @ v), dim=0).float()
+    found = HeadEffect(lambda: iter([x]), lambda y: y.mean(1) @ a.T)(v, 5.0)
+    assert float(found.logit.abs().max()) > 0
+    assert (found.score == 1).all()
+
+
 def test_by_hand_two_images_two_classes() -> None:
     """One channel; logits (x, 0). A step of +1 raises class 0 for both images: scores +1 and −1."""
     found = PooledEffect(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0], [0.0]]))(torch.ones(1, 1), 1.0)
@@ -106,7 +119,16 @@ def test_a_direction_that_does_nothing_lets_nothing_fall() -> None:
         torch.tensor([[0.0], [0.0], [0.0], [1.0]]), 5.0
     )
     assert (found.score == 1).all()
+    assert not found.influence.any()
     assert float(found.probability.abs().max()) < 1e-15
+
+
+def test_a_class_that_no_float_had_left_takes_over() -> None:
+    """Logits (0, −800): the other class has probability 0 to any float, until a step adds 900 to it."""
+    effect = PooledEffect(torch.tensor([[0.0, -800.0]]), torch.tensor([[-900.0], [0.0]]))
+    found = effect(torch.ones(1, 1), 1.0)
+    assert found.probability[0].tolist() == pytest.approx([-1.0, 1.0])
+    assert found.score.tolist() == [[-1.0, 1.0]]
 
 
 @pytest.mark.parametrize("alpha", [1e3, 1e6])

@@ -11,7 +11,7 @@ from by_hand import layer_store
 
 from evaluate.detectors import Bank
 from evaluate.influence import nulls as module
-from evaluate.influence.nulls import Training, null_directions, permuted_labels, train, unit_directions
+from evaluate.influence.nulls import Training, null_directions, permuted_labels, precision_on, train, unit_directions
 from evaluate.influence.sampling import Sample, balanced_samples, random_keys
 from stores.readers import LayerReader
 
@@ -131,6 +131,31 @@ def test_null_directions_come_for_every_detector_with_a_sample_in_groups_of_any_
         torch.testing.assert_close(together[0].signals[k].norm(dim=0), together[0].valid[k].float())
 
 
+def test_a_group_is_small_enough_for_its_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few positions, many channels and permutations: what fills memory is not the sample."""
+    x = np.random.default_rng(0).standard_normal((40, 1, 300)).astype(np.float32)
+    reader = LayerReader(layer_store(tmp_path / "s.zarr", x, grid=(1, 1)))
+    samples = [Sample(np.arange(4)) for _ in range(6)]
+    monkeypatch.setitem(module._BYTES, "cpu", 4 * 6 * 300 * 50 * 3)
+    sizes = [len(group.detectors) for group in null_directions(reader, samples, Training(count=50, epochs=1))]
+    assert sizes == [2, 2, 2]
+
+
 def test_too_small_samples_have_no_nulls(tmp_path: Path) -> None:
     reader, _ = reader_and_bank(tmp_path)
     assert list(null_directions(reader, [Sample(np.array([0, 1])), Sample(np.zeros(0, int))], Training(count=2))) == []
+
+
+def test_products_in_bfloat16_give_nearly_the_same_directions() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 200, 16, generator=g)
+    y = (torch.rand(2, 200, 12, generator=g) > 0.5).float()
+    weight = torch.ones(2, 200, 1)
+    exact, rough = (
+        unit_directions(x, *train(x, y, weight, Training(epochs=60, precision=precision)), weight)
+        for precision in ("float32", "bfloat16")
+    )
+    for one, other in zip(exact[:2], rough[:2], strict=True):
+        assert float((one * other).sum(1).min()) > 0.99
+    assert precision_on(torch.device("cpu"), "float32") is torch.float32
+    assert precision_on(torch.device("cpu")) in (torch.float32, torch.bfloat16)

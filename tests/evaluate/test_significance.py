@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.influence.significance import bh_adjusted, by_deviations, counted, deviations, holm_adjusted, standardised
+from evaluate.influence.significance import (
+    bh_adjusted,
+    by_deviations,
+    counted,
+    deviations,
+    holm_adjusted,
+    rounds,
+    standardised,
+)
 
 
 def test_by_hand() -> None:
@@ -142,6 +150,28 @@ def test_claims_nothing_where_there_is_nothing_and_finds_what_there_is() -> None
     assert claims <= 4
     assert by_t <= 4
     assert found == 20
+
+
+def test_a_detector_with_few_nulls_claims_no_more_than_they_can_tell() -> None:
+    """Four nulls of a hundred rounds, all of them weaker: p is 1/5, not 1/101."""
+    found = by_deviations(np.array([[9.0]]), np.array([4]), rounds(np.arange(1.0, 5.0), 100), np.zeros((1, 1)), 0)
+    assert found.p_max[0, 0] == pytest.approx(1 / 5)
+    assert rounds(np.array([1.0, 2.0]), 5).tolist() == [1, 2, 1, 2, 1]
+    assert rounds(np.zeros(0), 2).tolist() == [0, 0]
+
+
+def test_few_nulls_beside_many_keep_the_level() -> None:
+    """200 studies without effect, one detector with 30 nulls among four with 99, 20 classes: some claim in about 5 % of them."""
+    g = np.random.default_rng(2)
+    counts, claims = np.array([30, 99, 99, 99, 99]), 0
+    for _ in range(200):
+        t, extremes = np.zeros((5, 20)), np.zeros(99)
+        for d, n in enumerate(counts):
+            drawn = g.standard_normal((n + 1, 20))
+            t[d], each = standardised(drawn[0], drawn[1:])
+            extremes = np.maximum(extremes, rounds(np.abs(each).max(1), 99))
+        claims += by_deviations(t, counts, extremes, np.zeros((5, 20)), 0).max.any()
+    assert claims <= 20  # three standard deviations above 10
 
 
 def test_deviations_from_random_directions_by_hand() -> None:

@@ -10,12 +10,14 @@ import torch
 from by_hand import layer_store
 
 from evaluate.influence import study
-from evaluate.influence.study import ROLES, InfluenceConfig, effect_of, measure_influence
+from evaluate.influence.cavs import LabelUse
+from evaluate.influence.study import ROLES, InfluenceConfig, effect_of, measure_influence, unit_columns
+from evaluate.influence.suspects import suspect_rows
 from evaluate.influence.tables import (
     claims_of,
     class_influence_rows,
     direction_influence_rows,
-    influence_columns,
+    influence_parts,
     influence_summary,
 )
 from fit.synthetic import SyntheticConfig, make_synthetic
@@ -90,7 +92,8 @@ def test_changes_are_those_of_the_effect_and_nulls_are_counted(known) -> None:  
 def test_tables_hold_a_row_for_everything_and_agree_with_the_summary(known) -> None:  # type: ignore[no-untyped-def]
     _, _, found = known
     names, classes = ["one", "two", ""], ["a", "b", "c"]
-    columns = influence_columns(found, "truth", names, classes)
+    parts = list(influence_parts(found, "truth", names, classes))
+    columns = {key: np.concatenate([part[key] for part in parts]).tolist() for key in parts[0]}
     assert {len(values) for values in columns.values()} == {3 * 2 * 3 * 3}
     summary = influence_summary(found, "truth")
     main = [
@@ -133,7 +136,69 @@ def test_without_null_directions_nothing_is_claimed(tmp_path: Path) -> None:
     summary = influence_summary(found, "d")
     assert summary["scdp"] == summary["significant_bh"] == summary["significant_max"] == 0
     assert summary["significant_random"] == 0
-    assert found.score.any()
+    assert found.logit.any()
+    assert not found.score.any()  # of a single class nothing can move
+
+
+def test_a_file_has_the_same_numbers_whatever_files_come_with_it(known) -> None:  # type: ignore[no-untyped-def]
+    store, sets, _ = known
+    layer = next(iter(store.layers))
+    config = InfluenceConfig(null_positions=40, nulls=5, null_epochs=3, randoms=5)
+    few = Directions(
+        sets["random"].filters[:, :4], sets["random"].signals[:, :4], sets["random"].mean,
+        sets["random"].thresholds[:4], "known", layer,
+    )  # fmt: skip
+    alone = measure_influence(store, layer, {"truth": sets["truth"]}, config)
+    after = measure_influence(store, layer, {"few": few, "truth": sets["truth"]}, config)
+    part = after.slices["truth"]
+    for of in ("score", "probability", "logit", "reached", "t", "t_random"):
+        np.testing.assert_allclose(getattr(after, of)[:, :, part], getattr(alone, of), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(after.extremes[:, :, 1], alone.extremes[:, :, 0], rtol=1e-9)
+    np.testing.assert_array_equal(after.nulls[part], alone.nulls)
+
+
+def test_what_moves_nothing_is_claimed_by_no_rule(known) -> None:  # type: ignore[no-untyped-def]
+    """A detector with positives and null directions, but a zero signal vector: no probability falls, and that is no influence."""
+    store, sets, _ = known
+    truth = sets["truth"]
+    dead = Directions(
+        truth.filters,
+        truth.signals * np.array([0, 1, 1], np.float32),
+        truth.mean,
+        truth.thresholds,
+        "known",
+        truth.layer,
+    )
+    config = InfluenceConfig(alphas=(0.01,), alpha=0.01, null_positions=40, nulls=40, null_epochs=3, randoms=5)
+    found = measure_influence(store, truth.layer, {"dead": dead}, config)
+    assert found.nulls[0] == 40
+    assert not found.score[0, 0, 0].any()
+    score, logit = claims_of(found, "dead", 0, 0)
+    assert (score.p_paper[0] == 1).all()
+    for claim in (score.paper, score.holm, score.bh, logit.t, logit.max, logit.random):
+        assert not claim[0].any()
+
+
+def test_a_suspect_is_small_of_one_class_and_raises_it_by_logit_too() -> None:
+    """Three labels alike but for one thing: the third's class rises only because another falls further."""
+    change = np.array([[0.2, -0.1, -0.1], [0.1, 0, -0.1], [0.3, -0.2, -0.1]])
+    t_random = np.array([[9.0, 0, 0], [9.0, 0, 0], [-9.0, 0, 0]])
+    of = (1, 2, 3, 3)
+    found = study.Influence(
+        InfluenceConfig(alphas=(2.0,), nulls=0), {"d": slice(0, 3)}, np.zeros(of), np.tile(change, (1, 2, 1, 1)), np.zeros(of),
+        np.zeros(of, np.int32), np.zeros(of), np.tile(t_random, (1, 2, 1, 1)), 100, np.zeros((1, 2, 1, 0)),
+        np.zeros(3, np.int64), np.full(3, 1 / 3), 10, "toy",
+    )  # fmt: skip
+    images = np.array([[10, 0, 0], [5, 5, 0], [10, 0, 0], [0, 30, 30]])
+    use = LabelUse(np.zeros((2, 4)), np.ones(4, bool), images, np.full(4, 0.05))
+    labels = [("mark", "object"), ("spread", "object"), ("lower", "object")]
+    rows = suspect_rows(found, "d", labels, np.array([0, 1, 2]), use, ["a", "b", "c"])
+    assert [(row["label"], row["class_name"], row["share_of_class"]) for row in rows] == [("mark", "a", 1.0)]
+
+
+def test_units_of_any_length() -> None:
+    columns = torch.tensor([[3e30, 3e-30, 0.0], [4e30, -4e-30, 0.0]])
+    torch.testing.assert_close(unit_columns(columns), torch.tensor([[0.6, 0.6, 0.0], [0.8, -0.8, 0.0]]))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +207,10 @@ def test_without_null_directions_nothing_is_claimed(tmp_path: Path) -> None:
         ({"alphas": ()}, "steps"),
         ({"alphas": (1.0, -2.0), "alpha": 1.0}, "positive"),
         ({"alphas": (1.0,)}, "one of"),
+        ({"alphas": (1.0, 1e308), "alpha": 1.0}, "up to 1e"),
+        ({"alphas": (float("nan"),)}, "positive"),
+        ({"alphas": (1.0, 1.0000001), "alpha": 1.0}, "differ"),
+        ({"seed": -1}, "seed"),
         ({"images": 0}, "images"),
         ({"nulls": -1}, "nulls"),
         ({"null_positions": 2}, "null_positions"),
