@@ -28,7 +28,7 @@ from evaluate.unions import union_rows
 from extract.concepts import ConceptSource, open_concepts
 from extract.labels import align
 from pipeline.comparing import add_monosemanticity, add_stability
-from pipeline.influence import add_influence, influence_lines
+from pipeline.influence import add_influence, influence_lines, steering_file
 from pipeline.tables import Tables
 from stores.activations import ActivationStore
 from stores.directions import Directions
@@ -127,6 +127,7 @@ def evaluate_directions(
             summary=summary["directions"][name],
             cards=cards[name],
             log_picture=_log_picture(path, out, name),
+            steering_picture=steering_file(name) if influence is not None else "",
             diagnosis=directions.info.get("diagnosis", {}),
         )
         for name, (path, directions) in sets.items()

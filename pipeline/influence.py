@@ -24,6 +24,7 @@ from evaluate.influence.tables import (
     steering_summary,
 )
 from evaluate.report.data import Push
+from evaluate.report.steering import steering_picture
 from extract.concepts import ConceptSource
 from extract.labels import align
 from pipeline.tables import Tables
@@ -71,6 +72,9 @@ def add_influence(
         curves = _steer(moving, directions, controls, device)
         rows["steering"] += steering_rows(name, names, classes, curves)
         entry["influence"]["steering"] = steering_summary(curves)
+        (tables.folder / "pictures").mkdir(exist_ok=True)
+        drawn = {role: (curve.alphas, curve.probability) for role, curve in curves.items()}
+        steering_picture(drawn, tables.folder / steering_file(name))
         if source is not None and use is not None and cavs is not None:
             a, part = config.alphas.index(config.alpha), found.slices[name]
             columns = _columns(source, labels[name])
@@ -96,6 +100,11 @@ def _pushes(found: Influence, name: str, classes: Sequence[str], most: int = 3) 
     beyond = claims_of(found, name, a, 0)[1].random
     order = np.argsort(-np.abs(change), axis=1, kind="stable")[:, :most]
     return [[Push(classes[k], float(change[i, k]), bool(beyond[i, k])) for k in row] for i, row in enumerate(order)]
+
+
+def steering_file(name: str) -> str:
+    """Where the picture of a file's steering lies, from the folder of the evaluation."""
+    return f"pictures/{name}.steering.png"
 
 
 def class_names(store: ActivationStore, count: int) -> list[str]:

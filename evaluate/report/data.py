@@ -57,7 +57,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """All directions of one file. ``summary`` is its entry in summary.json; ``log_picture`` a file name or empty."""
+    """All directions of one file. ``summary`` is its entry in summary.json; ``log_picture``, ``steering_picture`` file names or empty."""
 
     name: str
     method: str
@@ -65,6 +65,7 @@ class Section:
     cards: list[Card]
     log_picture: str = ""
     diagnosis: dict[str, Any] = field(default_factory=dict)
+    steering_picture: str = ""
 
 
 @dataclass(frozen=True)
