@@ -15,7 +15,7 @@ import numpy as np
 
 from extract.concepts import ConceptLabel
 from extract.lists import at, lines_of
-from extract.mapped import SPLITS, VALUES, MapSource, images_below, no_images, paired, stem, stems_below
+from extract.mapped import VALUES, TwinSource, stem, twins
 from extract.reading import shown
 from stores.errors import DatasetError, MissingPathError
 
@@ -23,7 +23,7 @@ OBJECTS, SCENES = "objectInfo150.txt", "sceneCategories.txt"
 FOLDERS = {"train": "training", "val": "validation"}
 
 
-class Ade20kSource(MapSource):
+class Ade20kSource(TwinSource):
     """Such a folder. Raises MissingPathError, NoImagesError, and DatasetError naming file and line."""
 
     kind = "ade20k"
@@ -39,21 +39,10 @@ class Ade20kSource(MapSource):
         first = max(label.number for label in objects) + 1
         scene_of = _read_scenes(root / SCENES) if (root / SCENES).is_file() else {}
         scenes = {name: first + k for k, name in enumerate(sorted(set(scene_of.values())))}
-        names: list[str] = []
-        splits: list[int] = []
-        for split, folder in FOLDERS.items():
-            found = paired(
-                images_below(root / "images" / folder),
-                stems_below(root / "annotations" / folder),
-                root / "images" / folder,
-            )
-            names += [f"{folder}/{name}" for name in found]
-            splits += [SPLITS.index(split)] * len(found)
-        if not names:
-            raise no_images(root, "images/training/NAME.jpg with annotations/training/NAME.png, and in validation/")
+        names, splits = twins(root, FOLDERS)
         super().__init__(
             root,
-            (f"images/{name}" for name in names),
+            names,
             splits,
             objects + [ConceptLabel(number, name, "scene") for name, number in scenes.items()],
             {0: 0, **{label.number: label.number for label in objects}},
@@ -62,9 +51,6 @@ class Ade20kSource(MapSource):
         )
         of = (scene_of.get(stem(name.rpartition("/")[2])) for name in names)
         self._scenes = np.array([0 if scene is None else scenes[scene] for scene in of], np.int32)
-
-    def map_files(self, i: int) -> dict[str, Path]:
-        return {"object": self.root / "annotations" / f"{stem(self.names[i].removeprefix('images/'))}.png"}
 
     def masks(self, i: int) -> dict[str, np.ndarray]:
         found = super().masks(i)

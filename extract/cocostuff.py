@@ -15,7 +15,7 @@ from pathlib import Path
 
 from extract.concepts import ConceptLabel
 from extract.lists import at, lines_of
-from extract.mapped import SPLITS, MapSource, images_below, no_images, paired, stem, stems_below
+from extract.mapped import TwinSource, twins
 from extract.reading import shown
 from stores.errors import DatasetError, MissingPathError
 
@@ -24,7 +24,7 @@ FOLDERS = {"train": "train2017", "val": "val2017"}
 UNLABELLED = 255  # of a pixel
 
 
-class CocoStuffSource(MapSource):
+class CocoStuffSource(TwinSource):
     """Such a folder. Raises MissingPathError, NoImagesError, and DatasetError naming file and line."""
 
     kind = "cocostuff"
@@ -36,18 +36,7 @@ class CocoStuffSource(MapSource):
                 f"'{shown(root)}' lacks {LABELS}, which names the labels of COCO-Stuff's maps. Put that of its repository there."
             )
         labels, less = _read_labels(root / LABELS)
-        names: list[str] = []
-        splits: list[int] = []
-        for split, folder in FOLDERS.items():
-            found = paired(
-                images_below(root / "images" / folder),
-                stems_below(root / "annotations" / folder),
-                root / "images" / folder,
-            )
-            names += [f"images/{folder}/{name}" for name in found]
-            splits += [SPLITS.index(split)] * len(found)
-        if not names:
-            raise no_images(root, "images/train2017/NAME.jpg with annotations/train2017/NAME.png, and in val2017/")
+        names, splits = twins(root, FOLDERS)
         super().__init__(
             root,
             names,
@@ -59,9 +48,6 @@ class CocoStuffSource(MapSource):
             + ": mend the mask, or take the list that it was made with",
             listing=f"'{shown(root / 'images')}'",
         )
-
-    def map_files(self, i: int) -> dict[str, Path]:
-        return {"object": self.root / "annotations" / f"{stem(self.names[i].removeprefix('images/'))}.png"}
 
 
 def _read_labels(file: Path) -> tuple[list[ConceptLabel], bool]:

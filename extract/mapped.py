@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -23,7 +24,7 @@ SPLITS = ("train", "val", "test")
 VALUES = 65536  # that a pixel of 16 bits, or R + 256·G, can have
 
 
-class MapSource:
+class MapSource(ABC):
     """Images with a PNG or more each; a reader fills this in and says by ``map_files`` where the PNGs are.
 
     Parameters
@@ -110,9 +111,9 @@ class MapSource:
                 f"'{shown(self.path(i))}' cannot be read: {reason(error)}. Mend it, or take it out."
             ) from error
 
+    @abstractmethod
     def map_files(self, i: int) -> dict[str, Path]:
         """Category -> the PNG that holds the image's labels of it; at least one."""
-        raise NotImplementedError
 
     def mask_size(self, i: int) -> tuple[int, int]:
         """(height, width) of the image's (first) label map, from the beginning of its file."""
@@ -169,6 +170,31 @@ def paired(images: dict[str, str], masks: set[str], folder: Path) -> list[str]:
     if any(left):
         log.warning("'%s': left out %d images without a mask and %d masks without an image", shown(folder), *left)
     return kept
+
+
+class TwinSource(MapSource):
+    """``images/FOLDER/NAME`` has ``annotations/FOLDER/NAME.png``, with a folder a split."""
+
+    def map_files(self, i: int) -> dict[str, Path]:
+        return {"object": self.root / "annotations" / f"{stem(self.names[i].removeprefix('images/'))}.png"}
+
+
+def twins(root: Path, folders: dict[str, str]) -> tuple[list[str], list[int]]:
+    """Names below ``root`` and split numbers of all images of such folders, given by split; of those with a map only.
+
+    Raises NoImagesError where there are none.
+    """
+    names: list[str] = []
+    splits: list[int] = []
+    for split, folder in folders.items():
+        below = root / "images" / folder
+        found = paired(images_below(below), stems_below(root / "annotations" / folder), below)
+        names += [f"images/{folder}/{name}" for name in found]
+        splits += [SPLITS.index(split)] * len(found)
+    if not names:
+        train, val = folders.values()
+        raise no_images(root, f"images/{train}/NAME.jpg with annotations/{train}/NAME.png, and in {val}/")
+    return names, splits
 
 
 def no_images(root: Path, looked_for: str) -> EDDPError:

@@ -34,9 +34,8 @@ def batches() -> Batches:
 def put_binary(folder: Path, data: Batches) -> Path:
     folder.mkdir(parents=True)
     for stem, (pixels, labels, _) in data.items():
-        (folder / f"{stem}.bin").write_bytes(
-            b"".join(bytes([y]) + row.tobytes() for y, row in zip(labels, pixels, strict=True))
-        )
+        rows = (bytes([y]) + row.tobytes() for y, row in zip(labels, pixels, strict=True))
+        (folder / f"{stem}.bin").write_bytes(b"".join(rows))
     (folder / "batches.meta.txt").write_text("\n".join(NAMES) + "\n\n")
     (folder / "readme.html").write_text("x")
     return folder
