@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,11 @@ from tiny import TinyBroden, write_broden, write_store
 
 from extract.broden import BrodenSource
 from stores.activations import ActivationStore
+
+# A shell starts what runs in the background with SIGINT ignored, and every process started from there takes that over:
+# tests that interrupt a command would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure, and the suite tells of a change, not of luck: the same examples every time.
 # EDDP_HYPOTHESIS=search draws new ones.
