@@ -124,6 +124,7 @@ def _section(i: int, section: Section, data: ReportData) -> dict[str, Any]:
         "predicts": any(tile.prediction for card in section.cards for tile in card.tiles),
         "notes": notes(section.diagnosis),
         "scalars": {k: v for k, v in section.diagnosis.items() if number(v) != DASH},
+        "suspects": section.summary.get("influence", {}).get("suspects", []),
         "truth": truth_table(nested or section.summary.get("ground_truth")),
     }
 

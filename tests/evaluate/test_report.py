@@ -273,3 +273,13 @@ def test_the_bars_of_iou_share_one_scale():
     assert iou_scale(report(section(cards=[card(0, 0.3)]))) == 0.3
     assert iou_scale(report()) == 0.1
     assert iou_scale(report(section(cards=[card(0, 1.0)]))) == 1.0
+
+
+def test_suspects_are_named_with_what_they_do() -> None:
+    rows = [{"index": 3, "label": "<mark>", "class_name": "farm & co", "probability_change": 0.14}]
+    page = render(ReportData("t", {}, [section("a", influence={"suspects": rows})], 64))
+    assert "Small, of one class, and used for it" in page
+    assert "&lt;mark&gt;" in page
+    assert "farm &amp; co" in page
+    assert "+14.0 pp" in page
+    assert "Small, of one class" not in render(ReportData("t", {}, [section("a")], 64))
