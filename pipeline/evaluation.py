@@ -262,6 +262,8 @@ def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         Tables.forget(out)
+        for picture in (out / "pictures").glob("*.steering.png"):
+            picture.unlink()
         for name in ("summary.json", "report.html"):
             (out / name).unlink(missing_ok=True)
     except OSError as error:

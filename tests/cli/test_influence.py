@@ -64,6 +64,7 @@ def test_with_a_concept_dataset(
     ok(run("evaluate", "--store", store, *files, "--broden", broden, "--influence", *FEW, "--out", again))
     assert (again / "influence.csv").read_bytes() == (folder / "influence.csv").read_bytes()
     ok(run("evaluate", "--store", store, *files, "--broden", broden, "--out", again))
+    assert not list((again / "pictures").glob("*.steering.png"))
     assert not (again / "influence.csv").exists()  # of the earlier evaluation: nothing contradicts what is written now
 
 
