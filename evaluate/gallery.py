@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from evaluate.detectors import Bank, block_images
 from evaluate.report.data import Tile
 from evaluate.report.pictures import region_tile, save_strip
 from extract.geometry import Box
 from extract.images import read_image
+from extract.seen import crop
 from stores.errors import EDDPError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -113,11 +113,3 @@ def on_grid(reader: LayerReader, image: int, logits: np.ndarray) -> np.ndarray:
         known = cells[reader.places(image)]
         logits = logits[((cells[:, None] - known) ** 2).sum(2).argmin(1)]
     return logits.reshape(reader.grid)
-
-
-def crop(image: Image.Image, box: Box) -> Image.Image:
-    """The part of an image that the network saw; parts outside the image are black."""
-    left, top, right, bottom = box
-    w, h = image.size
-    pixels = (round(left * w), round(top * h), round(right * w), round(bottom * h))
-    return image if pixels == (0, 0, w, h) else image.crop(pixels)

@@ -113,8 +113,12 @@ class Network:
     def backbone(self, images: torch.Tensor) -> torch.Tensor:
         """Give the layer's activations (n, P, C), float32, of preprocessed images (n, 3, h, w); no gradients."""
         with torch.no_grad():
-            taken = self._backbone(images.to(self.device))
-            return self.layout.to_npc(taken).to(torch.float32).contiguous()
+            return self.activations(images)
+
+    def activations(self, images: torch.Tensor) -> torch.Tensor:
+        """Give what ``backbone`` gives, differentiably with respect to the images."""
+        taken = self._backbone(images.to(self.device))
+        return self.layout.to_npc(taken).to(torch.float32).contiguous()
 
     def head(self, x_npc: torch.Tensor) -> torch.Tensor:
         """Give the logits (n, K) of activations (n, P, C), differentiably; ``x_npc`` is never written into."""

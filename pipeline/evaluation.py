@@ -28,6 +28,7 @@ from evaluate.unions import union_rows
 from extract.concepts import ConceptSource, open_concepts
 from extract.labels import align
 from pipeline.comparing import add_monosemanticity, add_stability
+from pipeline.evaluated import made_from
 from pipeline.influence import add_influence, influence_lines, steering_file
 from pipeline.tables import Tables
 from stores.activations import ActivationStore
@@ -79,7 +80,8 @@ def evaluate_directions(
     truth = read_truth(LayerReader(store, layer)) if ground_truth else None
     _make_folder(out)
     summary: dict[str, Any] = {
-        "directions": {name: {"method": d.method, "directions": d.count} for name, (_, d) in sets.items()}
+        "directions": {name: {"method": d.method, "directions": d.count} for name, (_, d) in sets.items()},
+        "made_from": made_from(out, store, layer, {name: path for name, (path, _) in sets.items()}, broden),
     }
     tables = Tables(out)
     plain = {name: directions for name, (_, directions) in sets.items()}

@@ -11,7 +11,8 @@ from PIL import Image
 
 import evaluate.gallery
 from evaluate.detectors import Bank, make_bank
-from evaluate.gallery import crop, draw_strips, on_grid, top_images
+from evaluate.gallery import draw_strips, on_grid, top_images
+from extract.seen import crop
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.readers import LayerReader

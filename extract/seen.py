@@ -1,0 +1,82 @@
+"""The images of a store once more, as the network saw them: what resizing and cropping left, at the picture's own resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from extract.geometry import Box, visible_box
+from extract.images import ImageSource, open_source
+from extract.zoo import load_model
+from stores.activations import ActivationStore
+from stores.errors import MismatchError
+
+Transform = Callable[[Image.Image], Any]
+
+
+class SeenImages:
+    """Images of a store by their row.
+
+    Parameters
+    ----------
+    source : where the images are; matched with the store's rows by name.
+    transform : the network's: PIL image -> tensor (3, h, w).
+    store : whose rows they are.
+
+    Raises MismatchError when no image of the store is in the source.
+    """
+
+    def __init__(self, source: ImageSource, transform: Transform, store: ActivationStore) -> None:
+        self.source, self.store = source, store
+        self._names = store.names
+        number = {source.name(i): i for i in range(len(source))}
+        self._place = {row: number[name] for row, name in enumerate(self._names) if name in number}
+        if not self._place:
+            raise MismatchError(f"None of the images in '{store.path}' is in '{source.root}': they are other images.")
+        self._box = lru_cache(maxsize=4096)(lambda size: visible_box(transform, size))
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._place
+
+    def name(self, row: int) -> str:
+        return self._names[row]
+
+    def label(self, row: int) -> int:
+        """The image's class in its source, −1 for none or for an image that is not there."""
+        return self.source.label(self._place[row]) if row in self._place else -1
+
+    def image(self, row: int) -> Image.Image:
+        """The part of an image that the network saw, as RGB. Raises MismatchError where it is gone, else the errors of the source."""
+        if row not in self._place:
+            raise MismatchError(
+                f"The image '{self._names[row]}' of '{self.store.path}' is not in '{self.source.root}'."
+            )
+        picture = self.source.image(self._place[row])
+        width, height = picture.size
+        return crop(picture, self._box((height, width)))
+
+
+def seen_images(store: ActivationStore, *, data: str | Path | None = None) -> SeenImages:
+    """Open the images that a store was made from, where they lay then or at ``data``.
+
+    Raises MismatchError for a synthetic store, which has none, and the errors of ``open_source`` and ``load_model``.
+    """
+    made = store.provenance
+    if "dataset" not in made or "synthetic" in made:
+        raise MismatchError(f"The store '{store.path}' was not made from images: there is nothing to show.")
+    dataset = made["dataset"]
+    source = open_source(f"{dataset['kind']}:{dataset['path']}" if data is None else data)
+    loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
+    return SeenImages(source, loaded.transform, store)
+
+
+def crop(image: Image.Image, box: Box) -> Image.Image:
+    """The part of an image that the network saw (fractions of width and height); parts outside the image are black."""
+    left, top, right, bottom = box
+    w, h = image.size
+    pixels = (round(left * w), round(top * h), round(right * w), round(bottom * h))
+    return image if pixels == (0, 0, w, h) else image.crop(pixels)
