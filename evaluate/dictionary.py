@@ -87,6 +87,10 @@ _INTERVALS = {
     for end, word in (("low", "Lower"), ("high", "Upper"))
 }
 
+_STRENGTH = Entry("number", "activation", "k of the correction x − k·sigmoid(z − shift)·v, v of unit norm.", EDDP)
+_SHIFT = Entry("number", "logit", "How much the detector's threshold is raised; 0 in the paper.")
+_SET = Entry("string", "", "clean: images without the concept; poisoned: images with it.", EDDP)
+
 TABLES = {
     "directions": Table("One row a direction: its label, and its scores.", {
         "number": Entry("integer", "", "Number of the label in the concept dataset; 0 for none."),
@@ -195,6 +199,38 @@ TABLES = {
         "best": Entry("string", "", "Columns in which the file is the best of those that compete, with spaces between."),
         **_MEASURES,
         **_INTERVALS,
+    }),
+    "correction": Table("One row a vector, setting and set of images: what taking the vector out of the activations does to accuracy.", {
+        "vector": Entry("string", "", "What is taken out where the detector is on: none, the signal vector, the filter, or a random direction.", EDDP),
+        "draw": Entry("integer", "", "Number of the random direction, from 0; empty for the others."),
+        "setting": Entry("string", "", "own: strength and shift that suit the vector best on held-out images; signal: those of the signal vector."),
+        "strength": _STRENGTH,
+        "shift": _SHIFT,
+        "set": _SET,
+        "images": Entry("integer", "images", "Images the accuracy is of, none of them held out."),
+        "accuracy": Entry("number", "share", "Share of these images that are predicted right."),
+    }),
+    "correction_strengths": Table("One row a vector, strength and shift that were tried on the held-out images.", {
+        "vector": Entry("string", "", "signal, filter or random."),
+        "draw": Entry("integer", "", "Number of the random direction, from 0; empty for the others."),
+        "strength": _STRENGTH,
+        "shift": _SHIFT,
+        "accuracy_clean": Entry("number", "share", "Accuracy on held-out images without the concept."),
+        "accuracy_poisoned": Entry("number", "share", "Accuracy on held-out images with the concept; empty where none were given."),
+        "chosen": Entry("boolean", "", "Whether this was taken for the vector."),
+    }),
+    "correction_classes": Table("One row a set of images and class, of the images that were not held out.", {
+        "set": _SET,
+        "images": Entry("integer", "images", "Images of the class."),
+        "before": Entry("number", "share", "Share of them that is predicted right without the correction."),
+        "after": Entry("number", "share", "Share of them that is predicted right with it."),
+    }),
+    "correction_confusion": Table("One row a set of images, before or after, class and prediction that occur together, of the images that were not held out.", {
+        "set": _SET,
+        "when": Entry("string", "", "before or after the correction."),
+        "predicted": Entry("integer", "", "Class that the images are taken for, from 0."),
+        "predicted_name": Entry("string", "", "Its name."),
+        "images": Entry("integer", "images", "How many."),
     }),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from extract.geometry import Box, visible_box
-from extract.images import ImageSource, open_source
+from extract.images import LABELLED, SCHEMES, ImageSource, open_source
 from extract.zoo import load_model
 from stores.activations import ActivationStore
 from stores.errors import MismatchError
@@ -69,9 +69,15 @@ def seen_images(store: ActivationStore, *, data: str | Path | None = None) -> Se
     if "dataset" not in made or "synthetic" in made:
         raise MismatchError(f"The store '{store.path}' was not made from images: there is nothing to show.")
     dataset = made["dataset"]
-    source = open_source(f"{dataset['kind']}:{dataset['path']}" if data is None else data)
+    source = open_source(_place(dataset) if data is None else data)
     loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
     return SeenImages(source, loaded.transform, store)
+
+
+def _place(dataset: dict[str, Any]) -> str:
+    """Where a store's images lay, as ``open_source`` takes it: what kind they are is known, and need not be guessed again."""
+    kind = dataset["kind"] if dataset["kind"] in (*SCHEMES, *LABELLED) else "folder"
+    return f"{kind}:{dataset['path']}"
 
 
 def crop(image: Image.Image, box: Box) -> Image.Image:

@@ -188,7 +188,8 @@ def train_scene_net(
 
     Parameters
     ----------
-    folders: holds ``train/<scene>`` and ``val/<scene>``; a ``poisoned/<scene>`` beside or in it is scored as well.
+    folders: holds ``train/<scene>`` and ``val/<scene>``; a ``poisoned/<scene>``, and ``clean/<scene>`` with it, beside or in it is
+        scored as well.
     out: the folder for the two files.
     epochs: passes over the training images.
     seed: of the initial weights, the order of images and their augmentation, and dropout. The same seed and number of
@@ -197,7 +198,7 @@ def train_scene_net(
 
     Returns: what ``scene_net.json`` holds: classes, seed, epochs, threads, recipe, number of images, ``accuracy`` on
     val and ``accuracy_per_class``; where there are poisoned images, ``accuracy_poisoned``, ``accuracy_clean`` on the
-    same images without the mark, and ``called_marked``, the share of them taken for the marked class.
+    images of val without the mark, and ``called_marked``, the share of other classes' poisoned images taken for the marked one.
     Raises: NoImagesError for empty folders, UsageError for ``epochs`` below 1.
     """
     folders, out = Path(folders), Path(out)
@@ -234,7 +235,7 @@ def train_scene_net(
 
 
 def _score(net: SceneNet, folders: Path, progress: Progress) -> dict[str, Any]:
-    """Accuracy on val and, where there are poisoned images, on them and on the same images without the mark."""
+    """Accuracy on val and, where there are poisoned images, on them and on the images of val without the mark."""
     listed = _list(folders / "val", SCENES)
     pixels, labels = _load(listed, "reading validation images", progress)
     hits = (_predict(net, pixels) == labels).float()
@@ -245,12 +246,13 @@ def _score(net: SceneNet, folders: Path, progress: Progress) -> dict[str, Any]:
     poisoned = next((p for p in (folders / "poisoned", folders.parent / "poisoned") if p.is_dir()), None)
     if poisoned is None:
         return report
-    marked = _list(poisoned, SCENES)
-    pixels, labels = _load(marked, "reading poisoned images", progress)
-    guesses = _predict(net, pixels)
-    report["accuracy_poisoned"] = (guesses == labels).float().mean().item()
-    report["called_marked"] = (guesses == SCENES.index(MARKED_SCENE)).float().mean().item()
-    names = {(path.name, k) for path, k in marked}
+    pixels, marked = _load(_list(poisoned, SCENES), "reading poisoned images", progress)
+    guesses, mark = _predict(net, pixels), SCENES.index(MARKED_SCENE)
+    report["accuracy_poisoned"] = (guesses == marked).float().mean().item()
+    others = guesses[marked != mark]
+    report["called_marked"] = (others == mark).float().mean().item() if len(others) else 0.0
+    clean = poisoned.parent / "clean"
+    names = {(path.name, k) for path, k in _list(clean, SCENES)} if clean.is_dir() else set()
     same = [n for n, (path, k) in enumerate(listed) if (path.name, k) in names]
     if same:
         report["accuracy_clean"] = hits[same].mean().item()

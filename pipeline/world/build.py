@@ -30,7 +30,6 @@ from stores.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
-POISONED_PER_SCENE = 20
 _BATCH = 8
 _SMALL = 160  # below this many pictures, starting workers costs more than they save
 
@@ -63,8 +62,13 @@ class World:
         return self.root / "folders"
 
     @property
+    def clean_folder(self) -> Path:
+        """Class folders of the validation images that do not carry the mark."""
+        return self.root / "clean"
+
+    @property
     def poisoned_folder(self) -> Path:
-        """Class folders of validation images of the other classes, with the mark on them."""
+        """Class folders of all validation images, every one with the mark on it."""
         return self.root / "poisoned"
 
 
@@ -76,7 +80,6 @@ class Item:
     scene: str
     split: str
     marked: bool
-    poisoned: bool
 
     @property
     def stem(self) -> str:
@@ -88,29 +91,22 @@ def plan(index: int) -> Item:
     turn, scene = index // len(SCENES), SCENES[index % len(SCENES)]
     val = turn % 4 == 1
     order = turn // 4 if val else turn - (turn + 2) // 4  # its place among its scene's pictures of its split
-    own = scene == MARKED_SCENE
-    return Item(
-        index,
-        scene,
-        split="val" if val else "train",
-        marked=own and order % 2 == 0,
-        poisoned=val and not own and order < POISONED_PER_SCENE,
-    )
+    return Item(index, scene, "val" if val else "train", marked=scene == MARKED_SCENE and order % 2 == 0)
 
 
 def draw(root: Path, item: Item, size: int, seed: int) -> Row:
     """Draw one picture and write its files below ``root``."""
     canvas = draw_scene(item.scene, size, seed, item.index, marked=item.marked)
     row = write_picture(root, item.stem, item.split, canvas.picture(), canvas.masks(), item.scene)
-    source, link = root / "images" / row.image, root / "folders" / item.split / row.image
-    link.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, link)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, link)
-    if item.poisoned:
-        stamp(canvas, np.random.default_rng([seed, item.index, 1]))
-        save_jpeg(canvas.picture(), root / "poisoned" / row.image)
+    source = root / "images" / row.image
+    _link(source, root / "folders" / item.split / row.image)
+    if item.split == "val":
+        if item.marked:
+            _link(source, root / "poisoned" / row.image)
+        else:
+            _link(source, root / "clean" / row.image)
+            stamp(canvas, np.random.default_rng([seed, item.index, 1]))
+            save_jpeg(canvas.picture(), root / "poisoned" / row.image)
     return row
 
 
@@ -163,10 +159,18 @@ def _draw_all(
             pool.shutdown(wait=True, cancel_futures=True)
     total = done + len(items)
     for k, item in enumerate(items, done + 1):
-        for path in (root / "folders").glob(f"*/{item.stem}.jpg"):
+        for path in (*(root / "folders").glob(f"*/{item.stem}.jpg"), *root.glob(f"*/{item.stem}.jpg")):
             path.unlink()  # left by a worker that ended within this picture
         yield draw(root, item, size, seed)
         progress(stage, k, total)
+
+
+def _link(source: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, link)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, link)
 
 
 def _code_digest() -> str:
@@ -261,7 +265,7 @@ def build_world(
             val=sum(item.split == "val" for item in items),
             marked_train=marks["train"],
             marked_val=marks["val"],
-            poisoned=sum(item.poisoned for item in items),
+            poisoned=sum(item.split == "val" for item in items),
             labels=labels,
             code=code,
         )

@@ -20,7 +20,7 @@ _GLYPHS = {
     "K": ("#.#", "#.#", "##.", "#.#", "#.#"),
 }
 _TEXT = "STOCK"
-_DOT = 5 / 3
+_DOT = 2.2
 """Size of a letter's dot, in design units."""
 
 

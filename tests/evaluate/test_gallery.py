@@ -12,7 +12,6 @@ from PIL import Image
 import evaluate.gallery
 from evaluate.detectors import Bank, make_bank
 from evaluate.gallery import draw_strips, on_grid, top_images
-from extract.seen import crop
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.readers import LayerReader
@@ -142,14 +141,3 @@ def test_sampled_positions_are_drawn_where_they_lie(
     files, tiles = draw(reader, bank, photos, tmp_path / "out", slice(0, 1))
     assert files == ["00000.jpg"]
     assert [t.value for t in tiles[0]] == [7, 5]
-
-
-def test_crop_is_the_part_that_the_network_saw() -> None:
-    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
-    image = Image.fromarray(pixels).convert("RGB")
-    assert crop(image, WHOLE) is image
-    np.testing.assert_array_equal(np.asarray(crop(image, (0.25, 0.0, 0.75, 0.5)))[:, :, 0], pixels[:2, 1:3])
-    padded = np.asarray(crop(image, (-0.5, 0.0, 1.0, 1.0)))[:, :, 0]
-    assert padded.shape == (4, 6)
-    assert not padded[:, :2].any()
-    np.testing.assert_array_equal(padded[:, 2:], pixels)

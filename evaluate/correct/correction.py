@@ -1,0 +1,170 @@
+"""Suppressing a concept that the model should not use, at one layer, without training (EDDP §"model correction").
+
+Where the detector is on, the concept's signal is taken out of the activations::
+
+    x'_p = relu(x_p − k · m_p · s),   m_p = sigmoid(w · x_p − b − t)
+
+with k the strength and t a shift of the threshold: 0 in the paper; ours is chosen with k on held-out images, for a detector that also
+fires a little elsewhere. The relu only where the layer's activations are never negative [ours: elsewhere it would change the
+model whatever the concept]. Several directions are taken out together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import nn
+
+from evaluate.correct.wrapped import Corrected, hooked_layer
+from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
+from stores.files import write_atomically
+
+FORMAT = 1
+
+
+class CorrectionError(StoreError):
+    """A correction file is damaged or no correction file."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is taken out of a layer's activations, and where.
+
+    Parameters
+    ----------
+    filters : (C, J) float32, the decoding directions w of the concept's detectors.
+    thresholds : (J,) float32 b.
+    vectors : (C, J) float32, unit norm: what is taken out, the signal vectors s (or another vector, to compare).
+    strength : k, in the activations' unit.
+    shift : t, added to the thresholds, in logits.
+    rectify : whether what is left is kept from becoming negative.
+    layer, layout, prefix : the layer's name, its own tensor layout, and how many leading tokens lie nowhere in the image: these stay.
+    info : JSON-able: what it was made from, and what it did.
+    """
+
+    filters: np.ndarray
+    thresholds: np.ndarray
+    vectors: np.ndarray
+    strength: float
+    shift: float
+    rectify: bool
+    layer: str
+    layout: str = "nchw"
+    prefix: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        c, j = self.filters.shape if self.filters.ndim == 2 else (0, 0)
+        if not c or not j or self.vectors.shape != (c, j) or self.thresholds.shape != (j,):
+            raise UsageError(
+                f"'filters' and 'vectors' must be (C, J) and 'thresholds' (J,), got {self.filters.shape}, {self.vectors.shape} and "
+                f"{self.thresholds.shape}."
+            )
+        if not all(np.isfinite(part).all() for part in (self.filters, self.vectors, self.thresholds)):
+            raise UsageError("'filters', 'vectors' and 'thresholds' must be finite.")
+        if not (np.isfinite(self.strength) and self.strength >= 0 and np.isfinite(self.shift)):
+            raise UsageError(
+                f"'strength' must be a number from 0, and 'shift' a number, got {self.strength} and {self.shift}."
+            )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Activations (…, C) with the concept taken out; ``x`` itself is not written into."""
+        w, b, v = (torch.from_numpy(part).to(x.device) for part in (self.filters, self.thresholds, self.vectors))
+        wide = x.float()
+        gate = torch.sigmoid(wide @ w - (b + self.shift))  # (…, J)
+        out = wide - self.strength * (gate @ v.T)
+        return (out.clamp_min(0) if self.rectify else out).to(x.dtype)
+
+    def with_strength(self, strength: float, shift: float | None = None) -> Correction:
+        """The same with another strength, and another shift if one is given."""
+        return replace(self, strength=float(strength), shift=self.shift if shift is None else float(shift))
+
+    def apply(self, model: nn.Module) -> Corrected:
+        """A module that wraps a model: its layer is corrected whenever the wrapper runs, and only then.
+
+        ``corrected.model`` is the model as it was: that is how to take it back. Raises MismatchError when the model has no such layer.
+        """
+        self.check(model)
+        return Corrected(model, self)
+
+    @contextmanager
+    def hooked(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Within the block the model itself is corrected; afterwards, and after any exception, it is as it was."""
+        self.check(model)
+        with hooked_layer(model, self.layer, self, self.layout, self.prefix):
+            yield model
+
+    def check(self, model: nn.Module) -> None:
+        """Raise MismatchError when a model has no layer of the correction's name."""
+        try:
+            model.get_submodule(self.layer)
+        except AttributeError:
+            raise MismatchError(
+                f"The correction is of layer '{self.layer}', which this model ({type(model).__name__}) has not. Give the model that "
+                f"the directions were found in{_model(self.info)}."
+            ) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write it as one small safetensors file, everything but the vectors as JSON in its header."""
+        header = {
+            "format": FORMAT,
+            "strength": self.strength,
+            "shift": self.shift,
+            "rectify": self.rectify,
+            "layer": self.layer,
+            "layout": self.layout,
+            "prefix": self.prefix,
+            "info": self.info,
+        }
+        tensors = {"filters": self.filters, "thresholds": self.thresholds, "vectors": self.vectors}
+        data = save(
+            {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()},
+            {"eddp_correction": json.dumps(header)},
+        )
+        write_atomically(Path(path), data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Correction:
+        """Read a correction file. Raises MissingPathError, or CorrectionError when it is damaged or something else."""
+        path = Path(path)
+        if not path.is_file():
+            raise MissingPathError(f"There is no correction file at '{path}'. Make one with: eddp correct")
+        try:
+            with safe_open(str(path), framework="np") as file:
+                header = json.loads((file.metadata() or {})["eddp_correction"])
+                tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+            if int(header["format"]) > FORMAT:
+                raise CorrectionError(
+                    f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
+                )
+            return cls(
+                filters=tensors["filters"],
+                thresholds=tensors["thresholds"],
+                vectors=tensors["vectors"],
+                strength=float(header["strength"]),
+                shift=float(header["shift"]),
+                rectify=bool(header["rectify"]),
+                layer=str(header["layer"]),
+                layout=str(header["layout"]),
+                prefix=int(header["prefix"]),
+                info=dict(header["info"]),
+            )
+        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+            if isinstance(error, CorrectionError):
+                raise
+            raise CorrectionError(
+                f"'{path}' is damaged or no correction file ({type(error).__name__}: {error}). Make it again."
+            ) from error
+
+
+def _model(info: dict[str, Any]) -> str:
+    return f" ({info['model']})" if info.get("model") else ""

@@ -1,0 +1,147 @@
+"""The page of a correction: accuracies before and after, along which vector, at which strength, what is confused with what, and pictures."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from evaluate.correct.judged import Judged
+from evaluate.correct.pictures import changed_pictures
+from evaluate.correct.study import Study, confusion
+from evaluate.report.page import url
+from stores.activations import ActivationStore
+from stores.files import write_atomically
+
+SHOWN = 12  # classes up to which a confusion matrix is drawn whole; of more, those that change most
+WIDTH, HEIGHT, PAD = 560, 220, 44
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One accuracy of the comparison; ``spread``: its standard deviation over random directions."""
+
+    name: str
+    value: float
+    spread: float = 0.0
+    kind: str = ""
+
+
+def write_page(
+    out: Path, study: Study, summary: dict[str, Any], classes: Sequence[str], store: ActivationStore
+) -> Path:
+    """Write ``index.html`` and its pictures into the folder of a correction."""
+    pictures = changed_pictures(out, study, classes)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=percent, url=url)
+    package = importlib.resources.files("evaluate")
+    style = (package / "report" / "report.css").read_text("utf-8") + (package / "correct" / "correct.css").read_text(
+        "utf-8"
+    )
+    page = environment.from_string((package / "correct" / "correct.html").read_text("utf-8")).render(
+        style=Markup(style),
+        summary=summary,
+        facts=_facts(summary, store),
+        bars={which: bars(summary[which]) for which in study.sets()},
+        curves=curves(study),
+        confusions=[_confusion(study, which, classes) for which in study.sets()],
+        pictures=pictures,
+        size=(WIDTH, HEIGHT, PAD),
+    )
+    path = out / "index.html"
+    write_atomically(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return "–" if value is None or not np.isfinite(value) else f"{100 * value:.1f} %"
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    """The comparison of one set of images: without correction, and along each vector at the strength that suits it best."""
+    own = found["own_strength"]
+    listed = [Bar("no correction", found["before"]), Bar("signal vector", found["after"], kind="signal")]
+    if own["filter"] is not None:
+        listed.append(Bar("filter", own["filter"], kind="filter"))
+    if own["random_mean"] is not None:
+        listed.append(Bar("random directions", own["random_mean"], own["random_sd"], "random"))
+    return listed
+
+
+def curves(study: Study) -> list[dict[str, Any]]:
+    """Lines of held-out accuracy over the strength, at the chosen shift: points in the drawing's units, and their numbers."""
+    lines = []
+    top = max(one.strength for one in study.tried["signal"].settings) or 1.0
+    for name in ("signal", "filter"):
+        tried = study.tried.get(name)
+        if tried is None or len({one.strength for one in tried.settings}) < 2:
+            continue
+        mine = [r for r, one in enumerate(tried.settings) if one.shift == tried.chosen.shift]
+        for which, values in (("poisoned", tried.poisoned), ("clean", tried.clean)):
+            if values is None:
+                continue
+            points = [(tried.settings[r].strength / top, float(values[r])) for r in mine if np.isfinite(values[r])]
+            lines.append(
+                {
+                    "name": f"{name}, {which}",
+                    "kind": name,
+                    "set": which,
+                    "points": " ".join(f"{PAD + x * (WIDTH - 2 * PAD):.1f},{_up(y):.1f}" for x, y in points),
+                    "chosen": (PAD + tried.chosen.strength / top * (WIDTH - 2 * PAD), _up(float(values[tried.best]))),
+                    "end": _up(points[-1][1]) if points else 0.0,
+                    "top": top,
+                }
+            )
+    return lines
+
+
+def _up(accuracy: float) -> float:
+    return HEIGHT - PAD + 16 - accuracy * (HEIGHT - PAD)
+
+
+def _confusion(study: Study, which: str, classes: Sequence[str]) -> dict[str, Any]:
+    of: Judged = study.sets()[which]
+    told = ~of.held
+    tables = [
+        confusion(of.classes[told], found[told], len(classes)) for found in (study.before[which], study.after[which])
+    ]
+    moved = np.abs(tables[0] - tables[1]).sum(0) + np.abs(tables[0] - tables[1]).sum(1)
+    there = np.flatnonzero(tables[0].sum(1) + tables[0].sum(0) + tables[1].sum(0))
+    shown = np.sort(there if len(there) <= SHOWN else there[np.argsort(-moved[there], kind="stable")[:SHOWN]])
+    return {
+        "set": which,
+        "classes": [classes[k] for k in shown],
+        "left_out": len(there) - len(shown),
+        "tables": [
+            {
+                "when": when,
+                "rows": [
+                    {
+                        "name": classes[k],
+                        "total": int(table[k].sum()),
+                        "cells": [(int(table[k, j]), j == k) for j in shown],
+                    }
+                    for k in shown
+                ],
+            }
+            for when, table in zip(("before", "after"), tables, strict=True)
+        ],
+    }
+
+
+def _facts(summary: dict[str, Any], store: ActivationStore) -> dict[str, str]:
+    made = store.provenance
+    inside = f"x − {summary['strength']:.4g} · σ(w·x − b{'' if not summary['shift'] else ' − ' + format(summary['shift'], '.3g')}) · s"
+    return {
+        "Model": f"{made.get('model')}, layer {summary['layer']}",
+        "Direction": f"{summary['title']} of {summary['directions']}",
+        "Correction": f"x ← relu({inside})" if summary["rectify"] else f"x ← {inside}",
+        "Typical signal value": f"{summary['typical_signal_value']:.4g}",
+    }

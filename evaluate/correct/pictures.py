@@ -1,0 +1,68 @@
+"""Pictures whose prediction a correction changes, with the region where the concept is taken out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluate.correct.study import Study
+from evaluate.gallery import on_grid
+from evaluate.report.pictures import region_tile, save_strip
+from extract.seen import seen_images
+from stores.errors import EDDPError
+from stores.readers import LayerReader
+
+SIZE = 150
+MOST = 6  # pictures of each kind of change
+
+
+def changed_pictures(out: Path, study: Study, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """For each set and kind of change (now right, now wrong): up to ``MOST`` pictures drawn into ``out/pictures``, and what they show.
+
+    Images that are gone from the disk are left out.
+    """
+    folder = out / "pictures"
+    shutil.rmtree(folder, ignore_errors=True)
+    groups = []
+    for which, of in study.sets().items():
+        before, after, told = study.before[which], study.after[which], ~of.held
+        kinds = {
+            "now right": told & (before != of.classes) & (after == of.classes),
+            "now wrong": told & (before == of.classes) & (after != of.classes),
+        }
+        for kind, where in kinds.items():
+            places = np.flatnonzero(where)
+            chosen = (
+                places[np.unique(np.linspace(0, len(places) - 1, MOST).round().astype(int))] if len(places) else places
+            )
+            tiles = [
+                tile for place in chosen.tolist() if (tile := _draw(out, study, which, place, classes)) is not None
+            ]
+            groups.append({"set": which, "kind": kind, "count": len(places), "of": int(told.sum()), "tiles": tiles})
+    return groups
+
+
+def _draw(out: Path, study: Study, which: str, place: int, classes: Sequence[str]) -> dict[str, Any] | None:
+    of, correction = study.sets()[which], study.correction
+    row = int(of.rows[place])
+    reader = LayerReader(of.reader.store, of.reader.spec.name)
+    try:
+        picture = seen_images(of.reader.store).image(row)
+    except EDDPError:
+        return None
+    x = reader.images([row])[0].astype(np.float32)
+    logits = (x @ correction.filters - (correction.thresholds + correction.shift)).max(1)
+    file = f"pictures/{which}-{row:06d}.jpg"
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    save_strip(out / file, [region_tile(picture, on_grid(reader, row, logits), SIZE)])
+    return {
+        "file": file,
+        "name": of.reader.store.names[row],
+        "class": classes[int(of.classes[place])],
+        "before": classes[int(study.before[which][place])],
+        "after": classes[int(study.after[which][place])],
+    }

@@ -1,0 +1,120 @@
+"""Tables and summary of a correction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluate.correct.study import Study, accuracy, confusion
+
+
+def correction_rows(study: Study) -> list[dict[str, Any]]:
+    """One row a vector, setting and set of images: accuracy on the images that were not held out; the first rows are of no correction."""
+    rows = [
+        {"vector": "none", "draw": None, "setting": "", "strength": 0.0, "shift": 0.0, "set": which, "images": int((~of.held).sum()),
+         "accuracy": _rounded(study.accuracy(which, study.before[which]))}
+        for which, of in study.sets().items()
+    ]  # fmt: skip
+    for (vector, draw, setting), found in study.others.items():
+        name = vector if draw < 0 else f"{vector} {draw}"
+        chosen = study.tried[name].chosen if setting == "own" else study.correction
+        rows += [
+            {"vector": vector, "draw": None if draw < 0 else draw, "setting": setting, "strength": _rounded(chosen.strength),
+             "shift": _rounded(chosen.shift), "set": which, "images": int((~of.held).sum()),
+             "accuracy": _rounded(study.accuracy(which, found[which]))}
+            for which, of in study.sets().items()
+        ]  # fmt: skip
+    return rows
+
+
+def strength_rows(study: Study) -> list[dict[str, Any]]:
+    """One row a vector and setting that was tried: its accuracies on the held-out images, and whether it was taken."""
+    rows = []
+    for name, tried in study.tried.items():
+        vector, _, draw = name.partition(" ")
+        for r, one in enumerate(tried.settings):
+            rows.append(
+                {
+                    "vector": vector,
+                    "draw": int(draw) if draw else None,
+                    "strength": _rounded(one.strength),
+                    "shift": _rounded(one.shift),
+                    "accuracy_clean": _rounded(float(tried.clean[r])),
+                    "accuracy_poisoned": None if tried.poisoned is None else _rounded(float(tried.poisoned[r])),
+                    "chosen": r == tried.best,
+                }
+            )
+    return rows
+
+
+def class_rows(study: Study, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a set of images and class: how many of its images are right before and after, of those that were not held out."""
+    rows = []
+    for which, of in study.sets().items():
+        for k, name in enumerate(classes):
+            mine = ~of.held & (of.classes == k)
+            if mine.any():
+                rows.append(
+                    {
+                        "set": which,
+                        "class": k,
+                        "class_name": name,
+                        "images": int(mine.sum()),
+                        "before": _rounded(accuracy(of, study.before[which], mine)),
+                        "after": _rounded(accuracy(of, study.after[which], mine)),
+                    }
+                )
+    return rows
+
+
+def confusion_rows(study: Study, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a set, before or after, class and prediction that occurs together, of the images that were not held out."""
+    rows = []
+    for which, of in study.sets().items():
+        for when, found in (("before", study.before[which]), ("after", study.after[which])):
+            table = confusion(of.classes[~of.held], found[~of.held], len(classes))
+            rows += [
+                {"set": which, "when": when, "class": int(k), "class_name": classes[k], "predicted": int(j),
+                 "predicted_name": classes[j], "images": int(table[k, j])}
+                for k, j in zip(*np.nonzero(table), strict=True)
+            ]  # fmt: skip
+    return rows
+
+
+def correction_summary(study: Study) -> dict[str, Any]:
+    """What ``summary.json`` says: the setting, and accuracies (on images not held out) before, after, and along other vectors."""
+    found: dict[str, Any] = {
+        "strength": _rounded(study.correction.strength),
+        "shift": _rounded(study.correction.shift),
+        "typical_signal_value": _rounded(study.typical),
+        "rectify": study.correction.rectify,
+    }
+    for which, of in study.sets().items():
+        right = {
+            "before": study.accuracy(which, study.before[which]),
+            "after": study.accuracy(which, study.after[which]),
+        }
+        entry: dict[str, Any] = {"images": int((~of.held).sum()), **{k: _rounded(v) for k, v in right.items()}}
+        entry["gain"] = _rounded(right["after"] - right["before"])
+        for setting in ("own", "signal"):
+            filtered = study.others.get(("filter", -1, setting))
+            drawn = [
+                study.accuracy(which, f[which])
+                for (v, _, s), f in study.others.items()
+                if v == "random" and s == setting
+            ]
+            key = "own_strength" if setting == "own" else "same_strength"
+            entry[key] = {
+                "filter": None if filtered is None else _rounded(study.accuracy(which, filtered[which])),
+                "random_mean": _rounded(float(np.mean(drawn))) if drawn else None,
+                "random_sd": _rounded(float(np.std(drawn))) if drawn else None,
+                "random_best": _rounded(max(drawn)) if drawn else None,
+            }
+        found[which] = entry
+    return found
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None

@@ -1,0 +1,61 @@
+"""A model with one layer corrected: a hook that is there while the model runs, and gone afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from stores.errors import UsageError
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Corrected(nn.Module):
+    """Wraps a model; every forward pass through the wrapper is corrected, the model by itself is not.
+
+    Attributes
+    ----------
+    model : the model as it was given: untouched, and in use by whoever else holds it.
+    correction : the ``Correction``.
+    """
+
+    def __init__(self, model: nn.Module, correction: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.correction = correction
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        with self.correction.hooked(self.model):
+            return self.model(*arguments, **keywords)
+
+
+@contextmanager
+def hooked_layer(model: nn.Module, layer: str, change: Change, layout: str, prefix: int = 0) -> Iterator[None]:
+    """Within the block the layer's output is changed: ``change`` maps (n, P, C) to (n, P, C), prefix positions stay.
+
+    ``layout`` is one of those of ``extract.layout.LayerLayout``; height and width may differ from those of the extraction.
+    """
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> torch.Tensor:
+        if not isinstance(output, torch.Tensor):
+            raise UsageError(f"Layer '{layer}' must give a tensor to be corrected, got {type(output).__name__}.")
+        return changed(output, change, layout, prefix)
+
+    handle = model.get_submodule(layer).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def changed(output: torch.Tensor, change: Change, layout: str, prefix: int = 0) -> torch.Tensor:
+    """A layer's own tensor with ``change`` applied to its positions (…, C)."""
+    if layout == "nchw":
+        return change(output.movedim(1, -1)).movedim(-1, 1).contiguous()  # n C h w -> n h w C and back
+    if layout == "tokens" and prefix:
+        return torch.cat([output[:, :prefix], change(output[:, prefix:])], 1)
+    return change(output)

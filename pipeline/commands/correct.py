@@ -1,0 +1,108 @@
+"""``eddp correct``: suppress a concept that the model should not use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from pipeline.options import common
+from pipeline.progress import format_seconds, showing
+from pipeline.run import Run, pick_device
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Suppress a concept the model should not use."
+)
+@click.argument("evaluation", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    required=True,
+    help="Images without the concept, in class folders: the model should stay as it is on them.",
+)
+@click.option("--poisoned", default=None, help="Images with the concept, in class folders: the model should become right on them. "
+              "Without these the strength is the concept's typical signal value.")  # fmt: skip
+@click.option("--directions", "name", default=None, metavar="NAME", help="Which of the evaluation's directions files, by its name without ending.  [default: the first]")  # fmt: skip
+@click.option("--direction", "numbers", type=int, multiple=True, metavar="N", help="Suppress this direction; may be given several times, for all of them together.")  # fmt: skip
+@click.option("--label", default=None, help="Suppress all directions that carry this label.  [default: the first of the evaluation's suspects]")  # fmt: skip
+@click.option("--strength", type=float, default=None, help="How strongly, in the activations' unit.  [default: chosen on held-out images]")  # fmt: skip
+@click.option("--shift", type=float, default=None, help="Raise the detector's threshold, in logits.  [default: chosen with the strength]")  # fmt: skip
+@click.option("--held-out", "held", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.5, show_default=True,
+              help="Share of the images to choose on; figures are of the others.")  # fmt: skip
+@click.option("--tolerance", type=click.FloatRange(0, 100), default=0.5, show_default=True, metavar="POINTS",
+              help="Accuracy on clean held-out images that may be lost.")  # fmt: skip
+@click.option(
+    "--random",
+    "randoms",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Random directions to compare with.",
+)
+@click.option("--store", type=click.Path(path_type=Path), default=None, help="The activation store, if it was moved.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder to write to.  [default: correction/ beside the evaluation]")  # fmt: skip
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the held-out images and the random directions.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@common
+def correct(
+    evaluation: Path,
+    data: str,
+    poisoned: str | None,
+    name: str | None,
+    numbers: tuple[int, ...],
+    label: str | None,
+    strength: float | None,
+    shift: float | None,
+    held: float,
+    tolerance: float,
+    randoms: int,
+    store: Path | None,
+    out: Path | None,
+    seed: int,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Take a concept out of the model, as strongly as helps, and show what comes of it.
+
+    EVALUATION is the folder that evaluate wrote, with --broden and --influence unless a direction is named: without one the first of its
+    suspects is taken. Writes correction.safetensors (applied by evaluate.correct.Correction), tables and index.html.
+
+    \b
+    Example:
+      eddp correct evaluation --data clean --poisoned poisoned
+    """
+    from evaluate.correct.study import CorrectConfig
+    from pipeline.correction import choose_detector, correct_model, correction_lines
+    from pipeline.evaluated import Evaluated
+
+    run = Run("correct", {"evaluation": evaluation, "data": data, "poisoned": poisoned, "directions": name, "direction": list(numbers),
+                          "label": label, "strength": strength, "shift": shift, "held_out": held, "tolerance": tolerance,
+                          "random": randoms, "store": store, "out": out, "seed": seed, "device": device})  # fmt: skip
+    config = CorrectConfig(tolerance / 100, randoms, strength=strength, shift=shift, seed=seed)
+    chosen = pick_device(device)
+    evaluated = Evaluated(evaluation)
+    which = evaluated.one(name)
+    suspect = choose_detector(evaluated.labels(which), evaluated.suspects(which), numbers, label)
+    target = out or evaluation.resolve().parent / "correction"
+    with showing(quiet) as progress:
+        summary = correct_model(
+            evaluated, which, suspect, target, clean=data, poisoned=poisoned, held=held, config=config,
+            store=evaluated.store(store), device=chosen, progress=progress,
+        )  # fmt: skip
+    record = run.write(target / "run.json")
+    if as_json:
+        click.echo(json.dumps({**summary, "out": str(target)}))
+        return
+    for line in correction_lines(summary):
+        click.echo(line)
+    click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
+    click.echo(str(target / "index.html"))

@@ -1,0 +1,222 @@
+"""A correction from files to a folder: which detector, the images' activations, the choice, what it does, the files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evaluate.correct.judged import judged
+from evaluate.correct.page import write_page
+from evaluate.correct.study import CorrectConfig, Study, study_correction
+from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
+from evaluate.detectors import make_bank
+from extract.head import open_head
+from extract.images import open_source
+from extract.reading import shown
+from extract.stream import ExtractConfig, extract
+from pipeline.evaluated import Evaluated, Label, title_of
+from pipeline.influence import class_names
+from pipeline.tables import Tables
+from stores.activations import ActivationStore
+from stores.errors import MismatchError, StoreExistsError, UnknownNameError, UsageError
+from stores.files import write_json
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+from stores.tables import rows_to_columns
+
+SETS = ("clean", "poisoned")
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Which directions are suppressed and why: numbers, name for people, and in words how they were found."""
+
+    indices: list[int]
+    title: str
+    because: str
+    class_name: str = ""
+
+
+def choose_detector(
+    labels: list[Label], suspects: list[dict[str, Any]], directions: Sequence[int] = (), label: str | None = None
+) -> Suspect:
+    """The detector asked for by numbers or by label; without either, the first of the ranking of suspects.
+
+    Raises UnknownNameError for numbers or labels that there are not, UsageError where nothing was asked for and nothing is suspicious.
+    """
+    if directions:
+        wrong = [i for i in directions if not 0 <= i < len(labels)]
+        if wrong:
+            raise UnknownNameError(f"There is no direction {wrong[0]}: they are numbered from 0 to {len(labels) - 1}.")
+        return Suspect(list(directions), ", ".join(title_of(labels, i) for i in directions), "asked for by number")
+    if label is not None:
+        mine = [i for i, (name, _) in enumerate(labels) if name == label]
+        if not mine:
+            there = ", ".join(sorted({name for name, _ in labels if name})[:20])
+            raise UnknownNameError(f"No direction carries the label '{label}'. There are: {there or 'no labels'}.")
+        return Suspect(mine, ", ".join(title_of(labels, i) for i in mine), f"all that carry the label '{label}'")
+    if not suspects:
+        raise UsageError(
+            "No direction was named, and the evaluation ranks none as a possible shortcut. Name one (--direction N or --label NAME), "
+            "or evaluate with --broden and --influence first: that ranks them."
+        )
+    first = suspects[0]
+    why = (
+        f"first of the evaluation's suspects: small ({100 * first['area']:.1f} % of an image), {100 * first['share_of_class']:.0f} % of the "
+        f"images that show it are taken for '{first['class_name']}', and it raises that class by {100 * first['probability_change']:.1f} points"
+    )
+    return Suspect([int(first["index"])], title_of(labels, int(first["index"])), why, str(first["class_name"]))
+
+
+def correct_model(
+    evaluated: Evaluated,
+    name: str,
+    suspect: Suspect,
+    out: Path,
+    *,
+    clean: str | Path,
+    poisoned: str | Path | None,
+    held: float = 0.5,
+    config: CorrectConfig | None = None,
+    store: ActivationStore | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Choose and judge a correction; writes ``correction.safetensors``, ``summary.json``, tables and ``index.html``; returns the summary.
+
+    The activations of the images stay in ``out`` as stores: a second try goes at once.
+    """
+    config = config or CorrectConfig()
+    store = store or evaluated.store()
+    layer, directions = evaluated.layer, evaluated.directions(name)
+    directions.check_store(layer, store.layer(layer).channels)
+    if "synthetic" in store.provenance:
+        raise MismatchError(f"The store '{store.path}' is synthetic: it has no model to correct.")
+    if out.resolve() == evaluated.folder.resolve():
+        raise UsageError(
+            f"The correction cannot be written into the evaluation's own folder '{out}' (--out). Give another."
+        )
+    _make_folder(out)
+    sets = {
+        which: judged(
+            _activations(store, layer, place, out / f"{which}.zarr", device, progress),
+            layer,
+            held=held,
+            seed=config.seed,
+        )
+        for which, place in zip(SETS, (clean, poisoned), strict=True)
+        if place is not None
+    }
+    reader = LayerReader(store, layer)
+    thresholds = make_bank({name: directions}, reader, device=device, progress=progress).thresholds.cpu().numpy()
+    rectify = never_negative(reader)
+    study = study_correction(
+        directions, suspect.indices, thresholds, open_head(store, layer, device=device), sets["clean"], sets.get("poisoned"),
+        rectify=rectify, config=config, device=device, progress=progress,
+    )  # fmt: skip
+    classes = class_names(store, sets["clean"].logits.shape[1])
+    summary = {
+        "direction": suspect.indices,
+        "title": suspect.title,
+        "because": suspect.because,
+        "directions": name,
+        "layer": layer,
+        **correction_summary(study),
+    }
+    made = store.provenance
+    about = {
+        "model": made.get("model"),
+        "weights_digest": made.get("weights_digest"),
+        "directions": name,
+        "method": directions.method,
+        "index": suspect.indices,
+        "title": suspect.title,
+        **{which: summary[which] for which in SETS if which in summary},
+    }
+    replace(study.correction, info=about).save(out / "correction.safetensors")
+    _write_tables(study, classes, out)
+    write_json(out / "summary.json", summary)
+    write_page(out, study, summary, classes, store)
+    return summary
+
+
+def never_negative(reader: LayerReader) -> bool:
+    """Whether no activation of a store is below 0: then the layer ends in a ReLU or something like it."""
+    return all(float(block.min()) >= 0 for _, block in reader.blocks() if block.size)
+
+
+def _activations(
+    store: ActivationStore, layer: str, place: str | Path, path: Path, device: str, progress: Progress
+) -> ActivationStore:
+    """The store's own model run over other images, into a store that is kept."""
+    made = store.provenance
+    config = ExtractConfig(
+        model=made["model"],
+        weights=made["weights"],
+        layers=(layer,),
+        device=device,
+        dtype="float32",
+        seed=int(made.get("seed", 0)),
+    )
+    source = open_source(place)
+    if not source.class_names:
+        raise UsageError(
+            f"No image of '{shown(source.root)}' has a class: a correction is judged on images in class folders (--data, --poisoned)."
+        )
+    try:
+        extract(source, path, config, progress=progress)
+    except StoreExistsError:  # of other images, or of another model: it is this command's own
+        extract(source, path, config, overwrite=True, progress=progress)
+    found = ActivationStore.open(path)
+    if found.provenance["weights_digest"] != made["weights_digest"]:
+        raise MismatchError(
+            f"The model '{made['model']}' now loads with other weights than the store '{store.path}' was made with. "
+            "Put the old weights back, or extract again."
+        )
+    return found
+
+
+def _write_tables(study: Study, classes: Sequence[str], out: Path) -> None:
+    tables = Tables(out)
+    tables.write("correction", rows_to_columns(correction_rows(study)))
+    tables.write("correction_strengths", rows_to_columns(strength_rows(study)))
+    tables.write("correction_classes", rows_to_columns(class_rows(study, classes)))
+    tables.write("correction_confusion", rows_to_columns(confusion_rows(study, classes)))
+    tables.finish()
+
+
+def _make_folder(out: Path) -> None:
+    """Make the folder, and take away what an earlier correction wrote: nothing in it contradicts what is written now."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        Tables.forget(out)
+        for name in ("summary.json", "index.html", "correction.safetensors"):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"The folder '{out}' (--out) cannot be made: {error.strerror or error}. Give another."
+        ) from error
+
+
+def correction_lines(summary: dict[str, Any]) -> list[str]:
+    """The summary for people."""
+    lines = [f"Suppressing {summary['title']}: {summary['because']}."]
+    lines.append(
+        f"x' = {'relu(' if summary['rectify'] else ''}x − {summary['strength']:.4g} · sigmoid(z − {summary['shift']:.3g}) · s{')' if summary['rectify'] else ''}; "
+        f"the concept's typical signal value is {summary['typical_signal_value']:.4g}"
+    )
+    width = 26
+    shown = [which for which in SETS if which in summary]
+    counts = [f"{which} ({summary[which]['images']})" for which in shown]
+    lines.append(f"{'accuracy':<{width}}" + "".join(f"{head:>20}" for head in counts))
+
+    def line(label: str, values: list[float | None]) -> str:
+        return f"{label:<{width}}" + "".join(f"{'–' if v is None else f'{100 * v:.1f} %':>20}" for v in values)
+
+    lines.append(line("before", [summary[which]["before"] for which in shown]))
+    lines.append(line("along the signal vector", [summary[which]["after"] for which in shown]))
+    lines.append(line("along the filter", [summary[which]["own_strength"]["filter"] for which in shown]))
+    lines.append(line("along random directions", [summary[which]["own_strength"]["random_mean"] for which in shown]))
+    return lines

@@ -1,0 +1,213 @@
+"""``eddp correct`` as users run it: the shortcut found by the evaluation's own ranking, taken out, saved, applied; and wrong use."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from shortcut_net import CLASSES, ToUnit, build, directions_arrays, write_masks, write_scenes
+
+from evaluate.correct import Correction
+from stores.directions import Directions
+
+Run = Callable[..., object]
+
+
+@pytest.fixture
+def place(run: Run, tmp_path: Path) -> Path:
+    """A store, its directions, their evaluation with influence, and clean and poisoned images."""
+    masks = write_masks(tmp_path / "concepts", 20)
+    store, file = tmp_path / "acts.zarr", tmp_path / "found.safetensors"
+    ok(
+        run(
+            "extract",
+            "--model",
+            "shortcut_net:with_transform",
+            "--weights",
+            "none",
+            "--layer",
+            "act",
+            "--data",
+            masks,
+            "--out",
+            store,
+        )
+    )
+    Directions(**directions_arrays(), method="eddp", layer="act").save(file)  # type: ignore[arg-type]
+    few = ("--null-directions", 5, "--null-positions", 40)
+    ok(run("evaluate", "--store", store, "--directions", file, "--broden", masks, "--influence", *few))
+    write_scenes(tmp_path / "clean", 20, marked=False)
+    write_scenes(tmp_path / "poisoned", 20, marked=True)
+    return tmp_path
+
+
+def ok(ended):  # type: ignore[no-untyped-def]
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def table_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def data(place: Path) -> tuple[object, ...]:
+    return (
+        "eddp",
+        "correct",
+        place / "evaluation",
+        "--data",
+        place / "clean",
+        "--poisoned",
+        place / "poisoned",
+        "--random",
+        4,
+    )
+
+
+def test_the_shortcut_is_found_and_taken_out(run: Run, place: Path) -> None:
+    ended = ok(run(*data(place)))
+    assert "mark (0)" in ended.out
+    assert "first of the evaluation's suspects" in ended.out
+    out = place / "correction"
+    assert ended.out.splitlines()[-1] == str(out / "index.html")
+    summary = json.loads((out / "summary.json").read_bytes())
+    assert summary["direction"] == [0]
+    assert summary["poisoned"]["before"] < 0.7
+    assert summary["poisoned"]["after"] == 1
+    assert summary["clean"]["after"] == 1
+    assert summary["rectify"] is True
+    assert {row["vector"] for row in table_of(out / "correction.csv")} == {"none", "signal", "filter", "random"}
+    described = {(row["table"], row["column"]) for row in table_of(out / "dictionary.csv")}
+    for table in ("correction", "correction_strengths", "correction_classes", "correction_confusion"):
+        assert (out / f"{table}.parquet").is_file()
+        assert (table, "set") in described or table == "correction_strengths"
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "Without <bdi>mark (0)</bdi>" in page
+    assert page.count("<img ") == len(list((out / "pictures").glob("*.jpg"))) > 0
+    assert "http" not in page.replace("http-equiv", "")
+
+    corrected = Correction.load(out / "correction.safetensors").apply(build().eval())
+    for k, scene in enumerate(CLASSES):
+        for folder in ("clean", "poisoned"):
+            images = [ToUnit()(Image.open(p)) for p in sorted((place / folder / scene).glob("*.png"))]
+            assert (corrected(torch.stack(images)).argmax(1) == k).all()
+
+    again = ok(run(*data(place), "--json"))  # the activations are kept
+    assert json.loads(again.out) == {**summary, "out": str(out)}
+
+
+def test_a_direction_may_be_named_and_its_strength_given(run: Run, place: Path) -> None:
+    out = place / "o"
+    ended = ok(run("eddp", "correct", place / "evaluation", "--data", place / "poisoned", "--label", "mark", "--strength", 1, "--shift", 0,
+                   "--random", 0, "--out", out, "--json"))  # fmt: skip
+    summary = json.loads(ended.out)
+    assert (summary["strength"], summary["shift"], summary["direction"]) == (1, 0, [0])
+    assert "poisoned" not in summary
+    assert summary["clean"]["after"] == 1  # given as clean, but marked
+    named = ok(
+        run(
+            "eddp",
+            "correct",
+            place / "evaluation",
+            "--data",
+            place / "poisoned",
+            "--direction",
+            0,
+            "--out",
+            out,
+            "--random",
+            0,
+        )
+    )
+    assert "asked for by number" in named.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--direction", 7), "numbered from 0 to 2"),
+        (("--label", "cow"), "grass, mark, water"),
+        (("--directions", "pca"), "it has found"),
+        (("--data", "nowhere"), "nowhere"),
+        (("--strength", -1), "strength"),
+        (("--out", "EVALUATION"), "own folder"),
+        (("--direction", 1, "--data", "concepts/masks"), "has a class"),
+    ],
+)
+def test_wrong_use(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], word: str
+) -> None:
+    monkeypatch.chdir(place)
+    replaced = [place / "evaluation" if a == "EVALUATION" else a for a in arguments]
+    ended = run("eddp", "correct", "evaluation", *(() if "--data" in arguments else ("--data", "clean")), *replaced)
+    assert ended.code == 2
+    assert word in ended.err
+    assert ended.err.strip().count("\n") == 0
+    assert (place / "evaluation" / "summary.json").is_file()
+    assert not (place / "correction" / "summary.json").exists()
+
+
+def test_no_evaluation_none_of_ours_and_nothing_suspicious(run: Run, place: Path) -> None:
+    arguments = ("--data", place / "clean")
+    ended = run("eddp", "correct", place / "nothing", *arguments)
+    assert (ended.code, "There is no evaluation" in ended.err) == (2, True)
+    summary = place / "evaluation" / "summary.json"
+    whole = json.loads(summary.read_bytes())
+    del whole["made_from"]
+    summary.write_text(json.dumps(whole))
+    ended = run("eddp", "correct", place / "evaluation", *arguments)
+    assert (ended.code, "older eddp" in ended.err) == (2, True)
+    ok(
+        run(
+            "evaluate",
+            "--store",
+            place / "acts.zarr",
+            "--directions",
+            place / "found.safetensors",
+            "--broden",
+            place / "concepts",
+        )
+    )
+    ended = run("eddp", "correct", place / "evaluation", *arguments)
+    assert (ended.code, "--influence" in ended.err) == (2, True)
+
+
+def test_a_store_and_an_evaluation_may_move_together(run: Run, place: Path) -> None:
+    moved = place / "moved"
+    moved.mkdir()
+    for name in ("acts.zarr", "found.safetensors", "found.json", "evaluation"):
+        (place / name).rename(moved / name)
+    ok(
+        run(
+            "eddp",
+            "correct",
+            moved / "evaluation",
+            "--data",
+            place / "clean",
+            "--poisoned",
+            place / "poisoned",
+            "--random",
+            0,
+        )
+    )
+    assert (moved / "correction" / "index.html").is_file()
+    (moved / "acts.zarr").rename(place / "elsewhere.zarr")
+    arguments = (
+        "eddp",
+        "correct",
+        moved / "evaluation",
+        "--data",
+        place / "clean",
+        "--poisoned",
+        place / "poisoned",
+        "--random",
+        0,
+    )
+    assert run(*arguments).code == 2
+    ok(run(*arguments, "--store", place / "elsewhere.zarr"))

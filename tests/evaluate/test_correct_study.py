@@ -1,0 +1,195 @@
+"""Predictions under many corrections against the corrected model itself, and the study on a network with a known shortcut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shortcut_net import CLASSES, ToUnit, build, curved, directions_arrays, write_scenes
+
+from evaluate.correct import CorrectConfig, Correction, study_correction
+from evaluate.correct.judged import FLOOR, Judged, judged, predictions
+from evaluate.correct.study import Study, accuracy, confusion
+from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
+from extract.head import open_head
+from extract.images import open_source
+from extract.stream import ExtractConfig, extract
+from stores.activations import ActivationStore
+from stores.directions import Directions
+from stores.errors import UsageError
+
+
+def store_of(
+    tmp_path: Path, name: str, *, marked: bool, model: str = "with_transform", count: int = 20
+) -> ActivationStore:
+    write_scenes(tmp_path / name, count, marked=marked)
+    config = ExtractConfig(
+        model=f"shortcut_net:{model}", weights="none", layers=("act",), dtype="float32", chunk_images=8, workers=0
+    )
+    extract(open_source(tmp_path / name), tmp_path / f"{name}.zarr", config)
+    return ActivationStore.open(tmp_path / f"{name}.zarr")
+
+
+def found_directions() -> Directions:
+    return Directions(**directions_arrays(), method="eddp", layer="act")  # type: ignore[arg-type]
+
+
+def corrections() -> list[Correction]:
+    d = found_directions()
+    g = np.random.default_rng(0).normal(size=(12, 1)).astype(np.float32)
+    w, b = d.filters[:, :1], d.thresholds[:1]  # type: ignore[index]
+    return [
+        Correction(w, b, v, k, t, True, "act")
+        for v in (d.signals[:, :1], g / np.linalg.norm(g))
+        for k in (0.0, 0.2, 1.0, 5.0)
+        for t in (0.0, 2.0)
+    ]
+
+
+@pytest.mark.parametrize("model", ["with_transform", "curved_with_transform"])
+def test_predictions_are_those_of_the_corrected_model(tmp_path: Path, model: str) -> None:
+    store = store_of(tmp_path, "poisoned", marked=True, model=model, count=9)
+    of = judged(store, "act")
+    head = open_head(store, "act")
+    assert (head.affine is not None) == (model == "with_transform")
+    module = (build if model == "with_transform" else curved)().eval()
+    images = torch.stack([ToUnit()(Image.open(tmp_path / "poisoned" / name)) for name in of.names])
+    wanted = np.stack([one.apply(module)(images).argmax(1).numpy() for one in corrections()])
+    np.testing.assert_array_equal(predictions(of, head, corrections()), wanted)
+    assert len({tuple(row) for row in wanted}) >= 3  # the corrections differ
+    where = np.arange(len(of.rows)) % 2 == 0
+    some = predictions(of, head, corrections(), where=where, floor=FLOOR)
+    np.testing.assert_array_equal(some[:, where], wanted[:, where])
+    assert (some[:, ~where] == -1).all()
+
+
+def test_classes_names_and_parts(tmp_path: Path) -> None:
+    clean, poisoned = (judged(store_of(tmp_path, n, marked=n == "poisoned"), "act") for n in ("clean", "poisoned"))
+    assert [CLASSES[k] for k in clean.classes] == [name.split("/")[0] for name in clean.names]
+    np.testing.assert_array_equal(clean.held, poisoned.held)  # a picture and its poisoned copy are on the same side
+    assert 10 < clean.held.sum() < 30
+    other = judged(ActivationStore.open(tmp_path / "clean.zarr"), "act", seed=1)
+    assert (other.held != clean.held).any()
+    everything = judged(ActivationStore.open(tmp_path / "clean.zarr"), "act", held=1.0)
+    assert everything.held.all()
+
+
+def test_images_without_classes_are_refused(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "d", 2, marked=False)
+    config = ExtractConfig(model="shortcut_net:with_transform", weights="none", layers=("act",), workers=0)
+    extract(open_source(tmp_path / "d" / "sea"), tmp_path / "flat.zarr", config)
+    with pytest.raises(UsageError, match="None of the images .* has a class"):
+        judged(ActivationStore.open(tmp_path / "flat.zarr"), "act")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    place = tmp_path_factory.mktemp("study")
+    clean, poisoned = (store_of(place, n, marked=n == "poisoned") for n in ("clean", "poisoned"))
+    d = found_directions()
+    assert d.thresholds is not None
+    config = CorrectConfig(randoms=5)
+    return study_correction(
+        d,
+        [0],
+        d.thresholds,
+        open_head(clean, "act"),
+        judged(clean, "act"),
+        judged(poisoned, "act"),
+        rectify=True,
+        config=config,
+    )
+
+
+def test_the_shortcut_is_taken_out(study: Study) -> None:
+    assert study.typical == pytest.approx(1.0)  # the mark's red, by the filter's own scale
+    summary = correction_summary(study)
+    assert summary["poisoned"]["before"] == pytest.approx(0.5, abs=0.2)
+    assert (study.before["poisoned"] == 1).all()  # everything marked is taken for the sea
+    assert summary["poisoned"]["after"] == 1.0
+    assert summary["clean"]["before"] == summary["clean"]["after"] == 1.0
+    assert 0.25 <= study.correction.strength <= 1.01  # among equals the weakest
+    assert study.correction.shift > 0 or study.correction.strength <= 1
+    assert summary["poisoned"]["same_strength"]["random_mean"] < 0.8
+
+
+def test_tables_agree_with_the_predictions(study: Study) -> None:
+    poisoned = study.sets()["poisoned"]
+    rows = correction_rows(study)
+    assert [(r["vector"], r["set"]) for r in rows[:2]] == [("none", "clean"), ("none", "poisoned")]
+    assert len(rows) == 2 * (1 + 1 + 2 * 6)  # sets × (none, signal, two settings of the filter and five random ones)
+    told = ~poisoned.held
+    after = next(r for r in rows if r["vector"] == "signal" and r["set"] == "poisoned")
+    assert after["accuracy"] == pytest.approx((study.after["poisoned"][told] == poisoned.classes[told]).mean())
+    assert after["images"] == told.sum()
+    tried = strength_rows(study)
+    assert sum(r["chosen"] for r in tried) == 7
+    assert all(0 <= r["accuracy_clean"] <= 1 for r in tried)
+    by_class = {(r["set"], r["class_name"]): r for r in class_rows(study, CLASSES)}
+    assert by_class["poisoned", "meadow"]["before"] == 0
+    assert by_class["poisoned", "meadow"]["after"] == 1
+    counts = confusion_rows(study, CLASSES)
+    for which, of in study.sets().items():
+        for when in ("before", "after"):
+            assert sum(r["images"] for r in counts if r["set"] == which and r["when"] == when) == (~of.held).sum()
+
+
+def test_a_tolerance_that_no_setting_meets_takes_what_harms_least(tmp_path: Path) -> None:
+    """A detector that fires everywhere, and a vector that the classes need."""
+    clean, poisoned = (store_of(tmp_path, n, marked=n == "poisoned", count=6) for n in ("clean", "poisoned"))
+    d = found_directions()
+    thresholds = np.full(3, -50.0, np.float32)
+    config = CorrectConfig(tolerance=0.0, randoms=0, multiples=(4.0, 8.0))
+    found = study_correction(
+        d,
+        [1, 2],
+        thresholds,
+        open_head(clean, "act"),
+        judged(clean, "act"),
+        judged(poisoned, "act"),
+        rectify=True,
+        config=config,
+    )
+    tried = found.tried["signal"]
+    assert tried.clean[tried.best] == tried.clean.max() < 1
+
+
+def test_without_poisoned_images_the_strength_is_the_typical_signal(tmp_path: Path) -> None:
+    marked = judged(store_of(tmp_path, "p", marked=True), "act")
+    d = found_directions()
+    assert d.thresholds is not None
+    head = open_head(marked.reader.store, "act")
+    found = study_correction(d, [0], d.thresholds, head, marked, None, rectify=True)
+    assert found.correction.strength == pytest.approx(found.typical) == pytest.approx(1.0)
+    assert found.correction.shift == 0
+    given = study_correction(
+        d, [0], d.thresholds, head, marked, None, rectify=True, config=CorrectConfig(strength=0.3, shift=0.7)
+    )
+    assert (given.correction.strength, given.correction.shift) == (0.3, 0.7)
+
+
+def test_a_detector_that_never_fires_is_refused(tmp_path: Path) -> None:
+    clean = judged(store_of(tmp_path, "c", marked=False), "act")
+    d = found_directions()
+    assert d.thresholds is not None
+    with pytest.raises(UsageError, match="detector 0 fires on no held-out"):
+        study_correction(d, [0], d.thresholds, open_head(clean.reader.store, "act"), clean, None, rectify=True)
+
+
+def test_accuracy_and_confusion_by_hand() -> None:
+    of = Judged(None, np.arange(4), np.array([0, 1, 1, 2]), np.zeros((4, 3)), np.zeros(4, bool))  # type: ignore[arg-type]
+    found = np.array([0, 1, 2, 0])
+    assert accuracy(of, found, np.ones(4, bool)) == 0.5
+    assert np.isnan(accuracy(of, found, np.zeros(4, bool)))
+    np.testing.assert_array_equal(confusion(of.classes, found, 3), [[1, 0, 0], [0, 1, 1], [1, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tolerance": 2.0}, {"randoms": -1}, {"strength": -1.0}, {"strength": float("nan")}, {"seed": -1}]
+)
+def test_wrong_configurations_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        CorrectConfig(**wrong)  # type: ignore[arg-type]
