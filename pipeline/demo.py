@@ -1,4 +1,4 @@
-"""The whole job on a world drawn on the spot: scenes → network → activations → directions → report.
+"""The whole job on a world drawn on the spot: scenes → network → activations → directions → report, explanations, correction.
 
 Each step calls just what the commands call, and is shown as the command that would do it.
 """
@@ -15,7 +15,7 @@ from evaluate.influence.study import InfluenceConfig
 from pipeline.evaluation import evaluate_directions, load_sets
 from pipeline.run import Run, code_version
 from pipeline.scene_net import train_scene_net
-from pipeline.world import build_world
+from pipeline.world import World, build_world
 from stores.activations import ActivationStore
 from stores.errors import StoreExistsError
 from stores.progress import Progress, silent
@@ -28,6 +28,10 @@ METHODS = ("eddp", "kmeans", "pca")
 SETTINGS = {"eddp": {"max_rows": "120000"}}
 # null directions trained on fewer positions than a study would take: they are most of what influence costs
 INFLUENCE = InfluenceConfig(null_positions=500)
+VISUALIZED = 8  # directions: each takes seconds
+
+TITLE = "A small network's view of a small world"
+EXPLAINED = ("forest", "street", "farm")  # scenes of which a picture with the mark is explained
 
 Say = Callable[[str], None]
 
@@ -54,13 +58,13 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     # relative to the folder where the commands are shown to be run, as a user would type them
     world_folder, store_path = out / "world", out / "acts.zarr"
-    say(f"1/5  {images} pictures of a small world, with dense labels, in Broden's format → {world_folder}")
+    say(f"1/8  {images} pictures of a small world, with dense labels, in Broden's format → {world_folder}")
     world = build_world(world_folder, images=images, seed=seed, progress=progress)
-    say(f"2/5  a small network learns to tell its {len(world.scenes)} scenes apart → {out / 'scene_net.safetensors'}")
+    say(f"2/8  a small network learns to tell its {len(world.scenes)} scenes apart → {out / 'scene_net.safetensors'}")
     trained = _train(world.folders, out, seed, epochs, progress)
     say(f"     accuracy {100 * trained['accuracy']:.1f} % on new pictures; {_about_the_mark(trained)}")
     weights = out / "scene_net.safetensors"
-    say(f"3/5  extract --model {MODEL} --weights {weights} --layer {LAYER} --data {world_folder} --out {store_path}")
+    say(f"3/8  extract --model {MODEL} --weights {weights} --layer {LAYER} --data {world_folder} --out {store_path}")
     config = ExtractConfig(model=MODEL, weights=str(weights), layers=(LAYER,))
     source = BrodenSource(world_folder)
     about: dict[str, Any] = {"code_version": code_version(), "progress": progress}
@@ -75,24 +79,57 @@ def run_demo(
         path = out / f"{method}.safetensors"
         settings = SETTINGS.get(method, {})
         extra = "".join(f" --set {name}={value}" for name, value in settings.items())
-        say(f"4/5  fit --store {store_path} --directions {directions} --method {method} --out {path}{extra}")
+        say(f"4/8  fit --store {store_path} --directions {directions} --method {method} --out {path}{extra}")
         fitter = make_fitter(method, n_directions=directions, seed=seed, settings=settings)
         options = {"store": store_path, "directions": directions, "method": method, "seed": seed, "set": settings}
         fit_to_file(fitter, reader, path, Run("fit", options), progress=progress)
         files.append(path)
     evaluation = out / "evaluation"
     say(
-        f"5/5  evaluate --store {store_path} "
+        f"5/8  evaluate --store {store_path} "
         + " ".join(f"--directions {path}" for path in files)
         + f" --broden {world_folder} --influence --null-positions {INFLUENCE.null_positions}"
     )
     if evaluation.is_dir():
         shutil.rmtree(evaluation)
     summary = evaluate_directions(
-        store, load_sets(files), evaluation, broden=world_folder, influence=INFLUENCE,
-        title="A small network's view of a small world", progress=progress,
+        store, load_sets(files), evaluation, broden=world_folder, influence=INFLUENCE, title=TITLE, progress=progress
+    )
+    return {**summary, "network": trained, **_show(out, world, say, progress)}
+
+
+def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, Any]:
+    """What people look at: the report, some predictions explained, and the model without its planted shortcut."""
+    from pipeline.correction import choose_detector, correct_model, correction_lines
+    from pipeline.evaluated import Evaluated
+    from pipeline.explained_inputs import open_inputs
+    from pipeline.explanation import ExplainConfig, explain_images
+    from pipeline.reporting import ReportConfig, write_site
+
+    evaluation, report = out / "evaluation", out / "report"
+    say(f"6/8  eddp report {evaluation} --visualize {VISUALIZED} --title '{TITLE}'")
+    write_site(evaluation, report, ReportConfig(visualize=VISUALIZED, title=TITLE), progress=progress)
+    images = [next(iter(sorted((world.poisoned_folder / scene).glob("*.jpg")))) for scene in EXPLAINED]
+    explanation = out / "explanation"
+    say(f"7/8  eddp explain {' '.join(map(str, images))} --evaluation {evaluation} --out {explanation}")
+    explain_images(
+        open_inputs(None, None, evaluation, None), images, [], explanation, ExplainConfig(), progress=progress
+    )
+    shown: dict[str, Any] = {"report": str(report / "index.html"), "explanation": str(explanation / "index.html")}
+    evaluated = Evaluated(evaluation)
+    name = evaluated.one()
+    correction = out / "correction"
+    say(f"8/8  eddp correct {evaluation} --data {world.clean_folder} --poisoned {world.poisoned_folder}")
+    if not evaluated.suspects(name):
+        say("     nothing looks like a shortcut: nothing is corrected")
+        return shown
+    found = correct_model(
+        evaluated, name, choose_detector(evaluated.labels(name), evaluated.suspects(name)), correction,
+        clean=world.clean_folder, poisoned=world.poisoned_folder, progress=progress,
     )  # fmt: skip
-    return {**summary, "network": trained, "report": str(evaluation / "report.html")}
+    for line in correction_lines(found):
+        say(f"     {line}")
+    return {**shown, "corrected": found, "correction": str(correction / "index.html")}
 
 
 def _train(folders: Path, out: Path, seed: int, epochs: int, progress: Progress) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import click
 
+from pipeline.commands.correct import correct
 from pipeline.commands.demo import demo
 from pipeline.commands.evaluate import evaluate
+from pipeline.commands.explain import explain
 from pipeline.commands.extract import extract
 from pipeline.commands.fit import fit
 from pipeline.commands.inspect import inspect, verify
+from pipeline.commands.report import report
 from pipeline.commands.synthetic import synthetic
 from pipeline.options import run_command
 
@@ -27,7 +30,7 @@ def group() -> None:
     """
 
 
-for command in (extract, fit, evaluate, demo, synthetic, inspect, verify):
+for command in (extract, fit, evaluate, demo, synthetic, inspect, verify, report, explain, correct):
     group.add_command(command)
 
 

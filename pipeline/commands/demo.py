@@ -28,7 +28,7 @@ from pipeline.run import Run
 def demo(
     out: Path, seed: int, images: int, directions: int, epochs: int, quiet: bool, as_json: bool, debug: bool
 ) -> None:
-    """Draw a world of scenes, train a small network on it, and find out what it has learned.
+    """Draw a world of scenes, train a small network on it, find out what it has learned, and correct what it should not have.
 
     \b
     Example:
@@ -54,5 +54,8 @@ def demo(
         return
     for line in summary_lines(result):
         click.echo(line)
+    for key in ("explanation", "correction"):
+        if key in result:
+            click.echo(result[key])
     click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
     click.echo(result["report"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from tests.benchmarks import dissection, extraction, fitting, gpu, influence, sae, store
+from tests.benchmarks import dissection, extraction, fitting, gpu, influence, report, sae, store
 
 SUITES = {
     "store": store.rows,
@@ -18,6 +18,7 @@ SUITES = {
     "sae": sae.rows,
     "influence": influence.rows,
     "dissection": dissection.rows,
+    "report": report.rows,
     "gpu": gpu.rows,
 }
 

@@ -18,13 +18,25 @@ def test_demo(run: Callable[..., object], tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     report = Path(ended.out.splitlines()[-1])
     assert report.is_file()
-    summary = json.loads((report.parent / "summary.json").read_bytes())["directions"]
+    evaluation = tmp_path / "demo" / "evaluation"
+    summary = json.loads((evaluation / "summary.json").read_bytes())["directions"]
     assert set(summary) == set(METHODS)
     for method in METHODS:
         assert summary[method]["directions"] == 8
-        assert len(list((report.parent / "pictures" / method).glob("*.jpg"))) == 8
-    assert "fit --store" in ended.err
-    page = report.read_text(encoding="utf-8")
+        assert len(list((evaluation / "pictures" / method).glob("*.jpg"))) == 8
+    for command in (
+        "extract --model",
+        "fit --store",
+        "evaluate --store",
+        "eddp report",
+        "eddp explain",
+        "eddp correct",
+    ):
+        assert command in ended.err
+    assert len(list((tmp_path / "demo" / "report" / "d").glob("*.html"))) == 8
+    assert len(list((tmp_path / "demo" / "report" / "c").glob("*.html"))) == 8
+    assert (tmp_path / "demo" / "explanation" / "index.html").is_file()
+    page = (evaluation / "report.html").read_text(encoding="utf-8")
     assert "snow_mountain" in page  # classes go by their names
     before = (tmp_path / "demo" / "acts.zarr" / "zarr.json").stat().st_mtime_ns
     again = run(*small, "--json")

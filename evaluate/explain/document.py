@@ -1,0 +1,161 @@
+"""An explanation as a JSON document: what is written for one image, and what its page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluate.explain.explainer import Explained, softmax
+from evaluate.explain.pictures import Step
+from evaluate.explain.turning import Turned
+from evaluate.explain.values import Usual
+from evaluate.explain.words import Concept, change_words, contribution_words, probability
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What numbers are called: ``classes`` by number, ``concepts`` by direction; ``top`` classes are listed."""
+
+    classes: Sequence[str]
+    concepts: Sequence[Concept]
+    top: int = 5
+
+
+def listed_classes(found: Explained, top: int) -> list[int]:
+    """The most probable classes, and those the explanation is about."""
+    order = np.argsort(-found.contributions.logits, kind="stable")[:top].tolist()
+    return list(dict.fromkeys([*order, *(k for k in (found.explained, found.against, found.target) if k is not None)]))
+
+
+def describe(found: Explained, usual: Usual, terms: Terms) -> dict[str, Any]:
+    """The document of one image; contributions to each of the ``classes`` listed, strongest for the explained class first."""
+    classes = listed_classes(found, terms.top)
+    p, parts = found.probabilities, found.contributions
+    order = np.argsort(-np.abs(parts.parts[:, found.explained]), kind="stable")
+    return {
+        "predicted": _class(found.predicted, p, terms),
+        "explained": _class(found.explained, p, terms),
+        "against": None if found.against is None else _class(found.against, p, terms),
+        "classes": [{**_class(k, p, terms), "logit": _round(parts.logits[k])} for k in classes],
+        "exact": parts.exact,
+        "base": [_round(parts.base[k]) for k in classes],
+        "residual": [_round(parts.residual[k]) for k in classes],
+        "contributions": [_contribution(int(i), found, usual, terms, classes) for i in order],
+        "counterfactual": _counterfactual(found, usual, terms),
+    }
+
+
+def _class(k: int, p: np.ndarray, terms: Terms) -> dict[str, Any]:
+    return {"number": k, "name": terms.classes[k], "probability": _round(p[k])}
+
+
+def _contribution(i: int, found: Explained, usual: Usual, terms: Terms, classes: Sequence[int]) -> dict[str, Any]:
+    concept = terms.concepts[i]
+    fired = np.flatnonzero(found.fires[:, i] > 0)
+    return {
+        "direction": i,
+        "name": concept.name,
+        "label": concept.label,
+        "category": concept.category,
+        "value": _round(found.pooled[i]),
+        "spreads": _round(found.pooled[i] / usual.spread[i]),
+        "fires_at": fired.tolist(),
+        "to": [_round(found.contributions.parts[i, k]) for k in classes],
+    }
+
+
+def _counterfactual(found: Explained, usual: Usual, terms: Terms) -> dict[str, Any] | None:
+    """What would turn the prediction; only the target where nothing does; None where it is the target."""
+    if found.target is None or found.target == found.predicted:
+        return None
+    target = {"number": found.target, "name": terms.classes[found.target]}
+    turned = found.turned
+    if turned is None:
+        return {"target": target, "found": False}
+    delta = turned.change.delta
+    order = sorted(turned.change.changed.tolist(), key=lambda i: -abs(delta[i]) / usual.spread[i])
+    return {
+        "target": target,
+        "found": True,
+        "words": change_words(terms.concepts, delta, usual.spread),
+        "changes": [
+            {
+                "direction": i,
+                "name": terms.concepts[i].name,
+                "from": _round(found.pooled[i]),
+                "to": _round(found.pooled[i] + delta[i]),
+                "spreads": _round(delta[i] / usual.spread[i]),
+                "usual": [_round(usual.low[i]), _round(usual.high[i])],
+            }
+            for i in order
+        ],
+        "cost": _round(turned.change.cost),
+        "beyond_usual": turned.change.beyond,
+        "probability": _round(softmax(turned.after)[found.target]),
+        "flips": turned.flips,
+        "probability_kept": _kept(turned, found.target),
+        "flips_kept": turned.flips_kept,
+    }
+
+
+def _kept(turned: Turned, target: int) -> float | None:
+    return None if turned.after_kept is None else _round(softmax(turned.after_kept)[target])
+
+
+def steps_of(found: Explained, terms: Terms, shown: int, other: int | None = None) -> list[Step]:
+    """The sum that ends at the explained logit, or at its difference to another's: base, concepts, the others, the residual, the total."""
+    total, base, parts, residual = found.contributions.between(found.explained, other)
+    order = np.argsort(-np.abs(parts), kind="stable")
+    first, rest = order[:shown], order[shown:]
+    steps = [Step("average image", base, "base")]
+    steps += [Step(_named(int(i), found, terms), float(parts[i])) for i in first]
+    if len(rest):
+        steps.append(Step(f"{len(rest)} other{'' if len(rest) == 1 else 's'}", float(parts[rest].sum()), "rest"))
+    steps.append(Step("no concept" if found.contributions.exact else "interaction", residual, "rest"))
+    steps.append(Step(terms.classes[found.explained] if other is None else "difference", total, "total"))
+    return steps
+
+
+def _named(i: int, found: Explained, terms: Terms) -> str:
+    return ("little " if found.pooled[i] < 0 else "") + terms.concepts[i].name
+
+
+def sentence(found: Explained, usual: Usual, terms: Terms) -> str:
+    """``taken for farm (0.93): watermark (12) +2.10, little sea (7) +0.43; would be beach with less barn, more sand``."""
+    p, k = found.probabilities, found.predicted
+    names = terms.classes
+    parts = found.contributions.parts[:, found.explained]
+    residual = float(found.contributions.residual[found.explained])
+    text = f"taken for {names[k]} ({probability(float(p[k]))})"
+    if found.explained != k:
+        text += f"; {names[found.explained]} ({probability(float(p[found.explained]))})"
+    text += f": {contribution_words(terms.concepts, parts, found.pooled, residual)}"
+    return f"{text}; {turning_words(found, usual, terms)}" if found.target is not None else text
+
+
+def turning_words(found: Explained, usual: Usual, terms: Terms) -> str:
+    """``would be beach with less barn, more sand``, and what is not right about it."""
+    if found.target is None:
+        return ""
+    name = terms.classes[found.target]
+    if found.target == found.predicted:
+        return f"is {name} already"
+    turned = found.turned
+    if turned is None:
+        return f"no change of these concepts makes it {name}"
+    words = change_words(terms.concepts, turned.change.delta, usual.spread)
+    if not (turned.flips or turned.flips_kept):
+        return f"not even {words} make it {name}"
+    text = f"would be {name} with {words}"
+    if turned.change.beyond:
+        text += " (beyond what images have)"
+    elif turned.flips_kept is False:
+        text += " (not with activations kept above 0)"
+    return text
+
+
+def _round(value: float) -> float:
+    return float(f"{float(value):.8g}")

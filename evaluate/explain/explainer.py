@@ -1,0 +1,151 @@
+"""One prediction explained: everything there is to say of an image, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evaluate.explain.contributions import Contributions, measured_contributions, pooled_contributions
+from evaluate.explain.gradcam import contribution_maps, grad_cam, logit_gradient
+from evaluate.explain.turning import HeadMoved, Moved, PooledMoved, Turned, turn
+from evaluate.explain.values import Usual, Values, readout
+from stores.directions import Directions
+from stores.errors import NonFiniteError
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Of one image; P counts the positions on the image, without a class token.
+
+    ``explained``: the class that is explained, ``against``: the one it is held against; ``alpha`` (P, I) signal values, ``fires`` (P, I) the detectors' logits;
+    ``maps`` (P, I) what each concept adds to the explained logit at each position; ``cam`` (P,) Grad-CAM. ``pooled`` (I,): mean signal values, and
+    ``target`` and ``turned``: what class it was to be turned into, and how; None where it is that already, or where nothing turns it.
+    """
+
+    contributions: Contributions
+    explained: int
+    against: int | None
+    alpha: np.ndarray
+    fires: np.ndarray
+    maps: np.ndarray
+    cam: np.ndarray
+    pooled: np.ndarray
+    target: int | None
+    turned: Turned | None
+
+    @property
+    def predicted(self) -> int:
+        return int(self.contributions.logits.argmax())
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(K,), the softmax of the logits."""
+        return softmax(self.contributions.logits)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(K,) -> (K,), float64."""
+    e = np.exp(logits - logits.max())
+    shares: np.ndarray = e / e.sum()
+    return shares
+
+
+class Explainer:
+    """Explains predictions from a layer's activations.
+
+    Parameters
+    ----------
+    head : the network's, (n, P, C) float32 -> logits (n, K), differentiable.
+    directions : of that layer.
+    thresholds : (I,), of the detectors; the directions' own, or ``make_bank``'s for a set without.
+    usual : what the store's images have (``usual_values``, read out by the same ``values``).
+    affine : (A (K, C), c (K,)) where the head is pooling and an affine map.
+    prefix : positions that lie nowhere on the image, at the front.
+    values : how signal values are read (``readout``).
+    """
+
+    def __init__(
+        self,
+        head: Callable[[torch.Tensor], torch.Tensor],
+        directions: Directions,
+        thresholds: np.ndarray,
+        usual: Usual,
+        *,
+        affine: tuple[np.ndarray, np.ndarray] | None = None,
+        prefix: int = 0,
+        values: Values = "joint",
+        device: str = "cpu",
+    ) -> None:
+        self.head, self.directions, self.thresholds, self.usual = head, directions, thresholds, usual
+        self.affine, self.prefix, self.values, self.device = affine, prefix, values, device
+        self.read = readout(directions, values)
+
+    def explain(self, x: np.ndarray, *, explained: int | None = None, target: int | None = None) -> Explained:
+        """Explain the prediction for one image.
+
+        Parameters
+        ----------
+        x : (P, C) float32, the layer's activations, the prefix included.
+        explained : class to explain; the predicted one by default.
+        target : class to turn the prediction into; by default the class explained if it is not the prediction, else the runner-up.
+
+        Raises
+        ------
+        NonFiniteError
+            The activations or the logits are NaN or infinite.
+        """
+        alpha = (x.astype(np.float64) - self.directions.mean) @ self.read
+        if not np.isfinite(alpha).all():
+            raise NonFiniteError("the model gives NaN or infinite activations for it")
+        found = self._contributions(x, alpha)
+        if not np.isfinite(found.logits).all():
+            raise NonFiniteError("the model gives NaN or infinite logits for it")
+        order = np.argsort(-found.logits, kind="stable")
+        predicted, runner = int(order[0]), int(order[1]) if len(order) > 1 else None
+        k = predicted if explained is None else explained
+        against = runner if k == predicted else predicted
+        wanted = against if target is None and k == predicted else k if target is None else target
+        gradient = logit_gradient(self.head, torch.from_numpy(x).to(self.device), k).cpu().numpy()
+        own = slice(self.prefix, None)
+        pooled = alpha[own].mean(0)
+        turned = None if wanted is None or wanted == predicted else self.turn(x, pooled, wanted)
+        return Explained(
+            found,
+            k,
+            against,
+            alpha[own],
+            x[own] @ self.directions.filters - self.thresholds,
+            contribution_maps(alpha[own], self.directions.signals, gradient[own]),
+            grad_cam(x[own], gradient[own]),
+            pooled,
+            wanted,
+            turned,
+        )
+
+    def turn(self, x: np.ndarray, pooled: np.ndarray, target: int) -> Turned | None:
+        """Find what turns the prediction of ``x`` (P, C), of mean signal values ``pooled`` (I,), into ``target`` (see ``turning.turn``)."""
+        usual = self.usual
+        low, high = np.minimum(usual.low - pooled, 0), np.maximum(usual.high - pooled, 0)
+        kept = self._moved(x, keep=True) if usual.nonnegative else None
+        return turn(self._moved(x, keep=False), kept, target, usual.spread, low, high)
+
+    def pooled(self, x: np.ndarray) -> np.ndarray:
+        """(I,) mean signal values of an image's activations (P, C)."""
+        mean: np.ndarray = (x[self.prefix :].astype(np.float64).mean(0) - self.directions.mean) @ self.read
+        return mean
+
+    def _moved(self, x: np.ndarray, *, keep: bool) -> Moved:
+        if self.affine is not None:
+            return PooledMoved(x, self.directions.signals, *self.affine, keep=keep)
+        signals = torch.from_numpy(self.directions.signals).to(self.device)
+        return HeadMoved(self.head, torch.from_numpy(x).to(self.device), signals, keep=keep)
+
+    def _contributions(self, x: np.ndarray, alpha: np.ndarray) -> Contributions:
+        d = self.directions
+        if self.affine is not None:
+            return pooled_contributions(x, d.mean, alpha, d.signals, *self.affine)
+        tensors = (torch.from_numpy(a.astype(np.float32)).to(self.device) for a in (x, d.mean, alpha, d.signals))
+        return measured_contributions(self.head, *tensors)

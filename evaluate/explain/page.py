@@ -1,0 +1,89 @@
+"""The page of explanations: plain data in, one ``index.html`` out, to be read beside the pictures in its folder.
+
+It asks nothing of the network and runs no script; labels, classes and file names are data to it, and escaped.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from evaluate.explain.pictures import Step, bars
+from evaluate.explain.words import probability, signed
+from evaluate.report.page import url
+
+
+@dataclass(frozen=True)
+class Map:
+    """One concept's heat map: its name, what it adds, the share of the image where its detector fires, and a file."""
+
+    name: str
+    value: float
+    fires: float
+    file: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of the page. ``document`` as ``describe`` gives it; ``sums``: titles and their steps; the rest are file names."""
+
+    name: str
+    sentence: str
+    document: dict[str, Any]
+    sums: Sequence[tuple[str, Sequence[Step]]]
+    maps: Sequence[Map]
+    seen: str
+    cam: str
+    sheet: str
+    json: str
+
+
+@dataclass(frozen=True)
+class PageData:
+    """The whole page. ``facts`` are shown as a list, ``notes`` at the end, term by term."""
+
+    title: str
+    facts: dict[str, str]
+    shown: Sequence[Shown]
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def render(data: PageData) -> str:
+    """The page as a text; its bytes depend on the data alone."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(signed=signed, probability=probability, url=url, waterfall=waterfall, percent=percent)
+    return environment.from_string(_resource("explain.html")).render(data=data, style=Markup(_resource("explain.css")))
+
+
+def waterfall(steps: Sequence[Step]) -> dict[str, Any]:
+    """Rows of a sum as the page draws them: left end and width in % of the track, and where 0 lies."""
+    spans = bars(steps)
+    low, high = min(0.0, *(min(s) for s in spans)), max(0.0, *(max(s) for s in spans))
+    width = (high - low) or 1.0
+    return {
+        "zero": f"{100 * -low / width:.2f}",
+        "rows": [
+            {
+                "name": step.name,
+                "value": step.value,
+                "kind": step.kind,
+                "left": f"{100 * (min(span) - low) / width:.2f}",
+                "width": f"{100 * abs(span[1] - span[0]) / width:.2f}",
+            }
+            for step, span in zip(steps, spans, strict=True)
+        ],
+    }
+
+
+def percent(share: float) -> str:
+    """``12 %``; ``< 1 %`` for what is little but there."""
+    return "0 %" if share == 0 else "< 1 %" if share < 0.01 else f"{100 * share:.0f} %"
+
+
+def _resource(file: str) -> str:
+    return importlib.resources.files("evaluate.explain").joinpath(file).read_text(encoding="utf-8")

@@ -1,0 +1,68 @@
+"""Explanations in words: names of concepts, sentences a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST = 4  # concepts a sentence names
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A direction's name: its label (may be empty), category, and whether its detector finds that label at all (``sure``)."""
+
+    index: int
+    label: str = ""
+    category: str = ""
+    sure: bool = True
+
+    @property
+    def short(self) -> str:
+        """``barn``; ``barn?`` where its detector hardly finds any; ``direction 12`` without a label."""
+        return f"{self.label}{'' if self.sure else '?'}" if self.label else f"direction {self.index}"
+
+    @property
+    def name(self) -> str:
+        """``barn (3)``."""
+        return f"{self.short} ({self.index})" if self.label else self.short
+
+
+def signed(value: float) -> str:
+    """``+2.10``, ``−0.43``, ``+12.3``: two decimals, one above ten, more only for very small numbers."""
+    size = abs(value)
+    text = f"{size:.1f}" if size >= 9.995 else f"{size:.2f}" if size >= 0.005 or size == 0 else f"{size:.0e}"
+    return ("+" if value >= 0 else "−") + text
+
+
+def contribution_words(
+    concepts: Sequence[Concept], parts: np.ndarray, pooled: np.ndarray, residual: float = 0.0, shown: int = MOST
+) -> str:
+    """``watermark (12) +2.10, little sea (7) +0.43``: the largest contributions (I,), for or against; what no concept explains where it is more.
+
+    ``pooled`` (I,): mean signal values; ``little`` says that an image has less of a concept than images have on average, which counts as well.
+    """
+    order = np.argsort(-np.abs(parts), kind="stable")[:shown].tolist()
+    named = [f"{'little ' if pooled[i] < 0 else ''}{concepts[i].name} {signed(float(parts[i]))}" for i in order]
+    if abs(residual) > np.abs(parts).max():
+        named.append(f"and by no concept {signed(residual)}")
+    return ", ".join(named)
+
+
+def change_words(concepts: Sequence[Concept], delta: np.ndarray, spread: np.ndarray, shown: int = MOST) -> str:
+    """``less barn, more sand``: changes (I,) of the same label and sign as one, the strongest first."""
+    strength: dict[tuple[bool, str], float] = {}
+    for i in np.flatnonzero(delta).tolist():
+        key = bool(delta[i] > 0), concepts[i].short
+        strength[key] = strength.get(key, 0.0) + float(abs(delta[i]) / spread[i])
+    ordered = sorted(strength, key=lambda key: -strength[key])
+    words = [f"{'more' if more else 'less'} {label}" for more, label in ordered[:shown]]
+    left = len(ordered) - shown
+    return ", ".join(words) + (f" and {left} smaller change{'' if left == 1 else 's'}" if left > 0 else "")
+
+
+def probability(p: float) -> str:
+    """``0.93``; ``> 0.99`` and ``< 0.01`` at the ends."""
+    return "> 0.99" if p > 0.995 else "< 0.01" if p < 0.005 else f"{p:.2f}"

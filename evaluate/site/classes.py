@@ -1,0 +1,79 @@
+"""The network's classes over a store's images: what each image is taken for, how often that is right, examples of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from extract.classes import image_classes
+from stores.activations import ActivationStore
+from stores.errors import MismatchError
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What images are taken for.
+
+    ``prediction`` (N,): class of largest logit, −1 for an image that could not be read. ``count`` (K,): images taken for each
+    class. ``rows``, ``probability``: of each class, images taken for it, surest first. ``labelled``, ``right`` (K,): images
+    that carry each class as their label, and how many of them are taken for it; None where labels are no classes.
+    """
+
+    prediction: np.ndarray
+    count: np.ndarray
+    rows: list[list[int]]
+    probability: list[list[float]]
+    labelled: np.ndarray | None
+    right: np.ndarray | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of labelled images that are taken for their class."""
+        if self.labelled is None or self.right is None:
+            return None
+        return float(self.right.sum() / max(int(self.labelled.sum()), 1))
+
+
+def taken_for(store: ActivationStore, examples: int) -> Taken:
+    """Read the store's logits chunk by chunk; images by classes are never in memory as a whole."""
+    logits, valid = store.array("images/logits"), store.valid
+    n_classes = int(logits.shape[1])
+    prediction = np.full(store.n_images, -1, np.int64)
+    probability = np.zeros(store.n_images)
+    for k in range(store.n_chunks):
+        part = np.asarray(logits.read(k), np.float64)
+        first = k * store.chunk_images
+        on = np.flatnonzero(valid[first : first + len(part)])
+        part = np.nan_to_num(part[on], nan=-np.inf)
+        peak = part.max(1, keepdims=True)
+        prediction[first + on] = part.argmax(1)
+        probability[first + on] = 1 / np.exp(part - peak).sum(1)
+    known = np.flatnonzero(prediction >= 0)
+    order = known[np.lexsort((known, -probability[known], prediction[known]))]
+    edges = np.searchsorted(prediction[order], np.arange(n_classes + 1))
+    rows = [order[a : min(b, a + examples)].tolist() for a, b in pairwise(edges)]
+    truth = true_classes(store)
+    labelled = right = None
+    if truth is not None:
+        both = (truth >= 0) & (prediction >= 0)
+        labelled = np.bincount(truth[both], minlength=n_classes)
+        right = np.bincount(truth[both & (truth == prediction)], minlength=n_classes)
+    sure = [[float(probability[row]) for row in mine] for mine in rows]
+    return Taken(prediction, np.diff(edges), rows, sure, labelled, right)
+
+
+def true_classes(store: ActivationStore) -> np.ndarray | None:
+    """(N,) class that each image is labelled with, −1 for none; None where no image has one, or labels are no classes."""
+    try:
+        found = store.labels if "synthetic" in store.provenance else image_classes(store)
+    except MismatchError:
+        return None
+    return found if (found >= 0).any() else None
+
+
+def class_titles(names: Sequence[str] | None, count: int) -> list[str]:
+    """The classes' names, ``class k`` where there is none."""
+    return [names[k] if names and k < len(names) and names[k] else f"class {k}" for k in range(count)]

@@ -1,0 +1,175 @@
+"""What the pages show, as plain data: everything is computed before the first line of HTML is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from evaluate.compare import Comparison
+from evaluate.report.data import Candidate
+from evaluate.site.histogram import Histogram
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image: its picture's file (relative to the site; empty where the image is gone), its name, the largest logit at any
+    position (or the probability of its class, among a class's examples), and the class that it is taken for (−1: unknown)."""
+
+    file: str
+    name: str
+    value: float
+    prediction: int = -1
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a step along a direction does to a class: mean change of probability. ``other`` is the class on a direction's page,
+    the direction on a class's. ``random``: beyond random directions; ``nulls``: beyond all null directions; ``paper``: significant
+    by the paper's rule."""
+
+    other: int
+    change: float
+    random: bool
+    nulls: bool
+    paper: bool
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Probability of a class gained over lengths of the step: ``curves`` by role, ``monotone`` the length up to which it never falls."""
+
+    target: int
+    alphas: list[float]
+    curves: dict[str, list[float]]
+    monotone: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Near:
+    """Another direction and the cosine to it."""
+
+    index: int
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A feature visualisation: its file, the detector's largest logit in it, share of positions where it fires."""
+
+    file: str
+    response: float
+    fires: float
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pictures synthesised along a pair's signal vector and filter; the same numbers of random directions; and the share of
+    random directions' pictures whose response the signal's picture exceeds."""
+
+    signal: Picture
+    filter: Picture
+    response_random: float
+    fires_random: float
+    beyond_random: float
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that the diagnosis says of a direction, and the direction that it names (−1: none)."""
+
+    text: str
+    other: int = -1
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction pair. ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
+
+    ``pushes``: by role, classes raised and then classes lowered; ``up`` and ``down``: all classes that the signal vector moves
+    beyond random directions; ``influence``: its largest absolute change of probability. ``near``: by ``signal`` and ``filter``.
+    """
+
+    index: int
+    label: str
+    category: str
+    interpretable: bool
+    iou: float
+    iou_low: float
+    iou_high: float
+    share: float
+    agreement: float
+    histogram: Histogram
+    tiles: list[Tile]
+    measures: dict[str, float] = field(default_factory=dict)
+    candidates: list[Candidate] = field(default_factory=list)
+    pushes: dict[str, list[Push]] = field(default_factory=dict)
+    up: list[int] = field(default_factory=list)
+    down: list[int] = field(default_factory=list)
+    influence: float = float("nan")
+    steer: Steer | None = None
+    near: dict[str, list[Near]] = field(default_factory=dict)
+    marks: list[Mark] = field(default_factory=list)
+    features: Features | None = None
+
+
+@dataclass(frozen=True)
+class ClassPage:
+    """One class of the network: images taken for it; of those that carry its label how many there are and how many are taken
+    for it (−1: no labels that are classes); a few images taken for it, surest first; its concept influence diagram."""
+
+    number: int
+    name: str
+    taken: int
+    labelled: int = -1
+    right: int = -1
+    examples: list[Tile] = field(default_factory=list)
+    pushes: list[Push] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Influence:
+    """How the influence shown was measured: length of the step, images moved, null directions a detector, random directions."""
+
+    alpha: float
+    images: int
+    nulls: int
+    randoms: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """A whole report on one set of directions, named ``name``.
+
+    Parameters
+    ----------
+    facts : what was fitted; settings : how; both shown as they are.
+    notes : sentences on what is missing and why.
+    comparison : all sets of the evaluation; per_category : (category, distinct concepts, directions) of this one.
+    places : (I, 2) of the map. suspects : rows of the table. random : steering of random directions.
+    diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value); log_picture : file, or empty.
+    definitions : term -> text.
+    """
+
+    title: str
+    name: str
+    method: str
+    facts: dict[str, str]
+    settings: dict[str, str]
+    notes: list[str]
+    comparison: Comparison
+    per_category: list[tuple[str, int, int]]
+    directions: list[Direction]
+    classes: list[ClassPage]
+    places: list[tuple[float, float]]
+    definitions: dict[str, str]
+    influence: Influence | None = None
+    random: Steer | None = None
+    suspects: list[dict[str, Any]] = field(default_factory=list)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
+    log: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    log_picture: str = ""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any direction has a label."""
+        return any(direction.label for direction in self.directions)

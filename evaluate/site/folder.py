@@ -1,0 +1,90 @@
+"""A folder that is whole or as it was: filled under another name, then put in the place of the old one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from stores.errors import EDDPError, StoreError, StoreExistsError
+from stores.files import sync, sync_folder
+
+MARKER = "report.json"  # what is in a folder that may be replaced
+MADE_BY = "eddp report"
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise StoreExistsError unless there is nothing at ``out``, an empty folder, or a report of ours."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise StoreExistsError(f"'{out}' (--out) is no folder, and is left alone. Give another.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        ours = json.loads((out / MARKER).read_bytes())["made_by"] == MADE_BY
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise StoreExistsError(
+            f"The folder '{out}' (--out) holds other things than a report, and is left alone. Give another."
+        )
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``out``; when the block ends it takes the place of ``out``, when it fails it goes.
+
+    What was at ``out`` stays until all is on the disk. Raises StoreExistsError for a folder that is no report, StoreError when
+    the disk is full or the place cannot be written to.
+    """
+    check_replaceable(out)
+    out = out.absolute()
+    number = uuid.uuid4().hex[:8]
+    new, old = (out.with_name(f".{out.name}.{number}.{ending}") for ending in ("partial", "old"))
+    try:
+        new.mkdir(parents=True)
+        yield new
+        _sync_all(new)
+        if out.is_dir():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except BaseException:
+            if old.is_dir():
+                old.rename(out)
+            raise
+        sync_folder(out.parent)
+    except OSError as error:
+        if isinstance(error, EDDPError):
+            raise
+        where = error.filename or out
+        raise StoreError(
+            f"'{where}' could not be written: {error.strerror or error}. An earlier report is left as it was; free some space "
+            "or give another --out, then run the same command again."
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if out.is_dir():  # else it is all that there is
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_all(folder: Path) -> None:
+    """Wait until every file below a folder is on the disk, many at a time."""
+
+    def wait(path: Path) -> None:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            sync(handle)
+        finally:
+            os.close(handle)
+
+    with ThreadPoolExecutor(16, thread_name_prefix="sync") as pool:
+        for _ in pool.map(wait, [path for path in folder.rglob("*") if path.is_file()]):
+            pass
+    for below in [path for path in folder.rglob("*") if path.is_dir()]:
+        sync_folder(below)
+    sync_folder(folder)

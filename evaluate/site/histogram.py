@@ -1,0 +1,149 @@
+"""All that a report takes from a layer, in one streamed pass: how each detector's logits are distributed, and its top images.
+
+Bins are powers of two wide and begin at multiples of their width, so that 0, the threshold, is always an edge. Where a range
+outgrows its bins, neighbours are merged in pairs: counts stay exact, and do not depend on the order of the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evaluate.detectors import Bank
+from evaluate.gallery import Top
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+
+BINS = 64
+FINEST = 22  # bits of a float32 that a bin's number keeps: floor(z / width) is exact
+SMALLEST = -60  # exponent of the narrowest bin, for detectors whose logits are all 0
+VALUES = 2**22  # logits at a time: what the pass needs does not grow with the store
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a detector's logits in bins of equal width; the first begins at ``low``."""
+
+    low: float
+    width: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass finds of J detectors: histograms, positions where each is positive, positions where any is, positions in
+    all, and the images of largest logit."""
+
+    histograms: list[Histogram]
+    positives: np.ndarray
+    covered: int
+    positions: int
+    top: Top
+
+    @property
+    def coverage(self) -> float:
+        """Share of positions with at least one positive detector."""
+        return self.covered / max(self.positions, 1)
+
+    @property
+    def redundancy(self) -> float:
+        """Mean number of positive detectors on covered positions."""
+        return float(self.positives.sum()) / max(self.covered, 1)
+
+
+class Histograms:
+    """Histograms of J streams of numbers whose range nobody knows beforehand.
+
+    Parameters
+    ----------
+    count : J, below 2^17. bins : of each; a range takes at least half of them once it is wider than a float32's last bits.
+    """
+
+    def __init__(self, count: int, bins: int = BINS, device: torch.device | str = "cpu") -> None:
+        self.bins = bins
+        self.low, self.high = np.full(count, np.inf), np.full(count, -np.inf)
+        self.exponent, self.first = np.full(count, SMALLEST), np.zeros(count, np.int64)
+        self.counts = torch.zeros((count, bins), dtype=torch.int64, device=device)
+
+    def add(self, z: torch.Tensor) -> None:
+        """Count the rows of ``z`` (m, J) float32, finite."""
+        if not len(z):
+            return
+        low, high = (end.double().cpu().numpy() for end in (z.amin(0), z.amax(0)))
+        self._cover(np.minimum(self.low, low), np.maximum(self.high, high))
+        scale = torch.from_numpy(np.exp2(-self.exponent.astype(np.float64))).to(z)
+        shift = torch.from_numpy((np.arange(len(self.first)) * self.bins - self.first).astype(np.float64)).to(z)
+        place = (torch.floor(z * scale) + shift).to(torch.int64)  # whole numbers below 2^24: exact
+        self.counts += torch.bincount(place.ravel(), minlength=self.counts.numel()).view_as(self.counts)
+
+    def histogram(self, j: int) -> Histogram:
+        """One of them, without the empty bins at its ends."""
+        counts = self.counts[j].cpu().numpy()
+        filled = np.flatnonzero(counts)
+        if not len(filled):
+            return Histogram(0.0, 1.0, (0,))
+        first, last = int(filled[0]), int(filled[-1])
+        width = float(np.exp2(float(self.exponent[j])))
+        return Histogram((int(self.first[j]) + first) * width, width, tuple(counts[first : last + 1].tolist()))
+
+    def _cover(self, low: np.ndarray, high: np.ndarray) -> None:
+        """Widen bins until the range [low, high] of each stream fits: the narrowest that do, whatever came before."""
+        size = np.maximum(np.maximum(np.abs(low), np.abs(high)), np.exp2(SMALLEST))
+        wanted = np.maximum((high - low) / self.bins, size * np.exp2(-FINEST))
+        exponent = np.maximum(self.exponent, np.floor(np.log2(np.maximum(wanted, np.exp2(SMALLEST)))).astype(np.int64))
+        while True:
+            width = np.exp2(exponent.astype(np.float64))
+            first = np.floor(low / width).astype(np.int64)
+            wide = np.floor(high / width).astype(np.int64) - first >= self.bins
+            if not wide.any():
+                break
+            exponent = exponent + wide
+        known = np.isfinite(self.low)
+        if known.any() and ((exponent != self.exponent) | (first != self.first)).any():
+            self._merge(exponent, first)
+        self.low, self.high, self.exponent, self.first = low, high, exponent, first
+
+    def _merge(self, exponent: np.ndarray, first: np.ndarray) -> None:
+        """Put what was counted into bins 2^k times as wide: floor(floor(z / w) / 2^k) = floor(z / (2^k w))."""
+        counts = self.counts.cpu().numpy()
+        number = self.first[:, None] + np.arange(self.bins)
+        place = (number >> np.minimum(exponent - self.exponent, 62)[:, None]) - first[:, None]
+        merged = np.zeros_like(counts)
+        rows = np.broadcast_to(np.arange(len(counts))[:, None], counts.shape)
+        filled = counts > 0
+        np.add.at(merged, (rows[filled], place[filled]), counts[filled])
+        self.counts = torch.from_numpy(merged).to(self.counts.device)
+
+
+def survey(reader: LayerReader, bank: Bank, count: int, progress: Progress = silent) -> Survey:
+    """Histograms of all detectors' logits and the ``count`` images of largest logit of each, in one pass over the layer.
+
+    Images that are equally high are taken in the store's order. Memory: one block of logits and what is found, whatever the
+    number of images [ours].
+    """
+    device = bank.filters.device
+    histograms = Histograms(bank.count, device=device)
+    best = torch.zeros((0, bank.count), device=device)
+    rows = torch.zeros((0, bank.count), dtype=torch.int64, device=device)
+    positives = torch.zeros(bank.count, dtype=torch.int64, device=device)
+    covered = positions = done = 0
+    for index, block in reader.blocks(images=max(1, VALUES // (max(bank.count, 1) * reader.positions))):
+        if not len(index):
+            continue
+        z = bank.logits(block)  # (n, P, J)
+        histograms.add(z.reshape(-1, bank.count))
+        on = z > 0
+        positives += on.sum((0, 1))
+        covered += int(on.any(2).sum())
+        positions += on.shape[0] * on.shape[1]
+        number = torch.from_numpy(index).to(device)[:, None].expand(-1, bank.count)
+        found = torch.cat([best, z.amax(1)]).sort(dim=0, descending=True, stable=True)
+        best = found.values[:count]
+        rows = torch.cat([rows, number]).gather(0, found.indices[:count])
+        done += len(index)
+        progress("logits", done, reader.n_images)
+    top = Top(rows.cpu().numpy(), best.cpu().numpy())
+    found_of = [histograms.histogram(j) for j in range(bank.count)]
+    return Survey(found_of, positives.cpu().numpy(), covered, positions, top)

@@ -1,0 +1,134 @@
+"""What directions do to classes, read from the tables of an evaluation: arrays, never a row at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from evaluate.site.data import Push, Steer
+from stores.errors import UsageError
+
+MARKS = ("significant_random", "significant_max", "significant_paper")
+ROWS = 2**16  # of the table at a time
+ROLES = ("signal", "filter")
+
+
+@dataclass(frozen=True)
+class Pushes:
+    """Of one role at one step, I directions on K classes: mean change of probability (I, K) float32, and whether it is beyond
+    random directions, beyond null directions, and significant by the paper's rule (I, K, 3) bool."""
+
+    change: np.ndarray
+    marks: np.ndarray
+
+    def push(self, i: int, k: int, other: int) -> Push:
+        """One of them as a page shows it; ``other`` is the class or the direction at its other end."""
+        random, nulls, paper = self.marks[i, k].tolist()
+        return Push(other, float(self.change[i, k]), random, nulls, paper)
+
+    def of_direction(self, i: int, most: int) -> list[Push]:
+        """The classes that direction ``i`` pushes up most and then those it pushes down most, largest change first."""
+        return [self.push(i, k, k) for k in _ends(self.change[i], most)]
+
+    def of_class(self, k: int, most: int) -> list[Push]:
+        """The directions that push class ``k`` up most and then those that push it down most: its concept influence diagram."""
+        return [self.push(i, k, i) for i in _ends(self.change[:, k], most)]
+
+    def beyond(self, i: int) -> tuple[list[int], list[int]]:
+        """Classes that direction ``i`` pushes up, and down, more than random directions do."""
+        known = self.marks[i, :, 0]
+        return np.flatnonzero(known & (self.change[i] > 0)).tolist(), np.flatnonzero(
+            known & (self.change[i] < 0)
+        ).tolist()
+
+
+def _ends(change: np.ndarray, most: int) -> list[int]:
+    order = np.argsort(-change, kind="stable")
+    up = [int(k) for k in order[:most] if change[k] > 0]
+    return up + [int(k) for k in order[::-1][:most] if change[k] < 0]
+
+
+def read_pushes(path: Path, name: str, alpha: float, directions: int, classes: int) -> dict[str, Pushes]:
+    """Read one set's rows of ``influence.parquet`` at one step, by role.
+
+    The table may have millions of rows: row groups of other steps or sets are skipped by their statistics, the others come in
+    pieces of a few columns. Raises UsageError for a table that is damaged or about other numbers of directions or classes.
+    """
+    found = {
+        role: Pushes(np.zeros((directions, classes), np.float32), np.zeros((directions, classes, 3), bool))
+        for role in ROLES
+    }
+    columns = ["directions", "index", "role", "alpha", "class", "probability_change", *MARKS]
+    try:
+        file = pq.ParquetFile(path, read_dictionary=["directions", "role"])
+        groups = [g for g in range(file.num_row_groups) if _may_hold(file.metadata.row_group(g), name, alpha)]
+        for batch in file.iter_batches(batch_size=ROWS, row_groups=groups, columns=columns):
+            table = pa.Table.from_batches([batch])
+            table = table.filter(pc.and_(pc.equal(table["directions"], name), pc.equal(table["alpha"], alpha)))
+            for role, pushes in found.items():
+                mine = table.filter(pc.equal(table["role"], role))
+                at = mine["index"].to_numpy(), mine["class"].to_numpy()
+                pushes.change[at] = mine["probability_change"].to_numpy()
+                for m, mark in enumerate(MARKS):
+                    pushes.marks[(*at, m)] = mine[mark].to_numpy()
+    except (pa.ArrowException, OSError, IndexError) as error:
+        raise UsageError(f"'{path}' is damaged ({error}). Run evaluate again.") from error
+    return found
+
+
+def _may_hold(group: pq.RowGroupMetaData, name: str, alpha: float) -> bool:
+    """Whether a row group's statistics allow rows of this set and step; without statistics they do."""
+    wanted = {"directions": name, "alpha": alpha}
+    for c in range(group.num_columns):
+        column = group.column(c)
+        value, known = wanted.get(column.path_in_schema), column.statistics
+        if value is not None and known is not None and known.has_min_max and not known.min <= value <= known.max:
+            return False
+    return True
+
+
+def read_steering(table: pa.Table, directions: int) -> tuple[list[Steer | None], Steer | None]:
+    """Curves from one set's rows of the table ``steering``: of each direction, and of random directions the quartiles.
+
+    All curves are of the probability gained since α = 0; those of a direction by role, ``signal`` and ``filter``; the random
+    ones as ``low``, ``middle`` and ``high``. None where the table has no rows of it.
+    """
+    columns = {key: table[key].to_numpy(zero_copy_only=False) for key in ("index", "role", "alpha", "class")}
+    probability, monotone = (table[key].to_numpy() for key in ("probability", "monotone_up_to"))
+    curves: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, int, float]] = {}
+    order = np.lexsort((columns["alpha"], columns["index"], columns["role"].astype(str)))
+    role, index = columns["role"][order].astype(str), columns["index"][order]
+    begins = np.r_[len(order) > 0, (role[1:] != role[:-1]) | (index[1:] != index[:-1])][: len(order)]
+    for start, stop in pairwise([*np.flatnonzero(begins).tolist(), len(order)]):
+        rows = order[start:stop]
+        gained = probability[rows] - probability[rows[0]]
+        key = (str(role[start]), int(index[start]))
+        curves[key] = columns["alpha"][rows], gained, int(columns["class"][rows[0]]), float(monotone[rows[0]])
+    each: list[Steer | None] = []
+    for i in range(directions):
+        mine = {r: curves[r, i] for r in ROLES if (r, i) in curves}
+        if not mine:
+            each.append(None)
+            continue
+        alphas, _, target, _ = next(iter(mine.values()))
+        each.append(
+            Steer(
+                target,
+                alphas.tolist(),
+                {r: c[1].tolist() for r, c in mine.items()},
+                {r: c[3] for r, c in mine.items()},
+            )
+        )
+    chance = [curve for (r, _), curve in curves.items() if r == "random"]
+    if not chance:
+        return each, None
+    bands = np.quantile(np.stack([c[1] for c in chance]), [0.25, 0.5, 0.75], axis=0)
+    middle = float(np.median([c[3] for c in chance]))
+    band = dict(zip(("low", "middle", "high"), bands.tolist(), strict=True))
+    return each, Steer(-1, chance[0][0].tolist(), band, {"random": middle})

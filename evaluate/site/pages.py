@@ -1,0 +1,242 @@
+"""From plain data to pages: each a path in the site and its bytes, which depend on the data alone.
+
+No page asks anything of the network. Labels, class names and file names are data: they are escaped, files are named by
+numbers, and the content policy allows no script and no style but the site's own two files.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jinja2 import DictLoader, Environment, StrictUndefined, Template
+
+from evaluate.report.columns import DASH, name, number, points, short
+from evaluate.report.page import COLOURS, KNOWN, notes
+from evaluate.site import charts, figures
+from evaluate.site.data import ClassPage, Direction, Push, Site
+from evaluate.site.pictures import EXAMPLE, TILE
+from evaluate.site.terms import column_terms
+
+TEMPLATES = (
+    "base.html", "parts.html", "overview.html", "direction.html", "class.html", "classes.html", "fit.html", "definitions.html",
+)  # fmt: skip
+PUSHED = 3  # classes named on a direction's card
+SUSPECTS = 12  # shown with pictures; more are named
+
+
+def pages(site: Site) -> Iterator[tuple[str, bytes]]:
+    """All files of the site but its pictures, one at a time: (path relative to the site, bytes)."""
+    yield "style.css", (_resource("evaluate.report", "report.css") + _resource("evaluate.site", "site.css")).encode()
+    yield "script.js", _resource("evaluate.site", "site.js").encode()
+    book = _Book(site)
+    yield "index.html", book.overview()
+    yield "fit.html", book.page("fit.html", here="fit", scalars=_scalars(site), complaints=notes(site.diagnosis))
+    yield (
+        "definitions.html",
+        book.page("definitions.html", here="definitions", columns=site.comparison.measures, glossary=site.definitions),
+    )
+    for i in range(len(site.directions)):
+        yield direction_page(i), book.direction(i)
+    if site.classes:
+        yield "classes.html", book.classes()
+    for k in range(len(site.classes)):
+        yield class_page(k), book.of_class(k)
+
+
+def direction_page(index: int) -> str:
+    return f"d/{index:05d}.html"
+
+
+def class_page(number: int) -> str:
+    return f"c/{number:04d}.html"
+
+
+class _Book:
+    """The templates, and what all pages of a site share."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        environment = Environment(
+            loader=DictLoader({file: _resource("evaluate.site", file) for file in TEMPLATES}),
+            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        environment.filters.update(
+            number=number, short=_signed, name=name, points=points, percent=percent, cosine=cosine, anchor=anchor, ends=ends,
+            attribute=attribute, page=direction_page, class_page=class_page,
+        )  # fmt: skip
+        self.colours = category_colours(site)
+        terms = column_terms(site.definitions)
+        self.shared: dict[str, Any] = {
+            "site": site,
+            "colours": self.colours,
+            "terms": {**terms, "iou": site.definitions.get("IoU", "")},
+            "iou_scale": iou_scale(site.directions),
+            "pictures": any(tile.file for d in site.directions for tile in d.tiles),
+            "tile_size": TILE,
+            "example_size": EXAMPLE,
+            **{f.__name__: f for f in (figures.bar, figures.stack, figures.diverging, figures.interval, figures.shape)},
+            **{f.__name__: f for f in (charts.histogram, charts.steering, charts.curve)},
+        }
+        environment.globals.update(self.shared)
+        self.template = {file: environment.get_template(file) for file in TEMPLATES}
+        self.suspects_of = _grouped(site.suspects, "index")
+        self.suspects_for = _grouped(site.suspects, "class")
+
+    def page(self, file: str, *, here: str = "", root: str = "", **more: Any) -> bytes:
+        template: Template = self.template[file]
+        return template.render(here=here, root=root, **more).encode("utf-8", "replace")
+
+    def overview(self) -> bytes:
+        site = self.site
+        shown = ordered(site.directions)
+        places = [site.places[d.index] for d in shown] if site.places else []
+        what = "Map of the directions by the cosine of their signal vectors; every point is a link"
+        return self.page(
+            "overview.html",
+            here="index",
+            ordered=shown,
+            map=figures.scatter(places, [self._point(d) for d in shown], what) if places else "",
+            unlabelled=any(not d.category for d in shown),
+            complaints=notes(site.diagnosis),
+            tallest=max((n for _, _, n in site.per_category), default=1) or 1,
+            most_pushed=_most_pushed,
+            decided=_decided(site),
+            listed=SUSPECTS,
+        )
+
+    def direction(self, i: int) -> bytes:
+        d = self.site.directions[i]
+        return self.page(
+            "direction.html",
+            root="../",
+            d=d,
+            before=i - 1 if i else None,
+            after=i + 1 if i + 1 < len(self.site.directions) else None,
+            suspects=self.suspects_of.get(i, []),
+            push_scale=max((abs(p.change) for pushes in d.pushes.values() for p in pushes), default=0.0),
+            histogram_text=charts.histogram_text(d.histogram, d.share),
+            steering_text=charts.steering_text(d.steer) if d.steer else "",
+        )
+
+    def of_class(self, k: int) -> bytes:
+        c = self.site.classes[k]
+        return self.page(
+            "class.html",
+            root="../",
+            c=c,
+            before=k - 1 if k else None,
+            after=k + 1 if k + 1 < len(self.site.classes) else None,
+            suspects=self.suspects_for.get(k, []),
+            push_scale=max((abs(p.change) for p in c.pushes), default=0.0),
+        )
+
+    def classes(self) -> bytes:
+        known = [c for c in self.site.classes if c.labelled >= 0]
+        labelled = sum(c.labelled for c in known)
+        accuracy = sum(c.right for c in known) / labelled if labelled else None
+        return self.page("classes.html", here="classes", accuracy=accuracy, labelled=labelled, extremes=_extremes)
+
+    def _point(self, d: Direction) -> dict[str, str | int]:
+        colour: int | str = self.colours.get(d.category, "none")
+        iou = f", IoU {number(d.iou)}" if self.site.labelled else ""
+        title = f"{d.index} {d.label or 'no label'}{iou}" + (f" ({d.category})" if d.category else "")
+        shape = colour if isinstance(colour, int) else COLOURS - 1
+        return {
+            "href": direction_page(d.index),
+            "name": d.label or str(d.index),
+            "title": title,
+            "colour": colour,
+            "shape": shape,
+        }
+
+
+def ordered(directions: Sequence[Direction]) -> list[Direction]:
+    """Interpretable directions first, then by IoU from high to low, then by index."""
+    return sorted(
+        directions, key=lambda d: (not d.interpretable, -d.iou if math.isfinite(d.iou) else math.inf, d.index)
+    )
+
+
+def category_colours(site: Site) -> dict[str, int]:
+    """A colour's and shape's number for each category: fixed ones for Broden's, the remaining in turn for others."""
+    found = {d.category for d in site.directions} | {c.category for d in site.directions for c in d.candidates}
+    found |= {category for category, _, _ in site.per_category}
+    others = sorted(found - set(KNOWN) - {""})
+    free = [i for i in range(COLOURS - 1) if i not in {KNOWN[n] for n in found & set(KNOWN)}]  # the last: no category
+    return {n: KNOWN[n] for n in KNOWN if n in found} | {n: free[i % len(free)] for i, n in enumerate(others)}
+
+
+def iou_scale(directions: Sequence[Direction]) -> float:
+    """The right end of every IoU bar: the largest IoU, rounded up to a tenth."""
+    values = [
+        v for d in directions for v in (d.iou, *(c.iou_train for c in d.candidates), *(c.iou_val for c in d.candidates))
+    ]
+    largest = max((v for v in values if math.isfinite(v)), default=0.0)
+    return min(max(math.ceil(largest * 10 - 1e-9), 1) / 10, 1.0)
+
+
+def ends(interval: tuple[float, float]) -> str:
+    """An interval for a table; those of counts come as whole numbers."""
+    low, high = (number(int(end) if float(end).is_integer() else end) for end in interval)
+    return low if low == high else f"{low} to {high}"
+
+
+def percent(value: float) -> str:
+    """A share in per cent: two digits, more only near 100."""
+    if not math.isfinite(value):
+        return DASH
+    value *= 100
+    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %" if value >= 0.01 else "below 0.01 %"
+
+
+def cosine(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    return short(value).replace("-", "−")
+
+
+def attribute(value: float) -> str:
+    """A number for the script; empty where there is none."""
+    return f"{value:.6g}" if math.isfinite(value) else ""
+
+
+def anchor(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _most_pushed(d: Direction) -> list[Push]:
+    return sorted(d.pushes.get("signal", []), key=lambda push: -abs(push.change))[:PUSHED]
+
+
+def _extremes(c: ClassPage) -> tuple[Push | None, Push | None]:
+    """What raises a class most and what lowers it most."""
+    up, down = ([p for p in c.pushes if (p.change > 0) == above] for above in (True, False))
+    return (up[0] if up else None, down[0] if down else None)
+
+
+def _decided(site: Site) -> set[str]:
+    """Measures in which not all competing sets read the same: only there is one the best."""
+    rows = [row for row in site.comparison.rows if not row.supervised]
+    read = {m.key: {number(row.values.get(m.key)) for row in rows} - {DASH} for m in site.comparison.measures}
+    return {key for key, texts in read.items() if len(texts) > 1}
+
+
+def _scalars(site: Site) -> dict[str, Any]:
+    return {key: value for key, value in site.diagnosis.items() if number(value) != DASH}
+
+
+def _grouped(rows: Sequence[dict[str, Any]], key: str) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(int(row[key]), []).append(row)
+    return found
+
+
+def _resource(package: str, file: str) -> str:
+    return importlib.resources.files(package).joinpath(file).read_text(encoding="utf-8")

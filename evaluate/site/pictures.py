@@ -1,0 +1,105 @@
+"""The pictures of a site, image by image: each is read once, whatever the number of directions and classes that show it."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from evaluate.detectors import Bank
+from evaluate.gallery import Top, on_grid
+from evaluate.report.pictures import region_tile
+from stores.errors import EDDPError
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+
+TILE, EXAMPLE = 192, 112  # pixels: of a direction's images, of a class's examples
+QUALITY, EFFORT = 70, 2  # of WebP: small files; more effort costs twice the time for a few per cent
+AT_ONCE = 64  # images: what waits in memory does not grow with the store
+
+Picture = Callable[[int], Image.Image]
+
+
+def draw_pictures(
+    reader: LayerReader,
+    bank: Bank,
+    top: Top,
+    examples: Sequence[Sequence[int]],
+    folder: Path,
+    picture: Picture,
+    progress: Progress = silent,
+) -> set[int]:
+    """Write ``t/<direction>-<rank>.webp``, top images with the detected region, and ``e/<class>-<rank>.webp``; returns the rows that are gone.
+
+    Parameters
+    ----------
+    top : rows of each of the bank's detectors, best first. examples : of each class, rows of images taken for it.
+    picture : from a store row to the image as the network saw it; raises an EDDPError where it is gone.
+    """
+    tiles: dict[int, list[tuple[int, int]]] = {}
+    for rank, rows in enumerate(top.rows):
+        for j, row in enumerate(rows.tolist()):
+            tiles.setdefault(row, []).append((j, rank))
+    small: dict[int, list[tuple[int, int]]] = {}
+    for k, mine in enumerate(examples):
+        for rank, row in enumerate(mine):
+            small.setdefault(row, []).append((k, rank))
+    for name in ("t", "e"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    wanted = np.array(sorted({*tiles, *small}), np.int64)
+    filters, thresholds = bank.filters.cpu(), bank.thresholds.cpu()
+    gone: set[int] = set()
+
+    def draw(row: int, x: np.ndarray) -> int:
+        try:
+            image = picture(row)
+        except EDDPError:
+            return row
+        if mine := tiles.get(row, []):
+            columns = [j for j, _ in mine]
+            z = (torch.from_numpy(x).float() @ filters[:, columns] - thresholds[columns]).numpy()
+            shrunk = image.convert("RGB").resize((TILE, TILE), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            for c, (j, rank) in enumerate(mine):
+                _save(folder / tile_file(j, rank), region_tile(shrunk, on_grid(reader, row, z[:, c]), TILE))
+        for k, rank in small.get(row, []):
+            shrunk = image.convert("RGB").resize((EXAMPLE, EXAMPLE), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            _save(folder / example_file(k, rank), shrunk)
+        return -1
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="draw") as pool:
+        done = 0
+        for rows in _parts(wanted, reader.store.chunk_images):
+            blocks = reader.images(rows)
+            gone |= {row for row in pool.map(draw, rows.tolist(), blocks) if row >= 0}
+            done += len(rows)
+            progress("pictures", done, len(wanted))
+    return gone
+
+
+def tile_file(direction: int, rank: int) -> str:
+    return f"t/{direction:05d}-{rank}.webp"
+
+
+def example_file(number: int, rank: int) -> str:
+    return f"e/{number:04d}-{rank}.webp"
+
+
+def _parts(rows: np.ndarray, chunk_images: int) -> list[np.ndarray]:
+    """Rows in order, a chunk of the store at a time and few at once: a compressed chunk is unpacked a few times at most."""
+    parts = []
+    for k in np.unique(rows // chunk_images):
+        mine = rows[rows // chunk_images == k]
+        parts += np.array_split(mine, -(-len(mine) // AT_ONCE))
+    return parts
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=QUALITY, method=EFFORT)
+    path.write_bytes(buffer.getbuffer())

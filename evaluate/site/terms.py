@@ -1,0 +1,57 @@
+"""What the pages' own words mean, beside those of ``evaluate.report.definitions``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evaluate.report.columns import COLUMNS
+from evaluate.report.definitions import DEFINITIONS, INFLUENCE
+
+ALWAYS = ("decoding direction", "encoding direction", "agreement", "share", "coverage", "redundancy")
+SITE = {
+    "logit": "How far a position is beyond a detector's threshold: w·x − b. The detector is positive where it is above 0. Methods without "
+    "thresholds of their own are given one that their largest logits exceed (the top 0.5 % of the store's positions, unless they say otherwise).",
+    "top images": "The images of the store on which a detector has its largest logit at any position. The region where it is positive is bright "
+    "and outlined; logits between the layer's positions are interpolated.",
+    "distribution": "How many positions of the whole store have a logit in each bin, on a logarithmic scale.",
+    "neighbours": "The directions of largest cosine between signal vectors, and between filters, in activation space.",
+    "map": "Directions whose signal vectors have a large cosine lie together: t-SNE of 1 − cosine, classical scaling for fewer than ten. Only "
+    "nearness means something; the axes do not.",
+    "dead": "A detector that hardly ever fires on the positions it was fitted on.",
+    "duplicate": "A filter that is almost the same as another one of the set.",
+    "overfull": "A detector that fires at most positions.",
+    "interval": "95 % interval of the IoU: its label is held, the val images are drawn anew (bootstrap).",
+    "taken for": "The class of the network's largest logit for an image.",
+}
+MOVED = {
+    "paper's rule": INFLUENCE["SDC"].replace(
+        "Directions whose signal vector changes", "The published rule: the direction changes"
+    ),
+    "concept influence diagram": "Of one class, the at most ten signal vectors that raise its probability most and the ten that lower it most.",
+    "steering": "What becomes of the probability of one class, the one that small steps along the signal vector raise most, as all images are "
+    "pushed further and further; the same along the filter and along random directions (each followed on the class that it raises most).",
+    "suspects": "Concepts that make a shortcut possible: at least 90 % of the images that show them are taken for one class, they take at most "
+    "a tenth of the image on average, and the signal vector raises that class beyond random directions. Whether such a concept belongs to its "
+    "class only a person can say (our definition).",
+}
+DRAWN = {
+    "feature visualisation": "A picture synthesised so that the layer's activations go as far as possible along a direction. Beside it stands what "
+    "the pair's own detector makes of the picture, and of pictures synthesised along random directions.",
+}
+
+
+def definitions(*, labelled: bool, moved: bool, drawn: bool) -> dict[str, str]:
+    """Term -> text of what a report shows, those of every column of its comparison included."""
+    found = {key: DEFINITIONS[key] for key in ALWAYS} if not labelled else dict(DEFINITIONS)
+    found |= SITE if labelled else {key: text for key, text in SITE.items() if key != "interval"}
+    return found | (INFLUENCE | MOVED if moved else {}) | (DRAWN if drawn else {})
+
+
+def column_terms(found: Mapping[str, str]) -> dict[str, str]:
+    """Column of the comparison -> its text: the definition of the same name, else the column's own sentence."""
+    own = {_plain(term): text for term, text in found.items()}
+    return {c.key: own.get(_plain(c.title)) or own.get(_plain(c.key)) or c.text for c in COLUMNS}
+
+
+def _plain(text: str) -> str:
+    return "".join(c for c in text.lower() if c.isalnum())

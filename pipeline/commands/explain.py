@@ -1,0 +1,109 @@
+"""``eddp explain``: why one image was taken for what it was, and what would change that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import click
+
+from pipeline.options import common
+from pipeline.progress import format_seconds, showing
+from pipeline.run import Run, pick_device
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Explain predictions by their concepts."
+)
+@click.argument("images", metavar="IMAGE...", type=click.Path(path_type=Path), nargs=-1)
+@click.option(
+    "--row", "rows", type=int, multiple=True, metavar="N", help="An image of the store by its number; may be repeated."
+)
+@click.option(
+    "--store", type=click.Path(path_type=Path), default=None, help="The store that the directions were fitted on."
+)
+@click.option("--directions", type=click.Path(path_type=Path), default=None, help="A directions file.")
+@click.option(
+    "--evaluation",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The folder that evaluate wrote: it names the concepts, and knows store and directions.  [default: evaluation/ "
+    "beside the directions, if it is there]",
+)
+@click.option("--layer", default=None, help="The store's layer.  [default: the directions']")
+@click.option(
+    "--class", "explained", default=None, metavar="NAME|NUMBER", help="Explain this class, not the predicted one."
+)
+@click.option(
+    "--to",
+    default=None,
+    metavar="NAME|NUMBER",
+    help="Turn the prediction into this class.  [default: --class, else the second most probable]",
+)
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes that are listed.")
+@click.option(
+    "--concepts-shown",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Concepts that are shown one by one.",
+)
+@click.option(
+    "--values",
+    type=click.Choice(["joint", "paper"]),
+    default="joint",
+    show_default=True,
+    help="Read how much of a concept there is by all filters jointly, or by each by itself, as published.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("explanation"), show_default=True, help="Folder to write to."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@common
+def explain(
+    images: tuple[Path, ...],
+    rows: tuple[int, ...],
+    store: Path | None,
+    directions: Path | None,
+    evaluation: Path | None,
+    layer: str | None,
+    explained: str | None,
+    to: str | None,
+    top: int,
+    concepts_shown: int,
+    values: str,
+    out: Path,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Explain what images are taken for: which concepts did it, where they are, and the least change that would make it another class.
+
+    IMAGE is an image file or a folder of them. Writes index.html, a picture (PNG) and a JSON document an image, and explanation.json.
+
+    \b
+    Example:
+      eddp explain cat.jpg --store acts.zarr --directions eddp.safetensors
+    """  # fmt: skip
+    from evaluate.explain.values import Values
+    from pipeline.explained_inputs import open_inputs
+    from pipeline.explanation import ExplainConfig, explain_images
+
+    run = Run("explain", {"images": images, "rows": rows, "store": store, "directions": directions, "evaluation": evaluation, "layer": layer,
+                          "class": explained, "to": to, "top": top, "concepts_shown": concepts_shown, "values": values, "out": out,
+                          "device": device})  # fmt: skip
+    chosen = pick_device(device)
+    inputs = open_inputs(store, directions, evaluation, layer)
+    config = ExplainConfig(explained, to, top, concepts_shown, cast(Values, values))
+    with showing(quiet) as progress:
+        result = explain_images(inputs, images, rows, out, config, device=chosen, progress=progress)
+    record = run.write(out / "run.json")
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for document in result["images"]:
+        click.echo(f"{document['image']}: {document['sentence']}")
+    click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
+    click.echo(str(out / "index.html"))

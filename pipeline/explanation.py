@@ -1,0 +1,182 @@
+"""Explanations of predictions, from files to a folder: a page, a sheet and a JSON document an image, one document of all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from evaluate.detectors import make_bank
+from evaluate.explain.document import Terms
+from evaluate.explain.explainer import Explained, Explainer
+from evaluate.explain.notes import notes
+from evaluate.explain.page import PageData, Shown, render
+from evaluate.explain.values import Values, readout, usual_values
+from extract.forward import computing_in
+from extract.geometry import visible_box
+from extract.head import open_network
+from extract.network import Network
+from extract.reading import reason
+from extract.seen import crop
+from pipeline.explained_inputs import Inputs, Item, class_number, find_images
+from pipeline.explanation_files import Drawn, Folder
+from pipeline.influence import class_names
+from stores.activations import ActivationStore
+from stores.directions import Directions
+from stores.errors import EDDPError, ImageError, NonFiniteError, UsageError
+from stores.files import json_bytes
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """``explained``, ``to``: classes by name or number; ``top`` classes listed, ``shown`` concepts with pictures; ``values`` see ``readout``."""
+
+    explained: str | None = None
+    to: str | None = None
+    top: int = 5
+    shown: int = 8
+    values: Values = "joint"
+
+
+def make_explainer(
+    store: ActivationStore,
+    layer: str,
+    directions: Directions,
+    network: Network,
+    *,
+    values: Values = "joint",
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Explainer:
+    """What explains images of a store's network by a set of directions."""
+    reader = LayerReader(store, layer)
+    usual = usual_values(reader, directions, readout(directions, values), progress=progress)
+    bank = make_bank({"": directions}, reader, device=device, progress=progress)
+    affine = network.pooled_affine
+    return Explainer(
+        network.head,
+        directions,
+        bank.thresholds.cpu().numpy(),
+        usual,
+        affine=None if affine is None else (affine.A.cpu().numpy(), affine.c.cpu().numpy()),
+        prefix=network.layout.prefix,
+        values=values,
+        device=device,
+    )
+
+
+def explain_images(
+    inputs: Inputs,
+    paths: Sequence[Path],
+    rows: Sequence[int],
+    out: Path,
+    config: ExplainConfig,
+    *,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Explain the predictions for some images, and write everything into ``out``; gives what ``explanation.json`` holds.
+
+    Raises UsageError and its kin before anything is written, ImageError for an image that was named and cannot be read, NonFiniteError.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"'{out}' (--out) is a file; name a folder.")
+    store = inputs.store
+    items = find_images(paths, rows, store)
+    if not items:
+        raise UsageError("Name images or folders to explain, or --row N for images of the store.")
+    classes = class_names(store, int(store.array("images/logits").shape[1]))
+    explained, to = class_number(config.explained, classes, "--class"), class_number(config.to, classes, "--to")
+    for item in items:
+        if item.named:
+            item.read()  # a bad one is told of before the work begins
+    network = open_network(store, inputs.layer, device=device)
+    explainer = make_explainer(
+        store, inputs.layer, inputs.directions, network, values=config.values, device=device, progress=progress
+    )
+    terms = Terms(classes, inputs.concepts, config.top)
+    box = lru_cache(maxsize=4096)(lambda size: visible_box(network.transform, size))
+    shown: list[Shown] = []
+    documents: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    with Folder(out) as folder:
+        for done, item in enumerate(items, 1):
+            try:
+                image = item.read()
+            except ImageError as error:
+                if item.named:
+                    raise
+                log.warning("left out: %s", error)
+                skipped.append({"name": item.name, "reason": str(error)})
+                continue
+            with computing_in("float32", network.device):
+                found = _explain(explainer, network, item, image, explained, to)
+            picture = crop(image, box((image.height, image.width)))
+            drawn = Drawn(found, explainer.usual, terms, config.shown, network.layout.grid)
+            page, document = drawn.write(folder, len(shown) + 1, item, picture)
+            shown.append(page)
+            documents.append(document)
+            progress("explaining", done, len(items))
+        if not shown:
+            raise ImageError(f"None of the {len(items)} images can be read; the first: {skipped[0]['reason']}")
+        result = {**_about(inputs, explainer, config), "images": documents, "skipped": skipped}
+        folder.add("explanation.json", json_bytes(result))
+        folder.add("index.html", render(_page(inputs, explainer, shown)).encode("utf-8", "replace"))
+        folder.publish()
+    return result
+
+
+def _page(inputs: Inputs, explainer: Explainer, shown: Sequence[Shown]) -> PageData:
+    title = shown[0].name if len(shown) == 1 else f"{len(shown)} predictions explained"
+    terms = notes(exact=explainer.affine is not None, values=explainer.values)
+    return PageData(title, _facts(inputs, explainer), shown, terms)
+
+
+def _explain(
+    explainer: Explainer, network: Network, item: Item, image: Image.Image, explained: int | None, to: int | None
+) -> Explained:
+    try:
+        pixels = network.transform(image)
+    except EDDPError:
+        raise
+    except Exception as error:
+        raise ImageError(f"The model's transform fails on '{item.name}': {reason(error)}.") from error
+    x = network.backbone(pixels[None])[0].cpu().numpy()
+    try:
+        return explainer.explain(x, explained=explained, target=to)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"'{item.name}' cannot be explained: {error}. Look at the image and the model.") from error
+
+
+def _about(inputs: Inputs, explainer: Explainer, config: ExplainConfig) -> dict[str, Any]:
+    return {
+        "store": str(inputs.store.path),
+        "fingerprint": inputs.store.fingerprint,
+        "layer": inputs.layer,
+        "directions": inputs.name,
+        "method": inputs.directions.method,
+        "values": config.values,
+        "exact": explainer.affine is not None,
+        "usual_of_images": explainer.usual.images,
+        "nonnegative": explainer.usual.nonnegative,
+    }
+
+
+def _facts(inputs: Inputs, explainer: Explainer) -> dict[str, str]:
+    head = "pooling and an affine map" if explainer.affine is not None else "the model's own"
+    return {
+        "Model": str(inputs.store.provenance.get("model", "")),
+        "Layer": inputs.layer,
+        "Directions": f"{inputs.name}: {inputs.directions.count} by {inputs.directions.method}",
+        "Head": head,
+        "Signal values": explainer.values,
+    }

@@ -1,0 +1,144 @@
+"""The parts of a report that are many: its directions and its classes, from tables and from one pass over the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluate.report.data import Candidate
+from evaluate.scores import INTERPRETABLE
+from evaluate.site.classes import Taken, class_titles
+from evaluate.site.data import ClassPage, Direction, Features, Mark, Near, Steer, Tile
+from evaluate.site.histogram import Survey
+from evaluate.site.influence import Pushes
+from evaluate.site.pictures import example_file, tile_file
+from evaluate.site.similarity import cosines, nearest
+from evaluate.tables import agreement
+from stores.activations import ActivationStore
+from stores.directions import Directions
+
+NEIGHBOURS = 6
+PUSHED = {"signal": 8, "filter": 3}  # classes each way on a direction's page
+DIAGRAM = 10  # directions each way in a class's concept influence diagram (paper)
+MEASURES = {"precision": "precision", "recall": "recall", "f1": "F1", "average_precision": "average precision"}
+NAN = float("nan")
+
+
+def direction_pages(
+    directions: Directions,
+    found: Survey,
+    taken: Taken,
+    names: Sequence[str],
+    gone: set[int],
+    *,
+    rows: Mapping[int, Mapping[str, Any]],
+    candidates: Sequence[Mapping[str, Any]],
+    pushes: Mapping[str, Pushes],
+    curves: Sequence[Steer | None],
+    features: Mapping[int, Features],
+) -> list[Direction]:
+    """All directions of a set as their pages show them.
+
+    Parameters
+    ----------
+    names : of the store's images. gone : rows of which there is no picture.
+    rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
+    pushes : by role. curves, features : what there is of each.
+    """
+    labels: dict[int, list[Candidate]] = {}
+    for row in candidates:
+        one = Candidate(row["label"], row["category"], row["iou_train"], row["iou_val"])
+        labels.setdefault(int(row["index"]), []).append(one)
+    marks = marks_of(directions.info.get("diagnosis", {}))
+    near = {
+        role: nearest(cosines(vectors), NEIGHBOURS)
+        for role, vectors in (("signal", directions.signals), ("filter", directions.filters))
+    }
+    cosine = agreement(directions)
+    out = []
+    for i in range(directions.count):
+        row = rows.get(i, {})
+        out.append(
+            Direction(
+                index=i,
+                label=row.get("label", ""),
+                category=row.get("category", ""),
+                interpretable=bool(row.get("label")) and _number(row.get("iou_val")) > INTERPRETABLE,
+                iou=_number(row.get("iou_val")),
+                iou_low=_number(row.get("iou_low")),
+                iou_high=_number(row.get("iou_high")),
+                share=float(found.positives[i]) / max(found.positions, 1),
+                agreement=round(float(cosine[i]), 4),
+                histogram=found.histograms[i],
+                tiles=_tiles(i, found, taken, names, gone),
+                measures={title: _number(row[key]) for key, title in MEASURES.items() if row.get(key) is not None},
+                candidates=labels.get(i, []),
+                pushes={role: one.of_direction(i, PUSHED[role]) for role, one in pushes.items()},
+                **_beyond(i, pushes.get("signal")),
+                steer=curves[i] if curves else None,
+                near={
+                    role: [Near(int(j), float(c)) for j, c in zip(order[i], value[i], strict=True)]
+                    for role, (order, value) in near.items()
+                },
+                marks=marks.get(i, []),
+                features=features.get(i),
+            )
+        )
+    return out
+
+
+def class_pages(store: ActivationStore, taken: Taken, gone: set[int], pushes: Pushes | None) -> list[ClassPage]:
+    """All classes of the network as their pages show them."""
+    names, titles = store.names, class_titles(store.class_names, len(taken.count))
+    out = []
+    for k, title in enumerate(titles):
+        examples = [
+            Tile("" if row in gone else example_file(k, rank), names[row], round(p, 4), k)
+            for rank, (row, p) in enumerate(zip(taken.rows[k], taken.probability[k], strict=True))
+        ]
+        out.append(
+            ClassPage(
+                number=k,
+                name=title,
+                taken=int(taken.count[k]),
+                labelled=-1 if taken.labelled is None else int(taken.labelled[k]),
+                right=-1 if taken.right is None else int(taken.right[k]),
+                examples=examples,
+                pushes=pushes.of_class(k, DIAGRAM) if pushes else [],
+            )
+        )
+    return out
+
+
+def marks_of(diagnosis: Mapping[str, Any]) -> dict[int, list[Mark]]:
+    """What a diagnosis says of single directions; of a pair of duplicates it is said of both."""
+    marks: dict[int, list[Mark]] = {}
+    for key in ("dead", "overfull"):
+        for index in diagnosis.get(key, []):
+            marks.setdefault(int(index), []).append(Mark(key))
+    for pair in diagnosis.get("duplicates", []):
+        a, b = int(pair[0]), int(pair[1])
+        marks.setdefault(a, []).append(Mark("duplicate of", b))
+        marks.setdefault(b, []).append(Mark("duplicate of", a))
+    return marks
+
+
+def _tiles(i: int, found: Survey, taken: Taken, names: Sequence[str], gone: set[int]) -> list[Tile]:
+    rows, values = found.top.rows[:, i].tolist(), found.top.values[:, i].tolist()
+    return [
+        Tile("" if row in gone else tile_file(i, rank), names[row], round(value, 3), int(taken.prediction[row]))
+        for rank, (row, value) in enumerate(zip(rows, values, strict=True))
+    ]
+
+
+def _beyond(i: int, pushes: Pushes | None) -> dict[str, Any]:
+    if pushes is None:
+        return {}
+    up, down = pushes.beyond(i)
+    return {"up": up, "down": down, "influence": float(np.abs(pushes.change[i]).max(initial=0))}
+
+
+def _number(value: Any) -> float:
+    return NAN if value is None else float(value)

@@ -1,0 +1,107 @@
+"""What a report says of where directions come from: the network, the store, the method and its settings, and the fit's log."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evaluate.site.histogram import Survey
+from pipeline.evaluated import Evaluated
+from stores.activations import ActivationStore
+from stores.directions import HEADER, Directions
+
+APART = (
+    *HEADER,
+    "config",
+    "diagnosis",
+    "run",
+    "store",
+)  # entries of a file's header that are shown elsewhere, or in parts
+
+
+def facts_of(
+    store: ActivationStore, evaluated: Evaluated, name: str, directions: Directions, found: Survey
+) -> dict[str, str]:
+    """What was fitted on what, for people: no path of a machine but the last part of it."""
+    made, spec = store.provenance, store.layer(evaluated.layer)
+    dataset = made.get("dataset", {})
+    facts = {"Model": str(made.get("model"))}
+    if "synthetic" in made:
+        facts["Weights"] = "a pooled affine head, trained on the data"
+        facts["Synthetic"] = ", ".join(f"{key} {value}" for key, value in made["synthetic"].items())
+    else:
+        source = str(made.get("weights_source", made.get("weights")))
+        facts["Weights"] = f"{Path(source).name} ({str(made.get('weights_digest', ''))[:19]}…)"
+    facts["Layer"] = f"{spec.name}: {spec.grid[0]} × {spec.grid[1]} positions, {spec.channels} channels"
+    facts["Store"] = f"{store.path.name}, {int(store.valid.sum())} images, {store.fingerprint[:19]}…"
+    if dataset:
+        facts["Images"] = f"{Path(dataset['path']).name} ({dataset['kind']}, {dataset['images']} images)"
+    config = directions.info.get("config", {})
+    seed = f", seed {config['seed']}" if "seed" in config else ""
+    facts["Directions"] = f"{name}: {directions.count} by {directions.method}{seed}"
+    if directions.thresholds is None:
+        facts["Thresholds"] = f"of the top {100 * directions.quantile:g} % of the store's positions"
+    if evaluated.concepts is not None:
+        facts["Labels from"] = Path(evaluated.concepts).name
+    measured = evaluated.summary["directions"][name].get("influence")
+    if measured:
+        facts["Influence"] = (
+            f"{measured['images']} images, {measured['classes']} classes, through {measured['through']}; {measured['nulls']} null and "
+            f"{measured['randoms']} random directions"
+        )
+    facts["On this store"] = (
+        f"{100 * found.coverage:.3g} % of positions covered, {found.redundancy:.3g} detectors on each of these"
+    )
+    if run := directions.info.get("run"):
+        facts["Made by"] = f"eddp {run.get('code_version', '')}".strip()
+    return facts
+
+
+def settings_of(directions: Directions) -> dict[str, str]:
+    """The method's configuration, and what else the file's header tells of the fit."""
+    info = directions.info
+    more = {key: value for key, value in info.items() if key not in APART}
+    run = {f"run: {k}": v for k, v in info.get("run", {}).items() if k in ("begun", "seconds", "peak_memory_mib")}
+    return {key.replace("_", " "): _text(value) for key, value in {**info.get("config", {}), **more, **run}.items()}
+
+
+def fit_log(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Every term of the log that lies beside a directions file, over its steps; empty where there is none that can be read."""
+    log = path.with_suffix(".log.parquet")
+    try:
+        table = pq.read_table(log)
+    except (pa.ArrowException, OSError):
+        return {}
+    steps = table["step"].to_pylist() if "step" in table.column_names else list(range(table.num_rows))
+    found = {}
+    for name in table.column_names:
+        if name == "step" or not (pa.types.is_floating(table[name].type) or pa.types.is_integer(table[name].type)):
+            continue
+        pairs = zip(steps, table[name].to_pylist(), strict=True)
+        points = [(float(step), float(value)) for step, value in pairs if step is not None and value is not None]
+        found[name] = [point for point in points if math.isfinite(point[1])]
+    return {name: points for name, points in found.items() if points}
+
+
+def log_picture(path: Path, folder: Path) -> str:
+    """Copy the picture of a fit's losses into the site, if there is one; returns its file's name."""
+    picture = path.with_suffix(".log.png")
+    if not picture.is_file():
+        return ""
+    shutil.copyfile(picture, folder / "log.png")
+    return "log.png"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return " × ".join(_text(one) for one in value) if len(value) == 2 else ", ".join(_text(one) for one in value)
+    if value is None:
+        return "chosen by the method"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

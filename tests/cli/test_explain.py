@@ -1,0 +1,266 @@
+"""``eddp explain`` as users run it: files, folders and rows, heads of both kinds, with and without an evaluation, and wrongly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluate.explain.explainer import Explainer
+from extract.network import Network
+from stores.directions import Directions
+
+Run = Callable[..., Any]
+NETS = {
+    "pooled": ("tiny_net:build", "second"),
+    "bent": ("tiny_net:build", "first"),
+    "tokens": ("tiny_net:tokens", "block"),
+}
+
+
+def ok(ended):  # type: ignore[no-untyped-def]
+    assert ended.code == 0, ended.err
+    return ended
+
+
+@pytest.fixture
+def made(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> Callable[[str], tuple[Path, Path, Path]]:
+    """``made(kind)``: the images' folder, a store of them, directions."""
+
+    def make(kind: str) -> tuple[Path, Path, Path]:
+        net, layer = NETS[kind]
+        images, store, out = tiny_images(8), tmp_path / "acts.zarr", tmp_path / "kmeans.safetensors"
+        ok(run("extract", "--model", net, "--layer", layer, "--data", images, "--out", store))
+        ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--out", out))
+        return images, store, out
+
+    return make
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "explanation.json").read_bytes())
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_sums_come_out_at_the_models_own_logits(run: Run, made: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    images, store, directions = made(kind)
+    out = tmp_path / "out"
+    files = sorted(images.rglob("*.png"))
+    chosen = files[1:3] if kind == "pooled" else files[:1]
+    ended = ok(run("eddp", "explain", *chosen, "--store", store, "--directions", directions, "--out", out, "--top", 2))
+    result = read(out)
+    assert result["exact"] == (kind == "pooled")
+    net, layer = NETS[kind]
+    network = Network.load(net, "none", layer)
+    for number, (file, document) in enumerate(zip(chosen, result["images"], strict=True), 1):
+        assert document["image"] == str(file)
+        with Image.open(file) as image:
+            logits = network.logits(network.transform(image.convert("RGB"))[None])[0]
+        probabilities = torch.softmax(logits, 0)
+        for j, k in enumerate(document["classes"]):
+            total = document["base"][j] + document["residual"][j] + sum(c["to"][j] for c in document["contributions"])
+            assert total == pytest.approx(float(logits[k["number"]]), abs=1e-4)
+            assert k["logit"] == pytest.approx(total, abs=1e-6)
+            assert k["probability"] == pytest.approx(float(probabilities[k["number"]]), abs=1e-5)
+        assert document["predicted"]["number"] == int(logits.argmax())
+        assert {c["direction"] for c in document["contributions"]} == {0, 1, 2}
+        stem = f"{number:04d}-{file.stem}"
+        assert json.loads((out / f"{stem}.json").read_bytes()) == document
+        assert (out / f"{stem}.png").read_bytes()[:4] == b"\x89PNG"
+        assert f"{stem}.png" in (out / "index.html").read_text(encoding="utf-8")
+        assert f"{file}: taken for class {document['predicted']['number']}" in ended.out
+    assert ended.out.splitlines()[-1] == str(out / "index.html")
+    assert json.loads((out / "run.json").read_bytes())["options"]["top"] == 2
+    assert not list(out.glob(".*"))
+
+
+def test_rows_classes_targets_and_what_is_printed(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
+    _, store, directions = made("pooled")
+    given = ("--store", store, "--directions", directions, "--values", "paper", "--concepts-shown", 2, "--json")
+    ended = ok(
+        run("eddp", "explain", "--row", 3, "--row", 0, *given, "--class", 1, "--to", "class 2", "--out", tmp_path / "o")
+    )
+    result = json.loads(ended.out)
+    assert result == read(tmp_path / "o")
+    assert [d["row"] for d in result["images"]] == [3, 0]
+    assert result["images"][0]["image"] == "cat/003.png"
+    assert result["values"] == "paper"
+    for document in result["images"]:
+        assert document["explained"]["number"] == 1
+        turned = document["counterfactual"]
+        assert turned is None or turned["target"]["number"] == 2
+        assert {1, 2} <= {k["number"] for k in document["classes"]}
+    assert len(list((tmp_path / "o" / "pictures").iterdir())) == 2 * (2 + 2)
+
+
+def test_again_into_the_same_folder(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
+    images, store, directions = made("pooled")
+    out = tmp_path / "out"
+    files = sorted(images.rglob("*.png"))
+    given = ("--store", store, "--directions", directions, "--out", out)
+    ok(run("eddp", "explain", *files[:2], *given))
+    first = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file() and p.name != "run.json"}
+    (out / "mine.txt").write_text("keep")
+    ok(run("eddp", "explain", *files[:2], *given))
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name in first} == first
+    ok(run("eddp", "explain", files[5], *given))
+    left = {p.name for p in out.iterdir()}
+    assert left == {
+        "0001-005.json",
+        "0001-005.png",
+        "explanation.json",
+        "index.html",
+        "mine.txt",
+        "pictures",
+        "run.json",
+    }
+    assert {p.name.split(".")[0] for p in (out / "pictures").iterdir()} == {"0001-005"}
+
+
+def test_names_come_from_an_evaluation(run: Run, tiny_broden: Callable[..., Any], tmp_path: Path) -> None:
+    broden, store, directions = tiny_broden().root, tmp_path / "acts.zarr", tmp_path / "kmeans.safetensors"
+    ok(run("extract", "--model", "tiny_net:build", "--layer", "second", "--data", broden, "--out", store))
+    ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--out", directions))
+    ok(run("evaluate", "--store", store, "--directions", directions, "--broden", broden))
+    given = ("--row", 0, "--out", tmp_path / "out")
+    ok(run("eddp", "explain", *given, "--store", store, "--directions", directions))
+    named = read(tmp_path / "out")
+    assert all(c["label"] for c in named["images"][0]["contributions"])
+    ok(run("eddp", "explain", *given, "--evaluation", tmp_path / "evaluation"))
+    assert read(tmp_path / "out") == named
+    other = tmp_path / "other.safetensors"
+    shutil.copy(directions, other)
+    ok(run("eddp", "explain", *given, "--store", store, "--directions", other))
+    assert not any(c["label"] for c in read(tmp_path / "out")["images"][0]["contributions"])
+    ended = run("eddp", "explain", *given, "--directions", other, "--evaluation", tmp_path / "evaluation")
+    assert ended.code == 2
+    assert "no directions 'other'; it has kmeans" in ended.err
+    ok(run("fit", "--store", store, "--directions", 4, "--method", "kmeans", "--out", directions))
+    ended = ok(run("eddp", "explain", *given, "--store", store, "--directions", directions))
+    assert read(tmp_path / "out")["images"][0]["contributions"][0]["name"].startswith("direction ")
+    ended = run("eddp", "explain", *given, "--evaluation", tmp_path / "evaluation")
+    assert ended.code == 2
+    assert "fitted again" in ended.err
+
+
+def test_wrong_use(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
+    images, store, directions = made("pooled")
+    image = next(images.rglob("*.png"))
+    both = ("--store", store, "--directions", directions)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    swapped = Directions.load(directions)
+    Directions(**{**vars(swapped), "layer": "first"}).save(tmp_path / "elsewhere.safetensors")
+    for arguments, code, word in (
+        (both, 2, "--row N"),
+        ((image, "--store", store), 2, "--evaluation"),
+        ((image, "--evaluation", tmp_path), 2, "no evaluation"),
+        ((tmp_path / "nothing.png", *both), 2, "nothing.png"),
+        ((tmp_path / "empty", *both), 2, "no image"),
+        ((image, text, *both), 1, "text.png"),
+        ((image, *both, "--class", "clas 3"), 2, "class 3"),
+        ((image, *both, "--to", 5), 2, "0 to 4"),
+        ((image, *both, "--layer", "secnd"), 2, "second"),
+        (
+            (image, "--store", store, "--directions", tmp_path / "elsewhere.safetensors", "--layer", "second"),
+            2,
+            "'first'",
+        ),
+        ((image, *both, "--out", tmp_path / "file"), 2, "is a file"),
+        ((*both, "--row", 8), 2, "0 to 7"),
+        ((*both, "--row", -1), 2, "0 to 7"),
+        ((image, "--store", store, "--directions", tmp_path / "d"), 2, "no directions file"),
+        ((image, *both, "--device", "gpu"), 2, "--device"),
+    ):
+        out = () if "--out" in arguments else ("--out", tmp_path / "out")
+        ended = run("eddp", "explain", *arguments, *out)
+        assert ended.code == code, (arguments, ended.err)
+        assert word in ended.err, (arguments, ended.err)
+        assert "Traceback" not in ended.err
+        assert ended.err.splitlines()[-1].startswith("Error: ")
+        assert not (tmp_path / "out").exists(), arguments
+
+
+def test_bad_images_of_a_folder_are_left_out(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
+    _, store, directions = made("pooled")
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.png").write_text("no image")
+    given = ("--store", store, "--directions", directions, "--out", tmp_path / "out")
+    ended = run("eddp", "explain", folder, *given)
+    assert ended.code == 1
+    assert "None of the 1 images" in ended.err
+    assert not (tmp_path / "out").exists()
+    Image.new("L", (9, 30)).save(folder / "b b'.png")
+    ok(run("eddp", "explain", folder, *given))
+    result = read(tmp_path / "out")
+    assert [d["image"] for d in result["images"]] == [str(folder / "b b'.png")]
+    assert result["images"][0]["files"]["sheet"] == "0001-b-b.png"
+    assert result["skipped"][0]["name"] == str(folder / "a.png")
+
+
+def test_what_fails_leaves_nothing_behind(
+    run: Run, made: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, store, directions = made("bent")
+    files = sorted(images.rglob("*.png"))
+    out = tmp_path / "out"
+    given = ("--store", store, "--directions", directions, "--out", out)
+    ok(run("eddp", "explain", files[0], *given))
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    networks: list[Network] = []
+    load = Network.load
+
+    def loaded(*arguments: Any, **options: Any) -> Network:
+        networks.append(load(*arguments, **options))
+        return networks[-1]
+
+    monkeypatch.setattr(Network, "load", loaded)
+    explain, calls = Explainer.explain, []
+
+    def failing(self: Explainer, x: np.ndarray, **options: Any) -> Any:
+        calls.append(x)
+        found = explain(self, x if len(calls) < 2 else np.full_like(x, np.nan), **options)
+        return found
+
+    monkeypatch.setattr(Explainer, "explain", failing)
+    ended = run("eddp", "explain", *files[:3], *given)
+    assert ended.code == 1
+    assert files[1].name in ended.err
+    assert "NaN" in ended.err
+    assert len(calls) == 2
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    for network in networks:
+        for module in network.module.modules():
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+            assert not module._backward_hooks
+        assert not any(p.requires_grad for p in network.module.parameters())
+
+
+def test_stores_without_images_or_with_samples(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+    images, store, directions = tiny_images(6), tmp_path / "s.zarr", tmp_path / "d.safetensors"
+    ok(run("eddp", "synthetic", "--out", store, "--images", 60))
+    ok(run("fit", "--store", store, "--directions", 3, "--method", "pca", "--out", directions))
+    given = ("--store", store, "--directions", directions, "--out", tmp_path / "out")
+    for arguments in (("--row", 0), (images,)):
+        ended = run("eddp", "explain", *arguments, *given)
+        assert ended.code == 2
+        assert "synthetic" in ended.err or "not made from images" in ended.err
+    sampled = tmp_path / "sampled.zarr"
+    net = ("--model", "tiny_net:build", "--layer", "second")
+    ok(run("extract", *net, "--data", images, "--out", sampled, "--positions", 2))
+    ok(run("fit", "--store", sampled, "--directions", 2, "--method", "kmeans", "--out", directions))
+    ended = run("eddp", "explain", images, "--store", sampled, "--directions", directions, "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert "--positions all" in ended.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,269 @@
+"""Pages as texts: what is escaped, what they link to, what they say when something was not measured, and the same bytes again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import posixpath
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from html_page import HOSTILE, Page
+
+from evaluate.compare import compare
+from evaluate.report.data import Candidate
+from evaluate.site import charts, figures
+from evaluate.site.data import ClassPage, Direction, Features, Influence, Mark, Near, Picture, Push, Site, Steer, Tile
+from evaluate.site.histogram import Histogram
+from evaluate.site.pages import anchor, class_page, direction_page, ends, iou_scale, ordered, pages, percent
+from evaluate.site.terms import column_terms, definitions
+
+NAN = float("nan")
+STEER = Steer(1, [0.0, 2.0, 40.0], {"signal": [0, 0.1, 0.3], "filter": [0, -0.1, 0.1]}, {"signal": 40.0, "filter": 0.0})
+RANDOM = Steer(-1, [0.0, 2.0, 40.0], {"low": [0, 0, 0], "middle": [0, 0, 0.1], "high": [0, 0.1, 0.2]}, {"random": 2.0})
+
+
+def direction(index: int = 0, **changes: Any) -> Direction:
+    plain = Direction(
+        index=index, label="sky", category="object", interpretable=True, iou=0.25, iou_low=0.2, iou_high=0.3, share=0.05,
+        agreement=0.5, histogram=Histogram(-2.0, 1.0, (5, 3, 1)),
+        tiles=[Tile(f"t/{index}.webp", "a.jpg", 4.5, 1), Tile("", "gone.jpg", 3.25, -1)],
+        measures={"precision": 0.5}, candidates=[Candidate("sky", "object", 0.3, 0.25), Candidate("sea", "scene", 0.2, 0.1)],
+        pushes={"signal": [Push(1, 0.2, True, True, True), Push(0, -0.1, False, False, False)], "filter": [Push(0, 0.01, False, True, False)]},
+        up=[1], down=[], influence=0.2, steer=STEER, near={"signal": [Near(1 - index, 0.9)], "filter": [Near(1 - index, -0.2)]},
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)
+
+
+def site(**changes: Any) -> Site:
+    classes = [
+        ClassPage(k, name, 3, 2, 1, [Tile(f"e/{k}.webp", "a.jpg", 0.9, k)], [Push(0, 0.2, True, False, False), Push(1, -0.1, False, False, False)])
+        for k, name in enumerate(("boat", "house"))
+    ]  # fmt: skip
+    summary = {"directions": {"eddp": {"method": "eddp", "directions": 2, "s1": 2.0, "sdc": 0, "intervals": {"s1": [1.5, 2.5]}},
+                              "pca": {"method": "pca", "directions": 2, "s1": 1.0, "sdc": 0}}}  # fmt: skip
+    plain = Site(
+        title="A layer", name="eddp", method="eddp", facts={"Model": "m"}, settings={"seed": "0"}, notes=["Something is missing."],
+        comparison=compare(summary), per_category=[("object", 1, 2)],
+        directions=[direction(0, marks=[Mark("dead"), Mark("duplicate of", 1)]), direction(1, label="", category="", interpretable=False, iou=0.0)],
+        classes=classes, places=[(0.0, 0.5), (1.0, 0.5)], definitions=definitions(labelled=True, moved=True, drawn=True),
+        influence=Influence(2.0, 100, 10, 50), random=RANDOM,
+        suspects=[{"index": 0, "class": 1, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
+        diagnosis={"dead": [0], "duplicates": [[0, 1]], "overfull": [], "coverage": 0.9}, log={"total": [(0, 2.0), (1, 1.0), (2, 1.5)]},
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)
+
+
+def bare() -> Site:
+    """Neither labels nor influence nor images."""
+    nothing = {"label": "", "category": "", "interpretable": False, "iou": NAN, "iou_low": NAN, "iou_high": NAN, "measures": {},
+               "candidates": [], "pushes": {}, "up": [], "influence": NAN, "steer": None}  # fmt: skip
+    one = direction(0, **nothing, tiles=[Tile("", "a.jpg", 1.0)], near={"signal": [], "filter": []})
+    return site(
+        directions=[one], classes=[ClassPage(0, "class 0", 0)], places=[(0.5, 0.5)], per_category=[], suspects=[], diagnosis={}, log={},
+        influence=None, random=None, comparison=compare({"directions": {"eddp": {"method": "eddp", "directions": 1}}}),
+        definitions=definitions(labelled=False, moved=False, drawn=False),
+    )  # fmt: skip
+
+
+def rendered(what: Site) -> dict[str, str]:
+    return {path: content.decode() for path, content in pages(what)}
+
+
+def test_hostile_names_stay_text() -> None:
+    evil = direction(
+        0, label=HOSTILE, category=HOSTILE, tiles=[Tile("t/0.webp", HOSTILE, 1.0, 0), Tile("", HOSTILE, 1.0, 0)],
+        measures={HOSTILE: 0.1}, candidates=[Candidate(HOSTILE, HOSTILE, 0.1, 0.1)], marks=[Mark(HOSTILE, 0)],
+        features=Features(Picture("v/a.jpg", 1, 0.5), Picture("v/b.jpg", 1, 0.5), 0.5, 0.1, 1.0),
+        near={"signal": [Near(0, 1.0)]}, pushes={"signal": [Push(0, 0.1, True, True, True)]}, steer=dataclasses.replace(STEER, target=0),
+    )  # fmt: skip
+    summary = {"directions": {HOSTILE: {"method": HOSTILE, "s1": 1.0}, "x": {"method": "x", "s1": 2.0}}}
+    what = site(
+        title=HOSTILE, name=HOSTILE, method=HOSTILE, facts={HOSTILE: HOSTILE}, settings={HOSTILE: HOSTILE}, notes=[HOSTILE],
+        comparison=compare(summary), per_category=[(HOSTILE, 1, 1)], directions=[evil, evil], log={HOSTILE: [(0, 1.0)]},
+        classes=[ClassPage(0, HOSTILE, 1, 1, 1, [Tile("e/0.webp", HOSTILE, 0.9, 0)], [Push(0, 0.1, True, False, False)])],
+        suspects=[{"index": 0, "class": 0, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
+    )  # fmt: skip
+    for path, text in rendered(what).items():
+        if not path.endswith(".html"):
+            continue
+        page = Page(text)
+        assert len(page.all("script")) == len(page.all("style")) + 1 == 1
+        assert page.all("script")[0]["src"].endswith("script.js")  # type: ignore[union-attr]
+        assert not any(key.startswith("on") or key == "style" for _, attributes in page.elements for key in attributes)
+        assert all(not str(attributes["src"]).startswith("x") for attributes in page.all("img"))
+        assert "49" not in "".join(t for t in page.texts if "alert" in t)
+        assert HOSTILE in "".join(page.texts)
+
+
+@pytest.mark.parametrize("make", [site, bare])
+def test_every_link_leads_somewhere(make: Any) -> None:
+    texts = rendered(make())
+    parsed = {path: Page(text) for path, text in texts.items() if path.endswith(".html")}
+    ids = {path: {a["id"] for _, a in page.elements if "id" in a} for path, page in parsed.items()}
+    for path, page in parsed.items():
+        assert len(ids[path]) == sum("id" in a for _, a in page.elements)  # no id twice
+        links = [a["href"] for name, a in page.elements if name in ("a", "link") and "href" in a]
+        links += [a["src"] for a in page.all("script")]
+        for link in links:
+            assert link is not None
+            if link == "data:,":
+                continue
+            target, _, part = link.partition("#")
+            there = posixpath.normpath(posixpath.join(posixpath.dirname(path), unquote(target))) if target else path
+            assert there in texts, (path, link)
+            assert not part or part in ids[there], (path, link)
+
+
+def test_there_is_a_page_for_each_direction_and_class() -> None:
+    texts = rendered(site())
+    expected = {"index.html", "fit.html", "definitions.html", "classes.html", "style.css", "script.js"}
+    assert set(texts) == expected | {direction_page(i) for i in (0, 1)} | {class_page(k) for k in (0, 1)}
+
+
+def test_nothing_is_asked_of_the_network_and_no_page_brings_code() -> None:
+    for path, text in rendered(site()).items():
+        assert "http:" not in text
+        assert "https:" not in text
+        assert "@import" not in text
+        if path.endswith(".html"):
+            policy = next(a["content"] for a in Page(text).all("meta") if "http-equiv" in a)
+            assert "default-src 'none'" in str(policy)
+            assert "unsafe" not in str(policy)
+
+
+def test_the_same_data_give_the_same_bytes() -> None:
+    assert dict(pages(site())) == dict(pages(site()))
+
+
+def test_claims_are_said_in_words() -> None:
+    texts = rendered(site())
+    page = texts[direction_page(0)]
+    assert "✓ random" in page
+    assert "✓ nulls" in page
+    assert "✓ paper" in page
+    assert page.count("not beyond chance") == 1
+    assert "is small, of this class alone, and used for it" in texts[class_page(1)]
+    assert "is small" not in texts[class_page(0)]
+    assert "1 of these" not in texts[class_page(0)]
+    assert "1 (50 %)" in texts[class_page(0)]
+    assert "Of 4 labelled images 50 %" in texts["classes.html"]
+
+
+def test_many_suspects_are_named() -> None:
+    one = site().suspects[0]
+    page = rendered(site(suspects=[one] * 15))["index.html"]
+    assert page.count("+20.0 pp for the class") == 12
+    assert "And 3 more: " in page
+    assert "more: " not in rendered(site())["index.html"]
+
+
+def test_what_was_not_measured_is_said() -> None:
+    texts = rendered(bare())
+    everything = "".join(text for path, text in texts.items() if path.endswith(".html"))
+    assert "Influence was not measured" in texts[class_page(0)]
+    assert "This method leaves no diagnosis" in texts["fit.html"]
+    assert "There is no log" in texts["fit.html"]
+    assert "Something is missing." in texts["index.html"]
+    assert "nan" not in everything
+    assert ">None<" not in everything
+    assert 'value="iou"' not in texts["index.html"]  # nothing to sort by
+
+
+def test_the_best_is_bold_unless_all_are_alike() -> None:
+    page = rendered(site())["index.html"]
+    assert "<b>2.000</b>" in page
+    assert "<b>0</b>" not in page
+    assert "1.500 to 2.500" in page
+
+
+def test_order_and_scale() -> None:
+    found = [
+        direction(0, iou=0.1),
+        direction(1, iou=0.5, interpretable=False),
+        direction(2, iou=0.3),
+        direction(3, iou=NAN, interpretable=False),
+    ]
+    assert [d.index for d in ordered(found)] == [2, 0, 1, 3]
+    assert iou_scale(found) == 0.5
+    assert iou_scale([]) == 0.1
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [percent(v) for v in (0, 1, 0.123, 0.0123, 0.000001, NAN)] == [
+        "0 %",
+        "100 %",
+        "12 %",
+        "1.2 %",
+        "below 0.01 %",
+        "–",
+    ]
+    assert ends((48.0, 48.0)) == "48"
+    assert ends((28.0, 36.0)) == "28 to 36"
+    assert ends((0.572, 0.5821)) == "0.572 to 0.582"
+    assert anchor("Paper's rule (S1)") == "paper-s-rule-s1"
+
+
+def test_every_column_of_a_comparison_has_a_definition() -> None:
+    for found in (
+        definitions(labelled=True, moved=True, drawn=True),
+        definitions(labelled=False, moved=False, drawn=False),
+    ):
+        assert all(text.endswith(".") for text in column_terms(found).values())
+        assert all(text.strip() for text in found.values())
+
+
+# figures
+
+
+def test_bars_are_as_long_as_they_say() -> None:
+    assert 'width="25"' in figures.bar(0.25)
+    assert 'width="100"' in figures.bar(7)
+    assert 'width="0"' in figures.bar(NAN)
+    assert 'x="25" width="25"' in figures.diverging(-1, 2)
+    assert 'x="50" width="50"' in figures.diverging(2, 2)
+    assert 'width="0"' in figures.diverging(0, 0)
+    assert figures.stack([(0.5, "a"), (0.25, "b")]).count("rect") == 2
+
+
+def test_a_histogram_is_split_at_the_threshold() -> None:
+    text = charts.histogram(Histogram(-2.0, 1.0, (9, 0, 99, 1)), "c1", "words")
+    below, above = (part.split('"')[0] for part in text.split(' d="')[1:])
+    assert below.count("M") == 1  # empty bins are not drawn
+    assert above.count("M") == 2
+    assert 'aria-label="words"' in text
+    bottom, top = charts.HEIGHT - charts.BOTTOM, charts.TOP
+    heights = [bottom - float(step.split("V")[1].split("H")[0]) for step in (below, *above.split("z")[:2])]
+    scale = (bottom - top) / math.log10(100)
+    assert heights == pytest.approx([scale * math.log10(1 + c) for c in (9, 99, 1)], abs=0.06)
+    assert "2 positions" in charts.histogram_text(Histogram(0.0, 1.0, (2,)), 1.0)
+
+
+@pytest.mark.parametrize("found", [Histogram(0.0, 1.0, (0,)), Histogram(3.0, 1.0, (4,)), Histogram(-9.0, 1.0, (4,))])
+def test_a_histogram_of_any_place_can_be_drawn(found: Histogram) -> None:
+    assert "nan" not in charts.histogram(found, "cnone", "")
+
+
+def test_steering_that_gains_nothing_can_be_drawn() -> None:
+    flat = Steer(0, [0.0, 1.0], {"signal": [0.0, 0.0]}, {"signal": 1.0})
+    assert charts.steering(flat, None, "").count("<path") == 1
+    assert "gains at most ±0 pp" in charts.steering_text(flat)
+
+
+def test_a_long_curve_keeps_its_last_point() -> None:
+    text = charts.curve("total", [(k, float(k)) for k in range(1001)])
+    path = text.split(' d="')[1].split('"')[0]
+    assert path.count("L") <= charts.POINTS + 1
+    assert path.endswith(f"{charts.WIDTH - charts.RIGHT} {charts.TOP}")
+    assert "no value" in charts.curve("x", [(0, NAN)])
+
+
+def test_names_on_a_map_do_not_cover_each_other() -> None:
+    points = [
+        {"href": f"{k}", "name": "a long name" * 3, "title": "t", "colour": 0, "shape": k % 10} for k in range(40)
+    ]
+    crowded = figures.scatter([(0.5, 0.5 + k / 400) for k in range(40)], points, "map")
+    assert 1 <= crowded.count(" shown") < 10
+    assert crowded.count("<a ") == 40
+    assert figures.scatter([(0.1, 0.1), (0.9, 0.9)], points[:2], "map").count(" shown") == 2

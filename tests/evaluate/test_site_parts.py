@@ -1,0 +1,328 @@
+"""What a site is made of: similarity, influence read back, classes, pictures, and the folder that is whole or as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import write_store
+
+from evaluate.detectors import make_bank
+from evaluate.gallery import Top, on_grid
+from evaluate.report.pictures import region
+from evaluate.site.classes import class_titles, taken_for, true_classes
+from evaluate.site.folder import MADE_BY, MARKER, check_replaceable, replacing
+from evaluate.site.influence import Pushes, read_pushes, read_steering
+from evaluate.site.pictures import EXAMPLE, TILE, draw_pictures, example_file, tile_file
+from evaluate.site.similarity import cosines, nearest, scaled, similarity_map
+from stores.activations import ActivationStore
+from stores.directions import Directions
+from stores.errors import ImageError, StoreError, StoreExistsError, UsageError
+from stores.readers import LayerReader
+from stores.tables import write_parts, write_table
+
+# similarity
+
+
+def test_cosines_and_neighbours() -> None:
+    vectors = np.array([[3, 0, 1, 0], [0, 2, 1, 0]], np.float32)
+    found = cosines(vectors)
+    half = 2**-0.5
+    assert found == pytest.approx(np.array([[1, 0, half, 0], [0, 1, half, 0], [half, half, 1, 0], [0, 0, 0, 1]]))
+    order, value = nearest(found, 2)
+    assert order.tolist() == [[2, 1], [2, 0], [0, 1], [0, 1]]  # equal ones in their own order
+    assert value[0] == pytest.approx([half, 0])
+    assert nearest(found, 99)[0].shape == (4, 3)
+    assert nearest(found[:1, :1], 5)[0].shape == (1, 0)
+
+
+def test_classical_scaling_keeps_distances_in_a_plane() -> None:
+    angle = np.array([0.0, 0.7, 1.5, 4.0, 5.5])
+    unit = np.stack([np.cos(angle), np.sin(angle)])
+    places = scaled(unit.T @ unit)
+
+    def distances(x: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(x[:, None] - x[None], axis=2)
+
+    assert distances(places) == pytest.approx(distances(unit.T), abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 10, 24])
+def test_a_map_fills_the_unit_square_and_is_the_same_again(count: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((6, count))
+    vectors[:, -1] = vectors[:, 0]  # twins
+    places = similarity_map(cosines(vectors))
+    assert places.shape == (count, 2)
+    assert places.min() >= 0
+    assert places.max() <= 1
+    assert (places == similarity_map(cosines(vectors))).all()
+
+
+def test_groups_stay_together_on_the_map() -> None:
+    g = np.random.default_rng(1)
+    centres = g.standard_normal((20, 3))
+    vectors = np.repeat(centres, 8, axis=1) + 0.1 * g.standard_normal((20, 24))
+    places = similarity_map(cosines(vectors))
+    group = np.repeat(np.arange(3), 8)
+    gap = np.linalg.norm(places[:, None] - places[None], axis=2) + 9 * np.eye(24)
+    assert (group[gap.argmin(1)] == group).all()
+
+
+# influence, read back
+
+
+def influence_table(folder: Path, *, directions: int = 3, classes: int = 4) -> dict[tuple[str, str, float], np.ndarray]:
+    """A table of two sets, two roles and two steps, rows of each part shuffled; returns the changes by set, role and step."""
+    g = np.random.default_rng(0)
+    truth, parts = {}, []
+    for name in ("a", "b"):
+        for role in ("signal", "filter"):
+            for alpha in (0.5, 2.0):
+                change = g.standard_normal((directions, classes)).round(3)
+                truth[name, role, alpha] = change
+                order = g.permutation(change.size)
+                index, k = (part.ravel()[order] for part in np.indices(change.shape))
+                flat = change.ravel()[order]
+                parts.append(
+                    {
+                        "directions": [name] * len(order), "index": index, "label": ["x"] * len(order), "role": [role] * len(order),
+                        "alpha": np.full(len(order), alpha), "class": k, "probability_change": flat,
+                        "significant_paper": flat > 1, "significant_max": flat < -0.5, "significant_random": np.abs(flat) > 0.3,
+                    }
+                )  # fmt: skip
+    write_parts(folder, "influence", parts)
+    return truth
+
+
+@pytest.mark.parametrize(("name", "alpha"), [("a", 2.0), ("b", 0.5)])
+def test_influence_is_read_for_one_set_and_step(tmp_path: Path, name: str, alpha: float) -> None:
+    truth = influence_table(tmp_path)
+    found = read_pushes(tmp_path / "influence.parquet", name, alpha, 3, 4)
+    for role in ("signal", "filter"):
+        change = truth[name, role, alpha]
+        assert found[role].change == pytest.approx(change)
+        expected = np.stack([np.abs(change) > 0.3, change < -0.5, change > 1], axis=2)
+        assert (found[role].marks == expected).all()
+
+
+def test_a_table_about_something_else_is_refused(tmp_path: Path) -> None:
+    influence_table(tmp_path)
+    with pytest.raises(UsageError, match="Run evaluate again"):
+        read_pushes(tmp_path / "influence.parquet", "a", 2.0, 2, 4)
+    (tmp_path / "influence.parquet").write_bytes(b"PAR1 no such thing")
+    with pytest.raises(UsageError, match="is damaged"):
+        read_pushes(tmp_path / "influence.parquet", "a", 2.0, 3, 4)
+
+
+def test_the_ends_of_a_push() -> None:
+    change = np.array([[0.1, -0.2, 0.0, 0.3, 0.1], [0.0, 0.5, 0.0, -0.1, -0.3]], np.float32)
+    marks = np.zeros((2, 5, 3), bool)
+    marks[0, [0, 1], 0] = marks[0, 3, 2] = True
+    pushes = Pushes(change, marks)
+    assert [p.other for p in pushes.of_direction(0, 2)] == [3, 0, 1]  # no zeros, equal ones in their order
+    assert [p.other for p in pushes.of_class(1, 9)] == [1, 0]
+    first, second, third = pushes.of_direction(0, 2)
+    assert (first.random, first.nulls, first.paper) == (False, False, True)
+    assert second.random
+    assert third.change == pytest.approx(-0.2)
+    assert pushes.beyond(0) == ([0], [1])
+    assert pushes.beyond(1) == ([], [])
+
+
+def test_steering_is_what_is_gained(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    curves = {("signal", 0): [0.2, 0.5, 0.4], ("filter", 0): [0.2, 0.1, 0.3]} | {
+        ("random", r): [0.1, 0.1 + 0.1 * r, 0.1] for r in range(5)
+    }
+    for (role, index), values in curves.items():
+        for alpha, value in reversed(list(zip((0.0, 1.0, 4.0), values, strict=True))):  # in no order
+            rows.append({"directions": "a", "index": index, "role": role, "class": 3, "alpha": alpha,
+                         "probability": value, "monotone_up_to": 1.0 + index})  # fmt: skip
+    write_table(tmp_path, "steering", {key: [row[key] for row in rows] for key in rows[0]})
+    import pyarrow.parquet
+
+    each, random = read_steering(pyarrow.parquet.read_table(tmp_path / "steering.parquet"), 2)
+    assert each[1] is None
+    assert each[0] is not None
+    assert (each[0].target, each[0].alphas) == (3, [0, 1, 4])
+    assert each[0].curves["signal"] == pytest.approx([0, 0.3, 0.2])
+    assert each[0].curves["filter"] == pytest.approx([0, -0.1, 0.1])
+    assert random is not None
+    assert random.curves["low"] == pytest.approx([0, 0.1, 0])
+    assert random.curves["high"] == pytest.approx([0, 0.3, 0])
+    assert random.monotone == {"random": 3.0}
+    none, no_random = read_steering(pyarrow.parquet.read_table(tmp_path / "steering.parquet").slice(0, 0), 1)
+    assert (none, no_random) == ([None], None)
+
+
+# classes
+
+
+def class_store(folder: Path, **more: Any) -> ActivationStore:
+    logits = np.array([[3, 0, 0], [0, 2, 0], [0, 5, 0], [0, 5, 0], [9, 9, 0], [1, 2, 3]], np.float32)
+    valid = np.array([1, 1, 1, 1, 0, 1], bool)
+    options = {"logits": logits, "valid": valid, "labels": np.array([0, 1, 0, 1, 0, -1]), "n_classes": 3}
+    path = write_store(folder / "s.zarr", {"conv": np.ones((6, 2, 2), np.float32)}, **{**options, **more})
+    return ActivationStore.open(path)
+
+
+def test_what_images_are_taken_for(tmp_path: Path) -> None:
+    names = ["dog", "Grey Cat", "cow"]
+    made = {"model": "x", "dataset": {"path": "d", "kind": "k", "images": 6, "class_names": ["grey_cat", "dog"]}}
+    found = taken_for(class_store(tmp_path, class_names=names, provenance=made), 2)
+    assert found.prediction.tolist() == [0, 1, 1, 1, -1, 2]
+    assert found.count.tolist() == [1, 3, 1]
+    assert found.rows == [[0], [2, 3], [5]]  # surest first, equal ones in the store's order
+    assert found.probability[0] == pytest.approx([np.exp(3) / (np.exp(3) + 2)])
+    assert found.labelled is not None
+    assert found.right is not None
+    assert found.labelled.tolist() == [
+        2,
+        2,
+        0,
+    ]  # label 0 is class 1, label 1 is class 0; the unreadable one does not count
+    assert found.right.tolist() == [0, 1, 0]
+    assert found.accuracy == 0.25
+
+
+@pytest.mark.parametrize(
+    ("classes", "given", "expected"),
+    [
+        (["a", "b", "c"], ["c", "a"], [2, 0, 2, 0, 2, -1]),
+        (["a", "b", "c"], ["n01", "n02"], None),  # folders that are no classes
+        (["a", "b", "c"], None, None),  # labels of who knows what
+    ],
+)
+def test_which_labels_are_classes(tmp_path: Path, classes: Any, given: Any, expected: Any) -> None:
+    made = {"model": "x", "dataset": {"path": "d", "kind": "k", "images": 6, "class_names": given}}
+    store = class_store(tmp_path, class_names=classes, provenance=made)
+    found = true_classes(store)
+    assert (None if found is None else found.tolist()) == expected
+    assert (taken_for(store, 1).accuracy is None) == (expected is None)
+
+
+def test_labels_of_a_synthetic_store_are_classes(tmp_path: Path) -> None:
+    found = true_classes(class_store(tmp_path, provenance={"synthetic": {}}))
+    assert found is not None
+    assert found.tolist() == [0, 1, 0, 1, 0, -1]
+    assert class_titles(["a", ""], 3) == ["a", "class 1", "class 2"]
+
+
+# pictures
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_pictures_show_the_region_and_what_is_gone_is_told(tmp_path: Path, compress: str) -> None:
+    g = np.random.default_rng(0)
+    x = g.standard_normal((9, 4, 3)).astype(np.float32)
+    from stores.layers import LayerSpec
+
+    path = write_store(
+        tmp_path / "s.zarr", {"conv": x}, compress=compress, specs={"conv": LayerSpec("conv", (2, 2), 3)}
+    )
+    reader = LayerReader(path)
+    w = np.eye(3, dtype=np.float32)
+    bank = make_bank({"d": Directions(w, w, np.zeros(3, np.float32), np.zeros(3, np.float32), "m", "conv")}, reader)
+    top = Top(np.array([[8, 1, 1], [2, 8, 5]]), np.zeros((2, 3)))
+
+    def picture(row: int) -> Image.Image:
+        if row == 5:
+            raise ImageError("gone")
+        return Image.new("RGB", (50, 30), (200, 20, row * 20))
+
+    gone = draw_pictures(reader, bank, top, [[3, 8], [5]], tmp_path / "out", picture)
+    assert gone == {5}
+    written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.webp"))
+    expected = [
+        example_file(0, 0),
+        example_file(0, 1),
+        *(tile_file(j, r) for j, r in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]),
+    ]
+    assert written == sorted(expected)
+    with Image.open(tmp_path / "out" / example_file(0, 1)) as image:
+        assert image.size == (EXAMPLE, EXAMPLE)
+    for j, rank in ((0, 0), (1, 1), (2, 0)):
+        row = int(top.rows[rank, j])
+        inside = region(on_grid(reader, row, x[row, :, j]), TILE)
+        with Image.open(tmp_path / "out" / tile_file(j, rank)) as image:
+            red = np.asarray(image.convert("RGB"))[..., 0]
+        assert image.size == (TILE, TILE)
+        if inside.any():
+            assert np.median(red[inside]) > 180  # as it is
+        if (~inside).mean() > 0.3:
+            assert np.quantile(red[~inside], 0.3) < 120  # dimmed
+
+
+# the folder
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / "d").mkdir()
+    (folder / "d" / "page.html").write_text(text)
+    (folder / MARKER).write_text(json.dumps({"made_by": MADE_BY}))
+
+
+def test_a_report_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "report"
+    for text in ("one", "two"):
+        with replacing(out) as folder:
+            fill(folder, text)
+            assert folder.parent == out.parent
+        assert (out / "d" / "page.html").read_text() == text
+    assert [p.name for p in out.parent.iterdir()] == ["report"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UsageError("no")])
+def test_an_interrupted_report_leaves_the_old_one(tmp_path: Path, error: Any) -> None:
+    out = tmp_path / "report"
+    with replacing(out) as folder:
+        fill(folder, "old")
+
+    def stopped() -> None:
+        with replacing(out) as folder:
+            (folder / "half.html").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        stopped()
+    assert (out / "d" / "page.html").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_rename_that_fails_gives_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "report"
+    with replacing(out) as folder:
+        fill(folder, "old")
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(StoreError, match="No space left"), replacing(out) as folder:
+        fill(folder, "new")
+    assert (out / "d" / "page.html").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+def test_what_is_no_report_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check_replaceable(tmp_path / "empty")
+    check_replaceable(tmp_path / "new")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / MARKER).write_text('{"made_by": "someone else"}')
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for name in ("thesis", "file", "other", "link"):
+        with pytest.raises(StoreExistsError, match="left alone"), replacing(tmp_path / name):
+            pass
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
