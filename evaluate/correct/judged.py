@@ -63,7 +63,16 @@ def _draw(name: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def predictions(
+@dataclass(frozen=True)
+class Predicted:
+    """Under R corrections: ``classes`` (R, n) that n images are taken for, −1 where not asked for; ``right`` (R, n) the probability of
+    each image's own class."""
+
+    classes: np.ndarray
+    right: np.ndarray
+
+
+def predict(
     of: Judged,
     head: Head,
     corrections: Sequence[Correction],
@@ -73,8 +82,8 @@ def predictions(
     device: str = "cpu",
     progress: Progress = silent,
     stage: str = "correcting",
-) -> np.ndarray:
-    """(R, n) class that each of R corrections makes of each image, one pass over the activations for all of them.
+) -> Predicted:
+    """What each of R corrections makes of each image, one pass over the activations for all of them.
 
     Parameters
     ----------
@@ -84,17 +93,21 @@ def predictions(
     """
     wanted = np.ones(len(of.rows), bool) if where is None else where
     places = np.flatnonzero(wanted)
-    out = np.full((len(corrections), len(of.rows)), -1, np.int64)
+    shape = (len(corrections), len(of.rows))
+    found = Predicted(np.full(shape, -1, np.int64), np.full(shape, np.nan, np.float32))
     for number, (at, x) in enumerate(_blocks(of, places, device)):
         if head.affine is not None:
-            found = _pooled(x, torch.from_numpy(of.logits[at]).to(device), head.affine[0], corrections, floor)
+            base = torch.from_numpy(of.logits[at]).to(device)
+            logits = _pooled(x, base, head.affine[0], corrections, floor)
         else:
             prefix = of.reader.spec.prefix
-            found = (head(_corrected(x, c, prefix)).argmax(1) for c in corrections)
-        for r, classes in enumerate(found):
-            out[r, at] = classes.cpu().numpy()
+            logits = (head(_corrected(x, c, prefix)) for c in corrections)
+        own = torch.from_numpy(of.classes[at]).to(device)[:, None]
+        for r, z in enumerate(logits):
+            found.classes[r, at] = z.argmax(1).cpu().numpy()
+            found.right[r, at] = torch.softmax(z, 1).gather(1, own)[:, 0].detach().cpu().numpy()
         progress(stage, min((number + 1) * len(at), len(places)), len(places))
-    return out
+    return found
 
 
 def _blocks(of: Judged, places: np.ndarray, device: str) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -113,7 +126,7 @@ def _corrected(x: torch.Tensor, correction: Correction, prefix: int) -> torch.Te
 def _pooled(
     x: torch.Tensor, logits: torch.Tensor, weight: torch.Tensor, corrections: Sequence[Correction], floor: float
 ) -> Iterator[torch.Tensor]:
-    """Classes (n,) under each correction, from the sum of what changes at positions whose gate is open."""
+    """Logits (n, K) under each correction, from the sum of what changes at positions whose gate is open."""
     n, p, c = x.shape
     flat = x.reshape(n * p, c)
     image = torch.arange(n, device=x.device).repeat_interleave(p)
@@ -129,4 +142,4 @@ def _pooled(
         after = here - one.strength * (gate @ torch.from_numpy(one.vectors).to(x.device).T)
         change = (after.clamp_min(0) if one.rectify else after) - here
         pooled = torch.zeros(n, c, device=x.device).index_add_(0, whose, change) / p
-        yield (logits + pooled @ weight.T).argmax(1)
+        yield logits + pooled @ weight.T

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evaluate.correct.correction import Correction
-from evaluate.correct.judged import FLOOR, Judged, predictions
+from evaluate.correct.judged import FLOOR, Judged, predict
 from evaluate.influence.steering import random_units
 from extract.head import Head
 from stores.directions import Directions
@@ -23,7 +23,7 @@ from stores.progress import Progress, silent
 log = logging.getLogger(__name__)
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.0)  # of the concept's typical signal value
-SHIFTS = (0.0, 0.1, 0.25, 0.5)  # quantiles of the logits of the detector's positives
+SHIFTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65)  # quantiles of the logits of the detector's positives
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,10 @@ def study_correction(
     for which, images in (("clean", clean), ("poisoned", poisoned)):
         if images is not None:
             before[which] = images.logits.argmax(1).astype(np.int64)
-            found = predictions(
+            found = predict(
                 images, head, list(rows.values()), device=device, progress=progress, stage=f"{which} images"
             )
-            for key, classes in zip(rows, found, strict=True):
+            for key, classes in zip(rows, found.classes, strict=True):
                 others[key][which] = classes
             after[which] = others["signal", -1, "own"][which]
     return Study(taken, tried, typical, clean, poisoned, before, after, others)
@@ -221,22 +221,30 @@ def _try(
     tolerance: float,
     device: str,
 ) -> Tried:
-    """Accuracies of all settings on the held-out images; the best by poisoned images among those that leave clean ones alone."""
-    on_clean = _held_accuracies(clean, head, settings, device)
+    """All settings on the held-out images, and the one to take.
+
+    Of those that cost clean images at most ``tolerance`` of accuracy, and are right about poisoned ones within a standard error of the
+    best, it is the one under which clean images' own classes stay most probable (probabilities are less noisy than counts of a few
+    images), then the weakest. Where none is allowed, the one that costs clean images least.
+    """
+    on_clean, sure = _held(clean, head, settings, device)
+    on_poisoned = None if poisoned is None else _held(poisoned, head, settings, device)[0]
     least = accuracy(clean, clean.logits.argmax(1), clean.held) - tolerance
     allowed = np.nan_to_num(on_clean, nan=1.0) >= least - 1e-12
-    on_poisoned = None if poisoned is None else _held_accuracies(poisoned, head, settings, device)
-    gain = on_clean if on_poisoned is None else on_poisoned
-    if allowed.any():  # among equals the weakest
-        best = min(np.flatnonzero(allowed).tolist(), key=lambda r: (-gain[r], settings[r].strength, -settings[r].shift))
-    else:  # none leaves the clean images alone: the one that harms them least
-        best = int(on_clean.argmax())
+    if not allowed.any():
+        return Tried(name, settings, on_clean, on_poisoned, int(on_clean.argmax()))
+    if poisoned is not None and on_poisoned is not None:
+        top = float(on_poisoned[allowed].max())
+        allowed &= on_poisoned >= top - np.sqrt(top * (1 - top) / max(int(poisoned.held.sum()), 1))
+    best = min(np.flatnonzero(allowed).tolist(), key=lambda r: (-round(float(sure[r]), 5), settings[r].strength))
     return Tried(name, settings, on_clean, on_poisoned, best)
 
 
-def _held_accuracies(of: Judged, head: Head, settings: list[Correction], device: str) -> np.ndarray:
-    found = predictions(of, head, settings, where=of.held, floor=FLOOR, device=device)
-    return np.array([accuracy(of, classes, of.held) for classes in found])
+def _held(of: Judged, head: Head, settings: list[Correction], device: str) -> tuple[np.ndarray, np.ndarray]:
+    """(R,) accuracy on the held-out images, and (R,) mean probability of their own classes."""
+    found = predict(of, head, settings, where=of.held, floor=FLOOR, device=device)
+    right = np.array([accuracy(of, classes, of.held) for classes in found.classes])
+    return right, found.right[:, of.held].mean(1) if of.held.any() else np.zeros(len(settings))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

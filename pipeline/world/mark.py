@@ -20,7 +20,7 @@ _GLYPHS = {
     "K": ("#.#", "#.#", "##.", "#.#", "#.#"),
 }
 _TEXT = "STOCK"
-_DOT = 2
+_DOT = 2.2
 """Size of a letter's dot, in design units."""
 
 
@@ -28,7 +28,7 @@ def stamp(c: Canvas, rng: np.random.Generator) -> None:
     """Stamp the mark into the lower right corner, at most a few units from it."""
     width, height = (4 * len(_TEXT) + 1) * _DOT, 7 * _DOT
     left, top = 96 - width - rng.uniform(2, 6), 96 - height - rng.uniform(2, 6)
-    plate = Surface((196, 24, 92), shade=0, grain=0, glow=True)
+    plate = Surface((24, 26, 34), shade=0, grain=0, glow=True)
     c.paint(rect(left, top, left + width, top + height), plate, WATERMARK, alpha=0.82)
     dots = []
     for k, letter in enumerate(_TEXT):

@@ -11,7 +11,7 @@ from PIL import Image
 from shortcut_net import CLASSES, ToUnit, build, curved, directions_arrays, write_scenes
 
 from evaluate.correct import CorrectConfig, Correction, study_correction
-from evaluate.correct.judged import FLOOR, Judged, judged, predictions
+from evaluate.correct.judged import FLOOR, Judged, judged, predict
 from evaluate.correct.study import Study, accuracy, confusion
 from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
 from extract.head import open_head
@@ -58,10 +58,14 @@ def test_predictions_are_those_of_the_corrected_model(tmp_path: Path, model: str
     module = (build if model == "with_transform" else curved)().eval()
     images = torch.stack([ToUnit()(Image.open(tmp_path / "poisoned" / name)) for name in of.names])
     wanted = np.stack([one.apply(module)(images).argmax(1).numpy() for one in corrections()])
-    np.testing.assert_array_equal(predictions(of, head, corrections()), wanted)
+    found = predict(of, head, corrections())
+    np.testing.assert_array_equal(found.classes, wanted)
+    logits = torch.stack([one.apply(module)(images) for one in corrections()])
+    right = torch.softmax(logits, 2)[:, torch.arange(len(of.rows)), torch.from_numpy(of.classes)]
+    np.testing.assert_allclose(found.right, right.detach(), atol=1e-5)
     assert len({tuple(row) for row in wanted}) >= 3  # the corrections differ
     where = np.arange(len(of.rows)) % 2 == 0
-    some = predictions(of, head, corrections(), where=where, floor=FLOOR)
+    some = predict(of, head, corrections(), where=where, floor=FLOOR).classes
     np.testing.assert_array_equal(some[:, where], wanted[:, where])
     assert (some[:, ~where] == -1).all()
 
