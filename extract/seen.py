@@ -68,14 +68,14 @@ def seen_images(store: ActivationStore, *, data: str | Path | None = None) -> Se
     made = store.provenance
     if "dataset" not in made or "synthetic" in made:
         raise MismatchError(f"The store '{store.path}' was not made from images: there is nothing to show.")
-    dataset = made["dataset"]
-    source = open_source(_place(dataset) if data is None else data)
+    source = open_source(place_of(store) if data is None else data)
     loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
     return SeenImages(source, loaded.transform, store)
 
 
-def _place(dataset: dict[str, Any]) -> str:
+def place_of(store: ActivationStore) -> str:
     """Where a store's images lay, as ``open_source`` takes it: what kind they are is known, and need not be guessed again."""
+    dataset = store.provenance["dataset"]
     kind = dataset["kind"] if dataset["kind"] in (*SCHEMES, *LABELLED) else "folder"
     return f"{kind}:{dataset['path']}"
 

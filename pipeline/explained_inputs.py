@@ -11,8 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 from evaluate.explain.words import Concept
-from extract.images import ENDINGS, LABELLED, SCHEMES, files_below, open_source, read_image
+from extract.images import ENDINGS, files_below, open_source, read_image
 from extract.reading import shown
+from extract.seen import place_of
 from pipeline.evaluated import Evaluated
 from stores.activations import ActivationStore
 from stores.directions import Directions
@@ -151,8 +152,7 @@ def _rows(rows: Sequence[int], store: ActivationStore) -> list[Item]:
     for row in rows:
         if not 0 <= row < store.n_images:
             raise UsageError(f"--row {row}: the store '{store.path}' has images 0 to {store.n_images - 1}.")
-    kind, place = made["dataset"]["kind"], made["dataset"]["path"]
-    source = open_source(f"{kind if kind in (*SCHEMES, *LABELLED) else 'folder'}:{place}")
+    source = open_source(place_of(store))
     names = store.names
     wanted = {names[row] for row in rows}
     places = {name: i for i in range(len(source)) if (name := source.name(i)) in wanted}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from stores.files import sync, sync_folder
 
 MARKER = "report.json"  # what is in a folder that may be replaced
 MADE_BY = "eddp report"
+DAY = 86400  # seconds
 
 
 def check_replaceable(out: Path) -> None:
@@ -47,6 +50,7 @@ def replacing(out: Path) -> Iterator[Path]:
     new, old = (out.with_name(f".{out.name}.{number}.{ending}") for ending in ("partial", "old"))
     try:
         new.mkdir(parents=True)
+        _forget_killed(out)
         yield new
         _sync_all(new)
         if out.is_dir():
@@ -70,6 +74,13 @@ def replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         if out.is_dir():  # else it is all that there is
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _forget_killed(out: Path) -> None:
+    """Take away what a run left that was killed more than a day ago: nobody would find it, its name is hidden."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.????????.partial"):
+        if time.time() - left.stat().st_mtime > DAY:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _sync_all(folder: Path) -> None:

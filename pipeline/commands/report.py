@@ -9,7 +9,7 @@ import click
 
 from pipeline.options import common
 from pipeline.progress import format_seconds, showing
-from pipeline.run import Run, peak_memory_mib, pick_device
+from pipeline.run import Run, pick_device
 from stores.errors import UsageError
 from stores.progress import readable
 
@@ -21,7 +21,11 @@ MOST_TILES = 50
 )
 @click.argument("evaluation", type=click.Path(path_type=Path))
 @click.option(
-    "--set", "name", default=None, metavar="NAME", help="The set of directions to show in full.  [default: the first]"
+    "--directions",
+    "name",
+    default=None,
+    metavar="NAME",
+    help="Which of the evaluation's directions files to show in full, by its name without ending.  [default: the first]",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=None,
               help="Folder to write to; a report there is replaced.  [default: report/ beside the evaluation]")  # fmt: skip
@@ -57,13 +61,15 @@ def report(
     """
     from pipeline.reporting import ReportConfig, write_site
 
-    run = Run("report", {})
+    run = Run("report", {"evaluation": evaluation, "directions": name, "out": out, "store": store, "data": data, "tiles": tiles,
+                         "visualize": visualize, "title": title, "device": device})  # fmt: skip
     if not 1 <= tiles <= MOST_TILES:
         raise UsageError(f"--tiles must be a number from 1 to {MOST_TILES}, got {tiles}.")
     how = ReportConfig(tiles=tiles, visualize=_how_many(visualize), title=title, device=pick_device(device))
     target = out or evaluation.absolute().parent / "report"
     with showing(quiet) as progress:
         made = write_site(evaluation, target, how, name=name, store=store, data=data, progress=progress)
+    record = run.write_beside(target, ".run.json", notes=made["notes"])
     if as_json:
         click.echo(json.dumps({**made, "out": str(target)}))
         return
@@ -71,7 +77,7 @@ def report(
         click.echo(f"Note: {note}", err=True)
     click.echo(
         f"{made['directions']} directions of '{made['set']}', {made['classes']} classes; {made['files']} files, {readable(made['bytes'])}; "
-        f"{format_seconds(run.seconds)}, peak memory {peak_memory_mib()} MiB"
+        f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB"
     )
     click.echo(str(target / "index.html"))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +12,6 @@ from evaluate.explain.notes import notes
 from evaluate.explain.page import Map, PageData, Shown, render
 from evaluate.explain.pictures import Step, heat, jpeg, outline
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-CHROMIUM = os.environ.get("EDDP_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-if not CHROMIUM:
-    pytest.skip("no chromium was found (name one in EDDP_CHROMIUM)", allow_module_level=True)
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-extensions",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-]
 LONG = "a class whose name is long, <b>bold</b> and_without_any_place_to_break_it_anywhere_at_all"
 
 
@@ -100,14 +81,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = folder / "index.html"
     path.write_text(render(data), encoding="utf-8")
     return path.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():  # type: ignore[no-untyped-def]
-    with playwright_api.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

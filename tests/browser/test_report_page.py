@@ -1,7 +1,5 @@
 """The page in a real browser, opened as a file: nothing is loaded from elsewhere, and all it offers works."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +12,6 @@ from evaluate.report.page import write_report
 from evaluate.report.pictures import region_tile, save_strip
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-CHROMIUM = os.environ.get("EDDP_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-if not CHROMIUM:
-    pytest.skip("no chromium was found (name one in EDDP_CHROMIUM)", allow_module_level=True)
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-extensions",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-]
 TILE = 48
 TILES = 5
 LABELS = [
@@ -84,14 +66,6 @@ def address(tmp_path_factory) -> str:
     truth = {"iou": [0.9, 0.8], "cos": [0.9, 0.8], "rmse": 0.1}
     data = ReportData("<i>Shapes</i>", facts, sections, TILE, truth, {"S1": "Sum of the IoUs."})
     return write_report(folder, data).as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright_api.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,7 @@ import pytest
 from small_report import small_report
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-CHROMIUM = os.environ.get("EDDP_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-if not CHROMIUM:
-    pytest.skip("no chromium was found (name one in EDDP_CHROMIUM)", allow_module_level=True)
-
 DEMO = os.environ.get("EDDP_DEMO_REPORT")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-extensions",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-]
 expect = playwright_api.expect
 Visit = Callable[..., Any]
 
@@ -44,14 +27,6 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "demo":
         return Path(str(DEMO)).resolve()
     return small_report(tmp_path_factory.mktemp("site"), directions=8)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

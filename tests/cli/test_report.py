@@ -72,7 +72,7 @@ def test_everything_is_in_it(run: Run, world: Path) -> None:
 
 
 def test_numbers_are_those_of_the_tables(run: Run, world: Path) -> None:
-    ok(run("eddp", "report", world / "evaluation", *PLAIN, "--set", "kmeans"))
+    ok(run("eddp", "report", world / "evaluation", *PLAIN, "--directions", "kmeans"))
     rows = pyarrow.parquet.read_table(world / "evaluation" / "directions.parquet").to_pylist()
     for row in (r for r in rows if r["directions"] == "kmeans"):
         page = text_of(world / "report" / "d" / f"{row['index']:05d}.html")
@@ -283,7 +283,7 @@ def test_wrong_use_is_one_sentence_and_nothing_is_written(run: Run, world: Path)
     (world / "old" / "summary.json").write_text(json.dumps(summary))
     wrong = {
         "no evaluation in": (world / "nowhere",),
-        "no directions 'ica'": (good, "--set", "ica"),
+        "no directions 'ica'": (good, "--directions", "ica"),
         "--tiles must be": (good, "--tiles", 0),
         "--visualize takes": (good, "--visualize", "some"),
         "is left alone": (good, "--out", world / "thesis"),
