@@ -90,6 +90,7 @@ _INTERVALS = {
 _STRENGTH = Entry("number", "activation", "k of the correction x − k·sigmoid(z − shift)·v, v of unit norm.", EDDP)
 _SHIFT = Entry("number", "logit", "How much the detector's threshold is raised; 0 in the paper.")
 _SET = Entry("string", "", "clean: images without the concept; poisoned: images with it.", EDDP)
+_DRAWN = {"signal": "the signal vector", "filter": "the filter", "random": "random directions (median)"}
 
 TABLES = {
     "directions": Table("One row a direction: its label, and its scores.", {
@@ -200,6 +201,13 @@ TABLES = {
         **_MEASURES,
         **_INTERVALS,
     }),
+    "visualization": Table("One row a direction pair of which pictures were synthesised: what its own detector makes of them.", {
+        **{f"response_{role}": Entry("number", "logit", f"Mean logit of the detector over the layer's positions in the picture synthesised along {what}.", EDDP)
+           for role, what in _DRAWN.items()},
+        **{f"fires_{role}": Entry("number", "share", f"Share of positions where the detector is positive in the picture synthesised along {what}.", EDDP)
+           for role, what in _DRAWN.items()},
+        "beyond_random": Entry("number", "share", "Share of the random directions' pictures to which the detector responds less than to the signal vector's."),
+    }),
     "correction": Table("One row a vector, setting and set of images: what taking the vector out of the activations does to accuracy.", {
         "vector": Entry("string", "", "What is taken out where the detector is on: none, the signal vector, the filter, or a random direction.", EDDP),
         "draw": Entry("integer", "", "Number of the random direction, from 0; empty for the others."),
@@ -229,8 +237,8 @@ TABLES = {
         "set": _SET,
         "when": Entry("string", "", "before or after the correction."),
         "predicted": Entry("integer", "", "Class that the images are taken for, from 0."),
-        "predicted_name": Entry("string", "", "Its name."),
-        "images": Entry("integer", "images", "How many."),
+        "predicted_name": Entry("string", "", "Name of the class in predicted."),
+        "images": Entry("integer", "images", "Images of the class that are taken for that one."),
     }),
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from evaluate.site.pictures import draw_pictures
 from evaluate.site.similarity import cosines, similarity_map
 from evaluate.site.terms import definitions
 from extract.seen import SeenImages, seen_images
-from pipeline.evaluated import Evaluated
+from pipeline.evaluated import Evaluated, Label
 from pipeline.report_parts import class_pages, direction_pages
 from pipeline.report_provenance import facts_of, fit_log, log_picture, settings_of
+from pipeline.tables import Tables
+from pipeline.visualizing import Features as Drawn
 from pipeline.visualizing import draw_features
 from stores.activations import ActivationStore
 from stores.directions import Directions
@@ -32,10 +34,11 @@ from stores.errors import EDDPError
 from stores.files import json_bytes
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+from stores.tables import rows_to_columns
 
 TITLE = "What this layer's directions stand for"
 EXAMPLES = 4  # of a class
-DRAWN_ON_CPU = 16  # pairs of highest IoU, and worst suspects, of which pictures are synthesised unless told otherwise
+DRAWN_ON_CPU = 8  # pairs of highest IoU, and worst suspects, of which pictures are synthesised unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def write_site(
     path = evaluated.directions_path(name)
     with replacing(out) as folder:
         gone = _draw(reader, bank, found.top, taken, folder, seen, notes, progress)
-        features = _features(opened, directions, chosen, folder, bank, config, notes, progress)
+        labelled = name, evaluated.labels(name)
+        features = _features(opened, directions, chosen, folder, bank, config, notes, labelled, progress)
         curves, random = read_steering(evaluated.arrow("steering", name), directions.count) if influence else ([], None)
         entry, log = evaluated.summary["directions"][name], fit_log(path)
         progress("map", 0, 1)
@@ -104,7 +108,7 @@ def write_site(
             title=config.title or TITLE,
             name=name,
             method=directions.method,
-            facts=facts_of(opened, evaluated, name, directions, found),
+            facts=facts_of(opened, evaluated, name, directions, found) | _checked(features),
             settings=settings_of(directions),
             notes=notes,
             comparison=compare(evaluated.summary),
@@ -203,6 +207,7 @@ def _features(
     bank: Bank,
     config: ReportConfig,
     notes: list[str],
+    labelled: tuple[str, Sequence[Label]],
     progress: Progress,
 ) -> dict[int, Features]:
     """Synthesise pictures into ``v/``; where that cannot be done and nobody asked for it, a note says why."""
@@ -219,6 +224,7 @@ def _features(
             raise
         notes.append(f"No pictures were synthesised. {error}")
         return {}
+    _write_responses(labelled, found, folder)
     return {
         i: Features(
             Picture(f"v/{one.signal}", one.response_signal, one.fires_signal),
@@ -229,6 +235,29 @@ def _features(
         )
         for i, one in found.items()
     }
+
+
+def _checked(features: Mapping[int, Features]) -> dict[str, str]:
+    """Whether signal vectors produce what filters detect, over all pairs of which pictures were synthesised (EDDP's check)."""
+    if not features:
+        return {}
+    beyond = sum(one.beyond_random == 1 for one in features.values())
+    return {
+        "Synthesised pictures": f"of {len(features)} pairs; in {beyond} the signal vector's drives the detector more than any random direction's"
+    }
+
+
+def _write_responses(labelled: tuple[str, Sequence[Label]], found: Mapping[int, Drawn], folder: Path) -> None:
+    """The table of what detectors make of the synthesised pictures, with its dictionary."""
+    name, labels = labelled
+    rows = [
+        {"directions": name, "index": i, "label": labels[i][0],
+         **{k: v for k, v in vars(one).items() if k not in ("signal", "filter")}}
+        for i, one in sorted(found.items())
+    ]  # fmt: skip
+    tables = Tables(folder)
+    tables.write("visualization", rows_to_columns(rows))
+    tables.finish()
 
 
 def _write(site: Site, folder: Path, progress: Progress) -> None:

@@ -54,7 +54,7 @@ class Near:
 
 @dataclass(frozen=True)
 class Picture:
-    """A feature visualisation: its file, the detector's largest logit in it, share of positions where it fires."""
+    """A feature visualisation: its file, the detector's mean logit over the layer's positions, share of positions where it fires."""
 
     file: str
     response: float

@@ -36,7 +36,8 @@ MOVED = {
 }
 DRAWN = {
     "feature visualisation": "A picture synthesised so that the layer's activations go as far as possible along a direction. Beside it stands what "
-    "the pair's own detector makes of the picture, and of pictures synthesised along random directions.",
+    "the pair's own detector makes of the picture (its mean logit over the layer's positions), and of pictures synthesised along random "
+    "directions: if the signal vector is what the filter reads, it fires on the first and not on the others (EDDP's check).",
 }
 
 
