@@ -1,4 +1,4 @@
-"""Which activations a concept dataset is scored on: those of the store, or the store's model run over it."""
+"""Which activations a concept dataset is scored on: those of the store, or the store's model run over it, as over any other images."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from extract.concepts import ConceptSource
+from extract.images import ImageSource
 from extract.stream import ExtractConfig, extract
 from extract.zoo import load_model
 from stores.activations import ActivationStore, read_attributes
@@ -39,6 +40,26 @@ def concept_store(
         raise MismatchError(
             f"The store '{store.path}' is synthetic: it has no network to run over '{source.root}'. Use --ground-truth."
         )
+    mend = f"Mend it or take it out of {source.listing}, then run evaluate again: it goes on where it stopped."
+    return activations_on(store, layer, source, mend=mend, device=device, cache=cache, progress=progress)
+
+
+def activations_on(
+    store: ActivationStore,
+    layer: str,
+    source: ImageSource,
+    *,
+    mend: str,
+    device: str = "cpu",
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> ActivationStore:
+    """A store's own model run over other images, kept beside the store: the second time it is there.
+
+    ``mend`` says what to do about a bad image. Raises MismatchError, before anything is run, when the model now loads with other weights
+    than the store was made with.
+    """
+    made = store.provenance
     now = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0))).provenance
     if now["weights_digest"] != made["weights_digest"]:
         raise MismatchError(
@@ -47,7 +68,8 @@ def concept_store(
         )
     # all that the activations depend on is in the name: another model, or other images, get another store
     key = json.dumps([source.digest, made["weights_digest"], made.get("transform"), store.attributes["dtype"]])
-    name = f"{store.path.stem}.{layer}.{source.kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.zarr"
+    kind = source.kind.replace(" ", "-")
+    name = f"{store.path.stem}.{layer}.{kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.zarr"
     beside = cache or store.path.with_name(name)
     if _holds(beside, layer, source, made["weights_digest"]):
         return ActivationStore.open(beside)
@@ -64,13 +86,11 @@ def concept_store(
         extract(source, beside, config, progress=progress)
     except ImageError as error:
         what = str(error).partition(" It is image ")[0]
-        raise ImageError(
-            f"{what} Mend it or take it out of {source.listing}, then run evaluate again: it goes on where it stopped."
-        ) from error
+        raise ImageError(f"{what} {mend}") from error
     return ActivationStore.open(beside)
 
 
-def _holds(path: Path, layer: str, source: ConceptSource, weights_digest: str) -> bool:
+def _holds(path: Path, layer: str, source: ImageSource, weights_digest: str) -> bool:
     """Whether a complete store of just these activations is there, wherever its images lay when it was made."""
     if not (path / "zarr.json").is_file():
         return False

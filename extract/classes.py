@@ -13,7 +13,7 @@ from stores.errors import MismatchError
 def image_classes(store: ActivationStore) -> np.ndarray:
     """(N,) int64 class of each image of a store among the model's K, −1 where it is not known.
 
-    A dataset's class names that are all names of the model's classes are taken by name; otherwise as many classes as the model has
+    A dataset's class names that are all names of the model's classes are taken by name; if none is, as many classes as the model has
     are taken in order, as torchvision's folders and ImageNet's wnids are. Raises MismatchError where neither holds.
     """
     stored = np.concatenate([np.asarray(store.array("images/labels").read(k)) for k in range(store.n_chunks)])
@@ -31,13 +31,15 @@ def image_classes(store: ActivationStore) -> np.ndarray:
 
 
 def class_numbers(names: Sequence[str] | None, model: Sequence[str] | None, classes: int) -> np.ndarray | None:
-    """(n,) numbers among the model's classes of a dataset's n classes, by name or by order; None where neither is possible."""
+    """(n,) numbers among the model's classes of a dataset's n classes, by name or by order; None where neither is sure."""
     if not names:
         return np.zeros(0, np.int64)
     place = {_plain(name): k for k, name in enumerate(model or [])}
-    if len(place) == len(model or []) and all(_plain(name) in place for name in names):
+    known = [_plain(name) in place for name in names]
+    if all(known) and len(place) == len(model or []):
         return np.array([place[_plain(name)] for name in names], np.int64)
-    return np.arange(classes, dtype=np.int64) if len(names) == classes else None
+    # one name that is known and one that is not: a class by another name, or misspelled, whose place nobody can tell
+    return np.arange(classes, dtype=np.int64) if len(names) == classes and not any(known) else None
 
 
 def _plain(name: str) -> str:

@@ -7,26 +7,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evaluate.concepts import activations_on
+from evaluate.correct.detectors import measure_detectors
 from evaluate.correct.judged import judged
 from evaluate.correct.page import write_page
 from evaluate.correct.study import CorrectConfig, Study, study_correction
 from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
 from evaluate.detectors import make_bank
 from extract.head import open_head
-from extract.images import open_source
+from extract.images import ImageSource, open_source
 from extract.reading import shown
-from extract.stream import ExtractConfig, extract
 from pipeline.evaluated import Evaluated, Label, title_of
 from pipeline.influence import class_names
 from pipeline.tables import Tables
 from stores.activations import ActivationStore
-from stores.errors import MismatchError, StoreExistsError, UnknownNameError, UsageError
+from stores.errors import MismatchError, UnknownNameError, UsageError
 from stores.files import write_json
+from stores.folders import Ours, check_replaceable, replacing
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.tables import rows_to_columns
 
 SETS = ("clean", "poisoned")
+OURS = Ours("summary.json", "eddp correct", "a correction")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ def choose_detector(
 
     Raises UnknownNameError for numbers or labels that there are not, UsageError where nothing was asked for and nothing is suspicious.
     """
+    if directions and label is not None:
+        raise UsageError("Name directions (--direction) or a label (--label), not both.")
     if directions:
+        directions = list(dict.fromkeys(directions))
         wrong = [i for i in directions if not 0 <= i < len(labels)]
         if wrong:
             raise UnknownNameError(f"There is no direction {wrong[0]}: they are numbered from 0 to {len(labels) - 1}.")
@@ -86,7 +92,8 @@ def correct_model(
 ) -> dict[str, Any]:
     """Choose and judge a correction; writes ``correction.safetensors``, ``summary.json``, tables and ``index.html``; returns the summary.
 
-    The activations of the images stay in ``out`` as stores: a second try goes at once.
+    The activations of the images are kept beside the store, as those of concept datasets are: a second try goes at once. What an earlier
+    run wrote to ``out`` is replaced when all is done, and not before. Raises StoreExistsError when ``out`` holds anything else.
     """
     config = config or CorrectConfig()
     store = store or evaluated.store()
@@ -94,30 +101,30 @@ def correct_model(
     directions.check_store(layer, store.layer(layer).channels)
     if "synthetic" in store.provenance:
         raise MismatchError(f"The store '{store.path}' is synthetic: it has no model to correct.")
-    if out.resolve() == evaluated.folder.resolve():
-        raise UsageError(
-            f"The correction cannot be written into the evaluation's own folder '{out}' (--out). Give another."
-        )
-    _make_folder(out)
+    check_replaceable(out, OURS)
+    sources = {
+        which: _labelled(place) for which, place in zip(SETS, (clean, poisoned), strict=True) if place is not None
+    }
+    reader = LayerReader(store, layer)
+    thresholds = make_bank({name: directions}, reader, device=device, progress=progress).thresholds.cpu().numpy()
+    detectors = measure_detectors(directions, suspect.indices, thresholds, reader, progress)
+    mend = "Mend it or take it out of its folder, then run eddp correct again: it goes on where it stopped."
     sets = {
         which: judged(
-            _activations(store, layer, place, out / f"{which}.zarr", device, progress),
+            activations_on(store, layer, source, mend=mend, device=device, progress=progress),
             layer,
             held=held,
             seed=config.seed,
         )
-        for which, place in zip(SETS, (clean, poisoned), strict=True)
-        if place is not None
+        for which, source in sources.items()
     }
-    reader = LayerReader(store, layer)
-    thresholds = make_bank({name: directions}, reader, device=device, progress=progress).thresholds.cpu().numpy()
-    rectify = never_negative(reader)
     study = study_correction(
-        directions, suspect.indices, thresholds, open_head(store, layer, device=device), sets["clean"], sets.get("poisoned"),
-        rectify=rectify, config=config, device=device, progress=progress,
+        detectors, open_head(store, layer, device=device), sets["clean"], sets.get("poisoned"),
+        rectify=never_negative(reader), config=config, device=device, progress=progress,
     )  # fmt: skip
     classes = class_names(store, sets["clean"].logits.shape[1])
     summary = {
+        "made_by": OURS.made_by,
         "direction": suspect.indices,
         "title": suspect.title,
         "because": suspect.because,
@@ -135,10 +142,11 @@ def correct_model(
         "title": suspect.title,
         **{which: summary[which] for which in SETS if which in summary},
     }
-    replace(study.correction, info=about).save(out / "correction.safetensors")
-    _write_tables(study, classes, out)
-    write_json(out / "summary.json", summary)
-    write_page(out, study, summary, classes, store)
+    with replacing(out, OURS) as folder:
+        replace(study.correction, info=about).save(folder / "correction.safetensors")
+        _write_tables(study, classes, folder)
+        write_json(folder / "summary.json", summary)
+        write_page(folder, study, summary, classes, store)
     return summary
 
 
@@ -147,35 +155,14 @@ def never_negative(reader: LayerReader) -> bool:
     return all(float(block.min()) >= 0 for _, block in reader.blocks() if block.size)
 
 
-def _activations(
-    store: ActivationStore, layer: str, place: str | Path, path: Path, device: str, progress: Progress
-) -> ActivationStore:
-    """The store's own model run over other images, into a store that is kept."""
-    made = store.provenance
-    config = ExtractConfig(
-        model=made["model"],
-        weights=made["weights"],
-        layers=(layer,),
-        device=device,
-        dtype="float32",
-        seed=int(made.get("seed", 0)),
-    )
+def _labelled(place: str | Path) -> ImageSource:
+    """Images in class folders. Raises UsageError for images without classes, before anything is run over them."""
     source = open_source(place)
     if not source.class_names:
         raise UsageError(
             f"No image of '{shown(source.root)}' has a class: a correction is judged on images in class folders (--data, --poisoned)."
         )
-    try:
-        extract(source, path, config, progress=progress)
-    except StoreExistsError:  # of other images, or of another model: it is this command's own
-        extract(source, path, config, overwrite=True, progress=progress)
-    found = ActivationStore.open(path)
-    if found.provenance["weights_digest"] != made["weights_digest"]:
-        raise MismatchError(
-            f"The model '{made['model']}' now loads with other weights than the store '{store.path}' was made with. "
-            "Put the old weights back, or extract again."
-        )
-    return found
+    return source
 
 
 def _write_tables(study: Study, classes: Sequence[str], out: Path) -> None:
@@ -185,19 +172,6 @@ def _write_tables(study: Study, classes: Sequence[str], out: Path) -> None:
     tables.write("correction_classes", rows_to_columns(class_rows(study, classes)))
     tables.write("correction_confusion", rows_to_columns(confusion_rows(study, classes)))
     tables.finish()
-
-
-def _make_folder(out: Path) -> None:
-    """Make the folder, and take away what an earlier correction wrote: nothing in it contradicts what is written now."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        Tables.forget(out)
-        for name in ("summary.json", "index.html", "correction.safetensors"):
-            (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"The folder '{out}' (--out) cannot be made: {error.strerror or error}. Give another."
-        ) from error
 
 
 def correction_lines(summary: dict[str, Any]) -> list[str]:
@@ -217,6 +191,10 @@ def correction_lines(summary: dict[str, Any]) -> list[str]:
 
     lines.append(line("before", [summary[which]["before"] for which in shown]))
     lines.append(line("along the signal vector", [summary[which]["after"] for which in shown]))
+    if not summary["within_tolerance"]:
+        lines.append(
+            "Warning: no strength left the clean held-out images alone; this is the one that harms them least. Do not use it unseen."
+        )
     lines.append(line("along the filter", [summary[which]["own_strength"]["filter"] for which in shown]))
     lines.append(line("along random directions", [summary[which]["own_strength"]["random_mean"] for which in shown]))
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ def made_from(
         "fingerprint": store.fingerprint,
         "layer": layer,
         "directions": {name: _relative(path, out) for name, path in files.items()},
+        "digests": {name: _digest(path) for name, path in files.items()},
         "concepts": None if concepts is None else str(concepts if ":" in str(concepts) else _relative(concepts, out)),
     }
 
@@ -51,6 +53,9 @@ class Evaluated:
             self.made_from: dict[str, Any] = self.summary["made_from"]
             self.names: list[str] = list(self.summary["directions"])
             self.layer = str(self.made_from["layer"])
+            lacking = {"store", "fingerprint", "directions", "digests", "concepts"} - set(self.made_from)
+            if lacking or not self.names or set(self.names) - set(self.made_from["digests"]):
+                raise KeyError(", ".join(sorted(lacking)) or "directions")
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"'{path}' is damaged or was written by an older eddp ({type(error).__name__}: {error}). Run evaluate again."
@@ -76,8 +81,14 @@ class Evaluated:
         return found
 
     def directions(self, name: str) -> Directions:
-        """Load one of the directions files that were evaluated."""
-        return Directions.load(self.directions_path(name))
+        """Load one of the directions files that were evaluated. Raises MismatchError when it is another one by now."""
+        path = self.directions_path(name)
+        found = Directions.load(path)
+        if _digest(path) != self.made_from["digests"][name]:
+            raise MismatchError(
+                f"'{path}' is not the file that '{self.folder}' is about: it was fitted again since. Run evaluate again."
+            )
+        return found
 
     def directions_path(self, name: str) -> Path:
         return self._place(self.made_from["directions"][name])
@@ -133,6 +144,12 @@ def _relative(path: Path, folder: Path) -> str:
         return os.path.relpath(path.absolute(), folder.absolute())
     except ValueError:  # another drive
         return str(path.absolute())
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def title_of(labels: list[Label], index: int) -> str:

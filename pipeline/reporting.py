@@ -14,7 +14,6 @@ from evaluate.detectors import Bank, make_bank
 from evaluate.gallery import Top
 from evaluate.site.classes import Taken, taken_for
 from evaluate.site.data import Features, Influence, Picture, Site
-from evaluate.site.folder import MADE_BY, MARKER, check_replaceable, replacing
 from evaluate.site.histogram import survey
 from evaluate.site.influence import Pushes, read_pushes, read_steering
 from evaluate.site.pages import pages
@@ -32,10 +31,12 @@ from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import EDDPError
 from stores.files import json_bytes
+from stores.folders import Ours, check_replaceable, replacing
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.tables import rows_to_columns
 
+OURS = Ours("report.json", "eddp report", "a report")
 TITLE = "What this layer's directions stand for"
 EXAMPLES = 4  # of a class
 DRAWN_ON_CPU = 8  # pairs of highest IoU, and worst suspects, of which pictures are synthesised unless told otherwise
@@ -81,7 +82,7 @@ def write_site(
     """
     evaluated = Evaluated(evaluation)
     name = evaluated.one(name)
-    check_replaceable(out)
+    check_replaceable(out, OURS)
     opened, directions = evaluated.store(store), evaluated.directions(name)
     reader = LayerReader(opened, evaluated.layer)
     notes: list[str] = []
@@ -95,7 +96,7 @@ def write_site(
     suspects = evaluated.suspects(name)
     chosen = _to_visualize(config, rows, directions.count, suspects)
     path = evaluated.directions_path(name)
-    with replacing(out) as folder:
+    with replacing(out, OURS) as folder:
         gone = _draw(reader, bank, found.top, taken, folder, seen, notes, progress)
         labelled = name, evaluated.labels(name)
         features = _features(opened, directions, chosen, folder, bank, config, notes, labelled, progress)
@@ -128,8 +129,8 @@ def write_site(
             log_picture="" if log else log_picture(path, folder),
         )  # fmt: skip
         _write(site, folder, progress)
-        about = {"made_by": MADE_BY, "title": site.title, "set": name, "store": opened.fingerprint}
-        (folder / MARKER).write_bytes(json_bytes(about))
+        about = {"made_by": OURS.made_by, "title": site.title, "set": name, "store": opened.fingerprint}
+        (folder / OURS.file).write_bytes(json_bytes(about))
         sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
     return {
         "set": name,

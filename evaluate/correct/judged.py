@@ -12,6 +12,7 @@ import torch
 
 from evaluate.correct.correction import Correction
 from extract.classes import image_classes
+from extract.forward import computing_in
 from extract.head import Head
 from stores.activations import ActivationStore
 from stores.errors import UsageError
@@ -53,6 +54,11 @@ def judged(store: ActivationStore, layer: str, *, held: float = 0.5, seed: int =
     logits = np.concatenate([np.asarray(array.read(int(k)))[local[chunk == k]] for k in np.unique(chunk)])
     names = store.names
     chosen = np.array([_draw(names[row], seed) < held for row in rows.tolist()])
+    if chosen.all() or not chosen.any():
+        raise UsageError(
+            f"Of the {len(rows)} labelled images of '{store.path}' {int(chosen.sum())} are held out: at least one must be, to choose on, and at "
+            "least one must be left, to judge by. Give more images, or another --held-out."
+        )
     return Judged(reader, rows, classes[rows], logits.astype(np.float32), chosen)
 
 
@@ -95,18 +101,20 @@ def predict(
     places = np.flatnonzero(wanted)
     shape = (len(corrections), len(of.rows))
     found = Predicted(np.full(shape, -1, np.int64), np.full(shape, np.nan, np.float32))
-    for number, (at, x) in enumerate(_blocks(of, places, device)):
+    done = 0
+    for at, x in _blocks(of, places, device):
         if head.affine is not None:
             base = torch.from_numpy(of.logits[at]).to(device)
             logits = _pooled(x, base, head.affine[0], corrections, floor)
         else:
             prefix = of.reader.spec.prefix
-            logits = (head(_corrected(x, c, prefix)) for c in corrections)
+            logits = (_through(head, _corrected(x, c, prefix)) for c in corrections)
         own = torch.from_numpy(of.classes[at]).to(device)[:, None]
         for r, z in enumerate(logits):
             found.classes[r, at] = z.argmax(1).cpu().numpy()
             found.right[r, at] = torch.softmax(z, 1).gather(1, own)[:, 0].detach().cpu().numpy()
-        progress(stage, min((number + 1) * len(at), len(places)), len(places))
+        done += len(at)
+        progress(stage, done, len(places))
     return found
 
 
@@ -115,6 +123,14 @@ def _blocks(of: Judged, places: np.ndarray, device: str) -> Iterator[tuple[np.nd
     for start in range(0, len(places), each):
         at = places[start : start + each]
         yield at, torch.from_numpy(of.reader.images(of.rows[at])).to(device).float()
+
+
+@torch.inference_mode()
+def _through(head: Head, x: torch.Tensor) -> torch.Tensor:
+    with computing_in(
+        "float32", x.device
+    ):  # as the logits before any correction were: what differs is the correction's doing
+        return head(x)
 
 
 @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from evaluate.correct.study import Study
 from evaluate.gallery import on_grid
 from evaluate.report.pictures import region_tile, save_strip
-from extract.seen import seen_images
+from extract.seen import SeenImages, seen_images
 from stores.errors import EDDPError
 from stores.readers import LayerReader
 
@@ -25,11 +24,13 @@ def changed_pictures(out: Path, study: Study, classes: Sequence[str]) -> list[di
 
     Images that are gone from the disk are left out.
     """
-    folder = out / "pictures"
-    shutil.rmtree(folder, ignore_errors=True)
     groups = []
     for which, of in study.sets().items():
         before, after, told = study.before[which], study.after[which], ~of.held
+        try:
+            seen = seen_images(of.reader.store)
+        except EDDPError:
+            seen = None
         kinds = {
             "now right": told & (before != of.classes) & (after == of.classes),
             "now wrong": told & (before == of.classes) & (after != of.classes),
@@ -40,18 +41,24 @@ def changed_pictures(out: Path, study: Study, classes: Sequence[str]) -> list[di
                 places[np.unique(np.linspace(0, len(places) - 1, MOST).round().astype(int))] if len(places) else places
             )
             tiles = [
-                tile for place in chosen.tolist() if (tile := _draw(out, study, which, place, classes)) is not None
+                tile
+                for place in chosen.tolist()
+                if (tile := _draw(out, study, which, place, classes, seen)) is not None
             ]
             groups.append({"set": which, "kind": kind, "count": len(places), "of": int(told.sum()), "tiles": tiles})
     return groups
 
 
-def _draw(out: Path, study: Study, which: str, place: int, classes: Sequence[str]) -> dict[str, Any] | None:
+def _draw(
+    out: Path, study: Study, which: str, place: int, classes: Sequence[str], seen: SeenImages | None
+) -> dict[str, Any] | None:
+    if seen is None:
+        return None
     of, correction = study.sets()[which], study.correction
     row = int(of.rows[place])
     reader = LayerReader(of.reader.store, of.reader.spec.name)
     try:
-        picture = seen_images(of.reader.store).image(row)
+        picture = seen.image(row)
     except EDDPError:
         return None
     x = reader.images([row])[0].astype(np.float32)

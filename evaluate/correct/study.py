@@ -1,26 +1,23 @@
 """Is a model right more often without a concept? Strength chosen on held-out images, everything reported on the others.
 
-The same is done along the filter (decoding direction) and along random directions, each with the strength that suits it best: if
-the concept is written along its signal vector, only taking that out helps (EDDP's comparison).
+The same is done along the filter (decoding direction), with strength and threshold that suit it best, and along random directions, with the
+signal's threshold and the strength that suits each: if the concept is written along its signal vector, only taking that out helps (EDDP's comparison).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from evaluate.correct.correction import Correction
+from evaluate.correct.detectors import Detectors
 from evaluate.correct.judged import FLOOR, Judged, predict
 from evaluate.influence.steering import random_units
 from extract.head import Head
-from stores.directions import Directions
 from stores.errors import UsageError
 from stores.progress import Progress, silent
-
-log = logging.getLogger(__name__)
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.0)  # of the concept's typical signal value
 SHIFTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65)  # quantiles of the logits of the detector's positives
@@ -53,17 +50,21 @@ class CorrectConfig:
             raise UsageError(f"'randoms' and 'seed' must be at least 0, got {self.randoms} and {self.seed}.")
         if self.strength is not None and not 0 <= self.strength < np.inf:
             raise UsageError(f"The strength must be a number from 0, got {self.strength}.")
+        if self.shift is not None and not np.isfinite(self.shift):
+            raise UsageError(f"The shift of the threshold must be a number, got {self.shift}.")
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One vector: every setting tried on the held-out images with its accuracies, and the one that was taken."""
+    """One vector: every setting tried on the held-out images with its accuracies, and the one that was taken; ``within``: whether
+    any setting kept to the tolerance."""
 
     vector: str
     settings: list[Correction]
     clean: np.ndarray
     poisoned: np.ndarray | None
     best: int
+    within: bool = True
 
     @property
     def chosen(self) -> Correction:
@@ -73,7 +74,7 @@ class Tried:
 @dataclass(frozen=True)
 class Study:
     """What a correction does. ``before``, ``after``: predicted classes (n,) of ``clean`` and ``poisoned`` images under no correction and
-    under the chosen one; ``others``: by (vector, draw, setting) those of the comparison, setting being ``own`` or ``signal``."""
+    under the chosen one, −1 for images held out; ``others``: by (vector, draw, setting) those of the comparison, setting being ``own`` or ``signal``."""
 
     correction: Correction
     tried: dict[str, Tried]
@@ -87,10 +88,10 @@ class Study:
     def sets(self) -> dict[str, Judged]:
         return {"clean": self.clean} | ({} if self.poisoned is None else {"poisoned": self.poisoned})
 
-    def accuracy(self, which: str, found: np.ndarray, held: bool = False) -> float:
-        """Share of the reported (or the held-out) images of a set that are predicted right."""
+    def accuracy(self, which: str, found: np.ndarray) -> float:
+        """Share of the images of a set that were not held out that are predicted right."""
         of = self.sets()[which]
-        return accuracy(of, found, of.held if held else ~of.held)
+        return accuracy(of, found, ~of.held)
 
 
 def accuracy(of: Judged, found: np.ndarray, where: np.ndarray) -> float:
@@ -98,36 +99,8 @@ def accuracy(of: Judged, found: np.ndarray, where: np.ndarray) -> float:
     return float((found[where] == of.classes[where]).mean()) if where.any() else float("nan")
 
 
-def typical_signal(
-    directions: Directions, chosen: Sequence[int], of: Judged, thresholds: np.ndarray
-) -> tuple[float, np.ndarray]:
-    """Mean signal value of the detectors' positives on held-out images, and the logits (n,) of these positives.
-
-    The value is that of method's ``α̂ = w·(x − E[x]) / (w·s)``, or the projection on s where w·s is not positive.
-    """
-    w, s = directions.filters[:, chosen], directions.signals[:, chosen]
-    gain = (w * s).sum(0)
-    values, logits = [], []
-    prefix = of.reader.spec.prefix
-    for start in range(0, int(of.held.sum()), 64):
-        rows = of.rows[of.held][start : start + 64]
-        x = of.reader.images(rows)[:, prefix:].reshape(-1, of.reader.channels).astype(np.float32)
-        z = x @ w - thresholds[chosen]
-        on = z > 0
-        alpha = np.where(
-            gain > 1e-6, (x - directions.mean) @ w / np.where(gain > 1e-6, gain, 1), (x - directions.mean) @ s
-        )
-        values.append(alpha[on])
-        logits.append(z[on])
-    value, logit = (np.concatenate(part) if part else np.zeros(0) for part in (values, logits))
-    positive = value[value > 0]
-    return (float(positive.mean()) if len(positive) else 0.0), logit
-
-
 def study_correction(
-    directions: Directions,
-    chosen: Sequence[int],
-    thresholds: np.ndarray,
+    detectors: Detectors,
     head: Head,
     clean: Judged,
     poisoned: Judged | None,
@@ -141,56 +114,36 @@ def study_correction(
 
     Parameters
     ----------
-    chosen : numbers of the directions to suppress together.
-    thresholds : (I,) of all detectors.
-    clean, poisoned : images without and with the concept; without ``poisoned`` the strength is the concept's typical signal value.
+    detectors : the directions to suppress together, and how strong their concept is in the store that they were found in.
+    clean, poisoned : images without and with the concept. Without ``poisoned`` the strength is the largest, up to the concept's typical
+        signal value, that leaves the clean images alone.
     rectify : whether the layer's activations are never negative.
-
-    Raises UsageError where the detectors fire on none of the held-out images: there is nothing to suppress.
     """
     config = config or CorrectConfig()
     spec = clean.reader.spec
-    typical, logits = typical_signal(directions, chosen, poisoned or clean, thresholds)
-    if not typical:
-        raise UsageError(
-            f"The detector{'s' if len(chosen) > 1 else ''} {', '.join(map(str, chosen))} fire{'' if len(chosen) > 1 else 's'} on no held-out "
-            f"image of '{(poisoned or clean).reader.store.path}': there is nothing to suppress. Give images that show the concept, or another direction."
-        )
+    # one array for all: ``predict`` then computes a gate once for all corrections that share it
+    w, b = np.ascontiguousarray(detectors.filters), np.ascontiguousarray(detectors.thresholds, np.float32)
+    typical, c, j = detectors.typical, *w.shape
 
-    # one array for all: ``predictions`` then computes a gate once for all corrections that share it
-    w, b = np.ascontiguousarray(directions.filters[:, chosen]), np.ascontiguousarray(thresholds[chosen], np.float32)
+    def settings(vectors: np.ndarray, shifts: Sequence[float]) -> list[Correction]:
+        taken_out = np.ascontiguousarray(unit(vectors), np.float32)
+        base = Correction(w, b, taken_out, 0.0, 0.0, rectify, spec.name, spec.layout, spec.prefix)
+        return [base.with_strength(k, t) for t in shifts for k in strengths]
 
-    def of(vectors: np.ndarray) -> Correction:
-        taken_out = np.ascontiguousarray(vectors, np.float32)
-        return Correction(w, b, taken_out, 0.0, 0.0, rectify, spec.name, spec.layout, spec.prefix)
-
-    strengths = [m * typical for m in config.multiples] if config.strength is None else [config.strength]
-    if poisoned is None and config.strength is None:
-        strengths = [typical]
-    shifts = (
-        [0.0]
-        if poisoned is None
-        else sorted({max(0.0, float(np.quantile(logits, q))) if q else 0.0 for q in config.shifts})
-    )
+    multiples = config.multiples if poisoned is not None else [m for m in config.multiples if m <= 1]
+    strengths = [m * typical for m in multiples] if config.strength is None else [config.strength]
+    shifts = sorted({detectors.shift(q) for q in config.shifts}) if poisoned is not None else [0.0]
     if config.shift is not None:
         shifts = [config.shift]
 
-    def settings(vectors: np.ndarray, thresholds_of: Sequence[float]) -> list[Correction]:
-        base = of(vectors)
-        return [base.with_strength(k, t) for t in thresholds_of for k in strengths]
+    def choose(candidates: Mapping[str, list[Correction]]) -> dict[str, Tried]:
+        return _choose(candidates, head, clean, poisoned, config, device, progress)
 
-    tried: dict[str, Tried] = {}
-
-    def choose(name: str, vectors: np.ndarray, thresholds_of: Sequence[float]) -> None:
-        tried[name] = _try(name, settings(vectors, thresholds_of), head, clean, poisoned, config.tolerance, device)
-        progress("choosing the strength", len(tried), config.randoms + 2)
-
-    choose("signal", unit(directions.signals[:, chosen]), shifts)
-    choose("filter", unit(directions.filters[:, chosen]), shifts)
+    tried = choose({"signal": settings(detectors.signals, shifts), "filter": settings(detectors.filters, shifts)})
     taken = tried["signal"].chosen
-    draws = random_units(directions.channels, config.randoms * len(chosen), config.seed).numpy()
-    for r in range(config.randoms):  # the threshold that suits the concept, each its own strength
-        choose(f"random {r}", draws[:, r * len(chosen) : (r + 1) * len(chosen)], [taken.shift])
+    draws = random_units(c, config.randoms * j, config.seed).numpy().reshape(c, config.randoms, j)
+    # the threshold that suits the concept, each its own strength
+    tried |= choose({f"random {r}": settings(draws[:, r], [taken.shift]) for r in range(config.randoms)})
     rows: dict[tuple[str, int, str], Correction] = {}
     for name, one in tried.items():
         vector, _, draw = name.partition(" ")
@@ -201,50 +154,91 @@ def study_correction(
     after: dict[str, np.ndarray] = {}
     others: dict[tuple[str, int, str], dict[str, np.ndarray]] = {key: {} for key in rows}
     for which, images in (("clean", clean), ("poisoned", poisoned)):
-        if images is not None:
-            before[which] = images.logits.argmax(1).astype(np.int64)
-            found = predict(
-                images, head, list(rows.values()), device=device, progress=progress, stage=f"{which} images"
-            )
-            for key, classes in zip(rows, found.classes, strict=True):
-                others[key][which] = classes
-            after[which] = others["signal", -1, "own"][which]
+        if images is None:
+            continue
+        before[which] = images.logits.argmax(1).astype(np.int64)
+        found = predict(
+            images,
+            head,
+            list(rows.values()),
+            where=~images.held,
+            device=device,
+            progress=progress,
+            stage=f"{which} images",
+        )
+        for key, classes in zip(rows, found.classes, strict=True):
+            others[key][which] = classes
+        after[which] = others["signal", -1, "own"][which]
     return Study(taken, tried, typical, clean, poisoned, before, after, others)
 
 
-def _try(
-    name: str,
-    settings: list[Correction],
+def _choose(
+    candidates: Mapping[str, list[Correction]],
     head: Head,
     clean: Judged,
     poisoned: Judged | None,
-    tolerance: float,
+    config: CorrectConfig,
     device: str,
-) -> Tried:
-    """All settings on the held-out images, and the one to take.
+    progress: Progress,
+) -> dict[str, Tried]:
+    """Try all settings of several vectors on the held-out images, in one pass over each set, and take the best of each vector."""
+    every = [one for settings in candidates.values() for one in settings]
+    if not every:
+        return {}
 
-    Of those that cost clean images at most ``tolerance`` of accuracy, and are right about poisoned ones within a standard error of the
-    best, it is the one under which clean images' own classes stay most probable (probabilities are less noisy than counts of a few
-    images), then the weakest. Where none is allowed, the one that costs clean images least.
+    def measured(of: Judged, what: str) -> tuple[np.ndarray, np.ndarray]:
+        stage = f"choosing the strength, {what} images"
+        found = predict(of, head, every, where=of.held, floor=FLOOR, device=device, progress=progress, stage=stage)
+        right = np.array([accuracy(of, classes, of.held) for classes in found.classes])
+        return right, found.right[:, of.held].mean(1)
+
+    on_clean, sure = measured(clean, "clean")
+    on_poisoned = None if poisoned is None else measured(poisoned, "poisoned")[0]
+    tried, start = {}, 0
+    for name, settings in candidates.items():
+        part = slice(start, start + len(settings))
+        start = part.stop
+        tried[name] = _best(
+            name,
+            settings,
+            on_clean[part],
+            sure[part],
+            None if on_poisoned is None else on_poisoned[part],
+            clean,
+            poisoned,
+            config,
+        )
+    return tried
+
+
+def _best(
+    name: str,
+    settings: list[Correction],
+    on_clean: np.ndarray,
+    sure: np.ndarray,
+    on_poisoned: np.ndarray | None,
+    clean: Judged,
+    poisoned: Judged | None,
+    config: CorrectConfig,
+) -> Tried:
+    """Which setting to take.
+
+    Of those that cost clean images at most the tolerance, and are right about poisoned ones within a standard error of the best, it is the
+    one under which clean images' own classes stay most probable (probabilities are less noisy than counts of a few images), then the
+    weakest. Without poisoned images it is the strongest allowed. Where none is allowed, it is the one that costs clean images least, and
+    ``within`` is False.
     """
-    on_clean, sure = _held(clean, head, settings, device)
-    on_poisoned = None if poisoned is None else _held(poisoned, head, settings, device)[0]
-    least = accuracy(clean, clean.logits.argmax(1), clean.held) - tolerance
-    allowed = np.nan_to_num(on_clean, nan=1.0) >= least - 1e-12
+    least = accuracy(clean, clean.logits.argmax(1), clean.held) - config.tolerance
+    allowed = on_clean >= least - 1e-12
     if not allowed.any():
-        return Tried(name, settings, on_clean, on_poisoned, int(on_clean.argmax()))
-    if poisoned is not None and on_poisoned is not None:
-        top = float(on_poisoned[allowed].max())
-        allowed &= on_poisoned >= top - np.sqrt(top * (1 - top) / max(int(poisoned.held.sum()), 1))
+        return Tried(name, settings, on_clean, on_poisoned, int(on_clean.argmax()), within=False)
+    if on_poisoned is None or poisoned is None:
+        best = max(np.flatnonzero(allowed).tolist(), key=lambda r: settings[r].strength)
+        return Tried(name, settings, on_clean, on_poisoned, best)
+    top = float(on_poisoned[allowed].max())
+    allowed &= on_poisoned >= top - np.sqrt(top * (1 - top) / int(poisoned.held.sum()))
     best = min(np.flatnonzero(allowed).tolist(), key=lambda r: (-round(float(sure[r]), 5), settings[r].strength))
     return Tried(name, settings, on_clean, on_poisoned, best)
-
-
-def _held(of: Judged, head: Head, settings: list[Correction], device: str) -> tuple[np.ndarray, np.ndarray]:
-    """(R,) accuracy on the held-out images, and (R,) mean probability of their own classes."""
-    found = predict(of, head, settings, where=of.held, floor=FLOOR, device=device)
-    right = np.array([accuracy(of, classes, of.held) for classes in found.classes])
-    return right, found.right[:, of.held].mean(1) if of.held.any() else np.zeros(len(settings))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -90,6 +90,7 @@ def correction_summary(study: Study) -> dict[str, Any]:
         "shift": _rounded(study.correction.shift),
         "typical_signal_value": _rounded(study.typical),
         "rectify": study.correction.rectify,
+        "within_tolerance": study.tried["signal"].within,
     }
     for which, of in study.sets().items():
         right = {

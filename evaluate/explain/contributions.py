@@ -7,6 +7,9 @@ Contribution of direction i to logit k: the change when its component along ``s_
 
 (base, contributions, residual: what no direction of the set explains). Any other head is run once a direction; its remainder is called
 the interaction: what concepts do together, and what no direction explains.
+
+Positions that lie nowhere on the image (``prefix``: class and register tokens) are left as they are, in the base as well: E[x] is a mean over the
+image's own positions, and says nothing of them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 
 Head = Callable[[torch.Tensor], torch.Tensor]
+ROUNDING = 1e-5  # of logits: batches of different sizes round apart
 _AT_ONCE = 2**25  # numbers of activations
 
 
@@ -44,42 +48,72 @@ class Contributions:
 
 
 def pooled_contributions(
-    x: np.ndarray, mean: np.ndarray, alpha: np.ndarray, signals: np.ndarray, weight: np.ndarray, bias: np.ndarray
+    x: np.ndarray,
+    mean: np.ndarray,
+    alpha: np.ndarray,
+    signals: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    *,
+    prefix: int = 0,
 ) -> Contributions:
     """Behind pooling and an affine map.
 
     Parameters
     ----------
-    x : (P, C), one image's activations, and ``alpha`` (P, I) its signal values.
+    x : (prefix + P, C), one image's activations, and ``alpha`` (P, I) its signal values, of the positions on the image.
     mean : (C,), E[x]; ``signals`` (C, I).
     weight, bias : (K, C) and (K,): A and c.
+    prefix : positions at the front that are pooled as they are.
     """
     x, mean, signals, weight = (a.astype(np.float64) for a in (x, mean, signals, weight))
-    base = weight @ mean + bias
-    parts = alpha.mean(0)[:, None] * (signals.T @ weight.T)
-    left = (x - mean - alpha @ signals.T).mean(0)
+    own = x[prefix:]
+    share = len(own) / len(x)  # of the pooled positions
+    base = weight @ (x[:prefix].sum(0) / len(x) + share * mean) + bias
+    parts = share * alpha.mean(0)[:, None] * (signals.T @ weight.T)
+    left = share * (own - mean - alpha @ signals.T).mean(0)
     return Contributions(weight @ x.mean(0) + bias, base, parts, weight @ left, True)
 
 
 @torch.no_grad()
 def measured_contributions(
-    head: Head, x: torch.Tensor, mean: torch.Tensor, alpha: torch.Tensor, signals: torch.Tensor
+    head: Head,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    alpha: torch.Tensor,
+    signals: torch.Tensor,
+    *,
+    prefix: int = 0,
 ) -> Contributions:
     """Through any head, run once for every direction.
 
     Parameters
     ----------
-    head : (n, P, C) float32 -> logits (n, K).
-    x : (P, C), ``mean`` (C,), ``alpha`` (P, I), ``signals`` (C, I): as above, float32 tensors on the head's device.
+    head : (n, prefix + P, C) float32 -> logits (n, K).
+    x : (prefix + P, C), ``mean`` (C,), ``alpha`` (P, I), ``signals`` (C, I): as above, float32 tensors on the head's device.
+    prefix : positions at the front that the head is given as they are.
     """
+    own = x[prefix:]
     logits = head(x[None]).double()[0]
-    base = head(mean.expand_as(x)[None]).double()[0]
+    base = head(torch.cat([x[:prefix], mean.expand_as(own)])[None]).double()[0]
     step = max(1, _AT_ONCE // x.numel())
     parts = []
     for some in torch.arange(signals.shape[1], device=x.device).split(step):
-        without = x - alpha.T[some, :, None] * signals.T[some, None]  # (n, P, C)
-        parts.append(logits - head(without).double())
+        without = own - alpha.T[some, :, None] * signals.T[some, None]  # (n, P, C)
+        parts.append(logits - head(behind(x[:prefix], without)).double())
     joined = torch.cat(parts)
     residual = logits - base - joined.sum(0)
     found = [t.cpu().numpy() for t in (logits, base, joined, residual)]
     return Contributions(found[0], found[1], found[2], found[3], False)
+
+
+def behind(prefix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Positions (n, P, C) of n changed images behind the same prefix (p, C): (n, p + P, C)."""
+    return torch.cat([prefix.expand(len(own), -1, -1), own], 1) if len(prefix) else own
+
+
+@torch.no_grad()
+def reads_positions(head: Head, x: torch.Tensor, prefix: int) -> bool:
+    """Whether a head's logits for x (prefix + P, C) depend on the positions behind the prefix: NaN there must show in them."""
+    spoilt = torch.cat([x[:prefix], torch.full_like(x[prefix:], torch.nan)])
+    return not torch.allclose(head(spoilt[None]), head(x[None]), rtol=ROUNDING)

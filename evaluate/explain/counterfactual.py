@@ -20,12 +20,13 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 ROUNDS = 4  # of reweighting, at most
 RIVALS = 10  # classes in the first programme
 _MARGIN, _LEAST = 0.01, 1e-4  # of the gap, of the largest logit: float32 heads round
+_HAIR = 1e-5  # of the largest logit, where no more is to be had
 _ZERO = 1e-7  # of the largest change, in spreads
 
 
 @dataclass(frozen=True)
 class Change:
-    """``delta`` (I,) changes of the mean signal values; ``cost`` = Σ |δ_i| / spread_i; ``beyond``: no change within what images have does it."""
+    """``delta`` (I,) changes of the mean signal values; ``cost`` = Σ |δ_i| / spread_i; ``beyond``: it leads out of what images have."""
 
     delta: np.ndarray
     cost: float
@@ -61,21 +62,23 @@ def few_changes(
     Returns
     -------
     Change or None
-        All zero where the target is the largest logit already; None where no change of any size does it.
+        All zero where the target is the largest logit already. None where no change of any size lifts the target above all others
+        by 1e-5 of the largest logit. ``beyond`` where none within the bounds does it.
     """
     others = np.delete(np.arange(len(logits)), target)
     gap = float(logits.max() - logits[target])
-    margin = _MARGIN * gap + _LEAST * max(1.0, float(np.abs(logits).max()))
+    size = max(1.0, float(np.abs(logits).max()))
     if not len(others) or gap <= 0:
         return Change(np.zeros(len(effects)), 0.0, False)
-    need = logits[others] - logits[target] + margin  # (K-1,)
+    need = logits[others] - logits[target]  # (K-1,)
     gain = (effects[:, [target]] - effects[:, others]) * spread[:, None]  # (I, K-1), per spread
     everything = np.full(len(effects), np.inf)
-    for beyond in (False, True) if within else (True,):
-        bounds = (-everything, everything) if beyond else (low / spread, high / spread)
-        for search in (_one, _several):
-            if (found := search(need, gain, *bounds)) is not None:
-                return Change(found * spread, float(np.abs(found).sum()), beyond)
+    for margin in (_MARGIN * gap + _LEAST * size, _HAIR * size):
+        for beyond in (False, True) if within else (True,):
+            bounds = (-everything, everything) if beyond else (low / spread, high / spread)
+            for search in (_one, _several):
+                if (found := search(need + margin, gain, *bounds)) is not None:
+                    return Change(found * spread, float(np.abs(found).sum()), beyond)
     return None
 
 

@@ -15,6 +15,9 @@ from evaluate.explain.values import Usual
 from evaluate.explain.words import Concept, change_words, contribution_words, probability
 
 
+UNREAD = "the prediction does not depend on the positions of this layer; choose an earlier layer"
+
+
 @dataclass(frozen=True)
 class Terms:
     """What numbers are called: ``classes`` by number, ``concepts`` by direction; ``top`` classes are listed."""
@@ -41,6 +44,7 @@ def describe(found: Explained, usual: Usual, terms: Terms) -> dict[str, Any]:
         "against": None if found.against is None else _class(found.against, p, terms),
         "classes": [{**_class(k, p, terms), "logit": _round(parts.logits[k])} for k in classes],
         "exact": parts.exact,
+        "reads_positions": not found.unread,
         "base": [_round(parts.base[k]) for k in classes],
         "residual": [_round(parts.residual[k]) for k in classes],
         "contributions": [_contribution(int(i), found, usual, terms, classes) for i in order],
@@ -68,13 +72,13 @@ def _contribution(i: int, found: Explained, usual: Usual, terms: Terms, classes:
 
 
 def _counterfactual(found: Explained, usual: Usual, terms: Terms) -> dict[str, Any] | None:
-    """What would turn the prediction; only the target where nothing does; None where it is the target."""
+    """What would turn the prediction; only the target where nothing was found, and whether there is nothing; None where it is the target."""
     if found.target is None or found.target == found.predicted:
         return None
     target = {"number": found.target, "name": terms.classes[found.target]}
     turned = found.turned
     if turned is None:
-        return {"target": target, "found": False}
+        return {"target": target, "found": False, "none_exists": none_exists(found, usual)}
     delta = turned.change.delta
     order = sorted(turned.change.changed.tolist(), key=lambda i: -abs(delta[i]) / usual.spread[i])
     return {
@@ -98,6 +102,25 @@ def _counterfactual(found: Explained, usual: Usual, terms: Terms) -> dict[str, A
         "flips": turned.flips,
         "probability_kept": _kept(turned, found.target),
         "flips_kept": turned.flips_kept,
+    }
+
+
+def none_exists(found: Explained, usual: Usual) -> bool:
+    """Whether finding no change shows that there is none: along straight paths only, and where the head reads nothing here."""
+    return found.unread or (found.contributions.exact and not usual.nonnegative)
+
+
+def brief(document: dict[str, Any]) -> dict[str, Any]:
+    """What the document of all images keeps of one: what it is taken for, and what would turn it.
+
+    ``document``: of ``describe``, with its ``image``, ``row``, ``sentence`` and ``files``, which are kept as they are.
+    """
+    turned = document["counterfactual"]
+    kept = ("target", "found", "none_exists", "words", "flips", "flips_kept", "beyond_usual")
+    return {
+        **{key: document[key] for key in ("image", "row", "predicted", "explained", "sentence", "files")},
+        "counterfactual": turned
+        and {**{key: turned[key] for key in kept if key in turned}, "changed": len(turned.get("changes", ()))},
     }
 
 
@@ -132,6 +155,8 @@ def sentence(found: Explained, usual: Usual, terms: Terms) -> str:
     text = f"taken for {names[k]} ({probability(float(p[k]))})"
     if found.explained != k:
         text += f"; {names[found.explained]} ({probability(float(p[found.explained]))})"
+    if found.unread:
+        return f"{text}: {UNREAD}"
     text += f": {contribution_words(terms.concepts, parts, found.pooled, residual)}"
     return f"{text}; {turning_words(found, usual, terms)}" if found.target is not None else text
 
@@ -145,7 +170,9 @@ def turning_words(found: Explained, usual: Usual, terms: Terms) -> str:
         return f"is {name} already"
     turned = found.turned
     if turned is None:
-        return f"no change of these concepts makes it {name}"
+        if none_exists(found, usual):
+            return f"no change of these concepts makes it {name}"
+        return f"no change of these concepts was found that makes it {name}"
     words = change_words(terms.concepts, turned.change.delta, usual.spread)
     if not (turned.flips or turned.flips_kept):
         return f"not even {words} make it {name}"

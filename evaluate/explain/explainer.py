@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from evaluate.explain.contributions import Contributions, measured_contributions, pooled_contributions
+from evaluate.explain.contributions import (
+    ROUNDING,
+    Contributions,
+    measured_contributions,
+    pooled_contributions,
+    reads_positions,
+)
 from evaluate.explain.gradcam import contribution_maps, grad_cam, logit_gradient
 from evaluate.explain.turning import HeadMoved, Moved, PooledMoved, Turned, turn
 from evaluate.explain.values import Usual, Values, readout
@@ -22,7 +28,8 @@ class Explained:
 
     ``explained``: the class that is explained, ``against``: the one it is held against; ``alpha`` (P, I) signal values, ``fires`` (P, I) the detectors' logits;
     ``maps`` (P, I) what each concept adds to the explained logit at each position; ``cam`` (P,) Grad-CAM. ``pooled`` (I,): mean signal values, and
-    ``target`` and ``turned``: what class it was to be turned into, and how; None where it is that already, or where nothing turns it.
+    ``target`` and ``turned``: what class it was to be turned into, and how; None where it is that already, or where nothing is found that turns it.
+    ``unread``: the head does not read these positions at all, but a class token alone; then there is nothing to explain here.
     """
 
     contributions: Contributions
@@ -35,6 +42,7 @@ class Explained:
     pooled: np.ndarray
     target: int | None
     turned: Turned | None
+    unread: bool = False
 
     @property
     def predicted(self) -> int:
@@ -63,7 +71,7 @@ class Explainer:
     thresholds : (I,), of the detectors; the directions' own, or ``make_bank``'s for a set without.
     usual : what the store's images have (``usual_values``, read out by the same ``values``).
     affine : (A (K, C), c (K,)) where the head is pooling and an affine map.
-    prefix : positions that lie nowhere on the image, at the front.
+    prefix : positions that lie nowhere on the image, at the front. They are left as they are, as a correction leaves them.
     values : how signal values are read (``readout``).
     """
 
@@ -97,8 +105,9 @@ class Explainer:
         NonFiniteError
             The activations or the logits are NaN or infinite.
         """
-        alpha = (x.astype(np.float64) - self.directions.mean) @ self.read
-        if not np.isfinite(alpha).all():
+        own = slice(self.prefix, None)
+        alpha = (x[own].astype(np.float64) - self.directions.mean) @ self.read
+        if not np.isfinite(x).all():
             raise NonFiniteError("the model gives NaN or infinite activations for it")
         found = self._contributions(x, alpha)
         if not np.isfinite(found.logits).all():
@@ -109,20 +118,22 @@ class Explainer:
         against = runner if k == predicted else predicted
         wanted = against if target is None and k == predicted else k if target is None else target
         gradient = logit_gradient(self.head, torch.from_numpy(x).to(self.device), k).cpu().numpy()
-        own = slice(self.prefix, None)
-        pooled = alpha[own].mean(0)
-        turned = None if wanted is None or wanted == predicted else self.turn(x, pooled, wanted)
+        pooled = alpha.mean(0)
+        if unread := self._unread(x, found):
+            found = replace(found, base=found.logits, parts=0 * found.parts, residual=0 * found.residual)
+        turned = None if unread or wanted is None or wanted == predicted else self.turn(x, pooled, wanted)
         return Explained(
             found,
             k,
             against,
-            alpha[own],
+            alpha,
             x[own] @ self.directions.filters - self.thresholds,
-            contribution_maps(alpha[own], self.directions.signals, gradient[own]),
+            contribution_maps(alpha, self.directions.signals, gradient[own]),
             grad_cam(x[own], gradient[own]),
             pooled,
             wanted,
             turned,
+            unread,
         )
 
     def turn(self, x: np.ndarray, pooled: np.ndarray, target: int) -> Turned | None:
@@ -139,13 +150,19 @@ class Explainer:
 
     def _moved(self, x: np.ndarray, *, keep: bool) -> Moved:
         if self.affine is not None:
-            return PooledMoved(x, self.directions.signals, *self.affine, keep=keep)
+            return PooledMoved(x, self.directions.signals, *self.affine, prefix=self.prefix, keep=keep)
         signals = torch.from_numpy(self.directions.signals).to(self.device)
-        return HeadMoved(self.head, torch.from_numpy(x).to(self.device), signals, keep=keep)
+        return HeadMoved(self.head, torch.from_numpy(x).to(self.device), signals, prefix=self.prefix, keep=keep)
 
     def _contributions(self, x: np.ndarray, alpha: np.ndarray) -> Contributions:
         d = self.directions
         if self.affine is not None:
-            return pooled_contributions(x, d.mean, alpha, d.signals, *self.affine)
+            return pooled_contributions(x, d.mean, alpha, d.signals, *self.affine, prefix=self.prefix)
         tensors = (torch.from_numpy(a.astype(np.float32)).to(self.device) for a in (x, d.mean, alpha, d.signals))
-        return measured_contributions(self.head, *tensors)
+        return measured_contributions(self.head, *tensors, prefix=self.prefix)
+
+    def _unread(self, x: np.ndarray, found: Contributions) -> bool:
+        """Whether the head does not depend on the positions on the image; asked only where no concept does anything."""
+        if self.affine is not None or np.abs(found.parts).max(initial=0) > ROUNDING * np.abs(found.logits).max():
+            return False
+        return not reads_positions(self.head, torch.from_numpy(x).to(self.device), self.prefix)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from evaluate.explain.values import Values
 
 
-def notes(*, exact: bool, values: Values) -> dict[str, str]:
-    """Terms and what they mean, where the head is pooling and an affine map (``exact``) or another, for one way to read signal values."""
-    return {**NOTES, **(EXACT if exact else MEASURED), **VALUES[values]}
+def notes(*, exact: bool, values: Values, prefix: int = 0) -> dict[str, str]:
+    """Terms and what they mean: where the head is pooling and an affine map (``exact``) or another, for one way to read signal values, and where some
+    positions lie nowhere on the image (``prefix``)."""
+    return {**NOTES, **(EXACT if exact else MEASURED), **VALUES[values], **(TOKENS if prefix else {})}
 
 
 NOTES = {
@@ -19,8 +20,8 @@ NOTES = {
     "maps": "What the concept adds to the explained class's logit at each position (signal value times the logit's slope along the signal vector), paler "
     "where it adds little. The yellow line surrounds where the detector fires.",
     "Grad-CAM": "Where the class is seen at this layer, whatever the concept (Selvaraju et al. 2017).",
-    "what would make it": "Few changes of mean signal values that turn the prediction, within what 99 % of the store's images have where that is possible; "
-    "run through the model's own head. It says what the head reads, not what a changed photograph would give.",
+    "what would make it": "Few changes of mean signal values that turn the prediction, within what 99 % of the store's images have where such a change is "
+    "found; run through the model's own head. It says what the head reads, not what a changed photograph would give.",
 }  # fmt: skip
 EXACT = {
     "no concept": "The part of the logit that none of these directions explains. Read concepts with care where it is large."
@@ -33,3 +34,7 @@ VALUES = {
     "joint": {"signal values": "Read by all filters jointly, so that what several filters share is counted once."},
     "paper": {"signal values": "Read by each filter by itself: what several filters share is counted several times."},
 }  # fmt: skip
+TOKENS = {
+    "class token": "Tokens that lie nowhere on the image (class and register tokens) are left as they are, in the average image, in contributions and in "
+    "changes. What a concept did to them before this layer is not seen here."
+}

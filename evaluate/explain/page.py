@@ -30,15 +30,22 @@ class Map:
 
 @dataclass(frozen=True)
 class Shown:
-    """One image of the page. ``document`` as ``describe`` gives it; ``sums``: titles and their steps; the rest are file names."""
+    """One image of the page: no more than is shown, for pages of many are held in memory.
+
+    ``predicted``, ``explained``, ``classes``, ``counterfactual``: parts of ``describe``'s document; ``sums``: titles and their steps; the rest are file names.
+    Without a ``cam`` the head does not read this layer's positions, and there are neither sums nor maps.
+    """
 
     name: str
     sentence: str
-    document: dict[str, Any]
+    predicted: dict[str, Any]
+    explained: dict[str, Any]
+    classes: Sequence[dict[str, Any]]
+    counterfactual: dict[str, Any] | None
     sums: Sequence[tuple[str, Sequence[Step]]]
     maps: Sequence[Map]
     seen: str
-    cam: str
+    cam: str | None
     sheet: str
     json: str
 

@@ -90,7 +90,7 @@ def bars(steps: Sequence[Step]) -> list[tuple[float, float]]:
 
 def sheet(
     picture: Image.Image,
-    cam: Image.Image,
+    cam: Image.Image | None,
     maps: Sequence[tuple[str, Image.Image]],
     steps: Sequence[Step],
     *,
@@ -103,7 +103,7 @@ def sheet(
 
     Parameters
     ----------
-    picture, cam : square images.
+    picture, cam : square images; no Grad-CAM where there is none to show.
     maps : (title, square image) of each concept shown.
     steps : of the sum, base first, total last; ``what`` it sums to.
     title, subtitle : a line each, at the top.
@@ -134,7 +134,8 @@ def sheet(
 
     write(shortened(title, 90), 0.1, 0.12, 12, "bold")
     tile(picture, "what the network saw", 0, 0)
-    tile(cam, cam_title, 1, 0)
+    if cam is not None:
+        tile(cam, cam_title, 1, 0)
     left = 0.3 + 2 * SIDE + 1.65  # room for the steps' names
     write(shortened(what, 60), left, 0.42 + 0.06, 8.5)
     box = (left / WIDTH, 1 - (0.42 + SIDE) / height, 1 - (left + 0.1) / WIDTH, (SIDE - 0.24) / height)

@@ -17,16 +17,18 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from evaluate.explain.contributions import behind
 from evaluate.explain.counterfactual import Change, few_changes
 
 STEPS, AGAIN = 10, 4  # solutions at most: at first, and with one direction less
 RIVALS = 10  # classes whose slopes are taken at first, and that are added in each step, where slopes cost
 BISECTIONS = 6
+_ROUNDING = 1e-6  # of a spread
 _NODES, _WEIGHTS = (a / 2 + b for a, b in zip(np.polynomial.legendre.leggauss(3), (0.5, 0.0), strict=True))
 
 
 class Moved(Protocol):
-    """One image whose concepts can be changed, by δ (I,) at every position."""
+    """One image whose concepts can be changed, by δ (I,) at every position on it; a class token's stays."""
 
     bent: bool  # not a straight line in δ
     cheap: bool  # all classes' slopes cost no more than those of a few
@@ -43,19 +45,29 @@ class PooledMoved:
 
     Parameters
     ----------
-    x : (P, C), ``signals`` (C, I), ``weight`` (K, C), ``bias`` (K,).
+    x : (prefix + P, C), ``signals`` (C, I), ``weight`` (K, C), ``bias`` (K,).
+    prefix : positions at the front that stay as they are.
     """
 
     def __init__(
-        self, x: np.ndarray, signals: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, keep: bool = False
+        self,
+        x: np.ndarray,
+        signals: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        *,
+        prefix: int = 0,
+        keep: bool = False,
     ) -> None:
-        self._x, self._signals, self._weight = (a.astype(np.float64) for a in (x, signals, weight))
+        x, self._signals, self._weight = (a.astype(np.float64) for a in (x, signals, weight))
         self._bias, self.bent, self.cheap = bias, keep, True
+        self._stays, self._x = x[:prefix].sum(0) / len(x), x[prefix:]
+        self._share = len(self._x) / len(x)  # of the pooled positions
 
     def logits(self, delta: np.ndarray) -> np.ndarray:
         x = self._x + self._signals @ delta
         pooled = (np.maximum(x, 0) if self.bent else x).mean(0)
-        moved: np.ndarray = self._weight @ pooled + self._bias
+        moved: np.ndarray = self._weight @ (self._stays + self._share * pooled) + self._bias
         return moved
 
     def slopes(self, delta: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -64,11 +76,11 @@ class PooledMoved:
             step = signals @ delta
             share = np.divide(np.clip(self._x, 0, np.abs(step)), -step, out=np.ones_like(self._x), where=step < 0)
             signals = signals * share.mean(0)[:, None]
-        return signals.T @ self._weight[classes].T
+        return self._share * (signals.T @ self._weight[classes].T)
 
 
 class HeadMoved:
-    """Behind any head, (n, P, C) float32 -> (n, K), asked for its gradients; ``x`` (P, C) and ``signals`` (C, I) on its device."""
+    """Behind any head, (n, prefix + P, C) float32 -> (n, K), asked for its gradients; ``x`` and ``signals`` (C, I) on its device."""
 
     bent, cheap = True, False
 
@@ -78,13 +90,15 @@ class HeadMoved:
         x: torch.Tensor,
         signals: torch.Tensor,
         *,
+        prefix: int = 0,
         keep: bool = False,
     ) -> None:
-        self._head, self._x, self._signals, self._keep = head, x, signals, keep
+        self._head, self._signals, self._keep = head, signals, keep
+        self._stays, self._x = x[:prefix], x[prefix:]
 
     def _moved(self, deltas: torch.Tensor) -> torch.Tensor:
         x = self._x + (deltas @ self._signals.T)[:, None]  # (n, P, C)
-        return self._head(x.clamp_min(0) if self._keep else x)
+        return self._head(behind(self._stays, x.clamp_min(0) if self._keep else x))
 
     def logits(self, delta: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -131,7 +145,9 @@ def turn(
     Returns
     -------
     Turned or None
-        None where no change was found, of whatever size. ``flips`` and ``flips_kept`` say what the head makes of the change.
+        None where no change was found. Only if ``free`` is no bent path, and there is no ``kept``, does that say that there is none, of whatever
+        size: a bent path's slopes, taken where the image is, may be 0 though the head would turn farther off.
+        ``flips`` and ``flips_kept`` say what the head makes of the change.
     """
     found = None
     for moved in (kept, free):
@@ -170,7 +186,8 @@ def follow(
         fewer, does = _follow(moved, target, kept[kept != i], spread, low, high, AGAIN)
         if fewer is not None and does and (change.beyond or not fewer.beyond):
             change, kept = fewer, fewer.changed
-    return _shortened(moved, change, target), True
+    shorter = _shortened(moved, change, target)
+    return Change(shorter.delta, shorter.cost, outside(shorter.delta, spread, low, high)), True
 
 
 def _follow(
@@ -196,7 +213,7 @@ def _follow(
             break
         delta = np.zeros(len(spread))
         delta[some] = found.delta
-        change = Change(delta, found.cost, found.beyond)
+        change = Change(delta, found.cost, outside(delta, spread, low, high))
         after = moved.logits(delta)
         if int(after.argmax()) == target:
             return change, True
@@ -218,3 +235,9 @@ def _shortened(moved: Moved, change: Change, target: int) -> Change:
         else:
             low = middle
     return Change(high * change.delta, high * change.cost, change.beyond)
+
+
+def outside(delta: np.ndarray, spread: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:
+    """Whether changes (I,) lead beyond their bounds, by more than rounding."""
+    slack = _ROUNDING * spread
+    return bool(((delta < low - slack) | (delta > high + slack)).any())

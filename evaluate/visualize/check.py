@@ -12,6 +12,7 @@ import torch
 from evaluate.visualize.maximise import Target, VisualizeConfig, maximise
 from evaluate.visualize.natural import Natural
 from evaluate.visualize.pixels import Eyes, to_jpeg
+from extract.forward import computing_in
 from stores.directions import Directions
 from stores.errors import MismatchError, UsageError
 from stores.progress import Progress, silent
@@ -199,7 +200,7 @@ def _measure(
     network: Any, image: torch.Tensor, filters: torch.Tensor, thresholds: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Response of each detector to one preprocessed image (3, h, w), and the share of positions where it fires: (M,) each."""
-    with torch.no_grad():
+    with torch.no_grad(), computing_in("float32", torch.device(network.device)):
         x = network.activations(image[None].to(network.device))[0, network.layout.prefix :].cpu()  # (P, C)
     z = x @ filters - thresholds
     return z.mean(0).double().numpy(), (z > 0).double().mean(0).numpy()

@@ -13,6 +13,7 @@ from evaluate.visualize.fourier import Parametrisation, Pictures
 from evaluate.visualize.natural import Natural
 from evaluate.visualize.pixels import Normalisation
 from evaluate.visualize.robust import draw_moves, moved
+from extract.forward import computing_in
 from stores.errors import NonFiniteError, UsageError
 from stores.progress import Progress, silent
 
@@ -94,8 +95,8 @@ def maximise(
     Parameters
     ----------
     network : ``extract.network.Network``, or what has its ``activations``, ``layout``, ``layer`` and ``device``. Positions
-        that lie nowhere in the image (class tokens) do not count.
-    normalise : from RGB to the network's input.
+        that lie nowhere in the image (class tokens) do not count. It runs in full float32.
+    normalise : from RGB to the network's input; on any device.
     natural : statistics of natural images, of the pictures' size.
     targets : what to draw; each picture starts and moves by its own generator, and depends on no other.
 
@@ -108,10 +109,14 @@ def maximise(
     NonFiniteError
         The network gives NaN or infinite values; the message names the direction.
     """
+    device = torch.device(network.device)
+    normalise = normalise.to(device)
     for start in range(0, len(targets), config.batch):
         some = targets[start : start + config.batch]
         told = _Told(progress, start, len(some), len(targets), config.steps)
-        yield from zip(some, _batch(network, normalise, natural, some, config, told), strict=True)
+        with computing_in("float32", device):  # not around the yield: what the caller computes is the caller's
+            drawn = _batch(network, normalise, natural, some, config, told)
+        yield from zip(some, drawn, strict=True)
 
 
 @dataclass(frozen=True)

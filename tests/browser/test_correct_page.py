@@ -10,6 +10,7 @@ import pytest
 from shortcut_net import CLASSES, directions_arrays, write_scenes
 
 from evaluate.correct import CorrectConfig, study_correction
+from evaluate.correct.detectors import measure_detectors
 from evaluate.correct.judged import judged
 from evaluate.correct.page import write_page
 from evaluate.correct.tables import correction_summary
@@ -18,6 +19,7 @@ from extract.images import open_source
 from extract.stream import ExtractConfig, extract
 from stores.activations import ActivationStore
 from stores.directions import Directions
+from stores.readers import LayerReader
 
 HOSTILE = "<img src=x onerror=alert(1)> & a class whose name is long_and_without_any_place_to_break_it"
 
@@ -35,7 +37,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     d = Directions(**directions_arrays(), method="eddp", layer="act")  # type: ignore[arg-type]
     assert d.thresholds is not None
     head = open_head(stores[0], "act")
-    study = study_correction(d, [0], d.thresholds, head, clean, poisoned, rectify=True, config=CorrectConfig(randoms=2))
+    found = measure_detectors(d, [0], d.thresholds, LayerReader(stores[1], "act"))
+    study = study_correction(found, head, clean, poisoned, rectify=True, config=CorrectConfig(randoms=2))
     summary = {"title": HOSTILE, "because": HOSTILE, "directions": "found", "layer": "act", **correction_summary(study)}
     return write_page(folder / "out", study, summary, [HOSTILE, CLASSES[1]], stores[0]).as_uri()
 
@@ -64,9 +67,8 @@ def test_a_page_without_any_change_says_so(watched: Callable[..., Any], page: st
     d = Directions(**directions_arrays(), method="eddp", layer="act")  # type: ignore[arg-type]
     assert d.thresholds is not None
     config = CorrectConfig(randoms=0, strength=0.0, shift=0.0)
-    study = study_correction(
-        d, [0], d.thresholds, open_head(store, "act"), judged(store, "act"), None, rectify=True, config=config
-    )
+    found = measure_detectors(d, [0], d.thresholds, LayerReader(store, "act"))
+    study = study_correction(found, open_head(store, "act"), judged(store, "act"), None, rectify=True, config=config)
     summary = {
         "title": "mark",
         "because": "asked for",

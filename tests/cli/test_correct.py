@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from shortcut_net import CLASSES, ToUnit, build, directions_arrays, write_masks, write_scenes
+from tiny import contents
 
 from evaluate.correct import Correction
 from stores.directions import Directions
@@ -136,7 +137,10 @@ def test_a_direction_may_be_named_and_its_strength_given(run: Run, place: Path) 
         (("--directions", "pca"), "it has found"),
         (("--data", "nowhere"), "nowhere"),
         (("--strength", -1), "strength"),
-        (("--out", "EVALUATION"), "own folder"),
+        (("--out", "EVALUATION"), "left alone"),
+        (("--out", "clean"), "left alone"),
+        (("--direction", 0, "--label", "mark"), "not both"),
+        (("--held-out", 0.999, "--poisoned", "poisoned"), "held out"),
         (("--direction", 1, "--data", "concepts/masks"), "has a class"),
     ],
 )
@@ -148,9 +152,28 @@ def test_wrong_use(
     ended = run("eddp", "correct", "evaluation", *(() if "--data" in arguments else ("--data", "clean")), *replaced)
     assert ended.code == 2
     assert word in ended.err
-    assert ended.err.strip().count("\n") == 0
+    assert ended.err.strip().splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in ended.err
     assert (place / "evaluation" / "summary.json").is_file()
     assert not (place / "correction" / "summary.json").exists()
+
+
+def test_a_run_that_fails_leaves_an_earlier_correction_as_it_was(run: Run, place: Path) -> None:
+    ok(run(*data(place)))
+    before = contents(place / "correction")
+    assert run(*data(place)[:3], "--data", place / "typo").code == 2
+    assert run(*data(place), "--shift", "nan").code == 2
+    assert contents(place / "correction") == before
+    ok(run(*data(place), "--strength", 0.5))
+    assert contents(place / "correction") != before
+
+
+def test_directions_that_were_fitted_again_are_told_apart(run: Run, place: Path) -> None:
+    arrays = directions_arrays()
+    turned = {k: (v[..., ::-1].copy() if k != "mean" else v) for k, v in arrays.items()}
+    Directions(**turned, method="eddp", layer="act").save(place / "found.safetensors")  # type: ignore[arg-type]
+    ended = run(*data(place))
+    assert (ended.code, "fitted again" in ended.err) == (2, True)
 
 
 def test_no_evaluation_none_of_ours_and_nothing_suspicious(run: Run, place: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from shortcut_net import CLASSES, ToUnit, build, curved, directions_arrays, write_scenes
 
 from evaluate.correct import CorrectConfig, Correction, study_correction
+from evaluate.correct.detectors import Detectors, measure_detectors
 from evaluate.correct.judged import FLOOR, Judged, judged, predict
 from evaluate.correct.study import Study, accuracy, confusion
 from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
@@ -20,6 +21,7 @@ from extract.stream import ExtractConfig, extract
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import UsageError
+from stores.readers import LayerReader
 
 
 def store_of(
@@ -35,6 +37,13 @@ def store_of(
 
 def found_directions() -> Directions:
     return Directions(**directions_arrays(), method="eddp", layer="act")  # type: ignore[arg-type]
+
+
+def detectors(store: ActivationStore, chosen: list[int], thresholds: np.ndarray | None = None) -> Detectors:
+    d = found_directions()
+    b = d.thresholds if thresholds is None else thresholds
+    assert b is not None
+    return measure_detectors(d, chosen, b, LayerReader(store, "act"))
 
 
 def corrections() -> list[Correction]:
@@ -75,10 +84,10 @@ def test_classes_names_and_parts(tmp_path: Path) -> None:
     assert [CLASSES[k] for k in clean.classes] == [name.split("/")[0] for name in clean.names]
     np.testing.assert_array_equal(clean.held, poisoned.held)  # a picture and its poisoned copy are on the same side
     assert 10 < clean.held.sum() < 30
+    with pytest.raises(UsageError, match="40 are held out"):
+        judged(ActivationStore.open(tmp_path / "clean.zarr"), "act", held=1.0)
     other = judged(ActivationStore.open(tmp_path / "clean.zarr"), "act", seed=1)
     assert (other.held != clean.held).any()
-    everything = judged(ActivationStore.open(tmp_path / "clean.zarr"), "act", held=1.0)
-    assert everything.held.all()
 
 
 def test_images_without_classes_are_refused(tmp_path: Path) -> None:
@@ -93,19 +102,10 @@ def test_images_without_classes_are_refused(tmp_path: Path) -> None:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     place = tmp_path_factory.mktemp("study")
     clean, poisoned = (store_of(place, n, marked=n == "poisoned") for n in ("clean", "poisoned"))
-    d = found_directions()
-    assert d.thresholds is not None
-    config = CorrectConfig(randoms=5)
     return study_correction(
-        d,
-        [0],
-        d.thresholds,
-        open_head(clean, "act"),
-        judged(clean, "act"),
-        judged(poisoned, "act"),
-        rectify=True,
-        config=config,
-    )
+        detectors(poisoned, [0]), open_head(clean, "act"), judged(clean, "act"), judged(poisoned, "act"), rectify=True,
+        config=CorrectConfig(randoms=5),
+    )  # fmt: skip
 
 
 def test_the_shortcut_is_taken_out(study: Study) -> None:
@@ -116,7 +116,7 @@ def test_the_shortcut_is_taken_out(study: Study) -> None:
     assert summary["poisoned"]["after"] == 1.0
     assert summary["clean"]["before"] == summary["clean"]["after"] == 1.0
     assert 0.25 <= study.correction.strength <= 1.01  # among equals the weakest
-    assert study.correction.shift > 0 or study.correction.strength <= 1
+    assert study.tried["signal"].within
     assert summary["poisoned"]["same_strength"]["random_mean"] < 0.8
 
 
@@ -141,46 +141,73 @@ def test_tables_agree_with_the_predictions(study: Study) -> None:
             assert sum(r["images"] for r in counts if r["set"] == which and r["when"] == when) == (~of.held).sum()
 
 
-def test_a_tolerance_that_no_setting_meets_takes_what_harms_least(tmp_path: Path) -> None:
-    """A detector that fires everywhere, and a vector that the classes need."""
+def test_a_tolerance_that_no_setting_meets_takes_what_harms_least_and_says_so(tmp_path: Path) -> None:
+    """Detectors that fire everywhere, and vectors that the classes need."""
     clean, poisoned = (store_of(tmp_path, n, marked=n == "poisoned", count=6) for n in ("clean", "poisoned"))
-    d = found_directions()
-    thresholds = np.full(3, -50.0, np.float32)
     config = CorrectConfig(tolerance=0.0, randoms=0, multiples=(4.0, 8.0))
     found = study_correction(
-        d,
-        [1, 2],
-        thresholds,
-        open_head(clean, "act"),
-        judged(clean, "act"),
-        judged(poisoned, "act"),
-        rectify=True,
-        config=config,
-    )
+        detectors(clean, [1, 2], np.full(3, -50.0, np.float32)), open_head(clean, "act"), judged(clean, "act"), judged(poisoned, "act"),
+        rectify=True, config=config,
+    )  # fmt: skip
     tried = found.tried["signal"]
     assert tried.clean[tried.best] == tried.clean.max() < 1
+    assert not tried.within
+    assert correction_summary(found)["within_tolerance"] is False
 
 
-def test_without_poisoned_images_the_strength_is_the_typical_signal(tmp_path: Path) -> None:
-    marked = judged(store_of(tmp_path, "p", marked=True), "act")
-    d = found_directions()
-    assert d.thresholds is not None
-    head = open_head(marked.reader.store, "act")
-    found = study_correction(d, [0], d.thresholds, head, marked, None, rectify=True)
+def test_without_poisoned_images_it_is_the_strongest_that_leaves_clean_ones_alone(tmp_path: Path) -> None:
+    marked, clean = store_of(tmp_path, "p", marked=True), judged(store_of(tmp_path, "c", marked=False), "act")
+    head = open_head(marked, "act")
+    found = study_correction(detectors(marked, [0]), head, clean, None, rectify=True)
     assert found.correction.strength == pytest.approx(found.typical) == pytest.approx(1.0)
     assert found.correction.shift == 0
     given = study_correction(
-        d, [0], d.thresholds, head, marked, None, rectify=True, config=CorrectConfig(strength=0.3, shift=0.7)
+        detectors(marked, [0]), head, clean, None, rectify=True, config=CorrectConfig(strength=0.3, shift=0.7)
     )
     assert (given.correction.strength, given.correction.shift) == (0.3, 0.7)
+    # grass is what meadows are known by: hardly any of it can be taken out
+    harmful = study_correction(
+        detectors(marked, [1], np.zeros(3, np.float32)),
+        head,
+        clean,
+        None,
+        rectify=True,
+        config=CorrectConfig(tolerance=0.0),
+    )
+    assert harmful.correction.strength < 0.8 * harmful.typical
 
 
 def test_a_detector_that_never_fires_is_refused(tmp_path: Path) -> None:
-    clean = judged(store_of(tmp_path, "c", marked=False), "act")
+    with pytest.raises(UsageError, match="detector 0 fires nowhere"):
+        detectors(store_of(tmp_path, "c", marked=False), [0])
+
+
+def test_detectors_are_measured_as_by_hand(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "p", marked=True, count=7)
     d = found_directions()
-    assert d.thresholds is not None
-    with pytest.raises(UsageError, match="detector 0 fires on no held-out"):
-        study_correction(d, [0], d.thresholds, open_head(clean.reader.store, "act"), clean, None, rectify=True)
+    x = np.concatenate([np.asarray(b, np.float32) for _, b in LayerReader(store, "act").blocks()]).reshape(-1, 12)
+    z = x @ d.filters[:, [0, 2]] - d.thresholds[[0, 2]]  # type: ignore[index]
+    alpha = x @ d.filters[:, [0, 2]] / 20
+    found = detectors(store, [0, 2])
+    assert found.typical == pytest.approx(alpha[z > 0].mean(), rel=1e-5)
+    np.testing.assert_allclose(np.sort(found.positives), np.sort(z[z > 0]), rtol=1e-5)
+    assert found.shift(0.5) == pytest.approx(np.median(z[z > 0]), rel=1e-5)
+    assert found.shift(0.0) == 0
+    np.testing.assert_array_equal(found.filters, d.filters[:, [0, 2]])
+
+
+def test_gates_of_methods_without_thresholds_are_shut_where_the_concept_is_not(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "p", marked=True)
+    units = Directions(
+        np.eye(12, dtype=np.float32), np.eye(12, dtype=np.float32), np.zeros(12, np.float32), None, "neurons", "act"
+    )
+    found = measure_detectors(units, [0], np.full(12, 0.9, np.float32), LayerReader(store, "act"))
+    x = np.concatenate([np.asarray(b, np.float32) for _, b in LayerReader(store, "act").blocks()]).reshape(-1, 12)
+    z = x @ found.filters - found.thresholds
+    assert np.abs(z).mean() == pytest.approx(3, rel=1e-4)
+    gate = 1 / (1 + np.exp(-z[:, 0]))
+    assert gate[x[:, 0] == 0].max() < 0.05
+    np.testing.assert_array_equal(z[:, 0] > 0, x[:, 0] > 0.9)  # what is detected stays the same
 
 
 def test_accuracy_and_confusion_by_hand() -> None:

@@ -15,17 +15,19 @@ from evaluate.detectors import make_bank
 from evaluate.gallery import Top, on_grid
 from evaluate.report.pictures import region
 from evaluate.site.classes import class_titles, taken_for, true_classes
-from evaluate.site.folder import MADE_BY, MARKER, check_replaceable, replacing
 from evaluate.site.influence import Pushes, read_pushes, read_steering
 from evaluate.site.pictures import EXAMPLE, TILE, draw_pictures, example_file, tile_file
 from evaluate.site.similarity import cosines, nearest, scaled, similarity_map
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import ImageError, StoreError, StoreExistsError, UsageError
+from stores.folders import Ours, check_replaceable, replacing
 from stores.readers import LayerReader
 from stores.tables import write_parts, write_table
 
 # similarity
+
+OURS = Ours("report.json", "eddp report", "a report")
 
 
 def test_cosines_and_neighbours() -> None:
@@ -263,13 +265,13 @@ def test_pictures_show_the_region_and_what_is_gone_is_told(tmp_path: Path, compr
 def fill(folder: Path, text: str) -> None:
     (folder / "d").mkdir()
     (folder / "d" / "page.html").write_text(text)
-    (folder / MARKER).write_text(json.dumps({"made_by": MADE_BY}))
+    (folder / OURS.file).write_text(json.dumps({"made_by": OURS.made_by}))
 
 
 def test_a_report_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "report"
     for text in ("one", "two"):
-        with replacing(out) as folder:
+        with replacing(out, OURS) as folder:
             fill(folder, text)
             assert folder.parent == out.parent
         assert (out / "d" / "page.html").read_text() == text
@@ -279,11 +281,11 @@ def test_a_report_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UsageError("no")])
 def test_an_interrupted_report_leaves_the_old_one(tmp_path: Path, error: Any) -> None:
     out = tmp_path / "report"
-    with replacing(out) as folder:
+    with replacing(out, OURS) as folder:
         fill(folder, "old")
 
     def stopped() -> None:
-        with replacing(out) as folder:
+        with replacing(out, OURS) as folder:
             (folder / "half.html").write_text("half")
             raise error
 
@@ -295,7 +297,7 @@ def test_an_interrupted_report_leaves_the_old_one(tmp_path: Path, error: Any) ->
 
 def test_a_rename_that_fails_gives_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "report"
-    with replacing(out) as folder:
+    with replacing(out, OURS) as folder:
         fill(folder, "old")
     real = Path.rename
 
@@ -305,7 +307,7 @@ def test_a_rename_that_fails_gives_the_old_one_back(tmp_path: Path, monkeypatch:
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(StoreError, match="No space left"), replacing(out) as folder:
+    with pytest.raises(StoreError, match="No space left"), replacing(out, OURS) as folder:
         fill(folder, "new")
     assert (out / "d" / "page.html").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
@@ -313,16 +315,16 @@ def test_a_rename_that_fails_gives_the_old_one_back(tmp_path: Path, monkeypatch:
 
 def test_what_is_no_report_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    check_replaceable(tmp_path / "empty")
-    check_replaceable(tmp_path / "new")
+    check_replaceable(tmp_path / "empty", OURS)
+    check_replaceable(tmp_path / "new", OURS)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
     (tmp_path / "file").write_text("x")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / MARKER).write_text('{"made_by": "someone else"}')
+    (tmp_path / "other" / OURS.file).write_text('{"made_by": "someone else"}')
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     for name in ("thesis", "file", "other", "link"):
-        with pytest.raises(StoreExistsError, match="left alone"), replacing(tmp_path / name):
+        with pytest.raises(StoreExistsError, match="left alone"), replacing(tmp_path / name, OURS):
             pass
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]

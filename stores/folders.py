@@ -11,40 +11,48 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from stores.errors import EDDPError, StoreError, StoreExistsError
 from stores.files import sync, sync_folder
 
-MARKER = "report.json"  # what is in a folder that may be replaced
-MADE_BY = "eddp report"
 DAY = 86400  # seconds
 
 
-def check_replaceable(out: Path) -> None:
-    """Raise StoreExistsError unless there is nothing at ``out``, an empty folder, or a report of ours."""
+@dataclass(frozen=True)
+class Ours:
+    """How a folder is known that may be replaced: ``file`` in it is JSON whose ``made_by`` is the command that wrote it; ``what`` it is, in words."""
+
+    file: str
+    made_by: str
+    what: str
+
+
+def check_replaceable(out: Path, ours: Ours) -> None:
+    """Raise StoreExistsError unless there is nothing at ``out``, an empty folder, or one of ours."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise StoreExistsError(f"'{out}' (--out) is no folder, and is left alone. Give another.")
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
-        ours = json.loads((out / MARKER).read_bytes())["made_by"] == MADE_BY
+        known = json.loads((out / ours.file).read_bytes())["made_by"] == ours.made_by
     except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
+        known = False
+    if not known:
         raise StoreExistsError(
-            f"The folder '{out}' (--out) holds other things than a report, and is left alone. Give another."
+            f"The folder '{out}' (--out) holds other things than {ours.what}, and is left alone. Give another."
         )
 
 
 @contextmanager
-def replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path, ours: Ours) -> Iterator[Path]:
     """Give an empty folder beside ``out``; when the block ends it takes the place of ``out``, when it fails it goes.
 
-    What was at ``out`` stays until all is on the disk. Raises StoreExistsError for a folder that is no report, StoreError when
+    What was at ``out`` stays until all is on the disk. Raises StoreExistsError for a folder that is none of ours, StoreError when
     the disk is full or the place cannot be written to.
     """
-    check_replaceable(out)
+    check_replaceable(out, ours)
     out = out.absolute()
     number = uuid.uuid4().hex[:8]
     new, old = (out.with_name(f".{out.name}.{number}.{ending}") for ending in ("partial", "old"))
@@ -67,7 +75,7 @@ def replacing(out: Path) -> Iterator[Path]:
             raise
         where = error.filename or out
         raise StoreError(
-            f"'{where}' could not be written: {error.strerror or error}. An earlier report is left as it was; free some space "
+            f"'{where}' could not be written: {error.strerror or error}. What was there before is left as it was; free some space "
             "or give another --out, then run the same command again."
         ) from error
     finally:
