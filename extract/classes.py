@@ -34,10 +34,13 @@ def class_numbers(names: Sequence[str] | None, model: Sequence[str] | None, clas
     """(n,) numbers among the model's classes of a dataset's n classes, by name or by order; None where neither is sure."""
     if not names:
         return np.zeros(0, np.int64)
-    place = {_plain(name): k for k, name in enumerate(model or [])}
-    known = [_plain(name) in place for name in names]
-    if all(known) and len(place) == len(model or []):
-        return np.array([place[_plain(name)] for name in names], np.int64)
+    places: dict[str, list[int]] = {}
+    for k, name in enumerate(model or []):
+        places.setdefault(_plain(name), []).append(k)
+    known = [_plain(name) in places for name in names]
+    # ImageNet has two cranes and two maillots: a folder of that name may be either
+    if all(known) and all(len(places[_plain(name)]) == 1 for name in names):
+        return np.array([places[_plain(name)][0] for name in names], np.int64)
     # one name that is known and one that is not: a class by another name, or misspelled, whose place nobody can tell
     return np.arange(classes, dtype=np.int64) if len(names) == classes and not any(known) else None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from evaluate.explain.words import Concept
@@ -43,7 +45,8 @@ class Inputs:
 def open_inputs(store: Path | None, directions: Path | None, evaluation: Path | None, layer: str | None) -> Inputs:
     """Open what was named; what was not comes from the evaluation, by default that beside the directions.
 
-    Raises UsageError where neither says enough, MismatchError for directions of another layer, and the errors of what is opened.
+    Raises UsageError where neither says enough, MismatchError for directions of another layer or others than the evaluation's, and the errors of
+    what is opened.
     """
     if evaluation is None and (store is None or directions is None):
         raise UsageError("Say what to explain with: --store and --directions, or --evaluation DIR, which knows both.")
@@ -52,14 +55,29 @@ def open_inputs(store: Path | None, directions: Path | None, evaluation: Path | 
     if known is not None and (evaluation is not None or name in known.names):
         name = known.one(name)
     found = known.directions(str(name)) if directions is None and known else Directions.load(directions or "")
+    if directions is not None and evaluation is not None and known is not None:
+        _check_same(found, directions, known, str(name))
     opened = known.store() if store is None and known else ActivationStore.open(store or "")
     spec = opened.layer(layer or found.layer)
     found.check_store(spec.name, spec.channels)
     return Inputs(opened, spec.name, found, str(name), _concepts(known, str(name), found, evaluation is not None))
 
 
+def _check_same(found: Directions, path: Path, known: Evaluated, name: str) -> None:
+    """Raise MismatchError where a directions file is not the one that was evaluated, as far as that is still there."""
+    try:
+        evaluated = known.directions(name)
+    except MissingPathError:
+        return  # it was moved: that is why the file is named
+    if not (np.array_equal(found.filters, evaluated.filters) and np.array_equal(found.signals, evaluated.signals)):
+        raise MismatchError(
+            f"'{path}' holds other directions than those called '{name}' that '{known.folder}' is about. Leave --directions out, or run "
+            "evaluate on it."
+        )
+
+
 def _beside(directions: Path | None) -> Evaluated | None:
-    """The evaluation beside a directions file, if it is about that very file."""
+    """The evaluation beside a directions file, if it is about that very file, as it was then."""
     if directions is None:
         return None
     folder = directions.absolute().parent / "evaluation"
@@ -68,6 +86,8 @@ def _beside(directions: Path | None) -> Evaluated | None:
     try:
         known = Evaluated(folder)
         same = directions.stem in known.names and known.directions_path(directions.stem).samefile(directions)
+        if same:
+            known.directions(directions.stem)  # an error if it was fitted again since
     except (EDDPError, OSError) as error:
         log.warning("concepts go without names: %s", error)
         return None
@@ -122,23 +142,40 @@ class Item:
     named: bool  # by itself, not as one of a folder
 
 
-def find_images(paths: Sequence[Path], rows: Sequence[int], store: ActivationStore) -> list[Item]:
-    """The images that were named: files, all images of folders, rows of the store.
+def find_images(
+    paths: Sequence[Path], rows: Sequence[int], store: ActivationStore, out: Path | None = None
+) -> list[Item]:
+    """The images that were named: files, all images of folders but those below ``out``, rows of the store.
 
     Raises MissingPathError, NoImagesError, and UsageError or MismatchError for rows that the store or its images do not have.
     """
     items = []
     for path in paths:
         if path.is_dir():
-            names = sorted(files_below(path))
+            there = sorted(files_below(path))
+            names = there if out is None else _not_below(out, path, there)
             if not names:
-                raise NoImagesError(f"There is no image in '{shown(path)}': no file ending in {', '.join(ENDINGS)}.")
+                what = f"no file ending in {', '.join(ENDINGS)}" if not there else "all are in --out, explained before"
+                raise NoImagesError(f"There is no image in '{shown(path)}': {what}.")
             items += [_file(path / name, named=False) for name in names]
         elif path.exists():
             items.append(_file(path, named=True))
         else:
             raise MissingPathError(f"There is no image or folder '{shown(path)}'.")
     return items + (_rows(rows, store) if rows else [])
+
+
+def _not_below(out: Path, root: Path, names: Sequence[str]) -> list[str]:
+    """Files below a folder without those that lie below ``out``, whatever links lead there: an explanation is no photograph."""
+    real = os.path.realpath(out)
+    below: dict[Path, bool] = {}
+    for folder in {(root / name).parent for name in names}:
+        where = os.path.realpath(folder)
+        below[folder] = where == real or where.startswith(real.rstrip(os.sep) + os.sep)
+    kept = [name for name in names if not below[(root / name).parent]]
+    if len(kept) < len(names):
+        log.info("left out: %d images in '%s', where explanations go", len(names) - len(kept), out)
+    return kept
 
 
 def _file(path: Path, *, named: bool) -> Item:

@@ -1,4 +1,4 @@
-"""Explanations of predictions, from files to a folder: a page, a sheet and a JSON document an image, one document of all."""
+"""Explanations of predictions, from files to a folder: a page, a sheet and a JSON document an image, a short document of all."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from extract.network import Network
 from extract.reading import reason
 from extract.seen import crop
 from pipeline.explained_inputs import Inputs, Item, class_number, find_images
-from pipeline.explanation_files import Drawn, Folder
+from pipeline.explanation_files import Drawn
+from pipeline.explanation_folder import Folder
 from pipeline.influence import class_names
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import EDDPError, ImageError, NonFiniteError, UsageError
-from stores.files import json_bytes
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
 log = logging.getLogger(__name__)
+MOST = 500  # images on a page
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,22 @@ def explain_images(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Explain the predictions for some images, and write everything into ``out``; gives what ``explanation.json`` holds.
+    """Explain the predictions for some images, at most 500, and write everything into ``out``; gives what ``explanation.json`` holds.
+
+    That is a few words an image. All numbers of an image are in its own document alone: they are not held in memory.
 
     Raises UsageError and its kin before anything is written, ImageError for an image that was named and cannot be read, NonFiniteError.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"'{out}' (--out) is a file; name a folder.")
+    folder = Folder(out)
     store = inputs.store
-    items = find_images(paths, rows, store)
+    items = find_images(paths, rows, store, out)
     if not items:
         raise UsageError("Name images or folders to explain, or --row N for images of the store.")
+    if len(items) > MOST:
+        raise UsageError(
+            f"{len(items)} images are more than a page can show, which is {MOST}: name fewer, or a smaller folder, and explain the others into "
+            "another --out."
+        )
     classes = class_names(store, int(store.array("images/logits").shape[1]))
     explained, to = class_number(config.explained, classes, "--class"), class_number(config.to, classes, "--to")
     for item in items:
@@ -106,9 +113,9 @@ def explain_images(
     terms = Terms(classes, inputs.concepts, config.top)
     box = lru_cache(maxsize=4096)(lambda size: visible_box(network.transform, size))
     shown: list[Shown] = []
-    documents: list[dict[str, Any]] = []
+    briefs: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    with Folder(out) as folder:
+    with folder:
         for done, item in enumerate(items, 1):
             try:
                 image = item.read()
@@ -122,22 +129,19 @@ def explain_images(
                 found = _explain(explainer, network, item, image, explained, to)
             picture = crop(image, box((image.height, image.width)))
             drawn = Drawn(found, explainer.usual, terms, config.shown, network.layout.grid)
-            page, document = drawn.write(folder, len(shown) + 1, item, picture)
+            page, brief = drawn.write(folder, len(shown) + 1, item, picture)
             shown.append(page)
-            documents.append(document)
+            briefs.append(brief)
             progress("explaining", done, len(items))
         if not shown:
             raise ImageError(f"None of the {len(items)} images can be read; the first: {skipped[0]['reason']}")
-        result = {**_about(inputs, explainer, config), "images": documents, "skipped": skipped}
-        folder.add("explanation.json", json_bytes(result))
-        folder.add("index.html", render(_page(inputs, explainer, shown)).encode("utf-8", "replace"))
-        folder.publish()
-    return result
+        result = {**_about(inputs, explainer, config), "images": briefs, "skipped": skipped}
+        return folder.publish(result, render(_page(inputs, explainer, shown)))
 
 
 def _page(inputs: Inputs, explainer: Explainer, shown: Sequence[Shown]) -> PageData:
     title = shown[0].name if len(shown) == 1 else f"{len(shown)} predictions explained"
-    terms = notes(exact=explainer.affine is not None, values=explainer.values)
+    terms = notes(exact=explainer.affine is not None, values=explainer.values, prefix=explainer.prefix)
     return PageData(title, _facts(inputs, explainer), shown, terms)
 
 

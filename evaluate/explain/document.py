@@ -14,7 +14,6 @@ from evaluate.explain.turning import Turned
 from evaluate.explain.values import Usual
 from evaluate.explain.words import Concept, change_words, contribution_words, probability
 
-
 UNREAD = "the prediction does not depend on the positions of this layer; choose an earlier layer"
 
 

@@ -105,7 +105,7 @@ def sheet(
     ----------
     picture, cam : square images; no Grad-CAM where there is none to show.
     maps : (title, square image) of each concept shown.
-    steps : of the sum, base first, total last; ``what`` it sums to.
+    steps : of the sum, base first, total last; none where there is no sum to show. ``what`` it sums to.
     title, subtitle : a line each, at the top.
     """
     rows = -(-len(maps) // COLUMNS)
@@ -137,9 +137,10 @@ def sheet(
     if cam is not None:
         tile(cam, cam_title, 1, 0)
     left = 0.3 + 2 * SIDE + 1.65  # room for the steps' names
-    write(shortened(what, 60), left, 0.42 + 0.06, 8.5)
-    box = (left / WIDTH, 1 - (0.42 + SIDE) / height, 1 - (left + 0.1) / WIDTH, (SIDE - 0.24) / height)
-    _waterfall(figure.add_axes(box), steps)
+    if steps:
+        write(shortened(what, 60), left, 0.42 + 0.06, 8.5)
+        box = (left / WIDTH, 1 - (0.42 + SIDE) / height, 1 - (left + 0.1) / WIDTH, (SIDE - 0.24) / height)
+        _waterfall(figure.add_axes(box), steps)
     for j, (name, image) in enumerate(maps):
         tile(image, name, j % COLUMNS, 1 + j // COLUMNS)
     for k, line in enumerate(lines):

@@ -81,7 +81,8 @@ def explain(
 ) -> None:
     """Explain what images are taken for: which concepts did it, where they are, and the least change that would make it another class.
 
-    IMAGE is an image file or a folder of them. Writes index.html, a picture (PNG) and a JSON document an image, and explanation.json.
+    IMAGE is an image file or a folder of them, 500 images at most. Writes index.html, a picture (PNG) and a JSON document an image, and
+    explanation.json, a summary of all. A folder --out that holds other things is left alone.
 
     \b
     Example:

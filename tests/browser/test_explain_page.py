@@ -59,7 +59,7 @@ def shown(folder: Path, number: int) -> Shown:
     return Shown(
         f"/some/where/{'x' * 120}.jpg",
         f"Taken for farm (0.90): {LONG} +2.50",
-        document,
+        *(document[key] for key in ("predicted", "explained", "classes", "counterfactual")),
         [("The logit of farm", steps), (f"farm against {LONG}", steps)],
         maps,
         f"{number} seen#?.jpg",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluate.explain.document import brief, describe
 from evaluate.explain.explainer import Explainer
 from extract.network import Network
 from stores.directions import Directions
@@ -48,6 +52,14 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "explanation.json").read_bytes())
 
 
+def document_of(folder: Path, short: dict[str, Any]) -> dict[str, Any]:
+    return json.loads((folder / short["files"]["document"]).read_bytes())
+
+
+def first(folder: Path) -> dict[str, Any]:
+    return document_of(folder, read(folder)["images"][0])
+
+
 @pytest.mark.parametrize("kind", NETS)
 def test_sums_come_out_at_the_models_own_logits(run: Run, made: Callable[..., Any], tmp_path: Path, kind: str) -> None:
     images, store, directions = made(kind)
@@ -59,8 +71,9 @@ def test_sums_come_out_at_the_models_own_logits(run: Run, made: Callable[..., An
     assert result["exact"] == (kind == "pooled")
     net, layer = NETS[kind]
     network = Network.load(net, "none", layer)
-    for number, (file, document) in enumerate(zip(chosen, result["images"], strict=True), 1):
-        assert document["image"] == str(file)
+    for number, (file, short) in enumerate(zip(chosen, result["images"], strict=True), 1):
+        assert short["image"] == str(file)
+        document = document_of(out, short)
         with Image.open(file) as image:
             logits = network.logits(network.transform(image.convert("RGB"))[None])[0]
         probabilities = torch.softmax(logits, 0)
@@ -72,7 +85,9 @@ def test_sums_come_out_at_the_models_own_logits(run: Run, made: Callable[..., An
         assert document["predicted"]["number"] == int(logits.argmax())
         assert {c["direction"] for c in document["contributions"]} == {0, 1, 2}
         stem = f"{number:04d}-{file.stem}"
-        assert json.loads((out / f"{stem}.json").read_bytes()) == document
+        assert short["files"] == document["files"] == {"sheet": f"{stem}.png", "document": f"{stem}.json"}
+        assert short == brief(document)
+        assert document["reads_positions"] == (kind != "tokens")
         assert (out / f"{stem}.png").read_bytes()[:4] == b"\x89PNG"
         assert f"{stem}.png" in (out / "index.html").read_text(encoding="utf-8")
         assert f"{file}: taken for class {document['predicted']['number']}" in ended.out
@@ -92,7 +107,8 @@ def test_rows_classes_targets_and_what_is_printed(run: Run, made: Callable[..., 
     assert [d["row"] for d in result["images"]] == [3, 0]
     assert result["images"][0]["image"] == "cat/003.png"
     assert result["values"] == "paper"
-    for document in result["images"]:
+    for short in result["images"]:
+        document = document_of(tmp_path / "o", short)
         assert document["explained"]["number"] == 1
         turned = document["counterfactual"]
         assert turned is None or turned["target"]["number"] == 2
@@ -106,48 +122,205 @@ def test_again_into_the_same_folder(run: Run, made: Callable[..., Any], tmp_path
     files = sorted(images.rglob("*.png"))
     given = ("--store", store, "--directions", directions, "--out", out)
     ok(run("eddp", "explain", *files[:2], *given))
-    first = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file() and p.name != "run.json"}
+    before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file() and p.name != "run.json"}
     (out / "mine.txt").write_text("keep")
     ok(run("eddp", "explain", *files[:2], *given))
-    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name in first} == first
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name in before} == before
+    for mine in ("2024-cat.jpg", "0007-notes.json", "pictures/2024-dog.png"):
+        (out / mine).write_text("keep")
     ok(run("eddp", "explain", files[5], *given))
     left = {p.name for p in out.iterdir()}
     assert left == {
         "0001-005.json",
         "0001-005.png",
+        "0007-notes.json",
+        "2024-cat.jpg",
         "explanation.json",
         "index.html",
         "mine.txt",
         "pictures",
         "run.json",
     }
-    assert {p.name.split(".")[0] for p in (out / "pictures").iterdir()} == {"0001-005"}
+    assert {p.name.split(".")[0] for p in (out / "pictures").iterdir()} == {"0001-005", "2024-dog"}
+    listed = read(out)["files"]
+    assert sorted(listed) == sorted(
+        p.relative_to(out).as_posix() for p in out.rglob("*") if p.name.startswith("0001-005")
+    )
 
 
-def test_names_come_from_an_evaluation(run: Run, tiny_broden: Callable[..., Any], tmp_path: Path) -> None:
+def test_only_what_an_explanation_lists_goes(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
+    images, store, directions = made("pooled")
+    out = tmp_path / "out"
+    files = sorted(images.rglob("*.png"))
+    given = ("--store", store, "--directions", directions, "--out", out)
+    ok(run("eddp", "explain", files[0], *given))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    mine = [tmp_path / "a.png", elsewhere / "b.png", out / "run.json", out / ".hidden", out / "deep" / "c.png"]
+    mine[-1].parent.mkdir()
+    for path in mine:
+        path.write_text("keep")
+    listed = ["../a.png", str(mine[1]), "pictures/../../a.png", ".hidden", "deep/c.png", "..", "", 3, "pictures"]
+    tampered = {**read(out), "files": [*read(out)["files"], *listed]}
+    (out / "explanation.json").write_text(json.dumps(tampered))
+    ok(run("eddp", "explain", files[1], *given))
+    assert all(path.exists() for path in mine)
+    assert {p.name.split(".")[0] for p in (out / "pictures").iterdir()} == {"0001-001"}
+    (out / "0002-002.png").write_text("mine")
+    ended = run("eddp", "explain", *files[1:3], *given)
+    assert ended.code == 2
+    assert "'0002-002.png' is there" in ended.err.replace(f"{out}/", "")
+    assert (out / "0002-002.png").read_text() == "mine"
+    (out / "explanation.json").write_text(json.dumps({**tampered, "files": "all"}))
+    (out / "0001-001.png").unlink()
+    for left in out.glob("0001-*"):
+        left.unlink()
+    shutil.rmtree(out / "pictures")
+    ok(run("eddp", "explain", files[1], *given))
+
+
+def test_a_folder_of_other_things_is_left_alone(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
+    images, store, directions = made("pooled")
+    image = min(images.rglob("*.png"))
+    given = ("--store", store, "--directions", directions)
+    evaluation = tmp_path / "evaluation"
+    for name, text in (("run.json", "theirs"), ("explanation.json", '{"made_by": "me"}'), ("explanation.json", "[]")):
+        evaluation.mkdir()
+        (evaluation / name).write_text(text)
+        ended = run("eddp", "explain", image, *given, "--out", evaluation)
+        assert ended.code == 2
+        assert "holds other things than an explanation" in ended.err
+        assert {p.name: p.read_text() for p in evaluation.iterdir()} == {name: text}
+        shutil.rmtree(evaluation)
+    out = tmp_path / "out"
+    for name, days in ((".0123abcd.partial", 2), (".89abcdef.partial", 0), (".mine.partial", 2)):
+        (out / name / "pictures").mkdir(parents=True)
+        (out / name / "pictures" / "x.jpg").write_text("x")
+        then = time.time() - days * 86400 - 60
+        os.utime(out / name, (then, then))
+    ended = run("eddp", "explain", image, *given, "--out", out)
+    assert ended.code == 2  # what is not ours is there
+    shutil.rmtree(out / ".mine.partial")
+    ok(run("eddp", "explain", image, *given, "--out", out))
+    assert [p.name for p in out.glob(".*")] == [".89abcdef.partial"]  # a run that may still go on
+
+
+def test_what_was_written_is_not_explained(
+    run: Run, made: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, store, directions = made("pooled")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(min(images.rglob("*.png")), photos)
+    monkeypatch.chdir(photos)
+    given = ("--store", store, "--directions", directions, "--concepts-shown", 1)
+    names = []
+    (photos / "linked").symlink_to(photos / "explanation")
+    for _ in range(3):
+        ok(run("eddp", "explain", ".", *given))
+        names.append([short["image"] for short in read(photos / "explanation")["images"]])
+    assert len(names[0]) == 1
+    assert names[1:] == names[:1] * 2
+    ended = run("eddp", "explain", "explanation/pictures", *given)
+    assert ended.code == 2
+    assert "all are in --out" in ended.err
+    ok(run("eddp", "explain", "explanation/pictures", *given, "--out", tmp_path / "other"))
+
+
+def test_more_images_than_a_page_shows(
+    run: Run, made: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, store, directions = made("pooled")
+    monkeypatch.setattr("pipeline.explanation.MOST", 7)
+    given = ("--store", store, "--directions", directions, "--out", tmp_path / "out")
+    ended = run("eddp", "explain", images, *given)
+    assert ended.code == 2
+    assert "8 images are more than a page can show, which is 7" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_reads_a_class_token_alone(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
+    images, store, directions = made("tokens")
+    out = tmp_path / "out"
+    ended = ok(
+        run("eddp", "explain", min(images.rglob("*.png")), "--store", store, "--directions", directions, "--out", out)
+    )
+    assert "does not depend on the positions of this layer; choose an earlier layer" in ended.out
+    document = first(out)
+    assert {value for c in document["contributions"] for value in c["to"]} == {0}
+    assert document["base"] == [k["logit"] for k in document["classes"]]
+    text = (out / "index.html").read_text(encoding="utf-8")
+    assert "does not depend on the positions of this layer" in text
+    assert "Where these concepts are" not in text
+    assert "class token" in text
+    assert [p.name for p in (out / "pictures").iterdir()] == ["0001-000.seen.jpg"]
+
+
+def test_numbers_of_an_image_are_not_held(
+    run: Run, made: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what is written of an image, nothing but a few words and file names is alive when the next one is drawn."""
+    images, store, directions = made("pooled")
+    alive: list[weakref.ref[Any]] = []
+    counts: list[int] = []
+
+    class Rows(list[Any]):
+        """A list that can be watched."""
+
+    def described(*arguments: Any) -> dict[str, Any]:
+        counts.append(sum(ref() is not None for ref in alive))
+        found = describe(*arguments)
+        found["contributions"] = Rows(found["contributions"])
+        alive.append(weakref.ref(found["contributions"]))
+        return found
+
+    monkeypatch.setattr("pipeline.explanation_files.describe", described)
+    given = ("--store", store, "--directions", directions, "--out", tmp_path / "out", "--concepts-shown", 1)
+    ok(run("eddp", "explain", images, *given))
+    assert len(counts) == 8
+    assert max(counts) <= 1
+
+
+def test_names_come_from_an_evaluation(
+    run: Run, tiny_broden: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     broden, store, directions = tiny_broden().root, tmp_path / "acts.zarr", tmp_path / "kmeans.safetensors"
     ok(run("extract", "--model", "tiny_net:build", "--layer", "second", "--data", broden, "--out", store))
     ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--out", directions))
     ok(run("evaluate", "--store", store, "--directions", directions, "--broden", broden))
     given = ("--row", 0, "--out", tmp_path / "out")
     ok(run("eddp", "explain", *given, "--store", store, "--directions", directions))
-    named = read(tmp_path / "out")
-    assert all(c["label"] for c in named["images"][0]["contributions"])
+    named = first(tmp_path / "out")
+    assert all(c["label"] for c in named["contributions"])
     ok(run("eddp", "explain", *given, "--evaluation", tmp_path / "evaluation"))
-    assert read(tmp_path / "out") == named
+    assert first(tmp_path / "out") == named
     other = tmp_path / "other.safetensors"
     shutil.copy(directions, other)
     ok(run("eddp", "explain", *given, "--store", store, "--directions", other))
-    assert not any(c["label"] for c in read(tmp_path / "out")["images"][0]["contributions"])
+    assert not any(c["label"] for c in first(tmp_path / "out")["contributions"])
     ended = run("eddp", "explain", *given, "--directions", other, "--evaluation", tmp_path / "evaluation")
     assert ended.code == 2
     assert "no directions 'other'; it has kmeans" in ended.err
-    ok(run("fit", "--store", store, "--directions", 4, "--method", "kmeans", "--out", directions))
-    ended = ok(run("eddp", "explain", *given, "--store", store, "--directions", directions))
-    assert read(tmp_path / "out")["images"][0]["contributions"][0]["name"].startswith("direction ")
-    ended = run("eddp", "explain", *given, "--evaluation", tmp_path / "evaluation")
-    assert ended.code == 2
-    assert "fitted again" in ended.err
+    for moved, others in (("a", ()), ("b", ("--seed", 7))):
+        (tmp_path / moved).mkdir()
+        copy = tmp_path / moved / directions.name
+        shutil.copy(directions, copy)
+        shutil.copy(directions.with_suffix(".json"), copy.with_suffix(".json"))
+        if others:
+            ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--out", copy, *others))
+        ended = run("eddp", "explain", *given, "--directions", copy, "--evaluation", tmp_path / "evaluation")
+        assert ended.code == (2 if others else 0), ended.err
+        assert ("holds other directions" in ended.err) == bool(others)
+    for count in (3, 4):  # the same number of others, and more of them
+        ok(run("fit", "--store", store, "--directions", count, "--method", "kmeans", "--out", directions, "--seed", 7))
+        ok(run("eddp", "explain", *given, "--store", store, "--directions", directions))
+        assert "concepts go without names" in caplog.text
+        caplog.clear()
+        assert first(tmp_path / "out")["contributions"][0]["name"].startswith("direction ")
+        for named_too in ((), ("--directions", directions)):
+            ended = run("eddp", "explain", *given, "--evaluation", tmp_path / "evaluation", *named_too)
+            assert ended.code == 2
+            assert "fitted again" in ended.err
 
 
 def test_wrong_use(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def test_nothing_to_do_and_nothing_that_helps() -> None:
     assert find([1.0, 0.0], [[3.0, 3.0], [0.0, 0.0]], 1) is None
 
 
+def test_a_narrow_win_is_a_win() -> None:
+    """The target is the largest between 1 and 1.005, by less than the margin that is asked for at first."""
+    found = find([1.0, 0.0, -1.005], [[0, 1, 2]], 1)
+    assert found is not None
+    assert 1 < found.delta[0] < 1.005
+    assert find([1.0, 0.0, -0.999], [[0, 1, 2]], 1) is None
+
+
 def test_two_are_needed_where_one_is_bounded() -> None:
     found = find([2.0, 0.0], np.eye(2)[[1, 1]], 1, low=0, high=1.5)
     assert found is not None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.explain.contributions import measured_contributions, pooled_contributions
+from evaluate.explain.contributions import measured_contributions, pooled_contributions, reads_positions
 from evaluate.explain.gradcam import contribution_maps, grad_cam, logit_gradient
 
 P, C, DIRS, K = 5, 6, 4, 3
@@ -76,6 +76,46 @@ def test_measured_through_any_head_in_pieces(case: dict[str, np.ndarray], monkey
         total, base, parts, residual = found.between(k, None)
         assert total == pytest.approx(base + parts.sum() + residual, abs=1e-6)
     assert np.abs(found.residual).max() > 1e-3  # positions multiply: together they do more
+
+
+def test_a_class_token_stays_as_it_is(case: dict[str, np.ndarray]) -> None:
+    """Both ways against setting the component of the image's own positions to its mean, one after the other."""
+    weight, bias = case["weight"], case["bias"]
+    alpha = case["alpha"][2:]  # of the three positions behind two tokens
+    exact = pooled_contributions(**{**case, "alpha": alpha}, prefix=2)
+    a, c = (torch.from_numpy(v.astype(np.float32)) for v in (weight, bias))
+    x, mean, tensor, signals = tensors({**case, "alpha": alpha})
+    measured = measured_contributions(lambda x: x.mean(1) @ a.T + c, x, mean, tensor, signals, prefix=2)
+    for name in ("logits", "base", "parts", "residual"):
+        np.testing.assert_allclose(getattr(measured, name), getattr(exact, name), atol=1e-5)
+
+    def logits(own: np.ndarray) -> np.ndarray:
+        return np.concatenate([case["x"][:2], own]).mean(0) @ weight.T + bias
+
+    own = case["x"][2:]
+    np.testing.assert_allclose(exact.logits, logits(own))
+    np.testing.assert_allclose(exact.base, logits(np.tile(case["mean"], (P - 2, 1))))
+    np.testing.assert_allclose(exact.base + exact.parts.sum(0) + exact.residual, exact.logits)
+    for i in range(DIRS):
+        without = own - alpha[:, [i]] * case["signals"][:, i]
+        np.testing.assert_allclose(exact.parts[i], exact.logits - logits(without), atol=1e-12)
+
+
+def test_a_head_that_reads_a_class_token_alone(case: dict[str, np.ndarray]) -> None:
+    x, mean, alpha, signals = tensors(case)
+    found = measured_contributions(lambda x: x[:, 0].tanh(), x, mean, alpha[1:], signals, prefix=1)
+    assert not found.parts.any()
+    assert not found.residual.any()
+    np.testing.assert_array_equal(found.base, found.logits)
+
+
+def test_whether_a_head_reads_the_positions() -> None:
+    x = torch.full((P, C), 0.5)
+    assert not reads_positions(lambda x: x[:, 0].tanh(), x, 1)
+    assert reads_positions(lambda x: x[:, 1].tanh(), x, 1)
+    flat = lambda x: 3 * (x.mean(1) - 2).relu()  # noqa: E731  flat where x is, and read all the same
+    assert reads_positions(flat, x, 0)
+    assert reads_positions(lambda x: x.amax(1), x, 1)
 
 
 def test_gradients_of_any_head() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from evaluate.explain.contributions import pooled_contributions
 from evaluate.explain.counterfactual import Change
-from evaluate.explain.document import Terms, describe, listed_classes, sentence, steps_of, turning_words
+from evaluate.explain.document import UNREAD, Terms, brief, describe, listed_classes, sentence, steps_of, turning_words
 from evaluate.explain.explainer import Explained
 from evaluate.explain.notes import notes
 from evaluate.explain.page import Map, PageData, Shown, percent, render, waterfall
@@ -63,6 +64,7 @@ def found() -> Explained:
 
 
 USUAL = Usual(np.ones(4), -np.ones(4), np.ones(4), True, 9)
+FREE = replace(USUAL, nonnegative=False)
 
 
 def terms(top: int = 2) -> Terms:
@@ -71,6 +73,10 @@ def terms(top: int = 2) -> Terms:
 
 def with_(found: Explained, **changes: Any) -> Explained:
     return Explained(**{**vars(found), **changes})
+
+
+def bent(found: Explained) -> Explained:
+    return with_(found, contributions=replace(found.contributions, exact=False))
 
 
 def test_the_document_sums_up(found: Explained) -> None:
@@ -98,7 +104,10 @@ def test_sentences(found: Explained) -> None:
     name = terms().classes[int(found.target or 0)]
     assert sentence(found, USUAL, terms()).startswith(f"taken for {terms().classes[found.predicted]} (")
     assert turning_words(found, USUAL, terms()) == f"would be {name} with less barn, more barn"
-    assert turning_words(with_(found, turned=None), USUAL, terms()) == f"no change of these concepts makes it {name}"
+    assert turning_words(with_(found, turned=None), FREE, terms()) == f"no change of these concepts makes it {name}"
+    for unsure in (with_(found, turned=None), bent(with_(found, turned=None))):
+        usual = USUAL if unsure.contributions.exact else FREE
+        assert turning_words(unsure, usual, terms()) == f"no change of these concepts was found that makes it {name}"
     turned = found.turned
     assert turned is not None
     lost = Turned(turned.target, turned.change, turned.after, True, turned.after, False)
@@ -110,7 +119,39 @@ def test_sentences(found: Explained) -> None:
     already = with_(found, target=found.predicted, turned=None)
     assert turning_words(already, USUAL, terms()) == f"is {terms().classes[found.predicted]} already"
     assert describe(already, USUAL, terms())["counterfactual"] is None
-    assert describe(with_(found, turned=None), USUAL, terms())["counterfactual"]["found"] is False
+    for usual, certain in ((USUAL, False), (FREE, True)):
+        nothing = describe(with_(found, turned=None), usual, terms())["counterfactual"]
+        assert (nothing["found"], nothing["none_exists"]) == (False, certain)
+
+
+def test_a_prediction_that_is_not_read_here_is_said_to_be_so(found: Explained) -> None:
+    unread = with_(found, unread=True, turned=None)
+    assert sentence(unread, USUAL, terms()).endswith(f"): {UNREAD}")
+    document = describe(unread, USUAL, terms())
+    assert document["reads_positions"] is False
+    assert document["counterfactual"]["none_exists"]
+    text = page(unread)
+    assert "does not depend on the positions of this layer" in text
+    for left_out in ("Grad-CAM for", "Where these concepts are", "What would make it", 'class="sums"'):
+        assert left_out in page(found)
+        assert left_out not in text
+    tile = square(Image.new("L", (30, 50), 99), 24)
+    with Image.open(
+        io.BytesIO(sheet(tile, None, [], [], title="farm", subtitle=UNREAD, what="logit", cam_title=""))
+    ) as image:
+        assert image.width == 1440
+
+
+def test_the_document_in_brief(found: Explained) -> None:
+    document = {"image": "a", "row": None, "sentence": "s", **describe(found, USUAL, terms()), "files": {"sheet": "x"}}
+    short = brief(document)
+    assert set(short) == {"image", "row", "predicted", "explained", "sentence", "files", "counterfactual"}
+    assert short["counterfactual"]["words"] == "less barn, more barn"
+    assert short["counterfactual"]["changed"] == 2
+    assert "changes" not in short["counterfactual"]
+    nothing = describe(with_(found, turned=None), USUAL, terms())
+    assert brief({**document, **nothing})["counterfactual"] == {**nothing["counterfactual"], "changed": 0}
+    assert brief({**document, "counterfactual": None})["counterfactual"] is None
 
 
 @pytest.mark.parametrize("other", [None, 1])
@@ -175,11 +216,14 @@ class Tags(HTMLParser):
         self.seen.append((tag, dict(attrs)))
 
 
-def page(found: Explained, count: int = 1) -> str:
-    document = describe(found, USUAL, terms())
-    maps = [Map("barn (0)", -0.5, 0.25, "pictures/a#1?.jpg")]
-    one = Shown("<b>x</b>.jpg", "Taken for <i>road</i>", document, [("The logit", steps_of(found, terms(), 2))], maps,
-                "pictures/s.jpg", "pictures/c.jpg", "s.png", "s.json")  # fmt: skip
+def page(found: Explained, count: int = 1, usual: Usual = USUAL) -> str:
+    document = describe(found, usual, terms())
+    maps = [] if found.unread else [Map("barn (0)", -0.5, 0.25, "pictures/a#1?.jpg")]
+    sums = [] if found.unread else [("The logit", steps_of(found, terms(), 2))]
+    line = "Taken for <i>road</i>" if not found.unread else sentence(found, usual, terms())
+    parts = (document[key] for key in ("predicted", "explained", "classes", "counterfactual"))
+    one = Shown("<b>x</b>.jpg", line, *parts, sums, maps,
+                "pictures/s.jpg", None if found.unread else "pictures/c.jpg", "s.png", "s.json")  # fmt: skip
     return render(PageData("<u>t</u>", {"Model": "m & n"}, [one] * count, notes(exact=True, values="joint")))
 
 
@@ -205,12 +249,23 @@ def test_the_page_escapes_and_asks_nothing(found: Explained) -> None:
     assert page(found, 3).count('<li><a href="#i') == 3
 
 
+def test_notes_speak_of_tokens_where_there_are_any() -> None:
+    assert "class token" not in notes(exact=True, values="joint")
+    assert "left as they are" in notes(exact=False, values="paper", prefix=1)["class token"]
+
+
 def test_the_page_says_what_was_not_found(found: Explained) -> None:
-    assert "No change of these concepts" in page(with_(found, turned=None))
+    nothing = with_(found, turned=None)
+    for usual, certain in ((USUAL, False), (FREE, True)):
+        text = page(nothing, usual=usual)
+        assert ("of whatever size" in text) == certain
+        assert ("No change of these concepts was found" in text) != certain
+    assert "of whatever size" not in page(bent(nothing), usual=FREE)
     assert "What would make it" not in page(with_(found, target=None, turned=None))
     turned = found.turned
     assert turned is not None
     far = Turned(turned.target, Change(turned.change.delta, 1.5, True), turned.after, True, turned.after, False)
     text = page(with_(found, turned=far))
     assert "beyond what images have" in text
+    assert "within it, none was found" in text
     assert "as the layer has them, it is not" in text

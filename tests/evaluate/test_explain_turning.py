@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from evaluate.explain.explainer import Explainer
 from evaluate.explain.trial import another, runner_up, try_counterfactuals
-from evaluate.explain.turning import HeadMoved, PooledMoved, follow, turn
+from evaluate.explain.turning import HeadMoved, PooledMoved, follow, outside, turn
 from evaluate.explain.values import Usual, readout
 from stores.directions import Directions
 from stores.errors import NonFiniteError
@@ -61,6 +61,25 @@ def test_any_head_by_its_gradients(keep: bool) -> None:
     classes = np.array([0, 3])
     wanted = formula.slopes(delta, classes)
     np.testing.assert_allclose(asked.slopes(delta, classes), wanted, atol=0.1 * np.abs(wanted).max() if keep else 1e-4)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_prefix_stays_where_it_is(keep: bool) -> None:
+    x, s, weight, bias = world(4)
+    x[0, :2] -= 1  # below 0, and to stay there
+    delta = np.random.default_rng(1).normal(size=DIRS) * 0.5
+    own = x[0, 2:] + s @ delta
+    after = np.concatenate([x[0, :2], np.maximum(own, 0) if keep else own])
+    formula = PooledMoved(x[0], s, weight, bias, prefix=2, keep=keep)
+    asked = HeadMoved(heads(weight, bias), torch.from_numpy(x[0]), torch.from_numpy(s), prefix=2, keep=keep)
+    for moved in (formula, asked):
+        np.testing.assert_allclose(moved.logits(delta), weight @ after.mean(0) + bias, atol=1e-4)
+    straight = formula.logits(np.zeros(DIRS)) + delta @ formula.slopes(delta, np.arange(K))
+    np.testing.assert_allclose(straight, formula.logits(delta), atol=1e-9)
+    wanted = formula.slopes(delta, np.arange(K))
+    np.testing.assert_allclose(
+        asked.slopes(delta, np.arange(K)), wanted, atol=0.1 * np.abs(wanted).max() if keep else 1e-4
+    )
 
 
 FREE = (np.ones(DIRS), np.full(DIRS, -4.0), np.full(DIRS, 4.0))
@@ -123,6 +142,35 @@ def test_a_curved_head_is_followed_and_not_overshot() -> None:
         assert int(moved.logits(0.9 * change.delta).argmax()) != target
 
 
+def test_beyond_is_said_of_the_change_that_is_left() -> None:
+    """The straight line from 0 asks for more than images have; shortened to where the head really turns, it is within."""
+    steep = lambda x: torch.stack([x[:, 0, 0] * 0 + 1, x[:, 0, 0] ** 3 + 0.2 * x[:, 0, 0]], 1)  # noqa: E731
+    moved = HeadMoved(steep, torch.zeros(1, 1), torch.ones(1, 1))
+    bounds = (np.ones(1), np.full(1, -2.0), np.full(1, 2.0))
+    first, _ = follow(moved, 1, np.ones(1), np.full(1, -9.0), np.full(1, 9.0))
+    assert first is not None
+    assert 0.9 < first.delta[0] < 2
+    change, does = follow(moved, 1, *bounds)
+    assert does
+    assert change is not None
+    assert 0.9 < change.delta[0] < 2
+    assert not change.beyond
+    low, high = np.full(1, -0.5), np.full(1, 0.5)
+    change, _ = follow(moved, 1, np.ones(1), low, high)
+    assert change is not None
+    assert change.beyond
+    assert not outside(np.array([0.5 + 1e-9]), np.ones(1), low, high)
+    assert outside(np.array([-0.6]), np.ones(1), low, high)
+
+
+def test_a_head_that_is_flat_where_the_image_is_may_turn_all_the_same() -> None:
+    """Nothing is found, and it would be wrong to say that there is nothing."""
+    flat = lambda x: torch.stack([x[:, 0, 0] * 0 + 1, 3 * (x[:, 0, 0] - 2).relu()], 1)  # noqa: E731
+    moved = HeadMoved(flat, torch.full((1, 1), 0.5), torch.ones(1, 1))
+    assert turn(moved, None, 1, np.ones(1), np.full(1, -9.0), np.full(1, 9.0)) is None
+    assert int(moved.logits(np.array([4.0])).argmax()) == 1
+
+
 def explainer(seed: int, images: int, *, pooled: bool = True) -> tuple[Explainer, list[tuple[np.ndarray, np.ndarray]]]:
     x, s, weight, bias = world(seed, images)
     mean = x.mean((0, 1))
@@ -179,7 +227,27 @@ def test_an_image_explained_whole() -> None:
 def test_the_prefix_is_run_but_not_shown() -> None:
     who, images = explainer(5, 3)
     who.prefix = 2
-    found = who.explain(images[0][0])
+    x = images[0][0]
+    found = who.explain(x)
     assert found.alpha.shape == (P - 2, DIRS)
     assert found.cam.shape == (P - 2,)
     np.testing.assert_allclose(found.contributions.logits, images[0][1], atol=1e-5)
+    np.testing.assert_allclose(found.maps.sum(0), found.contributions.parts[:, found.explained], atol=1e-4)
+    assert found.turned is not None
+    after = np.concatenate([x[:2], x[2:] + who.directions.signals @ found.turned.change.delta])
+    weight, bias = who.affine or (x, x)
+    np.testing.assert_allclose(found.turned.after, weight @ after.mean(0) + bias, atol=1e-4)
+
+
+def test_a_class_token_that_is_the_same_in_all_images_moves_nothing() -> None:
+    who, images = explainer(5, 3, pooled=False)
+    token, weight = np.full((1, C), 2.0, np.float32), np.random.default_rng(0).normal(size=(C, K)).astype(np.float32)
+    who.prefix, who.head = 1, lambda x: x[:, 0] @ torch.from_numpy(weight)
+    found = who.explain(np.concatenate([token, images[0][0]]))
+    assert found.unread
+    assert not found.contributions.parts.any()
+    assert not found.contributions.residual.any()
+    np.testing.assert_array_equal(found.contributions.base, found.contributions.logits)
+    assert found.turned is None
+    who.head = lambda x: x[:, :2].mean(1) @ torch.from_numpy(weight)  # of the patches, the first counts
+    assert not who.explain(np.concatenate([token, images[0][0]])).unread

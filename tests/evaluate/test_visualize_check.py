@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from linear_sight import SIZE, Sight, colours
 from PIL import Image
 
+from evaluate.visualize import check as module
 from evaluate.visualize.check import check_pairs, check_rows, check_summary
 from evaluate.visualize.maximise import VisualizeConfig
 from evaluate.visualize.natural import assumed, sampled
@@ -109,6 +111,34 @@ def test_a_signal_that_its_filter_does_not_read_fails_the_check(make_directions:
     assert check_summary(check)["own_picture_best"] == 0
     assert check.beyond_random.mean() < 0.8
     assert (np.diag(check.filters) > np.diag(check.signals)).all()
+
+
+@pytest.mark.gpu
+def test_a_gpu_checks_what_a_processor_checks(primaries: Directions) -> None:
+    assert primaries.thresholds is not None
+    checks = []
+    for device in ("cpu", "cuda"):
+        sight = Seeing(with_token, 3, prefix=1)
+        sight.device = torch.device(device)
+        checks.append(check_pairs(sight, primaries, primaries.thresholds, [0, 2], assumed(SIZE), QUICK))
+    np.testing.assert_allclose(checks[0].signals, checks[1].signals, atol=0.05)
+    np.testing.assert_allclose(checks[0].randoms, checks[1].randoms, atol=0.05)
+
+
+def test_pictures_are_measured_in_full_float32(primaries: Directions, monkeypatch: pytest.MonkeyPatch) -> None:
+    now: list[str] = []
+
+    @contextmanager
+    def computing(precision: str, device: torch.device) -> Iterator[None]:
+        now.append(f"{precision} {device}")
+        yield
+        now.pop()
+
+    monkeypatch.setattr(module, "computing_in", computing)
+    sight = Seeing(lambda images: (measured.append(list(now)) if len(images) == 1 else None, colours(images))[1], 3)
+    measured: list[list[str]] = []
+    check_pairs(sight, primaries, np.ones(3), [0], assumed(SIZE), VisualizeConfig(steps=1))
+    assert measured == [["float32 cpu"]] * (8 + 3)
 
 
 def test_one_pair_has_no_others(primaries: Directions) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import tiny_net
 import torch
 from linear_sight import SIZE, Sight, Templates, colours, untouched
 
+from evaluate.visualize import maximise as module
 from evaluate.visualize.maximise import RATES, Target, VisualizeConfig, maximise, resized
 from evaluate.visualize.natural import Natural, assumed
 from evaluate.visualize.pixels import Eyes, to_jpeg
@@ -231,13 +233,46 @@ def conv() -> Callable[..., Network]:
     return load
 
 
+def test_everything_is_moved_to_the_networks_device(templates: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that computes nothing but complains of tensors from elsewhere: all steps are taken, and the picture asked for."""
+    monkeypatch.setattr(module, "_check", lambda *_: None)  # there are no values to check
+    sight = Sight(Templates(templates).to("meta"), 2)
+    sight.device = torch.device("meta")
+    told: list[int] = []
+    progress = lambda stage, done, total=None, note="": told.append(done)  # noqa: E731
+    for kind in ("fourier", "magnitude"):
+        config = VisualizeConfig(kind, steps=3, size=9)
+        drawn = maximise(sight, untouched(), assumed((9, 8)), [target([1, 0])], config, progress=progress)
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+            next(drawn)
+    assert told == [0, 0, 1] * 2
+
+
+def test_networks_run_in_full_float32_and_only_they(monkeypatch: pytest.MonkeyPatch) -> None:
+    now: list[str] = []
+
+    @contextmanager
+    def computing(precision: str, device: torch.device) -> Iterator[None]:
+        now.append(f"{precision} {device}")
+        yield
+        now.pop()
+
+    monkeypatch.setattr(module, "computing_in", computing)
+    seen: list[list[str]] = []
+    sight = Sight(lambda images: (seen.append(list(now)), colours(images))[1], 3)
+    for _ in maximise(
+        sight, untouched(), assumed(SIZE), [target([1, 0, 0], k) for k in range(3)], VisualizeConfig(steps=2, batch=2)
+    ):
+        assert not now
+    assert seen == [["float32 cpu"]] * 4
+
+
 @pytest.mark.gpu
 def test_a_gpu_draws_what_a_processor_draws(templates: torch.Tensor) -> None:
     found = []
     for device in ("cpu", "cuda"):
         sight = Sight(Templates(templates).to(device), 2)
         sight.device = torch.device(device)
-        normalise = untouched().to(torch.device(device))
-        drawn = maximise(sight, normalise, assumed(SIZE), [target([1, 0])], STILL)
+        drawn = maximise(sight, untouched(), assumed(SIZE), [target([1, 0])], STILL)
         found.append(next(picture for _, picture in drawn))
     torch.testing.assert_close(found[0], found[1], atol=0.02, rtol=0)

@@ -19,6 +19,8 @@ from stores.errors import MismatchError
         (["n01", "n02"], None, 2, [0, 1]),
         (["n01", "n02"], ["tench", "goldfish", "shark"], 3, None),
         (["beach", "city", "farn"], ["farm", "city", "beach"], 3, None),  # misspelled: by order would be wrong
+        (["dog"], ["crane", "dog", "crane"], 3, [1]),  # as ImageNet has it
+        (["crane", "dog"], ["crane", "dog", "crane"], 3, None),
         (["a"], ["a", "A"], 2, None),  # two classes of one name tell nothing
         ([], ["a"], 1, []),
         (None, ["a"], 1, []),
