@@ -10,10 +10,10 @@ import numpy as np
 from evaluate.report.data import Candidate
 from evaluate.scores import INTERPRETABLE
 from evaluate.site.classes import Taken, class_titles
-from evaluate.site.data import ClassPage, Direction, Features, Mark, Near, Steer, Tile
+from evaluate.site.data import ClassPage, Concept, Direction, Features, Mark, Near, Steer, Tile
 from evaluate.site.histogram import Survey
 from evaluate.site.influence import Pushes
-from evaluate.site.pictures import example_file, tile_file
+from evaluate.site.pictures import example_file, strip_file, tile_file
 from evaluate.site.similarity import cosines, nearest
 from evaluate.tables import agreement
 from stores.activations import ActivationStore
@@ -60,6 +60,7 @@ def direction_pages(
     out = []
     for i in range(directions.count):
         row = rows.get(i, {})
+        tiles = _tiles(i, found, taken, names, gone)
         out.append(
             Direction(
                 index=i,
@@ -72,7 +73,8 @@ def direction_pages(
                 share=float(found.positives[i]) / max(found.positions, 1),
                 agreement=round(float(cosine[i]), 4),
                 histogram=found.histograms[i],
-                tiles=_tiles(i, found, taken, names, gone),
+                tiles=tiles,
+                strip=strip_file(i) if any(tile.file for tile in tiles) else "",
                 measures={title: _number(row[key]) for key, title in MEASURES.items() if row.get(key) is not None},
                 candidates=labels.get(i, []),
                 pushes={role: one.of_direction(i, PUSHED[role]) for role, one in pushes.items()},
@@ -112,6 +114,13 @@ def class_pages(store: ActivationStore, taken: Taken, gone: set[int], pushes: Pu
     return out
 
 
+def concepts_of(rows: Sequence[Mapping[str, Any]]) -> list[Concept]:
+    """Rows of the table ``ground_truth`` as pages show them."""
+    return [
+        Concept(int(row["concept"]), int(row["direction"]), _number(row["iou"]), _number(row["cos"])) for row in rows
+    ]
+
+
 def marks_of(diagnosis: Mapping[str, Any]) -> dict[int, list[Mark]]:
     """What a diagnosis says of single directions; of a pair of duplicates it is said of both."""
     marks: dict[int, list[Mark]] = {}
@@ -128,7 +137,7 @@ def marks_of(diagnosis: Mapping[str, Any]) -> dict[int, list[Mark]]:
 def _tiles(i: int, found: Survey, taken: Taken, names: Sequence[str], gone: set[int]) -> list[Tile]:
     rows, values = found.top.rows[:, i].tolist(), found.top.values[:, i].tolist()
     return [
-        Tile("" if row in gone else tile_file(i, rank), names[row], round(value, 3), int(taken.prediction[row]))
+        Tile("" if row in gone else tile_file(i, rank), names[row], value, int(taken.prediction[row]))
         for rank, (row, value) in enumerate(zip(rows, values, strict=True))
     ]
 

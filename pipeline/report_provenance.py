@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,23 @@ def facts_of(
             f"{measured['images']} images, {measured['classes']} classes, through {measured['through']}; {measured['nulls']} null and "
             f"{measured['randoms']} random directions"
         )
+    if truth := evaluated.summary["directions"][name].get("ground_truth"):
+        facts["Against the truth"] = _truth_text(truth)
     facts["On this store"] = (
         f"{100 * found.coverage:.3g} % of positions covered, {found.redundancy:.3g} detectors on each of these"
     )
     if run := directions.info.get("run"):
         facts["Made by"] = f"eddp {run.get('code_version', '')}".strip()
     return facts
+
+
+def _truth_text(found: Mapping[str, Any]) -> str:
+    """How much of a synthetic store's truth was found, in the words of ``evaluate --ground-truth``."""
+    iou, cos = found["iou"], found["cos"]
+    return (
+        f"{found['matched']} of {len(iou)} concepts found; IoU {min(iou):.3f} at worst, mean {sum(iou) / len(iou):.3f}; "
+        f"cos {min(cos):.3f} at worst, mean {sum(cos) / len(cos):.3f}; RMSE {found['rmse']:.3f}"
+    )
 
 
 def settings_of(directions: Directions) -> dict[str, str]:

@@ -22,7 +22,7 @@ from evaluate.site.similarity import cosines, similarity_map
 from evaluate.site.terms import definitions
 from extract.seen import SeenImages, seen_images
 from pipeline.evaluated import Evaluated, Label
-from pipeline.report_parts import class_pages, direction_pages
+from pipeline.report_parts import class_pages, concepts_of, direction_pages, marks_of
 from pipeline.report_provenance import facts_of, fit_log, log_picture, settings_of
 from pipeline.tables import Tables
 from pipeline.visualizing import Features as Drawn
@@ -102,6 +102,7 @@ def write_site(
         features = _features(opened, directions, chosen, folder, bank, config, notes, labelled, progress)
         curves, random = read_steering(evaluated.arrow("steering", name), directions.count) if influence else ([], None)
         entry, log = evaluated.summary["directions"][name], fit_log(path)
+        truth, diagnosis = concepts_of(evaluated.table("ground_truth", name)), directions.info.get("diagnosis", {})
         progress("map", 0, 1)
         places = similarity_map(cosines(directions.signals))
         progress("map", 1, 1)
@@ -120,11 +121,15 @@ def write_site(
             ),
             classes=class_pages(opened, taken, gone, pushes.get("signal")),
             places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],
-            definitions=definitions(labelled=bool(rows), moved=influence is not None, drawn=bool(features)),
+            definitions=definitions(
+                labelled=bool(rows), moved=influence is not None, drawn=bool(features), truth=bool(truth),
+                marked=bool(marks_of(diagnosis)),
+            ),
             influence=influence,
             random=random,
             suspects=suspects,
-            diagnosis=directions.info.get("diagnosis", {}),
+            truth=truth,
+            diagnosis=diagnosis,
             log=log,
             log_picture="" if log else log_picture(path, folder),
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -18,6 +19,7 @@ from stores.errors import EDDPError, StoreError, StoreExistsError
 from stores.files import sync, sync_folder
 
 DAY = 86400  # seconds
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # only writing fails like this
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,13 @@ class Ours:
 
 def check_replaceable(out: Path, ours: Ours) -> None:
     """Raise StoreExistsError unless there is nothing at ``out``, an empty folder, or one of ours."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    if out.is_symlink():
+        raise StoreExistsError(f"'{out}' (--out) is a link, and is left alone. Give the folder itself, or another.")
+    if out.exists() and not out.is_dir():
         raise StoreExistsError(f"'{out}' (--out) is no folder, and is left alone. Give another.")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    try:
-        known = json.loads((out / ours.file).read_bytes())["made_by"] == ours.made_by
-    except (OSError, ValueError, KeyError, TypeError):
-        known = False
-    if not known:
+    if not _is_ours(out, ours):
         raise StoreExistsError(
             f"The folder '{out}' (--out) holds other things than {ours.what}, and is left alone. Give another."
         )
@@ -49,17 +49,21 @@ def check_replaceable(out: Path, ours: Ours) -> None:
 def replacing(out: Path, ours: Ours) -> Iterator[Path]:
     """Give an empty folder beside ``out``; when the block ends it takes the place of ``out``, when it fails it goes.
 
-    What was at ``out`` stays until all is on the disk. Raises StoreExistsError for a folder that is none of ours, StoreError when
-    the disk is full or the place cannot be written to.
+    What was at ``out`` stays until all is on the disk; where a run was killed between the two renames that exchange them, the next one
+    puts it back first. Raises StoreExistsError for a folder that is none of ours, StoreError when the disk is full or the place cannot
+    be written to; other errors of the block, those of reading included, as they are.
     """
     check_replaceable(out, ours)
     out = out.absolute()
+    inside = False
     number = uuid.uuid4().hex[:8]
     new, old = (out.with_name(f".{out.name}.{number}.{ending}") for ending in ("partial", "old"))
     try:
         new.mkdir(parents=True)
-        _forget_killed(out)
+        _tidy(out, ours)
+        inside = True
         yield new
+        inside = False
         _sync_all(new)
         if out.is_dir():
             out.rename(old)
@@ -71,7 +75,7 @@ def replacing(out: Path, ours: Ours) -> Iterator[Path]:
             raise
         sync_folder(out.parent)
     except OSError as error:
-        if isinstance(error, EDDPError):
+        if isinstance(error, EDDPError) or (inside and not _of_writing(error, new, out)):
             raise
         where = error.filename or out
         raise StoreError(
@@ -84,11 +88,42 @@ def replacing(out: Path, ours: Ours) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _forget_killed(out: Path) -> None:
-    """Take away what a run left that was killed more than a day ago: nobody would find it, its name is hidden."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}.????????.partial"):
-        if time.time() - left.stat().st_mtime > DAY:
-            shutil.rmtree(left, ignore_errors=True)
+def _is_ours(folder: Path, ours: Ours) -> bool:
+    try:
+        return bool(json.loads((folder / ours.file).read_bytes())["made_by"] == ours.made_by)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _of_writing(error: OSError, *places: Path) -> bool:
+    """Whether an error is about a full disk, or a file in one of these folders."""
+    if error.errno in FULL:
+        return True
+    named = [Path(os.fsdecode(f)).absolute() for f in (error.filename, error.filename2) if isinstance(f, str | bytes)]
+    return any(path.is_relative_to(place) for path in named for place in places)
+
+
+def _tidy(out: Path, ours: Ours) -> None:
+    """Put back what a run left that was killed between its renames, and take away what nothing was written to for a day: nobody would
+    find it, its name is hidden."""
+    stem = f".{glob.escape(out.name)}.????????"
+    if not out.exists():
+        left = sorted((p for p in out.parent.glob(f"{stem}.old") if _is_ours(p, ours)), key=_written)
+        if left:
+            left[-1].rename(out)
+    for folder in [*out.parent.glob(f"{stem}.partial"), *out.parent.glob(f"{stem}.old")]:
+        if folder.suffix == ".old" and not _is_ours(folder, ours):
+            continue
+        if time.time() - _written(folder) > DAY:  # a run that still fills its folder writes to it
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _written(folder: Path) -> float:
+    """When anything in a folder was written last, in seconds; now, where it is going away at this moment."""
+    try:
+        return max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
+    except OSError:
+        return time.time()
 
 
 def _sync_all(folder: Path) -> None:

@@ -32,7 +32,7 @@ DEFINITIONS = {
 
 INFLUENCE = {
     "pushes": "The classes whose probability changes most when every position of the layer is moved along the direction's signal "
-    "vector (unit norm), in percentage points, mean over the images; faint where random directions do as much.",
+    "vector (unit norm), in percentage points, mean over the images; in italics where random directions do as much.",
     "SDC": "Directions whose signal vector changes at least one class significantly by the paper's rule: the share of images whose "
     "probability does not fall is more extreme than with any null direction.",
     "SCDP": "Pairs of signal vector and class that are significant by that rule.",

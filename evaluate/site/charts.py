@@ -109,10 +109,11 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> Markup:
 
 def histogram_text(found: Histogram, share: float) -> str:
     """What the figure of a distribution shows, in a sentence."""
-    low, high = found.low, found.low + found.width * len(found.counts)
     total = sum(found.counts)
+    if not total:
+        return "No position was counted."
     return (
-        f"{total} positions, logits from {_short(low)} to {_short(high)}; {100 * share:.3g} % are above the threshold, 0. "
+        f"{total} positions, logits from {_short(found.least)} to {_short(found.most)}; {100 * share:.3g} % are above the threshold, 0. "
         "The scale of the counts is logarithmic."
     )
 
@@ -123,6 +124,9 @@ def steering_text(steer: Steer) -> str:
     for role, title in (("signal", "the signal vector"), ("filter", "the filter")):
         if role in steer.curves:
             best = max(range(len(steer.alphas)), key=lambda k: steer.curves[role][k])
+            if steer.alphas[best] == 0:
+                found.append(f"{title} never raises it")
+                continue
             gained = in_points(steer.curves[role][best])
             found.append(
                 f"{title} gains at most {gained} (at α = {steer.alphas[best]:g}) and never falls up to α = {steer.monotone[role]:g}"

@@ -82,8 +82,20 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Concept:
+    """A true concept of a synthetic store, the direction matched to it (−1: none), the IoU of the detector's positives with the positions
+    where it is present, and the cosine of the signal vector with the true one."""
+
+    number: int
+    direction: int
+    iou: float
+    cosine: float
+
+
+@dataclass(frozen=True)
 class Direction:
-    """One direction pair. ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
+    """One direction pair. ``strip``: the file of its first images side by side, as many of them as ``STRIP`` says and are there.
+     ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
 
     ``pushes``: by role, classes raised and then classes lowered; ``up`` and ``down``: all classes that the signal vector moves
     beyond random directions; ``influence``: its largest absolute change of probability. ``near``: by ``signal`` and ``filter``.
@@ -100,6 +112,7 @@ class Direction:
     agreement: float
     histogram: Histogram
     tiles: list[Tile]
+    strip: str = ""
     measures: dict[str, float] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     pushes: dict[str, list[Push]] = field(default_factory=dict)
@@ -146,7 +159,7 @@ class Site:
     notes : sentences on what is missing and why.
     comparison : all sets of the evaluation; per_category : (category, distinct concepts, directions) of this one.
     places : (I, 2) of the map. suspects : rows of the table. random : steering of random directions.
-    diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value); log_picture : file, or empty.
+    truth : true concepts, where they are known. diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value); log_picture : file, or empty.
     definitions : term -> text.
     """
 
@@ -165,6 +178,7 @@ class Site:
     influence: Influence | None = None
     random: Steer | None = None
     suspects: list[dict[str, Any]] = field(default_factory=list)
+    truth: list[Concept] = field(default_factory=list)
     diagnosis: dict[str, Any] = field(default_factory=dict)
     log: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     log_picture: str = ""

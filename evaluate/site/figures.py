@@ -67,17 +67,17 @@ def interval(low: float, middle: float, high: float, scale: float) -> Markup:
 def scatter(places: Sequence[tuple[float, float]], points: Sequence[Mapping[str, str | int]], text: str) -> Markup:
     """A map of links: each point a shape of its category's number, with its name beside it where there is room, else when pointed at.
 
-    ``points``: ``href``, ``name``, ``title``, ``colour`` (0-9 or "none"), ``shape`` (0-9), in the order of ``places``; the first ones
+    ``places`` in the unit square, both axes drawn on one scale, the longer way lying down. ``points``: ``href``, ``name``, ``title``, ``colour`` (0-9 or "none"), ``shape`` (0-9), in the order of ``places``; the first ones
     get their names first.
     """
     width, height, margin = 900, 540, 46
-    at = [(margin + x * (width - 2 * margin), margin + (1 - y) * (height - 2 * margin)) for x, y in places]
+    at = _fitted(places, width, height, margin)
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at]
     parts = []
     for k, ((x, y), point) in enumerate(zip(at, points, strict=True)):
         name = str(point["name"])
         short = name if len(name) <= 18 else name[:17] + "…"
-        length, shown, side = 6.6 * len(short), "", 1
+        length, shown, side = 7.1 * len(short), "", 1
         for side in (1, -1):
             left = x + 9 if side > 0 else x - 9 - length
             box = (left, y - 7, left + length, y + 7)
@@ -109,6 +109,21 @@ def scatter(places: Sequence[tuple[float, float]], points: Sequence[Mapping[str,
     return Markup('<svg class="map" viewBox="0 0 {} {}" role="group" aria-label="{}">{}</svg>').format(
         width, height, text, Markup("").join(parts)
     )
+
+
+def _fitted(places: Sequence[tuple[float, float]], width: int, height: int, margin: int) -> list[tuple[float, float]]:
+    """Places in a drawing: turned by a right angle where they are higher than wide, then as large as fits, and centred."""
+    low, high = [min(axis) for axis in zip(*places, strict=True)], [max(axis) for axis in zip(*places, strict=True)]
+    if high[1] - low[1] > high[0] - low[0]:
+        places = [(y, 1 - x) for x, y in places]
+        low, high = [low[1], 1 - high[0]], [high[1], 1 - low[0]]
+    across, up = high[0] - low[0], high[1] - low[1]
+    scale = min(
+        (size - 2 * margin) / span if span > 1e-9 else math.inf for size, span in ((width, across), (height, up))
+    )
+    scale = scale if math.isfinite(scale) else 1.0
+    middle = (low[0] + high[0]) / 2, (low[1] + high[1]) / 2
+    return [(width / 2 + scale * (x - middle[0]), height / 2 - scale * (y - middle[1])) for x, y in places]
 
 
 def shape(number: int) -> Markup:

@@ -6,6 +6,7 @@ outgrows its bins, neighbours are merged in pairs: counts stay exact, and do not
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +25,14 @@ VALUES = 2**22  # logits at a time: what the pass needs does not grow with the s
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of a detector's logits in bins of equal width; the first begins at ``low``."""
+    """Counts of a detector's logits in bins of equal width; the first begins at ``low``. ``least`` and ``most``: the smallest and the
+    largest logit, wherever the bins begin and end (NaN: none was counted)."""
 
     low: float
     width: float
     counts: tuple[int, ...]
+    least: float
+    most: float
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,11 @@ class Histograms:
         counts = self.counts[j].cpu().numpy()
         filled = np.flatnonzero(counts)
         if not len(filled):
-            return Histogram(0.0, 1.0, (0,))
+            return Histogram(0.0, 1.0, (0,), math.nan, math.nan)
         first, last = int(filled[0]), int(filled[-1])
         width = float(np.exp2(float(self.exponent[j])))
-        return Histogram((int(self.first[j]) + first) * width, width, tuple(counts[first : last + 1].tolist()))
+        start, kept = (int(self.first[j]) + first) * width, tuple(counts[first : last + 1].tolist())
+        return Histogram(start, width, kept, float(self.low[j]), float(self.high[j]))
 
     def _cover(self, low: np.ndarray, high: np.ndarray) -> None:
         """Widen bins until the range [low, high] of each stream fits: the narrowest that do, whatever came before."""

@@ -18,7 +18,7 @@ from evaluate.report.columns import DASH, name, number, points, short
 from evaluate.report.page import COLOURS, KNOWN, notes
 from evaluate.site import charts, figures
 from evaluate.site.data import ClassPage, Direction, Push, Site
-from evaluate.site.pictures import EXAMPLE, TILE
+from evaluate.site.pictures import EXAMPLE, GAP, SMALL, STRIP, TILE
 from evaluate.site.terms import column_terms
 
 TEMPLATES = (
@@ -66,7 +66,7 @@ class _Book:
         )  # fmt: skip
         environment.filters.update(
             number=number, short=_signed, name=name, points=points, percent=percent, cosine=cosine, anchor=anchor, ends=ends,
-            attribute=attribute, page=direction_page, class_page=class_page,
+            attribute=attribute, floor=floor, shown=shown, page=direction_page, class_page=class_page,
         )  # fmt: skip
         self.colours = category_colours(site)
         terms = column_terms(site.definitions)
@@ -78,6 +78,8 @@ class _Book:
             "pictures": any(tile.file for d in site.directions for tile in d.tiles),
             "tile_size": TILE,
             "example_size": EXAMPLE,
+            "film_step": SMALL + GAP,
+            "film_gap": GAP,
             **{f.__name__: f for f in (figures.bar, figures.stack, figures.diverging, figures.interval, figures.shape)},
             **{f.__name__: f for f in (charts.histogram, charts.steering, charts.curve)},
         }
@@ -106,6 +108,7 @@ class _Book:
             most_pushed=_most_pushed,
             decided=_decided(site),
             listed=SUSPECTS,
+            moved=_moved(site),
         )
 
     def direction(self, i: int) -> bytes:
@@ -117,6 +120,7 @@ class _Book:
             before=i - 1 if i else None,
             after=i + 1 if i + 1 < len(self.site.directions) else None,
             suspects=self.suspects_of.get(i, []),
+            truth=[concept for concept in self.site.truth if concept.direction == i],
             push_scale=max((abs(p.change) for pushes in d.pushes.values() for p in pushes), default=0.0),
             histogram_text=charts.histogram_text(d.histogram, d.share),
             steering_text=charts.steering_text(d.steer) if d.steer else "",
@@ -193,6 +197,16 @@ def percent(value: float) -> str:
     return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %" if value >= 0.01 else "below 0.01 %"
 
 
+def floor(share: float) -> str:
+    """A share in whole per cent, never more than it is: 100 is all."""
+    return str(math.floor(100 * share + 1e-9))
+
+
+def shown(d: Direction) -> int:
+    """How many images a direction's strip shows."""
+    return min(STRIP, sum(bool(tile.file) for tile in d.tiles))
+
+
 def cosine(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
@@ -212,6 +226,12 @@ def anchor(text: str) -> str:
 
 def _most_pushed(d: Direction) -> list[Push]:
     return sorted(d.pushes.get("signal", []), key=lambda push: -abs(push.change))[:PUSHED]
+
+
+def _moved(site: Site) -> dict[str, list[Any]]:
+    """For the script: the classes' names, and which of them each direction moves up and down; read when somebody asks for a class."""
+    ups, downs = [d.up for d in site.directions], [d.down for d in site.directions]
+    return {"classes": [c.name for c in site.classes], "up": ups, "down": downs}
 
 
 def _extremes(c: ClassPage) -> tuple[Push | None, Push | None]:

@@ -20,6 +20,7 @@ from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
 TILE, EXAMPLE = 192, 112  # pixels: of a direction's images, of a class's examples
+STRIP, SMALL, GAP = 5, 128, 3  # images in a direction's strip, pixels of each, clear pixels between two
 QUALITY, EFFORT = 70, 2  # of WebP: small files; more effort costs twice the time for a few per cent
 AT_ONCE = 64  # images: what waits in memory does not grow with the store
 
@@ -35,7 +36,8 @@ def draw_pictures(
     picture: Picture,
     progress: Progress = silent,
 ) -> set[int]:
-    """Write ``t/<direction>-<rank>.webp``, top images with the detected region, and ``e/<class>-<rank>.webp``; returns the rows that are gone.
+    """Write ``t/<direction>-<rank>.webp``, top images with the detected region, ``s/<direction>.webp``, the first of them side by side, and
+    ``e/<class>-<rank>.webp``; returns the rows that are gone.
 
     Parameters
     ----------
@@ -50,7 +52,7 @@ def draw_pictures(
     for k, mine in enumerate(examples):
         for rank, row in enumerate(mine):
             small.setdefault(row, []).append((k, rank))
-    for name in ("t", "e"):
+    for name in ("t", "s", "e"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     wanted = np.array(sorted({*tiles, *small}), np.int64)
     filters, thresholds = bank.filters.cpu(), bank.thresholds.cpu()
@@ -79,11 +81,18 @@ def draw_pictures(
             gone |= {row for row in pool.map(draw, rows.tolist(), blocks) if row >= 0}
             done += len(rows)
             progress("pictures", done, len(wanted))
+        shown = [[rank for rank, row in enumerate(mine) if row not in gone][:STRIP] for mine in top.rows.T.tolist()]
+        for _ in pool.map(lambda j: _draw_strip(folder, j, shown[j]), range(len(shown))):
+            pass
     return gone
 
 
 def tile_file(direction: int, rank: int) -> str:
     return f"t/{direction:05d}-{rank}.webp"
+
+
+def strip_file(direction: int) -> str:
+    return f"s/{direction:05d}.webp"
 
 
 def example_file(number: int, rank: int) -> str:
@@ -97,6 +106,17 @@ def _parts(rows: np.ndarray, chunk_images: int) -> list[np.ndarray]:
         mine = rows[rows // chunk_images == k]
         parts += np.array_split(mine, -(-len(mine) // AT_ONCE))
     return parts
+
+
+def _draw_strip(folder: Path, direction: int, ranks: Sequence[int]) -> None:
+    """The first pictures of a direction that are there, side by side: one file to fetch for a card that shows several."""
+    if not ranks:
+        return
+    strip = Image.new("RGBA", (len(ranks) * (SMALL + GAP) - GAP, SMALL))
+    for place, rank in enumerate(ranks):
+        with Image.open(folder / tile_file(direction, rank)) as tile:
+            strip.paste(tile.resize((SMALL, SMALL), Image.Resampling.BICUBIC), (place * (SMALL + GAP), 0))
+    _save(folder / strip_file(direction), strip)
 
 
 def _save(path: Path, image: Image.Image) -> None:

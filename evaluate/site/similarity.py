@@ -40,7 +40,7 @@ def scaled(cosine: np.ndarray) -> np.ndarray:
 
 
 def similarity_map(cosine: np.ndarray) -> np.ndarray:
-    """Places (I, 2) in the unit square: directions of large cosine lie together.
+    """Places (I, 2) in the unit square, its middle theirs: directions of large cosine lie together. Both axes have one scale.
 
     t-SNE (van der Maaten & Hinton 2008) of 1 − cosine, begun at the classical scaling and with exact gradients: the same
     cosines give the same map. Fewer than ten directions are scaled classically.
@@ -55,5 +55,5 @@ def similarity_map(cosine: np.ndarray) -> np.ndarray:
                    method="exact", max_iter=500, random_state=0)  # fmt: skip
         places = how.fit_transform(np.maximum(1 - cosine, 0)).astype(np.float64)
     low, high = places.min(0), places.max(0)
-    span = np.where(high - low > 1e-9, high - low, 1)
-    return np.where(high - low > 1e-9, (places - low) / span, 0.5)
+    span = float((high - low).max())
+    return np.clip((places - (low + high) / 2) / (span if span > 1e-9 else 1) + 0.5, 0, 1)

@@ -14,17 +14,51 @@
 
   // "/" goes to the search, Escape clears it; on the page of a direction or class the arrows turn the page
   addEventListener("keydown", (event) => {
+    if (event.key === "Escape") for (const term of all(".term:hover, .term:focus")) term.classList.add("dismissed");
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target.closest?.("input, select, textarea, .scroll");
     if (event.key === "/" && find && event.target !== find && !event.target.closest?.("input, textarea")) {
       event.preventDefault();
       find.focus();
       find.select();
-    } else if (!typing && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
+    } else if (!typing && !event.shiftKey && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
       const link = one(`link[rel="${event.key === "ArrowLeft" ? "prev" : "next"}"]`);
       if (link) location.href = link.href;
     }
   });
+
+  // Escape closes a definition until one points or steps on it again
+  for (const left of ["pointerout", "focusout"]) {
+    addEventListener(left, (event) => event.target.closest?.(".term")?.classList.remove("dismissed"));
+  }
+
+  // the map is one stop of the Tab key: arrows go to the nearest point that way
+  const map = one(".map");
+  const points = map ? all(".point", map) : [];
+  const step = (to) => {
+    for (const point of points) point.setAttribute("tabindex", point === to ? "0" : "-1");
+  };
+  const ways = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  map?.addEventListener("focusin", (event) => step(event.target.closest(".point")));
+  map?.addEventListener("keydown", (event) => {
+    const way = ways[event.key], from = event.target.closest(".point");
+    if (!way || !from || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+    event.preventDefault();
+    const centre = (point) => {
+      const box = point.firstElementChild.nextElementSibling.getBoundingClientRect();
+      return [box.x + box.width / 2, box.y + box.height / 2];
+    };
+    const [x, y] = centre(from);
+    let nearest = null, least = Infinity;
+    for (const point of points) {
+      const [px, py] = centre(point);
+      const along = (px - x) * way[0] + (py - y) * way[1];
+      const aside = Math.abs((px - x) * way[1]) + Math.abs((py - y) * way[0]);
+      if (along > 0.5 && along + 2 * aside < least) [nearest, least] = [point, along + 2 * aside];
+    }
+    nearest?.focus();
+  });
+  step(points[0]);
 
   // what has been typed and pressed is in the address: #q=snow&sort=share
   const state = (fields) => {
@@ -45,10 +79,11 @@
     const ours = () => !location.hash || location.hash.includes("=");
     return { read, write, ours, any: () => Object.values(fields).some((field) => field.get()) };
   };
-  const typed = (field, usual = "") => ({
+  const typed = (field, usual = "", before = () => {}) => ({
     get: () => (field && field.value !== usual ? field.value : ""),
     set: (value) => {
       if (!field) return;
+      if (value) before();
       field.value = value || usual;
       if (field.selectedIndex === -1) field.value = usual; // a view of another report
     },
@@ -65,7 +100,12 @@
     const list = one(".dirs"), none = one(".none"), reset = one("#reset");
     const sort = one("#sort"), least = one("#least"), klass = one("#class"), way = one("#way"), only = one("#only");
     const chips = all("button[data-category]", form);
-    const numbers = (text) => new Set((text ?? "").split(" ").filter(Boolean));
+    let read = null; // classes, and which of them each direction moves: as soon as somebody asks for one
+    const moved = () => (read ??= JSON.parse(one("#moved").textContent));
+    const fill = () => {
+      if (klass.length === 1) klass.append(...moved().classes.map((name, k) => new Option(name, k)));
+    };
+    for (const asked of ["pointerenter", "focus"]) klass?.addEventListener(asked, fill);
     const items = all(".dir").map((node) => ({
       node,
       index: Number(node.dataset.index),
@@ -75,8 +115,6 @@
       label: node.dataset.label,
       category: node.dataset.category,
       good: "good" in node.dataset,
-      up: numbers(node.dataset.up),
-      down: numbers(node.dataset.down),
       text: `${node.dataset.label} ${node.dataset.category}`.toLowerCase(),
     }));
     const language = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
@@ -94,7 +132,7 @@
       q: typed(find),
       sort: typed(sort, usual),
       iou: typed(least),
-      class: typed(klass),
+      class: typed(klass, "", fill),
       way: typed(way, "both"),
       cat: {
         get: () => chips.filter(pressed).map((chip) => chip.dataset.category).join("|"),
@@ -104,7 +142,8 @@
     });
     const pushes = (item) => {
       if (!klass?.value) return true;
-      const up = item.up.has(klass.value), down = item.down.has(klass.value);
+      const wanted = Number(klass.value);
+      const up = moved().up[item.index].includes(wanted), down = moved().down[item.index].includes(wanted);
       return way.value === "up" ? up : way.value === "down" ? down : up || down;
     };
 
@@ -212,6 +251,14 @@
     show();
   }
 
+  const seek = one("#seek");
+  if (seek && find) {
+    seek.hidden = false;
+    seek.addEventListener("click", (event) => {
+      event.preventDefault();
+      find.focus();
+    });
+  }
   const form = one("form.find"), lookup = one("form.lookup");
   form?.addEventListener("submit", (event) => event.preventDefault());
   if (form) directions(form);

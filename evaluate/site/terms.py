@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from evaluate.report.columns import COLUMNS
 from evaluate.report.definitions import DEFINITIONS, INFLUENCE
 
+ELSEWHERE = ("supervised_thresholds", "union", "resolution")  # of report.html: no page here speaks of them
 ALWAYS = ("decoding direction", "encoding direction", "agreement", "share", "coverage", "redundancy")
 SITE = {
     "logit": "How far a position is beyond a detector's threshold: w·x − b. The detector is positive where it is above 0. Methods without "
@@ -17,16 +18,24 @@ SITE = {
     "neighbours": "The directions of largest cosine between signal vectors, and between filters, in activation space.",
     "map": "Directions whose signal vectors have a large cosine lie together: t-SNE of 1 − cosine, classical scaling for fewer than ten. Only "
     "nearness means something; the axes do not.",
-    "dead": "A detector that hardly ever fires on the positions it was fitted on.",
-    "duplicate": "A filter that is almost the same as another one of the set.",
-    "overfull": "A detector that fires at most positions.",
     "interval": "95 % interval of the IoU: its label is held, the val images are drawn anew (bootstrap).",
     "taken for": "The class of the network's largest logit for an image.",
 }
+MARKED = {
+    "dead": "A detector that hardly ever fires on the positions it was fitted on.",
+    "duplicate": "A filter that is almost the same as another one of the set.",
+    "overfull": "A detector that fires at most positions.",
+}
+TRUE = {
+    "true concept": "A concept that the synthetic store was made with, matched one to one with a direction so that the sum of the IoUs is largest.",
+    "found": "A true concept is found where the IoU of its direction's positive positions and those where it is present is above 0.5.",
+    "RMSE": "Root mean square difference of a direction pair's signal values and the true ones, about their means, over matched concepts "
+    "and all positions.",
+}
 MOVED = {
-    "paper's rule": INFLUENCE["SDC"].replace(
-        "Directions whose signal vector changes", "The published rule: the direction changes"
-    ),
+    "paper's rule": "Of one direction and one class, as published: the share of images whose probability of the class does not fall is compared "
+    "with those of the direction's null directions, classifiers trained on permuted labels. p is the share of null directions that are at least "
+    "as far from one half, and the pair is significant where p < 0.05 divided by the number of pairs: in practice, where no null direction is.",
     "concept influence diagram": "Of one class, the at most ten signal vectors that raise its probability most and the ten that lower it most.",
     "steering": "What becomes of the probability of one class, the one that small steps along the signal vector raise most, as all images are "
     "pushed further and further; the same along the filter and along random directions (each followed on the class that it raises most).",
@@ -41,11 +50,20 @@ DRAWN = {
 }
 
 
-def definitions(*, labelled: bool, moved: bool, drawn: bool) -> dict[str, str]:
-    """Term -> text of what a report shows, those of every column of its comparison included."""
-    found = {key: DEFINITIONS[key] for key in ALWAYS} if not labelled else dict(DEFINITIONS)
+def definitions(
+    *, labelled: bool, moved: bool, drawn: bool, truth: bool = False, marked: bool = True
+) -> dict[str, str]:
+    """Term -> text of what a report shows, those of every column of its comparison included.
+
+    Parameters
+    ----------
+    labelled, moved, drawn, truth : whether there are labels, influence, synthesised pictures, and a truth to compare with.
+    marked : whether the diagnosis names any direction.
+    """
+    found = {key: text for key, text in DEFINITIONS.items() if (key not in ELSEWHERE if labelled else key in ALWAYS)}
     found |= SITE if labelled else {key: text for key, text in SITE.items() if key != "interval"}
-    return found | (INFLUENCE | MOVED if moved else {}) | (DRAWN if drawn else {})
+    parts = ((marked, MARKED), (truth, TRUE), (moved, INFLUENCE | MOVED), (drawn, DRAWN))
+    return found | {key: text for wanted, part in parts if wanted for key, text in part.items()}
 
 
 def column_terms(found: Mapping[str, str]) -> dict[str, str]:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from pipeline.evaluated import made_from
+from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.files import write_json
 from stores.layers import LayerSpec
@@ -71,7 +73,6 @@ def world(folder: Path, images: int) -> Path:
             logits=3 * g.standard_normal((n, CLASSES), np.float32), activations={"conv": x.astype(np.float16)},
         )  # fmt: skip
     writer.seal()
-    fingerprint = _fingerprint(folder / "acts.zarr")
     writer.close()
     w = g.standard_normal((CHANNELS, DIRECTIONS)).astype(np.float32)
     w /= np.linalg.norm(w, axis=0)
@@ -97,14 +98,10 @@ def world(folder: Path, images: int) -> Path:
         "per_category": {},
         "influence": influence,
     }
-    write_json(
-        evaluation / "summary.json",
-        {
-            "directions": {"eddp": entry},
-            "made_from": {"store": "../acts.zarr", "fingerprint": fingerprint, "layer": "conv",
-                          "directions": {"eddp": "../eddp.safetensors"}, "concepts": None},
-        },
-    )  # fmt: skip
+    about = made_from(
+        evaluation, ActivationStore.open(folder / "acts.zarr"), "conv", {"eddp": folder / "eddp.safetensors"}, None
+    )
+    write_json(evaluation / "summary.json", {"directions": {"eddp": entry}, "made_from": about})
     return evaluation
 
 
@@ -171,12 +168,6 @@ def influence_parts(g: np.random.Generator) -> Iterator[dict[str, Any]]:
                 "class": np.tile(np.arange(CLASSES), DIRECTIONS), "class_name": np.full(size, "a class", object),
                 **{key: 0.01 * g.standard_normal(size).round(6) for key in floats}, **{key: g.random(size) < 0.05 for key in marks},
             }  # fmt: skip
-
-
-def _fingerprint(path: Path) -> str:
-    from stores.activations import ActivationStore
-
-    return ActivationStore.open(path).fingerprint
 
 
 def apart(folder: Path) -> dict[str, Any]:

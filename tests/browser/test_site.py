@@ -5,6 +5,7 @@ The report is made here by the commands; with EDDP_DEMO_REPORT naming the folder
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -176,12 +177,15 @@ def test_every_filter_filters_and_they_add_up(visit: Visit) -> None:
     assert [c["index"] for c in cards(page)] == [c["index"] for c in every if "good" in c]
     page.get_by_role("button", name="Clear all").click()
     expect(page.locator("#way")).to_be_disabled()  # which way says nothing without a class
+    assert page.locator("#class option").count() == 1  # names come when they are asked for
+    page.locator("#class").focus()
+    moved = json.loads(page.locator("#moved").text_content())
     classes = page.locator("#class option").evaluate_all("all => all.map(o => o.value)")[1:]
     for number in classes[:8]:
         page.locator("#class").select_option(number)
         for way, keys in (("both", ("up", "down")), ("up", ("up",)), ("down", ("down",))):
             page.locator("#way").select_option(way)
-            expected = [c["index"] for c in every if any(number in c[key].split() for key in keys)]
+            expected = [c["index"] for c in every if any(int(number) in moved[key][int(c["index"])] for key in keys)]
             assert [c["index"] for c in cards(page)] == expected, (number, way)
 
 
@@ -191,6 +195,7 @@ def test_a_view_can_be_sent_as_an_address(visit: Visit) -> None:
     page.get_by_label("Search").fill(every[0]["label"])
     page.get_by_label("Sort by").select_option("share")
     page.get_by_role("button", name="interpretable only").click()
+    page.locator("#class").focus()
     page.locator("#class").select_option("1")
     page.locator("#way").select_option("down")
     page.wait_for_function("location.hash.includes('q=')")
@@ -199,6 +204,7 @@ def test_a_view_can_be_sent_as_an_address(visit: Visit) -> None:
     assert cards(again) == shown
     assert again.get_by_label("Search").input_value() == every[0]["label"]
     assert again.locator("#way").input_value() == "down"
+    assert again.locator("#class").input_value() == "1"
     again.evaluate("location.hash = '#q=%23' + " + every[1]["index"])
     expect(again.locator("#count")).to_have_text(f"1 of {len(every)} directions")
     assert len(cards(visit("index.html#sort=nonsense&iou=x&class=99999&cat=none"))) in (0, len(every))
@@ -208,8 +214,13 @@ def test_the_keyboard_is_enough(visit: Visit) -> None:
     page = visit()
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to the content")).to_be_focused()
-    page.keyboard.press("/")
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Skip to the search")).to_be_focused()
+    page.keyboard.press("Enter")
     search = page.get_by_label("Search")
+    expect(search).to_be_focused()
+    page.locator("h1").click()
+    page.keyboard.press("/")
     expect(search).to_be_focused()
     page.keyboard.type("#1/")
     assert search.input_value() == "#1/"  # in the field it is a character
@@ -221,10 +232,27 @@ def test_the_keyboard_is_enough(visit: Visit) -> None:
     page.keyboard.press("Shift+Tab")
     expect(point).to_be_focused()
     expect(point.locator("text")).to_have_css("opacity", "1")  # its name
+    assert page.locator('.map a[tabindex="0"]').count() == 1  # one stop of the Tab key
+    places = page.locator(".map a path").evaluate_all("all => all.map(n => n.getBoundingClientRect().x)")
+    page.locator(".map a").nth(places.index(min(places))).focus()
+    visited = [page.evaluate("document.activeElement.getAttribute('href')")]
+    for _ in places:
+        page.keyboard.press("ArrowRight")
+        visited.append(page.evaluate("document.activeElement.getAttribute('href')"))
+    assert visited[1] != visited[0]
+    assert page.url.endswith("index.html")
+    assert page.evaluate("document.activeElement.querySelector('path').getBoundingClientRect().x") == max(places)
     page.locator(".dir .go").first.focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/d/*.html")
     page.goto(page.url.rsplit("/", 1)[0] + "/00001.html")
+    for key in ("Shift", "Control", "Alt", "Meta"):
+        page.evaluate(
+            "key => dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', [key]: true}))",
+            {"Control": "ctrlKey"}.get(key, f"{key.lower()}Key"),
+        )
+        page.evaluate("() => new Promise(done => setTimeout(done, 30))")
+        assert page.url.endswith("/00001.html"), key
     page.keyboard.press("ArrowRight")
     page.wait_for_url("**/d/00002.html")
     page.keyboard.press("ArrowLeft")
@@ -261,6 +289,65 @@ def test_a_definition_shows_where_one_points_or_steps(visit: Visit) -> None:
     page.keyboard.press("Enter")
     page.wait_for_url("**/definitions.html#c-*")
     expect(page.locator(":target")).to_be_in_viewport()
+
+
+def test_escape_closes_a_definition(visit: Visit) -> None:
+    page = visit()
+    term = page.locator(".measures .term").first
+    tip = term.locator(".tip")
+    term.hover()
+    expect(tip).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+    page.mouse.move(0, 0)
+    term.hover()
+    expect(tip).to_be_visible()
+
+
+def test_every_text_has_enough_contrast(visit: Visit, site: Path) -> None:
+    """At least 4.5 to 1 (WCAG 1.4.3), light and dark; nothing that is read is faded."""
+    page = visit()
+    script = """() => {
+      const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+      const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+      const bad = [];
+      for (const node of document.querySelectorAll("body *")) {
+        if (node.closest("svg, option, :disabled, [hidden], script, .skip, .visually-hidden, .tip")) continue;
+        if (![...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim())) continue;
+        let ground = null;
+        for (let up = node; up; up = up.parentElement) {
+          const style = getComputedStyle(up), colour = parse(style.backgroundColor);
+          if (style.opacity !== "1") bad.push(["faded", node.outerHTML.slice(0, 120)]);
+          if (!ground && colour[3] !== 0) ground = colour;
+        }
+        const [a, b] = [light(parse(getComputedStyle(node).color)), light(ground)].sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 4.5) bad.push([(a + 0.05) / (b + 0.05), node.outerHTML.slice(0, 120)]);
+      }
+      return bad;
+    }"""
+    for path in some_pages():
+        page.goto((site / path).as_uri())
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate(script) == [], (path, scheme)
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_a_long_name_without_a_blank_is_broken(visit: Visit, site: Path, tmp_path: Path, width: int) -> None:
+    page = visit(viewport={"width": width, "height": 800})
+    for path in some_pages():
+        page.goto((site / path).as_uri())
+        page.evaluate(
+            "() => document.querySelectorAll('bdi, .chip, .flag, .key').forEach(n => {"
+            " if (!n.closest('nav, svg')) (n.querySelector('bdi') ?? n).firstChild.data = 'unbroken'.repeat(10) })"
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        out = page.evaluate(
+            "() => [...document.querySelectorAll('.candidates th, .candidates td, .dir > *, .flag, .chip, .near li > *, .pushes li > *')]"
+            ".filter(n => !n.closest('svg, .chips') && n.scrollWidth > n.clientWidth + 1 && n.clientWidth).map(n => n.outerHTML.slice(0, 150))"
+        )
+        assert out == [], path
 
 
 def test_classes_can_be_searched(visit: Visit) -> None:
@@ -313,3 +400,12 @@ def test_printing_leaves_the_tools_out(visit: Visit) -> None:
     page.emulate_media(media="print")
     assert page.locator(".tools:visible, nav.site:visible").count() == 0
     assert page.locator(".dir").count() == page.locator(".dir:visible").count()
+
+
+def test_printing_in_dark_mode_is_light(visit: Visit) -> None:
+    page = visit()
+    colours = "['paper', 'ink', 'link', 'bar', 'wash'].map(k => getComputedStyle(document.documentElement).getPropertyValue('--' + k))"
+    page.emulate_media(media="print", color_scheme="light")
+    light = page.evaluate(colours)
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate(colours) == light

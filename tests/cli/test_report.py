@@ -64,6 +64,7 @@ def test_everything_is_in_it(run: Run, world: Path) -> None:
     assert sum(name.startswith("d/") for name in files) == 6
     assert sum(name.startswith("c/") for name in files) == 5
     assert sum(name.startswith("t/") for name in files) == 6 * 9
+    assert sum(name.startswith("s/") for name in files) == 6
     page = text_of(out / "index.html")
     for word in ("eddp", "kmeans", "tiny_net:build", "second: 4 × 4 positions, 8 channels", "12 images"):
         assert word in page
@@ -180,6 +181,21 @@ def test_a_synthetic_store_has_no_images(run: Run, tmp_path: Path) -> None:
     assert "synthetic" in ended.err
     page = text_of(tmp_path / "report" / "c" / "0000.html")
     assert "images that carry its label" in page
+    found = json.loads((tmp_path / "evaluation" / "summary.json").read_bytes())["directions"]["k"]["ground_truth"]
+    page = text_of(tmp_path / "report" / "index.html")
+    assert (
+        f"{found['matched']} of 3 concepts found; IoU {min(found['iou']):.3f} at worst, mean {sum(found['iou']) / 3:.3f}"
+        in page
+    )
+    assert f"RMSE {found['rmse']:.3f}" in page
+    rows = pyarrow.parquet.read_table(tmp_path / "evaluation" / "ground_truth.parquet").to_pylist()
+    table = text_of(tmp_path / "report" / "fit.html").partition('<table class="truth">')[2]
+    assert [float(v) for v in re.findall(r"<td>(\d\.\d+)</td><td>", table)] == pytest.approx(
+        [r["iou"] for r in rows], abs=6e-4
+    )
+    for row in rows:
+        page = text_of(tmp_path / "report" / "d" / f"{row['direction']:05d}.html")
+        assert re.search(rf"true concept<span.*</a> {row['concept']}: IoU {row['iou']:.3f}", page)
     assert run("eddp", "report", tmp_path / "evaluation", "--visualize", 1).code == 2  # type: ignore[attr-defined]
 
 

@@ -36,6 +36,7 @@ def test_counts_are_exact_whatever_the_range_becomes(parts: list[list[float]], b
     assert np.log2(found.width).is_integer()
     assert (found.low, found.counts) == naive(every[:, 0], found.width)
     assert len(found.counts) <= bins
+    assert (found.least, found.most) == (every.min(), every.max())
     (together,) = counted([every[::-1].copy()], bins)
     assert together == found  # neither the order nor the parts matter
 
@@ -68,7 +69,7 @@ def test_a_constant_fills_one_bin(value: float) -> None:
 
 
 def test_nothing_counted_is_an_empty_bin() -> None:
-    assert Histograms(1).histogram(0) == Histogram(0.0, 1.0, (0,))
+    assert Histograms(1).histogram(0).counts == (0,)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 50])

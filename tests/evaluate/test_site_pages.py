@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import posixpath
+import re
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from html_page import HOSTILE, Page
 
 from evaluate.compare import compare
 from evaluate.report.data import Candidate
 from evaluate.site import charts, figures
-from evaluate.site.data import ClassPage, Direction, Features, Influence, Mark, Near, Picture, Push, Site, Steer, Tile
+from evaluate.site.data import (
+    ClassPage,
+    Concept,
+    Direction,
+    Features,
+    Influence,
+    Mark,
+    Near,
+    Picture,
+    Push,
+    Site,
+    Steer,
+    Tile,
+)
 from evaluate.site.histogram import Histogram
-from evaluate.site.pages import anchor, class_page, direction_page, ends, iou_scale, ordered, pages, percent
+from evaluate.site.pages import anchor, class_page, direction_page, ends, floor, iou_scale, ordered, pages, percent
 from evaluate.site.terms import column_terms, definitions
 
 NAN = float("nan")
@@ -24,12 +40,16 @@ STEER = Steer(1, [0.0, 2.0, 40.0], {"signal": [0, 0.1, 0.3], "filter": [0, -0.1,
 RANDOM = Steer(-1, [0.0, 2.0, 40.0], {"low": [0, 0, 0], "middle": [0, 0, 0.1], "high": [0, 0.1, 0.2]}, {"random": 2.0})
 
 
+def bins(low: float, counts: tuple[int, ...]) -> Histogram:
+    return Histogram(low, 1.0, counts, low, low + len(counts))
+
+
 def direction(index: int = 0, **changes: Any) -> Direction:
     plain = Direction(
         index=index, label="sky", category="object", interpretable=True, iou=0.25, iou_low=0.2, iou_high=0.3, share=0.05,
-        agreement=0.5, histogram=Histogram(-2.0, 1.0, (5, 3, 1)),
+        agreement=0.5, histogram=bins(-2.0, (5, 3, 1)),
         tiles=[Tile(f"t/{index}.webp", "a.jpg", 4.5, 1), Tile("", "gone.jpg", 3.25, -1)],
-        measures={"precision": 0.5}, candidates=[Candidate("sky", "object", 0.3, 0.25), Candidate("sea", "scene", 0.2, 0.1)],
+        strip=f"s/{index}.webp", measures={"precision": 0.5}, candidates=[Candidate("sky", "object", 0.3, 0.25), Candidate("sea", "scene", 0.2, 0.1)],
         pushes={"signal": [Push(1, 0.2, True, True, True), Push(0, -0.1, False, False, False)], "filter": [Push(0, 0.01, False, True, False)]},
         up=[1], down=[], influence=0.2, steer=STEER, near={"signal": [Near(1 - index, 0.9)], "filter": [Near(1 - index, -0.2)]},
     )  # fmt: skip
@@ -89,8 +109,9 @@ def test_hostile_names_stay_text() -> None:
         if not path.endswith(".html"):
             continue
         page = Page(text)
-        assert len(page.all("script")) == len(page.all("style")) + 1 == 1
-        assert page.all("script")[0]["src"].endswith("script.js")  # type: ignore[union-attr]
+        scripts = [a for a in page.all("script") if a.get("type") != "application/json"]  # data are no script
+        assert len(scripts) == len(page.all("style")) + 1 == 1
+        assert scripts[0]["src"].endswith("script.js")  # type: ignore[union-attr]
         assert not any(key.startswith("on") or key == "style" for _, attributes in page.elements for key in attributes)
         assert all(not str(attributes["src"]).startswith("x") for attributes in page.all("img"))
         assert "49" not in "".join(t for t in page.texts if "alert" in t)
@@ -105,7 +126,7 @@ def test_every_link_leads_somewhere(make: Any) -> None:
     for path, page in parsed.items():
         assert len(ids[path]) == sum("id" in a for _, a in page.elements)  # no id twice
         links = [a["href"] for name, a in page.elements if name in ("a", "link") and "href" in a]
-        links += [a["src"] for a in page.all("script")]
+        links += [a["src"] for a in page.all("script") if "src" in a]
         for link in links:
             assert link is not None
             if link == "data:,":
@@ -114,6 +135,82 @@ def test_every_link_leads_somewhere(make: Any) -> None:
             there = posixpath.normpath(posixpath.join(posixpath.dirname(path), unquote(target))) if target else path
             assert there in texts, (path, link)
             assert not part or part in ids[there], (path, link)
+
+
+def test_a_share_is_never_said_to_be_more_than_it_is() -> None:
+    assert [floor(v) for v in (0.996, 1.0, 0.29, 0.9)] == ["99", "100", "29", "90"]
+    one = {**site().suspects[0], "share_of_class": 0.9967}
+    assert "99 % of them taken for it" in rendered(site(suspects=[one]))["index.html"]
+
+
+def test_a_detector_that_fires_nowhere_is_not_said_to_fire() -> None:
+    tiles = [Tile("t/0.webp", "a.jpg", 0.2, 1), Tile("t/1.webp", "b.jpg", -0.5, 1)]
+    page = rendered(site(directions=[direction(0, tiles=tiles), direction(1)]))[direction_page(0)]
+    assert 'alt="a.jpg, with the region where direction 0 fires"' in page
+    assert 'alt="b.jpg, direction 0 does not fire"' in page
+    assert page.count("does not fire here") == 1
+
+
+def test_a_direction_without_label_or_neighbours() -> None:
+    page = rendered(bare())[direction_page(0)]
+    assert "<title>direction 0 · A layer</title>" in page
+    assert "Neighbours" not in page
+
+
+def test_the_diagnosis_needs_neither_labels_nor_influence() -> None:
+    page = rendered(dataclasses.replace(bare(), diagnosis={"dead": [0], "duplicates": [], "overfull": []}))[
+        "index.html"
+    ]
+    assert "1 direction hardly ever fires" in page
+    assert 'href="fit.html">What was minimised' in page
+
+
+def test_the_truth_is_shown_where_it_is_known() -> None:
+    found = [Concept(0, 1, 0.875, -0.25), Concept(1, -1, 0.0, 0.0)]
+    what = site(truth=found, facts={"Against the truth": "1 of 2 concepts found"},
+                definitions=definitions(labelled=True, moved=True, drawn=False, truth=True))  # fmt: skip
+    texts = rendered(what)
+    assert "0.875" in texts["fit.html"]
+    assert "−0.25" in texts["fit.html"]
+    assert "<td>none</td>" in texts["fit.html"]
+    assert "1 of 2 concepts found" in texts["index.html"]
+    assert "IoU 0.875, cosine of the signal vectors −0.25" in texts[direction_page(1)]
+    assert "Matched with" not in texts[direction_page(0)]
+    assert "Against the truth" not in rendered(site())["fit.html"]
+
+
+def test_a_strip_is_as_long_as_there_are_images() -> None:
+    one = direction(0, tiles=[Tile(f"t/{k}.webp" if k != 1 else "", "a.jpg", 1.0) for k in range(9)])
+    two = direction(1, tiles=[Tile("", "a.jpg", 1.0)], strip="")
+    images = Page(rendered(site(directions=[one, two], suspects=[]))["index.html"]).all("img")
+    assert [(a["src"], a["class"], a["width"], a["height"]) for a in images] == [("s/0.webp", "film n5", "652", "128")]
+
+
+def test_what_the_script_reads_is_what_directions_move() -> None:
+    page = Page(
+        rendered(site(directions=[direction(0, up=[1], down=[0]), direction(1, up=[], down=[1])]))["index.html"]
+    )
+    found = json.loads(next(text for text in page.texts if text.startswith('{"classes"')))
+    assert found == {"classes": ["boat", "house"], "up": [[1], []], "down": [[0], [1]]}
+
+
+def test_measures_of_which_less_is_better_say_so() -> None:
+    summary = {"directions": {"eddp": {"method": "eddp", "directions": 2, "s1": 1.0, "redundancy": 2.0}}}
+    page = rendered(site(comparison=compare(summary)))["index.html"]
+    assert page.count("less is better</small>") == 1
+
+
+def test_the_rule_of_the_paper_is_about_a_pair_and_not_about_itself() -> None:
+    text = definitions(labelled=True, moved=True, drawn=False)["paper's rule"]
+    assert text.startswith("Of one direction and one class")
+    assert "paper's rule" not in text
+    assert "p < 0.05" in text
+
+
+def test_only_what_is_shown_is_defined() -> None:
+    plain = definitions(labelled=True, moved=False, drawn=False, marked=False)
+    assert not {"dead", "union", "supervised_thresholds", "resolution", "steering", "RMSE"} & set(plain)
+    assert {"dead", "RMSE"} < set(definitions(labelled=False, moved=False, drawn=False, marked=True, truth=True))
 
 
 def test_there_is_a_page_for_each_direction_and_class() -> None:
@@ -144,7 +241,7 @@ def test_claims_are_said_in_words() -> None:
     assert "✓ nulls" in page
     assert "✓ paper" in page
     assert page.count("not beyond chance") == 1
-    assert "is small, of this class alone, and used for it" in texts[class_page(1)]
+    assert "is small, occurs nearly only with this class, and is used for it" in texts[class_page(1)]
     assert "is small" not in texts[class_page(0)]
     assert "1 of these" not in texts[class_page(0)]
     assert "1 (50 %)" in texts[class_page(0)]
@@ -228,7 +325,7 @@ def test_bars_are_as_long_as_they_say() -> None:
 
 
 def test_a_histogram_is_split_at_the_threshold() -> None:
-    text = charts.histogram(Histogram(-2.0, 1.0, (9, 0, 99, 1)), "c1", "words")
+    text = charts.histogram(bins(-2.0, (9, 0, 99, 1)), "c1", "words")
     below, above = (part.split('"')[0] for part in text.split(' d="')[1:])
     assert below.count("M") == 1  # empty bins are not drawn
     assert above.count("M") == 2
@@ -237,10 +334,15 @@ def test_a_histogram_is_split_at_the_threshold() -> None:
     heights = [bottom - float(step.split("V")[1].split("H")[0]) for step in (below, *above.split("z")[:2])]
     scale = (bottom - top) / math.log10(100)
     assert heights == pytest.approx([scale * math.log10(1 + c) for c in (9, 99, 1)], abs=0.06)
-    assert "2 positions" in charts.histogram_text(Histogram(0.0, 1.0, (2,)), 1.0)
 
 
-@pytest.mark.parametrize("found", [Histogram(0.0, 1.0, (0,)), Histogram(3.0, 1.0, (4,)), Histogram(-9.0, 1.0, (4,))])
+def test_a_histogram_tells_the_range_of_its_logits_not_of_its_bins() -> None:
+    text = charts.histogram_text(Histogram(-4.0, 4.0, (2, 3), -1.25, 2.5), 0.6)
+    assert text.startswith("5 positions, logits from −1.25 to 2.5; 60 % are above")
+    assert charts.histogram_text(Histogram(0.0, 1.0, (0,), NAN, NAN), 0.0) == "No position was counted."
+
+
+@pytest.mark.parametrize("found", [bins(0.0, (0,)), bins(3.0, (4,)), bins(-9.0, (4,))])
 def test_a_histogram_of_any_place_can_be_drawn(found: Histogram) -> None:
     assert "nan" not in charts.histogram(found, "cnone", "")
 
@@ -248,7 +350,11 @@ def test_a_histogram_of_any_place_can_be_drawn(found: Histogram) -> None:
 def test_steering_that_gains_nothing_can_be_drawn() -> None:
     flat = Steer(0, [0.0, 1.0], {"signal": [0.0, 0.0]}, {"signal": 1.0})
     assert charts.steering(flat, None, "").count("<path") == 1
-    assert "gains at most ±0 pp" in charts.steering_text(flat)
+    assert charts.steering_text(flat).startswith("The signal vector never raises it. ")
+    text = charts.steering_text(dataclasses.replace(STEER, curves={"signal": [0, 0.1, 0.3], "filter": [0, -0.1, -0.2]}))
+    assert text.startswith(
+        "The signal vector gains at most +30.0 pp (at α = 40) and never falls up to α = 40; the filter never raises it."
+    )
 
 
 def test_a_long_curve_keeps_its_last_point() -> None:
@@ -259,11 +365,25 @@ def test_a_long_curve_keeps_its_last_point() -> None:
     assert "no value" in charts.curve("x", [(0, NAN)])
 
 
+def test_a_map_has_one_scale() -> None:
+    places = [(0.0, 0.5), (1.0, 0.5), (0.5, 0.6), (0.5, 0.4)]
+    points = [{"href": f"{k}", "name": "n", "title": "t", "colour": 1, "shape": 0} for k in range(4)]
+    for given in (places, [(y, x) for x, y in places], [(0.3 * x, 0.3 * y) for x, y in places]):
+        marks = re.findall(r'<path d="M(\S+) (\S+?)a', figures.scatter(given, points, "map"))
+        left, right, up, down = (np.array(mark, float) for mark in marks)
+        assert np.linalg.norm(right - left) == pytest.approx(900 - 2 * 46, abs=0.2)  # as large as there is room
+        assert np.linalg.norm(up - down) / np.linalg.norm(right - left) == pytest.approx(0.2, abs=1e-3)
+    assert "nan" not in figures.scatter([(0.5, 0.5)] * 4, points, "map")
+    high = figures.scatter([(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0)], points, "map")
+    assert {y for _, y in re.findall(r'<path d="M(\S+) (\S+?)a', high)} == {"46", "494"}
+
+
 def test_names_on_a_map_do_not_cover_each_other() -> None:
     points = [
-        {"href": f"{k}", "name": "a long name" * 3, "title": "t", "colour": 0, "shape": k % 10} for k in range(40)
+        {"href": f"{k}", "name": "a long name" * 3, "title": "t", "colour": 0, "shape": k % 10} for k in range(42)
     ]
-    crowded = figures.scatter([(0.5, 0.5 + k / 400) for k in range(40)], points, "map")
+    places = [*[(0.5, 0.5 + k / 400) for k in range(40)], (0.0, 0.0), (1.0, 1.0)]
+    crowded = figures.scatter(places, points, "map")
     assert 1 <= crowded.count(" shown") < 10
-    assert crowded.count("<a ") == 40
+    assert crowded.count("<a ") == 42
     assert figures.scatter([(0.1, 0.1), (0.9, 0.9)], points[:2], "map").count(" shown") == 2

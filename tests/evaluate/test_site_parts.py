@@ -1,8 +1,7 @@
-"""What a site is made of: similarity, influence read back, classes, pictures, and the folder that is whole or as it was."""
+"""What a site is made of: similarity, influence read back, classes, and pictures."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,15 @@ from evaluate.gallery import Top, on_grid
 from evaluate.report.pictures import region
 from evaluate.site.classes import class_titles, taken_for, true_classes
 from evaluate.site.influence import Pushes, read_pushes, read_steering
-from evaluate.site.pictures import EXAMPLE, TILE, draw_pictures, example_file, tile_file
+from evaluate.site.pictures import EXAMPLE, GAP, SMALL, TILE, draw_pictures, example_file, strip_file, tile_file
 from evaluate.site.similarity import cosines, nearest, scaled, similarity_map
 from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.errors import ImageError, StoreError, StoreExistsError, UsageError
-from stores.folders import Ours, check_replaceable, replacing
+from stores.errors import ImageError, UsageError
 from stores.readers import LayerReader
 from stores.tables import write_parts, write_table
 
 # similarity
-
-OURS = Ours("report.json", "eddp report", "a report")
 
 
 def test_cosines_and_neighbours() -> None:
@@ -62,6 +58,16 @@ def test_a_map_fills_the_unit_square_and_is_the_same_again(count: int) -> None:
     assert places.min() >= 0
     assert places.max() <= 1
     assert (places == similarity_map(cosines(vectors))).all()
+
+
+def test_a_map_has_one_scale_for_both_axes() -> None:
+    angle = np.array([0.0, 0.1, 0.2, 0.3, 0.4])  # nearly on a line
+    unit = np.stack([np.cos(angle), np.sin(angle)])
+    places, plain = similarity_map(cosines(unit)), scaled(cosines(unit))
+    apart = [np.linalg.norm(x[:, None] - x[None], axis=2) for x in (places, plain)]
+    assert apart[0] / apart[0].max() == pytest.approx(apart[1] / apart[1].max(), abs=1e-6)
+    assert np.ptp(places, axis=0)[0] == pytest.approx(1)
+    assert (places.min(0) + places.max(0)) / 2 == pytest.approx([0.5, 0.5])
 
 
 def test_groups_stay_together_on_the_map() -> None:
@@ -242,11 +248,18 @@ def test_pictures_show_the_region_and_what_is_gone_is_told(tmp_path: Path, compr
     expected = [
         example_file(0, 0),
         example_file(0, 1),
+        *map(strip_file, range(3)),
         *(tile_file(j, r) for j, r in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]),
     ]
     assert written == sorted(expected)
     with Image.open(tmp_path / "out" / example_file(0, 1)) as image:
         assert image.size == (EXAMPLE, EXAMPLE)
+    for j, count in ((0, 2), (1, 2), (2, 1)):  # one of the last one's is gone
+        with Image.open(tmp_path / "out" / strip_file(j)) as image:
+            assert image.size == (count * (SMALL + GAP) - GAP, SMALL)
+            left = np.asarray(image.convert("RGB").crop((0, 0, SMALL, SMALL)).resize((8, 8)), float)
+        with Image.open(tmp_path / "out" / tile_file(j, 0)) as image:
+            assert np.abs(left - np.asarray(image.convert("RGB").resize((8, 8)), float)).mean() < 25
     for j, rank in ((0, 0), (1, 1), (2, 0)):
         row = int(top.rows[rank, j])
         inside = region(on_grid(reader, row, x[row, :, j]), TILE)
@@ -257,74 +270,3 @@ def test_pictures_show_the_region_and_what_is_gone_is_told(tmp_path: Path, compr
             assert np.median(red[inside]) > 180  # as it is
         if (~inside).mean() > 0.3:
             assert np.quantile(red[~inside], 0.3) < 120  # dimmed
-
-
-# the folder
-
-
-def fill(folder: Path, text: str) -> None:
-    (folder / "d").mkdir()
-    (folder / "d" / "page.html").write_text(text)
-    (folder / OURS.file).write_text(json.dumps({"made_by": OURS.made_by}))
-
-
-def test_a_report_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "report"
-    for text in ("one", "two"):
-        with replacing(out, OURS) as folder:
-            fill(folder, text)
-            assert folder.parent == out.parent
-        assert (out / "d" / "page.html").read_text() == text
-    assert [p.name for p in out.parent.iterdir()] == ["report"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), UsageError("no")])
-def test_an_interrupted_report_leaves_the_old_one(tmp_path: Path, error: Any) -> None:
-    out = tmp_path / "report"
-    with replacing(out, OURS) as folder:
-        fill(folder, "old")
-
-    def stopped() -> None:
-        with replacing(out, OURS) as folder:
-            (folder / "half.html").write_text("half")
-            raise error
-
-    with pytest.raises(type(error)):
-        stopped()
-    assert (out / "d" / "page.html").read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["report"]
-
-
-def test_a_rename_that_fails_gives_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "report"
-    with replacing(out, OURS) as folder:
-        fill(folder, "old")
-    real = Path.rename
-
-    def rename(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
-            raise OSError(28, "No space left on device")
-        return real(self, target)
-
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(StoreError, match="No space left"), replacing(out, OURS) as folder:
-        fill(folder, "new")
-    assert (out / "d" / "page.html").read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["report"]
-
-
-def test_what_is_no_report_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    check_replaceable(tmp_path / "empty", OURS)
-    check_replaceable(tmp_path / "new", OURS)
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / OURS.file).write_text('{"made_by": "someone else"}')
-    (tmp_path / "link").symlink_to(tmp_path / "empty")
-    for name in ("thesis", "file", "other", "link"):
-        with pytest.raises(StoreExistsError, match="left alone"), replacing(tmp_path / name, OURS):
-            pass
-    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
