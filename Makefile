@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/eddp demo --out $(DEMO)
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
