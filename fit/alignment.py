@@ -26,6 +26,17 @@ class Detecting(Protocol):
 
 
 @dataclass(frozen=True)
+class _Given:
+    """Detectors by their unit filters and offsets alone."""
+
+    filters: torch.Tensor
+    offsets: torch.Tensor
+
+    def unit(self) -> torch.Tensor:
+        return self.filters
+
+
+@dataclass(frozen=True)
 class Manipulation:
     """How X' is made and what is asked of it (see ``fit.uncertainty``).
 
@@ -74,8 +85,10 @@ class Uncertainty:
         if self.head.affine:
             # N × K logits may be gigabytes: only this step's images are read
             clean = torch.from_numpy(self.reader.store.rows("logits", self.data.images[chosen.numpy()]))
-            dy = self._step(self.data.pooled[chosen.to(self.data.pooled.device)], detectors, signals)
+            dy = self._step(self.data.pooled_of(chosen), detectors, signals)
             moved = clean.to(dy.device) - kappa * dy @ self.readout.T
+        elif self.data.ranks.size > 1:
+            return self._on_all_ranks(chosen, detectors, signals, kappa)
         else:
             moved = self._through_the_network(chosen, detectors, signals, kappa)
         with torch.no_grad():
@@ -97,6 +110,32 @@ class Uncertainty:
                 f"Memory does not take {len(chosen)} images at once through the network after layer '{self.reader.spec.name}': use "
                 f"--set uncertainty_images={max(1, len(chosen) // 2)}, or leave the term out with --set lambda_uncertainty=0."
             ) from error
+
+    def _on_all_ranks(
+        self, chosen: torch.Tensor, detectors: Detecting, signals: torch.Tensor, kappa: float
+    ) -> tuple[torch.Tensor, float]:
+        """Every rank takes its share of the images through the network; what is reduced is the term and its gradient.
+
+        The gradient by unit filters, offsets and signal vectors is I (2 r + 1) numbers; a term that has it, and the value, takes it
+        into autograd.
+        """
+        ranks = self.data.ranks
+        given = (detectors.unit(), detectors.offsets, signals)
+        leaves = [tensor.detach().requires_grad_(True) for tensor in given]
+        both = torch.zeros(2, dtype=torch.float64, device=signals.device)  # the term, and the mean entropy
+        slopes = [torch.zeros_like(leaf) for leaf in leaves]
+        if len(mine := chosen[ranks.rank :: ranks.size]):
+            moved = self._through_the_network(mine, _Given(leaves[0], leaves[1]), leaves[2], kappa)
+            term = uncertainty_loss(moved, self.how.objective) * (len(mine) / len(chosen))
+            found = torch.autograd.grad(term, leaves, allow_unused=True)
+            slopes = [zero if slope is None else slope for zero, slope in zip(slopes, found, strict=True)]
+            entropy = -uncertainty_loss(moved.detach(), "entropy") * (len(mine) / len(chosen))
+            both = torch.stack([term.detach(), entropy]).double()
+        ranks.sum(both, *slopes)
+        value = both[0].to(signals.dtype)
+        for tensor, slope in zip(given, slopes, strict=True):
+            value = value + (slope * (tensor - tensor.detach())).sum()
+        return value, float(both[1])
 
     def _step(self, y: torch.Tensor, detectors: Detecting, signals: torch.Tensor) -> torch.Tensor:
         """dy for vectors y (…, r), positions or their means: the step is affine in y."""

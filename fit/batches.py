@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from fit.positions import InMemory, Positions, Stored, positions
+from fit.positions import InMemory, InParts, Positions, Scattered, Stored, positions, ranks_of
 
 
 class Batches:
     """Rows by the number of the step, so that a fit can go on at any step.
+
+    Of rows on several ranks a step's are those of one process: each rank has the ones that it holds, or every n-th from a store.
 
     Parameters
     ----------
@@ -38,12 +40,16 @@ class Batches:
         if self.full:
             return self.all
         epoch, index = divmod(step, self.per_epoch)
+        ranks = ranks_of(self.all)
         if isinstance(self.all, Stored):
-            return InMemory(self._from_store(self.all, step, epoch, index))
+            batch = self._from_store(self.all, step, epoch, index)
+            return InMemory(batch) if ranks.size == 1 else Scattered(batch, self.size, ranks)
         if self._order is None or self._order[0] != epoch:
             order = np.random.default_rng([self.seed, epoch, 0xBA]).permutation(self.all.count)
             self._order = (epoch, torch.from_numpy(order))
         chosen = self._order[1][index * self.size : (index + 1) * self.size]
+        if isinstance(self.all, InParts):
+            return Scattered(self.all.chosen(chosen), self.size, ranks)
         assert isinstance(self.all, InMemory)
         return InMemory(self.all.tensor[chosen.to(self.all.device)])
 

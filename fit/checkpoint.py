@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from stores.errors import CheckpointError, MismatchError, StoreError
 from stores.files import write_atomically
+from stores.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -41,19 +42,31 @@ class Checkpoint:
     ----------
     path : the file; None: nothing is kept.
     minutes : between two writings, at least. 0: at every occasion.
+    ranks : of several, rank 0 alone reads, writes and looks at the clock. Nothing in the file tells how many there were.
     """
 
-    def __init__(self, path: str | Path | None = None, minutes: float = MINUTES) -> None:
-        self.path = None if path is None else Path(path)
-        self.minutes = minutes
+    def __init__(self, path: str | Path | None = None, minutes: float = MINUTES, ranks: Ranks = ALONE) -> None:
+        self.path = None if path is None or ranks.rank else Path(path)
+        self.minutes, self.ranks = minutes, ranks
         self._identity: dict[str, Any] = {}
         self._written = time.monotonic()
 
     def load(self, identity: dict[str, Any]) -> State | None:
-        """The kept state, None if there is none. ``identity`` says which fit this is, in JSON values.
+        """The kept state, on all ranks, None if there is none. ``identity`` says which fit this is, in JSON values.
 
         Raises MismatchError when the file is of another fit, CheckpointError when it is damaged.
         """
+        state = self._load(identity)
+        if self.ranks.size == 1:
+            return state
+        given = None if state is None else {**state.tensors, "values": _as_bytes(state.values)}
+        shared = self.ranks.share(given)
+        if not shared:
+            return None
+        values = json.loads(shared.pop("values").numpy().tobytes())
+        return State(shared, values)
+
+    def _load(self, identity: dict[str, Any]) -> State | None:
         self._identity = json.loads(json.dumps(identity))
         self._written = time.monotonic()
         if self.path is None or not self.path.exists():
@@ -98,6 +111,10 @@ class Checkpoint:
         """The result is there: the state is of no more use."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _as_bytes(values: dict[str, Any]) -> torch.Tensor:
+    return torch.tensor(list(json.dumps(values).encode()), dtype=torch.uint8)
 
 
 def _difference(kept: Any, wanted: Any, name: str = "") -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fit.positions import Positions, positions, tiles
+from fit.positions import Positions, positions, ranks_of, tiles
 
 DEAD = 1e-5  # share of positions below which a detector counts as dead
 DUPLICATE = 0.95  # |cos| of two filters above which they count as one
@@ -30,13 +30,14 @@ def diagnose(
     i = filters.shape[1]
     data = positions(rows)
     positives = torch.zeros(i, dtype=torch.int64, device=data.device)
-    covered, active = 0, 0
+    both = torch.zeros(2, dtype=torch.int64, device=data.device)
     for y in tiles(data, tile):
         on = torch.addmm(-thresholds, y, filters) > 0
         positives += on.sum(0)
         each = on.sum(1)
-        covered += int((each > 0).sum())
-        active += int(each.sum())
+        both += torch.stack([(each > 0).sum(), each.sum()])
+    ranks_of(data).sum(positives, both)  # float64 counts exactly
+    covered, active = both.tolist()
     share = positives.double() / data.count
     w, s = F.normalize(filters, dim=0), F.normalize(signals, dim=0)
     like = (w.T @ w).abs()

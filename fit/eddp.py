@@ -14,17 +14,20 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Literal
 
+import torch
+
 from extract.head import Head
 from fit.alignment import Manipulation, Uncertainty
 from fit.checkpoint import Checkpoint
 from fit.detectors import in_activation_space
 from fit.diagnosis import diagnose
 from fit.fitter import Fitted, Fitter, FitterConfig, provenance
-from fit.positions import InMemory, Positions, Stored
+from fit.losses import longest_tile
+from fit.positions import Positions, Stored, positions_of
 from fit.refine import Refinement, refine
 from fit.restarts import begin
 from fit.signals import moments_of
-from fit.whiten import whiten_store, whitening
+from fit.whiten import whiten_store, whitening_of_rank_0
 from stores.errors import UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
@@ -139,20 +142,23 @@ class EDDP(Fitter[EDDPConfig]):
     configuration: ClassVar[type[EDDPConfig]] = EDDPConfig
     uses_head: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
+    spreads: ClassVar[bool] = True
 
     def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
         """Fit on the positions of a layer; ``head`` adds uncertainty region alignment.
 
         Raises FitError when the activations do not vary or have too few directions, NonFiniteError for NaN.
         """
-        config = self.config
+        config, ranks, device = self.config, self.ranks, torch.device(self.config.device)
         facts = provenance(reader, config)
         state = checkpoint.load({"method": self.name, "layer": reader.spec.name, "head": head is not None,
                                  "store": reader.identity, "config": facts["config"]})  # fmt: skip
         # 1. whitened coordinates
-        moments = statistics(reader, device=config.device, progress=progress)
+        moments = statistics(reader, device=config.device, progress=progress, ranks=ranks)
         rank = config.rank or max(64, config.n_directions)
-        transform = whitening(moments, rank=rank, shrinkage=config.shrinkage, whiten=config.whiten).to(config.device)
+        transform = whitening_of_rank_0(moments, ranks, rank=rank, shrinkage=config.shrinkage, whiten=config.whiten).to(
+            config.device
+        )
         limit = (
             config.max_rows
             if config.rows == "memory"
@@ -166,10 +172,13 @@ class EDDP(Fitter[EDDPConfig]):
             device=config.device,
             pooled=head is not None and bool(head.affine),
             progress=progress,
+            ranks=ranks,
+            longest=longest_tile(transform.rank, device),
         )
-        rows: Positions = InMemory(data.rows) if config.rows == "memory" else Stored(reader, transform, config.device)
+        held = positions_of(data)
+        rows: Positions = held if config.rows == "memory" else Stored(reader, transform, config.device, ranks)
         # 2. directions, 3. thresholds and margins
-        beginning = begin(data.rows, config, progress) if state is None else None
+        beginning = begin(held, config, progress) if state is None else None
         soft = beginning.soft if beginning is not None else bool(state and state.values["soft"])
         how = config.refinement(soft)
         # 4. refinement

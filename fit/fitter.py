@@ -22,6 +22,7 @@ from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MismatchError, NotFittedError, UsageError
 from stores.progress import Progress, silent
+from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader
 
 
@@ -79,6 +80,8 @@ class Fitter(ABC, Generic[Config]):
     configuration: ClassVar[type[Any]]
     uses_head: ClassVar[bool] = False
     resumes: ClassVar[bool] = False  # whether ``find`` goes on from a checkpoint
+    spreads: ClassVar[bool] = False  # whether ``find`` works on several ranks, ``self.ranks``
+    ranks: Ranks = ALONE
 
     def __init__(self, config: Config | None = None, **settings: Any) -> None:
         refuse_unknown(type(self).__name__, settings, self.configuration)
@@ -98,6 +101,7 @@ class Fitter(ABC, Generic[Config]):
         *,
         layer: str | None = None,
         checkpoint: Checkpoint | None = None,
+        ranks: Ranks = ALONE,
     ) -> Self:
         """Find directions in one layer of a store.
 
@@ -106,13 +110,18 @@ class Fitter(ABC, Generic[Config]):
         store : a layer's reader, or an open store or its path; then ``layer`` names the layer, if it holds several.
         head : the network after the layer; "store": the store's own, for methods that use one; None: do without.
         checkpoint : where the state is kept while the fit runs, and gone on from; by default nowhere.
+        ranks : the processes that fit together, each calling this with the same arguments (``fit.ranks.Group``); all of them end
+            with the same directions.
 
         Raises UsageError, FitError, NonFiniteError and the store's errors, each a sentence.
         """
+        if ranks.size > 1 and not self.spreads:
+            raise UsageError(f"'{self.name}' is fitted by one process, not by {ranks.size}: start it without torchrun.")
         reader = store if isinstance(store, LayerReader) else LayerReader(store, layer)
         if head == "store":
             head = open_head(reader.store, reader.spec.name, device=self.config.device) if self.uses_head else None
-        self._fitted: Fitted = self.find(reader, head, progress, checkpoint or Checkpoint())
+        self.ranks = ranks
+        self._fitted: Fitted = self.find(reader, head, progress, checkpoint or Checkpoint(ranks=ranks))
         return self
 
     @property

@@ -20,9 +20,12 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from fit.positions import Positions, positions, tiles
+from fit.positions import Positions, positions, ranks_of, tiles
 from fit.positives import PositiveSums, Wanted
 from fit.visits import POWER, Slopes, visits
+from stores.errors import FitError
+
+OTHER_TILES = 16384  # rows at a time of the passes that make no logits, at most
 
 
 def self_weighted(values: torch.Tensor) -> torch.Tensor:
@@ -103,6 +106,9 @@ def streamed_sums(
 ) -> Sums:
     """One exact pass over all positions, in memory O(tile × directions).
 
+    Of positions on several ranks each goes through its own; all get the sums over all, which are as large whatever the number of
+    positions.
+
     Parameters
     ----------
     rows : (n, r) activation vectors, whitened or not: a tensor, or Positions that hand them out.
@@ -111,7 +117,7 @@ def streamed_sums(
     signals : which sums over positives are wanted (see ``PositiveSums``); the others are 0.
     """
     data = positions(rows)
-    n, r, i = data.count, data.rank, filters.shape[1]
+    n, r, i, ranks = data.count, data.rank, filters.shape[1], ranks_of(data)
     tile = min(tile or default_tile(data, i), n)
     visit = visits(data.device)(data, filters, thresholds, tile)
     positives = PositiveSums(
@@ -120,20 +126,28 @@ def streamed_sums(
     bound, slopes = 0.0, Slopes(weights.sparsity / n, weights.maximum_activation / n)
     if weights.sparsity_bound:
         # d R / d ℓ_p = (5 ℓ^4 Σℓ^4 − 4 ℓ^3 Σℓ^5) / (Σℓ^4)²: the sums come before the gradient can be streamed
-        fourth = fifth = 0.0
+        both = torch.zeros(2, dtype=torch.float64, device=data.device)
         for y in tiles(data, tile):
             visit.logits(y)
-            more = visit.bound()
-            fourth, fifth = fourth + more[0], fifth + more[1]
+            both += torch.tensor(visit.bound(), dtype=torch.float64, device=data.device)
+        ranks.sum(both)
+        fourth, fifth = both.tolist()
         fourth = max(fourth, 1e-30)
         bound = fifth / fourth
         weight = weights.sparsity_bound / fourth
         slopes = replace(slopes, fourth=(POWER + 1) * weight, third=POWER * weight * bound)
+    seen = 0
     for y in tiles(data, tile):
         z = visit.logits(y)
         if signals != "none":
             positives.add(y, z)
         visit.losses(y, slopes, gamma)
+        seen += len(y)
+    if ranks.size > 1:
+        came = torch.tensor(seen, device=data.device)
+        ranks.sum(came, visit.totals, visit.column, visit.thresholds, visit.filters, *positives.sums(signals))
+        if int(came) != n:
+            raise FitError(f"{n} positions were promised, {int(came)} came: the rows of some rank are incomplete.")
     dtype, safe = data.dtype, positives.count.clamp_min(1)
     return Sums(
         count=n,
@@ -177,6 +191,7 @@ def column_gradient(
     for y in tiles(data, tile):
         visit.logits(y)
         visit.fade(y, gamma)
+    ranks_of(data).sum(visit.filters, visit.thresholds)
     scale = slope[concerned].double() * (gamma / data.count)
     by_filters[:, concerned] = (visit.filters.T * scale).to(filters.dtype)
     by_thresholds[concerned] = -(visit.thresholds * scale).to(filters.dtype)
@@ -186,5 +201,15 @@ def column_gradient(
 def default_tile(rows: torch.Tensor | Positions, directions: int) -> int:
     """Rows at a time: a tile's logits take about 4 MB on a processor, 256 MB on a GPU, its rows at most twice that."""
     data = positions(rows)
-    numbers = 2**20 if data.device.type == "cpu" else 2**26
-    return min(max(256, numbers // max(directions, data.rank // 2, 1)), 2**20)
+    return tile_rows(data.rank, directions, data.device)
+
+
+def tile_rows(rank: int, directions: int, device: torch.device) -> int:
+    """``default_tile`` of positions of ``rank`` numbers on ``device``."""
+    numbers = 2**20 if device.type == "cpu" else 2**26
+    return min(max(256, numbers // max(directions, rank // 2, 1)), 2**20)
+
+
+def longest_tile(rank: int, device: torch.device) -> int:
+    """Rows of the largest tile that a pass over all positions asks for: 8 MB at most on a processor, 512 MB on a GPU."""
+    return max(OTHER_TILES, tile_rows(rank, 1, device))

@@ -61,6 +61,17 @@ class PositiveSums:
             self._found = torch.empty(pieces, self._piece * directions, dtype=torch.int32)
             self._ends = torch.empty(pieces, self._piece, dtype=torch.int32)
 
+    def sums(self, wanted: Wanted) -> tuple[torch.Tensor, ...]:
+        """Those of the sums that ``wanted`` fills, to be added up over ranks."""
+        if wanted == "none":
+            return ()
+        return (
+            self._moments,
+            self.rows,
+            *((self.cross,) if self._values else ()),
+            *((self.together,) if self._pairs else ()),
+        )
+
     def add(self, y: torch.Tensor, z: torch.Tensor) -> None:
         """Add a tile's positives: rows y (t, r) and their logits z (I, t), which stay as they are.
 

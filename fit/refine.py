@@ -22,7 +22,7 @@ from fit.losses import (
     inactive_classifier,
     streamed_sums,
 )
-from fit.positions import Positions, positions
+from fit.positions import Positions, positions, ranks_of
 from fit.positives import Wanted
 from fit.reseed import reseed
 from fit.signals import Moments, pooled_signals, signals_from_sums
@@ -116,6 +116,7 @@ class _Run:
         self.detectors, self.how, self.moments, self.uncertainty = detectors, how, moments, uncertainty
         self.weights = RowWeights(how.lambda_s, how.lambda_ma, how.lambda_sb)
         self.batches = Batches(rows, how.batch_rows, how.seed)
+        self.ranks = ranks_of(self.batches.all)
         self.free: torch.Tensor | None = None
         self.held: torch.Tensor | None = None  # signal vectors of this epoch, with batches
         parameters = detectors.parameters()
@@ -161,7 +162,15 @@ class _Run:
         # the uncertainty term changes with its images and κ: it would never look settled
         steady = total - how.lambda_uncertainty * terms.get("uncertainty", 0.0)
         self._settled = self.plateau.reached(steady) and self.batches.full
+        self._agree()
         return row
+
+    def _agree(self) -> None:
+        """Every rank has taken the same step; but two machines may round differently, and a decision must be one."""
+        if self.ranks.size > 1:
+            settled = torch.tensor(float(self._settled), device=self.detectors.offsets.device)
+            self.ranks.broadcast(*self.optimiser.param_groups[0]["params"], settled)
+            self._settled = bool(settled)
 
     def _small(self, sums: Sums, column: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         """The losses that are functions of I or I² numbers, and the uncertainty term, weighted."""

@@ -9,7 +9,7 @@ from fit.clustering import spherical_kmeans
 from fit.detectors import Detectors
 from fit.diagnosis import DEAD, DUPLICATE
 from fit.losses import Sums
-from fit.positions import Positions, tiles
+from fit.positions import Positions, ranks_of, tiles
 from stores.errors import FitError
 
 TOGETHER = 0.8  # overlap (IoU) of two detectors' positives above which the one with fewer of them is superfluous
@@ -24,7 +24,9 @@ def reseed(rows: Positions, detectors: Detectors, sums: Sums, seed: int) -> torc
     Returns the numbers of the detectors concerned (m,), empty when all are of use or nothing is left undetected. Filters
     become the centroids, thresholds half the median projection of the cluster, margins those of the median detector.
     """
-    idle = superfluous(detectors, sums)
+    ranks = ranks_of(rows)
+    # rank 0 decides: the others may round differently
+    idle = ranks.share({"idle": superfluous(detectors, sums)})["idle"].to(detectors.offsets.device)
     if not len(idle):
         return idle
     filters, thresholds = detectors.linear()
@@ -37,23 +39,31 @@ def reseed(rows: Positions, detectors: Detectors, sums: Sums, seed: int) -> torc
         # evenly from all over the data: a store is often sorted by class
         most = max(1, KEEP * len(y) // rows.count)
         left.append(dark[:: max(1, -(-len(dark) // most))].clone())
-    undetected = torch.cat(left)
+    undetected = ranks.gather(torch.cat(left) if left else detectors.offsets.new_zeros(0, len(filters)))
     idle = idle[: len(undetected) // ENOUGH]
     if not len(idle):
         return idle
-    try:
-        clusters = spherical_kmeans(undetected, len(idle), seed=seed, restarts=1)
-    except FitError:  # fewer distinct directions than detectors: they are left as they are
+    found = ranks.share(_clusters(undetected, len(idle), seed) if ranks.rank == 0 else None)
+    if not found:
         return idle[:0]
-    projection = undetected @ clusters.centroids.T
-    half = torch.stack([
-        projection[clusters.assignment == k, k].median() / 2 if bool((clusters.assignment == k).any()) else projection[:, k].max()
-        for k in range(len(idle))
-    ])  # fmt: skip
-    detectors.directions[:, idle] = clusters.centroids.T
-    detectors.offsets[idle] = half
+    detectors.directions[:, idle] = found["centroids"].T.to(idle.device)
+    detectors.offsets[idle] = found["half"].to(idle.device)
     detectors.log_margins[idle] = detectors.log_margins.median()
     return idle
+
+
+def _clusters(rows: torch.Tensor, count: int, seed: int) -> dict[str, torch.Tensor]:
+    """``centroids`` (count, r) of rows (n, r), and ``half`` each one's median projection; empty where there are not so many clusters."""
+    try:
+        clusters = spherical_kmeans(rows, count, seed=seed, restarts=1)
+    except FitError:  # fewer distinct directions than detectors: they are left as they are
+        return {}
+    projection = rows @ clusters.centroids.T
+    half = torch.stack([
+        projection[clusters.assignment == k, k].median() / 2 if bool((clusters.assignment == k).any()) else projection[:, k].max()
+        for k in range(count)
+    ])  # fmt: skip
+    return {"centroids": clusters.centroids, "half": half}
 
 
 def superfluous(detectors: Detectors, sums: Sums) -> torch.Tensor:

@@ -4,6 +4,8 @@ One run of k-means may leave two concepts in one cluster and split another; its 
 of 20 synthetic stores one in twenty, with the best of three runs by cosine). The losses do: a fit that mixes
 concepts ends at two to four times the loss of one that does not. They also tell whether the data hold one concept a
 position or several (``EDDPConfig``, regime).
+
+All of it sees a bounded sample of the rows. Of several ranks every one has the sample, and tries some of the starts.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import torch
 
 from fit.clustering import spherical_kmeans
 from fit.detectors import Detectors
+from fit.positions import Positions, gathered, positions, ranks_of
 from fit.refine import refine
 from fit.signals import moments_of
-from fit.start import best_f1_thresholds, sample_rows
+from fit.start import SAMPLE, best_f1_thresholds, sample_rows
 from stores.progress import Progress, silent
+from stores.ranks import Ranks
 
 if TYPE_CHECKING:
     from fit.eddp import EDDPConfig
@@ -33,27 +37,73 @@ class Beginning:
     soft: bool
 
 
-def begin(rows: torch.Tensor, config: EDDPConfig, progress: Progress = silent) -> Beginning:
-    """The best of ``restarts`` starts on whitened rows (n, r), by the loss after ``restart_steps`` on a sample of them."""
+@dataclass(frozen=True)
+class _Tried:
+    """A start: detectors as clusters gave them, those after a brief refinement, their loss and L_s."""
+
+    clusters: Detectors
+    refined: Detectors
+    loss: float
+    sparsity: float
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        named = {"clusters": self.clusters, "refined": self.refined}
+        kept = {f"{name}.{key}": tensor for name, part in named.items() for key, tensor in part.tensors().items()}
+        return {**kept, "numbers": torch.tensor([self.loss, self.sparsity], dtype=torch.float64)}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], device: torch.device) -> _Tried:
+        names = ("directions", "offsets", "log_margins")
+        clusters, refined = (
+            Detectors(*(tensors[f"{part}.{name}"].to(device) for name in names)) for part in ("clusters", "refined")
+        )
+        return cls(clusters, refined, *tensors["numbers"].tolist())
+
+
+def begin(data: torch.Tensor | Positions, config: EDDPConfig, progress: Progress = silent) -> Beginning:
+    """The best of ``restarts`` starts on whitened rows (n, r), by the loss after ``restart_steps`` on a sample of them.
+
+    Of the rows a seeded sample is used: what k-means trains on, what thresholds are read from, what starts are refined on, at least
+    200 000; all of them where there are no more. Of several ranks each gets the sample, and turn i is tried by rank ``i % n``.
+    """
+    whole = positions(data)
+    most = max(config.n_directions * config.kmeans_points, config.restart_rows, SAMPLE)
+    chosen = sample_rows(whole.count, config.seed, torch.device("cpu"), most)
+    ranks, rows = ranks_of(whole), gathered(whole, chosen)
     soft = config.regime == "soft"
     if not (config.restart_steps and config.refine_steps) or (config.restarts == 1 and config.regime != "auto"):
         progress("clustering", 0, None, f"{len(rows)} positions")
-        return Beginning(sharpened(from_clusters(rows, config, config.seed), config, soft), soft)
+        found = from_clusters(rows, config, config.seed).tensors() if ranks.rank == 0 else None
+        given = {name: tensor.to(rows.device) for name, tensor in ranks.share(found).items()}
+        return Beginning(sharpened(Detectors(**given), config, soft), soft)
+    best = _best(rows, config, soft, ranks, progress)
+    if config.regime == "auto" and best.sparsity > config.crisp:
+        # what the sharp start learnt is how to tell overlapping concepts apart: the soft one begins from the clusters
+        return Beginning(sharpened(best.clusters, config, True), True)
+    return Beginning(best.refined, soft)
+
+
+def _best(rows: torch.Tensor, config: EDDPConfig, soft: bool, ranks: Ranks, progress: Progress) -> _Tried:
+    """The start of least loss, the first of equals."""
     sample = rows[sample_rows(len(rows), config.seed, rows.device, config.restart_rows)]
     moments = moments_of(sample)
     short = replace(config.refinement(soft), steps=config.restart_steps, batch_rows=0, patience=0, reseed=False)
-    found = []
-    for turn in range(config.restarts):
+    tried: dict[int, _Tried] = {}
+    losses = torch.zeros(config.restarts, dtype=torch.float64, device=rows.device)
+    for turn in range(ranks.rank, config.restarts, ranks.size):
         progress("clustering", turn, config.restarts, f"{len(rows)} positions")
         clusters = from_clusters(rows, config, config.seed + 1000 * turn)
         refined = refine(sample, sharpened(clusters, config, soft), short, moments)
-        found.append((refined.log[-1]["total"], clusters, refined))
-        progress("clustering", turn + 1, config.restarts, f"loss {found[-1][0]:.3f}")
-    _, clusters, refined = min(found, key=lambda turn: turn[0])
-    if config.regime == "auto" and refined.log[-1]["sparsity"] > config.crisp:
-        # what the sharp start learnt is how to tell overlapping concepts apart: the soft one begins from the clusters
-        return Beginning(sharpened(clusters, config, True), True)
-    return Beginning(refined.detectors.copy(), soft)
+        loss = refined.log[-1]["total"]
+        tried[turn] = _Tried(clusters, refined.detectors.copy(), loss, refined.log[-1]["sparsity"])
+        losses[turn] = loss
+        progress("clustering", turn + 1, config.restarts, f"loss {loss:.3f}")
+    ranks.sum(losses)
+    first = min(range(config.restarts), key=losses.tolist().__getitem__)
+    if ranks.size == 1:
+        return tried[first]
+    own = tried[first].tensors() if first in tried else None
+    return _Tried.from_tensors(ranks.share(own, source=first % ranks.size), rows.device)
 
 
 def sharpened(detectors: Detectors, config: EDDPConfig, soft: bool) -> Detectors:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from stores.derived import write_derived
 from stores.errors import UsageError
 from stores.layers import LayerSpec
+from stores.places import place
 from stores.plan import StorePlan
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
@@ -123,6 +124,7 @@ def make_synthetic(
     )
     writer = StoreWriter.create_or_resume(out, plan, overwrite=overwrite)
     try:
+        progress("writing", 0, n)
         for k in writer.missing():
             part = slice(k * writer.chunk_images, min(n, (k + 1) * writer.chunk_images))
             rows = part.stop - part.start
@@ -142,7 +144,7 @@ def make_synthetic(
                 "values": values.astype(np.float32),
                 "present": present.astype(np.uint8),
             }
-            write_derived(Path(out) / "truth", truth, {})
+            write_derived(place(out) / "truth", truth, {})
             writer.seal()
     finally:
         writer.close()

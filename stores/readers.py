@@ -6,7 +6,7 @@ over these images and their positions: row r is position ``r % P`` of image ``im
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -89,22 +89,39 @@ class LayerReader:
             return np.arange(first, first + len(block)), block
         return first + np.flatnonzero(valid), block[valid]
 
-    def blocks(self, images: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def chunks(self, numbers: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Several chunks as ``chunk`` gives them, in order: read ahead, in threads, where they are decoded or fetched."""
+        depth = self.array.ahead
+        return ahead(self.chunk, numbers, threads=depth, depth=depth) if depth else map(self.chunk, numbers)
+
+    def blocks(self, images: int | None = None, of: range | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All images in order, as pairs (image numbers (n,), activations (n, P, C)), ``images`` at a time.
 
-        Compressed chunks are decoded ahead, in threads; few are in memory at a time.
+        Compressed or remote chunks are read ahead, in threads; few are in memory at a time.
+
+        Parameters
+        ----------
+        images : at most; a block never goes on in the next chunk. None: whole chunks.
+        of : only the blocks that hold an image of these (counted over ``image_indices``). They are the same, whole, as
+            without it: what is computed block by block does not depend on who reads which of them.
         """
-        numbers = range(self.store.n_chunks)
-        for index, block in map(self.chunk, numbers) if self.array.raw else ahead(self.chunk, numbers):
+        numbers, wanted = range(self.store.n_chunks), range(self.n_images) if of is None else of
+        if of is not None:
+            size, ends = self.store.chunk_images, self.image_indices[[of.start, of.stop - 1]] if of else (0, -1)
+            numbers = range(int(ends[0]) // size, int(ends[1]) // size + 1)
+        done = 0 if not numbers else int(np.searchsorted(self.image_indices, numbers.start * self.store.chunk_images))
+        for index, block in self.chunks(numbers):
             step = images or max(1, len(index))
             for start in range(0, len(index), step):
-                yield index[start : start + step], block[start : start + step]
+                if done + start < wanted.stop and done + start + step > wanted.start:
+                    yield index[start : start + step], block[start : start + step]
+            done += len(index)
 
     def rows(self, indices: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """(m, C) activation vectors of chosen rows, in the order given, each as often as it is named.
 
-        From an uncompressed store this costs what it costs from one file in memory; ``out`` (m, C) is filled if given.
-        Raises UsageError for a row that does not exist.
+        From an uncompressed store this costs what it costs from one file in memory, from a remote one a request for each range
+        of neighbours; ``out`` (m, C) is filled if given. Raises UsageError for a row that does not exist.
         """
         indices = np.asarray(indices, np.int64).reshape(-1)
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.n_rows:
@@ -113,18 +130,10 @@ class LayerReader:
         if out is None:
             out = np.empty((len(indices), self.channels), self.array.dtype)
         stored = self.stored_rows(indices)
-        if self.whole is not None:
+        if self.array.at_hand and self.whole is not None:
             np.take(self.whole, stored, axis=0, out=out, mode="clip")  # clip: take then needs no buffer of its own
             return out
-        per_chunk = self.store.chunk_images * self.spec.positions
-        order = np.argsort(stored, kind="stable")
-        ordered = stored[order]
-        chunks = np.unique(ordered // per_chunk)
-        edges = np.searchsorted(ordered, np.append(chunks, self.store.n_chunks) * per_chunk)
-        for k, start, stop in zip(chunks, edges[:-1], edges[1:], strict=True):
-            block = np.asarray(self.array.read(int(k))).reshape(-1, self.channels)
-            out[order[start:stop]] = block[ordered[start:stop] - k * per_chunk]
-        return out
+        return self.array.take(stored, axes=2, out=out)
 
     def stored_rows(self, rows: np.ndarray) -> np.ndarray:
         """Numbers of rows among all that the store holds, skipped images and positions of the prefix included."""
@@ -135,7 +144,7 @@ class LayerReader:
 
     @cached_property
     def mapping(self) -> Mapping | None:
-        """The layer's files mapped as one, where that is possible."""
+        """The layer's files mapped as one, where that is possible; those of a remote store are fetched into its cache first."""
         return self.array.mapped()
 
     @cached_property
@@ -146,9 +155,8 @@ class LayerReader:
 
     def places(self, image: int) -> np.ndarray:
         """(P,) places on the grid, counted row by row, of an image's positions in a store that samples them."""
-        chunk, local = divmod(image, self.store.chunk_images)
         positions = self.store.array(f"layers/{self.spec.name}/positions")
-        return np.asarray(positions.read(chunk)[local], np.int64)
+        return positions.take(np.array([image]))[0].astype(np.int64)
 
     def images(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, P, C) activations of chosen images, in the order given. Raises UsageError for an invalid image."""
@@ -156,13 +164,7 @@ class LayerReader:
         outside = [int(i) for i in indices if not 0 <= i < self.store.n_images or not self.valid[i]]
         if outside:
             raise UsageError(f"The store has no activations of image {outside[0]} (it was skipped or does not exist).")
-        out = np.empty((len(indices), self.positions, self.channels), self.array.dtype)
-        chunks = indices // self.store.chunk_images
-        for k in np.unique(chunks):
-            block = self.array.read(int(k))
-            for row in np.flatnonzero(chunks == k):
-                out[row] = block[indices[row] - k * self.store.chunk_images, self._first :]
-        return out
+        return np.ascontiguousarray(self.array.take(indices)[:, self._first :])
 
     def sampled_rows(self, count: int, seed: int) -> np.ndarray:
         """(m, C) activation vectors drawn without replacement from all of them, m = min(count, N·P).

@@ -40,6 +40,8 @@ class Shuffle:
     window_bytes : memory for rows that are mixed with each other; at least two chunks are.
     dtype : of the tensors; None: as stored.
     device : where they are wanted; for a GPU they go through pinned memory, beside its work.
+    share : (k, n): of each batch only row k and every n-th one after it, so that n readers have the batches of one. Of a
+        compressed store each of them decodes every chunk.
     """
 
     batch_rows: int = 4096
@@ -49,11 +51,14 @@ class Shuffle:
     drop_last: bool = False
     dtype: torch.dtype | None = None
     device: str = "cpu"
+    share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         for name, least in (("batch_rows", 1), ("seed", 0), ("epoch", 0), ("window_bytes", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"'{name}' must be at least {least}, got {getattr(self, name)}.")
+        if not 0 <= self.share[0] < self.share[1]:
+            raise UsageError(f"'share' must be (k, n) with k from 0 to n - 1, got {self.share}.")
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def shuffled(reader: LayerReader, how: Shuffle | None = None) -> Iterator[Rows]:
     # room is made here and filled there: memory that threads ask for themselves is new, and costs as much as the rows
     jobs = (
         (window, places, torch.empty((len(places), reader.channels), dtype=stored, pin_memory=pin))
-        for window, places in _draws(reader, how)
+        for window, places in ((window, batch[how.share[0] :: how.share[1]]) for window, batch in _draws(reader, how))
     )
     yield from ahead(lambda job: _gather(reader, how, *job), jobs, threads=1, depth=2)
 

@@ -11,6 +11,7 @@ import torch
 from stores.derived import keep_cache, read_cache
 from stores.errors import NonFiniteError
 from stores.progress import Progress, silent
+from stores.ranks import ALONE, Ranks, part_of
 from stores.readers import LayerReader
 
 TILE = 8192  # rows per product: float32 is exact enough within a tile, float64 carries the sums
@@ -26,19 +27,30 @@ class Statistics:
 
 
 def statistics(
-    reader: LayerReader, *, device: str = "cpu", progress: Progress = silent, cache: bool = True
+    reader: LayerReader,
+    *,
+    device: str = "cpu",
+    progress: Progress = silent,
+    cache: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Statistics:
     """The layer's mean and covariance, read from the store if they are kept there, computed and kept otherwise.
 
-    Raises NonFiniteError naming the first image with a NaN or infinite activation.
+    Of several ranks each reads its part; rank 0 alone looks for what is kept, and keeps it. Raises NonFiniteError naming the
+    first image (of the rank's part) with a NaN or infinite activation.
     """
     folder = reader.store.path / "layers" / reader.spec.name / "statistics"
     key = {"store": reader.store.fingerprint, "layer": reader.spec.name, "prefix": reader.positions, "version": 1}
     cache = cache and reader.part is None  # what is kept with a store is about all of it
-    if cache and (kept := read_cache(folder, key)) is not None and (found := _sound(*kept, reader.channels)):
+    found: Statistics | None = None
+    if cache and ranks.rank == 0 and (kept := read_cache(folder, key)) is not None:
+        found = _sound(*kept, reader.channels)
+    if ranks.size > 1:
+        found = _of_rank_0(found, ranks)
+    if found is not None:
         return found
-    result = compute(reader, device=device, progress=progress)
-    if cache:
+    result = compute(reader, device=device, progress=progress, ranks=ranks)
+    if cache and ranks.rank == 0:
         keep_cache(folder, key, {"mean": result.mean, "covariance": result.covariance}, {"count": result.count})
     return result
 
@@ -57,23 +69,41 @@ def _sound(arrays: dict[str, np.ndarray], attributes: dict[str, Any], channels: 
     return Statistics(mean, covariance, count)
 
 
-def compute(reader: LayerReader, *, device: str = "cpu", progress: Progress = silent) -> Statistics:
+def _of_rank_0(found: Statistics | None, ranks: Ranks) -> Statistics | None:
+    """What rank 0 found, on all ranks: on a shared disk the others may see it or not."""
+    given = {}
+    if found is not None:
+        given = {"mean": torch.from_numpy(found.mean), "covariance": torch.from_numpy(found.covariance)}
+        given["count"] = torch.tensor(found.count)
+    shared = ranks.share(given)
+    return Statistics(shared["mean"].numpy(), shared["covariance"].numpy(), int(shared["count"])) if shared else None
+
+
+def compute(
+    reader: LayerReader, *, device: str = "cpu", progress: Progress = silent, ranks: Ranks = ALONE
+) -> Statistics:
     """Stream all activations once: ``mean = E[x]``, ``covariance = E[(x-mean)(x-mean)ᵀ]``.
 
-    Sums are taken about the first block's mean, so that a large common offset costs no digits.
+    Sums are taken about the first block's mean, so that a large common offset costs no digits. Of several ranks each takes
+    the blocks that begin in its part of the images: the blocks are those of one process, and their float64 sums, too, but
+    for the order of addition.
     """
     c = reader.channels
-    shift: torch.Tensor | None = None
+    if reader.n_images == 0:
+        raise NonFiniteError(f"The store '{reader.store.path}' holds no readable image, so it has no statistics.")
+    images, own = max(1, TILE // reader.positions), part_of(reader.n_images, ranks)
+    shift = torch.zeros(c, device=device)
+    if ranks.rank == 0:
+        _, block = next(reader.blocks(images, of=range(1)))
+        shift = torch.from_numpy(block).to(device).float().reshape(-1, c).mean(0)
+    ranks.sum(shift)
     total = torch.zeros(c, dtype=torch.float64)
     outer = torch.zeros(c, c, dtype=torch.float64)
-    count, done = 0, 0
-    for index, block in reader.blocks(images=max(1, TILE // reader.positions)):
-        if not len(index):
-            continue
-        x = torch.from_numpy(block).to(device).float().reshape(-1, c)
-        if shift is None:
-            shift = x.mean(0)
-        x = x - shift
+    count, done = torch.zeros((), dtype=torch.float64), 0
+    for index, block in reader.blocks(images, of=own):
+        if np.searchsorted(reader.image_indices, index[0]) < own.start:
+            continue  # it began in the part of the rank before
+        x = torch.from_numpy(block).to(device).float().reshape(-1, c) - shift
         sums = x.sum(0).double().cpu()
         if not bool(torch.isfinite(sums).all()):
             _name_the_image(reader, index, block)
@@ -81,9 +111,8 @@ def compute(reader: LayerReader, *, device: str = "cpu", progress: Progress = si
         outer += (x.T @ x).double().cpu()
         count += len(x)
         done += len(index)
-        progress("statistics", done, reader.n_images)
-    if shift is None or count == 0:
-        raise NonFiniteError(f"The store '{reader.store.path}' holds no readable image, so it has no statistics.")
+        progress("statistics", min(done, len(own)), len(own))
+    ranks.sum(total, outer, count)
     offset = total / count
     covariance = outer / count - torch.outer(offset, offset)
     mean = shift.double().cpu() + offset
@@ -92,7 +121,7 @@ def compute(reader: LayerReader, *, device: str = "cpu", progress: Progress = si
             f"The activations of layer '{reader.spec.name}' in '{reader.store.path}' are too large: their covariance "
             "overflows float32. Look at the model's weights."
         )
-    return Statistics(mean.numpy(), ((covariance + covariance.T) / 2).numpy(), count)
+    return Statistics(mean.numpy(), ((covariance + covariance.T) / 2).numpy(), int(count))
 
 
 def _name_the_image(reader: LayerReader, index: np.ndarray, block: np.ndarray) -> None:

@@ -31,6 +31,7 @@ class _Published(Fitter[Config]):
     """What the three have in common: they go through ``stages`` in order, and end in activation space."""
 
     resumes: ClassVar[bool] = True
+    spreads: ClassVar[bool] = True
     stages: ClassVar[tuple[str, ...]] = ("a",)
 
     def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
@@ -41,8 +42,10 @@ class _Published(Fitter[Config]):
         facts = provenance(reader, self.config)
         state = checkpoint.load({"method": self.name, "layer": reader.spec.name, "head": head is not None,
                                  "store": reader.identity, "config": facts["config"]})  # fmt: skip
-        moments = statistics(reader, device=self.config.device, progress=progress)
-        fit = Stages(self.config, self.stages, reader, self._usable(reader, head), moments, progress, checkpoint)
+        moments = statistics(reader, device=self.config.device, progress=progress, ranks=self.ranks)
+        fit = Stages(
+            self.config, self.stages, reader, self._usable(reader, head), moments, progress, checkpoint, self.ranks
+        )
         model, signals, rows = fit.run(state)
         directions = in_activation_space(reader, fit.activations, model.detectors(), signals, self.name)
         filters, thresholds = model.linear()

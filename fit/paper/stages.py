@@ -10,17 +10,18 @@ from extract.head import Head
 from fit.alignment import Manipulation, Uncertainty
 from fit.batches import Batches
 from fit.checkpoint import Checkpoint, State
-from fit.losses import RowWeights, streamed_sums
+from fit.losses import RowWeights, longest_tile, streamed_sums
 from fit.paper.config import CBEConfig, UIBEConfig
 from fit.paper.lagrangian import Multipliers
 from fit.paper.orthonormal import Orthonormal
 from fit.paper.separate import Separate, plain, released, standardised
 from fit.paper.steps import CONSTRAINED, LearningStep
-from fit.positions import InMemory, Positions, Stored
+from fit.positions import Positions, Stored, positions_of
 from fit.signals import signals_from_sums
 from fit.whiten import WhitenedRows, Whitening, whiten_store
 from stores.errors import FitError
 from stores.progress import Progress
+from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader
 from stores.statistics import Statistics
 
@@ -40,8 +41,9 @@ class Stages:
         moments: Statistics,
         progress: Progress,
         checkpoint: Checkpoint,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.stages = config, stages
+        self.config, self.stages, self.ranks = config, stages, ranks
         self.how = self.config.in_force
         self.reader, self.head, self.progress, self.checkpoint = reader, head, progress, checkpoint
         self.standard = standardised(moments).to(self.config.device)
@@ -177,13 +179,20 @@ class Stages:
     def _rows(self, transform: Whitening) -> tuple[Positions, WhitenedRows]:
         """The positions in a step's coordinates."""
         config = self.config
-        most = config.max_rows if config.rows == "memory" else 1
+        most, device = config.max_rows if config.rows == "memory" else 1, torch.device(config.device)
         data = whiten_store(
-            self.reader, transform, max_rows=most, seed=config.seed, device=config.device, progress=self.progress
+            self.reader,
+            transform,
+            max_rows=most,
+            seed=config.seed,
+            device=config.device,
+            progress=self.progress,
+            ranks=self.ranks,
+            longest=longest_tile(transform.rank, device),
         )
         if config.rows == "memory":
-            return InMemory(data.rows), data
-        return Stored(self.reader, transform, config.device), data
+            return positions_of(data), data
+        return Stored(self.reader, transform, config.device, self.ranks), data
 
     @torch.no_grad()
     def _signals(self, model: Separate, rows: Positions) -> torch.Tensor:

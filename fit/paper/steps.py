@@ -23,7 +23,7 @@ from fit.losses import (
 )
 from fit.paper.config import NUMBERS, Step
 from fit.paper.lagrangian import Multipliers
-from fit.positions import Positions
+from fit.positions import Positions, ranks_of
 from fit.step import gradients
 
 THRESHOLD = 1e-4  # by how much a loss must fall to count as lower; −H makes losses negative, so no share of it
@@ -99,6 +99,7 @@ class LearningStep:
         printed: bool = True,
     ) -> None:
         self.name, self.model, self.batches, self.how = name, model, batches, how
+        self.ranks = ranks_of(batches.all)
         self.multipliers, self.uncertainty = multipliers, uncertainty
         self.gamma, self.end, self.printed = gamma, settled * how.learning_rate, printed
         self.optimiser = torch.optim.Adam(model.parameters(), lr=how.learning_rate)
@@ -132,6 +133,8 @@ class LearningStep:
             terms = self.gradients(self.batches.at(number))
             refuse_non_finite(terms["total"], number, rate, f"{self.name}.learning_rate")
             self.optimiser.step()
+            if self.ranks.size > 1:  # two machines may round differently
+                self.ranks.broadcast(*self.optimiser.param_groups[0]["params"])
             for name, value in terms.items():
                 means[name] = means.get(name, 0.0) + value / count
         row = {"stage": float(NUMBERS[self.name]), "epoch": float(self.epoch), **means, "learning_rate": rate}
@@ -140,6 +143,10 @@ class LearningStep:
             row |= {f"multiplier_{name}": value for name, value in self.multipliers.values.items()}
             self.merit = means["objective"] + self.multipliers.violation(means)
             self.multipliers.update(means)
+        if self.ranks.size > 1:
+            merit = torch.tensor(self.merit, dtype=torch.float64, device=self.model.parameters()[0].device)
+            self.ranks.broadcast(merit)  # the learning rate goes by it
+            self.merit = float(merit)
         self.scheduler.step(self.merit)
         self.epoch += 1
         return row

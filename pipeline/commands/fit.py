@@ -9,16 +9,19 @@ from typing import Literal
 import click
 
 from fit import METHODS, SUPERVISED, make_fitter
+from pipeline.messages import say
 from pipeline.options import common, share_of
+from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing
-from pipeline.run import Run, code_version, pick_device
+from pipeline.records import Place
+from pipeline.run import Run, code_version
 from stores.errors import UsageError
 
 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]}, short_help="Find directions in a store's activations."
 )
-@click.option("--store", type=click.Path(path_type=Path), required=True, help="The store that extract wrote.")
+@click.option("--store", type=STORE, required=True, help="The store that extract wrote.")
 @click.option("--layer", default=None, help="Which layer of the store; may be left out when it holds one.")
 @click.option(
     "--directions",
@@ -44,7 +47,8 @@ from stores.errors import UsageError
 )
 @click.option("--part", default=None, metavar="I/N",
               help="Fit on the I-th (from 0) of N parts of the images only: two halves tell how stable the directions are.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("directions.safetensors"), show_default=True)
+@click.option("--out", type=LOCAL, default=Path("directions.safetensors"), show_default=True)
+@cache_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
@@ -87,34 +91,41 @@ def fit(
       fit --store acts.zarr --directions 64 --out d.safetensors
       fit --store acts.zarr --directions 64 --steps paper --set d.epochs=500 --out published.safetensors
       fit --store broden.zarr --method probe --concepts broden1_224 --out probe.safetensors
+      torchrun --nproc-per-node 4 --no-python fit --store acts.zarr --directions 500 --out large.safetensors
     """
     from fit.supervised.labels import ConceptLabels
-    from pipeline.fitting import fit_to_file
+    from pipeline.fitting import fit_to_file, warnings_of
+    from pipeline.ranks import joined
     from stores.readers import LayerReader
 
     run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method,
                       "steps": steps, "concepts": concepts, "part": part, "out": out,
                       "device": device, "seed": seed, "set": settings})  # fmt: skip
-    chosen = pick_device(device)
-    labels = None if concepts is None else ConceptLabels(concepts)
-    fitter = make_fitter(
-        method,
-        n_directions=directions,
-        seed=seed,
-        device=chosen,
-        settings=_pairs(settings),
-        labels=labels,
-        steps=steps,
-    )
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out must end in .safetensors, got '{out}'.")
-    if out.is_dir():
-        raise UsageError(f"--out '{out}' is a folder: name a file in it, such as '{out / 'directions.safetensors'}'.")
-    if minutes != minutes:
-        raise UsageError("--checkpoint-every must be a number of minutes, got nan.")
-    reader = LayerReader(store, layer, part=share_of("--part", part))
-    with showing(quiet) as progress:
-        fitted, record = fit_to_file(fitter, reader, out, run, minutes=minutes, progress=progress)
+    with joined(device) as (ranks, chosen):
+        labels = None if concepts is None else ConceptLabels(concepts)
+        fitter = make_fitter(
+            method,
+            n_directions=directions,
+            seed=seed,
+            device=chosen,
+            settings=_pairs(settings),
+            labels=labels,
+            steps=steps,
+        )
+        if out.suffix != ".safetensors":
+            raise UsageError(f"--out must end in .safetensors, got '{out}'.")
+        if out.is_dir():
+            raise UsageError(
+                f"--out '{out}' is a folder: name a file in it, such as '{out / 'directions.safetensors'}'."
+            )
+        if minutes != minutes:
+            raise UsageError("--checkpoint-every must be a number of minutes, got nan.")
+        reader = LayerReader(store, layer, part=share_of("--part", part))
+        where = None if ranks.rank else Place(out.with_suffix(".run.json"))
+        with showing(quiet or ranks.rank > 0) as shown, run.watching(shown, where, device=chosen) as progress:
+            fitted, record = fit_to_file(fitter, reader, out, run, minutes=minutes, progress=progress, ranks=ranks)
+        if ranks.rank:
+            return
     summary = {
         "out": str(out),
         "method": method,
@@ -128,25 +139,12 @@ def fit(
         click.echo(json.dumps(summary))
         return
     for warning in warnings_of(summary["diagnosis"]):
-        click.echo(warning, err=True)
+        say(warning, "warning")
     click.echo(
         f"{fitted.directions_.count} directions of {reader.spec.name} by {method}, {format_seconds(run.seconds)}, "
         f"peak memory {record['peak_memory_mib']} MiB (eddp {code_version()})"
     )
     click.echo(str(out))
-
-
-def warnings_of(diagnosis: dict) -> list[str]:
-    """Sentences for what a user should know of a fit before trusting it."""
-    found = []
-    for key, text in (
-        ("dead", "detectors are positive almost nowhere"),
-        ("overfull", "detectors are positive on more than half of all positions"),
-        ("duplicates", "pairs of detectors are nearly the same"),
-    ):
-        if diagnosis.get(key):
-            found.append(f"Note: {len(diagnosis[key])} {text}; try fewer --directions or another --seed.")
-    return found
 
 
 def _pairs(settings: tuple[str, ...]) -> dict[str, str]:
