@@ -6,12 +6,11 @@ detectors, and which images. What comes back are sums. Nothing of dask is import
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,19 +18,20 @@ import numpy as np
 import torch
 
 from evaluate.detectors import Bank
-from evaluate.material import SPLITS, Material, Resolution
-from evaluate.parallel import cores, ranges
+from evaluate.material import Material, Resolution
+from evaluate.parallel import ranges
+from extract.cluster import settled, workers_of
 from extract.concepts import ConceptSource
 from extract.geometry import Box
 from extract.labels import Alignment
 from stores.activations import ActivationStore
-from stores.errors import CorruptStoreError, EDDPError
+from stores.errors import CorruptStoreError
 from stores.progress import Progress
 from stores.readers import LayerReader
 
 T = TypeVar("T")
 PARTS = 4  # per worker: enough to even out, few enough that their results are no burden
-PATIENCE = 10.0  # seconds without any worker after which there will be none
+FAN = 8  # results added up at a time
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,10 @@ def _concepts(kind: type, root: str) -> ConceptSource:
     return opened
 
 
-def pack(material: Material, chunks: range) -> Parcel:
-    """What a worker needs for the images of some chunks."""
+def pack(material: Material, chunks: range, labelled: bool = True) -> Parcel:
+    """What a worker needs for the images of some chunks; of the concept dataset nothing, unless it is about labels."""
     reader, source, bank = material.reader, material.alignment.source, material.bank
-    size = reader.store.chunk_images
-    rows = material.wanted(SPLITS, [row for row in material.alignment.rows if row // size in chunks])
+    rows = {row: material.alignment.rows[row] for row in material.rows(chunks)} if labelled else {}
     return Parcel(
         store=str(reader.store.path.resolve()),
         layer=reader.spec.name,
@@ -95,94 +94,53 @@ def _unpacked(work: Callable[..., T], parcel: Parcel, chunks: range, arguments: 
     return work(parcel.open(), chunks, *arguments)
 
 
-def on_cluster(
-    work: Callable[..., T], material: Material, client: Any, arguments: tuple[Any, ...], progress: Progress, stage: str
-) -> T:
-    from distributed import CancelledError as Lost
-    from distributed import KilledWorker, wait
-    from distributed.comm import CommClosedError
-
-    workers = sum(client.nthreads().values())
-    parts = ranges(material.reader.store.n_chunks, PARTS * max(workers, 1))
-    total: T | None = None
-    done, images = 0, len(material.wanted(SPLITS))
-    sizes: dict[str, int] = {}
-    pending = set()
-    try:
-        for part in parts:
-            parcel = pack(material, part)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the detectors' size: they are sent to be used, not looked up
-                future = client.submit(_unpacked, work, parcel, part, arguments, pure=False)
-            sizes[future.key] = len(parcel.rows)
-            pending.add(future)
-        while pending:
-            try:
-                with client.as_current():
-                    finished, pending = wait(pending, timeout=PATIENCE, return_when="FIRST_COMPLETED")
-            except TimeoutError:
-                if client.status != "running" or not client.nthreads():
-                    raise EDDPError("All dask workers are gone (--dask). Start some and run the same again.") from None
-                continue
-            for future in finished:
-                result: Any = future.result()
-                total = result if total is None else total + result
-                done += sizes[future.key]
-                progress(stage, done, images)
-    except KilledWorker as error:
-        raise EDDPError(
-            "The dask workers that were given a part of the images died of it, several in a row (--dask): they may have "
-            "been out of memory. Give them more, or run without --dask."
-        ) from error
-    except (CommClosedError, Lost) as error:
-        raise EDDPError("The dask scheduler is gone (--dask). Start it and run the same again.") from error
-    finally:
-        client.cancel(list(pending))
-    assert total is not None
-    return total
+def _added(*parts: Any) -> Any:
+    """What a worker runs on the results of some workers, which come to it from there."""
+    return reduce(add, parts)
 
 
-@contextmanager
-def cluster(address: str) -> Iterator[Any]:
-    """A ``distributed.Client`` of the scheduler at an address, or, for ``local``, of a process a core on this machine.
+def added_up(submit: Callable[..., T], parts: Sequence[T], fan: int = FAN) -> tuple[T, list[T]]:
+    """The sum of parts as a tree, in their order: what ``submit(add, *some)`` gives for a few at a time, until one is left.
 
-    Raises EDDPError when nobody answers there, or when there is no worker.
+    Returns that one, and all that was submitted.
     """
-    from distributed import Client
-
-    _quiet()
-    with ExitStack() as opened:
-        try:
-            scheduler = opened.enter_context(_local_cluster()) if address == "local" else address
-            client = opened.enter_context(Client(scheduler, timeout=PATIENCE, set_as_default=False))
-        except (OSError, ValueError, TimeoutError, RuntimeError) as error:
-            if address == "local":
-                raise EDDPError(f"No workers could be started here (--dask local): {error}.") from error
-            raise EDDPError(
-                f"No dask scheduler answers at '{address}' (--dask). Start one with: dask scheduler, and workers with: "
-                "dask worker ADDRESS; or use --dask local."
-            ) from error
-        try:
-            client.wait_for_workers(1, timeout=PATIENCE)
-        except TimeoutError as error:
-            raise EDDPError(
-                f"The dask scheduler at '{address}' (--dask) has no worker. Start some with: dask worker {address}"
-            ) from error
-        yield client
+    submitted: list[T] = []
+    while len(parts) > 1:
+        groups = [parts[k : k + fan] for k in range(0, len(parts), fan)]
+        parts = [submit(_added, *group) if len(group) > 1 else group[0] for group in groups]
+        submitted += [part for part, group in zip(parts, groups, strict=True) if len(group) > 1]
+    return parts[0], submitted
 
 
-def _local_cluster() -> Any:
-    """A process a core. Files mapped into memory count as used there: without a limit they are no reason to end one."""
-    from distributed import LocalCluster
+def on_cluster(
+    work: Callable[..., T],
+    material: Material,
+    client: Any,
+    arguments: tuple[Any, ...],
+    progress: Progress,
+    stage: str,
+    labelled: bool = True,
+) -> T:
+    """``evaluate.parallel.spread`` on a cluster. Parts are added up there, so that one result comes here, however many workers.
 
-    return LocalCluster(
-        n_workers=cores(), threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    )  # fmt: skip
-
-
-def _quiet() -> None:
-    """What goes wrong is said in one sentence, not in many: dask's own are not shown."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.split(".")[0] == "distributed":
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    A lost worker's parts are done again, those excepted that somebody has added to others already.
+    """
+    chunks = range(material.reader.store.n_chunks)
+    submit = partial(client.submit, pure=False)
+    futures: list[Any] = []
+    sizes: dict[str, int] = {}
+    for part in ranges(len(chunks), PARTS * workers_of(client)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the detectors' size: they are sent to be used, not looked up
+            futures.append(submit(_unpacked, work, pack(material, part, labelled), part, arguments))
+        sizes[futures[-1].key] = len(material.rows(part, labelled))
+    root, sums = added_up(submit, futures)
+    everything = {*futures, *sums}
+    del futures, sums
+    done = 0
+    for future in settled(client, everything):
+        if future.key in sizes:
+            done += sizes[future.key]
+            progress(stage, done, sum(sizes.values()))
+    total: T = root.result()
+    return total

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from extract.cluster_stream import extract_on
 from extract.concepts import ConceptSource
 from extract.images import ImageSource
 from extract.stream import ExtractConfig, extract
@@ -26,6 +29,7 @@ def concept_store(
     device: str = "cpu",
     cache: Path | None = None,
     progress: Progress = silent,
+    client: Any = None,
 ) -> ActivationStore:
     """The store itself if it was made from this concept dataset; else the model's activations on it, kept beside the store.
 
@@ -41,7 +45,7 @@ def concept_store(
             f"The store '{store.path}' is synthetic: it has no network to run over '{source.root}'. Use --ground-truth."
         )
     mend = f"Mend it or take it out of {source.listing}, then run evaluate again: it goes on where it stopped."
-    return activations_on(store, layer, source, mend=mend, device=device, cache=cache, progress=progress)
+    return activations_on(store, layer, source, mend=mend, device=device, cache=cache, progress=progress, client=client)
 
 
 def activations_on(
@@ -53,10 +57,12 @@ def activations_on(
     device: str = "cpu",
     cache: Path | None = None,
     progress: Progress = silent,
+    client: Any = None,
 ) -> ActivationStore:
     """A store's own model run over other images, kept beside the store: the second time it is there.
 
-    ``mend`` says what to do about a bad image. Raises MismatchError, before anything is run, when the model now loads with other weights
+    ``mend`` says what to do about a bad image; ``client``, a ``distributed.Client``, has its workers run the model, each on the device
+    that it has. Raises MismatchError, before anything is run, when the model now loads with other weights
     than the store was made with.
     """
     made = store.provenance
@@ -83,7 +89,11 @@ def activations_on(
         seed=int(made.get("seed", 0)),
     )
     try:
-        extract(source, beside, config, progress=progress)
+        if client is None:
+            extract(source, beside, config, progress=progress)
+        else:
+            data = f"{source.kind}:{source.root}"
+            extract_on(client, source, data, beside, replace(config, device="auto"), progress=progress)
     except ImageError as error:
         what = str(error).partition(" It is image ")[0]
         raise ImageError(f"{what} {mend}") from error

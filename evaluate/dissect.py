@@ -13,6 +13,7 @@ import torch
 from evaluate.bootstrap import REPLICATES
 from evaluate.counts import Counts, count_images
 from evaluate.detectors import Bank, block_images
+from evaluate.gallery import STAGE, Top, top_of
 from evaluate.material import SPLITS, Material, Resolution, raster_size, upsample
 from evaluate.parallel import Scheduler, spread
 from evaluate.second import BINS, Chosen, Second, groups_of, second_images
@@ -89,6 +90,10 @@ class Dissector:
         chosen = Chosen(np.asarray(label_of), low, high, groups, replicates, seed)
         stage = "average precision"
         return spread(second_images, self.material, self.scheduler, chosen, progress=progress, stage=stage)
+
+    def top(self, count: int, progress: Progress = silent) -> Top:
+        """The ``count`` images of the store with the largest logit of each detector, in one more pass."""
+        return spread(top_of, self.material, self.scheduler, count, progress=progress, stage=STAGE, labelled=False)
 
     def average_precision(self, label_of: np.ndarray, progress: Progress = silent) -> np.ndarray:
         """Average precision (J,) on val of each detector's logits for its own label; NaN where that does not occur."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from evaluate.detectors import Bank, block_images
+from evaluate.material import Material
 from evaluate.report.data import Tile
 from evaluate.report.pictures import region_tile, save_strip
 from extract.geometry import Box
@@ -20,34 +21,49 @@ from stores.errors import EDDPError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
+STAGE = "top images"
+
 
 @dataclass(frozen=True)
 class Top:
-    """Rows of the store (top, J) and the largest logit of each (top, J), best first."""
+    """Rows of the store (top, J) and the largest logit of each (top, J), best first, of equals the lower row first; ``most``
+    that are kept (None: all)."""
 
     rows: np.ndarray
     values: np.ndarray
+    most: int | None = None
+
+    def __add__(self, other: Top) -> Top:
+        """The best of both, whatever the order in which parts of a store are added up."""
+        rows = np.concatenate([self.rows, other.rows])
+        values = np.concatenate([self.values, other.values])
+        order = np.lexsort((rows, -values), axis=0)[: self.most]
+        return Top(np.take_along_axis(rows, order, 0), np.take_along_axis(values, order, 0), self.most)
 
 
 def top_images(reader: LayerReader, bank: Bank, count: int, progress: Progress = silent) -> Top:
     """The ``count`` images with the largest logit at any position, for each detector; one streamed pass."""
-    best: torch.Tensor | None = None
-    rows: torch.Tensor | None = None
-    done = 0
-    for index, block in reader.blocks(images=block_images(reader, bank.count)):
-        if not len(index):
-            continue
-        peak = bank.logits(block).amax(1)  # (n, J)
-        number = torch.from_numpy(index).to(peak.device)[:, None].expand_as(peak)
-        if best is not None and rows is not None:
-            peak, number = torch.cat([best, peak]), torch.cat([rows, number])
-        best, order = peak.topk(min(count, len(peak)), dim=0)
-        rows = number.gather(0, order)
-        done += len(index)
-        progress("top images", done, reader.n_images)
-    if best is None or rows is None:
-        return Top(np.zeros((0, bank.count), np.int64), np.zeros((0, bank.count)))
-    return Top(rows.cpu().numpy(), best.cpu().numpy())
+    return _top(reader, bank, range(reader.store.n_chunks), count, progress, reader.n_images)
+
+
+def top_of(material: Material, chunks: range, count: int, progress: Progress = silent) -> Top:
+    """``top_images`` of some chunks, as ``evaluate.parallel.spread`` runs it."""
+    return _top(material.reader, material.bank, chunks, count, progress, len(material.rows(chunks, labelled=False)))
+
+
+def _top(reader: LayerReader, bank: Bank, chunks: range, count: int, progress: Progress, total: int) -> Top:
+    best = Top(np.zeros((0, bank.count), np.int64), np.zeros((0, bank.count), np.float32), count)
+    done, step = 0, block_images(reader, bank.count)
+    for index, x in reader.chunks(chunks):
+        for start in range(0, len(index), step):
+            rows = index[start : start + step]
+            peak = bank.logits(x[start : start + step]).amax(1)  # (n, J)
+            found = peak.sort(dim=0, descending=True, stable=True)  # stable: of equals the lower row first
+            order = found.indices[:count].cpu().numpy()
+            best += Top(rows[order], found.values[:count].cpu().numpy(), count)
+            done += len(rows)
+            progress(STAGE, done, total)
+    return best
 
 
 def draw_strips(

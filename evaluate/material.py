@@ -16,7 +16,6 @@ import torch
 from evaluate.detectors import Bank
 from extract.concepts import ConceptLabel
 from extract.labels import Alignment, ImageLabels, labels_ahead
-from stores.ahead import ahead
 from stores.errors import UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -88,6 +87,12 @@ class Material:
     def device(self) -> torch.device:
         return self.bank.filters.device
 
+    def rows(self, chunks: range, labelled: bool = True) -> list[int]:
+        """Rows of some chunks whose images could be read, of the splits alone that count unless told otherwise."""
+        size, indices = self.reader.store.chunk_images, self.reader.image_indices
+        within = indices[(indices >= chunks.start * size) & (indices < chunks.stop * size)].tolist()
+        return list(self.wanted(SPLITS, within)) if labelled else within
+
     def wanted(self, splits: Collection[str], rows: Collection[int] | None = None) -> dict[int, int]:
         """Store row -> image of the concept dataset, of the readable images of some splits, in the store's order."""
         found, source = self.alignment.rows, self.alignment.source
@@ -98,16 +103,13 @@ class Material:
         self, chunks: range, stage: str, progress: Progress = silent, *, splits: Collection[str]
     ) -> Generator[Block, None, None]:
         """The images of some chunks; labels are read ahead, and no more is held than some images of each."""
-        size = self.reader.store.chunk_images
-        indices = self.reader.image_indices
-        within = indices[(indices >= chunks.start * size) & (indices < chunks.stop * size)]
-        wanted = self.wanted(splits, within.tolist())
+        wanted = self.wanted(splits, self.rows(chunks, labelled=False))
         labelled = labels_ahead(self.alignment.source, list(wanted.values()), self.raster, self.alignment.box_of)
         # always as many at a time, so that a product gives the same bits whatever range it is part of
         step = max(1, min(64, 2**24 // (self.reader.positions * max(self.bank.count, 1))))
         done = 0
         with closing(labelled) as labels:
-            for index, x in _chunks(self.reader, chunks):
+            for index, x in self.reader.chunks(chunks):
                 for start in range(0, len(index), step):
                     rows = index[start : start + step]
                     inside = np.array([row in wanted for row in rows.tolist()], bool)
@@ -154,10 +156,6 @@ class Material:
     def tile(self) -> int:
         """How many logits are looked at together."""
         return 2 ** (26 if self.device.type == "cuda" else 20)
-
-
-def _chunks(reader: LayerReader, chunks: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    return map(reader.chunk, chunks) if reader.array.raw else ahead(reader.chunk, chunks)
 
 
 class Scratch(local):

@@ -5,7 +5,6 @@ A pass is a function of some chunks whose results add up to that of all.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from itertools import pairwise
@@ -15,7 +14,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from evaluate.material import SPLITS, Material
+from evaluate.material import Material
+from extract.cluster import cores
 from stores.errors import UsageError
 from stores.progress import Progress, silent
 
@@ -30,6 +30,7 @@ def spread(
     *arguments: Any,
     progress: Progress = silent,
     stage: str = "",
+    labelled: bool = True,
 ) -> T:
     """``work(material, chunks, *arguments)`` summed over all chunks of the store.
 
@@ -37,6 +38,7 @@ def spread(
     ----------
     scheduler : "here" for one chunk after the other, where torch has all cores; "threads" for a thread a core, each with one
         thread of torch; a ``distributed.Client`` for its workers. None takes threads, and "here" on a GPU: that is faster.
+    labelled : whether the work is about labelled images alone: these are counted then.
 
     Raises EDDPError when the workers are gone, and whatever the work raises.
     """
@@ -48,15 +50,10 @@ def spread(
     if scheduler == "here":
         return work(material, range(chunks), *arguments, progress)
     if scheduler == "threads":
-        return _in_threads(work, material, ranges(chunks, 2 * cores()), arguments, progress)
+        return _in_threads(work, material, ranges(chunks, 2 * cores()), arguments, progress, labelled)
     from evaluate.cluster import on_cluster  # which is built on this module
 
-    return on_cluster(work, material, scheduler, arguments, progress, stage)
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return on_cluster(work, material, scheduler, arguments, progress, stage, labelled)
 
 
 def ranges(chunks: int, parts: int) -> list[range]:
@@ -90,9 +87,14 @@ class _Shared:
 
 
 def _in_threads(
-    work: Callable[..., T], material: Material, parts: list[range], arguments: tuple[Any, ...], progress: Progress
+    work: Callable[..., T],
+    material: Material,
+    parts: list[range],
+    arguments: tuple[Any, ...],
+    progress: Progress,
+    labelled: bool,
 ) -> T:
-    shared = _Shared(progress, len(material.wanted(SPLITS)))
+    shared = _Shared(progress, len(material.rows(range(material.reader.store.n_chunks), labelled)))
     before = torch.get_num_threads()
     total: T | None = None
     with ThreadPoolExecutor(cores(), "dissection", torch.set_num_threads, (1,)) as pool:

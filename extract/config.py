@@ -19,7 +19,7 @@ class ExtractConfig:
     ----------
     model, weights : see ``extract.zoo.load_model``.
     layers : dotted module names.
-    device : ``cpu``, ``cuda`` or ``cuda:N``.
+    device : ``cpu``, ``cuda`` or ``cuda:N``; on a cluster also ``auto``, what each worker has.
     dtype : of the stored activations.
     precision : what the network computes in. ``float32`` is exact; ``tf32`` (CUDA) rounds the factors of its products,
         ``bfloat16`` and ``float16`` run it under autocast. Recorded with the store.
@@ -70,5 +70,5 @@ class ExtractConfig:
             raise UsageError(f"'workers' must not be negative, got {self.workers}.")
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise UsageError(f"'shard' must be i/n with 0 <= i < n, got {self.shard[0]}/{self.shard[1]}.")
-        if self.precision == "tf32" and not self.device.startswith("cuda"):
+        if self.precision == "tf32" and not self.device.startswith("cuda") and self.device != "auto":
             raise UsageError(f"'precision' tf32 needs a CUDA device, got '{self.device}'.")

@@ -22,6 +22,7 @@ from extract.network import Network, probe_images
 from extract.zoo import LoadedModel, load_model
 from stores.errors import StoreError
 from stores.layers import LayerSpec
+from stores.places import is_remote
 from stores.plan import StorePlan
 from stores.progress import readable
 from stores.writer import StoreWriter
@@ -111,7 +112,8 @@ class Plan:
 def plan_extraction(source: ImageSource, config: ExtractConfig, *, code_version: str = "") -> Plan:
     """Load the model and cut it at every layer. Raises the errors of ``load_model`` and ``Network``."""
     loaded = load_model(config.model, config.weights, seed=config.seed)
-    networks = {name: Network.from_loaded(loaded, name, config.device) for name in config.layers}
+    device = "cpu" if config.device == "auto" else config.device  # where workers run it, each on what it has
+    networks = {name: Network.from_loaded(loaded, name, device) for name in config.layers}
     heads = {}
     for name, network in networks.items():
         affine = network.pooled_affine
@@ -141,8 +143,9 @@ def default_workers(device: str, images: int) -> int:
 class Forecast:
     """What a run has before it: ``images`` and ``bytes`` still to do, of those of this shard; sizes before compression.
 
-    ``layers`` maps each layer to its bytes in the finished store. ``free`` are the disk's free bytes, ``fits`` whether they
-    suffice (None: compressed, so only an upper bound is known and it exceeds them). ``rate`` is images a second and
+    ``layers`` maps each layer to its bytes in the finished store. ``free`` are the disk's free bytes (None: an object store,
+    which has no such number), ``fits`` whether they suffice (None: compressed, so only an upper bound is known and it exceeds
+    them, or nothing is known of them). ``rate`` is images a second and
     ``seconds`` what is left at that rate, where it was measured; ``unreadable`` counts images that failed then.
     """
 
@@ -151,7 +154,7 @@ class Forecast:
     layers: dict[str, int]
     bytes: int
     total_bytes: int
-    free: int
+    free: int | None
     fits: bool | None
     batch_size: int
     tried: int = 0
@@ -178,8 +181,10 @@ def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = 
     beside = longest + 9 + 4 * attributes["n_classes"] + sum(4 * s.positions for s in plan.specs if s.sampled)
     per_chunk = rows * beside + sum(layers.values()) // n_chunks
     images = sum(min(rows, n - k * rows) for k in missing)
-    free, needed = _free(out) + (_size(out) if overwrite else 0), per_chunk * len(missing)
-    fits: bool | None = needed <= free
+    free, needed = None if is_remote(out) else _free(out), per_chunk * len(missing)
+    if free is not None and overwrite:
+        free += _size(out)
+    fits = None if free is None else needed <= free
     if not fits and plan.config.compress != "none":
         fits = None
     found = Forecast(
@@ -198,7 +203,7 @@ def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = 
 
 def require_room(found: Forecast, out: Path) -> None:
     """Raise StoreError when the disk certainly does not suffice."""
-    if found.fits is False:
+    if found.fits is False and found.free is not None:
         raise StoreError(
             f"The disk of '{out}' has {readable(found.free)} free, but {readable(found.bytes)} are still to be written. Free "
             "some space, give an --out elsewhere, or store less: --compress zstd, --positions N, --limit N."

@@ -19,7 +19,7 @@ from extract.images import ImageSource
 from extract.plan import TRIED, Forecast, Plan, forecast, plan_extraction, require_room
 from extract.reading import shown
 from stores.errors import ImageError
-from stores.ledger import Record
+from stores.places import place
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
 
@@ -65,7 +65,7 @@ def extract(
     ImageError for an image that is damaged unless ``on_bad_image`` is "skip", EDDPError where the disk does not answer; NonFiniteError naming the first image
     whose activations are NaN or do not fit float16. Everything committed before stays; the same call goes on from there.
     """
-    out = Path(out)
+    out = place(out)
     progress("loading the model", 0)
     plan = plan_extraction(source, config, code_version=code_version)
     ahead = forecast(plan, out, overwrite=overwrite)
@@ -77,28 +77,40 @@ def extract(
         if announce is not None:
             announce(ahead.at(rate))
 
-    writer = StoreWriter.create_or_resume(out, plan.store, shard=config.shard, overwrite=overwrite)
-    try:
-        batch_size = _batch_size(writer, config)
-        done = 0 if writer.sealed else _run(plan, writer, batch_size, progress, measured)
-        missing = 0 if writer.seal_if_complete() else len(writer.missing(anywhere=True))
-        records = [record for k, record in writer.ledger.records().items() if k in writer.span]
-    finally:
-        writer.close()
-    shapes = {spec.name: (plan.n_images, spec.positions, spec.channels) for spec in plan.specs}
-    return _summary(records, done, shapes, batch_size, (missing, writer.n_chunks))
+    with closing(StoreWriter.create_or_resume(out, plan.store, shard=config.shard, overwrite=overwrite)) as writer:
+        return fill(plan, writer, progress=progress, measured=measured)
 
 
-def _summary(
-    records: list[Record], done: int, shapes: dict[str, tuple[int, int, int]], batch_size: int, chunks: tuple[int, int]
+def fill(
+    plan: Plan,
+    writer: StoreWriter,
+    *,
+    progress: Progress = silent,
+    measured: Callable[[float], None] = lambda rate: None,
 ) -> ExtractSummary:
+    """Fill the chunks of a writer that are missing, and seal the store if no other is.
+
+    ``measured`` is told images a second, once a few batches have been run. Raises what ``extract`` raises once it has begun.
+    """
+    batch_size = batch_size_of(writer, plan.config)
+    done = 0 if writer.sealed else _run(plan, writer, batch_size, progress, measured)
+    missing = 0 if writer.seal_if_complete() else len(writer.missing(anywhere=True))
+    return summary_of(plan, writer, writer.span, done, batch_size, missing)
+
+
+def summary_of(
+    plan: Plan, writer: StoreWriter, chunks: range, done: int, batch_size: int, missing: int
+) -> ExtractSummary:
+    """What is in some chunks of a store; ``done`` images by this run, ``missing`` chunks in all."""
+    records = [record for k, record in writer.ledger.records().items() if k in chunks]
     skipped = [entry for record in records for entry in record.skipped]
     size = sum(entry["bytes"] for record in records for entry in record.arrays.values())
     images = sum(record.rows for record in records) - len(skipped)
-    return ExtractSummary(images, skipped, done, shapes, size, batch_size, *chunks)
+    shapes = {spec.name: (plan.n_images, spec.positions, spec.channels) for spec in plan.specs}
+    return ExtractSummary(images, skipped, done, shapes, size, batch_size, missing, writer.n_chunks)
 
 
-def _batch_size(writer: StoreWriter, config: ExtractConfig) -> int:
+def batch_size_of(writer: StoreWriter, config: ExtractConfig) -> int:
     """The batch size a store was begun with, unless another was asked for: the same gives the same bits."""
     begun = int(writer.provenance.get("batch_size", config.batch_size or 16))
     if config.batch_size is None or config.batch_size == begun:
@@ -146,6 +158,7 @@ def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress, measure
     cuda = plan.config.device.startswith("cuda")
     decode = Decode(plan.source, plan.first.transform, batches)
     done, warm, begun = 0, 0, 0.0
+    progress("extraction", before, total)  # from here on: what is told later was done by this run
     with (
         closing(decoded(decode, workers=plan.workers, pin=cuda)) as stream,
         Committer() as committer,

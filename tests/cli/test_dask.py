@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import contents
 
-import evaluate.cluster
+import extract.cluster
 
 Run = Callable[..., object]
 NET = ("--model", "tiny_net:build", "--layer", "second")
@@ -22,10 +24,12 @@ def ok(ended):  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture
-def fitted(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> list[object]:
-    """Arguments of an evaluation."""
+def fitted(
+    run: Run, tiny_broden: Callable[..., object], tiny_images: Callable[..., Path], tmp_path: Path
+) -> list[object]:
+    """Arguments of an evaluation of directions that were fitted on other images: the model is run over the concept dataset."""
     broden, store, out = tiny_broden(images=12).root, tmp_path / "acts.zarr", tmp_path / "pca.safetensors"
-    ok(run("extract", *NET, "--data", broden, "--out", store))
+    ok(run("extract", *NET, "--data", tiny_images(12), "--out", store))
     ok(run("fit", "--store", store, "--directions", 4, "--method", "pca", "--out", out))
     return ["--store", store, "--directions", out, "--broden", broden, "--json", "--quiet"]
 
@@ -33,14 +37,20 @@ def fitted(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> list
 def test_processes_of_this_machine_give_the_same(
     run: Run, fitted: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate.cluster, "cores", lambda: 2)
+    monkeypatch.setattr(extract.cluster, "cores", lambda: 2)
     plain, spread = tmp_path / "plain", tmp_path / "spread"
     ok(run("evaluate", *fitted, "--out", plain))
+    (beside,) = tmp_path.glob("acts.second.broden-*.zarr")
+    of_one_process = contents(beside)
+    shutil.rmtree(beside)
     ended = ok(run("evaluate", *fitted, "--out", spread, "--dask", "local"))
     assert ended.err == ""
-    assert (plain / "summary.json").read_bytes() == (spread / "summary.json").read_bytes()
-    for table in ("directions", "labels", "categories", "unions"):
-        assert (plain / f"{table}.csv").read_bytes() == (spread / f"{table}.csv").read_bytes()
+    assert contents(beside) == of_one_process
+    here, there = contents(plain), contents(spread)
+    assert here.keys() == there.keys()
+    assert any(name.endswith(".jpg") for name in here)
+    for name in here.keys() - {"run.json"}:  # tables, summary, pictures and report, to the byte
+        assert here[name] == there[name], name
     entry = json.loads(ended.out)["directions"]["pca"]
     assert entry.keys() >= {"intervals", "supervised_thresholds", "union"}
     assert all(low <= high for low, high in entry["intervals"].values())
@@ -50,7 +60,7 @@ def test_processes_of_this_machine_give_the_same(
 def test_an_address_where_nobody_listens(
     run: Run, fitted: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate.cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(extract.cluster, "PATIENCE", 0.5)
     ended = run("evaluate", *fitted, "--out", tmp_path / "out", "--dask", "tcp://127.0.0.1:9")
     assert ended.code == 1
     assert ended.out == ""
@@ -60,5 +70,5 @@ def test_an_address_where_nobody_listens(
 
 
 def test_nothing_of_distributed_is_loaded_without_it() -> None:
-    code = "import sys, pipeline.commands.evaluate, pipeline.evaluation; sys.exit('distributed' in sys.modules)"
+    code = "import sys, pipeline.commands.extract, pipeline.evaluation, extract.cluster_stream; sys.exit('distributed' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

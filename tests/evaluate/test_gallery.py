@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import evaluate.gallery
 from evaluate.detectors import Bank, make_bank
-from evaluate.gallery import draw_strips, on_grid, top_images
+from evaluate.gallery import Top, draw_strips, on_grid, top_images
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.readers import LayerReader
@@ -53,6 +56,30 @@ def test_top_images_are_those_of_a_full_sort(
         np.testing.assert_array_equal(top.rows, order)
         np.testing.assert_array_equal(top.values, np.take_along_axis(peak, order, 0))
     assert top_images(reader, bank, 50).rows.shape == (10, 3)  # fewer images than asked for
+
+
+@given(st.data())
+def test_tops_of_parts_add_up_to_that_of_the_whole_in_any_order(data: st.DataObject) -> None:
+    """Against a sort by value, then by row; the values are few, so that many are equal."""
+    n, most = data.draw(st.integers(0, 12)), data.draw(st.integers(1, 5))
+    values = np.array(data.draw(st.lists(st.integers(-1, 2), min_size=2 * n, max_size=2 * n)), float).reshape(n, 2)
+    edges = sorted(data.draw(st.lists(st.integers(0, n), max_size=4)))
+    parts = []
+    for start, stop in pairwise([0, *edges, n]):
+        order = [sorted(range(start, stop), key=lambda row, j=j: (-values[row, j], row))[:most] for j in range(2)]
+        rows = np.array(order, int).reshape(2, -1).T
+        parts.append(Top(rows, np.take_along_axis(values, rows, 0), most))
+    whole = sum(data.draw(st.permutations(parts)), Top(np.zeros((0, 2), int), np.zeros((0, 2)), most))
+    for j in range(2):
+        assert whole.rows[:, j].tolist() == sorted(range(n), key=lambda row, j=j: (-values[row, j], row))[:most]
+        assert whole.values[:, j].tolist() == [values[row, j] for row in whole.rows[:, j]]
+
+
+def test_of_equals_the_lower_row_comes_first(tmp_path: Path, make_store: Store, make_directions: Make) -> None:
+    x = np.array([1, 3, 3, 2, 3], np.float32).reshape(5, 1, 1)
+    reader = LayerReader(make_store(tmp_path / "s.zarr", x, grid=(1, 1), chunk_images=2))
+    top = top_images(reader, make_bank({"a": make_directions([[1]], [0])}, reader), 4)
+    assert top.rows[:, 0].tolist() == [1, 2, 4, 3]
 
 
 def test_a_store_without_a_readable_image_has_no_top(tmp_path: Path, make_store: Store, make_directions: Make) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,22 +18,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slow_dissection import LABELS, WHOLE, Broden, random_rows
 
-import evaluate.cluster
-from evaluate.cluster import cluster, on_cluster, pack
+import extract.cluster
+from evaluate.cluster import added_up, on_cluster, pack
 from evaluate.counts import Counts, count_images
 from evaluate.detectors import make_bank
 from evaluate.dissect import Dissector, Second
+from evaluate.gallery import top_images
+from evaluate.material import Material
 from evaluate.parallel import cores, ranges
 from evaluate.scores import choose_labels
+from extract.cluster import cluster
 from extract.labels import Alignment
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import CorruptStoreError, EDDPError, UsageError
+from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
 Make = Callable[..., Directions]
 Store = Callable[..., ActivationStore]
 IMAGES = 12
+STAYS = 30.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +89,22 @@ def assert_all_equal(a: Any, b: Any, names: tuple[str, ...]) -> None:
         np.testing.assert_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
+def assert_the_same_top(make_dissector: Callable[..., Dissector], scheduler: Any) -> None:
+    """The pictures' pass is over all readable images, labelled or not."""
+    here, told = make_dissector("here"), []
+
+    def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
+        told.append((done, total))
+
+    whole, found = here.top(3), make_dissector(scheduler).top(3, progress)
+    alone = top_images(here.material.reader, here.bank, 3)
+    assert_all_equal(whole, found, ("rows", "values"))
+    assert_all_equal(whole, alone, ("rows", "values"))
+    assert max(told) == (IMAGES - 1, IMAGES - 1)
+
+
 def assert_the_same(make_dissector: Callable[..., Dissector], scheduler: Any) -> None:
+    assert_the_same_top(make_dissector, scheduler)
     counts, second, told = both_passes(make_dissector("here"))
     found, more, heard = both_passes(make_dissector(scheduler))
     names = (
@@ -114,6 +137,23 @@ def test_ranges_are_a_partition(chunks: int, parts: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
+@given(st.integers(1, 70), st.integers(2, 9))
+def test_a_tree_adds_up_what_a_loop_does(parts: int, fan: int) -> None:
+    widest = 0
+
+    def submit(work: Callable[..., str], *some: str) -> str:
+        nonlocal widest
+        widest = max(widest, len(some))
+        return work(*some)
+
+    letters = [chr(64 + k) for k in range(parts)]  # strings: their sum tells the order
+    total, submitted = added_up(submit, letters, fan)
+    assert total == "".join(letters)
+    assert widest <= fan
+    assert len(submitted) <= max(0, parts - 1)
+    assert parts == 1 or submitted[-1] == total
+
+
 @pytest.mark.parametrize("scheduler", ["threads", None])
 def test_threads_count_the_same(
     make_dissector: Callable[..., Dissector], scheduler: str | None, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +166,55 @@ def test_threads_count_the_same(
 
 def test_workers_elsewhere_count_the_same(make_dissector: Callable[..., Dissector], client: Any) -> None:
     assert_the_same(make_dissector, client)
+
+
+def stays_once(material: Material, chunks: range, file: str, progress: Progress = silent) -> Counts:
+    """The first process that comes to chunk 3 says who it is and stays there, in the midst of its part."""
+    found = count_images(material, chunks, progress)
+    if 3 in chunks:
+        try:
+            with Path(file).open("x") as told:
+                told.write(f"{os.getpid()}\n")
+            time.sleep(STAYS)
+        except FileExistsError:
+            pass
+    return found
+
+
+def test_a_worker_that_is_killed_changes_nothing(
+    make_dissector: Callable[..., Dissector], client: Any, tmp_path: Path
+) -> None:
+    """Its part is done again, and so are those it had done, if nobody has added them up yet."""
+    file = tmp_path / "process"
+
+    def kill() -> None:
+        while not (file.exists() and file.read_text().endswith("\n")):
+            time.sleep(0.01)
+        os.kill(int(file.read_text()), signal.SIGKILL)
+
+    client.run_on_scheduler(allow_failures, 3)
+    material, told = make_dissector("here").material, []
+    before = set(client.run(os.getpid).values())
+    watcher = threading.Thread(target=kill, daemon=True)
+    watcher.start()
+    begun = time.monotonic()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        told.append((done, total))
+
+    found = on_cluster(stays_once, material, client, (str(file),), progress, "stage")
+    client.run_on_scheduler(allow_failures, 0)
+    client.wait_for_workers(2)
+    assert time.monotonic() - begun < STAYS
+    assert int(file.read_text()) in before
+    assert int(file.read_text()) not in set(client.run(os.getpid).values())
+    whole = count_images(material, range(material.reader.store.n_chunks))
+    assert_all_equal(whole, found, ("both", "detector", "label", "points", "images", "positive", "low", "high"))
+    assert told[-1] == (whole.images.sum(), whole.images.sum())
+
+
+def allow_failures(number: int, dask_scheduler: Any = None) -> None:
+    dask_scheduler.allowed_failures = number
 
 
 def test_only_names_are_taken(make_dissector: Callable[..., Dissector]) -> None:
@@ -174,7 +263,7 @@ def test_workers_that_die_are_a_sentence(make_dissector: Callable[..., Dissector
 
 
 def test_nobody_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate.cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(extract.cluster, "PATIENCE", 0.5)
     for address in ("tcp://127.0.0.1:9", "nonsense://"):
         with pytest.raises(EDDPError, match=f"No dask scheduler answers at '{address}'"), cluster(address):
             pass
@@ -185,7 +274,7 @@ def test_a_scheduler_without_workers_is_a_sentence(
 ) -> None:
     from distributed import LocalCluster
 
-    monkeypatch.setattr(evaluate.cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(extract.cluster, "PATIENCE", 0.5)
     with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as empty:
         address = empty.scheduler_address
         with pytest.raises(EDDPError, match="has no worker"), cluster(address):
@@ -197,7 +286,7 @@ def test_workers_that_left_are_not_waited_for(
 ) -> None:
     from distributed import Client, LocalCluster
 
-    monkeypatch.setattr(evaluate.cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(extract.cluster, "PATIENCE", 0.5)
     with (
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as empty,
         Client(empty, set_as_default=False) as client,
@@ -207,7 +296,7 @@ def test_workers_that_left_are_not_waited_for(
 
 
 def test_a_cluster_of_this_machine(make_dissector: Callable[..., Dissector], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate.cluster, "cores", lambda: 1)
+    monkeypatch.setattr(extract.cluster, "cores", lambda: 1)
     with cluster("local") as client:
         found = make_dissector(client).count()
     np.testing.assert_array_equal(found.both, make_dissector("here").count().both)
