@@ -26,11 +26,15 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.buffer.cpu import Buffer
+from zarr.storage import MemoryStore
 
+from stores import objects
 from stores.ahead import ahead
+from stores.cache import ChunkCache, cache_of
 from stores.checksums import checksum
 from stores.chunks import ChunkedArray
-from stores.derived import check_derived
+from stores.derived import check_derived, is_there
 from stores.errors import (
     CorruptStoreError,
     MissingPathError,
@@ -40,9 +44,11 @@ from stores.errors import (
 )
 from stores.layers import LayerSpec
 from stores.ledger import Ledger, Record, digest, gaps, ranges_in_words
+from stores.places import is_remote, place
 from stores.progress import Progress, silent
+from stores.remote import RemoteArray
 from stores.seal import seal_problem
-from stores.validate import UNREADABLE, array_problem, plan_problem, read_small
+from stores.validate import MOST_JSON_BYTES, UNREADABLE, array_problem, plan_problem, read_small, small_object
 
 FORMAT = 2  # of new stores; those of format 1 are read as well (see FORMAT.md)
 
@@ -66,6 +72,8 @@ class StoreBase:
         self._image_arrays = frozenset(self.image_arrays())
         self.ledger = Ledger(path / "ledger", self._misfit)
         self._arrays: dict[str, ChunkedArray] = {}
+        self._documents: dict[str, bytes] = {}  # zarr.json of a remote store's arrays, fetched together
+        self.cache: ChunkCache | None = None
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -87,13 +95,14 @@ class StoreBase:
         """
         if path not in self._arrays:
             try:
-                read_small(self.path / path / "zarr.json")  # no pipe, no device: Zarr would wait for it
-                opened = zarr.open_array(self.path / path, mode="r", zarr_format=3)
+                opened = self._open_array(path)
                 problem = array_problem(path, opened, self.attributes, self.layers)
                 if problem is None:
-                    self._arrays[path] = ChunkedArray(self.path, path, opened)
+                    self._arrays[path] = self._chunked(path, opened)
                     return self._arrays[path]
             except Exception as error:
+                if isinstance(error, StoreError):  # the store of objects does not answer
+                    raise
                 raise CorruptStoreError(
                     f"'{path}' in the store '{self.path}' cannot be opened: its zarr.json is missing or damaged ({error})."
                 ) from error
@@ -102,6 +111,26 @@ class StoreBase:
                 "Restore the store from a copy, or extract it again with --overwrite."
             )
         return self._arrays[path]
+
+    def _open_array(self, path: str) -> zarr.Array:
+        """An array by its metadata. Raises anything where they are none."""
+        if not is_remote(self.path):
+            read_small(self.path / path / "zarr.json")  # no pipe, no device: Zarr would wait for it
+            return zarr.open_array(self.path / path, mode="r", zarr_format=3)
+        if path not in self._documents:
+            self.metadata()
+        data = self._documents.get(path)
+        document = small_object(self.path / path / "zarr.json", data)
+        memory = MemoryStore(store_dict={"zarr.json": Buffer.from_bytes(document)})
+        return zarr.open_array(memory, mode="r", zarr_format=3)
+
+    def _chunked(self, path: str, opened: zarr.Array) -> ChunkedArray:
+        if not is_remote(self.path):
+            return ChunkedArray(self.path, path, opened)
+        array = RemoteArray(self.path, path, opened)
+        if path in self._image_arrays:
+            array.cache = self.cache
+        return array
 
     def image_arrays(self) -> list[str]:
         """Paths of all arrays that have a row an image: these make up a chunk."""
@@ -122,7 +151,12 @@ class StoreBase:
         else:
             groups.append("ledger")
         heads = [f"layers/{name}/{part}" for name in self.attributes["heads"] for part in ("head_weight", "head_bias")]
-        for path in (*groups, *self.image_arrays(), *heads):
+        paths = [*groups, *self.image_arrays(), *heads]
+        if is_remote(self.path):
+            read = objects.fetch_all([self.path / path / "zarr.json" for path in paths], MOST_JSON_BYTES)
+            self._documents = {path: data for path, data in zip(paths, read, strict=True) if data is not None}
+            return found | {path: checksum(self._documents.get(path, b"")) if path in self._documents else -1 for path in paths}
+        for path in paths:
             try:
                 found[path] = checksum(memoryview(read_small(self.path / path / "zarr.json")))
             except OSError:
@@ -142,10 +176,22 @@ class StoreBase:
             return "it is not of the store's layers"
         return None
 
-    def is_there(self, record: Record) -> bool:
-        """Whether a record is of a chunk of this store, and its files are there in full size."""
+    def sizes(self) -> dict[str, int] | None:
+        """Bytes of all objects of a remote store but the ledger's, by their names, to be asked for once for many chunks.
+
+        None for a local one: there each file is asked for by itself.
+        """
+        if not is_remote(self.path):
+            return None
+        arrays = self.image_arrays()
+        listed = ahead(objects.sizes_below, [self.path / name for name in arrays], threads=8, depth=16)
+        return {f"{name}/{key}": size for name, found in zip(arrays, listed, strict=True) for key, size in found.items()}
+
+    def is_there(self, record: Record, sizes: dict[str, int] | None = None) -> bool:
+        """Whether a record is of a chunk of this store, and its files are there in full size; ``sizes`` as ``sizes()`` gives them."""
         return self._misfit(record) is None and not any(
-            self.array(path).check(record.chunk, entry, every_byte=False) for path, entry in record.arrays.items()
+            self.array(path).check(record.chunk, entry, every_byte=False, sizes=sizes)
+            for path, entry in record.arrays.items()
         )
 
     def array_problems(self) -> dict[str, str]:
@@ -170,10 +216,11 @@ class StoreBase:
         arrays = [self.array(path) for path in self.image_arrays() if path not in leave_out]
         pairs = [(array, record) for array in arrays for record in records.values()]
         total = sum(record.arrays[array.path]["bytes"] for array, record in pairs) if every_byte else 0
+        sizes = self.sizes() if pairs else None
 
         def check(pair: tuple[ChunkedArray, Record]) -> str | None:
             array, record = pair
-            return array.check(record.chunk, record.arrays[array.path], every_byte=every_byte)
+            return array.check(record.chunk, record.arrays[array.path], every_byte=every_byte, sizes=sizes)
 
         found, done = [], 0
         results = (
@@ -215,11 +262,13 @@ class ActivationStore(StoreBase):
         UnsealedStoreError : extraction has not finished; says how much is missing and how to go on.
         CorruptStoreError : the ledger, the metadata and the chunk files contradict each other.
         """
-        path = Path(path)
+        path = place(path)
         attributes = read_attributes(path)
         store = cls(path, attributes)
         sealed = attributes.get("sealed")
-        records = store.ledger.records()
+        cache = cache_of(sealed["ledger"]) if sealed and is_remote(path) else None
+        kept = cache.ledger(sealed["ledger"]) if cache and sealed else None
+        records = store.ledger.records() if kept is None else kept
         if not sealed:
             raise UnsealedStoreError(
                 f"The store '{path}' is unfinished: {len(records)} of {store.n_chunks} chunks are committed, "
@@ -239,7 +288,19 @@ class ActivationStore(StoreBase):
         store.records = records
         if problems := store._root_problems() or store._problems(records, every_byte=False):
             raise CorruptStoreError(_list_problems(path, problems))
+        if cache is not None:
+            store._use(cache, known=kept is not None)
         return store
+
+    def _use(self, cache: ChunkCache, *, known: bool) -> None:
+        """Keep what is read in ``cache``; ``known``: it knows the ledger already."""
+        cache.records = self.records
+        if not known:
+            cache.keep_ledger(self.records)
+        self.cache = cache
+        for path, array in self._arrays.items():
+            if isinstance(array, RemoteArray) and path in self._image_arrays:
+                array.cache = cache
 
     @classmethod
     def examine(cls, path: str | Path) -> ActivationStore:
@@ -247,7 +308,7 @@ class ActivationStore(StoreBase):
 
         Raises MissingPathError, UnsealedStoreError, and CorruptStoreError where there is no telling what it should hold.
         """
-        path = Path(path)
+        path = place(path)
         store = cls(path, read_attributes(path))
         if not store.attributes.get("sealed"):
             raise UnsealedStoreError(f"The store '{path}' is unfinished. Run the same extract command again.")
@@ -279,7 +340,7 @@ class ActivationStore(StoreBase):
             cache = folder.name != "truth"
             advice = f"; it can be computed anew: delete the folder '{folder}'" if cache else ""
             found += [problem + advice for problem in check_derived(folder)]
-        if self.provenance.get("model") == "synthetic" and not (self.path / "truth").exists():
+        if self.provenance.get("model") == "synthetic" and not is_there(self.path / "truth"):
             found.append("truth: missing, although the store is a synthetic one")
         return found
 
@@ -316,18 +377,11 @@ class ActivationStore(StoreBase):
 
     def column(self, name: str) -> np.ndarray:
         """A whole per-image array of ``images/``: ``labels`` (N,), ``valid`` (N,), ``logits`` (N, K)."""
-        array = self.array(f"images/{name}")
-        return np.concatenate([np.asarray(array.read(k)) for k in range(self.n_chunks)])
+        return np.concatenate(list(self.array(f"images/{name}").each(range(self.n_chunks))))
 
     def rows(self, name: str, indices: np.ndarray) -> np.ndarray:
         """Chosen rows of an array of ``images/``, in the order given, without reading the others."""
-        array = self.array(f"images/{name}")
-        indices = np.asarray(indices, np.int64)
-        out = np.empty((len(indices), *array.shape[1:]), array.dtype)
-        chunks, local = np.divmod(indices, self.chunk_images)
-        for k in np.unique(chunks):
-            out[chunks == k] = array.read(int(k))[local[chunks == k]]
-        return out
+        return self.array(f"images/{name}").take(indices)
 
     @property
     def labels(self) -> np.ndarray:
@@ -365,8 +419,8 @@ class ActivationStore(StoreBase):
 
     def _whole(self, path: str) -> np.ndarray:
         try:
-            return np.asarray(self.array(path).array[:])
-        except CorruptStoreError:
+            return self.array(path).whole()
+        except StoreError:
             raise
         except (OSError, RuntimeError, *UNREADABLE) as error:
             raise CorruptStoreError(
@@ -392,21 +446,27 @@ def _read_block(path: str, array: str, fingerprint: str, block_id: tuple[int, ..
 
     Raises CorruptStoreError when another store lies there by now.
     """
+    root = place(path) / "zarr.json"
+    version: tuple[object, ...]
     try:
-        found = (Path(path) / "zarr.json").stat()
+        if is_remote(root):
+            version = (objects.version_of(root),)
+        else:
+            found = root.stat()
+            version = (found.st_ino, found.st_mtime_ns, found.st_size)
     except OSError as error:
-        raise CorruptStoreError(f"The store '{path}' cannot be read any more: {error.strerror}.") from error
-    opened = _open_chunked(path, array, fingerprint, (found.st_ino, found.st_mtime_ns, found.st_size))
+        raise CorruptStoreError(f"The store '{path}' cannot be read any more: {error.strerror or error}.") from error
+    opened = _open_chunked(path, array, fingerprint, version)
     return np.asarray(opened.read(block_id[0]))  # whose shape is the plan's, and so what was declared
 
 
 @lru_cache(maxsize=64)
-def _open_chunked(path: str, array: str, fingerprint: str, root: tuple[int, ...]) -> ChunkedArray:
+def _open_chunked(path: str, array: str, fingerprint: str, root: tuple[object, ...]) -> ChunkedArray:
     """``root`` is what the file system says of the root's zarr.json: when that was written again, it is read again."""
-    attributes = read_attributes(Path(path))
+    attributes = read_attributes(place(path))
     if (attributes.get("sealed") or {}).get("ledger") != fingerprint:
         raise CorruptStoreError(f"The store '{path}' was replaced after it was opened. Open it again.")
-    return StoreBase(Path(path), attributes).array(array)
+    return StoreBase(place(path), attributes).array(array)
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -414,15 +474,16 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
     Raises MissingPathError when there is no store, CorruptStoreError when its metadata cannot be read or is newer.
     """
-    if not path.exists():
-        raise MissingPathError(f"There is no store at '{path}'. Make one with: extract --model … --out {path}")
     file = path / "zarr.json"
-    if not file.is_file():
+    data = objects.fetch_all([file], MOST_JSON_BYTES)[0] if is_remote(file) else None
+    if data is None and not path.exists():
+        raise MissingPathError(f"There is no store at '{path}'. Make one with: extract --model … --out {path}")
+    if data is None and not file.is_file():
         raise MissingPathError(
             f"'{path}' is no activation store: it holds no zarr.json. Give the folder that extract wrote."
         )
     try:
-        attributes = json.loads(read_small(file))["attributes"]["eddp"]
+        attributes = json.loads(read_small(file) if data is None else small_object(file, data))["attributes"]["eddp"]
         version = attributes["format"]
         newer = type(version) is int and version > FORMAT
         problem = None if newer else plan_problem(attributes)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,17 @@ class ChunkedArray:
         self._rest = (0,) * (len(self.shape) - 1)
 
     @property
+    def ahead(self) -> int:
+        """How many chunks are worth reading ahead, each in a thread: 0 where that takes no time (mapped), a few where they are
+        decoded or fetched."""
+        return 0 if self.raw else 2
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether ``mapped`` has nothing to fetch."""
+        return True
+
+    @property
     def n_chunks(self) -> int:
         return -(-self.shape[0] // self.chunk_rows)
 
@@ -58,7 +70,11 @@ class ChunkedArray:
         return int(np.prod(self.chunk_shape)) * self.dtype.itemsize
 
     def file(self, chunk: int) -> Path:
-        return self.folder / self._key((chunk, *self._rest))
+        return self.folder / self.name(chunk)
+
+    def name(self, chunk: int) -> str:
+        """A chunk's file within the array's folder."""
+        return str(self._key((chunk, *self._rest)))
 
     def rows(self, chunk: int) -> int:
         """How many rows of a chunk belong to the array (the last chunk is padded beyond them)."""
@@ -92,21 +108,54 @@ class ChunkedArray:
         """
         file = self.file(chunk)
         try:
-            if self.raw:
-                block = self._map(file)
-            else:
-                block = np.empty(self.chunk_shape, self.dtype)
-                data = file.read_bytes()
-                if (found := content_size(data)) != self.chunk_bytes:
-                    raise ValueError(f"{found} decoded bytes instead of {self.chunk_bytes}")
-                Zstd().decode(data, block.view(np.uint8).reshape(-1))
+            block = self._map(file) if self.raw else self._decoded(file.read_bytes())
         except (OSError, ValueError, RuntimeError, MemoryError) as error:  # hostile sizes ask for any memory
-            reason = getattr(error, "strerror", None) or error
-            raise CorruptStoreError(
-                f"Chunk {chunk} of '{self.path}' cannot be read from '{file}': {reason}. "
-                "Run `eddp verify` on the store for a list of all bad chunks."
-            ) from error
+            raise self._unreadable(chunk, error) from error
         return block[: self.rows(chunk)]
+
+    def _decoded(self, data: bytes) -> np.ndarray:
+        """A whole chunk from the bytes of its compressed file. Raises ValueError, RuntimeError."""
+        block = np.empty(self.chunk_shape, self.dtype)
+        if (found := content_size(data)) != self.chunk_bytes:
+            raise ValueError(f"{found} decoded bytes instead of {self.chunk_bytes}")
+        Zstd().decode(data, block.view(np.uint8).reshape(-1))
+        return block
+
+    def _unreadable(self, chunk: int, error: Exception) -> CorruptStoreError:
+        reason = getattr(error, "strerror", None) or error
+        return CorruptStoreError(
+            f"Chunk {chunk} of '{self.path}' cannot be read from '{self.file(chunk)}': {reason}. "
+            "Run `eddp verify` on the store for a list of all bad chunks."
+        )
+
+    def each(self, chunks: Iterable[int]) -> Iterator[np.ndarray]:
+        """The rows of several chunks, in order."""
+        return map(self.read, chunks)
+
+    def whole(self) -> np.ndarray:
+        """The whole array, which is a small one. Raises what Zarr raises."""
+        return np.asarray(self.array[:])
+
+    def take(self, numbers: np.ndarray, axes: int = 1, out: np.ndarray | None = None) -> np.ndarray:
+        """Chosen rows, in the order given, each as often as it is named.
+
+        Parameters
+        ----------
+        numbers : (m,) int, counted over the first ``axes`` axes.
+        out : (m, ...) to be filled.
+        """
+        numbers = np.asarray(numbers, np.int64)
+        if out is None:
+            out = np.empty((len(numbers), *self.shape[axes:]), self.dtype)
+        per_chunk = int(np.prod(self.chunk_shape[:axes]))
+        order = np.argsort(numbers, kind="stable")
+        ordered = numbers[order]
+        chunks = np.unique(ordered // per_chunk)
+        edges = np.searchsorted(ordered, np.append(chunks, self.n_chunks) * per_chunk)
+        for k, start, stop in zip(chunks, edges[:-1], edges[1:], strict=True):
+            block = self.read(int(k)).reshape(-1, *self.shape[axes:])
+            out[order[start:stop]] = block[ordered[start:stop] - k * per_chunk]
+        return out
 
     def _map(self, file: Path) -> np.ndarray:
         # a private mapping: torch wants a writable buffer to share; nothing written to it reaches the file
@@ -135,8 +184,13 @@ class ChunkedArray:
                 f"'{self.path}' cannot be mapped: {error}. Run `eddp verify` on the store for a list of all bad chunks."
             ) from error
 
-    def check(self, chunk: int, entry: dict[str, int], *, every_byte: bool) -> str | None:
-        """What is wrong with a chunk's file, or None. Without ``every_byte`` only presence and size are looked at."""
+    def check(
+        self, chunk: int, entry: dict[str, int], *, every_byte: bool, sizes: dict[str, int] | None = None
+    ) -> str | None:
+        """What is wrong with a chunk's file, or None. Without ``every_byte`` only presence and size are looked at.
+
+        ``sizes`` are bytes of all objects of the store by their names, where it is one of objects: listed once for all chunks.
+        """
         file = self.file(chunk)
         try:
             size = file.stat().st_size

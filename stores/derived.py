@@ -10,7 +10,8 @@ Each is a Zarr v3 group of plain arrays of one uncompressed chunk, which any Zar
 to the byte what ``json_bytes`` writes: so a flipped bit is found wherever it is, in a space between two brackets too.
 
 A group is laid out under another name and renamed when it is whole: there is all of it or none, also when several
-processes make the same one at once (one of them wins).
+processes make the same one at once (one of them wins). Objects have no such name: of a remote store the group's own
+zarr.json goes first and comes last, and a group whose files are of two makers fits no checksum, and counts as none.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
+from stores import objects
 from stores.checksums import checksum, file_checksum
 from stores.errors import CorruptStoreError, StoreError
 from stores.files import json_bytes, sync_folder, write_atomically
+from stores.places import ObjectPath, is_remote
 from stores.validate import UNREADABLE, is_plain, read_small
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,9 @@ def write_derived(folder: Path, arrays: dict[str, np.ndarray], attributes: dict[
     ``attributes`` must be JSON values; the names "files" and "crc32c" are taken. Raises StoreError when the disk is full
     or the folder cannot be written to; what was there before then still is.
     """
+    if is_remote(folder):
+        _write_objects(folder, arrays, attributes)
+        return
     aside = _aside(folder)
     files: dict[str, list[int]] = {}
     try:
@@ -55,9 +61,7 @@ def write_derived(folder: Path, arrays: dict[str, np.ndarray], attributes: dict[
             for relative, data in _array_files(name, value):
                 write_atomically(aside / relative, data)
                 files[relative] = [checksum(memoryview(data)), len(data)]
-        entry = {**attributes, "files": files}
-        entry["crc32c"] = checksum(memoryview(json_bytes(_document(entry))))
-        write_atomically(aside / "zarr.json", json_bytes(_document(entry)))  # last: without it there is no group
+        write_atomically(aside / "zarr.json", _head(attributes, files))  # last: without it there is no group
         _put_in_place(aside, folder)
         sync_folder(folder.parent)
     except StoreError:
@@ -69,12 +73,33 @@ def write_derived(folder: Path, arrays: dict[str, np.ndarray], attributes: dict[
         _remove_abandoned(folder)
 
 
+def _write_objects(folder: ObjectPath, arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
+    """``write_derived`` into an object store."""
+    made = {relative: data for name, value in arrays.items() for relative, data in _array_files(name, value)}
+    objects.remove([folder / "zarr.json"])
+    objects.put({folder / relative: data for relative, data in made.items()})
+    files = {relative: [checksum(memoryview(data)), len(data)] for relative, data in made.items()}
+    objects.put({folder / "zarr.json": _head(attributes, files)})
+
+
+def _head(attributes: dict[str, Any], files: dict[str, list[int]]) -> bytes:
+    """A group's own zarr.json."""
+    entry = {**attributes, "files": files}
+    entry["crc32c"] = checksum(memoryview(json_bytes(_document(entry))))
+    return json_bytes(_document(entry))
+
+
+def is_there(folder: Path) -> bool:
+    """Whether there is a group, sound or not; without its own zarr.json objects are none, but what a writer is busy with."""
+    return (folder / "zarr.json").exists() if is_remote(folder) else folder.exists()
+
+
 def read_derived(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The arrays of a group by name and its attributes; None when there is no such folder.
 
     Raises CorruptStoreError naming the first file that is missing, damaged, or has no checksum.
     """
-    if not folder.exists():
+    if not is_there(folder):
         return None
     arrays, attributes, problems = _read(folder)
     if problems:
@@ -87,7 +112,7 @@ def check_derived(folder: Path) -> list[str]:
 
     None when there is no such folder, nor for a group from before there were checksums: nothing is known of its bytes.
     """
-    if not folder.exists() or is_unchecked(folder):
+    if not is_there(folder) or is_unchecked(folder):
         return []
     return _load(folder, keep=False)[2]
 
@@ -104,7 +129,7 @@ def is_unchecked(folder: Path) -> bool:
 
 def read_cache(folder: Path, key: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """What ``keep_cache`` kept under the same key, or None: never an error, for it can be computed anew."""
-    if not folder.exists() or is_unchecked(folder):
+    if not is_there(folder) or is_unchecked(folder):
         return None
     arrays, attributes, problems = _read(folder)
     if problems:
@@ -194,6 +219,8 @@ def _load(folder: Path, *, keep: bool = True) -> tuple[dict[str, Any], dict[str,
         listed = {str(path): (int(crc), int(size)) for path, (crc, size) in entry["files"].items()}
     except (OSError, *UNREADABLE) as error:
         return {}, {}, [f"'{file}' is missing or damaged ({_reason(error)})"]
+    if is_remote(folder):
+        return entry, *_fetched(folder, listed)
     files: dict[str, bytes] = {}
     problems = []
     for path, (crc, size) in listed.items():
@@ -210,6 +237,27 @@ def _load(folder: Path, *, keep: bool = True) -> tuple[dict[str, Any], dict[str,
         if found != crc:
             problems.append(f"'{folder / path}' does not match its checksum")
     return entry, files, problems
+
+
+def _fetched(folder: ObjectPath, listed: dict[str, tuple[int, int]]) -> tuple[dict[str, bytes], list[str]]:
+    """The listed files of a group of objects, fetched together, and what is wrong."""
+    odd = [path for path in listed if not is_plain(path)]
+    if odd:
+        return {}, [f"'{folder}' lists '{path}', which is no file of its own" for path in odd]
+    most = max((size for _, size in listed.values()), default=0)
+    files: dict[str, bytes] = {}
+    problems = []
+    for path, data in zip(listed, objects.fetch_all([folder / path for path in listed], most), strict=True):
+        crc, size = listed[path]
+        if data is None:
+            problems.append(f"'{folder / path}' cannot be read (no such object)")
+        elif len(data) != size:
+            problems.append(f"'{folder / path}' has {'more' if len(data) > size else len(data)} bytes instead of {size}")
+        elif checksum(data) != crc:
+            problems.append(f"'{folder / path}' does not match its checksum")
+        else:
+            files[path] = data
+    return files, problems
 
 
 def _foreign(folder: Path, path: str, size: int) -> str | None:

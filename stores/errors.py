@@ -51,6 +51,10 @@ class StoreError(EDDPError, OSError):
     """Something is wrong with a store on disk."""
 
 
+class StoreBusyError(StoreError):
+    """Another process is writing to the same part of a store."""
+
+
 class UnsealedStoreError(StoreError):
     """The store is unfinished; the message says what is missing and how to go on."""
 

@@ -2,6 +2,7 @@
 
 ``Together`` does this for several files at once, so that a chunk of a store costs a few waits for the disk and not a few
 a file. Every touch of the disk goes through the four small functions at the end: tests stop and spoil them one by one.
+Objects of an object store are whole or absent by themselves: they are written when all are to get their names.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from stores import objects
 from stores.checksums import checksum
 from stores.errors import StoreError
+from stores.places import ObjectPath, is_remote
 
 Data = bytes | bytearray | memoryview
 PIECE_BYTES = (
@@ -42,10 +45,14 @@ class Together:
     def __init__(self, executor: Executor | None = None) -> None:
         self._executor = executor
         self._waiting: list[tuple[Path, Path, Future[None] | None]] = []
+        self._objects: dict[ObjectPath, bytes] = {}
         self._made: set[Path] = set()
 
     def add(self, path: Path, data: Data) -> int:
         """Write ``data`` for ``path``; returns its CRC-32C, computed while the disk is busy with it."""
+        if is_remote(path):
+            self._objects[path] = bytes(data)
+            return checksum(data)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
             self._make_folder(path.parent)
@@ -66,6 +73,8 @@ class Together:
 
     def publish(self) -> None:
         """Give all files their names, for good."""
+        objects.put(self._objects)
+        self._objects.clear()
         for path, _, future in self._waiting:
             try:
                 if future is not None:
@@ -134,6 +143,8 @@ def json_bytes(value: Any) -> bytes:
 def remove_partial(folders: Iterable[Path]) -> None:
     """Delete what writers that were killed left half-written in these folders, files and folders."""
     for folder in folders:
+        if is_remote(folder):
+            return  # an object is whole, or not there
         for left in folder.glob(".*.partial"):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
@@ -198,6 +209,8 @@ def rename(old: Path, new: Path) -> None:
 
 def sync_folder(path: Path) -> None:
     """Make renames in a folder durable (POSIX asks for it; elsewhere there is nothing to do)."""
+    if is_remote(path):
+        return
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

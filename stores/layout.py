@@ -13,13 +13,16 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
+from stores import objects
 from stores.activations import read_attributes
 from stores.checksums import checksum, file_checksum
 from stores.chunks import ZSTD_LEVEL
 from stores.errors import CorruptStoreError, StoreError, StoreExistsError
 from stores.files import Together, json_bytes, remove_partial, write_json
 from stores.ledger import MARK_BYTES
+from stores.places import ObjectPath, is_remote
 from stores.plan import StorePlan
+from stores.validate import MOST_JSON_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +31,21 @@ KEYS: Any = {"name": "default", "separator": "."}  # c.3.0.0: a folder an array,
 
 
 def lay_out(path: Path, plan: StorePlan) -> None:
-    """Write all metadata of a new store, the root's attributes last: without them the folder is no store yet."""
+    """Write all metadata of a new store, the root's attributes last: without them the folder is no store yet.
+
+    Of several writers that begin a remote store at once, which no lock keeps apart, one lays down the root.
+    """
     files = laid_out(plan)
     attributes = {**plan.attributes, "files": {name: checksum(data) for name, data in files.items()}}
     with Together() as together:
         for name, data in files.items():
             together.add(path / name, data)
         together.publish()
-    write_json(path / "zarr.json", _group({"eddp": attributes}))
+    root = path / "zarr.json"
+    if is_remote(root):
+        objects.put_new(root, json_bytes(_group({"eddp": attributes})))
+    else:
+        write_json(root, _group({"eddp": attributes}))
 
 
 def mend(path: Path, plan: StorePlan) -> None:
@@ -62,6 +72,9 @@ def mend(path: Path, plan: StorePlan) -> None:
 def changed_files(path: Path) -> list[str]:
     """What was laid out, is recorded in the root's attributes, and is gone or says something else now."""
     recorded = read_attributes(path).get("files", {})  # format 1 has none
+    if is_remote(path):
+        read = objects.fetch_all([path / name for name in recorded], MOST_JSON_BYTES)
+        return [name for name, data in zip(recorded, read, strict=True) if data is None or checksum(data) != recorded[name]]
     return [name for name, crc in recorded.items() if not _is(path / name, crc)]
 
 
@@ -170,6 +183,9 @@ def _says_eddp(file: Path, wanted: type) -> bool:
 
 def clear(path: Path) -> None:
     """Delete a store but for the file that is locked; its attributes first, so that the rest is never taken for one."""
+    if is_remote(path):
+        _clear_objects(path)
+        return
     try:
         (path / "zarr.json").unlink(missing_ok=True)
         for part in ("layers", "images", "truth"):
@@ -181,3 +197,9 @@ def clear(path: Path) -> None:
         remove_partial((path, path / "ledger"))
     except OSError as error:
         raise StoreError(f"The old store at '{path}' cannot be deleted: {error.strerror or error}.") from error
+
+
+def _clear_objects(path: ObjectPath) -> None:
+    objects.remove([path / "zarr.json"])
+    for part in ("ledger", "layers", "images", "truth"):
+        objects.remove([path / part / name for name in objects.sizes_below(path / part) if (part, name) != ("ledger", "zarr.json")])

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stores.errors import CorruptStoreError
+from stores import objects
+from stores.errors import CorruptStoreError, StoreError
 from stores.files import json_bytes, sync_folder, write_atomically
-from stores.validate import UNREADABLE, read_small, record_problem
+from stores.places import is_remote
+from stores.validate import MOST_JSON_BYTES, UNREADABLE, read_small, record_problem, small_object
 
 MARK = {"attributes": {"eddp": "ledger"}, "zarr_format": 3, "node_type": "group"}  # of the folder: it is ours
 MARK_BYTES = json.dumps(MARK).encode()
@@ -86,26 +89,50 @@ class Ledger:
         """
         found: dict[int, Record] = {}
         bad: dict[str, str] = {}
-        for path in sorted(self.folder.glob("*/zarr.json")):
-            name = path.parent.name
+        for name, read in self._documents():
             try:
-                data = read_small(path)
-                values = json.loads(data)["attributes"]
-                if problem := record_problem(values):
-                    raise ValueError(problem)
-                record = Record(**values)
-                if name != f"{record.chunk:08d}":
-                    raise ValueError("the record is another chunk's")
-                if record.to_bytes() != data:
-                    raise ValueError("it was changed since it was written")
-                if problem := self._misfit(record):
-                    raise ValueError(problem)
+                record = self._record(name, read())
                 found[record.chunk] = record
             except OSError as error:
                 bad[name] = error.strerror or str(error)
             except UNREADABLE as error:
                 bad[name] = f"it has no entry {error}" if isinstance(error, KeyError) else str(error)
         return found, bad
+
+    def one(self, chunk: int) -> Record | None:
+        """The record of one chunk, None where there is none that is sound. Raises StoreError when nobody answers."""
+        path = self.path(chunk)
+        try:
+            return self._record(path.parent.name, read_small(path))
+        except StoreError:
+            raise
+        except (OSError, *UNREADABLE):
+            return None
+
+    def _documents(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Each record's folder, in order, with what gives its bytes or raises OSError."""
+        paths = sorted(self.folder.glob("*/zarr.json"))
+        if not is_remote(self.folder):
+            yield from ((path.parent.name, partial(read_small, path)) for path in paths)
+            return
+        remote: Any = paths
+        for path, data in zip(paths, objects.fetch_all(remote, MOST_JSON_BYTES), strict=True):
+            if data is not None:  # another writer may have taken it away meanwhile
+                yield path.parent.name, partial(small_object, path, data)
+
+    def _record(self, name: str, data: bytes) -> Record:
+        """A record from its bytes. Raises one of UNREADABLE unless it is sound, and one of this store's."""
+        values = json.loads(data)["attributes"]
+        if problem := record_problem(values):
+            raise ValueError(problem)
+        record = Record(**values)
+        if name != f"{record.chunk:08d}":
+            raise ValueError("the record is another chunk's")
+        if record.to_bytes() != data:
+            raise ValueError("it was changed since it was written")
+        if problem := self._misfit(record):
+            raise ValueError(problem)
+        return record
 
 
 def digest(records: dict[int, Record]) -> str:

@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stores import objects
 from stores.errors import StoreError
 from stores.ledger import MARK_BYTES
+from stores.places import ObjectPath, is_remote
 
 try:
     import fcntl
@@ -121,6 +123,41 @@ class StoreLock:
                 )
             self._told = True
         return True
+
+
+class NoLock(StoreLock):
+    """What stands for the lock of a store in an object store, where there are none: everything is granted.
+
+    What keeps writers apart there is said in ``FORMAT.md``: a record that is there is kept.
+    """
+
+    def __init__(self, path: ObjectPath) -> None:
+        self.objects = path
+        self.read_only = False
+
+    def mark(self) -> None:
+        """Write the object that says whose the store is, unless it is there."""
+        file = self.objects / "ledger" / "zarr.json"
+        if objects.fetch_all([file], len(MARK_BYTES)) != [MARK_BYTES]:
+            objects.put({file: MARK_BYTES})
+
+    @contextmanager
+    def layout(self, patience: float = PATIENCE) -> Iterator[None]:
+        yield
+
+    def claim(self, first: int, stop: int) -> bool:
+        return True
+
+    def release(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def lock_of(path: Path) -> StoreLock:
+    """The lock of a store, wherever it lies."""
+    return NoLock(path) if is_remote(path) else StoreLock(path)
 
 
 def _flock(kind: int, start: int, length: int) -> bytes:

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from stores.chunks import ChunkedArray
 from stores.derived import keep_cache, read_cache
+from stores.places import is_remote
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
@@ -217,7 +219,7 @@ def quantile_sketch(
         except (KeyError, ValueError) as error:
             log.warning("What is kept in '%s' is no sketch of the layer and computed anew: %s", folder, error)
     result = sketch_chunks(
-        lambda chunk: reader.chunk(chunk)[1],
+        lambda chunk: _Unread.of(reader, chunk) if is_remote(reader.store.path) else reader.chunk(chunk)[1],
         range(reader.store.n_chunks),
         reader.channels,
         images=images if images is not None and images < reader.n_images else None,
@@ -229,8 +231,27 @@ def quantile_sketch(
     return result
 
 
+class _Unread:
+    """Activations (n, P, C) of a remote chunk's readable images, of which those are fetched that are chosen."""
+
+    def __init__(self, array: ChunkedArray, images: np.ndarray, first: int) -> None:
+        self.array, self.images, self.first = array, images, first
+
+    @classmethod
+    def of(cls, reader: LayerReader, chunk: int) -> _Unread:
+        size = reader.store.chunk_images
+        start, stop = np.searchsorted(reader.image_indices, [chunk * size, (chunk + 1) * size])
+        return cls(reader.array, reader.image_indices[start:stop], reader.spec.positions - reader.positions)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, chosen: Any) -> np.ndarray:
+        return self.array.take(self.images[chosen])[:, self.first :]
+
+
 def sketch_chunks(
-    read: Callable[[int], np.ndarray],
+    read: Callable[[int], Any],
     chunks: Sequence[int],
     channels: int,
     *,
@@ -238,7 +259,7 @@ def sketch_chunks(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Sketch:
-    """The sketch of the activations (n, P, C) that ``read`` gives for each of ``chunks``.
+    """The sketch of the activations (n, P, C) that ``read`` gives for each of ``chunks``: an array, or what is one once indexed.
 
     With ``images``, of about so many images: as many from each of up to 64 chunks, evenly spread. Neighbours in a store are
     often of one class, so a few whole chunks would show a few classes.
@@ -255,6 +276,7 @@ def sketch_chunks(
             if quota < len(block):
                 block = block[(2 * np.arange(quota) + 1) * len(block) // (2 * quota)]
         if len(block):
+            block = block[:]
             sketch.update(torch.from_numpy(block).reshape(-1, channels))
             sketch.images += len(block)
         progress("sketch", done + 1, len(chosen))

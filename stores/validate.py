@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import zarr
 
+from stores import objects
 from stores.errors import UsageError
 from stores.layers import LayerSpec, check_name
+from stores.places import is_remote
 
 MOST_IMAGES = 2**40
 MOST_CHUNKS = 10**8  # a record's folder is named by 8 digits
@@ -35,6 +37,8 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, Overf
 
 def read_small(path: Path) -> bytes:
     """The bytes of a regular file that holds one document. Raises OSError, also for a pipe, a device, a huge file."""
+    if is_remote(path):
+        return small_object(path, objects.fetch_all([path], MOST_JSON_BYTES)[0])
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         found = os.fstat(handle)
@@ -50,6 +54,15 @@ def read_small(path: Path) -> bytes:
         return data
     finally:
         os.close(handle)
+
+
+def small_object(path: Path, data: bytes | None) -> bytes:
+    """What was fetched of an object that holds one document. Raises OSError where it is not there, or huge."""
+    if data is None:
+        raise FileNotFoundError(2, "No such object", str(path))
+    if len(data) > MOST_JSON_BYTES:
+        raise OSError(27, f"It has more than {MOST_JSON_BYTES} bytes, too many for a document", str(path))
+    return data
 
 
 def plan_problem(plan: Any) -> str | None:

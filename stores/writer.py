@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from stores.activations import StoreBase, read_attributes
-from stores.errors import CorruptStoreError, StoreError, UnsealedStoreError, UsageError
+from stores.errors import CorruptStoreError, StoreBusyError, StoreError, UnsealedStoreError, UsageError
 from stores.extremes import extremes
 from stores.files import Together, remove_partial, write_json
 from stores.layout import changed_files, clear, lay_out, mend, refuse_foreign
 from stores.ledger import Record, digest, in_words
-from stores.locks import StoreLock
+from stores.locks import StoreLock, lock_of
+from stores.places import is_remote, place
 from stores.plan import StorePlan, follow, refuse_another, shard_chunks
 from stores.seal import seal_document
 
@@ -34,6 +35,7 @@ class StoreWriter(StoreBase):
     """
 
     span: range
+    _met = False  # another writer, in a remote store
     _seen: int
     _busy: set[int]
     _guard: threading.Lock
@@ -57,7 +59,7 @@ class StoreWriter(StoreBase):
         Raises StoreExistsError when something else is there (it is touched only with ``overwrite``), StoreError when
         another process is writing to one of the chunks.
         """
-        path = Path(path)
+        path = place(path)
         if shard is not None and overwrite:
             raise UsageError(
                 "'overwrite' cannot go with 'shard': each shard would delete the others' work. Delete the old store first."
@@ -65,19 +67,20 @@ class StoreWriter(StoreBase):
         refuse_foreign(path, overwrite=overwrite)
         attributes = plan.attributes
         span = shard_chunks(shard, -(-attributes["n_images"] // attributes["chunk_images"]))
-        lock = StoreLock(path)  # before anything is compared, deleted or laid out
+        lock = lock_of(path)  # before anything is compared, deleted or laid out
         try:
             with lock.layout():
                 lock.mark()
                 if overwrite or not (path / "zarr.json").exists():
-                    if not overwrite and any((path / "ledger").glob("*/zarr.json")):
+                    if not overwrite and _is_headless(path):
                         raise CorruptStoreError(
                             f"'{path / 'zarr.json'}' is gone, but chunks of a store are there. Restore it from a copy, "
                             "give another --out, or --overwrite to begin anew."
                         )
                     if not lock.claim_all():
                         raise _taken(path)
-                    clear(path)
+                    if overwrite or not is_remote(path):  # another writer may just have laid the objects out
+                        clear(path)
                     lay_out(path, plan)
                     lock.release()
                 refuse_another(path, plan)
@@ -110,14 +113,16 @@ class StoreWriter(StoreBase):
 
         Nothing is written. Raises StoreExistsError as that does.
         """
-        path = Path(path)
+        path = place(path)
         refuse_foreign(path, overwrite=overwrite)
         attributes, done = plan.attributes, set()
         if (path / "zarr.json").exists() and not overwrite:
             refuse_another(path, plan)
             attributes = read_attributes(path)
             there = cls(path, attributes)
-            done = {k for k, record in there.ledger.records().items() if there.is_there(record)}
+            records = there.ledger.records()
+            sizes = there.sizes() if records else None
+            done = {k for k, record in records.items() if there.is_there(record, sizes)}
         span = shard_chunks(shard, -(-attributes["n_images"] // attributes["chunk_images"]))
         return attributes, [k for k in span if k not in done]
 
@@ -131,8 +136,11 @@ class StoreWriter(StoreBase):
         With ``anywhere`` those of all writers.
         """
         done = self.ledger.records()
+        sizes = self.sizes() if done else None
         return [
-            k for k in (range(self.n_chunks) if anywhere else self.span) if k not in done or not self.is_there(done[k])
+            k
+            for k in (range(self.n_chunks) if anywhere else self.span)
+            if k not in done or not self.is_there(done[k], sizes)
         ]
 
     def commit(
@@ -158,9 +166,12 @@ class StoreWriter(StoreBase):
         skipped : row, name and reason of each image that could not be read.
 
         Raises ValueError, and changes nothing, for a chunk that is not this writer's, that another thread is just committing,
-        or whose arrays do not fit the store; StoreError when it is sealed or the disk refuses.
+        or whose arrays do not fit the store; StoreError when it is sealed or the disk refuses. In a remote store, whose chunks nobody
+        can hold, one that another writer has committed meanwhile is left as it is.
         """
         with self._alone_with(chunk):
+            if self._is_taken(chunk):
+                return
             valid = np.asarray(valid, bool)
             encoded = np.zeros((len(names), self._name_bytes), np.uint8)
             for row, name in zip(encoded, names, strict=True):
@@ -188,17 +199,16 @@ class StoreWriter(StoreBase):
                     chunk
                 )  # of a chunk that was lost: its record must not vouch for what takes its place
                 files.publish()
-            self.ledger.commit(
-                Record(
-                    chunk=chunk,
-                    first=chunk * self.chunk_images,
-                    rows=len(names),
-                    arrays={path: entries[path] for path in blocks},
-                    max_abs={layer: peak for layer, (peak, _) in found.items()},
-                    nonfinite={layer: count for layer, (_, count) in found.items()},
-                    skipped=list(skipped or []),
-                )
+            record = Record(
+                chunk=chunk,
+                first=chunk * self.chunk_images,
+                rows=len(names),
+                arrays={path: entries[path] for path in blocks},
+                max_abs={layer: peak for layer, (peak, _) in found.items()},
+                nonfinite={layer: count for layer, (_, count) in found.items()},
+                skipped=list(skipped or []),
             )
+            self.ledger.commit(record)
 
     @contextmanager
     def _alone_with(self, chunk: int) -> Iterator[None]:
@@ -216,8 +226,23 @@ class StoreWriter(StoreBase):
         finally:
             self._busy.discard(chunk)
 
+    def _is_taken(self, chunk: int) -> bool:
+        """Whether another writer, whom no lock keeps away, has committed a chunk of a remote store."""
+        if not is_remote(self.path):
+            return False
+        record = self.ledger.one(chunk)
+        if record is None or not self.is_there(record):
+            return False
+        if not self._met:
+            log.warning("another process fills the same part of '%s': what it has committed is kept", self.path)
+        self._met = True
+        return True
+
     def _is_sealed_now(self) -> bool:
         """Whether the store is sealed, perhaps by another writer since this one looked."""
+        if is_remote(self.path):
+            self.attributes = read_attributes(self.path)
+            return self.sealed
         changed = (self.path / "zarr.json").stat().st_mtime_ns
         if changed != self._seen:
             self.attributes, self._seen = read_attributes(self.path), changed
@@ -266,8 +291,16 @@ class StoreWriter(StoreBase):
         self._lock.close()
 
 
-def _taken(path: Path) -> StoreError:
-    return StoreError(
+def _is_headless(path: Path) -> bool:
+    """Whether there are records of a store without a root."""
+    if not any((path / "ledger").glob("*/zarr.json")):
+        return False
+    # a writer that has begun a remote store at this moment may have laid down its root since, and a record
+    return not (is_remote(path) and (path / "zarr.json").exists())
+
+
+def _taken(path: Path) -> StoreBusyError:
+    return StoreBusyError(
         f"Another process is writing to the store '{path}', to this part of it. Wait until it has ended, then run the command "
         "again, or give each process a --shard of its own."
     )

@@ -1,0 +1,274 @@
+"""Objects of an object store, through fsspec: many of them in one call, and what goes wrong in one sentence.
+
+Every request that eddp makes to an object store is made here. An object is written whole or not at all: that is what the
+file systems behind these URLs promise, and all that the order of a store's writing needs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from stores.errors import EDDPError, MissingPathError, StoreError, UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from stores.places import ObjectPath
+
+AT_ONCE = 64  # requests of one call that are under way together
+PIECES = 128  # objects whose bytes one call may hold on their way
+# s3fs tries several times by itself; botocore's own tries within each of these would make minutes of a silent endpoint
+_S3 = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 0}, "max_pool_connections": AT_ONCE}
+FIRST_TRIES, TRIES = 1, 3  # of s3fs, squared where it reads: before anything was answered, the address may be wrong
+_NO_BUCKET = re.compile(r"NoSuchBucket|bucket does ?n[o']t exist|bucket not found", re.IGNORECASE)
+SILENT_SECONDS = 60.0  # for which nobody is asked who has not answered the first time: a run asks several times before it ends
+_systems: dict[tuple[str, int], Any] = {}
+_heard: set[tuple[str, int]] = set()
+_silent: dict[tuple[str, int], tuple[float, str]] = {}
+_opening = threading.Lock()
+
+
+def filesystem(protocol: str) -> Any:
+    """The fsspec file system of a protocol, one a process, without its caches of listings: other writers come and go.
+
+    Raises UnknownNameError for a protocol that fsspec does not know, UsageError naming the package that is missing.
+    """
+    import fsspec
+
+    with _opening:
+        key = (protocol, os.getpid())
+        if key not in _systems:
+            options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+            if protocol in ("s3", "s3a"):
+                options["config_kwargs"] = {**_S3, **fsspec.config.conf.get("s3", {}).get("config_kwargs", {})}
+            try:
+                _systems[key] = fsspec.filesystem(protocol, **options)
+                if "config_kwargs" in options:
+                    _systems[key].retries = FIRST_TRIES
+            except ImportError as error:
+                package = "s3fs (or pip install 'eddp[s3]')" if protocol in ("s3", "s3a") else _package(protocol)
+                raise UsageError(
+                    f"{protocol}:// needs a package that is not installed here: pip install {package}"
+                ) from error
+            except ValueError as error:
+                raise UnknownNameError(
+                    f"There is no protocol '{protocol}://'. Known are s3, gs, az and the others of fsspec."
+                ) from error
+            except Exception as error:
+                raise StoreError(f"{protocol}:// cannot be used: {_first_line(error)}.") from error
+        return _systems[key]
+
+
+def _package(protocol: str) -> str:
+    """The package that fsspec names for a protocol, or all that it says of it."""
+    from fsspec.registry import known_implementations
+
+    told = known_implementations.get(protocol, {}).get("err", "")
+    found = re.search(r"[Ii]nstall (?:the )?[\"'`]?([\w.-]+)", told)
+    return found[1] if found else told or "a package for it"
+
+
+def size_of(path: ObjectPath) -> int | None:
+    """Bytes of an object; None where there is none. Raises StoreError when the store of objects cannot be asked."""
+    found = info(path)
+    return None if found is None or found["type"] == "directory" else int(found["size"])
+
+
+def info(path: ObjectPath) -> dict[str, Any] | None:
+    """What the file system says of an object or a prefix of objects; None where there is neither."""
+    with told(path):
+        try:
+            return dict(filesystem(path.protocol).info(_key(path)))
+        except FileNotFoundError:
+            return None
+
+
+def version_of(path: ObjectPath) -> str | None:
+    """A text that is another when an object was written again; None where there is none."""
+    found = info(path)
+    return None if found is None else str(sorted((key, str(value)) for key, value in found.items()))
+
+
+def fetch(path: ObjectPath, most: int) -> bytes:
+    """An object's bytes, no more than ``most`` + 1 of them, in one request. Raises FileNotFoundError, StoreError."""
+    (found,) = fetch_ranges([path], [0], [most + 1])
+    return found
+
+
+def fetch_all(paths: Sequence[ObjectPath], most: int) -> list[bytes | None]:
+    """The bytes of small objects, no more than ``most`` + 1 of each, many at once; None for those that are not there."""
+    found: list[bytes | None] = []
+    for start in range(0, len(paths), PIECES * 16):
+        some = paths[start : start + PIECES * 16]
+        with told(some[0]):
+            results = _ranges(some, [0] * len(some), [most + 1] * len(some), on_error="return")
+            for path, result in zip(some, results, strict=True):
+                if isinstance(result, Exception) and not _is_missing(result):
+                    with told(path):
+                        raise result
+                found.append(None if isinstance(result, Exception) else bytes(result))
+    return found
+
+
+def fetch_ranges(paths: Sequence[ObjectPath], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
+    """Bytes ``start`` up to ``stop`` of each object, many at once. Raises FileNotFoundError, StoreError."""
+    with told(paths[0]):
+        return list(_ranges(paths, starts, stops, on_error="raise"))
+
+
+def _ranges(paths: Sequence[ObjectPath], starts: Sequence[int], stops: Sequence[int], on_error: str) -> list[Any]:
+    system = filesystem(paths[0].protocol)
+    more = {"batch_size": AT_ONCE} if getattr(system, "async_impl", False) else {}
+    keys = [_key(path) for path in paths]
+    return list(system.cat_ranges(keys, list(starts), list(stops), on_error=on_error, **more))
+
+
+def put(objects: Mapping[ObjectPath, bytes]) -> None:
+    """Write objects, many at once, and look whether they have arrived in full size. Raises StoreError."""
+    if not objects:
+        return
+    first = next(iter(objects))
+    system = filesystem(first.protocol)
+    with told(first, "written"):
+        system.pipe({_key(path): data for path, data in objects.items()})
+        found = system.sizes([_key(path) for path in objects])
+    for (path, data), size in zip(objects.items(), found, strict=True):
+        if size != len(data):
+            raise StoreError(
+                f"'{path}' could not be written: only {size} of {len(data)} bytes arrived. Run the same command again."
+            )
+
+
+def put_new(path: ObjectPath, data: bytes) -> bool:
+    """Write an object unless there is one by that name, as one step where the store of objects can do that.
+
+    Returns whether it was written. Raises StoreError.
+    """
+    if info(path) is not None:
+        return False
+    with told(path, "written"):
+        try:
+            filesystem(path.protocol).pipe_file(_key(path), data, mode="create")
+            return True
+        except FileExistsError:
+            return False
+        except (OSError, NotImplementedError, TypeError, ValueError) as error:
+            if "PreconditionFailed" in f"{error}{error.__cause__}" or "At least one of the pre-conditions" in str(error):
+                return False
+    put({path: data})  # one that knows no such condition
+    return True
+
+
+def sizes_below(folder: ObjectPath) -> dict[str, int]:
+    """Bytes of every object below a prefix, by its name from there on: a request a thousand objects. Raises StoreError."""
+    system = filesystem(folder.protocol)
+    base = _key(folder).rstrip("/") + "/"
+    with told(folder):
+        try:
+            found = system.find(_key(folder), detail=True)
+        except FileNotFoundError:
+            return {}
+    return {
+        name.removeprefix(base): int(entry["size"])
+        for name, entry in found.items()
+        if name.startswith(base) and not name.endswith("/") and entry.get("type") != "directory"
+    }
+
+
+def children(folder: ObjectPath) -> list[str]:
+    """Names of the objects and prefixes directly below a prefix, in order."""
+    base = _key(folder).rstrip("/") + "/"
+    with told(folder):
+        try:
+            found = filesystem(folder.protocol).ls(_key(folder), detail=False)
+        except FileNotFoundError:
+            return []
+    names = {name.removeprefix(base).strip("/") for name in found if name.startswith(base)}
+    return sorted(name for name in names if name)
+
+
+def remove(paths: Sequence[ObjectPath]) -> None:
+    """Delete objects, also where some are gone already. Raises StoreError."""
+    if not paths:
+        return
+    system = filesystem(paths[0].protocol)
+    with told(paths[0], "deleted"):
+        for start in range(0, len(paths), 1000):
+            keys = [_key(path) for path in paths[start : start + 1000]]
+            if len(keys) > 1 and not re.search(r"[*?\[\]]", "".join(keys)) and hasattr(system, "bulk_delete"):
+                system.rm(keys)
+                continue
+            for key in keys:
+                try:
+                    system.rm_file(key)
+                except FileNotFoundError:
+                    continue
+
+
+def _key(path: ObjectPath) -> str:
+    """An object's name as its file system takes it."""
+    return str(filesystem(path.protocol)._strip_protocol(str(path)))
+
+
+@contextmanager
+def told(path: ObjectPath, what: str = "read") -> Iterator[None]:
+    """Raise what an object store, or the way to it, refuses as one sentence; FileNotFoundError stays one.
+
+    Raises MissingPathError for a bucket that does not exist, StoreError for all else.
+    """
+    key = (path.protocol, os.getpid())
+    silent = _silent.get(key)
+    if silent is not None and time.monotonic() < silent[0]:
+        raise StoreError(f"'{path}' cannot be {what}: {silent[1]}")
+    try:
+        yield
+        _answered(path)
+    except EDDPError:
+        raise
+    except Exception as error:
+        name, text = type(error).__name__, _first_line(error)
+        if _NO_BUCKET.search(f"{text} {error.__cause__}"):
+            raise MissingPathError(
+                f"There is no bucket '{path.bucket}' for '{path}'. Make it, or name another."
+            ) from error
+        if isinstance(error, FileNotFoundError) and what == "read":
+            _answered(path)
+            raise
+        if "Credentials" in name or "Unable to locate credentials" in text:
+            reason = f"there are no credentials for it ({text}). " + (
+                "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+                if path.protocol in ("s3", "s3a")
+                else "Log in as the package for it says."
+            )
+        elif isinstance(error, PermissionError):
+            reason = f"access is refused ({text}). Look at the credentials, and at what they allow in '{path.bucket}'."
+        elif isinstance(error, ConnectionError | TimeoutError) or re.search("Connect|Timeout|Endpoint|HTTPClient", name):
+            reason = f"nobody answers ({text}). Look at the network, and at the endpoint (AWS_ENDPOINT_URL for S3)."
+            if key not in _heard:
+                _silent[key] = time.monotonic() + SILENT_SECONDS, reason
+        else:
+            reason = f"{text}. What was committed before is not lost; run the same command again."
+        raise StoreError(f"'{path}' cannot be {what}: {reason}") from error
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether an object is not there, while its bucket is."""
+    return isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(f"{error} {error.__cause__}")
+
+
+def _answered(path: ObjectPath) -> None:
+    """From now on an object store that is silent for a moment is asked again."""
+    key = (path.protocol, os.getpid())
+    _heard.add(key)
+    system: Any = _systems.get(key)
+    if getattr(system, "retries", None) == FIRST_TRIES:
+        system.retries = TRIES
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0].rstrip(".")
+    return text[:300] or type(error).__name__

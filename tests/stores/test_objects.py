@@ -1,0 +1,507 @@
+"""Stores of objects, in fsspec's memory file system: the same as on a disk, in few requests, by several writers, kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kept import CONTENT, LAYERS, OPTIONS
+from object_places import Asked, asking
+from tiny import contents, fill, open_writer, write_store
+
+from stores import objects
+from stores.activations import ActivationStore
+from stores.cache import kept_in
+from stores.derived import keep_cache, read_cache, write_derived
+from stores.errors import (
+    CorruptStoreError,
+    MissingPathError,
+    StoreError,
+    StoreExistsError,
+    UnknownNameError,
+    UnsealedStoreError,
+    UsageError,
+)
+from stores.places import ObjectPath, is_remote, place
+from stores.readers import LayerReader
+from stores.remote import GAP_BYTES, RemoteArray, batches_of, merged
+from stores.shuffle import Shuffle, shuffled
+from stores.sketch import quantile_sketch
+from stores.statistics import statistics
+
+X = {"a": np.random.default_rng(3).standard_normal((26, 256, 4)).astype(np.float32)}
+URL = "memory://somewhere/deep/acts.zarr"
+
+
+@pytest.fixture
+def remote() -> Iterator[Path]:
+    """The place of a store, with nothing at it."""
+    fsspec.filesystem("memory").store.clear()
+    yield place(URL)
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return asking(monkeypatch)
+
+
+def below(path: Any) -> dict[str, bytes]:
+    return {name: (path / name).read_bytes() for name in objects.sizes_below(path)}
+
+
+@pytest.mark.parametrize(
+    ("given_", "text"),
+    [
+        ("s3://bucket/a.zarr", "s3://bucket/a.zarr"),
+        ("s3://bucket//a.zarr/", "s3://bucket/a.zarr"),
+        (Path("s3://bucket/a.zarr"), "s3://bucket/a.zarr"),  # which has lost a slash
+        ("S3://bucket/a b/ü.zarr", "s3://bucket/a b/ü.zarr"),
+        ("memory://x", "memory://x"),
+        ("gs://b/x", "gs://b/x"),
+    ],
+)
+def test_urls_stay_what_they_are(given_: str | Path, text: str) -> None:
+    found = place(given_)
+    assert is_remote(found)
+    assert str(found) == text
+    assert place(str(found)) == found == place(found)
+    assert str(found / "layers/x" / "zarr.json") == f"{text}/layers/x/zarr.json"
+    assert (found / "y").parent == found
+
+
+@pytest.mark.parametrize(
+    ("given_", "path"),
+    [
+        ("acts.zarr", "acts.zarr"), ("/a/b", "/a/b"), ("file:///a/b", "/a/b"), ("a:/b", "a:/b"), ("nothing:/b", "nothing:/b"),
+        ("C:/x", "C:/x"), (Path("/s3:/b"), "/s3:/b"), ("s3:/b", "s3:/b"),
+    ],
+)  # fmt: skip
+def test_paths_stay_paths(given_: str | Path, path: str) -> None:
+    found = place(given_)
+    assert not is_remote(found)
+    assert found == Path(path)
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3:///", "s3://b/../c", "blockcache::s3://b/c"])
+def test_what_is_no_place_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no URL of a store|several protocols"):
+        place(text)
+
+
+def test_an_unknown_protocol_and_a_missing_package() -> None:
+    with pytest.raises(UnknownNameError, match="no protocol 'nonsense://'"):
+        ActivationStore.open("nonsense://a/b")
+    pytest.importorskip("fsspec")
+    with pytest.raises((UsageError, StoreError, MissingPathError)):  # whichever packages are here
+        ActivationStore.open("oci://a/b")
+
+
+def test_parts_of_a_path() -> None:
+    path = ObjectPath("s3", ("bucket", "a", "acts.x.zarr"))
+    assert (path.bucket, path.name, path.stem, path.suffix) == ("bucket", "acts.x.zarr", "acts.x", ".zarr")
+    assert [str(above) for above in path.parents] == ["s3://bucket/a", "s3://bucket"]
+    assert str(path.with_name("b")) == "s3://bucket/a/b"
+    assert ObjectPath("s3", ("bucket",)).name == ""  # nothing can lie beside a bucket
+    assert sorted([path, path.parent]) == [path.parent, path]
+
+
+@given(
+    numbers=st.lists(st.integers(0, 120), max_size=40),
+    per_chunk=st.integers(1, 40),
+    gap=st.integers(0, 12),
+    most=st.integers(1, 30),
+)
+def test_ranges_are_merged_as_they_should(numbers: list[int], per_chunk: int, gap: int, most: int) -> None:
+    ordered = np.sort(np.array(numbers, np.int64))
+    spans = merged(ordered, per_chunk, gap, most)
+    assert [k for start, stop in spans for k in range(start, stop)] == list(range(len(ordered)))  # each once, in order
+    for start, stop in spans:
+        run = ordered[start:stop]
+        assert run[0] // per_chunk == run[-1] // per_chunk
+        assert run[-1] - run[0] < most
+        assert (np.diff(run) <= gap + 1).all()
+    # no two neighbours could have been one, but where a longer run was cut
+    for (a, b), (_, d) in zip(spans, spans[1:], strict=False):
+        near = ordered[b] - ordered[b - 1] <= gap + 1 and ordered[b] // per_chunk == ordered[a] // per_chunk
+        assert not near or ordered[d - 1] - ordered[a] >= min(most, ordered[b] - ordered[a])
+
+
+@given(st.lists(st.integers(0, 20), max_size=30), st.integers(1, 40), st.integers(1, 6))
+def test_batches(sizes: list[int], most_bytes: int, most: int) -> None:
+    found = list(batches_of(sizes, most_bytes, most))
+    assert [k for some in found for k in some] == list(range(len(sizes)))
+    for some in found:
+        assert len(some) == 1 or (sum(sizes[k] for k in some) <= most_bytes and len(some) <= most)
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+@pytest.mark.parametrize("gap", [0, 100, GAP_BYTES])
+def test_rows_by_ranges_are_those_of_the_disk(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: str, gap: int
+) -> None:
+    monkeypatch.setattr("stores.remote.GAP_BYTES", gap)
+    monkeypatch.setattr("stores.remote.MOST_BYTES", 1000)
+    monkeypatch.setattr("stores.remote.BATCH_BYTES", 3000)
+    valid = np.arange(26) % 5 != 3
+    for path in (remote, tmp_path / "s"):
+        write_store(path, X, compress=compress, valid=valid)
+    ours, theirs = LayerReader(remote), LayerReader(tmp_path / "s")
+    assert isinstance(ours.array, RemoteArray)
+    g = np.random.default_rng(0)
+    for count in (0, 1, 50, 3000):
+        numbers = g.integers(0, theirs.n_rows, count)
+        assert np.array_equal(ours.rows(numbers), theirs.rows(numbers))
+    images = g.permutation(ours.image_indices)[:9]
+    assert np.array_equal(ours.images(images), theirs.images(images))
+    assert np.array_equal(ours.store.rows("logits", images), theirs.store.rows("logits", images))
+    for (a, x), (b, y) in zip(ours.blocks(3), theirs.blocks(3), strict=True):
+        assert np.array_equal(a, b)
+        assert np.array_equal(x, y)
+    assert ours.mapping is None
+    assert np.array_equal(ours.sampled_rows(40, 1), theirs.sampled_rows(40, 1))
+    how = Shuffle(batch_rows=100, window_bytes=1)
+    for ours_, theirs_ in zip(shuffled(ours, how), shuffled(theirs, how), strict=True):
+        assert np.array_equal(ours_.x.numpy(), theirs_.x.numpy())
+    assert np.array_equal(statistics(ours).covariance, statistics(theirs).covariance)
+    assert np.array_equal(quantile_sketch(ours, images=7).counts, quantile_sketch(theirs, images=7).counts)
+    lazily = [reader.store.dask("a").compute(scheduler="synchronous") for reader in (ours, theirs)]
+    assert np.array_equal(*lazily, equal_nan=True)
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_the_same_bytes_as_on_a_disk(remote: Path, tmp_path: Path, compress: str) -> None:
+    """Heads, prefixes, sampled positions, an image that cannot be read: all that a store may hold."""
+    for path in (remote, tmp_path / "s"):
+        writer = open_writer(path, LAYERS, **{**OPTIONS, "compress": compress})
+        fill(writer, LAYERS, **CONTENT)
+        assert writer.missing() == []
+        writer.seal()
+        with pytest.raises(StoreError, match="sealed"):  # a late writer
+            fill(writer, LAYERS, **CONTENT, chunks=[0])
+        writer.close()
+        for folder in ActivationStore.open(path).derived():
+            write_derived(folder, {"x": np.arange(6.0), "none": np.zeros((0, 3))}, {"why": "to see"})
+    assert below(remote) == contents(tmp_path / "s")
+    store = ActivationStore.open(URL)
+    assert store.verify() == []
+    head, other = (ActivationStore.open(path).affine_head("block.1") for path in (remote, tmp_path / "s"))
+    assert head is not None
+    assert other is not None
+    assert np.array_equal(head[0], other[0])
+    late, disk = (LayerReader(path, "late") for path in (remote, tmp_path / "s"))
+    assert np.array_equal(late.places(2), disk.places(2))
+
+
+def test_opening_costs_a_request_an_entry_and_few_more(remote: Path, asked: Asked) -> None:
+    write_store(remote, {"a": np.zeros((200, 2, 2), np.float32)}, chunk_images=1)
+    with asked() as requests:
+        store = ActivationStore.open(URL)
+    assert requests["get"] == 200 + 2 + 4 + 5  # records; the root and its seal; groups; arrays
+    assert requests["list"] <= 1 + 5  # the ledger, and each array: a request a thousand objects
+    assert requests["head"] == 0
+    with asked() as requests:
+        assert store.valid.all()
+    assert requests == Counter(get=200)
+
+
+def test_chosen_rows_cost_their_bytes(remote: Path, asked: Asked) -> None:
+    x = {"a": np.random.default_rng(0).standard_normal((8, 1024, 256)).astype(np.float32)}  # 4 MiB a chunk, 2 chunks
+    write_store(remote, x)
+    reader = LayerReader(URL)
+    numbers = [0, 1, 3, 2047, 5000]
+    with asked() as requests:
+        assert np.array_equal(reader.rows(numbers), x["a"].reshape(-1, 256)[numbers])
+    assert requests["get"] == 3  # 0, 1 and 3 are neighbours
+    assert requests["bytes"] == 4 * 1024 + 2 * 1024
+    with asked() as requests:
+        reader.rows(range(512))
+    assert requests["get"] == 1
+
+
+def test_a_store_that_is_written_anew_is_noticed(remote: Path) -> None:
+    write_store(remote, X)
+    lazily = ActivationStore.open(URL).dask("a")
+    write_store(remote, {"a": X["a"] + 1}, overwrite=True)
+    with pytest.raises(CorruptStoreError, match="was replaced"):
+        lazily[:1].compute(scheduler="synchronous")
+
+
+def test_damaged_truncated_and_gone(remote: Path) -> None:
+    write_store(remote, X)
+    whole = below(remote)
+    array = "layers/a/activations"
+
+    def told(name: str, data: bytes | None) -> list[str]:
+        """What ``verify`` says with one object changed; what reading says, if it cannot."""
+        objects.remove([remote / name]) if data is None else objects.put({remote / name: data})
+        found = ActivationStore.examine(URL).verify()
+        objects.put({remote / name: whole[name]})
+        return found
+
+    chunk = f"{array}/c.1.0.0"
+    assert told(chunk, None) == [f"chunk 1 of {array}: no such object"]
+    assert told(chunk, whole[chunk][:-4])[0].startswith(f"chunk 1 of {array}: {len(whole[chunk]) - 4} bytes instead of")
+    assert told(chunk, b"\1" + whole[chunk][1:]) == [f"chunk 1 of {array}: its bytes do not match the ledger's checksum"]
+    for name in ("layers/a/zarr.json", f"{array}/zarr.json", "ledger/00000002/zarr.json", "images/zarr.json"):
+        assert told(name, None), name
+        assert told(name, whole[name] + b" "), name
+    assert ActivationStore.examine(URL).verify() == []
+    reader = LayerReader(URL)
+    objects.put({remote / chunk: whole[chunk][:100]})
+    for read in (lambda: reader.rows([4 * 256 + 50]), lambda: reader.images([5]), lambda: list(reader.blocks())):
+        with pytest.raises(CorruptStoreError):
+            read()
+    objects.remove([remote / chunk])
+    for read in (lambda: reader.rows([4 * 256 + 50]), lambda: reader.images([5]), lambda: list(reader.blocks())):
+        with pytest.raises(CorruptStoreError, match="Chunk 1 of"):
+            read()
+    with pytest.raises(CorruptStoreError, match="no such object"):
+        ActivationStore.open(URL)
+    writer = open_writer(remote, X)  # the same command again redoes what is gone
+    assert writer.missing() == [1]
+    fill(writer, X)
+    writer.seal()
+    writer.close()
+    assert below(remote) == whole
+
+
+def test_nothing_there_and_other_things(remote: Path) -> None:
+    with pytest.raises(MissingPathError, match="There is no store at 'memory://somewhere/deep/acts.zarr'"):
+        ActivationStore.open(URL)
+    objects.put({remote / "notes.txt": b"mine"})
+    with pytest.raises(MissingPathError, match="holds no zarr.json"):
+        ActivationStore.open(URL)
+    for overwrite in (False, True):
+        with pytest.raises(StoreExistsError, match=r"notes\.txt"):
+            open_writer(remote, X, overwrite=overwrite)
+    assert below(remote) == {"notes.txt": b"mine"}
+    with pytest.raises(StoreExistsError, match="is a file"):
+        open_writer(remote / "notes.txt", X)
+
+
+def test_a_record_of_another_writer_is_kept(
+    remote: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two processes were given the same part: whoever comes second to a chunk leaves it as it is."""
+    one, other = open_writer(remote, X), open_writer(remote, X)
+    fill(one, X, chunks=[0, 1, 2])
+    before = below(remote)
+    changed = {"a": X["a"] + 1}  # as a machine would that rounds otherwise
+    with caplog.at_level(logging.WARNING):
+        fill(other, changed, chunks=[0, 1, 2])
+        assert caplog.text.count("another process fills the same part") == 1
+    assert below(remote) == before
+    fill(other, X, chunks=[3, 4])
+    assert not one.seal_if_complete()
+    fill(one, X, chunks=[3, 5, 6])
+    assert other.seal_if_complete()
+    assert one.seal_if_complete()
+    for writer in (one, other):
+        with pytest.raises(StoreError, match="sealed"):
+            fill(writer, X, chunks=[0])
+        writer.close()
+    write_store(tmp_path / "s", X)
+    assert below(remote) == contents(tmp_path / "s")
+
+
+def test_a_chunk_without_a_record_is_written_again(remote: Path, tmp_path: Path) -> None:
+    """What a run leaves that was killed between the objects of a chunk and its record."""
+    writer = open_writer(remote, X)
+    fill(writer, X, chunks=[0, 1])
+    writer.ledger.forget(1)
+    objects.put({remote / "layers/a/activations/c.1.0.0": b"of somebody else"})
+    with pytest.raises(UnsealedStoreError, match="1 of 7 chunks are committed"):
+        ActivationStore.open(URL)
+    again = open_writer(remote, X)
+    assert again.missing() == [1, 2, 3, 4, 5, 6]
+    fill(again, X)
+    again.seal()
+    write_store(tmp_path / "s", X)
+    assert below(remote) == contents(tmp_path / "s")
+
+
+def test_many_begin_at_once(remote: Path, tmp_path: Path) -> None:
+    """Without a lock: all lay out, each fills its shard, and the last one seals."""
+    n = 4
+    together, wrong = threading.Barrier(n), []
+
+    def work(i: int) -> None:
+        try:
+            together.wait()
+            writer = open_writer(remote, X, shard=(i, n))
+            fill(writer, X)
+            writer.seal_if_complete()
+            writer.close()
+        except BaseException as error:  # noqa: BLE001
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    write_store(tmp_path / "s", X)
+    assert below(remote) == contents(tmp_path / "s")
+
+
+def test_whoever_lays_the_root_down_first_has_it(remote: Path) -> None:
+    """Between the look whether there is a store and the root's object another writer may have begun one of other images."""
+    assert objects.put_new(remote / "zarr.json", b"one")
+    assert not objects.put_new(remote / "zarr.json", b"other")
+    assert below(remote) == {"zarr.json": b"one"}
+
+
+def test_a_root_that_is_gone_deletes_nothing(remote: Path) -> None:
+    write_store(remote, X)
+    objects.remove([remote / "zarr.json"])
+    before = below(remote)
+    with pytest.raises(CorruptStoreError, match=r"is gone, but chunks of a store are there"):
+        open_writer(remote, X)
+    assert below(remote) == before
+    write_store(remote, X, overwrite=True)
+    assert ActivationStore.open(URL).verify() == []
+
+
+def test_an_object_that_arrives_cut_short_is_no_chunk(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = open_writer(remote, X)
+    system = objects.filesystem("memory")
+    whole = type(system).pipe_file
+
+    def cut(self: Any, path: str, value: bytes, **more: Any) -> None:
+        whole(self, path, value[:-1] if "activations/c." in path else value, **more)
+
+    monkeypatch.setattr(type(system), "pipe_file", cut)
+    with pytest.raises(StoreError, match="of 16384 bytes arrived"):
+        fill(writer, X, chunks=[0])
+    monkeypatch.undo()
+    assert writer.ledger.records() == {}
+    fill(writer, X)
+    writer.seal()
+    assert ActivationStore.open(URL).verify() == []
+
+
+def test_derived_groups_come_last_and_are_distrusted(remote: Path) -> None:
+    write_store(remote, X)
+    folder = ActivationStore.open(URL).derived()[0]
+    keep_cache(folder, {"v": 1}, {"x": np.arange(5.0)}, {"n": 2})
+    assert read_cache(folder, {"v": 2}) is None
+    found = read_cache(folder, {"v": 1})
+    assert found is not None
+    assert found[0]["x"].tolist() == [0, 1, 2, 3, 4]
+    keep_cache(folder, {"v": 1}, {"x": np.arange(3.0)}, {})
+    assert read_cache(folder, {"v": 1})[0]["x"].tolist() == [0, 1, 2]  # type: ignore[index]
+    head = (folder / "zarr.json").read_bytes()
+    objects.put({folder / "x/c/0": np.arange(4.0)[1:].tobytes()})  # another writer's, under way
+    assert read_cache(folder, {"v": 1}) is None
+    assert any("does not match its checksum" in problem for problem in ActivationStore.open(URL).verify())
+    objects.remove([folder / "x/c/0"])
+    assert read_cache(folder, {"v": 1}) is None
+    objects.remove([folder / "zarr.json"])
+    assert read_cache(folder, {"v": 1}) is None
+    assert ActivationStore.open(URL).verify() == []
+    objects.put({folder / "zarr.json": head.replace(b"x/c/0", b"../c/0")})
+    assert read_cache(folder, {"v": 1}) is None
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_kept_chunks_are_fetched_once_and_when_harmed(
+    remote: Path, tmp_path: Path, asked: Asked, caplog: pytest.LogCaptureFixture, compress: str
+) -> None:
+    x = {"a": np.random.default_rng(0).standard_normal((8, 1024, 1)).astype(np.float32)}
+    write_store(remote, x, compress=compress)
+    flat = x["a"].reshape(-1, 1)
+
+    def read() -> Counter[str]:
+        with asked() as requests, kept_in(tmp_path / "cache"):
+            reader = LayerReader(URL)
+            assert np.array_equal(np.concatenate([block for _, block in reader.blocks()]), x["a"])
+            assert (reader.mapping is None) == (compress == "zstd")
+            assert np.array_equal(reader.rows([8000, 3]), flat[[8000, 3]])
+            assert np.array_equal(reader.images([7, 0]), x["a"][[7, 0]])
+        return requests
+
+    few = 2 + 4 + 5  # the root, its seal, groups, arrays
+    assert read()["get"] == few + 2 + 2 + 2  # records, which images are readable, activations
+    assert read()["get"] == few
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.name == ActivationStore.open(URL).fingerprint.removeprefix("sha256:")
+    chunk = folder / "layers/a/activations/c.1.0.0"
+    good = chunk.read_bytes()
+    assert good == (remote / "layers/a/activations/c.1.0.0").read_bytes()
+    chunk.write_bytes(good[: len(good) // 2])
+    assert read()["get"] == few + 1
+    chunk.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    assert read()["get"] == few + 1
+    assert "was changed since it was fetched" in caplog.text
+    chunk.touch()  # written to, but the same: no reason to fetch it
+    assert read()["get"] == few
+    assert chunk.read_bytes() == good
+    (folder / "ledger.json").write_text("[]")
+    assert read()["get"] == few + 2
+    assert len(json.loads((folder / "ledger.json").read_bytes())) == 2
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_few_rows_do_not_fetch_all_of_a_store(remote: Path, tmp_path: Path, asked: Asked) -> None:
+    write_store(remote, X)
+    with kept_in(tmp_path / "cache"), asked() as requests:
+        reader = LayerReader(URL)
+        opened = requests["get"]
+        reader.rows([0, 6000])
+    assert requests["get"] == opened + 2
+    assert not list((tmp_path / "cache").rglob("layers/**/c.*"))
+
+
+def test_what_is_kept_is_checked_when_it_comes(remote: Path, tmp_path: Path) -> None:
+    write_store(remote, X)
+    data = (remote / "layers/a/activations/c.2.0.0").read_bytes()
+    objects.put({remote / "layers/a/activations/c.2.0.0": data[:-1] + b"\x7f"})
+    with kept_in(tmp_path / "cache"):
+        reader = LayerReader(URL)
+    with pytest.raises(CorruptStoreError, match="Chunk 2 of 'layers/a/activations' is not what the store's ledger says"):
+        list(reader.blocks())
+    assert not (tmp_path / "cache").rglob("c.2.0.0").__next__().exists() if list(
+        (tmp_path / "cache").rglob("activations/c.2.0.0")
+    ) else True
+
+
+def test_two_processes_fill_one_cache(remote: Path, tmp_path: Path) -> None:
+    """Threads with stores of their own: they share nothing but the folder."""
+    write_store(remote, X)
+    wrong: list[BaseException] = []
+    with kept_in(tmp_path / "cache"):
+        readers = [LayerReader(URL) for _ in range(4)]
+
+    def work(reader: LayerReader) -> None:
+        try:
+            assert reader.mapping is not None
+            assert np.array_equal(reader.rows(range(reader.n_rows)), X["a"].reshape(-1, 4))
+        except BaseException as error:  # noqa: BLE001
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(reader,)) for reader in readers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(list((tmp_path / "cache").rglob("activations/c.*"))) == math.ceil(26 / 4)
+
+
+def test_a_local_store_uses_no_cache(tiny_store: Callable[..., Path], tmp_path: Path) -> None:
+    with kept_in(tmp_path / "cache"):
+        list(LayerReader(tiny_store(X)).blocks())
+    assert not (tmp_path / "cache").exists()
