@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 from typing import NoReturn
 
-MESSAGE = b"Interrupted. What was committed is kept: run the same command again to go on.\n"
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    os.write(2, MESSAGE)
-    os._exit(130)
+from pipeline.messages import INTERRUPTED, json_line
+from pipeline.speaking import wants_json
 
 
 def _run(script: str) -> None:
     """Import the commands, ending at once on Ctrl-C or SIGTERM, then run one of them."""
-    before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        line = json_line("error", "error", command, INTERRUPTED, exit_code=130) if as_json else INTERRUPTED + "\n"
+        os.write(2, line.encode())
+        os._exit(130)
+
+    command, as_json = script.removesuffix("_script"), False
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    if command == "eddp":  # which subcommand is not known yet: its name is the first word
+        command = next((text for text in sys.argv[1:] if not text.startswith("-")), command)
+    as_json = wants_json(command, sys.argv[1:])
     from pipeline import main
 
     for number, handler in before.items():

@@ -17,6 +17,7 @@ import pyarrow.parquet
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MismatchError, MissingPathError, UnknownNameError, UsageError
+from stores.places import is_remote, place
 
 Label = tuple[str, str]  # (label, category), both empty where a direction has none
 
@@ -136,10 +137,13 @@ class Evaluated:
         return self.table("suspects", name)
 
     def _place(self, kept: str) -> Path:
-        return Path(os.path.normpath(self.folder.absolute() / kept))
+        found = place(kept)
+        return found if is_remote(found) else Path(os.path.normpath(self.folder.absolute() / kept))
 
 
 def _relative(path: Path, folder: Path) -> str:
+    if is_remote(path):
+        return str(path)
     try:
         return os.path.relpath(path.absolute(), folder.absolute())
     except ValueError:  # another drive

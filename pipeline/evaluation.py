@@ -14,7 +14,7 @@ import numpy as np
 from evaluate.concepts import concept_store
 from evaluate.detectors import make_bank
 from evaluate.dissect import Dissector, Resolution
-from evaluate.gallery import draw_strips, top_images
+from evaluate.gallery import draw_strips
 from evaluate.influence.study import InfluenceConfig
 from evaluate.parallel import Scheduler
 from evaluate.refined import refine
@@ -154,7 +154,8 @@ def _dissect(
     scheduler: Scheduler = None,
 ) -> dict[str, list[Card]]:
     """Label and score all sets on a Broden folder; fills in summary and facts, writes tables and pictures."""
-    concepts = concept_store(store, layer, source, device=device, progress=progress)
+    client = None if isinstance(scheduler, str) else scheduler
+    concepts = concept_store(store, layer, source, device=device, progress=progress, client=client)
     reader = LayerReader(concepts, layer)
     alignment = align(concepts, source)
     bank = make_bank({name: d for name, (_, d) in sets.items()}, reader, device=device, progress=progress)
@@ -168,7 +169,7 @@ def _dissect(
         f"{len(counts.labels)} labels"
     )
     facts["Resolution"] = f"{resolution}, {counts.raster[0]} × {counts.raster[1]} points per image"
-    top = top_images(reader, bank, TILES, progress)
+    top = dissector.top(TILES, progress)
     predicted = _predictions(concepts)
     tables: dict[str, list[dict[str, Any]]] = {"directions": [], "labels": [], "categories": [], "unions": []}
     cards: dict[str, list[Card]] = {}

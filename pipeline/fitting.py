@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from fit import Fitter
 from fit.checkpoint import MINUTES, Checkpoint
 from pipeline.run import Run
 from stores.progress import Progress, silent
+from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader
 from stores.tables import rows_to_columns, write_table
 
+DESCENTS = ("refinement", "training", "parts", "components")  # stages whose steps are those of a method
 IN_HEADER = ("begun", "seconds", "peak_memory_mib", "code_version", "libraries")
 
 
@@ -24,15 +27,19 @@ def fit_to_file(
     *,
     minutes: float = MINUTES,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> tuple[Fitter[Any], dict[str, Any]]:
     """Fit, and write ``out`` (safetensors), ``.json``, and for methods with a log ``.log.csv``, ``.log.parquet``, ``.log.png``.
 
-    A method that can go on keeps its state in ``.checkpoint`` every ``minutes``, and it is removed when all is written.
-    Returns the fitted method and the run's record, part of which is in the file's header.
+    A method that can go on keeps its state in ``.checkpoint`` every ``minutes``, and it is removed when all is written. Of several
+    ranks rank 0 alone writes. Returns the fitted method and the run's record, part of which is in the file's header.
     """
-    checkpoint = Checkpoint(out.with_suffix(".checkpoint") if fitter.resumes else None, minutes)
-    fitter.fit(reader, progress=progress, checkpoint=checkpoint)
+    checkpoint = Checkpoint(out.with_suffix(".checkpoint") if fitter.resumes else None, minutes, ranks)
+    fitter.fit(reader, progress=progress, checkpoint=checkpoint, ranks=ranks)
     record = run.record()
+    if ranks.rank:
+        return fitter, record
+    rates = rates_of(fitter, run)
     fitter.directions_.info.update(run={key: record[key] for key in IN_HEADER})
     fitter.save(out)
     if fitter.log_:
@@ -42,4 +49,34 @@ def fit_to_file(
         for ending in (".log.csv", ".log.parquet", ".log.png"):
             out.with_suffix(ending).unlink(missing_ok=True)
     checkpoint.remove()
-    return fitter, record
+    for warning in warnings_of(fitter.diagnosis_):
+        run.warnings.add(warning)
+    return fitter, run.write(rates=rates, result={"out": str(out), "directions": fitter.directions_.count})
+
+
+def rates_of(fitter: Fitter[Any], run: Run) -> dict[str, float]:
+    """Positions, steps and both a second of the descent, from the stage that took them; nothing of methods without one."""
+    stages = [stage for stage in run.stages.found.values() if stage.name in DESCENTS or stage.name.startswith("step ")]
+    steps, seconds = sum(stage.steps for stage in stages), sum(stage.span for stage in stages)
+    if not steps or not seconds:
+        return {}
+    found = {"steps": steps, "steps_per_second": round(steps / seconds, 3)}
+    positions = fitter.directions_.info.get("positions")
+    if not isinstance(positions, int):
+        return found
+    batch = getattr(fitter.config, "batch_rows", 0)  # 0: a step goes through all of them
+    rate = steps / seconds * (min(batch, positions) if batch else positions)
+    return {"positions": positions, **found, "positions_per_second": round(rate)}
+
+
+def warnings_of(diagnosis: Mapping[str, Any]) -> list[str]:
+    """Sentences for what a user should know of a fit before trusting it."""
+    found = []
+    for key, text in (
+        ("dead", "detectors are positive almost nowhere"),
+        ("overfull", "detectors are positive on more than half of all positions"),
+        ("duplicates", "pairs of detectors are nearly the same"),
+    ):
+        if diagnosis.get(key):
+            found.append(f"Note: {len(diagnosis[key])} {text}; try fewer --directions or another --seed.")
+    return found

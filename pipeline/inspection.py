@@ -53,7 +53,7 @@ class Inspection:
 
     def _column(self, name: str) -> np.ndarray:
         array = self.store.array(f"images/{name}")
-        return np.concatenate([np.zeros(0, array.dtype), *(array.read(k) for k in self.records)])
+        return np.concatenate([np.zeros(0, array.dtype), *array.each(self.records)])
 
     def facts(self) -> dict[str, Any]:
         """How the store was made and what is in, as values for JSON."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import logging
 import os
 import signal
 import sys
@@ -16,6 +15,8 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from pipeline.messages import INTERRUPTED, Sentences
+from pipeline.speaking import speaking, wants_json
 from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,6 +58,8 @@ def common(command: F) -> F:
                      help="Take options from this file's section named after the command."),
         click.option("--quiet", is_flag=True, help="Show no progress."),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout."),
+        click.option("--log-json", is_flag=True, expose_value=False,  # run_command looks it up before click reads anything
+                     help="Write everything on stderr, progress too, as one JSON object a line."),
         click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
     ]  # fmt: skip
     for decorate in reversed(decorators):
@@ -87,54 +90,74 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()
     debug = "--debug" in arguments
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, _terminate)
+    meant = _meant(command, name, arguments)
+    with speaking(meant, as_json=wants_json(meant, arguments), debug=debug) as who:
+        code = _run(command, name, arguments, who, debug)
+        try:
+            sys.stdout.flush()
+        except OSError as error:  # a full disk behind a redirection, a reader that is gone
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (nothing tries to flush it again)
+            code = code or 1
+            who.error(f"what was printed could not be written: {error.strerror or error}.", code)
+        who.ended(code)
+    sys.exit(code)
+
+
+def _run(command: click.Command, name: str, arguments: list[str], who: Sentences, debug: bool) -> int:
+    """Run a command and say what went wrong, if anything did; gives the exit code."""
+
+    def failed(text: str, code: int = 1) -> int:
+        trace = traceback.format_exc() if debug else ""
+        if trace and not who.json:
+            sys.stderr.write(trace)
+        who.error(text, code, **({"traceback": trace} if trace else {}))
+        return code
+
     prefix = "EDDP" if name == "eddp" else f"EDDP_{name.upper()}"
-    code = 0
     try:
         command.main(arguments, prog_name=name, standalone_mode=False, auto_envvar_prefix=prefix)
     except click.exceptions.Exit as stop:
-        code = stop.exit_code
+        return stop.exit_code
+    except SystemExit as stop:  # somebody else says why
+        return stop.code if isinstance(stop.code, int) else 1
     except click.ClickException as error:
-        error.show()
-        code = 2
+        if who.rank == 0:  # what was typed is the same for all processes, and said once
+            if who.json:
+                who.error(error.format_message(), 2)
+            else:
+                error.show()
+        return 2
     except (KeyboardInterrupt, click.Abort):
-        _say("Interrupted. What was committed is kept: run the same command again to go on.")
-        code = 130
+        who.interrupted(INTERRUPTED)
+        return 130
     except EDDPError as error:
-        if debug:
-            traceback.print_exc()
-        _say(f"Error: {error}")
-        code = error.exit_code
+        return failed(str(error), error.exit_code)
     except MemoryError as error:
-        _say(
-            f"Error: there is not enough memory ({error or 'allocation failed'}). Use fewer --directions or a smaller batch."
+        return failed(
+            f"there is not enough memory ({error or 'allocation failed'}). Use fewer --directions or a smaller batch."
         )
-        code = 1
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if who.json:
+            return failed(f"what was printed could not be written: {error.strerror}.")
         sys.stderr.close()
-        code = 1
+        return 1
     except OSError as error:
-        if debug:
-            traceback.print_exc()
         where = f"'{error.filename}': " if error.filename else ""
-        _say(f"Error: {where}{error.strerror or error}.")
-        code = 2 if error.errno == errno.ENAMETOOLONG else 1
+        return failed(f"{where}{error.strerror or error}.", 2 if error.errno == errno.ENAMETOOLONG else 1)
     except Exception as error:  # noqa: BLE001  (the last resort: a user gets a sentence, a developer --debug)
-        if debug:
-            traceback.print_exc()
         text = str(error).strip().split("\n")[0]
-        _say(
-            f"Error: unexpected {type(error).__name__}: {text} (run again with --debug for the traceback, and report it)."
+        return failed(
+            f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback, and report it)."
         )
-        code = 1
-    try:
-        sys.stdout.flush()
-    except OSError as error:  # a full disk behind a redirection, a reader that is gone
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (nothing tries to flush it again)
-        _say(f"Error: what was printed could not be written: {error.strerror or error}.")
-        code = code or 1
-    sys.exit(code)
+    return 0
+
+
+def _meant(command: click.Command, name: str, arguments: Sequence[str]) -> str:
+    """The command that is run: of ``eddp fit --store …`` it is fit."""
+    if isinstance(command, click.Group):
+        return next((text for text in arguments if text in command.commands), name)
+    return name
 
 
 def _prepare_streams() -> None:
@@ -145,7 +168,3 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, a line every 30 seconds otherwise, nothing when asked for."""
+"""Progress on stderr: a live bar on a terminal, a line every 30 seconds otherwise, JSON in a log of such, nothing when asked for."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from pipeline.messages import Sentences, speaker
 from stores.progress import Progress, silent
 
 LINE_SECONDS = 30.0
+EVENT_SECONDS = 5.0
 
 
 class Lines:
@@ -56,11 +59,67 @@ class Bars:
         self.rich.update(self.tasks[stage], completed=done, total=total, note=note)  # type: ignore[arg-type]
 
 
+class Events:
+    """An event when a stage begins, one every few seconds while it lasts, and one where it ends: for ``--log-json``.
+
+    ``per_second`` is the mean since the stage began, from which the seconds that are left follow.
+    """
+
+    def __init__(self, who: Sentences) -> None:
+        self.who = who
+        self.lock = Lock()
+        self.stage = ""
+        self.begun = 0.0
+        self.first = self.done = 0
+        self.told: dict[str, float] = {}  # when a stage was told of last: two may take turns
+        self.last: tuple[int, int | None, str] | None = None  # what was not told yet
+
+    def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
+        now = time.monotonic()
+        with self.lock:
+            again = stage == self.stage and done >= self.done
+            ends = total is not None and done >= total and not (again and done == self.done)
+            if not again:  # another one, or once more the same
+                self._tell_last(now)
+                self.stage, self.begun, self.first = stage, now, done
+            self.done = done
+            if ends or now - self.told.get(stage, -EVENT_SECONDS) >= EVENT_SECONDS:
+                self._tell(done, total, note, now)
+            else:
+                self.last = (done, total, note)
+
+    def close(self) -> None:
+        """Tell where the last stage ended."""
+        with self.lock:
+            self._tell_last(time.monotonic())
+
+    def _tell_last(self, now: float) -> None:
+        if self.last is not None:
+            self._tell(*self.last, now)
+
+    def _tell(self, done: int, total: int | None, note: str, now: float) -> None:
+        self.told[self.stage], self.last = now, None
+        seconds = now - self.begun
+        rate = (done - self.first) / seconds if done > self.first and seconds > 0 else None
+        left = (total - done) / rate if rate and total else None
+        text = f"{self.stage}: {done} of {total}" if total else self.stage
+        self.who.emit(
+            "progress", "info", f"{text}, {note}" if note else text, stage=self.stage, done=done, total=total,
+            per_second=rate and float(f"{rate:.4g}"), seconds_left=left if left is None else round(left, 1),
+        )  # fmt: skip
+
+
 @contextmanager
 def showing(quiet: bool) -> Iterator[Progress]:
     """Give the Progress that suits stderr for as long as the block lasts."""
     if quiet:
         yield silent
+    elif speaker().json:
+        events = Events(speaker())
+        try:
+            yield events
+        finally:
+            events.close()
     elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description:<20}"),

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from pipeline.options import common
+from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
+from pipeline.records import within
 from pipeline.run import Run, pick_device
 
 
@@ -40,8 +42,8 @@ from pipeline.run import Run, pick_device
     show_default=True,
     help="Random directions to compare with.",
 )
-@click.option("--store", type=click.Path(path_type=Path), default=None, help="The activation store, if it was moved.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder to write to.  [default: correction/ beside the evaluation]")  # fmt: skip
+@click.option("--store", type=STORE, default=None, help="The activation store, if it was moved.")
+@click.option("--out", type=LOCAL, default=None, help="Folder to write to.  [default: correction/ beside the evaluation]")  # fmt: skip
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -93,12 +95,12 @@ def correct(
     which = evaluated.one(name)
     suspect = choose_detector(evaluated.labels(which), evaluated.suspects(which), numbers, label)
     target = out or evaluation.resolve().parent / "correction"
-    with showing(quiet) as progress:
+    with showing(quiet) as shown, run.watching(shown, within(target, "summary.json"), device=chosen) as progress:
         summary = correct_model(
             evaluated, which, suspect, target, clean=data, poisoned=poisoned, held=held, config=config,
             store=evaluated.store(store), device=chosen, progress=progress,
         )  # fmt: skip
-    record = run.write(target / "run.json")
+    record = run.write()
     if as_json:
         click.echo(json.dumps({**summary, "out": str(target)}))
         return

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import click
 
+from pipeline.messages import say
 from pipeline.options import common
+from pipeline.paths import LOCAL
 from pipeline.progress import format_seconds, showing
+from pipeline.records import Place
 from pipeline.run import Run
 
 
@@ -16,7 +19,7 @@ from pipeline.run import Run
     context_settings={"help_option_names": ["-h", "--help"]}, short_help="Run everything on a small drawn world."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder to write to."
+    "--out", type=LOCAL, default=Path("demo"), show_default=True, help="Folder to write to."
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--images", type=click.IntRange(min=64), default=2400, show_default=True, help="Pictures to draw.")
@@ -37,18 +40,18 @@ def demo(
     from pipeline.demo import run_demo
     from pipeline.evaluation import summary_lines
 
-    run = Run("demo", {"out": out, "seed": seed, "images": images, "directions": directions, "epochs": epochs})
-    with showing(quiet) as progress:
+    run = Run("demo", {"out": out, "seed": seed, "images": images, "directions": directions, "epochs": epochs}, in_place=True)
+    with showing(quiet) as shown, run.watching(shown, Place(out / "demo.run.json")) as progress:
         result = run_demo(
             out,
             seed=seed,
             images=images,
             directions=directions,
             epochs=epochs,
-            say=(lambda text: None) if quiet or as_json else (lambda text: click.echo(text, err=True)),
+            say=(lambda text: None) if quiet or as_json else say,
             progress=progress,
         )
-    record = run.write(out / "demo.run.json")
+    record = run.write()
     if as_json:
         click.echo(json.dumps(result))
         return

@@ -11,12 +11,17 @@ from typing import Any, cast
 
 import click
 
+from pipeline.messages import say
 from pipeline.options import common
+from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing
+from pipeline.records import within
 from pipeline.run import Run, pick_device
 from stores.errors import UsageError
+from stores.places import place
 
 FEW_NULLS = 20
+PASSES = ("extraction", "quantiles", "dissection", "average precision", "top images", "sampling", "class means")
 FROM_ENVIRONMENT = "$EDDP_BRODEN"
 
 
@@ -24,9 +29,9 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
     context_settings={"help_option_names": ["-h", "--help"]}, short_help="Score directions; write tables and a report."
 )
 @click.option(
-    "--store", type=click.Path(path_type=Path), required=True, help="The store that the directions were fitted on."
+    "--store", type=STORE, required=True, help="The store that the directions were fitted on."
 )
-@click.option("--directions", type=click.Path(path_type=Path), multiple=True, required=True,
+@click.option("--directions", type=LOCAL, multiple=True, required=True,
               help="A directions file; give several to compare them.")  # fmt: skip
 @click.option("--broden", is_flag=False, flag_value=FROM_ENVIRONMENT, default=None, metavar="[DIR]",
               help="Label with a concept dataset (Broden, Pascal VOC, ADE20K, COCO-Stuff, or images/ with masks/ and labels.csv); without "
@@ -50,12 +55,13 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
               help="Compare at the masks' resolution (logits upsampled) or at the layer's.")  # fmt: skip
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LOCAL,
     default=None,
     help="Folder to write to.  [default: evaluation/ beside the directions]",
 )
 @click.option("--dask", default=None, metavar="ADDRESS|local",
               help="Label on the workers of a dask scheduler (they see the same files), or of one started here.")  # fmt: skip
+@cache_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @common
 def evaluate(
@@ -86,13 +92,14 @@ def evaluate(
     """
     from evaluate.dissect import Resolution
     from evaluate.influence.study import InfluenceConfig
+    from extract.cluster import workers_of
     from pipeline.evaluation import evaluate_directions, load_sets, summary_lines
     from stores.activations import ActivationStore
 
     run = Run("evaluate", {"store": store, "directions": directions, "broden": broden, "ground_truth": ground_truth,
                            "influence": influence, "alphas": alphas, "influence_images": influence_images,
                            "null_directions": null_directions, "null_positions": null_positions, "seed": seed, "monosemanticity": monosemanticity,
-                           "resolution": resolution, "out": out, "dask": dask, "device": device})  # fmt: skip
+                           "resolution": resolution, "out": out, "dask": dask, "device": device}, in_place=True)  # fmt: skip
     folder = _broden_folder(broden)
     if folder is None and not (ground_truth or influence or monosemanticity):
         raise UsageError(
@@ -109,29 +116,34 @@ def evaluate(
         seed=seed,
     )
     if influence and 0 < null_directions < FEW_NULLS:
-        click.echo(
+        say(
             f"Note: with {null_directions} null directions the paper's rule claims much that is chance; {FEW_NULLS} are the least to trust.",
-            err=True,
+            "warning",
         )
     chosen = pick_device(device)
     sets = load_sets(directions)
-    opened = ActivationStore.open(store)
     target = out or directions[0].resolve().parent / "evaluation"
-    with showing(quiet) as progress, _workers(dask) as scheduler:
+    with (
+        showing(quiet) as shown,
+        run.watching(shown, within(target, "summary.json"), device=chosen) as progress,
+        _workers(dask) as scheduler,
+    ):
+        if scheduler is not None:
+            run.about["workers"] = workers_of(scheduler)
         summary = evaluate_directions(
-            opened,
+            ActivationStore.open(store),
             sets,
             target,
             broden=folder,
             ground_truth=ground_truth,
             influence=how if influence else None,
-            encoder=Path(monosemanticity) if monosemanticity else None,
+            encoder=place(monosemanticity) if monosemanticity else None,
             resolution=cast(Resolution, resolution),
             device=chosen,
             progress=progress,
             scheduler=scheduler,
         )
-    record = run.write(target / "run.json")
+    record = run.write(rates=_rates(run))
     if as_json:
         click.echo(json.dumps({**summary, "out": str(target)}))
         return
@@ -139,6 +151,12 @@ def evaluate(
         click.echo(line)
     click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
     click.echo(str(target / "report.html"))
+
+
+def _rates(run: Run) -> dict[str, float]:
+    """Images a second of each pass over images that the evaluation took."""
+    found = {stage.name: stage.per_second for stage in run.stages.found.values() if stage.name in PASSES}
+    return {f"{name}, images_per_second": round(rate, 2) for name, rate in found.items() if rate}
 
 
 def _broden_folder(broden: str | None) -> Path | None:
@@ -164,7 +182,7 @@ def _workers(address: str | None) -> Iterator[Any]:
     if address is None:
         yield None
         return
-    from evaluate.cluster import cluster
+    from extract.cluster import cluster
 
     with cluster(address) as client:
         yield client

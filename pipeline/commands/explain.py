@@ -9,7 +9,9 @@ from typing import cast
 import click
 
 from pipeline.options import common
+from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
+from pipeline.records import within
 from pipeline.run import Run, pick_device
 
 
@@ -21,9 +23,9 @@ from pipeline.run import Run, pick_device
     "--row", "rows", type=int, multiple=True, metavar="N", help="An image of the store by its number; may be repeated."
 )
 @click.option(
-    "--store", type=click.Path(path_type=Path), default=None, help="The store that the directions were fitted on."
+    "--store", type=STORE, default=None, help="The store that the directions were fitted on."
 )
-@click.option("--directions", type=click.Path(path_type=Path), default=None, help="A directions file.")
+@click.option("--directions", type=LOCAL, default=None, help="A directions file.")
 @click.option(
     "--evaluation",
     type=click.Path(path_type=Path),
@@ -57,7 +59,7 @@ from pipeline.run import Run, pick_device
     help="Read how much of a concept there is by all filters jointly, or by each by itself, as published.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("explanation"), show_default=True, help="Folder to write to."
+    "--out", type=LOCAL, default=Path("explanation"), show_default=True, help="Folder to write to."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @common
@@ -98,9 +100,9 @@ def explain(
     chosen = pick_device(device)
     inputs = open_inputs(store, directions, evaluation, layer)
     config = ExplainConfig(explained, to, top, concepts_shown, cast(Values, values))
-    with showing(quiet) as progress:
+    with showing(quiet) as shown, run.watching(shown, within(out, "explanation.json"), device=chosen) as progress:
         result = explain_images(inputs, images, rows, out, config, device=chosen, progress=progress)
-    record = run.write(out / "run.json")
+    record = run.write()
     if as_json:
         click.echo(json.dumps(result))
         return

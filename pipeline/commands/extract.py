@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from torch.cuda import device_count
 
-from pipeline.options import common, share_of
+from pipeline.messages import say
+from pipeline.options import common
+from pipeline.paths import STORE
 from pipeline.progress import format_seconds, showing
+from pipeline.records import beside
 from pipeline.run import Run, code_version, pick_device
+from pipeline.shards import device_of, shard_of
 from stores.errors import UsageError
 from stores.progress import readable
 
 if TYPE_CHECKING:
     from extract.plan import Forecast
+    from extract.stream import ExtractSummary
 
 
 @click.command(
@@ -35,7 +42,7 @@ if TYPE_CHECKING:
     help="The images: a folder (ImageNet, Places365, CIFAR-10, class subfolders, flat, Broden), WebDataset tar shards, or "
     "KIND:DIR such as cifar10:DIR.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The store to write, such as acts.zarr.")
+@click.option("--out", type=STORE, help="The store to write, such as acts.zarr or s3://bucket/acts.zarr.")
 @click.option(
     "--weights", default="DEFAULT", show_default=True, help="DEFAULT, a torchvision weights name, a FILE, or none."
 )
@@ -62,7 +69,15 @@ if TYPE_CHECKING:
 )
 @click.option("--limit", type=int, default=None, help="Take only the first N images.")
 @click.option(
-    "--shard", metavar="I/N", help="Fill the I-th (from 0) of N parts of the store; the last one to end seals it."
+    "--shard",
+    metavar="I/N|auto",
+    help="Fill the I-th (from 0) of N parts of the store; the last one to end seals it. auto: by SLURM's job array, by "
+    "torchrun's rank, or by both.",
+)
+@click.option(
+    "--dask",
+    metavar="ADDRESS|local",
+    help="Extract on the workers of a dask scheduler (they see the same files), or of one started here.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of sampled positions and of --weights none.")
 @click.option("--on-bad-image", type=click.Choice(["skip", "fail"]), default="fail", show_default=True)
@@ -78,6 +93,7 @@ def extract(
     out: Path | None,
     weights: str,
     device: str,
+    dask: str | None,
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -91,6 +107,8 @@ def extract(
     Example:
       extract --model resnet18 --layer layer4 --data imagenet/val --out acts.zarr
     """
+    from extract.cluster import cluster, workers_of
+    from extract.cluster_stream import extract_on, forecast_on
     from extract.config import ExtractConfig
     from extract.images import open_source
     from extract.plan import forecast, plan_extraction
@@ -102,25 +120,36 @@ def extract(
         return
     if data is None or out is None:
         raise UsageError("Give --data FOLDER (the images) and --out STORE (where the activations go).")
+    asked = options.pop("shard")
+    if dask is not None and asked is not None:
+        raise UsageError("--dask shares the store out among its workers: give it, or --shard, but not both.")
+    shard = shard_of(asked, os.environ)
+    part = "" if shard is None else f"{shard[0]}/{shard[1]}"
     run = Run(
         "extract",
-        {"model": model, "layer": layer, "data": data, "out": out, "weights": weights, "device": device, **options},
-    )
+        {"model": model, "layer": layer, "data": data, "out": out, "weights": weights, "device": device, "dask": dask,
+         "shard": part or None, **options},
+        work="extraction", in_place=True, shard=part or None,
+    )  # fmt: skip
     overwrite, dry_run = options.pop("overwrite"), options.pop("dry_run")
-    shard = share_of("--shard", options.pop("shard"))
     config = ExtractConfig(
         model=model,
         layers=tuple(layer),
         weights=weights,
-        device=pick_device(device),
+        device=pick_device(device_of(device, os.environ, device_count())) if dask is None else device,
         positions=_number("--positions", options.pop("positions"), "all"),
         batch_size=_number("--batch-size", options.pop("batch_size"), "auto"),
         shard=shard,
         **options,
     )
     source = open_source(data)
-    with showing(quiet) as progress:
-        if dry_run:
+    ending = (f".shard-{part.replace('/', '-of-')}" if part else "") + ".run.json"
+    where = None if dry_run else beside(out, ending)
+    with showing(quiet) as shown_to, run.watching(shown_to, where, device=config.device) as progress:
+        if dry_run and dask is not None:
+            with cluster(dask) as client:
+                found = forecast_on(client, data, out, config, overwrite=overwrite, code_version=code_version())
+        elif dry_run:
             progress("measuring", 0)
             plan = plan_extraction(source, config, code_version=code_version())
             found = forecast(plan, out, overwrite=overwrite, measure=True)
@@ -128,17 +157,20 @@ def extract(
 
             def announce(found: Forecast) -> None:
                 lines = _lines(found, out)  # later, when the rate is known, only what that adds
-                click.echo("\n".join(lines if found.rate is None else lines[-1:]), err=True)
+                say("\n".join(lines if found.rate is None else lines[-1:]))
 
-            summary = run_extraction(
-                source,
-                out,
-                config,
-                overwrite=overwrite,
-                code_version=code_version(),
-                progress=progress,
-                announce=None if quiet else announce,
-            )
+            how: Any = {
+                "overwrite": overwrite,
+                "code_version": code_version(),
+                "progress": progress,
+                "announce": None if quiet else announce,
+            }
+            if dask is None:
+                summary = run_extraction(source, out, config, **how)
+            else:
+                with cluster(dask) as client:
+                    run.about["workers"] = workers_of(client)
+                    summary = extract_on(client, source, data, out, config, **how)
     if dry_run:
         click.echo(json.dumps(asdict(found)) if as_json else "\n".join(_lines(found, out)))
         return
@@ -152,17 +184,16 @@ def extract(
         "batch_size": summary.batch_size,
         "missing_chunks": summary.missing,
     }
-    part = "" if shard is None else f".shard-{shard[0]}-of-{shard[1]}"
-    record = run.write_beside(out, f"{part}.run.json", result=result)
+    record = run.write(result=result, rates=_rates(run, summary))
     if as_json:
         click.echo(json.dumps({**result, "seconds": record["seconds"]}))
         return
     for entry in summary.skipped[:10]:
-        click.echo(f"skipped {shown(entry['name'])}: {entry['reason']}", err=True)
+        say(f"skipped {shown(entry['name'])}: {entry['reason']}", "warning")
     if len(summary.skipped) > 10:
-        click.echo(f"and {len(summary.skipped) - 10} more, listed in the store's ledger and the run record", err=True)
+        say(f"and {len(summary.skipped) - 10} more, listed in the store's ledger and the run record", "warning")
     if summary.skipped and not summary.images:
-        click.echo("Warning: not one of the images could be read.", err=True)
+        say("Warning: not one of the images could be read.", "warning")
     for name, shape in summary.layers.items():
         click.echo(f"{name}: {shape[0]} images × {shape[1]} positions × {shape[2]} channels")
     click.echo(
@@ -183,12 +214,23 @@ def _lines(found: Forecast, out: Path) -> list[str]:
     lines = [f"{some}{found.total_images} images, {found.batch_size} at a time"]
     lines += [f"{name}: {readable(size)}" for name, size in found.layers.items()]
     room = {True: "enough", False: "NOT enough", None: "enough only if it compresses well"}[found.fits]
-    lines.append(f"to be written: {readable(found.bytes)}; free at '{out}': {readable(found.free)} ({room})")
+    if found.free is None:
+        lines.append(f"to be written: {readable(found.bytes)}; how much is free at '{out}' an object store does not say")
+    else:
+        lines.append(f"to be written: {readable(found.bytes)}; free at '{out}': {readable(found.free)} ({room})")
     if found.unreadable:
         lines.append(f"{found.unreadable} of {found.tried} images tried cannot be read: see --on-bad-image")
     if found.rate and found.seconds is not None:
         lines.append(f"{found.rate:.1f} images/s: about {format_seconds(found.seconds)}")
     return lines
+
+
+def _rates(run: Run, summary: ExtractSummary) -> dict[str, float]:
+    """Images and megabytes (of 10^6 bytes) a second while images went through the network; nothing where none did."""
+    rate, every = run.stages.rate("extraction"), summary.images + len(summary.skipped)
+    if not rate or not summary.done_now or not every:
+        return {}
+    return {"images_per_second": round(rate, 2), "mb_written_per_second": round(rate * summary.bytes / every / 1e6, 3)}
 
 
 def _number(option: str, text: str | int, word: str) -> int | None:
@@ -209,6 +251,4 @@ def _show_layers(model: str, weights: str, seed: int) -> None:
     for info in list_layers(loaded):
         shape = " × ".join(map(str, info.shape))
         click.echo(f"{info.name:<44}{info.type:<28}{shape:<20}{'yes' if info.cut else '-'}")
-    click.echo(
-        "Layers marked 'yes' cut the network in two, so a head can be made after them; choose one of these.", err=True
-    )
+    say("Layers marked 'yes' cut the network in two, so a head can be made after them; choose one of these.")

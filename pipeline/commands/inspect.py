@@ -1,4 +1,4 @@
-"""``eddp inspect`` and ``eddp verify``: what is in a store or a directions file, and is every byte of it sound."""
+"""``eddp inspect`` and ``eddp verify``: what a result holds and how it was made, and is every byte of it sound."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any
 import click
 import numpy as np
 
+from pipeline.folders import result_folder
 from pipeline.inspection import QUICK_IMAGES, Inspection
+from pipeline.messages import say
 from pipeline.options import common
+from pipeline.paths import STORE
 from pipeline.progress import showing
+from pipeline.recorded import run_lines, runs_at, shard_lines, shards_at, text_of
+from pipeline.records import Place, beside
 from stores.activations import ActivationStore, StoreBase, read_attributes
 from stores.directions import Directions
-from stores.errors import CorruptStoreError, UnsealedStoreError
+from stores.errors import CorruptStoreError, MissingPathError, UnsealedStoreError
+from stores.places import is_remote
 from stores.progress import Progress
 
 BAR = 40  # characters of a histogram's longest bar
@@ -23,9 +29,9 @@ SHOWN = 10  # of a list of channels or ranges; --json has all
 
 
 @click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Show what is in a store or directions file."
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Show what a result holds and how its run went."
 )
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=STORE)
 @click.option(
     "--all",
     "everything",
@@ -35,14 +41,25 @@ SHOWN = 10  # of a list of channels or ranges; --json has all
 )
 @common
 def inspect(path: Path, everything: bool, quiet: bool, as_json: bool, debug: bool) -> None:
-    """Show what is in an activation store, finished or not, or in a directions file.
+    """Show what is in an activation store, finished or not, in a directions file, or in a folder that evaluate, report, correct or
+    explain wrote; and how its runs went, of all shards of a store.
 
     \b
     Example:
       eddp inspect acts.zarr
     """
-    if path.suffix == ".safetensors":
-        facts = _directions_facts(path)
+    lines: list[str] = []
+    facts: dict[str, Any]
+    if path.name.endswith(".run.json") or path.name == "run.json":
+        facts, runs = {"record": str(path)}, _record(path)
+    elif path.suffix == ".safetensors" and not is_remote(path):
+        facts, header = _directions_facts(path)
+        runs = runs_at(Place(path.with_suffix(".run.json"))) or header
+    elif not is_remote(path) and (folder := result_folder(path)) is not None:
+        facts, runs = {"folder": str(path), "what": folder.what, "document": folder.document}, runs_at(folder.place)
+        lines = folder.lines
+    elif (runs := {**runs_at(beside(path)), **shards_at(path)}) and not path.exists():
+        facts = {"store": str(path), "sealed": False, "images": 0, "next": "Nothing is committed yet: see what the runs say."}
     else:
         found = Inspection(path)
         facts = found.facts()
@@ -52,17 +69,31 @@ def inspect(path: Path, everything: bool, quiet: bool, as_json: bool, debug: boo
                 name: found.values(name, images=images, progress=progress) for name in found.store.layers
             }
     if as_json:
-        click.echo(json.dumps(facts))
+        click.echo(json.dumps({**facts, **runs}))
         return
+    facts.pop("document", None)
     values = facts.pop("values", {})
     there = "in the whole store" if facts.get("sealed") else "in all that is committed"
-    for lines in (_table(facts), *(_distribution(name, found, there) for name, found in values.items() if found)):
-        for line in lines:
+    shown = [_table(facts), (text_of(line, 2000) for line in lines)]
+    if "run" in runs:
+        shown.append(run_lines(runs["run"]))
+    if "shards" in runs:
+        shown.append(shard_lines(runs["shards"], sealed=bool(facts.get("sealed"))))
+    shown += [_distribution(name, found, there) for name, found in values.items() if found]
+    for part in shown:
+        for line in part:
             click.echo(line)
 
 
+def _record(path: Path) -> dict[str, Any]:
+    """A record by its own file. Raises MissingPathError where there is none."""
+    if not path.exists():
+        raise MissingPathError(f"There is no record of a run at '{path}'. Give what it is about, such as acts.zarr.")
+    return runs_at(Place(path))
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, short_help="Check every byte of one.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=STORE)
 @common
 def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
     """Check every byte of an activation store, or read a directions file whole.
@@ -71,7 +102,7 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
     Example:
       eddp verify acts.zarr
     """
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and not is_remote(path):
         Directions.load(path)
         problems: list[str] = []
         left = 0
@@ -81,7 +112,7 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
     if as_json:
         click.echo(json.dumps({"path": str(path), "problems": problems, "missing_chunks": left}))
     for problem in problems:
-        click.echo(problem, err=True)
+        say(problem, "error")
     if problems:
         places = "one place" if len(problems) == 1 else f"{len(problems)} places"
         raise CorruptStoreError(
@@ -114,10 +145,12 @@ def _check(path: Path, progress: Progress) -> tuple[list[str], int]:
     return problems, max(1, store.n_chunks - len(records))  # all in, but not sealed: going on does that
 
 
-def _directions_facts(path: Path) -> dict[str, Any]:
+def _directions_facts(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is in a directions file, and what its header says of the run."""
     found = Directions.load(path)
     cosine = (found.filters * found.signals).sum(0) / np.maximum(np.linalg.norm(found.filters, axis=0), 1e-12)
-    return {
+    run = found.info.get("run")
+    facts = {
         "method": found.method,
         "layer": found.layer,
         "directions": found.count,
@@ -129,6 +162,7 @@ def _directions_facts(path: Path) -> dict[str, Any]:
         "configuration": found.info.get("config", {}),
         "diagnosis": found.info.get("diagnosis", {}),
     }
+    return facts, {"run": {"command": "fit", **run}} if isinstance(run, dict) else {}
 
 
 def _table(facts: dict[str, Any]) -> Iterator[str]:

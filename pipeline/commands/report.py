@@ -7,8 +7,11 @@ from pathlib import Path
 
 import click
 
+from pipeline.messages import say
 from pipeline.options import common
+from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
+from pipeline.records import beside
 from pipeline.run import Run, pick_device
 from stores.errors import UsageError
 from stores.progress import readable
@@ -27,9 +30,9 @@ MOST_TILES = 50
     metavar="NAME",
     help="Which of the evaluation's directions files to show in full, by its name without ending.  [default: the first]",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=None,
+@click.option("--out", type=LOCAL, default=None,
               help="Folder to write to; a report there is replaced.  [default: report/ beside the evaluation]")  # fmt: skip
-@click.option("--store", type=click.Path(path_type=Path), default=None, help="The store, where it lies elsewhere now.")
+@click.option("--store", type=STORE, default=None, help="The store, where it lies elsewhere now.")
 @click.option("--data", default=None, metavar="IMAGES", help="The store's images, where they lie elsewhere now.")
 @click.option("--tiles", type=int, default=9, show_default=True, help="Images a direction.")
 @click.option("--visualize", default=None, metavar="N|all|none",
@@ -67,14 +70,14 @@ def report(
         raise UsageError(f"--tiles must be a number from 1 to {MOST_TILES}, got {tiles}.")
     how = ReportConfig(tiles=tiles, visualize=_how_many(visualize), title=title, device=pick_device(device))
     target = out or evaluation.absolute().parent / "report"
-    with showing(quiet) as progress:
+    with showing(quiet) as shown, run.watching(shown, beside(target), device=how.device) as progress:
         made = write_site(evaluation, target, how, name=name, store=store, data=data, progress=progress)
-    record = run.write_beside(target, ".run.json", notes=made["notes"])
+    record = run.write(notes=made["notes"])
     if as_json:
         click.echo(json.dumps({**made, "out": str(target)}))
         return
     for note in made["notes"]:
-        click.echo(f"Note: {note}", err=True)
+        say(f"Note: {note}", "warning")
     click.echo(
         f"{made['directions']} directions of '{made['set']}', {made['classes']} classes; {made['files']} files, {readable(made['bytes'])}; "
         f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB"

@@ -11,7 +11,10 @@ import click
 
 from fit.synthetic import SyntheticConfig
 from pipeline.options import common
+from pipeline.paths import STORE
 from pipeline.progress import showing
+from pipeline.records import beside
+from pipeline.run import Run
 
 HELP = {
     "channels": "C.",
@@ -40,7 +43,7 @@ def _options(command: Any) -> Any:
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]}, short_help="Make a store whose directions are known."
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The store to write.")
+@click.option("--out", type=STORE, required=True, help="The store to write.")
 @_options
 @click.option("--overwrite", is_flag=True, help="Replace a store that is already there.")
 @common
@@ -56,8 +59,10 @@ def synthetic(out: Path, overwrite: bool, quiet: bool, as_json: bool, debug: boo
     from fit.synthetic import make_synthetic
 
     config = SyntheticConfig(**values)
-    with showing(quiet) as progress:
+    run = Run("synthetic", {"out": out, **values, "overwrite": overwrite}, work="writing", in_place=True)
+    with showing(quiet) as shown, run.watching(shown, beside(out)) as progress:
         info = make_synthetic(out, config, overwrite=overwrite, progress=progress)
+    run.write(result=info)
     if as_json:
         click.echo(json.dumps({"store": str(out), **info}))
         return

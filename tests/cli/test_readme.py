@@ -1,4 +1,4 @@
-"""What the README shows, run as it stands: every ``sh`` block, the batch script, and the Python, on small data."""
+"""What the README shows, run as it stands: every ``sh`` block, the batch jobs, and the Python, on small data."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from queue_stub import queue
 from tiny import write_broden
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +27,19 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def bucket() -> Iterator[dict[str, str]]:
+    """An empty bucket of an S3 server of this machine, as environment variables tell of it."""
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    urlopen(Request(f"http://{host}:{port}/bucket", method="PUT"), timeout=60).close()
+    yield {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, bucket: dict[str, str]) -> tuple[Path, dict[str, str]]:
     """A folder that holds, in small, what the README's user has: images, checkpoints, Broden, a network."""
     from extract.vision import torchvision
 
@@ -66,14 +81,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
         sys.path.remove(str(folder))
     environment = {
         **os.environ,
+        **bucket,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "TORCH_HOME": str(folder / "torch"),
         "DATA": str(folder / "imagenet/val"),
         "BRODEN": str(folder / "broden1_224"),
-        "SCRATCH": str(folder / "scratch"),
         "OMP_NUM_THREADS": "1",
     }
-    (folder / "scratch").mkdir()
     return folder, environment
 
 
@@ -94,7 +108,7 @@ def run(script: str, place: tuple[Path, dict[str, str]]) -> str:
 @pytest.mark.slow
 def test_shell_blocks_in_order_then_the_python(place: tuple[Path, dict[str, str]]) -> None:
     shown = blocks("sh")
-    assert len(shown) == 7
+    assert len(shown) == 9
     folder = place[0]
     for block in shown:
         # pictures of a ResNet take minutes here; and of directions from eight images not every one fires
@@ -111,6 +125,8 @@ def test_shell_blocks_in_order_then_the_python(place: tuple[Path, dict[str, str]
         "explanation/index.html",
         "correction/correction.safetensors",
         "birds.safetensors",
+        "many/report.html",
+        "remote.safetensors",
     ):
         assert (folder / made).is_file(), made
     for number, (python, check) in enumerate(zip(blocks("python"), CHECKS, strict=True)):
@@ -134,17 +150,17 @@ CHECKS = (
 
 
 @pytest.mark.slow
-def test_batch_scripts(place: tuple[Path, dict[str, str]]) -> None:
-    whole, part = blocks("bash")
-    # eight small images have 392 positions: enough for 64 directions, not for 500
-    run(whole.replace("--directions 500", "--directions 64"), place)
-    assert (place[0] / "scratch" / "evaluation" / "report.html").is_file()
-    tasks = range(*(int(n) + i for i, n in enumerate(re.findall(r"--array=(\d+)-(\d+)", part)[0])))
-    assert len(tasks) == 8
+def test_the_jobs_as_they_are_pasted(place: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    (pasted,) = blocks("bash")
+    own, rest = pasted.split("\n", 1)
+    assert own.startswith("export DATA=")
+    work = tmp_path / "work"
     folder, environment = place
-    for task in (tasks[0], tasks[-1]):  # eight images are one chunk: the tasks between have nothing to do
-        run(part, (folder, {**environment, "SLURM_ARRAY_TASK_ID": str(task)}))
-    run('eddp verify "$SCRATCH/parts.zarr"', place)
+    environment = queue(tmp_path / "queue", {**environment, "WORK": str(work), "SLURM_GPUS_ON_NODE": "2"})
+    # eight small images have 392 positions: enough for 64 directions, not for 500
+    run(rest.replace("DIRECTIONS=500", "DIRECTIONS=64").replace("--array=0-7", "--array=0-2"), (folder, environment))
+    assert (work / "evaluation" / "report.html").is_file()
+    run('eddp verify "$WORK/acts.zarr"', (folder, environment))
 
 
 def test_make_targets_exist() -> None:
