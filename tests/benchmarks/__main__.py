@@ -9,7 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from tests.benchmarks import dissection, extraction, fitting, gpu, influence, report, sae, store
+from tests.benchmarks import dissection, extraction, fitting, gpu, influence, report, sae, scaling, store
 
 SUITES = {
     "store": store.rows,
@@ -19,6 +19,7 @@ SUITES = {
     "influence": influence.rows,
     "dissection": dissection.rows,
     "report": report.rows,
+    "scaling": scaling.rows,
     "gpu": gpu.rows,
 }
 
