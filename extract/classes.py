@@ -16,8 +16,7 @@ def image_classes(store: ActivationStore) -> np.ndarray:
     A dataset's class names that are all names of the model's classes are taken by name; if none is, as many classes as the model has
     are taken in order, as torchvision's folders and ImageNet's wnids are. Raises MismatchError where neither holds.
     """
-    stored = np.concatenate([np.asarray(store.array("images/labels").read(k)) for k in range(store.n_chunks)])
-    stored = stored[: store.n_images].astype(np.int64)
+    stored = store.labels[: store.n_images].astype(np.int64)
     dataset = store.provenance.get("dataset", {})
     number = class_numbers(dataset.get("class_names"), store.class_names, int(store.array("images/logits").shape[1]))
     if number is None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evaluate.influence.study import InfluenceConfig
 from pipeline.evaluation import evaluate_directions, load_sets
+from pipeline.records import Place, beside, within
 from pipeline.run import Run, code_version
 from pipeline.scene_net import train_scene_net
 from pipeline.world import World, build_world
@@ -68,10 +70,13 @@ def run_demo(
     config = ExtractConfig(model=MODEL, weights=str(weights), layers=(LAYER,))
     source = BrodenSource(world_folder)
     about: dict[str, Any] = {"code_version": code_version(), "progress": progress}
-    try:
-        extract(source, store_path, config, **about)
-    except StoreExistsError:  # of an earlier demo with another network or another version: it is the demo's own
-        extract(source, store_path, config, overwrite=True, **about)
+    run = Run("extract", asdict(config), work="extraction", in_place=True)
+    with run.watching(progress, beside(store_path)) as about["progress"]:
+        try:
+            found = extract(source, store_path, config, **about)
+        except StoreExistsError:  # of an earlier demo with another network or another version: it is the demo's own
+            found = extract(source, store_path, config, overwrite=True, **about)
+    run.write(result={"images": found.images, "bytes": found.bytes, "done_now": found.done_now})
     store = ActivationStore.open(store_path)
     reader = LayerReader(store, LAYER)
     files = []
@@ -82,7 +87,9 @@ def run_demo(
         say(f"4/8  fit --store {store_path} --directions {directions} --method {method} --out {path}{extra}")
         fitter = make_fitter(method, n_directions=directions, seed=seed, settings=settings)
         options = {"store": store_path, "directions": directions, "method": method, "seed": seed, "set": settings}
-        fit_to_file(fitter, reader, path, Run("fit", options), progress=progress)
+        run = Run("fit", options)
+        with run.watching(progress, Place(path.with_suffix(".run.json"))) as watched:
+            fit_to_file(fitter, reader, path, run, progress=watched)
         files.append(path)
     evaluation = out / "evaluation"
     say(
@@ -92,9 +99,12 @@ def run_demo(
     )
     if evaluation.is_dir():
         shutil.rmtree(evaluation)
-    summary = evaluate_directions(
-        store, load_sets(files), evaluation, broden=world_folder, influence=INFLUENCE, title=TITLE, progress=progress
-    )
+    run = Run("evaluate", {"broden": world_folder, "influence": asdict(INFLUENCE)}, in_place=True)
+    with run.watching(progress, within(evaluation, "summary.json")) as watched:
+        summary = evaluate_directions(
+            store, load_sets(files), evaluation, broden=world_folder, influence=INFLUENCE, title=TITLE, progress=watched
+        )
+    run.write()
     return {**summary, "network": trained, **_show(out, world, say, progress)}
 
 
@@ -108,13 +118,19 @@ def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, An
 
     evaluation, report = out / "evaluation", out / "report"
     say(f"6/8  eddp report {evaluation} --visualize {VISUALIZED} --title '{TITLE}'")
-    write_site(evaluation, report, ReportConfig(visualize=VISUALIZED, title=TITLE), progress=progress)
+    how = ReportConfig(visualize=VISUALIZED, title=TITLE)
+    run = Run("report", {"evaluation": evaluation, **asdict(how)})
+    with run.watching(progress, beside(report)) as watched:
+        write_site(evaluation, report, how, progress=watched)
+    run.write()
     images = [next(iter(sorted((world.poisoned_folder / scene).glob("*.jpg")))) for scene in EXPLAINED]
     explanation = out / "explanation"
     say(f"7/8  eddp explain {' '.join(map(str, images))} --evaluation {evaluation} --out {explanation}")
-    explain_images(
-        open_inputs(None, None, evaluation, None), images, [], explanation, ExplainConfig(), progress=progress
-    )
+    inputs = open_inputs(None, None, evaluation, None)
+    run = Run("explain", {"images": images, "evaluation": evaluation})
+    with run.watching(progress, within(explanation, "explanation.json")) as watched:
+        explain_images(inputs, images, [], explanation, ExplainConfig(), progress=watched)
+    run.write()
     shown: dict[str, Any] = {"report": str(report / "index.html"), "explanation": str(explanation / "index.html")}
     evaluated = Evaluated(evaluation)
     name = evaluated.one()
@@ -123,10 +139,19 @@ def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, An
     if not evaluated.suspects(name):
         say("     nothing looks like a shortcut: nothing is corrected")
         return shown
-    found = correct_model(
-        evaluated, name, choose_detector(evaluated.labels(name), evaluated.suspects(name)), correction,
-        clean=world.clean_folder, poisoned=world.poisoned_folder, progress=progress,
-    )  # fmt: skip
+    suspect = choose_detector(evaluated.labels(name), evaluated.suspects(name))
+    run = Run("correct", {"evaluation": evaluation, "data": world.clean_folder, "poisoned": world.poisoned_folder})
+    with run.watching(progress, within(correction, "summary.json")) as watched:
+        found = correct_model(
+            evaluated,
+            name,
+            suspect,
+            correction,
+            clean=world.clean_folder,
+            poisoned=world.poisoned_folder,
+            progress=watched,
+        )
+    run.write()
     for line in correction_lines(found):
         say(f"     {line}")
     return {**shown, "corrected": found, "correction": str(correction / "index.html")}

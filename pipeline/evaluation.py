@@ -301,7 +301,7 @@ def _facts(store: ActivationStore, layer: str) -> dict[str, str]:
 def _predictions(store: ActivationStore) -> Any:
     """From a store row to the name of the class the model takes it for."""
     logits = store.array("images/logits")
-    parts = (np.asarray(logits.read(k)) for k in range(store.n_chunks))  # all images by all classes would be much
+    parts = logits.each(range(store.n_chunks))  # all images by all classes would be much
     best = np.concatenate([np.nan_to_num(part, nan=-np.inf).argmax(1) for part in parts])
     names = store.class_names
     return lambda row: names[best[row]] if names and best[row] < len(names) else f"class {best[row]}"

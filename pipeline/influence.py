@@ -127,7 +127,7 @@ def _use_of_labels(
 ) -> LabelUse:
     concepts = concept_store(store, layer, source, device=device, progress=progress)
     logits = concepts.array("images/logits")
-    parts = (np.asarray(logits.read(k)) for k in range(concepts.n_chunks))  # all images by all classes would be much
+    parts = logits.each(range(concepts.n_chunks))  # all images by all classes would be much
     predicted = np.concatenate([np.nan_to_num(part, nan=-np.inf).argmax(1) for part in parts])
     reader = LayerReader(concepts, layer)
     alignment = align(concepts, source)

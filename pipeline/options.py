@@ -114,12 +114,15 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
         who.error(text, code, **({"traceback": trace} if trace else {}))
         return code
 
+    stdout = sys.stdout
     prefix = "EDDP" if name == "eddp" else f"EDDP_{name.upper()}"
     try:
         command.main(arguments, prog_name=name, standalone_mode=False, auto_envvar_prefix=prefix)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except SystemExit as stop:  # somebody else says why
+    except SystemExit as stop:
+        if who.json and sys.stdout is not stdout:  # so click leaves it when its reader is gone, without a word
+            return failed(f"what was printed could not be written: {os.strerror(errno.EPIPE)}.")
         return stop.code if isinstance(stop.code, int) else 1
     except click.ClickException as error:
         if who.rank == 0:  # what was typed is the same for all processes, and said once
@@ -137,9 +140,7 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
         return failed(
             f"there is not enough memory ({error or 'allocation failed'}). Use fewer --directions or a smaller batch."
         )
-    except BrokenPipeError as error:
-        if who.json:
-            return failed(f"what was printed could not be written: {error.strerror}.")
+    except BrokenPipeError:
         sys.stderr.close()
         return 1
     except OSError as error:

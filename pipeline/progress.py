@@ -71,31 +71,38 @@ class Events:
         self.stage = ""
         self.begun = 0.0
         self.first = self.done = 0
-        self.told: dict[str, float] = {}  # when a stage was told of last: two may take turns
+        self.told: dict[str, float] = {}  # when a stage was told of last
+        self.left: set[str] = set()  # stages that others came after: such as take turns are not told of each time
         self.last: tuple[int, int | None, str] | None = None  # what was not told yet
 
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
         now = time.monotonic()
         with self.lock:
-            again = stage == self.stage and done >= self.done
-            ends = total is not None and done >= total and not (again and done == self.done)
-            if not again:  # another one, or once more the same
-                self._tell_last(now)
+            same = stage == self.stage and done >= self.done
+            moved = not same or done > self.done
+            if not same:  # another one, or once more the same
+                self._leave(now)
                 self.stage, self.begun, self.first = stage, now, done
             self.done = done
-            if ends or now - self.told.get(stage, -EVENT_SECONDS) >= EVENT_SECONDS:
+            ends = total is not None and done >= total and moved and stage not in self.left
+            if ends or self._due(now):
                 self._tell(done, total, note, now)
-            else:
+            elif moved:
                 self.last = (done, total, note)
 
     def close(self) -> None:
         """Tell where the last stage ended."""
         with self.lock:
-            self._tell_last(time.monotonic())
+            self._leave(time.monotonic())
 
-    def _tell_last(self, now: float) -> None:
-        if self.last is not None:
+    def _due(self, now: float) -> bool:
+        return now - self.told.get(self.stage, -EVENT_SECONDS) >= EVENT_SECONDS
+
+    def _leave(self, now: float) -> None:
+        if self.last is not None and (self.stage not in self.left or self._due(now)):
             self._tell(*self.last, now)
+        self.left.add(self.stage)
+        self.last = None
 
     def _tell(self, done: int, total: int | None, note: str, now: float) -> None:
         self.told[self.stage], self.last = now, None

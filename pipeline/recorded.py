@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +195,17 @@ def _sentence(record: Record) -> str:
         "running": f"under way{after} when it last told",
         "lost": f"killed: nothing was heard of it{after}",
     }.get(outcome, f"{outcome}{after}")
-    begun, host = text_of(record.get("begun")), text_of(record.get("host"))
+    begun, host = _time(record.get("begun")), text_of(record.get("host"))
     reached = f", in {text_of(record['reached'])}" if record.get("reached") and outcome != "done" else ""
     return f"{how}{reached}; begun {begun} on {host}"
+
+
+def _time(value: Any) -> str:
+    """A time as people read it, to the second."""
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (TypeError, ValueError, OverflowError):
+        return text_of(value)
 
 
 def _attempt(record: Record) -> str:

@@ -124,8 +124,8 @@ class Run:
             "command": self.command,
             "outcome": "done",
             "options": self.options,
-            "begun": self.begun.isoformat(timespec="seconds"),
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "begun": self.begun.isoformat(timespec="milliseconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "seconds": round(self.seconds, 2),
             **self.about,
             "peak_memory_mib": peak_memory_mib(),
@@ -166,7 +166,7 @@ class Run:
             return None
         done = record["outcome"] == "done"
         # a run that was done and had nothing to do leaves the record of the one that did it
-        changed = self.worked and (done or self.in_place)
+        changed = self.worked or not self.work if done else self.worked and self.in_place
         kept = self.place.read() or self._kept
         whole = merged(kept, record, stands=not changed)
         return str(self.place.write(json_bytes(plain(whole)), done=whole.get("outcome", "done") == "done"))

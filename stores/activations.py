@@ -155,7 +155,9 @@ class StoreBase:
         if is_remote(self.path):
             read = objects.fetch_all([self.path / path / "zarr.json" for path in paths], MOST_JSON_BYTES)
             self._documents = {path: data for path, data in zip(paths, read, strict=True) if data is not None}
-            return found | {path: checksum(self._documents.get(path, b"")) if path in self._documents else -1 for path in paths}
+            return found | {
+                path: checksum(self._documents.get(path, b"")) if path in self._documents else -1 for path in paths
+            }
         for path in paths:
             try:
                 found[path] = checksum(memoryview(read_small(self.path / path / "zarr.json")))
@@ -185,7 +187,9 @@ class StoreBase:
             return None
         arrays = self.image_arrays()
         listed = ahead(objects.sizes_below, [self.path / name for name in arrays], threads=8, depth=16)
-        return {f"{name}/{key}": size for name, found in zip(arrays, listed, strict=True) for key, size in found.items()}
+        return {
+            f"{name}/{key}": size for name, found in zip(arrays, listed, strict=True) for key, size in found.items()
+        }
 
     def is_there(self, record: Record, sizes: dict[str, int] | None = None) -> bool:
         """Whether a record is of a chunk of this store, and its files are there in full size; ``sizes`` as ``sizes()`` gives them."""

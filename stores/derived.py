@@ -252,7 +252,9 @@ def _fetched(folder: ObjectPath, listed: dict[str, tuple[int, int]]) -> tuple[di
         if data is None:
             problems.append(f"'{folder / path}' cannot be read (no such object)")
         elif len(data) != size:
-            problems.append(f"'{folder / path}' has {'more' if len(data) > size else len(data)} bytes instead of {size}")
+            problems.append(
+                f"'{folder / path}' has {'more' if len(data) > size else len(data)} bytes instead of {size}"
+            )
         elif checksum(data) != crc:
             problems.append(f"'{folder / path}' does not match its checksum")
         else:

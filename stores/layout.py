@@ -74,7 +74,9 @@ def changed_files(path: Path) -> list[str]:
     recorded = read_attributes(path).get("files", {})  # format 1 has none
     if is_remote(path):
         read = objects.fetch_all([path / name for name in recorded], MOST_JSON_BYTES)
-        return [name for name, data in zip(recorded, read, strict=True) if data is None or checksum(data) != recorded[name]]
+        return [
+            name for name, data in zip(recorded, read, strict=True) if data is None or checksum(data) != recorded[name]
+        ]
     return [name for name, crc in recorded.items() if not _is(path / name, crc)]
 
 
@@ -202,4 +204,6 @@ def clear(path: Path) -> None:
 def _clear_objects(path: ObjectPath) -> None:
     objects.remove([path / "zarr.json"])
     for part in ("ledger", "layers", "images", "truth"):
-        objects.remove([path / part / name for name in objects.sizes_below(path / part) if (part, name) != ("ledger", "zarr.json")])
+        objects.remove(
+            [path / part / name for name in objects.sizes_below(path / part) if (part, name) != ("ledger", "zarr.json")]
+        )

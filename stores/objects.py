@@ -25,7 +25,9 @@ PIECES = 128  # objects whose bytes one call may hold on their way
 _S3 = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 0}, "max_pool_connections": AT_ONCE}
 FIRST_TRIES, TRIES = 1, 3  # of s3fs, squared where it reads: before anything was answered, the address may be wrong
 _NO_BUCKET = re.compile(r"NoSuchBucket|bucket does ?n[o']t exist|bucket not found", re.IGNORECASE)
-SILENT_SECONDS = 60.0  # for which nobody is asked who has not answered the first time: a run asks several times before it ends
+SILENT_SECONDS = (
+    60.0  # for which nobody is asked who has not answered the first time: a run asks several times before it ends
+)
 _systems: dict[tuple[str, int], Any] = {}
 _heard: set[tuple[str, int]] = set()
 _silent: dict[tuple[str, int], tuple[float, str]] = {}
@@ -157,7 +159,9 @@ def put_new(path: ObjectPath, data: bytes) -> bool:
         except FileExistsError:
             return False
         except (OSError, NotImplementedError, TypeError, ValueError) as error:
-            if "PreconditionFailed" in f"{error}{error.__cause__}" or "At least one of the pre-conditions" in str(error):
+            if "PreconditionFailed" in f"{error}{error.__cause__}" or "At least one of the pre-conditions" in str(
+                error
+            ):
                 return False
     put({path: data})  # one that knows no such condition
     return True
@@ -246,7 +250,9 @@ def told(path: ObjectPath, what: str = "read") -> Iterator[None]:
             )
         elif isinstance(error, PermissionError):
             reason = f"access is refused ({text}). Look at the credentials, and at what they allow in '{path.bucket}'."
-        elif isinstance(error, ConnectionError | TimeoutError) or re.search("Connect|Timeout|Endpoint|HTTPClient", name):
+        elif isinstance(error, ConnectionError | TimeoutError) or re.search(
+            "Connect|Timeout|Endpoint|HTTPClient", name
+        ):
             reason = f"nobody answers ({text}). Look at the network, and at the endpoint (AWS_ENDPOINT_URL for S3)."
             if key not in _heard:
                 _silent[key] = time.monotonic() + SILENT_SECONDS, reason

@@ -86,7 +86,9 @@ class RemoteArray(ChunkedArray):
 
     def _of_bytes(self, data: bytes) -> np.ndarray:
         if len(data) != self.chunk_bytes:
-            raise ValueError(f"{'more' if len(data) > self.chunk_bytes else len(data)} bytes instead of {self.chunk_bytes}")
+            raise ValueError(
+                f"{'more' if len(data) > self.chunk_bytes else len(data)} bytes instead of {self.chunk_bytes}"
+            )
         stored = np.frombuffer(data, self.dtype.newbyteorder("<")).reshape(self.chunk_shape)
         return stored.copy()  # torch wants of what it shares that it may be written to
 

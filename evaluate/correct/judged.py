@@ -49,9 +49,7 @@ def judged(store: ActivationStore, layer: str, *, held: float = 0.5, seed: int =
         raise UsageError(
             f"None of the images of '{store.path}' has a class: a correction is judged on images in class folders (--data, --poisoned)."
         )
-    array = store.array("images/logits")
-    chunk, local = np.divmod(rows, store.chunk_images)
-    logits = np.concatenate([np.asarray(array.read(int(k)))[local[chunk == k]] for k in np.unique(chunk)])
+    logits = store.rows("logits", rows)
     names = store.names
     chosen = np.array([_draw(names[row], seed) < held for row in rows.tolist()])
     if chosen.all() or not chosen.any():

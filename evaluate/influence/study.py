@@ -167,10 +167,7 @@ def effect_of(store: ActivationStore, layer: str, *, images: int | None, seed: i
 
 
 def _logits(store: ActivationStore, rows: np.ndarray) -> torch.Tensor:
-    array = store.array("images/logits")
-    chunk, local = np.divmod(rows, store.chunk_images)
-    parts = [np.asarray(array.read(int(k)))[local[chunk == k]] for k in np.unique(chunk)]
-    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
+    return torch.from_numpy(store.rows("logits", rows).astype(np.float32))
 
 
 def measure_influence(

@@ -43,8 +43,8 @@ def taken_for(store: ActivationStore, examples: int) -> Taken:
     n_classes = int(logits.shape[1])
     prediction = np.full(store.n_images, -1, np.int64)
     probability = np.zeros(store.n_images)
-    for k in range(store.n_chunks):
-        part = np.asarray(logits.read(k), np.float64)
+    for k, stored in enumerate(logits.each(range(store.n_chunks))):
+        part = np.asarray(stored, np.float64)
         first = k * store.chunk_images
         on = np.flatnonzero(valid[first : first + len(part)])
         part = np.nan_to_num(part[on], nan=-np.inf)

@@ -26,13 +26,13 @@ def main() -> None:
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     with Cluster(
-        cores=1,  # one task at a time: it has the whole GPU, or all cores of the job
+        cores=options.cpus,
         processes=1,
-        job_cpu=options.cpus,
         memory=options.memory,
         walltime=options.walltime,
         job_extra_directives=options.directive,
-        worker_extra_args=["--memory-limit", "0"],  # mapped files would count as used
+        # one task at a time has the GPU or all cores of the job, and files mapped into memory do not count as used
+        worker_extra_args=["--nthreads", "1", "--memory-limit", "0"],
         log_directory=str(work / "logs"),
         local_directory=str(work),
     ) as cluster:

@@ -9,12 +9,26 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from tests.benchmarks import dissection, extraction, fitting, gpu, influence, report, sae, scaling, store
+from tests.benchmarks import (
+    dissection,
+    extraction,
+    fitting,
+    gpu,
+    influence,
+    objects,
+    ranks,
+    report,
+    sae,
+    scaling,
+    store,
+)
 
 SUITES = {
     "store": store.rows,
+    "objects": objects.rows,
     "extraction": extraction.rows,
     "fitting": fitting.rows,
+    "ranks": ranks.rows,
     "sae": sae.rows,
     "influence": influence.rows,
     "dissection": dissection.rows,

@@ -411,7 +411,11 @@ def test_what_fails_leaves_nothing_behind(
     assert files[1].name in ended.err
     assert "NaN" in ended.err
     assert len(calls) == 2
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    kept, added = json.loads(before.pop(out / "run.json")), json.loads(after.pop(out / "run.json"))
+    assert after == before
+    assert [one["outcome"] for one in added.pop("attempts")] == ["failed"]
+    assert added == kept
     for network in networks:
         for module in network.module.modules():
             assert not module._forward_hooks

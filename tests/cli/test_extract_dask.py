@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,9 +107,17 @@ def test_two_runs_at_once_of_the_same_are_one(tmp_path: Path, tiny_images: Calla
     """Every part is done twice: by the worker that comes first, while the other waits for the chunks."""
     root, config = tiny_images(16), ExtractConfig(**{**CONFIG, "model": "tiny_net:slow"})
     out, source = tmp_path / "s.zarr", open_source(root)
-    with ThreadPoolExecutor(2) as pool:
-        ended = [pool.submit(extract_on, client, source, str(root), out, config) for _ in range(2)]
-        first, second = (future.result() for future in ended)
+    under_way = threading.Event()
+
+    def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
+        if stage == "extraction":  # from here on this thread only waits: torch.fx cannot trace in two at once
+            under_way.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(extract_on, client, source, str(root), out, config, progress=progress)
+        assert under_way.wait(120)
+        second = extract_on(client, source, str(root), out, config)
+        first = future.result()
     assert first.images == second.images == 16
     extract_here(source, tmp_path / "whole.zarr", config)
     assert contents(out) == contents(tmp_path / "whole.zarr")
@@ -235,3 +245,27 @@ def test_a_worker_without_the_device_is_told(
     ended = run("extract", *NET, *options, "--device", "cuda:7")
     assert "--device cuda:7: The dask worker at" in ended.err
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.slow
+def test_interrupted_at_the_keyboard_it_says_one_sentence(tmp_path: Path, tiny_images: Callable[..., Path]) -> None:
+    """Ctrl-C reaches the workers as well, which belong to the same terminal."""
+    out, helpers = tmp_path / "s.zarr", Path(fateful_net.__file__).parent
+    words = ("extract", "--model", "tiny_net:slow", "--layer", "second", "--data", tiny_images(400), "--out", out,
+             "--batch-size", 1, "--quiet", "--dask", "local")  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.main", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(helpers), str(helpers.parents[1])])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (out / "zarr.json").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    printed, told = process.communicate(timeout=120)
+    assert (process.returncode, printed) == (130, "")
+    assert told.strip() == "Interrupted. What was committed is kept: run the same command again to go on."
+    assert out.exists()

@@ -210,4 +210,4 @@ def test_a_large_seed_and_what_an_earlier_fit_left(run: Run, synthetic: Path, tm
     assert run(*options, "--seed", 3_000_000_000, "--set", "refine_steps=5").code == 0
     assert out.with_suffix(".log.csv").exists()
     assert run(*options, "--method", "pca").code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.run.json", "d.safetensors"]

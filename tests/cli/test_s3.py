@@ -107,7 +107,18 @@ def test_the_whole_job_is_that_of_a_disk(
     assert numbers["plain"] == numbers["kept"] == numbers["local"]
     for name, store in (("local", local), ("kept", remote)):
         more = ("--cache", tmp_path / "cache", "--influence", "--null-directions", 0)[2 * (store is local) :]
-        ok(run("evaluate", "--store", store, "--directions", tmp_path / name / "d.safetensors", "--broden", broden, *more))
+        ok(
+            run(
+                "evaluate",
+                "--store",
+                store,
+                "--directions",
+                tmp_path / name / "d.safetensors",
+                "--broden",
+                broden,
+                *more,
+            )
+        )
         evaluated = Evaluated(tmp_path / name / "evaluation")
         assert evaluated.store().path == place(store)  # what follows finds it there
         numbers[name] = evaluated.summary["directions"]
@@ -167,7 +178,9 @@ def test_what_was_damaged_is_found_and_made_good(
     ended = run("eddp", "verify", out)
     assert ended.code == 1
     assert f"chunk 0 of {array}: its bytes do not match the ledger's checksum" in ended.err
-    ended = run("fit", "--store", out, "--directions", 2, "--cache", tmp_path / "c", "--out", tmp_path / "d.safetensors")
+    ended = run(
+        "fit", "--store", out, "--directions", 2, "--cache", tmp_path / "c", "--out", tmp_path / "d.safetensors"
+    )
     assert ended.code == 1
     assert f"Chunk 0 of '{array}' is not what the store's ledger says" in ended.err
     objects.put({out / flipped: whole[flipped], out / short: whole[short][:-1]})
@@ -244,7 +257,12 @@ def test_kept_chunks_are_asked_for_once(
 
 
 def test_wrong_use_is_one_sentence(
-    run: Run, server: Server, bucket: str, tiny_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    server: Server,
+    bucket: str,
+    tiny_images: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def said(code: int, *command: object) -> str:
         begun = time.monotonic()

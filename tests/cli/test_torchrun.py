@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,36 +19,43 @@ from stores.directions import Directions
 from stores.layers import LayerSpec
 
 ROOT = Path(__file__).parents[2]
+FIT = ("pipeline.main", "fit")
 OPTIONS = (
-    "--directions", 96, "--set", "restarts=1", "--set", "regime=sharp", "--set", "refine_steps=40", "--set", "kmeans_points=60",
+    "--directions", 96, "--set", "restarts=1", "--set", "regime=sharp", "--set", "refine_steps=25", "--set", "kmeans_points=60",
     "--set", "kmeans_iterations=5", "--quiet",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 000 positions: with 96 directions more than two tiles, so both processes have work."""
+    """18 000 positions: with 96 directions two tiles, so both processes have work."""
     path = tmp_path_factory.mktemp("torchrun") / "s.zarr"
-    make_synthetic(path, SyntheticConfig(images=6000, positions=4))
+    make_synthetic(path, SyntheticConfig(images=4500, positions=4))
     return path
 
 
-def start(processes: int, *arguments: object) -> subprocess.Popen[str]:
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", processes, "--module")
-    command = [
-        sys.executable,
-        "-m",
-        *map(str, (*(torchrun if processes > 1 else ()), "pipeline.main", "fit", *arguments)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(environment: dict[str, str], *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def start_each(size: int, *arguments: object) -> list[subprocess.Popen[str]]:
+    """The processes themselves, without torchrun, which would end all of them when one ends."""
+    if size == 1:
+        return [start({}, *FIT, *arguments)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [start({**meeting, "RANK": str(k), "LOCAL_RANK": str(k)}, *FIT, *arguments) for k in range(size)]
 
 
 def run(processes: int, *arguments: object) -> tuple[int, str, list[str]]:
     """Exit code, stdout, and what our command said on stderr: torchrun itself says much more when a process fails."""
-    process = start(processes, *arguments)
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", processes, "--module")
+    process = start({}, *(torchrun if processes > 1 else ()), *FIT, *arguments)
     out, err = process.communicate(timeout=240)
     return process.returncode, out, [line for line in err.splitlines() if line.startswith(("Error", "Interrupted"))]
 
@@ -62,19 +69,28 @@ def same(a: Path, b: Path) -> None:
     assert kept[0] == kept[1]  # nothing but the record of the run tells how many processes there were
 
 
-def kill_when_kept(processes: int, out: Path, arguments: Sequence[object]) -> None:
-    """Start, wait for some states to be kept, and end all its processes at once, by SIGKILL."""
-    process = start(processes, *arguments, "--out", out, "--checkpoint-every", 0)
-    checkpoint, seen, deadline = out.with_suffix(".checkpoint"), set(), time.monotonic() + 120
-    while len(seen) < 4 and time.monotonic() < deadline and process.poll() is None:
+def wait_for_states(processes: list[subprocess.Popen[str]], checkpoint: Path, count: int) -> None:
+    seen, deadline = set(), time.monotonic() + 120
+    while len(seen) < count and time.monotonic() < deadline and processes[0].poll() is None:
         if checkpoint.exists():
             seen.add(checkpoint.stat().st_mtime_ns)
         time.sleep(0.002)
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    finally:
-        _, err = process.communicate(timeout=60)
-    assert checkpoint.exists(), err
+
+
+def end(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.communicate(timeout=60)
+
+
+def kill_when_kept(processes: int, out: Path, arguments: Sequence[object]) -> None:
+    """Start, wait for some states to be kept, and end all processes at once, by SIGKILL."""
+    started = start_each(processes, *arguments, "--out", out, "--checkpoint-every", 0)
+    checkpoint = out.with_suffix(".checkpoint")
+    wait_for_states(started, checkpoint, 4)
+    end(started)
+    assert checkpoint.exists()
     assert not out.exists(), "it was faster than the test"
 
 
@@ -125,25 +141,15 @@ def test_what_goes_wrong_is_said_once(store: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_with_a_sentence(store: Path, tmp_path: Path) -> None:
-    """Started without torchrun, which would end them itself."""
-    out, processes = tmp_path / "d.safetensors", []
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + os.getpid() % 20_000)}
-    command = [sys.executable, "-m", "pipeline.main", "fit", "--store", str(store), *map(str, OPTIONS)]
-    command += ["--out", str(out), "--set", "refine_steps=100000", "--set", "patience=0", "--checkpoint-every", "0"]
-    for rank in ("0", "1"):
-        environment = {**os.environ, **meeting, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank}
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    out = tmp_path / "d.safetensors"
+    long = ("--set", "refine_steps=100000", "--set", "patience=0", "--checkpoint-every", 0)
+    processes = start_each(2, "--store", store, *OPTIONS, *long, "--out", out)
     try:
-        deadline = time.monotonic() + 120
-        while not out.with_suffix(".checkpoint").exists() and time.monotonic() < deadline:
-            assert processes[0].poll() is None
-            time.sleep(0.01)
+        wait_for_states(processes, out.with_suffix(".checkpoint"), 2)
         processes[1].kill()
         _, err = processes[0].communicate(timeout=60)
     finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+        end(processes)
     assert processes[0].returncode == 1
     assert err.startswith("Error: Another process of this fit is gone or does not answer (noticed by rank 0 of 2)")
     assert "run the same command again to go on from the last checkpoint" in err
@@ -152,12 +158,9 @@ def test_a_process_that_dies_ends_the_others_with_a_sentence(store: Path, tmp_pa
 
 
 def test_half_an_environment(store: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": ""}
-    environment.pop("MASTER_PORT", None)
-    command = [sys.executable, "-m", "pipeline.main", "fit", "--store", str(store), "--directions", "3"]
-    ended = subprocess.run(
-        [*command, "--out", str(tmp_path / "d.safetensors")], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert ended.returncode == 2
-    assert "nothing says MASTER_ADDR and MASTER_PORT: start them by torchrun, or unset both" in ended.stderr
+    half = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "", "MASTER_PORT": ""}
+    process = start(half, *FIT, "--store", store, "--directions", 3, "--out", tmp_path / "d.safetensors")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "nothing says MASTER_ADDR and MASTER_PORT: start them by torchrun, or unset both" in err
     assert not list(tmp_path.iterdir())

@@ -38,7 +38,7 @@ from stores.readers import LayerReader
 Make = Callable[..., Directions]
 Store = Callable[..., ActivationStore]
 IMAGES = 12
-STAYS = 30.0  # seconds
+STAYS = 300.0  # seconds
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tiny_net import Net, Scaled
 from torch import nn
 
 FILE = "EDDP_TEST_FATEFUL"  # in the environment: where the process that meets the black image writes its number, once
-STAYS = 30.0  # seconds
+STAYS = 300.0  # seconds
 
 
 class Fateful(Scaled):

@@ -30,7 +30,13 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
         monkeypatch.setattr(MemoryFileSystem, name, call)
 
-    for name, what in (("cat_file", "get"), ("pipe_file", "put"), ("info", "head"), ("find", "list"), ("rm_file", "delete")):
+    for name, what in (
+        ("cat_file", "get"),
+        ("pipe_file", "put"),
+        ("info", "head"),
+        ("find", "list"),
+        ("rm_file", "delete"),
+    ):
         counted(name, what)
 
     @contextmanager
