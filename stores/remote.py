@@ -1,8 +1,8 @@
 """Chunks of a Zarr array that are objects: fetched whole, or chosen rows of them as ranges of bytes.
 
 An uncompressed chunk is its rows as they lie in memory, so that a row is a range of the object. Ranges that lie near each
-other are fetched as one: a request costs as much time as some hundred kilobytes. With a ``ChunkCache`` an object is fetched
-once, and is then a file that is mapped.
+other are fetched as one: with many under way together, a request costs what a hundred kilobytes do. With a ``ChunkCache``
+an object is fetched once, and is then a file that is mapped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stores.places import ObjectPath
 AHEAD = 4  # chunks on their way while one is looked at
 BATCH_BYTES = 2**26  # fetched in one call
 BATCH_CHUNKS = 512
-GAP_BYTES = 2**18  # left out between two ranges, at least: less is fetched along
+GAP_BYTES = 2**17  # between two ranges, at most, that is fetched along rather than asked around
 MOST_BYTES = 2**23  # of one range: longer ones are fetched as several at once
 
 

@@ -18,9 +18,7 @@ from pipeline.run import Run
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]}, short_help="Run everything on a small drawn world."
 )
-@click.option(
-    "--out", type=LOCAL, default=Path("demo"), show_default=True, help="Folder to write to."
-)
+@click.option("--out", type=LOCAL, default=Path("demo"), show_default=True, help="Folder to write to.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--images", type=click.IntRange(min=64), default=2400, show_default=True, help="Pictures to draw.")
 @click.option("--directions", type=click.IntRange(min=1), default=48, show_default=True)
@@ -40,7 +38,9 @@ def demo(
     from pipeline.demo import run_demo
     from pipeline.evaluation import summary_lines
 
-    run = Run("demo", {"out": out, "seed": seed, "images": images, "directions": directions, "epochs": epochs}, in_place=True)
+    run = Run(
+        "demo", {"out": out, "seed": seed, "images": images, "directions": directions, "epochs": epochs}, in_place=True
+    )
     with showing(quiet) as shown, run.watching(shown, Place(out / "demo.run.json")) as progress:
         result = run_demo(
             out,

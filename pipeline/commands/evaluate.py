@@ -28,9 +28,7 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]}, short_help="Score directions; write tables and a report."
 )
-@click.option(
-    "--store", type=STORE, required=True, help="The store that the directions were fitted on."
-)
+@click.option("--store", type=STORE, required=True, help="The store that the directions were fitted on.")
 @click.option("--directions", type=LOCAL, multiple=True, required=True,
               help="A directions file; give several to compare them.")  # fmt: skip
 @click.option("--broden", is_flag=False, flag_value=FROM_ENVIRONMENT, default=None, metavar="[DIR]",

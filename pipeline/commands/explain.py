@@ -22,9 +22,7 @@ from pipeline.run import Run, pick_device
 @click.option(
     "--row", "rows", type=int, multiple=True, metavar="N", help="An image of the store by its number; may be repeated."
 )
-@click.option(
-    "--store", type=STORE, default=None, help="The store that the directions were fitted on."
-)
+@click.option("--store", type=STORE, default=None, help="The store that the directions were fitted on.")
 @click.option("--directions", type=LOCAL, default=None, help="A directions file.")
 @click.option(
     "--evaluation",
@@ -58,9 +56,7 @@ from pipeline.run import Run, pick_device
     show_default=True,
     help="Read how much of a concept there is by all filters jointly, or by each by itself, as published.",
 )
-@click.option(
-    "--out", type=LOCAL, default=Path("explanation"), show_default=True, help="Folder to write to."
-)
+@click.option("--out", type=LOCAL, default=Path("explanation"), show_default=True, help="Folder to write to.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @common
 def explain(

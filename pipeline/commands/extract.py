@@ -215,7 +215,9 @@ def _lines(found: Forecast, out: Path) -> list[str]:
     lines += [f"{name}: {readable(size)}" for name, size in found.layers.items()]
     room = {True: "enough", False: "NOT enough", None: "enough only if it compresses well"}[found.fits]
     if found.free is None:
-        lines.append(f"to be written: {readable(found.bytes)}; how much is free at '{out}' an object store does not say")
+        lines.append(
+            f"to be written: {readable(found.bytes)}; how much is free at '{out}' an object store does not say"
+        )
     else:
         lines.append(f"to be written: {readable(found.bytes)}; free at '{out}': {readable(found.free)} ({room})")
     if found.unreadable:

@@ -29,7 +29,8 @@ SHOWN = 10  # of a list of channels or ranges; --json has all
 
 
 @click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Show what a result holds and how its run went."
+    context_settings={"help_option_names": ["-h", "--help"]},
+    short_help="Show what a result holds and how its run went.",
 )
 @click.argument("path", type=STORE)
 @click.option(
@@ -59,7 +60,12 @@ def inspect(path: Path, everything: bool, quiet: bool, as_json: bool, debug: boo
         facts, runs = {"folder": str(path), "what": folder.what, "document": folder.document}, runs_at(folder.place)
         lines = folder.lines
     elif (runs := {**runs_at(beside(path)), **shards_at(path)}) and not path.exists():
-        facts = {"store": str(path), "sealed": False, "images": 0, "next": "Nothing is committed yet: see what the runs say."}
+        facts = {
+            "store": str(path),
+            "sealed": False,
+            "images": 0,
+            "next": "Nothing is committed yet: see what the runs say.",
+        }
     else:
         found = Inspection(path)
         facts = found.facts()

@@ -20,8 +20,8 @@ from stores import objects
 from stores.activations import ActivationStore
 from stores.cache import kept_in
 from stores.layers import LayerSpec
-from stores.plan import StorePlan
 from stores.places import place
+from stores.plan import StorePlan
 from stores.readers import LayerReader
 from stores.writer import StoreWriter
 from tests.benchmarks.measure import Row, in_turns

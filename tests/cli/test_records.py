@@ -356,3 +356,28 @@ def test_documents_that_are_damaged(run: Run, tmp_path: Path) -> None:
     for text in ("[]", "no json", '{"directions": 3}'):
         (folder / "summary.json").write_text(text)
         assert run("eddp", "inspect", folder).code == 2
+
+
+def test_a_store_on_object_storage_has_its_records_beside_it(
+    run: Run, tiny_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    root, out = tiny_images(16), "memory://bucket-of-records/s.zarr"
+    try:
+        for k in (1, 0):
+            ok(run("extract", *NET, "--data", root, "--out", out, "--shard", f"{k}/2", "--batch-size", 4))
+        assert "/bucket-of-records/s.zarr.shard-1-of-2.run.json" in MemoryFileSystem.store
+        ok(
+            run("extract", *NET, "--data", root, "--out", out, "--batch-size", 4)
+        )  # nothing is left to do, and that is kept as well
+        found = json.loads(ok(run("eddp", "inspect", out, "--json")).out)
+        assert [(row["shard"], row["outcome"]) for row in found["shards"]["rows"]] == [(0, "done"), (1, "done")]
+        assert found["shards"]["totals"]["images"] == 16
+        assert found["run"]["result"]["done_now"] == 0
+        text = ok(run("eddp", "inspect", out)).out
+        assert "shards: 2, of which 2 done" in text
+        assert run("eddp", "inspect", "memory://bucket-of-records/none.zarr").code == 2
+    finally:
+        for path in [path for path in MemoryFileSystem.store if path.startswith("/bucket-of-records/")]:
+            del MemoryFileSystem.store[path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -288,6 +289,7 @@ def test_wrong_use_is_one_sentence(
     assert "is no folder" in said(2, *fit, f"{bucket}/none.zarr", "--cache", tmp_path / "file")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "s3fs", None)
+        patch.delitem(importlib.import_module("fsspec.registry")._registry, "s3", raising=False)
         forget()
         assert "pip install s3fs (or pip install 'eddp[s3]')" in said(2, *fit, f"{bucket}/none.zarr")
     with monkeypatch.context() as patch:

@@ -237,7 +237,7 @@ def test_the_term_of_the_head_is_that_of_one_process(reader: LayerReader, affine
     alone = term(None)
     for found in on_ranks(4, term):
         for mine, theirs in zip(found, alone, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0 if affine else 2e-5, atol=0 if affine else 1e-6)
+            torch.testing.assert_close(mine, theirs, rtol=0 if affine else 2e-5, atol=0 if affine else 5e-6)
 
 
 @pytest.mark.parametrize("stored", [True, False])
