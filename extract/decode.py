@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +110,9 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Bat
             pin_memory=False,
             persistent_workers=False,
         )
-        for batch in _alive(loader):
+        with _signals_held():
+            batches = iter(loader)
+        for batch in _alive(batches):
             if batch.failure is not None:
                 raise batch.failure
             if pin and batch.images is not None:
@@ -132,9 +136,23 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Bat
                     future.cancel()
 
 
-def _alive(loader: Any) -> Iterator[Batch]:
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Start processes that leave SIGTERM and SIGINT to this one, which ends them: they take over what is held back here.
+
+    Schedulers send them to all processes of a job, and a worker that went first would make a failure of an interruption. What
+    arrives here meanwhile is answered after the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
-        yield from loader
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _alive(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise

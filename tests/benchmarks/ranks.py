@@ -22,6 +22,8 @@ from stores.readers import LayerReader
 from tests.benchmarks.measure import Row
 
 CHANNELS, DIRECTIONS, STEPS, WARM = 128, 128, 24, 4
+START = {"kmeans_points": 128, "kmeans_iterations": 10, "restarts": 2, "restart_steps": 20}
+SMALL, LARGE = 1000, 4000  # images of 25 positions
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def work(store: str) -> None:
             "refine_steps": STEPS,
             "patience": 0,
             "reseed": False,
-            "kmeans_points": 256,
+            **START,
         }
         start = time.perf_counter()
         EDDP(**settings, device=device).fit(LayerReader(store), progress=watch, ranks=group or ranks)
@@ -87,13 +89,13 @@ def measured(processes: int, store: Path) -> Measured:
 def rows(folder: Path) -> Iterator[Row]:
     """The speed-up on the larger of two stores; bytes a step on both, which have to be the same."""
     stores = {}
-    for images in (2000, 8000):
+    for images in (SMALL, LARGE):
         stores[images] = folder / f"{images}.zarr"
         make_synthetic(stores[images], SyntheticConfig(channels=CHANNELS, concepts=32, images=images, positions=25))
     small, large = (measured(2, store) for store in stores.values())
-    turns = [(measured(1, stores[8000]), large), (measured(1, stores[8000]), measured(2, stores[8000]))]
+    turns = [(measured(1, stores[LARGE]), large), (measured(1, stores[LARGE]), measured(2, stores[LARGE]))]
     one, two = (min((turn[k] for turn in turns), key=lambda found: found.step) for k in (0, 1))
-    shape = f"{8000 * 25:,} × {CHANNELS} × {DIRECTIONS}".replace(",", " ")
+    shape = f"{LARGE * 25:,} × {CHANNELS} × {DIRECTIONS}".replace(",", " ")
     share = f"{1000 * two.step:.0f} ms, {100 * two.waiting / two.step:.0f} % of it in the network or waiting"
     yield Row(
         f"a step of fit, {shape}, 2 processes", "1 process, as many threads each", one.step / two.step, "higher", share
@@ -101,9 +103,9 @@ def rows(folder: Path) -> Iterator[Row]:
     yield Row(
         f"a whole fit of {STEPS} steps, 2 processes", "1 process", one.fit / two.fit, "higher", f"{two.fit:.1f} s"
     )
-    what = f"bytes a step of fit, {8000 * 25:,} positions".replace(",", " ")
+    what = f"bytes a step of fit, {LARGE * 25} positions"
     sizes = f"{two.bytes / 2**10:.0f} KiB in {two.calls:.1f} operations"
-    yield Row(what, "50 000 positions", large.bytes / small.bytes, "lower", sizes)
+    yield Row(what, f"{SMALL * 25} positions", large.bytes / small.bytes, "lower", sizes)
 
 
 if __name__ == "__main__":

@@ -219,6 +219,28 @@ def test_a_run_that_is_stopped(run: Run, tiny_images: Callable[..., Path], tmp_p
     assert "nothing is known of shard 1" in shown
 
 
+def test_a_job_all_of_whose_processes_are_asked_to_end_was_interrupted(
+    tiny_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As SLURM does it: the decoding processes get the signal as well, and leave it to the one that started them."""
+    options = ("--model", "tiny_net:slow", "--layer", "second", "--batch-size", 4, "--workers", 2)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, *map(str, options), "--data", tiny_images(400), "--out", tmp_path / "s.zarr"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    late = time.monotonic() + 100
+    while not (tmp_path / "s.zarr.run.json").exists() and process.poll() is None:
+        assert time.monotonic() < late
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    if process.returncode == 0:
+        pytest.skip("a machine so busy that the work was done before it could be stopped")
+    assert process.returncode == 130, err
+    assert record(tmp_path / "s.zarr.run.json")["outcome"] == "interrupted"
+
+
 def test_every_stage_leaves_its_record(run: Run, tiny_broden: Callable[..., Any], tmp_path: Path) -> None:
     broden, store, d = tiny_broden().root, tmp_path / "s.zarr", tmp_path / "d.safetensors"
     for k in range(2):

@@ -32,6 +32,7 @@ from stores.readers import LayerReader
 Run = Callable[..., object]
 NET = ("--model", "tiny_net:build", "--layer", "second")
 SLOW = ("--model", "tiny_net:slow", "--layer", "second", "--batch-size", 4, "--workers", 0, "--quiet")
+FEW = ("--set", "restarts=1")
 HELPERS = Path(__file__).parents[1] / "helpers"
 CODE = """
 import sys
@@ -73,6 +74,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_whole_job_is_that_of_a_disk(
     run: Run, server: Server, bucket: str, tiny_broden: Callable[..., object], tmp_path: Path, small_chunks: None
 ) -> None:
@@ -101,7 +103,7 @@ def test_the_whole_job_is_that_of_a_disk(
     ):  # fmt: skip
         out = tmp_path / name / "d.safetensors"
         out.parent.mkdir()
-        ok(run("fit", "--store", store, "--directions", 3, "--set", "refine_steps=5", "--out", out, *more))
+        ok(run("fit", "--store", store, "--directions", 3, "--set", "refine_steps=2", *FEW, "--out", out, *more))
         found = Directions.load(out)
         assert found.info["store"]["path"] == str(store)
         numbers[name] = found.filters.tolist(), found.signals.tolist(), found.mean.tolist()
@@ -129,6 +131,7 @@ def test_the_whole_job_is_that_of_a_disk(
     assert "EDDP_CACHE" not in os.environ
 
 
+@pytest.mark.slow
 def test_two_shards_begin_at_once_and_one_is_killed(
     run: Run, bucket: str, tiny_images: Callable[..., Path], tmp_path: Path, small_chunks: None
 ) -> None:

@@ -263,7 +263,7 @@ def test_two_processes(tmp_path: Path) -> None:
         return run.stdout + run.stderr
 
     writer = open_writer(tmp_path / "s", X)
-    assert other().startswith("StoreError Another process is writing")
+    assert other().startswith("StoreBusyError Another process is writing")
     writer.close()
     assert other() == ""  # and what ended without closing holds nothing
     open_writer(tmp_path / "s", X).close()
