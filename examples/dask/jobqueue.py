@@ -60,6 +60,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--queue", default="SLURM", help="SLURM, PBS, SGE, LSF, HTCondor, OAR, Moab, or Local")
     parser.add_argument("--jobs", type=int, default=4, help="workers, each a job")
     parser.add_argument("--cpus", type=int, default=8, help="cores a job")
+    # dask gives a process one thread to compute with: a process a GPU, or on processors one a core
+    parser.add_argument("--processes", type=int, default=1, help="processes a job: 1 a GPU, or as many as cores")
     parser.add_argument("--memory", default="32GB", help="memory a job")
     parser.add_argument("--walltime", default="08:00:00")
     parser.add_argument("--directive", action="append", default=[], help="one more line of the job's header")
