@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +38,9 @@ class MemoryReader:
         first = chunk * self.chunk_images
         index = first + np.flatnonzero(self.valid[first : first + self.chunk_images])
         return index, self.x[index]
+
+    def chunks(self, numbers: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return map(self.chunk, numbers)
 
     def blocks(self, images: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for index, block in map(self.chunk, range(-(-len(self.x) // self.chunk_images))):
