@@ -110,9 +110,7 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Bat
             pin_memory=False,
             persistent_workers=False,
         )
-        with _signals_held():
-            batches = iter(loader)
-        for batch in _alive(batches):
+        for batch in _alive(loader):
             if batch.failure is not None:
                 raise batch.failure
             if pin and batch.images is not None:
@@ -150,8 +148,10 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _alive(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _alive(loader: Any) -> Iterator[Batch]:
     try:
+        with _signals_held():
+            batches = iter(loader)
         yield from batches
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
