@@ -19,6 +19,8 @@ def join(rank: int, size: int, folder: str, work: Callable[[Group], None], backe
     torch.set_num_threads(1)
     dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=size)
     work(Group())
+    dist.barrier()  # a process that goes while another is still at work would end it, too
+    dist.destroy_process_group()
 
 
 def every_operation(group: Group) -> None:
