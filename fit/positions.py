@@ -41,14 +41,10 @@ class Positions(Protocol):
 
 
 @dataclass(frozen=True)
-class InMemory:
-    """The rows of a tensor (n, r); tiles are views of it."""
+class _InTensor:
+    """What rows in a tensor (…, r) have from it."""
 
     tensor: torch.Tensor
-
-    @property
-    def count(self) -> int:
-        return self.tensor.shape[0]
 
     @property
     def rank(self) -> int:
@@ -61,37 +57,33 @@ class InMemory:
     @property
     def dtype(self) -> torch.dtype:
         return self.tensor.dtype
+
+
+@dataclass(frozen=True)
+class InMemory(_InTensor):
+    """The rows of a tensor (n, r); tiles are views of it."""
+
+    @property
+    def count(self) -> int:
+        return self.tensor.shape[0]
 
     def tiles(self, size: int) -> Iterator[torch.Tensor]:
         yield from self.tensor.split(size)
 
 
 @dataclass(frozen=True)
-class InParts:
+class InParts(_InTensor):
     """The rows of a tensor that no process has whole: this rank's ``tensor`` (end − start, r), see ``fit.whiten.Held``.
 
     Its tiles are those tiles of the whole that begin with a row of its own.
     """
 
-    tensor: torch.Tensor
     held: Held
     ranks: Ranks
 
     @property
     def count(self) -> int:
         return self.held.count
-
-    @property
-    def rank(self) -> int:
-        return self.tensor.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tensor.dtype
 
     @property
     def own(self) -> torch.Tensor:
@@ -113,24 +105,11 @@ class InParts:
 
 
 @dataclass(frozen=True)
-class Scattered:
+class Scattered(_InTensor):
     """Any rows on any ranks: here those of ``tensor`` (m, r), of ``count`` on all of them together."""
 
-    tensor: torch.Tensor
     count: int
     ranks: Ranks
-
-    @property
-    def rank(self) -> int:
-        return self.tensor.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tensor.dtype
 
     def tiles(self, size: int) -> Iterator[torch.Tensor]:
         if len(self.tensor):

@@ -159,10 +159,11 @@ def put_new(path: ObjectPath, data: bytes) -> bool:
         except FileExistsError:
             return False
         except (OSError, NotImplementedError, TypeError, ValueError) as error:
-            if "PreconditionFailed" in f"{error}{error.__cause__}" or "At least one of the pre-conditions" in str(
-                error
-            ):
+            said = f"{error} {error.__cause__}"
+            if "PreconditionFailed" in said or "At least one of the pre-conditions" in said:
                 return False
+            if isinstance(error, OSError) and "not implemented" not in said.lower() and "NotImplemented" not in said:
+                raise
     put({path: data})  # one that knows no such condition
     return True
 

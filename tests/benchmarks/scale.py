@@ -29,6 +29,7 @@ from fit.clustering import spherical_kmeans
 from fit.eddp import EDDPConfig
 from fit.losses import RowWeights, column_gradient, streamed_sums
 from fit.whiten import whiten_store, whitening
+from stores.progress import readable
 from stores.readers import LayerReader
 from stores.statistics import compute
 from tests.benchmarks.dissection import POSITIVE, dissector
@@ -148,33 +149,25 @@ def table(case: Case, rates: Rates) -> Iterator[str]:
     yield ""
     yield "| stage | reads | writes | memory | hours here |"
     yield "|---|---|---|---|---|"
-    yield f"| extract | the images | {size(store)} | a few chunks | {hours(case.images * rates.image)} |"
+    yield f"| extract | the images | {readable(store)} | a few chunks | {hours(case.images * rates.image)} |"
     pooled = case.images * rank * 4
     yield (
-        f"| fit: covariance, whitening | {size(2 * store)} (twice) | {size(case.channels**2 * 8)} | "
-        f"{size(fitted * rank * 4 + pooled)} | {hours(case.rows * rates.row)} |"
+        f"| fit: covariance, whitening | {readable(2 * store)} (twice) | {readable(case.channels**2 * 8)} | "
+        f"{readable(fitted * rank * 4 + pooled)} | {hours(case.rows * rates.row)} |"
     )
-    yield f"| fit: start | memory | – | {size(DIRECTIONS * config.kmeans_points * rank * 4)} more | {hours(rates.start)} |"
+    yield f"| fit: start | memory | – | {readable(DIRECTIONS * config.kmeans_points * rank * 4)} more | {hours(rates.start)} |"
     yield (
         f"| fit: {config.refine_steps} steps on {fitted / 1e6:.1f} million positions | memory | checkpoint, "
-        f"{size(3 * DIRECTIONS * rank * 4)} | – | {hours(config.refine_steps * fitted * rates.step)} |"
+        f"{readable(3 * DIRECTIONS * rank * 4)} | – | {hours(config.refine_steps * fitted * rates.step)} |"
     )
-    yield f"| evaluate: Broden through the network | Broden | {size(labels)} | a few chunks | {hours(BRODEN * rates.image)} |"
-    yield f"| evaluate: labels | {size(2 * labels)} (twice) | tables | below 1 GB | {hours(BRODEN * rates.label)} |"
+    yield f"| evaluate: Broden through the network | Broden | {readable(labels)} | a few chunks | {hours(BRODEN * rates.image)} |"
+    yield f"| evaluate: labels | {readable(2 * labels)} (twice) | tables | below 1 GB | {hours(BRODEN * rates.label)} |"
     yield ""
     yield (
         f"Rates: {1 / rates.image:.1f} images/s through the network; {1 / rates.row / 1e6:.3f} million positions/s through covariance and "
         f"whitening; {1 / rates.step / 1e6:.3f} million positions/s a step; {1000 * rates.label:.1f} ms an image for labels."
     )
     yield ""
-
-
-def size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def whole(number: int) -> str:

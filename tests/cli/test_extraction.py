@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from own_process import HELPERS, SLOW, end, start, wait_for
 from tiny import contents
 
 from extract import plan
@@ -21,32 +22,6 @@ from stores.activations import ActivationStore
 
 Run = Callable[..., object]
 NET = ("--model", "tiny_net:build", "--layer", "second")
-HELPERS = Path(__file__).parents[1] / "helpers"
-
-
-CODE = """
-import sys
-import stores.plan, pipeline.main
-stores.plan.TARGET_CHUNK_BYTES = int(sys.argv.pop(1))  # small chunks: these stores would else be one
-pipeline.main.extract_script()
-"""
-
-
-def start(*arguments: object, chunk_bytes: int) -> subprocess.Popen[str]:
-    """``extract`` as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", CODE, str(chunk_bytes), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])},
-    )
-
-
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and stderr."""
-    _, err = process.communicate(timeout=120)
-    return process.returncode, err
 
 
 def test_a_dry_run_tells_all_and_writes_nothing(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
@@ -126,23 +101,13 @@ def test_a_shard_that_is_none(run: Run, tiny_images: Callable[..., Path], tmp_pa
     assert f"--shard must be I/N with I from 0 to N-1, such as 0/8, got '{shard}'" in ended.err
 
 
-def wait_for(path: Path) -> None:
-    late = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < late
-        time.sleep(0.01)
-
-
-SLOW = ("--model", "tiny_net:slow", "--layer", "second", "--batch-size", 4)
-
-
 def test_the_same_store_twice_at_once_is_refused(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     options = (*SLOW, "--data", tiny_images(400), "--out", tmp_path / "s.zarr")
-    first = start(*options, chunk_bytes=1024)
+    first = start(*options)
     wait_for(tmp_path / "s.zarr" / "ledger" / "00000000" / "zarr.json")
     first.send_signal(signal.SIGSTOP)  # or on a busy machine it may end before the other one begins
     try:
-        code, err = end(start(*options, chunk_bytes=1024))
+        code, err = end(start(*options))
     finally:
         first.send_signal(signal.SIGCONT)
     assert code == 1
@@ -155,10 +120,10 @@ def test_the_same_store_twice_at_once_is_refused(tiny_images: Callable[..., Path
 def test_killed_at_random_times_it_goes_on(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     """The real command, ended from outside in each of the ways that a cluster has, wherever it happens to be."""
     options, g = (*SLOW, "--data", tiny_images(100)), random.Random(7)
-    assert end(start(*options, "--out", tmp_path / "whole", chunk_bytes=1024))[0] == 0
+    assert end(start(*options, "--out", tmp_path / "whole"))[0] == 0
     done = []
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
-        process = start(*options, "--out", tmp_path / "s", chunk_bytes=1024)
+        process = start(*options, "--out", tmp_path / "s")
         wait_for(tmp_path / "s" / "zarr.json")
         wait_for(tmp_path / "s" / "ledger" / f"{len(done) * 4:08d}" / "zarr.json")
         time.sleep(g.uniform(0, 0.1))
@@ -171,7 +136,7 @@ def test_killed_at_random_times_it_goes_on(tiny_images: Callable[..., Path], tmp
         done.append(len(list((tmp_path / "s" / "ledger").glob("*/zarr.json"))))
     assert done == sorted(done)
     assert done[-1] < 25
-    code, err = end(start(*options, "--out", tmp_path / "s", chunk_bytes=1024))
+    code, err = end(start(*options, "--out", tmp_path / "s"))
     assert code == 0, err
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 

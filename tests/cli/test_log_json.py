@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import click
 import pytest
+from own_process import SLOW, end, start, wait_for
 
 from pipeline import progress
 from pipeline.messages import JsonLines, Sentences, json_line, ranks, say, speaker
@@ -333,36 +333,16 @@ def test_people_get_sentences(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("after", [0.2, None])
 def test_interrupted(tiny_images: Callable[..., Path], tmp_path: Path, after: float | None) -> None:
     """While libraries are still loading, and in the midst of the work."""
-    options = (
-        "--model",
-        "tiny_net:slow",
-        "--layer",
-        "second",
-        "--workers",
-        0,
-        "--data",
-        tiny_images(400),
-        "--out",
-        tmp_path / "s.zarr",
-    )
-    code = "from pipeline.entry import extract; print('begun', flush=True); extract()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, options), "--log-json", "--batch-size", "4"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "helpers"), str(ROOT)])},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    options = (*SLOW, "--workers", 0, "--data", tiny_images(400), "--out", tmp_path / "s.zarr", "--log-json")
+    process = start(*options, code="from pipeline.entry import extract; print('begun', flush=True); extract()")
     assert process.stdout is not None
     process.stdout.readline()
-    late = time.monotonic() + 100
-    while after is None and not (tmp_path / "s.zarr.run.json").exists() and process.poll() is None:
-        assert time.monotonic() < late
-        time.sleep(0.01)
+    if after is None:
+        wait_for(tmp_path / "s.zarr.run.json", process)
     time.sleep(after or 0)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=100)
-    if process.returncode == 0:
-        pytest.skip("a machine so busy that the work was done before it could be stopped")
-    assert process.returncode == 130
+    code, err = end(process)
+    assert code == 130, err
     if after is None:
         found = lines_of(err, "extract", 130)
     else:

@@ -6,27 +6,19 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from own_process import SLOW, end, start, wait_for
 
 from pipeline import run as run_module
 
 Run = Callable[..., Any]
 NET = ("--model", "tiny_net:build", "--layer", "second", "--workers", 0)
-HELPERS = Path(__file__).parents[1] / "helpers"
-CODE = """
-import sys
-import stores.plan, pipeline.main
-stores.plan.TARGET_CHUNK_BYTES = 1024  # small chunks: these stores would else be one
-pipeline.main.extract_script()
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -176,38 +168,17 @@ def test_wrong_use_leaves_no_record(run: Run, tiny_images: Callable[..., Path], 
 def test_a_run_that_is_stopped(run: Run, tiny_images: Callable[..., Path], tmp_path: Path, number: int) -> None:
     """Asked to end it says so in its record; killed, what it told on its way is there, and inspect sees that it is dead."""
     root, out, file = tiny_images(400), tmp_path / "s.zarr", tmp_path / "s.zarr.shard-0-of-2.run.json"
-    options = (
-        "--model",
-        "tiny_net:slow",
-        "--layer",
-        "second",
-        "--workers",
-        0,
-        "--data",
-        root,
-        "--out",
-        out,
-        "--batch-size",
-        4,
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, *map(str, options), "--shard", "0/2"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    late = time.monotonic() + 100
-    while not file.exists() and process.poll() is None:
-        assert time.monotonic() < late
-        time.sleep(0.01)
+    process = start(*SLOW, "--workers", 0, "--data", root, "--out", out, "--shard", "0/2")
+    wait_for(file, process)
+    process.send_signal(signal.SIGSTOP)  # it shall not end before it has been looked at
     assert record(file)["outcome"] == "running"
     assert record(file)["pid"] == process.pid
     shown = json.loads(ok(run("eddp", "inspect", out, "--json", "--quiet")).out)
-    assert shown["shards"]["rows"][0]["outcome"] in ("running", "done")
+    assert shown["shards"]["rows"][0]["outcome"] == "running"
     process.send_signal(number)
-    _, err = process.communicate(timeout=100)
-    if process.returncode == 0:
-        pytest.skip("a machine so busy that the work was done before it could be stopped")
-    assert process.returncode == (-number if number == signal.SIGKILL else 130), err
+    process.send_signal(signal.SIGCONT)
+    code, err = end(process)
+    assert code == (-number if number == signal.SIGKILL else 130), err
     found = record(file)
     assert found["outcome"] == ("running" if number == signal.SIGKILL else "interrupted")
     assert found["reached"].startswith("extraction, ")
@@ -223,21 +194,12 @@ def test_a_job_all_of_whose_processes_are_asked_to_end_was_interrupted(
     tiny_images: Callable[..., Path], tmp_path: Path
 ) -> None:
     """As SLURM does it: the decoding processes get the signal as well, and leave it to the one that started them."""
-    options = ("--model", "tiny_net:slow", "--layer", "second", "--batch-size", 4, "--workers", 2)
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, *map(str, options), "--data", tiny_images(400), "--out", tmp_path / "s.zarr"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    late = time.monotonic() + 100
-    while not (tmp_path / "s.zarr.run.json").exists() and process.poll() is None:
-        assert time.monotonic() < late
-        time.sleep(0.01)
+    options = (*SLOW, "--workers", 2, "--data", tiny_images(400), "--out", tmp_path / "s.zarr")
+    process = start(*options, own_session=True)
+    wait_for(tmp_path / "s.zarr.run.json", process)
     os.killpg(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=100)
-    if process.returncode == 0:
-        pytest.skip("a machine so busy that the work was done before it could be stopped")
-    assert process.returncode == 130, err
+    code, err = end(process)
+    assert code == 130, err
     assert record(tmp_path / "s.zarr.run.json")["outcome"] == "interrupted"
 
 
