@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -141,6 +142,7 @@ def _signals_held() -> Iterator[None]:
     Schedulers send them to all processes of a job, and a worker that went first would make a failure of an interruption. What
     arrives here meanwhile is answered after the block.
     """
+    resource_tracker.ensure_running()  # which, when it is started, lets through what is held back, and so would undo this
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         yield
