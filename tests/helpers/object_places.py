@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 Asked = Callable[[], AbstractContextManager[Counter[str]]]
+
+URL = "memory://somewhere/deep/acts.zarr"
+X = {"a": np.random.default_rng(3).standard_normal((26, 256, 4)).astype(np.float32)}
 
 
 def asking(monkeypatch: pytest.MonkeyPatch) -> Asked:
