@@ -11,9 +11,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from multiprocessing import resource_tracker
 from typing import Any
 
+from extract.signals import held
 from stores.errors import EDDPError
 
 PATIENCE = 10.0  # seconds without any worker after which there will be none
@@ -132,27 +132,13 @@ def _local_cluster() -> Iterator[Any]:
     from distributed import LocalCluster
 
     with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
-        with _uninterrupted():
+        with held(signal.SIGINT):
             started = LocalCluster(
                 n_workers=cores(), threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL, env={"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         with started:
             yield started
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Have threads that begin in the block, and processes that these start, not see Ctrl-C: this one answers it, and ends them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # the first to start a process starts it, and lets signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _quiet() -> None:

@@ -6,9 +6,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from extract.images import ImageSource
 from extract.reading import out_of_memory, reason, shown
+from extract.signals import held
 from stores.errors import EDDPError, ImageError, UsageError
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -135,24 +134,9 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Bat
                     future.cancel()
 
 
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Start processes that leave SIGTERM and SIGINT to this one, which ends them: they take over what is held back here.
-
-    Schedulers send them to all processes of a job, and a worker that went first would make a failure of an interruption. What
-    arrives here meanwhile is answered after the block.
-    """
-    resource_tracker.ensure_running()  # which, when it is started, lets through what is held back, and so would undo this
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _alive(loader: Any) -> Iterator[Batch]:
     try:
-        with _signals_held():
+        with held(signal.SIGTERM, signal.SIGINT):
             batches = iter(loader)
         yield from batches
     except RuntimeError as error:
