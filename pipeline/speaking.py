@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.messages import JsonLines, Sentences, appoint, ranks
 
 TRUE = ("1", "true", "t", "yes", "y", "on")  # as click reads a flag from the environment
+OURS = ("pipeline", "evaluate", "fit", "extract", "stores")  # what --debug hears more of; libraries would bury it
 LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO, "info"))
 
 
@@ -23,20 +24,20 @@ LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO,
 def speaking(command: str, *, as_json: bool, debug: bool = False) -> Iterator[Sentences]:
     """Have everything of one command said in one form for as long as the block lasts."""
     rank, size = ranks()
-    level = logging.DEBUG if debug else logging.WARNING
     if not as_json:
-        logging.basicConfig(level=level, format="%(message)s")
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
         who = Sentences(command, rank)
         before = appoint(who)
         try:
-            yield who
+            with _heard(debug):
+                yield who
         finally:
             appoint(before)
         return
     lines = JsonLines(sys.stderr, command, rank, size)
     before = appoint(lines)
     try:
-        with _caught(lines, level):
+        with _caught(lines), _heard(debug):
             lines.emit("begun", "info", f"{command} begins", pid=os.getpid())
             yield lines
     finally:
@@ -44,14 +45,28 @@ def speaking(command: str, *, as_json: bool, debug: bool = False) -> Iterator[Se
 
 
 @contextmanager
-def _caught(lines: JsonLines, level: int) -> Iterator[None]:
+def _heard(debug: bool) -> Iterator[None]:
+    """Everything that eddp's own loggers say, if ``debug``; of others, warnings."""
+    loggers = [logging.getLogger(name) for name in OURS if debug]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _caught(lines: JsonLines) -> Iterator[None]:
     """Make lines of what loggers, warnings, threads that die, and whoever writes to ``sys.stderr`` have to say."""
     stderr, root, hook = sys.stderr, logging.getLogger(), threading.excepthook
     foreign = Foreign(lines)
     sys.stderr = foreign
     handlers, root.handlers = root.handlers, [_Records(lines)]
     before = root.level
-    root.setLevel(level)
+    root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
 
     def died(args: threading.ExceptHookArgs) -> None:

@@ -231,6 +231,20 @@ def test_every_end(
         assert "Traceback" in told[0]["traceback"]
 
 
+@pytest.mark.parametrize(("debug", "heard"), [(("--debug",), ["ours"]), ((), [])])
+def test_debug_hears_more_of_eddp_and_not_of_its_libraries(
+    capsys: pytest.CaptureFixture[str], debug: tuple[str, ...], heard: list[str]
+) -> None:
+    def work() -> None:
+        logging.getLogger("extract.zoo").debug("ours")
+        logging.getLogger("PIL.PngImagePlugin").debug("STREAM b'IHDR' 16 13")
+
+    before = logging.getLogger("extract").level
+    told = [line["message"] for line in ended_by(work, capsys, *debug) if line["event"] == "log"]
+    assert told == heard
+    assert logging.getLogger("extract").level == before
+
+
 def test_threads_do_not_write_into_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
         def many(name: int) -> None:

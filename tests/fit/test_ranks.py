@@ -372,7 +372,7 @@ def test_every_operation_of_a_group_of_processes(tmp_path: Path) -> None:
     mp.spawn(processes.join, (2, str(tmp_path), processes.every_operation), nprocs=2)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(real=True)
 def test_a_fit_over_nccl_is_that_of_one_process(reader: LayerReader, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")

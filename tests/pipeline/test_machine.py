@@ -62,7 +62,7 @@ def test_a_gpu_is_looked_at_and_never_in_the_way(monkeypatch: pytest.MonkeyPatch
     assert busy.share is None
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(real=True)
 def test_a_gpu_by_its_name() -> None:
     found = device_of("cuda")
     assert found["name"] == torch.cuda.get_device_name()

@@ -155,7 +155,7 @@ def test_all_channels_pooled() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_counts_the_same() -> None:
-    x = np.random.default_rng(0).standard_cauchy((5000, 130)).astype(np.float16)
+    x = np.random.default_rng(0).standard_cauchy((5000, 130)).clip(-6e4, 6e4).astype(np.float16)
     x[3, 4], x[5, 6] = np.nan, np.inf
     assert equal(sketch_of(x, "cuda"), sketch_of(x))
     np.testing.assert_array_equal(sketch_of(x, "cuda").quantiles([0.1, 0.9]), sketch_of(x).quantiles([0.1, 0.9]))
