@@ -18,7 +18,8 @@ import torch
 
 from extract.cluster import cores
 
-LIBRARIES = ("torch", "torchvision", "zarr", "numpy", "faiss-cpu", "numcodecs")
+LIBRARIES = ("torch", "torchvision", "zarr", "numpy", "numcodecs")
+FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")  # one of them: they are the same files
 BUSY_SECONDS = 1.0  # between two looks at a GPU: NVML tells of the last second at most
 
 
@@ -47,7 +48,7 @@ def versions() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "code_version": code_version(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: _version(name) for name in (*LIBRARIES, *filter(_version, FAISS))},
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.benchmarks import (
+    chain,
     dissection,
     extraction,
     fitting,
@@ -35,6 +36,7 @@ SUITES = {
     "report": report.rows,
     "scaling": scaling.rows,
     "gpu": gpu.rows,
+    "chain": chain.rows,
 }
 
 

@@ -107,7 +107,6 @@ def test_dask_by_hand(place: dict[str, str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_workers_that_are_jobs(place: dict[str, str], tmp_path: Path) -> None:
-    pytest.importorskip("dask_jobqueue")
     options = ("--queue", "Local", "--jobs", "2", "--cpus", "1", "--memory", "1GB", "--directions", "4",
                "--model", "tiny_net:build", "--layer", "second", "--data", place["DATA"],
                "--broden", place["BRODEN"], "--work", place["WORK"])  # fmt: skip

@@ -116,10 +116,9 @@ class _Send(torch.autograd.Function):
 
 def finish() -> None:
     """What was being copied to the host is there."""
-    with torch.inference_mode():  # some tensors are of one
-        while _unfinished:
-            host, value = _unfinished.pop(0)
-            host.copy_(value)
+    while _unfinished:
+        host, value = _unfinished.pop(0)
+        host.copy_(value)
 
 
 def _goes(where: torch.device, *args: object, **kwargs: object) -> bool:
@@ -237,6 +236,8 @@ def pretended_cuda() -> Iterator[None]:
         for name, function in functions.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, function))
         stack.enter_context(mock.patch.object(threading.Thread, "run", with_modes))
+        # views of wrappers cannot be made in inference mode
+        stack.enter_context(mock.patch.object(torch, "inference_mode", lambda mode=True: torch.set_grad_enabled(not mode)))
         # a parameter that goes to the device is another one: C++ would put the wrapper's memory into it
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwriting)

@@ -24,7 +24,8 @@ def test_the_processor_and_the_cores_that_may_be_used() -> None:
 def test_versions() -> None:
     found = versions()
     assert found["libraries"]["torch"] == torch.__version__
-    assert set(found["libraries"]) == set(machine.LIBRARIES)
+    assert set(found["libraries"]) > set(machine.LIBRARIES)
+    assert any(name.startswith("faiss-") for name in found["libraries"])
 
 
 def test_the_batch_job() -> None:
