@@ -28,12 +28,14 @@ class Member:
 
     def sum(self, *tensors: torch.Tensor) -> None:
         self.sums.append(sum(tensor.numel() for tensor in tensors))
+        assert len({tensor.device for tensor in tensors}) == 1  # they cross the network in one operation
         every = self._all([tensor.detach().double().clone() for tensor in tensors])
         with torch.no_grad():
             for k, tensor in enumerate(tensors):
                 tensor.copy_(torch.stack([parts[k] for parts in every]).sum(0))
 
     def broadcast(self, *tensors: torch.Tensor) -> None:
+        assert len({tensor.device for tensor in tensors}) == 1
         first = self._all([tensor.detach().clone() for tensor in tensors])[0]
         with torch.no_grad():
             for tensor, value in zip(tensors, first, strict=True):
@@ -41,7 +43,7 @@ class Member:
 
     def share(self, tensors: Mapping[str, torch.Tensor] | None, source: int = 0) -> dict[str, torch.Tensor]:
         every = self._all(tensors)
-        return {name: tensor.detach().clone() for name, tensor in (every[source] or {}).items()}
+        return {name: tensor.detach().cpu().clone() for name, tensor in (every[source] or {}).items()}
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.cat(self._all(rows.clone()))
