@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from pipeline.messages import INTERRUPTED, Sentences
+from pipeline.shortage import is_shortage, shortage
 from pipeline.speaking import speaking, wants_json
 from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError
 
@@ -136,10 +137,6 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
         return 130
     except EDDPError as error:
         return failed(str(error), error.exit_code)
-    except MemoryError as error:
-        return failed(
-            f"there is not enough memory ({error or 'allocation failed'}). Use fewer --directions or a smaller batch."
-        )
     except BrokenPipeError:
         sys.stderr.close()
         return 1
@@ -147,6 +144,8 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
         where = f"'{error.filename}': " if error.filename else ""
         return failed(f"{where}{error.strerror or error}.", 2 if error.errno == errno.ENAMETOOLONG else 1)
     except Exception as error:  # noqa: BLE001  (the last resort: a user gets a sentence, a developer --debug)
+        if is_shortage(error):
+            return failed(shortage(error, who.command))
         text = str(error).strip().split("\n")[0]
         return failed(
             f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback, and report it)."

@@ -207,7 +207,14 @@ def test_what_others_write_is_caught(capsys: pytest.CaptureFixture[str], recwarn
     [
         (StoreError("The disk is full."), 1, "The disk is full."),
         (KeyboardInterrupt(), 130, "Interrupted."),
-        (MemoryError(), 1, "not enough memory"),
+        (MemoryError(), 1, "not enough memory (allocation failed). Use smaller inputs."),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
+            ),
+            1,
+            "not enough memory (4096 bytes more were asked for)",
+        ),
         (OSError(28, "No space left", "file"), 1, "'file': No space left."),
         (RuntimeError("odd\nand long"), 1, "unexpected RuntimeError: odd (run again"),
         (BrokenPipeError(32, "Broken pipe"), 1, "could not be written: Broken pipe"),

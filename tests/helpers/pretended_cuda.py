@@ -237,7 +237,9 @@ def pretended_cuda() -> Iterator[None]:
             stack.enter_context(mock.patch.object(torch.cuda, name, function))
         stack.enter_context(mock.patch.object(threading.Thread, "run", with_modes))
         # views of wrappers cannot be made in inference mode
-        stack.enter_context(mock.patch.object(torch, "inference_mode", lambda mode=True: torch.set_grad_enabled(not mode)))
+        stack.enter_context(
+            mock.patch.object(torch, "inference_mode", lambda mode=True: torch.set_grad_enabled(not mode))
+        )
         # a parameter that goes to the device is another one: C++ would put the wrapper's memory into it
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwriting)

@@ -1,0 +1,45 @@
+"""A GPU or a machine whose memory does not suffice is said to be one, with what would need less."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.shortage import LESS, is_shortage, shortage
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.79 GiB of which 1.10 GiB is free. "
+    "Process 4711 has 6.69 GiB memory in use."
+)
+
+
+def test_a_gpu() -> None:
+    error = torch.OutOfMemoryError(CUDA)
+    assert is_shortage(error)
+    assert shortage(error, "fit") == (
+        "there is not enough memory on the GPU (2.50 GiB more were asked for). Use fewer --directions, or (method eddp) --set "
+        "rows=store, which keeps no positions in memory, or --device cpu."
+    )
+
+
+def test_a_machine() -> None:
+    assert shortage(MemoryError("Unable to allocate 1.00 TiB for an array"), "evaluate") == (
+        "there is not enough memory (Unable to allocate 1.00 TiB for an array). "
+        "Give fewer --directions files at once, or a smaller --influence-images."
+    )
+
+
+def test_only_shortages_are_called_so() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60)
+    assert is_shortage(raised.value)
+    assert not is_shortage(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_shortage(ValueError("out of memory"))
+
+
+def test_what_is_advised_exists() -> None:
+    from pipeline.main import group
+
+    for name, advice in LESS.items():
+        options = {option for parameter in group.commands[name].params for option in parameter.opts}
+        assert {word.strip(",.") for word in advice.split() if word.startswith("--")} <= options
