@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,7 +154,9 @@ def test_two_shards_begin_at_once_and_one_is_killed(
     assert one.returncode == 0, err
     done = committed()
     assert set(range(7)) < done < set(range(15))
-    assert f"this shard is done; {15 - len(done)} of 15 chunks are missing yet" in told
+    missing = re.search(r"this shard is done; (\d+) of 15 chunks are missing yet", told)
+    assert missing, told
+    assert 15 - len(done) <= int(missing[1]) <= 8  # it may have counted before the other one's last
     ended = run("fit", "--store", out, "--directions", 2, "--out", tmp_path / "d.safetensors")
     assert ended.code == 1
     assert f"{len(done)} of 15 chunks are committed" in ended.err
