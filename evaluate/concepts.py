@@ -13,7 +13,6 @@ from extract.cluster_stream import extract_on
 from extract.concepts import ConceptSource
 from extract.images import ImageSource
 from extract.stream import ExtractConfig, extract
-from extract.zoo import load_model
 from stores.activations import ActivationStore, read_attributes
 from stores.errors import ImageError, MismatchError
 from stores.progress import Progress, silent
@@ -65,6 +64,8 @@ def activations_on(
     that it has. Raises MismatchError, before anything is run, when the model now loads with other weights
     than the store was made with.
     """
+    from extract.zoo import load_model  # with it comes torchvision, which takes seconds to load
+
     made = store.provenance
     now = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0))).provenance
     if now["weights_digest"] != made["weights_digest"]:

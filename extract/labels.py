@@ -13,7 +13,6 @@ import numpy as np
 
 from extract.concepts import ConceptSource
 from extract.geometry import Box, visible_box
-from extract.zoo import load_model
 from stores.activations import ActivationStore
 from stores.errors import MismatchError
 
@@ -35,6 +34,8 @@ def align(store: ActivationStore, source: ConceptSource) -> Alignment:
 
     Raises MismatchError when no image is in both, or when the model's weights are no longer those of the store.
     """
+    from extract.zoo import load_model  # with it comes torchvision, which takes seconds to load
+
     made = store.provenance
     loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
     if made.get("weights_digest") not in (None, loaded.provenance["weights_digest"]):

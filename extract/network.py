@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from torch import nn
 from extract.heads import PooledAffine, head_logits, pooled_affine
 from extract.layout import LayerLayout, infer_layout
 from extract.split import Split, first_tensor, trace
-from extract.zoo import LoadedModel, load_model
 from stores.errors import NonFiniteError, UsageError
+
+if TYPE_CHECKING:
+    from extract.zoo import LoadedModel
 
 logger = logging.getLogger(__name__)
 _PROBES = 2
@@ -89,6 +91,8 @@ class Network:
         cls, model: str, weights: str, layer: str, *, device: str | torch.device = "cpu", seed: int = 0
     ) -> Network:
         """Load a model (see ``load_model``) and cut it at a layer (see ``from_loaded``)."""
+        from extract.zoo import load_model  # with it comes torchvision, which takes seconds to load
+
         return cls.from_loaded(load_model(model, weights, seed=seed), layer, device)
 
     @classmethod

@@ -30,7 +30,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from extract.vision import to_rgb
+from extract.rgb import to_rgb
 from stores.errors import EDDPError, ImageError
 
 # The formats behind ``images.ENDINGS`` and no others, whatever a file is called: Pillow would start Ghostscript for an EPS.

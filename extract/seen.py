@@ -11,7 +11,6 @@ from PIL import Image
 
 from extract.geometry import Box, visible_box
 from extract.images import LABELLED, SCHEMES, ImageSource, open_source
-from extract.zoo import load_model
 from stores.activations import ActivationStore
 from stores.errors import MismatchError
 
@@ -65,6 +64,8 @@ def seen_images(store: ActivationStore, *, data: str | Path | None = None) -> Se
 
     Raises MismatchError for a synthetic store, which has none, and the errors of ``open_source`` and ``load_model``.
     """
+    from extract.zoo import load_model  # with it comes torchvision, which takes seconds to load
+
     made = store.provenance
     if "dataset" not in made or "synthetic" in made:
         raise MismatchError(f"The store '{store.path}' was not made from images: there is nothing to show.")

@@ -31,6 +31,8 @@ def _run(script: str) -> None:
     as_json = wants_json(command, sys.argv[1:])
     from pipeline import main
 
+    if command in main.COMMANDS:  # with all that it needs, which is what takes long
+        main.load(command)
     for number, handler in before.items():
         signal.signal(number, handler)
     getattr(main, script)()

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
-from pipeline.commands.correct import correct
-from pipeline.commands.demo import demo
-from pipeline.commands.evaluate import evaluate
-from pipeline.commands.explain import explain
-from pipeline.commands.extract import extract
-from pipeline.commands.fit import fit
-from pipeline.commands.inspect import inspect, verify
-from pipeline.commands.report import report
-from pipeline.commands.synthetic import synthetic
 from pipeline.options import run_command
 
+# where each subcommand lies, and what is said of it in the list of all: loading them takes seconds, so only the one that is run is
+COMMANDS = {
+    "correct": ("pipeline.commands.correct", "Suppress a concept the model should not use."),
+    "demo": ("pipeline.commands.demo", "Run everything on a small drawn world."),
+    "evaluate": ("pipeline.commands.evaluate", "Score directions; write tables and a report."),
+    "explain": ("pipeline.commands.explain", "Explain predictions by their concepts."),
+    "extract": ("pipeline.commands.extract", "Store the activations of a network's layers."),
+    "fit": ("pipeline.commands.fit", "Find directions in a store's activations."),
+    "inspect": ("pipeline.commands.inspect", "Show what a result holds and how its run went."),
+    "report": ("pipeline.commands.report", "Make pages to read from an evaluation."),
+    "synthetic": ("pipeline.commands.synthetic", "Make a store whose directions are known."),
+    "verify": ("pipeline.commands.inspect", "Check every byte of one."),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Subcommands(click.Group):
+    """Commands that are loaded when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return load(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+def load(name: str) -> click.Command:
+    """The command of a name."""
+    command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), name)
+    return command
+
+
+@click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="eddp", prog_name="eddp")
 def group() -> None:
     """What has a vision network learned, and how does it write and read it?
@@ -30,10 +57,6 @@ def group() -> None:
     """
 
 
-for command in (extract, fit, evaluate, demo, synthetic, inspect, verify, report, explain, correct):
-    group.add_command(command)
-
-
 def eddp() -> None:
     """Entry point of ``eddp``."""
     run_command(group, "eddp")
@@ -41,17 +64,17 @@ def eddp() -> None:
 
 def extract_script() -> None:
     """Entry point of ``extract``."""
-    run_command(extract, "extract")
+    run_command(load("extract"), "extract")
 
 
 def fit_script() -> None:
     """Entry point of ``fit``."""
-    run_command(fit, "fit")
+    run_command(load("fit"), "fit")
 
 
 def evaluate_script() -> None:
     """Entry point of ``evaluate``."""
-    run_command(evaluate, "evaluate")
+    run_command(load("evaluate"), "evaluate")
 
 
 if __name__ == "__main__":

@@ -156,7 +156,8 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
 def _meant(command: click.Command, name: str, arguments: Sequence[str]) -> str:
     """The command that is run: of ``eddp fit --store …`` it is fit."""
     if isinstance(command, click.Group):
-        return next((text for text in arguments if text in command.commands), name)
+        names = command.list_commands(click.Context(command))
+        return next((text for text in arguments if text in names), name)
     return name
 
 

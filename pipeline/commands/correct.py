@@ -14,9 +14,7 @@ from pipeline.records import within
 from pipeline.run import Run, pick_device
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Suppress a concept the model should not use."
-)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("evaluation", type=click.Path(path_type=Path))
 @click.option(
     "--data",

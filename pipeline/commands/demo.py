@@ -15,9 +15,7 @@ from pipeline.records import Place
 from pipeline.run import Run
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Run everything on a small drawn world."
-)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--out", type=LOCAL, default=Path("demo"), show_default=True, help="Folder to write to.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--images", type=click.IntRange(min=64), default=2400, show_default=True, help="Pictures to draw.")

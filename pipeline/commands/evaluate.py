@@ -25,9 +25,7 @@ PASSES = ("extraction", "quantiles", "dissection", "average precision", "top ima
 FROM_ENVIRONMENT = "$EDDP_BRODEN"
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Score directions; write tables and a report."
-)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--store", type=STORE, required=True, help="The store that the directions were fitted on.")
 @click.option("--directions", type=LOCAL, multiple=True, required=True,
               help="A directions file; give several to compare them.")  # fmt: skip

@@ -15,9 +15,7 @@ from pipeline.records import within
 from pipeline.run import Run, pick_device
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Explain predictions by their concepts."
-)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("images", metavar="IMAGE...", type=click.Path(path_type=Path), nargs=-1)
 @click.option(
     "--row", "rows", type=int, multiple=True, metavar="N", help="An image of the store by its number; may be repeated."

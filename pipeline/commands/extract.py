@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from extract.stream import ExtractSummary
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Store the activations of a network's layers."
-)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model", required=True, help="A torchvision name, timm:NAME, or module:callable for your own.")
 @click.option(
     "--layer",

@@ -18,9 +18,7 @@ from pipeline.run import Run, code_version
 from stores.errors import UsageError
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Find directions in a store's activations."
-)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--store", type=STORE, required=True, help="The store that extract wrote.")
 @click.option("--layer", default=None, help="Which layer of the store; may be left out when it holds one.")
 @click.option(

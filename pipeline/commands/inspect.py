@@ -28,10 +28,7 @@ BAR = 40  # characters of a histogram's longest bar
 SHOWN = 10  # of a list of channels or ranges; --json has all
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"]},
-    short_help="Show what a result holds and how its run went.",
-)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("path", type=STORE)
 @click.option(
     "--all",
@@ -98,7 +95,7 @@ def _record(path: Path) -> dict[str, Any]:
     return runs_at(Place(path))
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, short_help="Check every byte of one.")
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("path", type=STORE)
 @common
 def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:

@@ -19,9 +19,7 @@ from stores.progress import readable
 MOST_TILES = 50
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Make pages to read from an evaluation."
-)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("evaluation", type=click.Path(path_type=Path))
 @click.option(
     "--directions",

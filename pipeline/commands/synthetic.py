@@ -40,9 +40,7 @@ def _options(command: Any) -> Any:
     return command
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Make a store whose directions are known."
-)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--out", type=STORE, required=True, help="The store to write.")
 @_options
 @click.option("--overwrite", is_flag=True, help="Replace a store that is already there.")

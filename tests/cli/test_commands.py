@@ -182,6 +182,27 @@ def test_scripts_are_installed_and_quick_to_help() -> None:
         assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("imported", "left_alone"),
+    [
+        ("pipeline.main", "torch"),
+        ("pipeline.commands.fit", "torchvision"),
+        ("pipeline.commands.inspect", "torchvision"),
+    ],
+)
+def test_only_what_is_needed_is_loaded(imported: str, left_alone: str) -> None:
+    """torch and torchvision take seconds each."""
+    script = f"import sys, {imported}; sys.exit({left_alone!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
+
+
+def test_the_list_of_commands_names_each() -> None:
+    from pipeline.main import COMMANDS, load
+
+    for name in COMMANDS:
+        assert load(name).name == name
+
+
 def test_killed_by_sigterm_and_gone_on_with(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     """Ended in the middle by SIGTERM: exit code 130, and the same command finishes the same store."""
     data = tiny_images(400, size=400)

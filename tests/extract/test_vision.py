@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from extract import rgb as colours
 from extract import vision
-from extract.vision import Preprocess, to_rgb, transforms
+from extract.rgb import to_rgb
+from extract.vision import Preprocess, transforms
 
 
 def test_importing_extract_alone_does_not_import_torchvision() -> None:
@@ -89,13 +91,13 @@ def test_bands_of_wide_grey_make_no_difference(monkeypatch: pytest.MonkeyPatch, 
         grey = grey * (255 / 65535)
     wanted = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
     for band in (1, 25, 2**20):
-        monkeypatch.setattr(vision, "_BAND", band)
+        monkeypatch.setattr(colours, "_BAND", band)
         rgb = np.asarray(to_rgb(image))
         assert all(np.array_equal(rgb[..., channel], wanted) for channel in range(3))
 
 
 def test_wide_grey_takes_a_few_bytes_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vision, "_BAND", 2**14)
+    monkeypatch.setattr(colours, "_BAND", 2**14)
     image = Image.fromarray(np.full((1000, 1000), 300, np.uint16))
     tracemalloc.start()
     try:

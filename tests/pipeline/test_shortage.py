@@ -38,8 +38,8 @@ def test_only_shortages_are_called_so() -> None:
 
 
 def test_what_is_advised_exists() -> None:
-    from pipeline.main import group
+    from pipeline.main import load
 
     for name, advice in LESS.items():
-        options = {option for parameter in group.commands[name].params for option in parameter.opts}
+        options = {option for parameter in load(name).params for option in parameter.opts}
         assert {word.strip(",.") for word in advice.split() if word.startswith("--")} <= options
