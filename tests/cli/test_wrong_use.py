@@ -154,7 +154,8 @@ def test_two_files_of_one_name(run: Run, store: Path, tmp_path: Path) -> None:
     sentence(ended, 2, "Two directions files are named 'd'")
 
 
-def test_settings_and_devices(run: Run, store: Path) -> None:
+def test_settings_and_devices(run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a record of what failed is left
     sentence(run("fit", "--store", store, "--directions", 2, "--set", "lambda_x=1"), 2, "lambda_x", "lambda_s")
     sentence(run("fit", "--store", store, "--directions", 2, "--set", "rank"), 2, "NAME=VALUE")
     sentence(run("fit", "--store", store, "--directions", 2, "--device", "tpu"), 2, "--device must be")
