@@ -97,9 +97,7 @@ def _may_be_affine(head: nn.Module, layout: LayerLayout, random: Callable[..., t
     for scale in (1.0, 30.0):
         x = random(2, scale, torch.float32)
         first, second = head_logits(head, layout, x)
-        if torch.equal(
-            first, second
-        ):  # constant (a head initialised to zeros): reading it off would take long for nothing
+        if torch.equal(first, second):  # constant, as a head of zeros: reading it off would take long for nothing
             return False
         if not _close(head_logits(head, layout, x.flip(1)), torch.stack([first, second]), 1e-3):
             return False

@@ -23,6 +23,7 @@ from tests.benchmarks import (
     scaling,
     store,
 )
+from tests.benchmarks.measure import HEAD, write
 
 SUITES = {
     "store": store.rows,
@@ -45,13 +46,10 @@ def main(names: list[str]) -> None:
     unknown = [name for name in chosen if name not in SUITES]
     if unknown:
         sys.exit(f"There is no benchmark {unknown[0]!r}. Benchmarks: {', '.join(SUITES)}.")
-    out = sys.stdout
-    out.write("| what | against | ratio | better | measured |\n|---|---|---|---|---|\n")
+    sys.stdout.write(HEAD)
     for name in chosen:
         with tempfile.TemporaryDirectory(prefix="eddp-bench-") as folder:
-            for row in SUITES[name](Path(folder)):
-                out.write(f"| {row.what} | {row.against} | {row.ratio:.2f} | {row.better} | {row.measured} |\n")
-                out.flush()
+            write(SUITES[name](Path(folder)), sys.stdout)
 
 
 if __name__ == "__main__":

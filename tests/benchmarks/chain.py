@@ -22,7 +22,7 @@ import torch
 from pipeline.world.build import build_world
 from stores.directions import Directions
 from stores.readers import LayerReader
-from tests.benchmarks.measure import Row
+from tests.benchmarks.measure import HEAD, Row, write
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,9 @@ def main() -> None:
     for name, value in Chain().__dict__.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     chain = Chain(**vars(parser.parse_args()))
-    out = sys.stdout
-    out.write("| what | against | ratio | better | measured |\n|---|---|---|---|---|\n")
+    sys.stdout.write(HEAD)
     with tempfile.TemporaryDirectory(prefix="eddp-chain-") as folder:
-        for row in measured(Path(folder), chain):
-            out.write(f"| {row.what} | {row.against} | {row.ratio:.2f} | {row.better} | {row.measured} |\n")
-            out.flush()
+        write(measured(Path(folder), chain), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
+
+HEAD = "| what | against | ratio | better | measured |\n|---|---|---|---|---|\n"
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,13 @@ class Row:
     ratio: float
     better: str
     measured: str
+
+
+def write(rows: Iterable[Row], out: TextIO) -> None:
+    """Lines of a Markdown table, each as soon as it is there."""
+    for row in rows:
+        out.write(f"| {row.what} | {row.against} | {row.ratio:.2f} | {row.better} | {row.measured} |\n")
+        out.flush()
 
 
 def in_turns(

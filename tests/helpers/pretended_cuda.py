@@ -24,14 +24,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 CUDA, HOST = torch.device("cuda:0"), torch.device("cpu")
 MEMORY = 2**34  # bytes
-_CROSSING = {
-    "copy_",
-    "_to_copy",
-    "index",
-    "index_put",
-    "index_put_",
-    "_index_put_impl_",
-}  # may take host tensors on CUDA
+# may take host tensors on CUDA
+_CROSSING = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"}
 _CREATING = (torch.tensor, torch.as_tensor, torch.asarray)
 _unfinished: list[tuple[torch.Tensor, torch.Tensor]] = []  # (host tensor, what it will hold)
 
