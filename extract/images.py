@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from extract.items import Items, Names
-from extract.reading import read_image, reason, shown
+from extract.reading import ENDINGS, read_image, reason, shown
 from stores.errors import EDDPError, MissingPathError, NoImagesError, UsageError
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ __all__ = [
     "scheme_of",
 ]
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = {"train", "training", "val", "validation", "valid", "test"}
 SCHEMES = ("folder", "broden", "imagenet", "places365", "cifar10", "webdataset")
 LABELLED = ("voc", "ade20k", "cocostuff", "masks")  # concept datasets besides Broden: ``extract.concepts``

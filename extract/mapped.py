@@ -15,7 +15,7 @@ from extract.concepts import ConceptLabel
 from extract.images import digest_files, files_below, read_image
 from extract.items import Names
 from extract.label_maps import map_values, opened_map
-from extract.reading import FORMATS, open_regular, quiet_pillow, reason, shown
+from extract.reading import formats_of, open_regular, quiet_pillow, reason, shown
 from stores.errors import DatasetError, EDDPError, ImageError, NoImagesError
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class MapSource(ABC):
             with (
                 open_regular(self.path(i)) as raw,
                 BufferedReader(raw) as file,
-                Image.open(file, formats=FORMATS) as image,
+                Image.open(file, formats=formats_of(self.names[i])) as image,
             ):
                 return image.height, image.width
         except UnidentifiedImageError as error:

@@ -17,35 +17,20 @@ import warnings
 from io import BytesIO, FileIO
 from pathlib import Path
 
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    MpoImagePlugin,  # noqa: F401  (that of JPEG wants it for files of several pictures)
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import Image, UnidentifiedImageError
 
 from extract.rgb import to_rgb
 from stores.errors import EDDPError, ImageError
 
-# The formats behind ``images.ENDINGS`` and no others, whatever a file is called: Pillow would start Ghostscript for an EPS.
-# Imported here, not by Pillow when the first file wants one: there may be no file handle left by then.
-FORMATS = tuple(
-    str(plugin.format)
-    for plugin in (
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        PpmImagePlugin.PpmImageFile,
-        BmpImagePlugin.BmpImageFile,
-        TiffImagePlugin.TiffImageFile,
-        WebPImagePlugin.WebPImageFile,
-        GifImagePlugin.GifImageFile,  # their first picture: collections of the web hold some that are named .jpg
-    )
+# Not read: what Pillow cannot decode itself (stubs, and EPS and WMF, for which it starts other programs), and what has no
+# magic number, so that any file would do. TGA has none either: it is tried for files with its endings alone.
+_NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IM", "IMT", "IPTC", "MCIDAS", "PCD", "SPIDER", "XVTHUMB"}
+_BY_ENDING = {"TGA"}
+Image.preinit()  # the common formats first: they are tried in this order
+Image.init()  # all plugins now, not when the first file wants one: there may be no file handle left by then
+FORMATS = tuple(name for name in Image.OPEN if name not in _NOT_READ | _BY_ENDING)
+ENDINGS = tuple(
+    sorted(e for e, name in Image.registered_extensions().items() if name in {"MPO", *FORMATS, *_BY_ENDING})
 )
 LARGEST = 2**30  # bytes of a file; the largest image that Pillow reads has half of that, uncompressed
 # Resized to 512 pixels at its shorter side, a longer image would have more pixels than twice Pillow's limit (2 * 89478485).
@@ -136,7 +121,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """Decode a file's bytes to RGB; ``name`` is what ImageError calls it. Raises EDDPError for want of memory."""
     quiet_pillow()
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with Image.open(BytesIO(data), formats=formats_of(name)) as image:
             _check_shape(image.size, name)
             image.load()
             return to_rgb(image)
@@ -153,6 +138,12 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         if isinstance(error, OSError) and error.errno:  # decoders leave it out: this is the system's
             raise _lost(f"'{name}'", error) from error
         raise ImageError(f"'{name}' cannot be decoded: {reason(error)}.") from error
+
+
+def formats_of(name: str) -> tuple[str, ...]:
+    """The formats that a file of this name may be in, whatever its ending promises."""
+    by_ending = Image.registered_extensions().get(os.path.splitext(name)[1].lower())  # noqa: PTH122
+    return (*FORMATS, by_ending) if by_ending in _BY_ENDING else FORMATS
 
 
 def read_range(path: Path, offset: int, size: int, name: str) -> bytes:
