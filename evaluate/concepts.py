@@ -11,7 +11,10 @@ from typing import Any
 
 from extract.cluster_stream import extract_on
 from extract.concepts import ConceptSource
+from extract.head import open_model
 from extract.images import ImageSource
+from extract.layout import LayerLayout
+from extract.layout_probe import as_asked
 from extract.stream import ExtractConfig, extract
 from stores.activations import ActivationStore, read_attributes
 from stores.errors import ImageError, MismatchError
@@ -64,31 +67,25 @@ def activations_on(
     that it has. Raises MismatchError, before anything is run, when the model now loads with other weights
     than the store was made with.
     """
-    from extract.zoo import load_model  # with it comes torchvision, which takes seconds to load
-
+    open_model(store)
     made = store.provenance
-    now = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0))).provenance
-    if now["weights_digest"] != made["weights_digest"]:
-        raise MismatchError(
-            f"The model '{made['model']}' now loads with other weights than the store '{store.path}' was made with. "
-            "Put the old weights back, or extract again."
-        )
     # all that the activations depend on is in the name: another model, or other images, get another store
-    key = json.dumps([source.digest, made["weights_digest"], made.get("transform"), store.attributes["dtype"]])
+    key = json.dumps(
+        [
+            source.digest,
+            made["weights_digest"],
+            made.get("transform"),
+            made.get("grey_range"),
+            store.attributes["dtype"],
+        ]
+    )
     kind = source.kind.replace(" ", "-")
     name = f"{store.path.stem}.{layer}.{kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.zarr"
     beside = cache or store.path.with_name(name)
     if _holds(beside, layer, source, made["weights_digest"]):
         return ActivationStore.open(beside)
     log.info("the store was made from other images; running its model over '%s' into '%s'", source.root, beside)
-    config = ExtractConfig(
-        model=made["model"],
-        weights=made["weights"],
-        layers=(layer,),
-        device=device,
-        dtype=store.attributes["dtype"],
-        seed=int(made.get("seed", 0)),
-    )
+    config = replace(config_of(store, layer), device=device)
     try:
         if client is None:
             extract(source, beside, config, progress=progress)
@@ -99,6 +96,24 @@ def activations_on(
         what = str(error).partition(" It is image ")[0]
         raise ImageError(f"{what} {mend}") from error
     return ActivationStore.open(beside)
+
+
+def config_of(store: ActivationStore, layer: str) -> ExtractConfig:
+    """How to extract the same layer of other images as a store was made."""
+    made, spec = store.provenance, store.layer(layer)
+    layout = LayerLayout(spec.layout, spec.grid, spec.channels, spec.prefix)  # type: ignore[arg-type]
+    grey = made.get("grey_range")
+    return ExtractConfig(
+        model=made["model"],
+        weights=made["weights"],
+        layers=(layer,),
+        dtype=store.attributes["dtype"],
+        seed=int(made.get("seed", 0)),
+        output=made.get("output"),
+        layouts=((layer, as_asked(layout)),),
+        grey_range=None if grey is None else (grey[0], grey[1]),
+        class_names=None if store.class_names is None else tuple(store.class_names),
+    )
 
 
 def _holds(path: Path, layer: str, source: ImageSource, weights_digest: str) -> bool:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from evaluate.detectors import Bank, block_images
 from evaluate.material import Material
 from evaluate.report.data import Tile
 from evaluate.report.pictures import region_tile, save_strip
 from extract.geometry import Box
-from extract.images import read_image
 from extract.seen import crop
 from stores.errors import EDDPError
 from stores.progress import Progress, silent
@@ -73,7 +73,7 @@ def draw_strips(
     columns: slice,
     folder: Path,
     *,
-    path_of: Callable[[int], Path],
+    picture_of: Callable[[int], Image.Image],
     box_of: Callable[[int], Box],
     size: int,
     prediction_of: Callable[[int], str],
@@ -84,7 +84,7 @@ def draw_strips(
     Parameters
     ----------
     columns : which of the bank's detectors, those of one direction set.
-    path_of, box_of, prediction_of : from a store row to the image's file, to the part of it the network saw, and to
+    picture_of, box_of, prediction_of : from a store row to the image as RGB, to the part of it the network saw, and to
         what the model takes it for.
 
     An image file that has gone since the extraction is left out of the strip; a strip without any has no file.
@@ -99,7 +99,7 @@ def draw_strips(
         blocks = reader.images(chosen)
         for row, value, block in zip(chosen, top.values[:, j], blocks, strict=True):
             try:
-                image = crop(read_image(path_of(row)), box_of(row))
+                image = crop(picture_of(row), box_of(row))
             except EDDPError:
                 continue
             logits = (torch.from_numpy(block).float() @ weights - threshold).numpy()

@@ -1,47 +1,239 @@
-"""Which of the model's classes each image of a store is labelled with, whatever the dataset calls them."""
+"""Which of the model's classes the images of a dataset are labelled with, whatever either calls them: one answer for all commands."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from extract.reading import reason, shown
 from stores.activations import ActivationStore
-from stores.errors import MismatchError
+from stores.errors import MismatchError, MissingPathError, UsageError
+
+_WNID = re.compile(r"(n\d{8})(?:[ _-]+(.*))?")  # n02085620, "n01440764 tench", n02085620-Chihuahua
+_NUMBERED = ("cifar10", "places365")  # whose classes have numbers of their own, not the order of their folders
+_DECIDE = "Say what the network's classes are by --class-names FILE (a name a line, in its order)"
+
+
+@dataclass(frozen=True)
+class ClassMapping:
+    """``numbers`` (n,) among the model's classes of a dataset's n classes, None where they cannot be told; ``how`` they were told,
+    or why not; ``doubt``: whether that is to be warned of; ``refused``: whether the user has to decide."""
+
+    numbers: np.ndarray | None
+    how: str
+    doubt: bool = False
+    refused: bool = False
+
+
+def map_classes(
+    names: Sequence[str] | None,
+    model_names: Sequence[str] | None,
+    n_classes: int,
+    *,
+    largest: int = -1,
+    kind: str = "",
+    model: str = "",
+) -> ClassMapping:
+    """Find the number among a model's classes of each of a dataset's classes.
+
+    In this order: by name; by WordNet number (wnid), for the 1000 classes of ImageNet; class folders that are exactly the
+    numbers 0 to K-1 are these. A model without class names is taken to have been trained on the same folders, if there are K:
+    in the order in which torchvision's ImageFolder (for ``timm:`` models timm) reads them, and only where the order of the
+    text and of the numbers in it agree.
+
+    Parameters
+    ----------
+    names : the dataset's classes, in the order of its labels; None or empty where its images have none.
+    model_names : the model's K classes in order, None where they are not known.
+    n_classes : K.
+    largest : the largest label of an image: labels without names are class numbers.
+    kind : of the dataset; some number their classes themselves.
+    model : the model as ``--model`` has it.
+    """
+    if not names and largest < 0:
+        return ClassMapping(np.zeros(0, np.int64), "the images have no classes")
+    if not names:
+        if largest < n_classes:
+            return ClassMapping(np.arange(n_classes), "by the labels' own numbers: they have no names", doubt=True)
+        return ClassMapping(
+            None, f"labels up to {largest} without names, and the network has {n_classes} classes", doubt=True
+        )
+    known = _by_name(names, model_names)
+    if known is not None:
+        return ClassMapping(known, "by name")
+    by_wnid = _by_wnid(names, model_names, n_classes)
+    if by_wnid is not None:
+        sure = model_names is not None
+        return ClassMapping(
+            by_wnid, "by WordNet number" + ("" if sure else ", as ImageNet's 1000 classes"), doubt=not sure
+        )
+    if _are_numbers(names, n_classes):
+        return ClassMapping(np.array([int(name) for name in names], np.int64), "the folders are the class numbers")
+    if model_names is not None:
+        some = sum(_plain(name) in {_plain(other) for other in model_names} for name in names)
+        what = f"{some or 'none'} of {len(names)} names are names of the network's {n_classes} classes"
+        return ClassMapping(None, f"{what} ({_some(names)}; {_some(model_names)})", doubt=True)
+    if len(names) != n_classes:
+        return ClassMapping(None, f"{len(names)} classes, and the network has {n_classes} without names", doubt=True)
+    if kind in _NUMBERED:
+        return ClassMapping(np.arange(n_classes), f"by the numbers that {kind} gives its classes", doubt=True)
+    order = sorted(range(len(names)), key=lambda k: _natural(names[k]))
+    if order != list(range(len(names))) and not model.startswith("timm:"):
+        return ClassMapping(
+            None,
+            f"as many as the network has, but their order is not sure: {_some(sorted(names))} as text, "
+            f"{_some([names[k] for k in order])} by number and without regard to case",
+            refused=True,
+        )
+    return ClassMapping(np.argsort(order), "by their order: the network names none to compare", doubt=True)
 
 
 def image_classes(store: ActivationStore) -> np.ndarray:
-    """(N,) int64 class of each image of a store among the model's K, −1 where it is not known.
+    """(N,) int64 class of each image of a store among the model's K, -1 where it has none (see ``map_classes``).
 
-    A dataset's class names that are all names of the model's classes are taken by name; if none is, as many classes as the model has
-    are taken in order, as torchvision's folders and ImageNet's wnids are. Raises MismatchError where neither holds.
+    Raises MismatchError where the dataset's classes cannot be told to be the model's.
     """
     stored = store.labels[: store.n_images].astype(np.int64)
-    dataset = store.provenance.get("dataset", {})
-    number = class_numbers(dataset.get("class_names"), store.class_names, int(store.array("images/logits").shape[1]))
-    if number is None:
-        names = dataset.get("class_names") or []
+    made = store.provenance
+    dataset = made.get("dataset", {})
+    n_classes = int(store.array("images/logits").shape[1])
+    found = map_classes(
+        dataset.get("class_names"), store.class_names, n_classes, largest=int(stored.max(initial=-1)),
+        kind=str(dataset.get("kind", "")), model=str(made.get("model", "")),
+    )  # fmt: skip
+    if found.numbers is None:
         raise MismatchError(
-            f"The class folders of '{dataset.get('path', store.path)}' ({_some(names)}) are not the classes of the model "
-            f"({_some(store.class_names or [])}): name them alike, or give as many, in the model's order."
+            f"The class folders of '{dataset.get('path', store.path)}' cannot be matched with the model's classes: {found.how}. "
+            f"{_DECIDE} when the images are extracted, or name the folders like the classes."
         )
-    known = (stored >= 0) & (stored < len(number))
-    return np.where(known, number[np.where(known, stored, 0)], -1) if len(number) else np.full(len(stored), -1)
+    known = (stored >= 0) & (stored < len(found.numbers))
+    return (
+        np.where(known, found.numbers[np.where(known, stored, 0)], -1)
+        if len(found.numbers)
+        else np.full(len(stored), -1)
+    )
 
 
-def class_numbers(names: Sequence[str] | None, model: Sequence[str] | None, classes: int) -> np.ndarray | None:
-    """(n,) numbers among the model's classes of a dataset's n classes, by name or by order; None where neither is sure."""
-    if not names:
-        return np.zeros(0, np.int64)
-    places: dict[str, list[int]] = {}
-    for k, name in enumerate(model or []):
-        places.setdefault(_plain(name), []).append(k)
-    known = [_plain(name) in places for name in names]
-    # ImageNet has two cranes and two maillots: a folder of that name may be either
-    if all(known) and all(len(places[_plain(name)]) == 1 for name in names):
-        return np.array([places[_plain(name)][0] for name in names], np.int64)
-    # one name that is known and one that is not: a class by another name, or misspelled, whose place nobody can tell
-    return np.arange(classes, dtype=np.int64) if len(names) == classes and not any(known) else None
+def require_decided(found: ClassMapping, place: str | Path) -> None:
+    """Raise UsageError where which classes the images have is for the user to decide."""
+    if found.refused:
+        raise UsageError(
+            f"The classes of '{shown(place)}' cannot be matched with the network's: {found.how}. {_DECIDE}."
+        )
+
+
+def as_class_names(named: Any, what: str) -> list[str] | None:
+    """Class names in the order of the classes, of a sequence, or of a mapping from numbers to names or from names to numbers.
+
+    Raises
+    ------
+    UsageError
+        ``named`` is something else, or its numbers are not 0 to K-1; ``what`` says where it is from.
+    """
+    if named is None:
+        return None
+    if isinstance(named, Mapping):
+        numbers, names = list(named), list(named.values())
+        if not _are_numbers(list(map(str, numbers)), len(named)):
+            numbers, names = names, numbers
+        if not named or not _are_numbers(list(map(str, numbers)), len(named)):
+            raise UsageError(f"{what} must map the numbers 0 to {len(named) - 1} to names, or names to these numbers.")
+        ordered = [name for _, name in sorted(zip(map(int, numbers), names, strict=True), key=lambda pair: pair[0])]
+    elif isinstance(named, str | bytes | set | frozenset) or not isinstance(named, Iterable):
+        raise UsageError(
+            f"{what} must be a sequence of names in the order of the classes, or a mapping, got {type(named).__name__}."
+        )
+    else:
+        ordered = list(named)
+    # {"0": ["n01440764", "tench"], …}, as Keras has ImageNet's
+    return [" ".join(map(str, name)) if isinstance(name, list | tuple) else str(name) for name in ordered]
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Class names of a file: a name a line in the order of the classes, or JSON (see ``as_class_names``).
+
+    Raises
+    ------
+    MissingPathError, UsageError
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if text.lstrip()[:1] in ("{", "[") else [line.strip() for line in text.splitlines()]
+    except FileNotFoundError as error:
+        raise MissingPathError(f"There is no file '{shown(path)}' (--class-names).") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"'{shown(path)}' (--class-names) cannot be read as text or JSON: {reason(error)}.") from error
+    names = as_class_names(content, f"'{shown(path)}' (--class-names)") or []
+    while names and not names[-1]:
+        names.pop()
+    if not names or not all(names):
+        raise UsageError(
+            f"'{shown(path)}' (--class-names) must hold a name for every class: line {names.index('') + 1 if names else 1} is empty."
+        )
+    return names
+
+
+def _by_name(names: Sequence[str], model_names: Sequence[str] | None) -> np.ndarray | None:
+    """The numbers of names that are all names of exactly one class of the model."""
+    for key in (_plain, lambda name: _plain(_WNID.sub(r"\2", name).split(",")[0])):
+        places: dict[str, list[int]] = {}
+        for k, name in enumerate(model_names or []):
+            places.setdefault(key(name), []).append(k)
+        found = [places.get(key(name), []) for name in names]
+        # lists of ImageNet's names have two cranes and two maillots: a folder of that name may be either
+        if all(len(place) == 1 for place in found) and len({place[0] for place in found}) == len(names):
+            return np.array([place[0] for place in found], np.int64)
+    return None
+
+
+def _by_wnid(names: Sequence[str], model_names: Sequence[str] | None, n_classes: int) -> np.ndarray | None:
+    """The numbers of WordNet numbers: among the model's own, or of ImageNet's 1000 where the model's classes are these."""
+    wnids = [match[1] if (match := _WNID.fullmatch(name)) else None for name in names]
+    if None in wnids or len(set(wnids)) < len(wnids):
+        return None
+    own = [match[1] if (match := _WNID.fullmatch(name)) else name for name in model_names or []]
+    if own and set(wnids) <= set(own):
+        return np.array([own.index(str(wnid)) for wnid in wnids], np.int64)
+    number = {wnid: k for k, wnid in enumerate(imagenet_classes())}
+    if n_classes != len(number) or not set(wnids) <= set(number):
+        return None
+    words = [_plain(word) for word in imagenet_classes().values()]
+    if (
+        model_names is not None
+        and sum(_plain(a.split(",")[0]) == b for a, b in zip(model_names, words, strict=True)) < 900
+    ):
+        return None
+    return np.array([number[str(wnid)] for wnid in wnids], np.int64)
+
+
+@cache
+def imagenet_classes() -> dict[str, str]:
+    """WordNet number -> name of ImageNet's 1000 classes (ILSVRC2012), in the order in which models number them."""
+    lines = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split(" ", 1) for line in lines)
+
+
+def _are_numbers(names: Sequence[str], count: int) -> bool:
+    """Whether names are the numbers 0 to count-1, in any order, with or without leading zeros."""
+    return (
+        len(names) == count
+        and all(name.isdecimal() for name in names)
+        and sorted(map(int, names)) == list(range(count))
+    )
+
+
+def _natural(name: str) -> list[Any]:
+    """A key that sorts numbers within names by their value, and letters without regard to case: as timm reads folders."""
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name.lower()) if part
+    ]
 
 
 def _plain(name: str) -> str:
@@ -49,4 +241,4 @@ def _plain(name: str) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    return f"{len(names)}: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else "without names"
+    return ", ".join(map(shown, names[:3])) + (", …" if len(names) > 3 else "")

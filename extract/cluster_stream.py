@@ -5,6 +5,7 @@ A task is a range of chunks. What a lost worker has committed stays; dask gives 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +26,7 @@ from stores.plan import shard_chunks
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
 
+log = logging.getLogger(__name__)
 PARTS = 4  # a worker, at least: enough to even out, and little is to be gone on with when one is lost
 LEAST = 32  # parts where there are that many chunks: workers may join while it lasts
 NOTHING = (0, 2**62)  # a shard without a chunk: lays out and seals, and holds nothing against the workers
@@ -66,6 +68,8 @@ def extract_on(
     require_room(ahead, out)
     if announce is not None:
         announce(ahead)
+    for doubt in plan.overview.warnings:
+        log.warning("%s", doubt)
     with closing(
         StoreWriter.create_or_resume(out, plan.store, shard=None if overwrite else NOTHING, overwrite=overwrite)
     ) as writer:

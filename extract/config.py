@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,10 @@ class ExtractConfig:
     limit : take the first N images only.
     seed : of sampled positions, and of random weights.
     shard : (i, n) fills the i-th of n parts of the store.
+    output : where in what the model returns its logits are; None: found (``extract.model_output``).
+    layouts : (layer, layout as ``--layout`` has it) of layers whose layout is not to be found; "" stands for every layer.
+    grey_range : the values that are black and white in grey images of more than 8 bits; None: by the depth of their file.
+    class_names : of the network's classes, in place of what the model says.
     """
 
     model: str
@@ -48,6 +53,10 @@ class ExtractConfig:
     on_bad_image: Literal["skip", "fail"] = "fail"
     chunk_images: int | None = None
     shard: tuple[int, int] | None = None
+    output: str | None = None
+    layouts: tuple[tuple[str, str], ...] = ()
+    grey_range: tuple[float, float] | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -68,6 +77,12 @@ class ExtractConfig:
             raise UsageError(f"'seed' must not be negative, nor 2^63 or more, got {self.seed}.")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"'workers' must not be negative, got {self.workers}.")
+        if self.grey_range is not None and (
+            not all(map(math.isfinite, self.grey_range)) or self.grey_range[0] == self.grey_range[1]
+        ):
+            raise UsageError(f"'grey_range' must be two different numbers, got {self.grey_range}.")
+        if unknown := {layer for layer, _ in self.layouts if layer} - set(self.layers):
+            raise UsageError(f"--layout names {', '.join(sorted(unknown))}, which no --layer does.")
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise UsageError(f"'shard' must be i/n with 0 <= i < n, got {self.shard[0]}/{self.shard[1]}.")
         if self.precision == "tf32" and not self.device.startswith("cuda") and self.device != "auto":

@@ -60,10 +60,18 @@ class Decode(Dataset[Batch]):
             image = self.source.image(row)
         except ImageError as error:
             return str(error)
+        return self.transformed(row, image)
+
+    def transformed(self, row: int, image: Image.Image) -> torch.Tensor | str:
+        """What the transform makes of an image, or the reason why it is a bad one. Raises as ``one`` does."""
         try:
             return self.transform(image)
         except MemoryError as error:
             raise out_of_memory(shown(self.source.name(row))) from error
+        except ImageError as error:
+            return f"'{shown(self.source.name(row))}' cannot be used: {error}."
+        except UsageError as error:
+            raise UsageError(f"'{shown(self.source.name(row))}' cannot be used: {error}.") from error
         except Exception as error:
             raise UsageError(
                 f"The model's transform fails on image '{shown(self.source.name(row))}': {type(error).__name__}: "

@@ -16,7 +16,8 @@ from torch import nn
 
 from extract.layout import LayerLayout
 from extract.memory import is_out_of_memory, memory_used_again
-from extract.network import capture, logits_of
+from extract.model_output import ModelOutput
+from extract.network import capture
 from stores.errors import EDDPError
 
 log = logging.getLogger(__name__)
@@ -50,15 +51,24 @@ class Forward:
 
     Parameters
     ----------
+    output : where in what the module returns its logits are.
     layouts : {layer: LayerLayout} of the layers to keep.
     dtype : ``float16`` or ``float32``, of the activations.
     precision : see ``ExtractConfig``.
     """
 
     def __init__(
-        self, module: nn.Module, layouts: Mapping[str, LayerLayout], *, device: str, dtype: str, precision: str
+        self,
+        module: nn.Module,
+        output: ModelOutput,
+        layouts: Mapping[str, LayerLayout],
+        *,
+        device: str,
+        dtype: str,
+        precision: str,
     ) -> None:
-        self.module, self.layouts, self.device = module, dict(layouts), torch.device(device)
+        self.module, self.output = module, output
+        self.layouts, self.device = dict(layouts), torch.device(device)
         self.dtype = torch.float16 if dtype == "float16" else torch.float32
         self.precision = precision
         self.most: int | None = None  # images a pass, once more did not fit
@@ -102,7 +112,7 @@ class Forward:
                 torch.cuda.empty_cache()
 
     def _once(self, images: torch.Tensor, start: int, positions: Mapping[str, np.ndarray]) -> Outcome:
-        logits = logits_of(self.module, images.to(self.device, non_blocking=True)).float()
+        logits = self.output(self.module(images.to(self.device, non_blocking=True))).float()
         kept, fit = {}, {}
         for name, x in self._taken.items():
             fit[name] = torch.isfinite(x).flatten(1).all(1)  # (n, P, C) -> (n,)
@@ -122,7 +132,7 @@ class Forward:
     def peak(self, image: torch.Tensor, layer: str) -> float:
         """Largest absolute activation of one preprocessed image (3, h, w), in float32: NaN or infinite where it is."""
         with capture(self.module, {layer: self.layouts[layer]}) as taken:
-            logits_of(self.module, image[None].to(self.device))
+            self.module(image[None].to(self.device))
             return float(taken[layer].abs().max())
 
 
@@ -160,7 +170,7 @@ def fitting_batch_size(module: nn.Module, images: torch.Tensor, device: str) -> 
             torch.cuda.synchronize(where)
             torch.cuda.reset_peak_memory_stats(where)
             before = torch.cuda.memory_allocated(where)
-            logits_of(module, batch)
+            module(batch)
             torch.cuda.synchronize(where)
             needed.append(torch.cuda.max_memory_allocated(where) - before)
     per_image = max(1.0, (needed[1] - needed[0]) / (more - few))

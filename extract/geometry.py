@@ -6,7 +6,6 @@ reading each library's transforms, two ramps are sent through: where they start 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from extract.probe import random_state_kept, run_twice
 from stores.errors import UsageError
 
 Box = tuple[float, float, float, float]
@@ -91,18 +91,11 @@ def _unramp(
 def _run(transform: Callable[[Image.Image], Any], grey: np.ndarray) -> np.ndarray:
     """Transform a grey image (h, w) in [0, 1] twice, leaving the global generators as they were: (3, h, w)."""
     pixels = np.rint(grey * 255).astype(np.uint8)
-    image = Image.fromarray(np.repeat(pixels[:, :, None], 3, axis=2))
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        before = torch.random.get_rng_state()
-        outputs = [torch.as_tensor(transform(image)).detach().cpu().double().numpy() for _ in range(2)]
-        drawn = not torch.equal(before, torch.random.get_rng_state())
-    drawn = drawn or random.getstate() != states[0]
-    drawn = drawn or any(np.any(a != b) for a, b in zip(np.random.get_state(), states[1], strict=True))
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    first, second = outputs
-    if drawn or first.shape != second.shape or not np.array_equal(first, second):
+    image = Image.fromarray(np.repeat(pixels[:, :, None], 3, axis=2)).convert(getattr(transform, "mode", "RGB"))
+    with random_state_kept():
+        found, drawn = run_twice(transform, image)
+    first = torch.as_tensor(found).detach().cpu().double().numpy()
+    if drawn:
         raise _refusal(grey.shape, "it draws random numbers")
     if first.ndim != 3:
         raise _refusal(grey.shape, f"it gives an array of shape {first.shape} instead of (3, h, w)")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from extract.layout import LayerLayout
 from stores.activations import ActivationStore
 from stores.errors import EDDPError, MismatchError
+
+if TYPE_CHECKING:
+    from extract.network import Network
+    from extract.zoo import PreparedModel
 
 
 @dataclass(frozen=True)
@@ -37,20 +42,33 @@ def open_head(store: ActivationStore, layer: str, *, device: str = "cpu") -> Hea
     return Head(network.head, None)
 
 
-def open_network(store: ActivationStore, layer: str, *, device: str = "cpu") -> Any:
-    """The whole network of a store, split at a layer; its weights must be the ones the store was made with."""
-    from extract.network import Network
+def open_model(store: ActivationStore) -> PreparedModel:
+    """The model that made a store, fed and read as it was then.
+
+    Raises MismatchError when it now loads with other weights, and the model's own errors with what to do.
+    """
+    from extract.zoo import load_model, prepared_as  # with it comes torchvision, which takes seconds to load
 
     made = store.provenance
-    if "synthetic" in made:
-        raise MismatchError(f"The store '{store.path}' is synthetic: it has a head, but no images and no backbone.")
     try:
-        network = Network.load(made["model"], made["weights"], layer, device=device, seed=int(made.get("seed", 0)))
+        loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
     except EDDPError as error:
         raise type(error)(f"The model that made '{store.path}' cannot be loaded again: {error}") from error
-    if network.provenance["weights_digest"] != made["weights_digest"]:
+    if made.get("weights_digest") not in (None, loaded.provenance["weights_digest"]):
         raise MismatchError(
-            f"The model '{made['model']}' now loads with other weights ({network.provenance['weights_source']}) than the "
-            f"store '{store.path}' was made with ({made['weights_source']}). Put the old weights back, or extract again."
+            f"The model '{made['model']}' now loads with other weights ({loaded.provenance['weights_source']}) than the "
+            f"store '{store.path}' was made with ({made.get('weights_source')}). Put the old weights back, or extract again."
         )
-    return network
+    return prepared_as(loaded, made, int(store.array("images/logits").shape[1]))
+
+
+def open_network(store: ActivationStore, layer: str, *, device: str = "cpu") -> Network:
+    """The whole network of a store, split at a layer; its weights must be the ones the store was made with."""
+    from extract.layout_probe import as_asked
+    from extract.network import cut
+
+    if "synthetic" in store.provenance:
+        raise MismatchError(f"The store '{store.path}' is synthetic: it has a head, but no images and no backbone.")
+    spec = store.layer(layer)
+    layout = LayerLayout(spec.layout, spec.grid, spec.channels, spec.prefix)  # type: ignore[arg-type]
+    return cut(open_model(store), [layer], device, layouts={layer: as_asked(layout)}, known=True)[layer]

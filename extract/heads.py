@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from extract.layout import LayerLayout
-from extract.split import first_tensor
 
 _BYTES = 64 * 2**20  # of inputs at once while A is read off
 
@@ -43,8 +42,7 @@ class PooledAffine:
 
 def head_logits(head: nn.Module, layout: LayerLayout, x_npc: torch.Tensor) -> torch.Tensor:
     """Run a head on activations (n, P, C): logits (n, K)."""
-    logits = first_tensor(head(layout.from_npc(x_npc)))
-    return logits.flatten(1) if logits.ndim > 2 and logits.shape[2:].numel() == 1 else logits
+    return head(layout.from_npc(x_npc)).flatten(1)
 
 
 def pooled_affine(head: nn.Module, layout: LayerLayout, *, seed: int = 0) -> PooledAffine | None:

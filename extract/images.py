@@ -53,6 +53,7 @@ class ImageSource(Protocol):
     kind: str
     root: Path
     class_names: list[str] | None
+    left_out: dict[str, int]
 
     def __len__(self) -> int: ...
     def name(self, i: int) -> str: ...

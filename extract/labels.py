@@ -13,6 +13,7 @@ import numpy as np
 
 from extract.concepts import ConceptSource
 from extract.geometry import Box, visible_box
+from extract.head import open_model
 from stores.activations import ActivationStore
 from stores.errors import MismatchError
 
@@ -34,16 +35,7 @@ def align(store: ActivationStore, source: ConceptSource) -> Alignment:
 
     Raises MismatchError when no image is in both, or when the model's weights are no longer those of the store.
     """
-    from extract.zoo import load_model  # with it comes torchvision, which takes seconds to load
-
-    made = store.provenance
-    loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
-    if made.get("weights_digest") not in (None, loaded.provenance["weights_digest"]):
-        raise MismatchError(
-            f"The model '{made['model']}' now loads with other weights than the store '{store.path}' was made with. "
-            "Put the old weights back, or extract again."
-        )
-    transform = loaded.transform
+    transform = open_model(store).transform
     number = {source.name(i): i for i in range(len(source))}
     rows = {row: number[name] for row, name in enumerate(store.names) if name in number}
     if not rows:

@@ -6,7 +6,7 @@ so that the head can be fed from stored activations.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -15,7 +15,7 @@ import torch
 
 from stores.errors import UsageError
 
-Kind = Literal["nchw", "nhwc", "tokens", "vector"]
+Kind = Literal["nchw", "nhwc", "tokens", "ncp", "vector"]
 MAX_PREFIX = 16  # class and register tokens in front of the image's own
 
 
@@ -25,8 +25,8 @@ class LayerLayout:
 
     Parameters
     ----------
-    kind : {"nchw", "nhwc", "tokens", "vector"}
-        (n, C, h, w); (n, h, w, C); (n, P, C); (n, C) with P = 1.
+    kind : {"nchw", "nhwc", "tokens", "ncp", "vector"}
+        (n, C, h, w); (n, h, w, C); (n, P, C); (n, C, P); (n, C) with P = 1.
     grid : (int, int)
         Rows and columns of spatial positions. (1, 1) for a vector.
     channels : int
@@ -43,7 +43,7 @@ class LayerLayout:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UsageError(f"'kind' must be one of {', '.join(get_args(Kind))}, got {self.kind!r}.")
-        if self.prefix and self.kind != "tokens":
+        if self.prefix and self.kind not in ("tokens", "ncp"):
             raise UsageError(f"'prefix' must be 0 for a layer laid out as {self.kind}, got {self.prefix}.")
         if self.kind == "vector" and self.grid != (1, 1):
             raise UsageError(f"'grid' must be (1, 1) for a vector, got {self.grid}.")
@@ -59,7 +59,12 @@ class LayerLayout:
     def shape(self) -> tuple[int, ...]:
         """The layer's own shape for one image, without the batch dimension."""
         (h, w), c = self.grid, self.channels
-        return {"nchw": (c, h, w), "nhwc": (h, w, c), "tokens": (self.positions, c), "vector": (c,)}[self.kind]
+        p = self.positions
+        return {"nchw": (c, h, w), "nhwc": (h, w, c), "tokens": (p, c), "ncp": (c, p), "vector": (c,)}[self.kind]
+
+    def __str__(self) -> str:
+        tokens = f" behind {self.prefix} that are no positions" if self.prefix else ""
+        return f"{self.kind}, grid {self.grid[0]} × {self.grid[1]}{tokens}, {self.channels} channels"
 
     def to_npc(self, t: torch.Tensor) -> torch.Tensor:
         """Rearrange the layer's own tensor (n, *shape) as (n, P, C); a view where possible, any dtype.
@@ -70,7 +75,7 @@ class LayerLayout:
             The tensor has another shape, say because the image has another size.
         """
         self._check(t, self.shape)
-        if self.kind == "nchw":
+        if self.kind in ("nchw", "ncp"):
             return t.flatten(2).transpose(1, 2)  # (n, C, h, w) -> (n, C, P) -> (n, P, C)
         return t.reshape(t.shape[0], self.positions, self.channels)
 
@@ -83,7 +88,7 @@ class LayerLayout:
             The array has another shape.
         """
         self._check(x, (self.positions, self.channels))
-        if self.kind == "nchw":
+        if self.kind in ("nchw", "ncp"):
             x = x.transpose(1, 2)  # (n, P, C) -> (n, C, P)
         return x.reshape(x.shape[0], *self.shape).contiguous()
 
@@ -106,58 +111,68 @@ class LayerLayout:
             )
 
 
-def token_grid(positions: int, image_size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    """Guess (prefix, grid) of a sequence of tokens from its length.
+def candidates(shape: Sequence[int], image_size: tuple[int, int]) -> list[LayerLayout]:
+    """Give every layout that a layer's output of this shape, (n, ...), may have, the most common first.
 
-    The smallest prefix of 0..16 that leaves a grid with the aspect of the image (h, w): 197 tokens of a square image
-    are 1 + 14 x 14. A sequence that fits no grid is one row of positions: (0, (1, positions)).
+    Of four dimensions either the first or the last of an image holds the channels. Of three, either; and the positions are
+    0 to 16 class or register tokens and a grid of square patches of an image of ``image_size`` (h, w).
     """
+    dims = tuple(int(d) for d in shape[1:])
+    if len(dims) == 1:
+        return [LayerLayout("vector", (1, 1), dims[0])]
+    if len(dims) == 2:
+        found = [LayerLayout("tokens", grid, dims[1], prefix) for prefix, grid in token_grids(dims[0], image_size)]
+        return found + [LayerLayout("ncp", grid, dims[0], prefix) for prefix, grid in token_grids(dims[1], image_size)]
+    if len(dims) == 3:
+        return [LayerLayout("nchw", (dims[1], dims[2]), dims[0]), LayerLayout("nhwc", (dims[0], dims[1]), dims[2])]
+    return []
+
+
+def token_grids(positions: int, image_size: tuple[int, int]) -> list[tuple[int, tuple[int, int]]]:
+    """Give every (prefix, (rows, columns)) of a sequence of tokens of square patches, the smallest prefix first."""
+    found = ((positions - h * w, (h, w)) for h, w in grids_of(image_size) if 0 <= positions - h * w <= MAX_PREFIX)
+    return sorted(found)
+
+
+def grids_of(image_size: tuple[int, int]) -> set[tuple[int, int]]:
+    """Give every (rows, columns) of square patches of an image (h, w), what does not fill a patch cut off or padded."""
     height, width = image_size
-    for prefix in range(min(MAX_PREFIX + 1, positions)):
-        spatial = positions - prefix
-        h = max(1, round(math.sqrt(spatial * height / width)))
-        if spatial % h == 0 and abs(h * width - (spatial // h) * height) < max(height, width):
-            if height == width and h * h != spatial:
-                continue
-            return prefix, (h, spatial // h)
-    return 0, (1, positions)
+    sides = range(1, max(height, width) + 1)
+    return {(height // s, width // s) for s in sides if s <= min(height, width)} | {
+        (-(-height // s), -(-width // s)) for s in sides
+    }
 
 
-def infer_layout(
-    shape: Sequence[int], image_size: tuple[int, int], other_shape: Sequence[int] | None = None
-) -> LayerLayout:
-    """Find the layout of a layer from the shape of its output, (n, ...).
+_ASKED = re.compile(r"(nchw|nhwc|vector)|(tokens|ncp)(?:\+(\d+))?(?::(\d+)x(\d+))?")
 
-    Parameters
-    ----------
-    shape : sequence of int
-        The output's shape for images of ``image_size`` (h, w).
-    other_shape : sequence of int, optional
-        Its shape for images of another height and width: what changes is spatial. Without it, or where it does not
-        tell, two equal neighbouring dimensions are taken for height and width, channels first before channels last.
+
+def parse_layout(text: str, shape: Sequence[int], image_size: tuple[int, int]) -> LayerLayout:
+    """Read a layout as the user writes it: ``nchw``, ``nhwc``, ``vector``, ``tokens+5:5x20``, ``ncp:8x8``.
+
+    Behind tokens and ncp stand the number of class and register tokens, and the rows and columns of the rest; what is left
+    out is found from the shape (n, ...) of the layer's output and the image's size.
 
     Raises
     ------
     UsageError
-        The output has no dimension of channels, or more than two of space.
+        The text is no layout, or the output cannot have it.
     """
-    dims = tuple(int(d) for d in shape)
-    if len(dims) == 2:
-        return LayerLayout("vector", (1, 1), dims[1])
-    if len(dims) == 3:
-        prefix, grid = token_grid(dims[1], image_size)
-        return LayerLayout("tokens", grid, dims[2], prefix)
-    if len(dims) != 4:
+    match = _ASKED.fullmatch(text)
+    if not match:
         raise UsageError(
-            f"The layer gives a tensor of shape {dims}; "
-            "a layer must give (n, C, h, w), (n, h, w, C), (n, tokens, C) or (n, C)."
+            f"--layout must be nchw, nhwc, vector, or tokens or ncp with +PREFIX and :ROWSxCOLUMNS (tokens+5:5x20), got '{text}'."
         )
-    first = LayerLayout("nchw", (dims[2], dims[3]), dims[1])
-    last = LayerLayout("nhwc", (dims[1], dims[2]), dims[3])
-    if other_shape is not None and len(other_shape) == 4:
-        changed = {i for i in (1, 2, 3) if other_shape[i] != dims[i]}
-        if 3 in changed and 1 not in changed:
-            return first
-        if 1 in changed and 3 not in changed:
-            return last
-    return last if dims[1] == dims[2] != dims[3] else first
+    kind, prefix, h, w = match[1] or match[2], match[3], match[4], match[5]
+    possible = [layout for layout in candidates(shape, image_size) if layout.kind == kind]
+    if h is not None and len(shape) == 3:
+        grid, channels = (int(h), int(w)), int(shape[2 if kind == "tokens" else 1])
+        count = int(shape[1 if kind == "tokens" else 2])
+        given = LayerLayout(kind, grid, channels, int(prefix) if prefix else max(0, count - grid[0] * grid[1]))  # type: ignore[arg-type]
+        possible = [given] if given.positions == count else []
+    elif prefix is not None:
+        possible = [layout for layout in possible if layout.prefix == int(prefix)]
+    if not possible:
+        raise UsageError(
+            f"--layout {text}: a layer that gives {tuple(shape)} for images of {image_size[0]} × {image_size[1]} cannot have it."
+        )
+    return possible[0]

@@ -6,40 +6,38 @@ logits, differentiably. At construction both are checked against the model itsel
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from extract.heads import PooledAffine, head_logits, pooled_affine
-from extract.layout import LayerLayout, infer_layout
-from extract.split import Split, first_tensor, trace
+from extract.layout import LayerLayout
+from extract.layout_probe import FoundLayout, find_layouts, output_shapes
+from extract.model_output import ModelOutput
+from extract.probe import check_repeatable, probe_images
+from extract.split import Split, trace
 from stores.errors import NonFiniteError, UsageError
 
 if TYPE_CHECKING:
-    from extract.zoo import LoadedModel
+    from extract.zoo import LoadedModel, PreparedModel
 
-logger = logging.getLogger(__name__)
-_PROBES = 2
 _TOLERANCE = 1e-4  # of the largest logit
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What there is to know of a layer before choosing it; ``shape`` is its output's, for one image."""
+    """What there is to know of a layer before choosing it; ``shape`` is its output's, for one image; ``how`` its layout was found."""
 
     name: str
     type: str
     shape: tuple[int, ...]
-    positions: int | None
-    channels: int | None
+    layout: LayerLayout | None
+    how: str
     cut: bool
 
 
@@ -54,7 +52,11 @@ class Network:
         PIL image -> float32 tensor (3, h, w); picklable.
     layer : str
         The layer's dotted name.
+    output : ModelOutput
+        Where in what the model returns the logits are.
     layout : LayerLayout
+    found : FoundLayout
+        The same, and what decided it.
     split_kind : {"fx", "replay"}
     n_classes : int
         K.
@@ -65,22 +67,22 @@ class Network:
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        loaded: PreparedModel,
         layer: str,
-        layout: LayerLayout,
+        found: FoundLayout,
         split: Split,
         device: torch.device,
         probe: torch.Tensor,
     ) -> None:
-        self.module, self.transform, self.device = loaded.module, loaded.transform, device
-        self.layer, self.layout, self.split_kind = layer, layout, split.kind
+        self.module, self.transform, self.output, self.device = loaded.module, loaded.transform, loaded.output, device
+        self.layer, self.layout, self.found, self.split_kind = layer, found.layout, found, split.kind
         self._backbone = split.backbone(layer).eval().to(device)
-        self._head = split.head(layer).eval().to(device)
+        self._head = LogitsOf(split.head(layer).eval().to(device), loaded.output)
         self.n_classes = self._check(probe)
         self.provenance: dict[str, Any] = {
             **loaded.provenance,
             "layer": layer,
-            "layout": layout.to_dict(),
+            "layout": self.layout.to_dict(),
             "split": split.kind,
             "n_classes": self.n_classes,
             "input_size": list(probe.shape[2:]),
@@ -97,22 +99,8 @@ class Network:
 
     @classmethod
     def from_loaded(cls, loaded: LoadedModel, layer: str, device: str | torch.device = "cpu") -> Network:
-        """Cut a loaded model at a layer; the model itself is moved to ``device``.
-
-        Raises
-        ------
-        UnknownNameError, NotACutError
-            The layer does not exist, or is no cut; the message says which are near.
-        UsageError
-            The layer's output is no tensor of images, or the model's no logits.
-        """
-        device = torch.device(device)
-        probe = probe_images(loaded.transform).to(device)
-        split = trace(loaded.module.to(device), probe)
-        layer = split.require_single(layer)
-        layout = layer_layouts(loaded.module, [layer], probe)[layer]
-        layer = split.require_cut(layer)
-        return cls(loaded, layer, layout, split, device, probe)
+        """Cut a loaded model at a layer (see ``cut``); the model itself is moved to ``device``."""
+        return next(iter(cut(loaded, [layer], device).values()))
 
     def backbone(self, images: torch.Tensor) -> torch.Tensor:
         """Give the layer's activations (n, P, C), float32, of preprocessed images (n, 3, h, w); no gradients."""
@@ -131,7 +119,7 @@ class Network:
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Give the model's own logits (n, K) of preprocessed images (n, 3, h, w); no gradients."""
         with torch.no_grad():
-            return logits_of(self.module, images.to(self.device))
+            return self.output(self.module(images.to(self.device)))
 
     @cached_property
     def pooled_affine(self) -> PooledAffine | None:
@@ -141,12 +129,10 @@ class Network:
     def _check(self, probe: torch.Tensor) -> int:
         """Hold backbone, hook and head against the model itself; give the number of classes."""
         with capture(self.module, {self.layer: self.layout}) as taken, torch.no_grad():
-            wanted = logits_of(self.module, probe)
+            wanted = self.output(self.module(probe))
         x = self.backbone(probe)
         with torch.no_grad():
             found = self.head(x)
-        if wanted.ndim != 2 or wanted.shape[0] != probe.shape[0]:
-            raise UsageError(f"The model must give logits (n, K), got {tuple(wanted.shape)} for {len(probe)} images.")
         if not (wanted.isfinite().all() and x.isfinite().all()):
             raise NonFiniteError(
                 f"The model gives NaN or infinite values on plain images at {self.layer!r}; its weights are unfit."
@@ -160,25 +146,58 @@ class Network:
         return int(wanted.shape[1])
 
 
-def logits_of(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Run a model: the logits (n, K), whatever it wraps them in."""
-    logits = first_tensor(module(images))
-    return logits.flatten(1) if logits.ndim > 2 and logits.shape[2:].numel() == 1 else logits
+class LogitsOf(nn.Module):
+    """A module that gives the logits (n, K) of what another one returns."""
+
+    def __init__(self, module: nn.Module, output: ModelOutput) -> None:
+        super().__init__()
+        self.module, self.output = module, output
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.module(x))
 
 
-def probe_images(transform: Callable[[Image.Image], torch.Tensor], n: int = _PROBES) -> torch.Tensor:
-    """Make a few preprocessed pseudo-images (n, 3, h, w), always the same: smooth colours under fine noise."""
-    generator = np.random.default_rng(0)
-    images = []
-    for _ in range(n):
-        coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((320, 320))
-        fine = generator.integers(-32, 33, (320, 320, 3))
-        images.append(Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8)))
-    inputs = [transform(image) for image in images]
-    if inputs[0].ndim != 3 or any(x.shape != inputs[0].shape for x in inputs):
-        shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
-        raise UsageError(f"The transform must give tensors (3, h, w) of one size, got {shapes}.")
-    return torch.stack(inputs)
+def cut(
+    loaded: LoadedModel,
+    layers: Sequence[str],
+    device: str | torch.device = "cpu",
+    *,
+    layouts: Mapping[str, str] | None = None,
+    known: bool = False,
+) -> dict[str, Network]:
+    """Cut a loaded model at each of some layers; the model itself is moved to ``device``.
+
+    Parameters
+    ----------
+    layouts : {layer: layout as ``--layout`` takes it}, for those that are not to be found.
+    known : whether an earlier run has found that the model gives the same values for an image each time.
+
+    Raises
+    ------
+    UnknownNameError, NotACutError
+        A layer does not exist, or is no cut; the message says which are near.
+    UsageError
+        A layer's output is no tensor of images, or its layout cannot be told; the model gives no logits, or an image's values
+        depend on chance or on the other images of a batch.
+    """
+    from extract.zoo import PreparedModel, prepare_model
+
+    device = torch.device(device)
+    loaded = loaded if isinstance(loaded, PreparedModel) else prepare_model(loaded)
+    probe = probe_images(loaded.transform).to(device)
+    if not known:
+        check_repeatable(loaded.module.to(device), probe)
+    split = trace(loaded.module.to(device), probe, loaded.output)
+    names = [split.require_single(layer) for layer in layers]
+    asked = {split.canonical(layer): layout for layer, layout in (layouts or {}).items()}
+    found = find_layouts(loaded.module, names, probe, asked=asked)
+    networks = {}
+    for name in names:
+        layout = found[name]
+        if isinstance(layout, str):
+            raise UsageError(layout)
+        networks[name] = Network(loaded, split.require_cut(name), layout, split, device, probe)
+    return networks
 
 
 @contextmanager
@@ -226,93 +245,28 @@ def capture(
             handle.remove()
 
 
-def output_shapes(module: nn.Module, names: list[str], images: torch.Tensor) -> dict[str, tuple[int, ...] | None]:
-    """Run a module once: the shape of each layer's output that ran, None where it is no tensor."""
-    shapes: dict[str, tuple[int, ...] | None] = {}
-
-    def hook(name: str) -> Callable[..., None]:
-        def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            shapes[name] = tuple(output.shape) if isinstance(output, torch.Tensor) else None
-
-        return note
-
-    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    try:
-        with torch.no_grad():
-            module(images)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UsageError(
-            f"The model fails on preprocessed images of shape {tuple(images.shape[1:])}: {type(error).__name__}: {reason}."
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return shapes
-
-
-def layer_layouts(module: nn.Module, layers: list[str], images: torch.Tensor) -> dict[str, LayerLayout]:
-    """Find the layouts of layers for the size of the given images (n >= 2, 3, h, w).
-
-    Raises
-    ------
-    UsageError
-        A layer gives no tensor, none with the images as first dimension, or one of no known layout.
-    """
-    shapes, other, size = _two_sizes(module, layers, images)
-    layouts = {}
-    for name in layers:
-        shape = shapes.get(name)
-        if shape is None or not shape or shape[0] != len(images):
-            raise UsageError(
-                f"Layer {name!r} must give one tensor with the images as first dimension; "
-                f"for {len(images)} images it gives {shape or 'none'}. --layer ? lists those that do."
-            )
-        layouts[name] = infer_layout(shape, size, other.get(name))
-    return layouts
-
-
 def list_layers(loaded: LoadedModel) -> list[LayerInfo]:
     """List the layers that give a tensor, in the order in which they finish, and whether each is a cut."""
+    from extract.zoo import PreparedModel, prepare_model
+
+    loaded = loaded if isinstance(loaded, PreparedModel) else prepare_model(loaded)
     probe = probe_images(loaded.transform).to(next(loaded.module.parameters(), torch.empty(0)).device)
-    split = trace(loaded.module, probe)
+    split = trace(loaded.module, probe, loaded.output)
     cuts = set(split.cuts())
-    shapes, other, size = _two_sizes(loaded.module, list(split.runs), probe)
-    infos = []
-    for name in split.runs:
-        shape = shapes.get(name)
-        if not shape:
-            continue
-        layout = None
-        if shape[0] == len(probe) and 2 <= len(shape) <= 4:
-            layout = infer_layout(shape, size, other.get(name))
-        infos.append(
-            LayerInfo(
-                name,
-                type(loaded.module.get_submodule(name)).__name__,
-                shape[1:],
-                layout.positions if layout else None,
-                layout.channels if layout else None,
-                name in cuts and layout is not None,
-            )
+    shapes = output_shapes(loaded.module, list(split.runs), probe)
+    layouts = find_layouts(loaded.module, list(split.runs), probe)
+    return [
+        LayerInfo(
+            name,
+            type(loaded.module.get_submodule(name)).__name__,
+            shape[1:],
+            found.layout if isinstance(found := layouts[name], FoundLayout) else None,
+            found.how if isinstance(found, FoundLayout) else "",
+            name in cuts and isinstance(found, FoundLayout),
         )
-    return infos
-
-
-def _two_sizes(
-    module: nn.Module, layers: list[str], images: torch.Tensor
-) -> tuple[dict[str, tuple[int, ...] | None], dict[str, tuple[int, ...]], tuple[int, int]]:
-    """Give the layers' shapes for the images, for another size the model accepts, if any, and the size (h, w)."""
-    height, width = images.shape[2:]
-    shapes = output_shapes(module, layers, images)
-    other: dict[str, tuple[int, ...]] = {}
-    step = 32 if min(height, width) >= 96 else 8
-    try:
-        second = output_shapes(module, layers, images.new_zeros(1, images.shape[1], height - step, width + step))
-        other = {name: shape for name, shape in second.items() if shape is not None}
-    except UsageError:
-        logger.debug("the model takes images of %d x %d only", height, width)
-    return shapes, other, (height, width)
+        for name in split.runs
+        if (shape := shapes.get(name))
+    ]
 
 
 def _tensor(name: str, output: Any) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 import re
 import shutil
 import time
@@ -11,15 +13,20 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from extract.classes import ClassMapping, map_classes, require_decided
 from extract.config import ExtractConfig
 from extract.decode import Decode, decoded
 from extract.forward import Forward, fitting_batch_size
 from extract.images import ImageSource
-from extract.network import Network, probe_images
-from extract.zoo import LoadedModel, load_model
+from extract.network import Network, cut
+from extract.overview import Overview, as_record, overview
+from extract.probe import probe_images
+from extract.reading import reason
+from extract.zoo import PreparedModel, load_model, prepare_model
 from stores.errors import StoreError
 from stores.layers import LayerSpec
 from stores.places import is_remote
@@ -27,6 +34,7 @@ from stores.plan import StorePlan
 from stores.progress import readable
 from stores.writer import StoreWriter
 
+log = logging.getLogger(__name__)
 TRIED = 4  # batches measured for an estimate, after one to warm up
 
 
@@ -36,8 +44,9 @@ class Plan:
 
     source: ImageSource
     config: ExtractConfig
-    loaded: LoadedModel
+    loaded: PreparedModel
     networks: dict[str, Network]
+    classes: ClassMapping
     code_version: str = ""
     heads: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
@@ -60,16 +69,34 @@ class Plan:
             return self.config.batch_size
         return fitting_batch_size(self.first.module, probe_images(self.first.transform, 1), self.config.device)
 
-    @property
+    @cached_property
     def workers(self) -> int:
         chosen = self.config.workers
-        return chosen if chosen is not None else default_workers(self.config.device, self.n_images)
+        workers = chosen if chosen is not None else default_workers(self.config.device, self.n_images)
+        if workers:
+            try:
+                pickle.dumps(self.first.transform)
+            except Exception as error:  # noqa: BLE001  (a transform's own code may raise anything)
+                log.warning(
+                    "the model's transform cannot be sent to decoding processes (%s); images are decoded in threads. Make it of "
+                    "classes and functions at the top of a module", reason(error),
+                )  # fmt: skip
+                return 0
+        return workers
 
     def forward(self) -> Forward:
         """The forward pass that gives what is stored."""
         layouts = {name: network.layout for name, network in self.networks.items()}
         config = self.config
-        return Forward(self.first.module, layouts, device=config.device, dtype=config.dtype, precision=config.precision)
+        return Forward(
+            self.first.module, self.first.output, layouts,
+            device=config.device, dtype=config.dtype, precision=config.precision,
+        )  # fmt: skip
+
+    @cached_property
+    def overview(self) -> Overview:
+        """What the extraction is about."""
+        return overview(self.source, self.classes, list(self.networks.values()))
 
     @cached_property
     def store(self) -> StorePlan:
@@ -93,6 +120,8 @@ class Plan:
                 "limit": config.limit,
                 "class_names": source.class_names,
             },
+            "layouts": {name: network.found.how for name, network in self.networks.items()},
+            "about": as_record(self.overview),
             "positions": config.positions,
             "code_version": self.code_version,
         }
@@ -110,16 +139,35 @@ class Plan:
 
 
 def plan_extraction(source: ImageSource, config: ExtractConfig, *, code_version: str = "") -> Plan:
-    """Load the model and cut it at every layer. Raises the errors of ``load_model`` and ``Network``."""
-    loaded = load_model(config.model, config.weights, seed=config.seed)
+    """Load the model, find out what it is fed and returns, and cut it at every layer.
+
+    Raises the errors of ``load_model``, ``prepare_model`` and ``cut``; UsageError where the user has to say which of the network's
+    classes the images have.
+    """
+    names = source.class_names
+    loaded = prepare_model(
+        load_model(config.model, config.weights, seed=config.seed),
+        output=config.output,
+        grey_range=config.grey_range,
+        class_names=config.class_names,
+        folders=len(names) if names else None,
+    )
     device = "cpu" if config.device == "auto" else config.device  # where workers run it, each on what it has
-    networks = {name: Network.from_loaded(loaded, name, device) for name in config.layers}
+    every = dict(config.layouts)
+    layouts = {layer: every.get(layer, every.get("", "")) for layer in config.layers}
+    networks = cut(loaded, config.layers, device, layouts={k: v for k, v in layouts.items() if v})
+    largest = max((source.label(i) for i in range(len(source))), default=-1)
+    classes = map_classes(
+        names, loaded.class_names, next(iter(networks.values())).n_classes,
+        largest=largest, kind=source.kind, model=config.model,
+    )  # fmt: skip
+    require_decided(classes, source.root)
     heads = {}
     for name, network in networks.items():
         affine = network.pooled_affine
         if affine is not None and not network.layout.prefix:
             heads[name] = (affine.A.cpu().numpy(), affine.c.cpu().numpy())
-    return Plan(source, config, loaded, networks, code_version, heads)
+    return Plan(source, config, loaded, networks, classes, code_version, heads)
 
 
 def layer_spec(network: Network, positions: int | None = None) -> LayerSpec:
@@ -146,7 +194,7 @@ class Forecast:
     ``layers`` maps each layer to its bytes in the finished store. ``free`` are the disk's free bytes (None: an object store,
     which has no such number), ``fits`` whether they suffice (None: compressed, so only an upper bound is known and it exceeds
     them, or nothing is known of them). ``rate`` is images a second and
-    ``seconds`` what is left at that rate, where it was measured; ``unreadable`` counts images that failed then.
+    ``seconds`` what is left at that rate, where it was measured; ``unreadable`` counts images that failed then. ``about`` is the overview of the run.
     """
 
     images: int
@@ -161,6 +209,7 @@ class Forecast:
     unreadable: int = 0
     rate: float | None = None
     seconds: float | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
     def at(self, rate: float | None) -> Forecast:
         """The same, with the time that it takes at a rate of images a second."""
@@ -188,8 +237,9 @@ def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = 
     if not fits and plan.config.compress != "none":
         fits = None
     found = Forecast(
-        images, n, layers, needed, per_chunk * n_chunks, free, fits, int(attributes["provenance"]["batch_size"])
-    )
+        images, n, layers, needed, per_chunk * n_chunks, free, fits, int(attributes["provenance"]["batch_size"]),
+        about=as_record(plan.overview),
+    )  # fmt: skip
     if measure and images:
         first = [
             i

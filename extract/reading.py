@@ -1,4 +1,4 @@
-"""From bytes to an RGB image, and how a file's name is put into a sentence.
+"""From bytes to an image, and how a file's name is put into a sentence.
 
 Two kinds of failure are kept apart. What a decoder says of bytes that were read whole is a bad image: ImageError, which a
 run may skip. What the system says when a file is opened or read (it is gone, the disk does not answer, too many files are
@@ -19,7 +19,6 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from extract.rgb import to_rgb
 from stores.errors import EDDPError, ImageError
 
 # Not read: what Pillow cannot decode itself (stubs, and EPS and WMF, for which it starts other programs), and what has no
@@ -96,7 +95,7 @@ def open_regular(path: Path) -> FileIO:
 
 
 def read_image(path: Path, name: str | None = None, *, known_gone: bool | None = None) -> Image.Image:
-    """Decode an image file to RGB.
+    """Decode an image file: PIL image of the file's own mode, its first frame.
 
     Parameters
     ----------
@@ -118,13 +117,13 @@ def read_image(path: Path, name: str | None = None, *, known_gone: bool | None =
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode a file's bytes to RGB; ``name`` is what ImageError calls it. Raises EDDPError for want of memory."""
+    """Decode a file's bytes; ``name`` is what ImageError calls it. Raises EDDPError for want of memory."""
     quiet_pillow()
     try:
         with Image.open(BytesIO(data), formats=formats_of(name)) as image:
             _check_shape(image.size, name)
             image.load()
-            return to_rgb(image)
+            return image
     except ImageError:
         raise
     except UnidentifiedImageError as error:

@@ -1,40 +1,67 @@
-"""The one way in which an image becomes RGB."""
+"""How an image of any mode becomes 8-bit RGB or grey: which values of deep grey are black and white."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
 
-_BAND = 2**20  # pixels of wide grey that are converted at a time
+from stores.errors import UsageError
+
+GreyRange = tuple[float, float]  # the values that stand for black and for white
+_BAND = 2**20  # pixels of deep grey that are converted at a time
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a PIL image of any mode (grey, palette, alpha, CMYK, 16 bits) into 8-bit RGB.
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image is grey of more than 8 bits, or of floating point."""
+    return image.mode.startswith(("I", "F"))
 
-    Alpha is dropped, not blended. 16-bit and wider grey is scaled down when it exceeds 255, never clipped.
+
+def range_of_depth(image: Image.Image) -> GreyRange | None:
+    """Black and white of a deep grey image by the depth of its file; None where the file does not say: 32 bits, signed, float."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    if image.mode.startswith("I;16"):
+        (bits, *_), white = tags.get(258, (16,)), 1
+        black, white = 0, 2**bits - 1
+        return (white, black) if tags.get(262) == 0 else (black, white)  # 262: MinIsWhite
+    # Pillow scales portable grey maps to 16 bits, and some versions open PNGs of 16 bits as I
+    return (0, 65535) if image.mode == "I" and image.format in ("PNG", "PPM") else None
+
+
+def to_mode(image: Image.Image, mode: str = "RGB", grey_range: GreyRange | None = None) -> Image.Image:
+    """Turn a PIL image of any mode into 8-bit "RGB" or "L".
+
+    Alpha is dropped, not blended. Grey of more than 8 bits is scaled by ``grey_range``, else by the depth of its file: by the
+    same rule for every image, whatever values it holds.
+
+    Raises
+    ------
+    UsageError
+        The file's depth does not say which values are black and white, and no range is given.
     """
-    if image.mode == "RGB":
+    if image.mode == mode:
         return image
-    if image.mode.startswith(("I", "F")):
-        return _grey_to_rgb(image)
-    if image.mode == "P" and "transparency" in image.info:
+    if is_deep(image):
+        grey_range = grey_range or range_of_depth(image)
+        if grey_range is None:
+            raise UsageError(
+                f"a {image.format or 'grey'} image of mode {image.mode} does not say which values are black and white. Give "
+                "--grey-range LOW,HIGH (such as 0,1 or 0,255)"
+            )
+        image = _scaled(image, *grey_range)
+    elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image.convert(mode)
 
 
-def _grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Wide grey, in bands of rows: as float64 a large image would take eight bytes a pixel several times over."""
+def _scaled(image: Image.Image, black: float, white: float) -> Image.Image:
+    """Deep grey as "L", in bands of rows: as float64 a large image would take eight bytes a pixel several times over."""
     width, height = image.size
     rows = max(1, _BAND // max(1, width))
-    tops = range(0, height, rows)
-
-    def band(top: int) -> np.ndarray:
-        part = image.crop((0, top, width, min(top + rows, height)))
-        return np.nan_to_num(np.asarray(part, dtype=np.float64))
-
-    scale = 255 / 65535 if any(band(top).max(initial=0) > 255 for top in tops) else 1.0
-    rgb = Image.new("RGB", image.size)
-    for top in tops:
-        grey = np.clip(np.rint(band(top) * scale), 0, 255).astype(np.uint8)
-        rgb.paste(Image.fromarray(grey).convert("RGB"), (0, top))
-    return rgb
+    grey = Image.new("L", image.size)
+    for top in range(0, height, rows):
+        band = np.nan_to_num(
+            np.asarray(image.crop((0, top, width, min(top + rows, height))), dtype=np.float64), nan=black
+        )
+        levels = np.clip(np.rint((band - black) * (255 / (white - black))), 0, 255)
+        grey.paste(Image.fromarray(levels.astype(np.uint8)), (0, top))
+    return grey

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 from PIL import Image
 
 from extract.geometry import Box, visible_box
+from extract.head import open_model
 from extract.images import LABELLED, SCHEMES, ImageSource, open_source
+from extract.rgb import to_mode
 from stores.activations import ActivationStore
 from stores.errors import MismatchError
 
+log = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], Any]
 
 
@@ -36,6 +40,7 @@ class SeenImages:
         self._place = {row: number[name] for row, name in enumerate(self._names) if name in number}
         if not self._place:
             raise MismatchError(f"None of the images in '{store.path}' is in '{source.root}': they are other images.")
+        self._picture = getattr(transform, "picture", to_mode)
         self._box = lru_cache(maxsize=4096)(lambda size: visible_box(transform, size))
 
     def __contains__(self, row: int) -> bool:
@@ -54,7 +59,7 @@ class SeenImages:
             raise MismatchError(
                 f"The image '{self._names[row]}' of '{self.store.path}' is not in '{self.source.root}'."
             )
-        picture = self.source.image(self._place[row])
+        picture = self._picture(self.source.image(self._place[row]))
         width, height = picture.size
         return crop(picture, self._box((height, width)))
 
@@ -64,14 +69,17 @@ def seen_images(store: ActivationStore, *, data: str | Path | None = None) -> Se
 
     Raises MismatchError for a synthetic store, which has none, and the errors of ``open_source`` and ``load_model``.
     """
-    from extract.zoo import load_model  # with it comes torchvision, which takes seconds to load
-
     made = store.provenance
     if "dataset" not in made or "synthetic" in made:
         raise MismatchError(f"The store '{store.path}' was not made from images: there is nothing to show.")
     source = open_source(place_of(store) if data is None else data)
-    loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
-    return SeenImages(source, loaded.transform, store)
+    if source.digest != made["dataset"].get("digest"):
+        log.warning(
+            "the images in '%s' are not those that '%s' was made from, or were copied without their times: names, sizes, times "
+            "or bytes differ. Pictures may show something else than the network saw; extract again",
+            source.root, store.path,
+        )  # fmt: skip
+    return SeenImages(source, open_model(store).transform, store)
 
 
 def place_of(store: ActivationStore) -> str:

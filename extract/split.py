@@ -31,6 +31,13 @@ _WRITING = {"setitem", "delitem", "iadd", "iand", "ifloordiv", "ilshift", "imatm
 _WRITING |= {"irshift", "isub", "itruediv", "ixor"}  # of the module operator
 
 
+def _itself(returned: Any) -> torch.Tensor:
+    """The logits of a module that returns nothing else."""
+    if not isinstance(returned, torch.Tensor):
+        raise UsageError(f"The model must return a tensor of logits (n, K), got {type(returned).__name__}.")
+    return returned
+
+
 class Split(ABC):
     """One module and the layers it can be cut at; ``kind`` says how: "fx" or "replay"."""
 
@@ -318,15 +325,17 @@ class Replayed(Split):
 
     kind = "replay"
 
-    def __init__(self, module: nn.Module, example: torch.Tensor) -> None:
+    def __init__(
+        self, module: nn.Module, example: torch.Tensor, output: Callable[[Any], torch.Tensor] = _itself
+    ) -> None:
         super().__init__(module)
-        self.example = example
+        self.example, self.logits = example, output
         self._known: dict[str, bool] = {}
         names = {child: name for name, child in module.named_modules() if name}
         handles = [child.register_forward_hook(lambda m, _i, _o: self._count(names[m])) for child in names]
         try:
             with torch.no_grad():
-                self.expected = first_tensor(module(example))
+                self.expected = output(module(example))
         except EDDPError:
             raise
         except Exception as error:
@@ -351,7 +360,7 @@ class Replayed(Split):
             taken = backbone(self.example)
             if not isinstance(taken, torch.Tensor) or taken.shape[0] != self.example.shape[0]:
                 return False
-            replayed = first_tensor(head(taken.flip(0)))
+            replayed = self.logits(head(taken.flip(0)))
         wanted = self.expected.flip(0)
         spread = (wanted - self.expected).abs().max()  # what one image differs from another: must all pass the layer
         return bool((replayed - wanted).abs().max() <= 1e-3 * spread + 1e-6 * wanted.abs().max())
@@ -360,28 +369,9 @@ class Replayed(Split):
         return ReplayBackbone(self.module, layer), ReplayHead(self.module, layer, self.example[:1])
 
 
-def first_tensor(output: Any) -> torch.Tensor:
-    """Give the logits of whatever a model returns: the tensor, ``.logits``, "logits" or "out", or the first one.
-
-    Raises
-    ------
-    UsageError
-        There is no tensor in it.
-    """
-    if isinstance(output, torch.Tensor):
-        return output
-    if isinstance(logits := getattr(output, "logits", None), torch.Tensor):
-        return logits
-    if isinstance(output, dict):
-        output = [output[key] for key in ("logits", "out") if key in output] + list(output.values())
-    if isinstance(output, list | tuple):
-        for part in output:
-            if isinstance(part, torch.Tensor):
-                return part
-    raise UsageError(f"The model must return a tensor of logits (n, K), got {type(output).__name__}.")
-
-
-def trace(module: nn.Module, example: torch.Tensor | None = None) -> Split:
+def trace(
+    module: nn.Module, example: torch.Tensor | None = None, output: Callable[[Any], torch.Tensor] = _itself
+) -> Split:
     """Follow the forward pass of a module in evaluation mode.
 
     Parameters
@@ -390,6 +380,8 @@ def trace(module: nn.Module, example: torch.Tensor | None = None) -> Split:
         In evaluation mode. It is not changed.
     example : tensor (n >= 2, 3, h, w), optional
         Different images, for the modules torch.fx cannot follow.
+    output : callable, optional
+        What the module returns -> its logits (n, K); see ``extract.model_output``.
 
     Returns
     -------
@@ -416,7 +408,7 @@ def trace(module: nn.Module, example: torch.Tensor | None = None) -> Split:
     logger.info("torch.fx cannot follow %s (%s)", type(module).__name__, reason)
     if example is None:
         raise UsageError(f"torch.fx cannot follow {type(module).__name__}: {reason}")
-    return Replayed(module, example)
+    return Replayed(module, example, output)
 
 
 def _opaque_parts() -> tuple[tuple[Callable[..., Any], ...], tuple[type, ...]]:

@@ -16,6 +16,7 @@ from extract.config import ExtractConfig
 from extract.decode import Batch, Decode, decoded
 from extract.forward import Outcome
 from extract.images import ImageSource
+from extract.overview import as_record
 from extract.plan import TRIED, Forecast, Plan, forecast, plan_extraction, require_room
 from extract.reading import shown
 from stores.errors import ImageError
@@ -33,7 +34,7 @@ class ExtractSummary:
     """What a run of ``extract`` did: images in its part of the store, those skipped, those done by this run.
 
     ``layers`` maps each layer to (N, P, C) of the whole store; ``missing`` of its ``chunks`` have still to be committed by
-    other shards: 0 once the store is sealed.
+    other shards: 0 once the store is sealed. ``about`` is the overview of the run.
     """
 
     images: int
@@ -44,6 +45,7 @@ class ExtractSummary:
     batch_size: int
     missing: int
     chunks: int
+    about: dict[str, Any]
 
 
 def extract(
@@ -72,6 +74,8 @@ def extract(
     require_room(ahead, out)
     if announce is not None:
         announce(ahead)
+    for doubt in plan.overview.warnings:
+        log.warning("%s", doubt)
 
     def measured(rate: float) -> None:
         if announce is not None:
@@ -107,7 +111,9 @@ def summary_of(
     size = sum(entry["bytes"] for record in records for entry in record.arrays.values())
     images = sum(record.rows for record in records) - len(skipped)
     shapes = {spec.name: (plan.n_images, spec.positions, spec.channels) for spec in plan.specs}
-    return ExtractSummary(images, skipped, done, shapes, size, batch_size, missing, writer.n_chunks)
+    return ExtractSummary(
+        images, skipped, done, shapes, size, batch_size, missing, writer.n_chunks, as_record(plan.overview)
+    )
 
 
 def batch_size_of(writer: StoreWriter, config: ExtractConfig) -> int:

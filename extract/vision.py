@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from extract.rgb import to_rgb
+from extract.rgb import GreyRange, to_mode
+from stores.errors import ImageError
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -55,19 +56,39 @@ transforms: Any = importlib.import_module("torchvision.transforms")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Image to network input: ``to_rgb``, then the weights' own transform; picklable when that is.
+    """Image to network input: converted to the mode that the network takes, then its own transform; picklable when that is.
 
     Parameters
     ----------
     inner : callable
-        RGB PIL image -> float tensor (3, h, w).
+        PIL image -> tensor or array (C, h, w).
+    mode : {"RGB", "L", "RGBA"}
+        What ``inner`` is given. "RGBA" stands for any image with four channels, as it is.
+    grey_range : (float, float), optional
+        The values that are black and white in grey images of more than 8 bits; None: by the depth of their file.
     """
 
     inner: Callable[[Image.Image], Any]
+    mode: str = "RGB"
+    grey_range: GreyRange | None = None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Give the network's input for one PIL image: float32 tensor (3, h, w)."""
-        return torch.as_tensor(self.inner(to_rgb(image))).to(torch.float32)
+        """Give the network's input for one PIL image: float32 tensor (C, h, w)."""
+        return torch.as_tensor(self.inner(self.image(image))).to(torch.float32)
+
+    def image(self, image: Image.Image) -> Image.Image:
+        """What the network's own transform is given. Raises ImageError for an image that lacks the network's channels."""
+        if self.mode != "RGBA":
+            return to_mode(image, self.mode, self.grey_range)
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        if len(image.getbands()) != 4:
+            raise ImageError(f"it has {len(image.getbands())} channels (mode {image.mode}), and the network takes 4")
+        return image
+
+    def picture(self, image: Image.Image) -> Image.Image:
+        """The image as RGB, for people to look at."""
+        return to_mode(image, "RGB", self.grey_range)
 
     def __repr__(self) -> str:
         return " ".join(repr(self.inner).split())

@@ -17,15 +17,19 @@ import pickle
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from extract.classes import as_class_names
+from extract.model_output import ModelOutput
+from extract.probe import find_input_and_output
+from extract.rgb import GreyRange
 from extract.vision import Preprocess, torchvision, transforms
 from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError, WeightsError
 
@@ -62,6 +66,16 @@ class LoadedModel:
     def class_names(self) -> list[str] | None:
         """The names of the K classes, where the weights tell them."""
         return self.provenance["class_names"]
+
+
+@dataclass(frozen=True)
+class PreparedModel(LoadedModel):
+    """A loaded model of which is known what it is fed and where in what it returns its ``output``, the logits, is.
+
+    ``provenance`` also has output, input_mode and grey_range.
+    """
+
+    output: ModelOutput
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,61 @@ def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0) -> Loaded
         "class_names": built.class_names,
     }
     return LoadedModel(module, transform, provenance)
+
+
+def prepare_model(
+    loaded: LoadedModel,
+    *,
+    output: str | None = None,
+    grey_range: GreyRange | None = None,
+    class_names: Sequence[str] | None = None,
+    folders: int | None = None,
+) -> PreparedModel:
+    """Decide what a loaded model is fed and which tensor it returns are its logits, by running it on drawn images.
+
+    Parameters
+    ----------
+    output : where the logits are, see ``find_output``; None: found.
+    grey_range : see ``Preprocess``.
+    class_names : of the K classes, in place of the model's own.
+    folders : how many classes the images have; decides between several outputs where no names do.
+
+    Raises
+    ------
+    UsageError
+        The transform draws random numbers or gives no tensor, the model takes neither RGB, grey nor four channels, its logits
+        cannot be told, or there are not K class names.
+    """
+    names = list(class_names) if class_names is not None else loaded.class_names
+    transform = replace(loaded.transform, grey_range=grey_range)
+    fed = find_input_and_output(
+        loaded.module, transform, asked=output, named=None if names is None else len(names), folders=folders
+    )
+    return _with(loaded, fed.transform, fed.output, names)
+
+
+def prepared_as(loaded: LoadedModel, made: Mapping[str, Any], n_classes: int) -> PreparedModel:
+    """The loaded model, fed and read as the provenance of a store says that it was."""
+    grey = made.get("grey_range")
+    transform = replace(
+        loaded.transform, mode=made.get("input_mode", "RGB"), grey_range=None if grey is None else (grey[0], grey[1])
+    )
+    output = ModelOutput(str(made.get("output", "")), n_classes, "as the store was made")
+    return _with(loaded, transform, output, loaded.class_names)
+
+
+def _with(
+    loaded: LoadedModel, transform: Preprocess, output: ModelOutput, names: Sequence[str] | None
+) -> PreparedModel:
+    grey = transform.grey_range
+    provenance = {
+        **loaded.provenance,
+        "class_names": names,
+        "output": output.key,
+        "input_mode": transform.mode,
+        "grey_range": None if grey is None else list(grey),
+    }
+    return PreparedModel(loaded.module, transform, provenance, output)
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -225,7 +294,17 @@ def _from_timm(model: str, name: str, weights: str, seed: int) -> _Built:
         module, source = load_state(build, read_state(path), path), str(path)
     config = timm.data.resolve_model_data_config(module)
     transform = timm.data.create_transform(**config, is_training=False)
-    return _Built(module, transform, source, _timm_name(module, name))
+    classes = _timm_classes(timm, module) if weights == "DEFAULT" or weights in tags else None
+    return _Built(module, transform, source, _timm_name(module, name), classes)
+
+
+def _timm_classes(timm: Any, module: Any) -> list[str] | None:
+    """The names of the classes of timm's own weights, where they are ImageNet's or a part of it."""
+    subset = timm.data.infer_imagenet_subset(module)
+    if subset is None:
+        return None
+    info = timm.data.ImageNetInfo(subset)
+    return [info.index_to_description(k).split(",")[0] for k in range(module.num_classes)]
 
 
 def _from_callable(model: str, weights: str, seed: int) -> _Built:
@@ -256,8 +335,7 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
     if weights not in ("DEFAULT", "none"):
         path = _weights_file(weights, ["DEFAULT", "none"], model)
         module, source = load_state(lambda: module, read_state(path), path), str(path)
-    named = getattr(module, "class_names", None)
-    classes = [str(name) for name in named] if isinstance(named, list | tuple) else None
+    classes = as_class_names(getattr(module, "class_names", None), f"class_names of {model}")
     if transform is not None:
         return _Built(module, transform, source, model, classes)
     size = getattr(module, "input_size", None)

@@ -27,6 +27,7 @@ from evaluate.truth import against_truth
 from evaluate.unions import union_rows
 from extract.concepts import ConceptSource, open_concepts
 from extract.labels import align
+from extract.rgb import to_mode
 from pipeline.comparing import add_monosemanticity, add_stability
 from pipeline.evaluated import made_from
 from pipeline.influence import add_influence, influence_lines, steering_file
@@ -189,7 +190,7 @@ def _dissect(
             shutil.rmtree(pictures)  # of an earlier evaluation: fewer directions now must not leave old pictures behind
         files, tiles = draw_strips(
             reader, bank, top, columns, pictures,
-            path_of=lambda row: source.path(alignment.rows[row]),
+            picture_of=lambda row: to_mode(source.image(alignment.rows[row]), "RGB", reader.store.provenance.get("grey_range")),
             box_of=lambda row: alignment.box_of(alignment.rows[row]),
             size=TILE_SIZE, prediction_of=predicted, progress=progress,
         )  # fmt: skip

@@ -127,7 +127,7 @@ def explain_images(
                 continue
             with computing_in("float32", network.device):
                 found = _explain(explainer, network, item, image, explained, to)
-            picture = crop(image, box((image.height, image.width)))
+            picture = crop(network.transform.picture(image), box((image.height, image.width)))
             drawn = Drawn(found, explainer.usual, terms, config.shown, network.layout.grid)
             page, brief = drawn.write(folder, len(shown) + 1, item, picture)
             shown.append(page)

@@ -19,7 +19,7 @@ from stores.layers import LayerSpec
 # What may differ between runs that go on with each other: a head is computed, and may round differently elsewhere; where
 # images and weights lie says nothing, as their digests are compared; an older format is gone on with as it is.
 PLACES = {"provenance.dataset.path", "provenance.weights", "provenance.weights_source"}
-UNIMPORTANT = PLACES | {"heads", "files", "format", "provenance.batch_size"}
+UNIMPORTANT = PLACES | {"heads", "files", "format", "provenance.batch_size", "provenance.about"}
 TARGET_CHUNK_BYTES = 32 * 2**20  # large enough to stream at the disk's rate, small enough to hold several per writer
 
 
@@ -125,7 +125,11 @@ def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list
             continue
         if key == "code_version" and str(left).partition("+")[0] == str(right).partition("+")[0]:
             continue  # two commits of one version compute the same
-        if isinstance(left, dict) and isinstance(right, dict):
+        if f"{prefix}{key}" == "provenance.dataset.digest":
+            found.append(
+                "the images are others, or were changed or copied: their names, sizes, times of change or bytes differ"
+            )
+        elif isinstance(left, dict) and isinstance(right, dict):
             found += _differences(left, right, f"{prefix}{key}.")
         elif len(str(left)) + len(str(right)) < 120:
             found.append(f"{prefix}{key}: {left} there, {right} asked for")

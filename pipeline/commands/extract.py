@@ -44,6 +44,24 @@ if TYPE_CHECKING:
 @click.option(
     "--weights", default="DEFAULT", show_default=True, help="DEFAULT, a torchvision weights name, a FILE, or none."
 )
+@click.option(
+    "--class-names",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Names of the network's classes, a name a line in its order, or JSON.",
+)
+@click.option("--output", metavar="KEY|N", help="Which of several tensors that the model returns are its logits.")
+@click.option(
+    "--layout",
+    multiple=True,
+    metavar="[LAYER=]LAYOUT",
+    help="What a layer's dimensions are: nchw, nhwc, vector, tokens or ncp, the last two with +PREFIX:ROWSxCOLUMNS. Default: found.",
+)
+@click.option(
+    "--grey-range",
+    metavar="LOW,HIGH",
+    help="The values that are black and white in grey images of more than 8 bits. Default: by the depth of their file.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
 @click.option("--positions", default="all", show_default=True, help="all, or how many positions to draw per image.")
@@ -90,6 +108,9 @@ def extract(
     data: str | None,
     out: Path | None,
     weights: str,
+    class_names: Path | None,
+    layout: tuple[str, ...],
+    grey_range: str | None,
     device: str,
     dask: str | None,
     quiet: bool,
@@ -105,6 +126,7 @@ def extract(
     Example:
       extract --model resnet18 --layer layer4 --data imagenet/val --out acts.zarr
     """
+    from extract.classes import read_class_names
     from extract.cluster import cluster, workers_of
     from extract.cluster_stream import extract_on, forecast_on
     from extract.config import ExtractConfig
@@ -126,6 +148,7 @@ def extract(
     run = Run(
         "extract",
         {"model": model, "layer": layer, "data": data, "out": out, "weights": weights, "device": device, "dask": dask,
+         "class_names": class_names, "layout": layout, "grey_range": grey_range,
          "shard": part or None, **options},
         work="extraction", in_place=True, shard=part or None,
     )  # fmt: skip
@@ -138,6 +161,9 @@ def extract(
         positions=_number("--positions", options.pop("positions"), "all"),
         batch_size=_number("--batch-size", options.pop("batch_size"), "auto"),
         shard=shard,
+        layouts=tuple(_layout(text) for text in layout),
+        grey_range=_grey_range(grey_range),
+        class_names=None if class_names is None else tuple(read_class_names(class_names)),
         **options,
     )
     source = open_source(data)
@@ -181,6 +207,7 @@ def extract(
         "done_now": summary.done_now,
         "batch_size": summary.batch_size,
         "missing_chunks": summary.missing,
+        "about": summary.about,
     }
     record = run.write(result=result, rates=_rates(run, summary))
     if as_json:
@@ -209,7 +236,10 @@ def extract(
 def _lines(found: Forecast, out: Path) -> list[str]:
     """A forecast for people."""
     some = "" if found.images == found.total_images else f"{found.images} of "
-    lines = [f"{some}{found.total_images} images, {found.batch_size} at a time"]
+    rows = found.about.get("rows", [])
+    width = max((len(name) for name, _ in rows), default=0) + 2
+    lines = [f"{name:<{width}}{text}" for name, text in rows]
+    lines.append(f"{some}{found.total_images} images, {found.batch_size} at a time")
     lines += [f"{name}: {readable(size)}" for name, size in found.layers.items()]
     room = {True: "enough", False: "NOT enough", None: "enough only if it compresses well"}[found.fits]
     if found.free is None:
@@ -233,6 +263,22 @@ def _rates(run: Run, summary: ExtractSummary) -> dict[str, float]:
     return {"images_per_second": round(rate, 2), "mb_written_per_second": round(rate * summary.bytes / every / 1e6, 3)}
 
 
+def _layout(text: str) -> tuple[str, str]:
+    """``LAYER=LAYOUT`` or ``LAYOUT`` -> (layer or "", layout)."""
+    layer, equals, layout = text.rpartition("=")
+    return layer if equals else "", layout
+
+
+def _grey_range(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--grey-range must be LOW,HIGH, such as 0,4095, got '{text}'.") from error
+    return low, high
+
+
 def _number(option: str, text: str | int, word: str) -> int | None:
     if str(text) == word:
         return None
@@ -247,8 +293,9 @@ def _show_layers(model: str, weights: str, seed: int) -> None:
     from extract.zoo import load_model
 
     loaded = load_model(model, weights, seed=seed)
-    click.echo(f"{'layer':<44}{'type':<28}{'output':<20}cut")
+    click.echo(f"{'layer':<44}{'type':<28}{'output':<20}{'cut':<5}layout")
     for info in list_layers(loaded):
         shape = " × ".join(map(str, info.shape))
-        click.echo(f"{info.name:<44}{info.type:<28}{shape:<20}{'yes' if info.cut else '-'}")
+        layout = f"{info.layout} ({info.how})" if info.layout else "not known: see --layout"
+        click.echo(f"{info.name:<44}{info.type:<28}{shape:<20}{'yes' if info.cut else '-':<5}{layout}")
     say("Layers marked 'yes' cut the network in two, so a head can be made after them; choose one of these.")

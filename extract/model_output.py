@@ -1,0 +1,134 @@
+"""Which of the tensors that a model returns are its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stores.errors import UsageError
+
+_WRAP = "Wrap the model so that it returns logits (n, K), and give that by --model module:callable"
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Where the logits are in what a model returns.
+
+    Parameters
+    ----------
+    key : str
+        "" where the model returns a tensor; else the key or number to look up, dotted where one is inside another.
+    classes : int
+        K.
+    how : str
+        What decided.
+    """
+
+    key: str
+    classes: int
+    how: str
+
+    def __call__(self, returned: Any) -> torch.Tensor:
+        """Give the logits (n, K) of what the model returned for n images."""
+        value = returned
+        for part in self.key.split(".") if self.key else ():
+            value = _parts(value)[part]
+        return value.flatten(1)
+
+
+def find_output(
+    returned: Any,
+    n: int,
+    *,
+    asked: str | None = None,
+    named: int | None = None,
+    folders: int | None = None,
+) -> ModelOutput:
+    """Decide which tensor of what a model returned for n images are the logits.
+
+    A model that returns one tensor leaves no choice. Of several, the key that was asked for decides, then the number of class
+    names, the key "logits", and the number of class folders.
+
+    Parameters
+    ----------
+    asked : str, optional
+        ``--output``: a key, or a number for the n-th of a tuple; dotted where one is inside another.
+    named : int, optional
+        How many class names the model, or the user, gives.
+    folders : int, optional
+        How many class folders the images have.
+
+    Raises
+    ------
+    UsageError
+        No tensor is (n, K), none or several fit, or the number of class names is not K.
+    """
+    tensors = dict(tensors_of(returned))
+    if not tensors:
+        raise UsageError(
+            f"The model must return logits (n, K), got {type(returned).__name__} without a tensor. {_WRAP}."
+        )
+    fitting = {key: t.flatten(1).shape[1] for key, t in tensors.items() if _is_logits(t, n)}
+    offered = ", ".join(f"{key or 'a tensor'} {tuple(t.shape)}" for key, t in tensors.items())
+    if asked is not None:
+        if asked not in fitting:
+            raise UsageError(
+                f"--output {asked}: the model returns no logits (n, K) of that name. For {n} images it returns {offered}."
+            )
+        return _named(ModelOutput(asked, fitting[asked], "--output"), named)
+    if not fitting:
+        maps = [key for key, t in tensors.items() if t.ndim == 4 and t.shape[0] == n]
+        what = "a map of logits for every pixel, as segmentation networks do" if maps else "no logits (n, K)"
+        average = ", such as the mean over the pixels (out.mean((2, 3)))" if maps else ""
+        raise UsageError(f"The model returns {what}: for {n} images {offered}. {_WRAP}{average}.")
+    if len(tensors) == 1:
+        ((key, classes),) = fitting.items()
+        return _named(ModelOutput(key, classes, "the only tensor that the model returns"), named)
+    count, whose = (folders, "class folders") if named is None else (named, "class names")
+    wanted = [key for key, classes in fitting.items() if classes == count]
+    if "logits" in (fitting if named is None else wanted):
+        return ModelOutput("logits", fitting["logits"], "called logits")
+    if len(wanted) == 1:
+        return ModelOutput(wanted[0], fitting[wanted[0]], f"{count} columns, as many as {whose}")
+    if named is None and len(fitting) == 1:
+        ((key, classes),) = fitting.items()
+        return ModelOutput(key, classes, "the only tensor (n, K) of several")
+    reason = "" if count is None else f", and {len(wanted) or 'none'} of them with as many columns as {whose} ({count})"
+    raise UsageError(
+        f"The model returns several tensors{reason}: for {n} images {offered}. Give --output KEY (one of {', '.join(fitting)}) "
+        "for its logits."
+    )
+
+
+def tensors_of(value: Any, key: str = "", depth: int = 3) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in what a model returned, by its key (see ``ModelOutput``)."""
+    if isinstance(value, torch.Tensor):
+        yield key, value
+    elif depth and not isinstance(value, str | bytes | torch.nn.Module):
+        for name, part in _parts(value).items():
+            yield from tensors_of(part, f"{key}.{name}" if key else name, depth - 1)
+
+
+def _named(output: ModelOutput, named: int | None) -> ModelOutput:
+    if named is not None and named != output.classes:
+        raise UsageError(
+            f"There are {named} class names for {output.classes} logits of the model. Correct its class_names, or give "
+            "--class-names FILE with one name a line."
+        )
+    return output
+
+
+def _is_logits(t: torch.Tensor, n: int) -> bool:
+    return t.ndim >= 2 and t.shape[0] == n and t.shape[2:].numel() == 1 and t.is_floating_point()
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """What a dictionary, list, tuple or object of fields holds, by name or number."""
+    if isinstance(value, Mapping):
+        return {str(key): part for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return {str(number): part for number, part in enumerate(value)}
+    return dict(vars(value)) if hasattr(value, "__dict__") else {}

@@ -1,0 +1,193 @@
+"""What an extraction is about, in one table: the images, their classes, what the network is fed and returns, and its layers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from extract.classes import ClassMapping
+from extract.decode import Decode
+from extract.images import ImageSource
+from extract.probe import probe_images
+from extract.reading import shown
+from extract.rgb import is_deep, range_of_depth
+from stores.errors import EDDPError, UsageError
+
+if TYPE_CHECKING:
+    from extract.network import Network
+
+SAMPLE = 32  # images looked at, spread evenly
+_LITTLE = 0.25  # of its range: deep grey that uses less is likely to have another
+_ORIENTATION = 274  # the EXIF tag
+_MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette"}
+
+
+@dataclass(frozen=True)
+class Overview:
+    """``rows`` of (what, how it is), and ``warnings`` of what is doubtful."""
+
+    rows: list[tuple[str, str]]
+    warnings: list[str] = field(default_factory=list)
+
+
+def overview(source: ImageSource, classes: ClassMapping, networks: Sequence[Network]) -> Overview:
+    """Describe an extraction of some layers (one network a layer) of a source's images. Some of the images are read."""
+    looks = _look(source, networks[0])
+    rows = [("images", f"{len(source)}, read as {source.kind}")]
+    warnings: list[str] = []
+    if getattr(source, "left_out", {}):
+        kinds = sorted(getattr(source, "left_out", {}).items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{count} {shown(ending)}" for ending, count in kinds[:8])
+        rows.append(
+            (
+                "not read",
+                f"{sum(getattr(source, 'left_out', {}).values())} files: {listed}{', …' if len(kinds) > 8 else ''}",
+            )
+        )
+    rows += _classes(source, classes, networks[0], warnings)
+    rows += _pixels(looks, networks[0], warnings)
+    rows += _network(networks, warnings)
+    return Overview(rows, warnings)
+
+
+def _classes(
+    source: ImageSource, classes: ClassMapping, network: Network, warnings: list[str]
+) -> list[tuple[str, str]]:
+    names = source.class_names
+    if not names:
+        rows = [("classes", "none")]
+    else:
+        more = ", …" if len(names) > 4 else ""
+        rows = [("classes", f"{len(names)}: {', '.join(shown(name) for name in names[:4])}{more}")]
+    if names or classes.doubt:
+        rows.append(
+            ("as the network's", f"{classes.how}" if classes.numbers is not None else f"not known: {classes.how}")
+        )
+    if classes.doubt:
+        if classes.numbers is None:
+            warnings.append(f"the classes of the images are not the network's, so accuracy is not known: {classes.how}")
+        else:
+            warnings.append(
+                f"the classes of the images are matched with the network's {classes.how}; --class-names FILE makes sure"
+            )
+    return rows
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one image is: ``kind`` in words, its size, whether it has an EXIF orientation, several frames, and the share of its
+    range that a deep grey image uses."""
+
+    kind: str
+    size: tuple[int, int]
+    turned: bool = False
+    frames: bool = False
+    used: float | None = None
+    deep: str = ""
+
+
+def _look(source: ImageSource, network: Network) -> list[_Look | None]:
+    rows = np.unique(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).round().astype(int)).tolist()
+    with ThreadPoolExecutor(2, thread_name_prefix="look") as pool:
+        return list(pool.map(lambda row: _looked_at(source, row, network), rows))
+
+
+def _looked_at(source: ImageSource, row: int, network: Network) -> _Look | None:
+    """None for an image that cannot be read or used: that is told when its turn comes.
+
+    Raises UsageError where the user has to decide how such images are read.
+    """
+    try:
+        image = source.image(row)
+    except EDDPError:
+        return None
+    given = Decode(source, network.transform, []).transformed(row, image)
+    if isinstance(given, str):
+        return None
+    size = network.provenance["input_size"]
+    if list(given.shape[1:]) != size:
+        raise UsageError(
+            f"The model's transform gives {tuple(given.shape)} for '{shown(source.name(row))}' ({image.width} × {image.height}), and "
+            f"{size[0]} × {size[1]} for a square image: all must reach the network in one size. End it with CenterCrop or "
+            "Resize((HEIGHT, WIDTH))."
+        )
+    turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1) if image.format else False
+    frames = getattr(image, "n_frames", 1) > 1
+    if not is_deep(image):
+        return _Look(_MODES.get(image.mode, image.mode), image.size, turned, frames)
+    values = np.nan_to_num(np.asarray(image, np.float64))
+    seen = f"{values.min():g} to {values.max():g}"
+    if network.transform.grey_range is not None:
+        return _Look(f"grey of more than 8 bits ({image.mode})", image.size, turned, frames, None, seen)
+    black, white = range_of_depth(image) or (0, 1)
+    used = float(np.abs(values - black).max()) / abs(white - black)
+    return _Look(f"grey of {int(max(black, white)).bit_length()} bits", image.size, turned, frames, used, seen)
+
+
+def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]) -> list[tuple[str, str]]:
+    read = [look for look in looks if look is not None]
+    of = f"of {len(looks)} looked at"
+    if not read:
+        warnings.append(f"none of {len(looks)} images looked at can be read")
+        return []
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(look.kind for look in read).most_common())
+    missing = f", {len(looks) - len(read)} cannot be read" if len(read) < len(looks) else ""
+    sizes = [look.size for look in read]
+    smallest, largest = min(sizes, key=lambda s: s[0] * s[1]), max(sizes, key=lambda s: s[0] * s[1])
+    size = f"{smallest[0]} × {smallest[1]}" + (f" to {largest[0]} × {largest[1]}" if smallest != largest else "")
+    rows = [("pixels", f"{kinds} {of}{missing}; {size}")]
+    turned, frames = sum(look.turned for look in read), sum(look.frames for look in read)
+    if turned:
+        rows.append(("orientation", f"not applied, as by torchvision ({turned} {of} have one in their EXIF)"))
+        warnings.append(
+            f"{turned} {of} carry an EXIF orientation, which is not applied: the network sees them as they are stored"
+        )
+    if frames:
+        rows.append(("frames", f"the first of each image ({frames} {of} have several)"))
+    deep = [look for look in read if look.deep]
+    grey_range = network.transform.grey_range
+    if grey_range is not None:
+        rows.append(("grey of > 8 bits", f"{grey_range[0]:g} is black, {grey_range[1]:g} white (--grey-range)"))
+    elif deep:
+        rows.append(("grey of > 8 bits", f"scaled by the depth of the file; values {deep[0].deep} in the first"))
+        used = max((look.used for look in deep if look.used is not None), default=1.0)
+        if used < _LITTLE:
+            warnings.append(
+                f"the grey images of more than 8 bits use {used:.1%} of their range and will be dark: if white is less than the "
+                "largest value of their files, give --grey-range LOW,HIGH (0,4095 for 12 bits)"
+            )
+    return rows
+
+
+def _network(networks: Sequence[Network], warnings: list[str]) -> list[tuple[str, str]]:
+    first = networks[0]
+    probe = probe_images(first.transform)
+    channels, height, width = probe.shape[1:]
+    given = {"RGB": "RGB", "L": "grey", "RGBA": "four channels as they are"}[first.transform.mode]
+    rows = [
+        (
+            "network input",
+            f"{given}, {channels} × {height} × {width}, values about {probe.min():.2g} to {probe.max():.2g}",
+        ),
+        (
+            "network output",
+            f"{first.output.classes} logits: {first.output.key and f'{first.output.key!r}, '}{first.output.how}",
+        ),
+    ]
+    for network in networks:
+        found = network.found
+        seen = "" if found.seen is None else f"; {found.seen:.0%} of changed patches are where they should be"
+        rows.append((f"layer {network.layer}", f"{found.layout}; {found.how}{seen}"))
+        if found.doubt:
+            warnings.append(found.doubt)
+    return rows
+
+
+def as_record(found: Overview) -> dict[str, Any]:
+    """The table for JSON."""
+    return {"rows": [list(row) for row in found.rows], "warnings": found.warnings}

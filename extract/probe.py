@@ -1,0 +1,250 @@
+"""What a few drawn images tell of a network before anything is extracted: what it is fed, what it returns, and whether its values
+depend on chance or on the batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from extract.model_output import ModelOutput, find_output, tensors_of
+from extract.reading import reason
+from stores.errors import EDDPError, UsageError
+
+if TYPE_CHECKING:
+    from extract.vision import Preprocess
+
+PROBES = 2
+_REPEATED, _BATCHED = 1e-5, 1e-3  # largest difference of two passes, of the largest value: rounding stays below both
+
+
+def probe_images(transform: Callable[[Image.Image], torch.Tensor], n: int = PROBES) -> torch.Tensor:
+    """Make a few preprocessed images (n, C, h, w), always the same: smooth colours under fine noise.
+
+    Raises
+    ------
+    UsageError
+        The transform fails, or gives something else than tensors (C, h, w) of one size.
+    """
+    inputs = []
+    for picture in _drawn(getattr(transform, "mode", "RGB"), n):
+        try:
+            inputs.append(transform(picture))
+        except EDDPError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"The model's transform fails on an image: {type(error).__name__}: {reason(error)}."
+            ) from error
+    if inputs[0].ndim != 3 or any(x.shape != inputs[0].shape for x in inputs):
+        shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
+        raise UsageError(f"The transform must give tensors (C, h, w) of one size, got {shapes}.")
+    return torch.stack(inputs)
+
+
+def _drawn(mode: str, n: int) -> Iterator[Image.Image]:
+    generator = np.random.default_rng(0)
+    for _ in range(n):
+        coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((320, 320))
+        fine = generator.integers(-32, 33, (320, 320, 3))
+        yield Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8)).convert(mode)
+
+
+def check_transform(transform: Preprocess) -> None:
+    """Check that a transform gives one finite tensor (C, h, w), the same each time.
+
+    Raises
+    ------
+    UsageError
+        It gives something else, or draws random numbers; the message names the step that does.
+    """
+    (picture,) = _drawn(transform.mode, 1)
+    steps = getattr(transform.inner, "transforms", None)
+    with random_state_kept():
+        found, drawn = run_twice(transform.inner, picture)
+        if drawn:
+            culprit = None
+            for step in steps if isinstance(steps, list | tuple) else ():
+                value, random_step = run_twice(step, picture)
+                if random_step:
+                    culprit = type(step).__name__
+                    break
+                picture = value
+            named = f": {culprit} draws random numbers" if culprit else ""
+            raise UsageError(
+                f"The model's transform gives the same image differently each time{named}. It is a training transform: give the "
+                "one for evaluation, such as Resize, CenterCrop, ToTensor, Normalize."
+            )
+    what = None
+    if not isinstance(found, torch.Tensor | np.ndarray):
+        keys = f" with {', '.join(map(str, list(found)[:4]))}" if isinstance(found, dict) else ""
+        what = f"{type(found).__name__}{keys}"
+    elif len(found.shape) != 3:
+        what = f"shape {tuple(found.shape)}"
+    elif found.shape[2] <= 4 < found.shape[0]:
+        what = f"shape {tuple(found.shape)}, which has the channels last (ToTensor puts them first)"
+    elif not torch.as_tensor(found).float().isfinite().all():
+        what = "NaN or infinite values"
+    if what:
+        raise UsageError(f"The model's transform must turn a PIL image into one tensor (C, h, w), got {what}.")
+
+
+def run_twice(function: Callable[[Any], Any], value: Any) -> tuple[Any, bool]:
+    """What a function gives, and whether it draws random numbers or gives something else when called again."""
+    before = _random_states()
+    try:
+        first = function(value.copy() if isinstance(value, Image.Image) else value)
+        again = function(value.copy() if isinstance(value, Image.Image) else value)
+    except Exception as error:
+        raise UsageError(
+            f"The model's transform fails on an image: {type(error).__name__}: {reason(error)}."
+        ) from error
+    same = all(_equal(a, b) for a, b in zip(before, _random_states(), strict=True))
+    return first, not (same and _equal(first, again))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Image.Image):
+        return bool(a.size == b.size and a.tobytes() == b.tobytes())
+    if isinstance(a, torch.Tensor | np.ndarray):
+        x, y = torch.as_tensor(a), torch.as_tensor(b)
+        return x.shape == y.shape and torch.equal(x.nan_to_num(), y.nan_to_num())
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b) if isinstance(a, int | float | str | type(None)) else True
+
+
+def _random_states() -> list[Any]:
+    numpy_state: Any = np.random.get_state()
+    return [random.getstate(), *numpy_state[1:3], torch.random.get_rng_state()]
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave the global random generators as they were."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a network is fed and returns: ``transform`` with the mode that suits its input channels, and its ``output``."""
+
+    transform: Preprocess
+    output: ModelOutput
+
+
+def find_input_and_output(
+    module: nn.Module,
+    transform: Preprocess,
+    *,
+    asked: str | None = None,
+    named: int | None = None,
+    folders: int | None = None,
+) -> Fed:
+    """Find out how many channels a network takes and which tensor it returns are its logits (see ``find_output``).
+
+    Images are given to the transform as RGB if the network takes the result, else as grey, else as images of four channels.
+
+    Raises
+    ------
+    UsageError
+        The network takes none of them, or its logits cannot be told.
+    """
+    device = next((t.device for t in module.parameters()), torch.device("cpu"))
+    refusal: Exception | None = None
+    shape: tuple[int, ...] = ()
+    for mode in ("RGB", "L", "RGBA"):
+        trial = replace(transform, mode=mode)
+        try:
+            images = probe_images(trial)
+            check_transform(trial)
+            with torch.no_grad():
+                returned = module(images.to(device))
+        except Exception as error:  # noqa: BLE001  (whatever the model's own code says of another number of channels)
+            refusal, shape = refusal or error, shape or (tuple(images.shape[1:]) if "images" in locals() else ())
+            if isinstance(error, EDDPError):
+                break
+            continue
+        return Fed(trial, find_output(returned, len(images), asked=asked, named=named, folders=folders))
+    if isinstance(refusal, EDDPError):
+        raise refusal
+    raise UsageError(
+        f"The model fails on preprocessed images of shape {shape}: {type(refusal).__name__}: "
+        f"{str(refusal).strip().partition(chr(10))[0]}."
+    ) from refusal
+
+
+def check_repeatable(module: nn.Module, images: torch.Tensor) -> None:
+    """Check that a module gives an image the same values twice, and alone the same as in a batch.
+
+    Parameters
+    ----------
+    images : tensor (n >= 2, C, h, w)
+        Different ones.
+
+    Raises
+    ------
+    UsageError
+        It does not; the message names the first module whose output differs.
+    """
+    with random_state_kept():
+        first, again = _leaf_outputs(module, images), _leaf_outputs(module, images)
+        alone = _leaf_outputs(module, images[:1])
+    if name := _first_difference(first, again, _REPEATED):
+        raise UsageError(
+            f"The model gives the same image different values each time, first in {name}: it draws random numbers in evaluation "
+            "mode. Take out dropout(training=True) and the like: no result could be repeated."
+        )
+    if name := _first_difference({key: x[:1] for key, x in first.items()}, alone, _BATCHED):
+        raise UsageError(
+            f"An image's values depend on the other images of its batch, first in {name}: statistics of the batch are used in "
+            "evaluation mode. Give BatchNorm running statistics (track_running_stats=True); use no dynamic quantisation."
+        )
+
+
+def _leaf_outputs(module: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Some values (n, <= 1024) of each leaf module's first output, and of what the model returns, in the order they run."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(key: str, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.is_floating_point() and len(output) == len(images):
+            values = output.detach().flatten(1)
+            found.setdefault(key, values[:, :: max(1, values.shape[1] // 1024)].float().clone())
+
+    def hook(key: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: keep(key, output)
+
+    leaves = (
+        (name, child) for name, child in module.named_modules() if name and not any(True for _ in child.children())
+    )
+    handles = [child.register_forward_hook(hook(f"'{name}' ({type(child).__name__})")) for name, child in leaves]
+    try:
+        with torch.no_grad():
+            returned = module(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for key, tensor in tensors_of(returned):
+        keep(f"what the model returns{key and f' ({key})'}", tensor)
+    return found
+
+
+def _first_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], tolerance: float) -> str | None:
+    for key, x in a.items():
+        if key in b and x.shape == b[key].shape:
+            difference = (x - b[key]).nan_to_num(posinf=0, neginf=0).abs().max()
+            if difference > tolerance * x.nan_to_num(posinf=0, neginf=0).abs().max():
+                return key
+    return None
