@@ -79,9 +79,10 @@ def map_classes(
     if model_names is not None:
         some = sum(_plain(name) in {_plain(other) for other in model_names} for name in names)
         what = f"{some or 'none'} of {len(names)} names are names of the network's {n_classes} classes"
-        return ClassMapping(None, f"{what} ({_some(names)}; {_some(model_names)})", doubt=True)
+        # other classes than the network's are nothing unusual; almost the same ones are
+        return ClassMapping(None, f"{what} ({_some(model_names)})", doubt=some > 0 or len(names) == n_classes)
     if len(names) != n_classes:
-        return ClassMapping(None, f"{len(names)} classes, and the network has {n_classes} without names", doubt=True)
+        return ClassMapping(None, f"the network has {n_classes} classes without names")
     if kind in _NUMBERED:
         return ClassMapping(np.arange(n_classes), f"by the numbers that {kind} gives its classes", doubt=True)
     order = sorted(range(len(names)), key=lambda k: _natural(names[k]))

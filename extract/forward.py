@@ -111,8 +111,12 @@ class Forward:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Run the module: logits (n, K) of preprocessed images on its device; the layers' activations are captured."""
+        return self.output(self.module(images))
+
     def _once(self, images: torch.Tensor, start: int, positions: Mapping[str, np.ndarray]) -> Outcome:
-        logits = self.output(self.module(images.to(self.device, non_blocking=True))).float()
+        logits = self.logits(images.to(self.device, non_blocking=True)).float()
         kept, fit = {}, {}
         for name, x in self._taken.items():
             fit[name] = torch.isfinite(x).flatten(1).all(1)  # (n, P, C) -> (n,)

@@ -129,9 +129,21 @@ def candidates(shape: Sequence[int], image_size: tuple[int, int]) -> list[LayerL
 
 
 def token_grids(positions: int, image_size: tuple[int, int]) -> list[tuple[int, tuple[int, int]]]:
-    """Give every (prefix, (rows, columns)) of a sequence of tokens of square patches, the smallest prefix first."""
-    found = ((positions - h * w, (h, w)) for h, w in grids_of(image_size) if 0 <= positions - h * w <= MAX_PREFIX)
-    return sorted(found)
+    """Give every (prefix, (rows, columns)) of a sequence of tokens of square patches, the smallest prefix first.
+
+    Where patches that fill the image exactly give a grid, no others are thought of.
+    """
+    for grids in (exact_grids(image_size), grids_of(image_size)):
+        found = ((positions - h * w, (h, w)) for h, w in grids if 0 <= positions - h * w <= MAX_PREFIX)
+        if some := sorted(found):
+            return some
+    return []
+
+
+def exact_grids(image_size: tuple[int, int]) -> set[tuple[int, int]]:
+    """Give every (rows, columns) of square patches that fill an image (h, w)."""
+    height, width = image_size
+    return {(height // s, width // s) for s in range(1, min(height, width) + 1) if height % s == width % s == 0}
 
 
 def grids_of(image_size: tuple[int, int]) -> set[tuple[int, int]]:

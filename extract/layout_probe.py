@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from extract.layout import LayerLayout, candidates, grids_of, parse_layout
+from extract.layout import LayerLayout, candidates, exact_grids, grids_of, parse_layout
 from stores.errors import UsageError
 
 _PLACES = (1 / 6, 1 / 2, 5 / 6)  # of a changed patch's centre along each side of the image
 _SURE, _AHEAD, _LOST = 0.7, 0.25, 0.3  # shares of patches: enough to decide, by how much, and too few to believe
+_SAID = "by what the model says of its tokens"
 _CHANNELS_FIRST = (
     nn.Conv1d,
     nn.Conv2d,
@@ -71,7 +72,7 @@ def find_layouts(
         kept, how = list(shares), ""
         for evidence, source in (
             (_declared(module, name, kept), "by the type of the layer"),
-            (_tokens_declared(module, kept), "by what the model says of its tokens"),
+            (_tokens_declared(module, kept), _SAID),
             (_by_size(kept, size, other_size, other.get(name)), "by another size of the image"),
         ):
             agreed = [layout for layout in kept if layout in evidence]
@@ -79,12 +80,16 @@ def find_layouts(
                 kept, how = agreed, source
         if len(kept) > 1:
             kept, how = _by_patches(module, kept, shares, size)
-        found[name] = (
-            _judged(name, shape, shares, kept[0], how or "the only one of its shape")
-            if len(kept) == 1
-            else _open(name, shape, kept)
-        )
+        if len(kept) != 1 or (_is_odd(kept[0], size) and how != _SAID and (shares[kept[0]] or 0) < _SURE):
+            found[name] = _open(name, shape, kept if len(kept) > 1 else [])
+        else:
+            found[name] = _judged(name, shape, shares, kept[0], how or "the only one of its shape")
     return found
+
+
+def _is_odd(layout: LayerLayout, size: tuple[int, int]) -> bool:
+    """Whether tokens are laid out as hardly any model has them: such a layout may fit by its number of tokens alone."""
+    return layout.kind in ("tokens", "ncp") and (layout.prefix > 2 or layout.grid not in exact_grids(size))
 
 
 def _by_patches(

@@ -64,7 +64,7 @@ def _classes(
     else:
         more = ", …" if len(names) > 4 else ""
         rows = [("classes", f"{len(names)}: {', '.join(shown(name) for name in names[:4])}{more}")]
-    if names or classes.doubt:
+    if source.class_names or classes.doubt:
         rows.append(
             ("as the network's", f"{classes.how}" if classes.numbers is not None else f"not known: {classes.how}")
         )

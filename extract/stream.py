@@ -207,7 +207,7 @@ def _checked(stream: Iterator[Batch], plan: Plan) -> Iterator[Batch]:
         if batch.reasons and plan.config.on_bad_image == "fail":
             row, reason = next(iter(batch.reasons.items()))
             raise ImageError(
-                f"{reason} It is image {row} of '{shown(plan.source.root)}'. Mend or remove it, or go on without such images by "
-                "--on-bad-image skip; what is done so far is kept."
+                f"{reason} It is image {row} of '{shown(plan.source.root)}'. What is done so far is kept: run the same command with "
+                "--on-bad-image skip to leave such images out. After fixing or removing it, start again with --overwrite."
             )
         yield batch

@@ -18,8 +18,8 @@ from stores.layers import LayerSpec
 
 # What may differ between runs that go on with each other: a head is computed, and may round differently elsewhere; where
 # images and weights lie says nothing, as their digests are compared; an older format is gone on with as it is.
-PLACES = {"provenance.dataset.path", "provenance.weights", "provenance.weights_source"}
-UNIMPORTANT = PLACES | {"heads", "files", "format", "provenance.batch_size", "provenance.about"}
+PLACES = {"provenance.dataset.path", "provenance.weights", "provenance.weights_source", "provenance.about"}
+UNIMPORTANT = PLACES | {"heads", "files", "format", "provenance.batch_size"}
 TARGET_CHUNK_BYTES = 32 * 2**20  # large enough to stream at the disk's rate, small enough to hold several per writer
 
 

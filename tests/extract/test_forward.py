@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import extract.forward
 from extract.config import ExtractConfig
 from extract.forward import Forward, computing_in, fitting_batch_size
 from extract.images import open_source
@@ -37,15 +36,15 @@ def outcomes(forward: Forward, images: torch.Tensor) -> tuple[list[int], np.ndar
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``little_memory(3)``: no more than three images fit from now on."""
-    real = extract.forward.logits_of
+    real = Forward.logits
 
     def limit(most: int, error: Exception | None = None) -> None:
-        def runs_out(module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        def runs_out(forward: Forward, images: torch.Tensor) -> torch.Tensor:
             if len(images) > most:
                 raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-            return real(module, images)
+            return real(forward, images)
 
-        monkeypatch.setattr(extract.forward, "logits_of", runs_out)
+        monkeypatch.setattr(Forward, "logits", runs_out)
 
     return limit
 

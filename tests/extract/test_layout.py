@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.layout import LayerLayout, infer_layout, token_grid
+from extract.layout import LayerLayout, candidates, parse_layout, token_grids
 from stores.errors import UsageError
 
 small = st.integers(1, 5)
@@ -14,9 +14,9 @@ small = st.integers(1, 5)
 
 @st.composite
 def layouts(draw: st.DrawFn) -> LayerLayout:
-    kind = draw(st.sampled_from(["nchw", "nhwc", "tokens", "vector"]))
+    kind = draw(st.sampled_from(["nchw", "nhwc", "tokens", "ncp", "vector"]))
     grid = (1, 1) if kind == "vector" else (draw(small), draw(small))
-    return LayerLayout(kind, grid, draw(small), draw(st.integers(0, 4)) if kind == "tokens" else 0)
+    return LayerLayout(kind, grid, draw(small), draw(st.integers(0, 4)) if kind in ("tokens", "ncp") else 0)
 
 
 @given(layouts(), st.integers(1, 3))
@@ -41,49 +41,68 @@ def test_positions_run_row_by_row_and_channels_last() -> None:
 @pytest.mark.parametrize(
     ("positions", "size", "expected"),
     [
-        (197, (224, 224), (1, (14, 14))),
-        (196, (224, 224), (0, (14, 14))),
-        (198, (224, 224), (2, (14, 14))),
-        (261, (224, 224), (5, (16, 16))),
-        (50, (224, 224), (1, (7, 7))),
-        (17, (32, 32), (1, (4, 4))),
-        (281, (224, 320), (1, (14, 20))),
-        (280, (320, 224), (0, (20, 14))),
-        (1, (224, 224), (0, (1, 1))),
-        (35, (224, 224), (10, (5, 5))),
-        (168, (224, 224), (0, (1, 168))),
+        (197, (224, 224), [(1, (14, 14))]),
+        (198, (224, 224), [(2, (14, 14))]),
+        (261, (224, 224), [(5, (16, 16))]),
+        (281, (224, 320), [(1, (14, 20))]),
+        (280, (320, 224), [(0, (20, 14))]),
+        (65, (64, 64), [(1, (8, 8))]),  # nor 7 × 7 patches, cut off, behind 16
+        (20, (64, 64), [(4, (4, 4)), (16, (2, 2))]),
+        (148, (200, 200), [(4, (12, 12))]),  # patches of 16
+        (168, (224, 224), []),
     ],
 )
-def test_grid_of_tokens(positions: int, size: tuple[int, int], expected: tuple) -> None:
-    assert token_grid(positions, size) == expected
+def test_grids_of_tokens(positions: int, size: tuple[int, int], expected: list) -> None:
+    assert token_grids(positions, size) == expected
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 6), st.integers(0, 16), st.integers(0, 5))
+def test_the_true_grid_of_square_patches_is_among_them(h: int, w: int, side: int, prefix: int, rest: int) -> None:
+    rest = min(rest, side - 1)  # of the image beside the last patch
+    found = token_grids(prefix + h * w, (h * side + rest, w * side + rest))
+    assert found
+    assert rest or (prefix, (h, w)) in found
+
+
+def test_candidates_of_four_dimensions() -> None:
+    assert candidates((2, 512, 7, 9), (224, 224)) == [
+        LayerLayout("nchw", (7, 9), 512),
+        LayerLayout("nhwc", (512, 7), 9),
+    ]
+    assert candidates((2, 10), (224, 224)) == [LayerLayout("vector", (1, 1), 10)]
+    assert candidates((2, 3, 4, 5, 6), (224, 224)) == candidates((2,), (224, 224)) == []
 
 
 @pytest.mark.parametrize(
-    ("shape", "other", "expected"),
+    ("text", "shape", "expected"),
     [
-        ((2, 512, 7, 7), (1, 512, 6, 8), LayerLayout("nchw", (7, 7), 512)),
-        ((2, 7, 7, 768), (1, 6, 8, 768), LayerLayout("nhwc", (7, 7), 768)),
-        ((2, 7, 7, 7), (1, 6, 8, 7), LayerLayout("nhwc", (7, 7), 7)),
-        ((2, 7, 7, 7), (1, 7, 6, 8), LayerLayout("nchw", (7, 7), 7)),
-        ((2, 7, 7, 7), None, LayerLayout("nchw", (7, 7), 7)),
-        ((2, 7, 7, 768), None, LayerLayout("nhwc", (7, 7), 768)),
-        ((2, 512, 7, 7), (1, 512, 7, 7), LayerLayout("nchw", (7, 7), 512)),
-        ((2, 512, 1, 1), None, LayerLayout("nchw", (1, 1), 512)),
-        ((2, 10, 20, 512), (1, 9, 21, 512), LayerLayout("nhwc", (10, 20), 512)),
-        ((2, 197, 768), None, LayerLayout("tokens", (14, 14), 768, 1)),
-        ((2, 1000), None, LayerLayout("vector", (1, 1), 1000)),
+        ("nhwc", (2, 7, 7, 768), LayerLayout("nhwc", (7, 7), 768)),
+        ("nchw", (2, 7, 7, 768), LayerLayout("nchw", (7, 768), 7)),
+        ("vector", (2, 9), LayerLayout("vector", (1, 1), 9)),
+        ("tokens", (2, 197, 8), LayerLayout("tokens", (14, 14), 8, 1)),
+        ("tokens+5:5x20", (2, 105, 8), LayerLayout("tokens", (5, 20), 8, 5)),
+        ("tokens:5x20", (2, 105, 8), LayerLayout("tokens", (5, 20), 8, 5)),
+        ("tokens+0:1x105", (2, 105, 8), LayerLayout("tokens", (1, 105), 8)),
+        ("ncp:14x14", (2, 8, 196), LayerLayout("ncp", (14, 14), 8)),
     ],
 )
-def test_layout_from_shapes(shape: tuple, other: tuple | None, expected: LayerLayout) -> None:
-    layout = infer_layout(shape, (224, 224), other)
-    assert layout == expected
-    assert layout.shape == shape[1:]
+def test_layouts_as_the_user_writes_them(text: str, shape: tuple, expected: LayerLayout) -> None:
+    assert parse_layout(text, shape, (224, 224)) == expected
 
 
-@pytest.mark.parametrize("shape", [(2,), (2, 3, 4, 5, 6), ()])
-def test_shapes_without_a_layout_are_refused(shape: tuple) -> None:
-    with pytest.raises(UsageError, match="must give"):
-        infer_layout(shape, (224, 224))
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("nwhc", (2, 7, 7, 8)),
+        ("tokens", (2, 7, 7, 8)),
+        ("tokens+4:5x20", (2, 105, 8)),
+        ("ncp+1", (2, 105, 8)),
+        ("nhwc+1", (2, 7, 7, 8)),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused(text: str, shape: tuple) -> None:
+    with pytest.raises(UsageError, match="--layout"):
+        parse_layout(text, shape, (224, 224))
 
 
 def test_tensors_of_another_shape_are_refused() -> None:

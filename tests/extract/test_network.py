@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from extract.layout import LayerLayout
-from extract.network import LayerInfo, Network, capture, layer_layouts, list_layers, logits_of, probe_images
+from extract.layout_probe import find_layouts
+from extract.network import LayerInfo, Network, capture, list_layers
+from extract.probe import probe_images
 from extract.vision import Preprocess, transforms
 from extract.zoo import LoadedModel, load_model
 from stores.errors import NonFiniteError, NotACutError, UnknownNameError, UsageError
@@ -164,7 +166,7 @@ def no_hooks(module: nn.Module) -> bool:
 def test_captured_copies_survive_what_follows_in_place() -> None:
     loaded = small()
     images = probe_images(loaded.transform)
-    layouts = layer_layouts(loaded.module, ["one", "two"], images)
+    layouts = {name: found.layout for name, found in find_layouts(loaded.module, ["one", "two"], images).items()}
     with torch.no_grad():
         one = loaded.module.one(images)
         with capture(loaded.module, layouts, torch.float16) as taken:
@@ -209,7 +211,7 @@ def test_a_layer_that_runs_twice_cannot_be_captured() -> None:
     "wrap",
     [
         lambda logits: (logits, None),
-        lambda logits: {"aux": logits * 2, "out": logits},
+        lambda logits: {"aux": logits[:, :2], "logits": logits},
         Output,
         lambda logits: logits[:, :, None, None],
     ],
@@ -244,7 +246,7 @@ def test_models_that_cannot_be_used_are_told() -> None:
     with pytest.raises(UsageError, match="logits"):
         Network.from_loaded(small(nn.Sequential(nn.Conv2d(3, 2, 1))), "0")
     with pytest.raises(UsageError, match=r"fails on .*\(3, 16, 16\)"):
-        Network.from_loaded(small(nn.Sequential(nn.Conv2d(4, 2, 1), nn.Flatten())), "0")
+        Network.from_loaded(small(nn.Sequential(nn.Conv2d(5, 2, 1), nn.Flatten())), "0")
     broken = small()
     broken.module.fc.bias.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="weights"):
@@ -263,7 +265,10 @@ class Noisy(nn.Module):
 
 def test_a_model_that_is_random_in_evaluation_is_refused() -> None:
     module = nn.Sequential(nn.Conv2d(3, 2, 1), Noisy(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with torch.random.fork_rng(), pytest.raises(UsageError, match="changes what it computes"):
+    with (
+        torch.random.fork_rng(),
+        pytest.raises(UsageError, match=r"different values each time, first in '1' \(Noisy\)"),
+    ):
         Network.from_loaded(small(module), "0")
 
 
@@ -289,10 +294,10 @@ def test_a_model_with_branches_is_replayed() -> None:
 
 def test_layers_are_listed_with_what_they_offer() -> None:
     assert list_layers(small()) == [
-        LayerInfo("one", "Conv2d", (4, 16, 16), 256, 4, True),
-        LayerInfo("two", "Conv2d", (5, 8, 8), 64, 5, True),
-        LayerInfo("inner", "Conv2d", (5, 8, 8), 64, 5, False),
-        LayerInfo("fc", "Linear", (3,), 1, 3, True),
+        LayerInfo("one", "Conv2d", (4, 16, 16), LayerLayout("nchw", (16, 16), 4), "by the type of the layer", True),
+        LayerInfo("two", "Conv2d", (5, 8, 8), LayerLayout("nchw", (8, 8), 5), "by the type of the layer", True),
+        LayerInfo("inner", "Conv2d", (5, 8, 8), LayerLayout("nchw", (8, 8), 5), "by the type of the layer", False),
+        LayerInfo("fc", "Linear", (3,), LayerLayout("vector", (1, 1), 3), "the only one of its shape", True),
     ]
     assert list_layers(small(Branching())) == list_layers(small())
 
@@ -303,7 +308,7 @@ def test_load_finds_the_same_network_again() -> None:
     images = probe_images(one.transform)
     assert torch.equal(one.backbone(images), two.backbone(images))
     assert one.provenance == two.provenance
-    assert torch.equal(logits_of(one.module, images), two.logits(images))
+    assert torch.equal(one.module(images), two.logits(images))
 
 
 def test_probe_images_are_always_the_same_and_differ() -> None:

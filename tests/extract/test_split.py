@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from extract.split import Replayed, Split, Traced, first_tensor, hooked, trace
+from extract.split import Replayed, Split, Traced, hooked, trace
 from extract.vision import torchvision
 from stores.errors import NotACutError, UnknownNameError, UsageError
 
@@ -241,19 +241,3 @@ def test_hooks_go_even_when_the_model_fails() -> None:
 def test_a_model_that_fails_on_the_example_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"fails on images of shape \(5, 4, 4\)"):
         trace(make(Dynamic), torch.zeros(2, 5, 4, 4))
-
-
-def test_logits_are_found_in_whatever_a_model_returns() -> None:
-    class Output:
-        logits = torch.ones(1)
-
-    one, two = torch.ones(1), torch.zeros(1)
-    assert first_tensor(one) is one
-    assert first_tensor(Output()) is Output.logits
-    assert first_tensor({"aux": two, "out": one}) is one
-    assert first_tensor({"aux": two, "logits": one}) is one
-    assert first_tensor({"a": one, "b": two}) is one
-    assert first_tensor((None, one, two)) is one
-    assert first_tensor(torchvision.models.inception.InceptionOutputs(one, None)) is one
-    with pytest.raises(UsageError, match="NoneType"):
-        first_tensor(None)

@@ -1,0 +1,63 @@
+"""Which tensor that a model returns are its logits."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from extract.model_output import find_output
+from stores.errors import UsageError
+
+FEATURES, LOGITS, OTHER = torch.zeros(2, 24), torch.ones(2, 5), torch.full((2, 5), 2.0)
+Pair = namedtuple("Pair", "embedding prediction")
+
+
+@pytest.mark.parametrize(
+    ("returned", "options", "key"),
+    [
+        (LOGITS, {}, ""),
+        (LOGITS[:, :, None, None], {}, ""),
+        ((LOGITS, None), {}, "0"),
+        ((FEATURES, LOGITS), {"named": 5}, "1"),
+        ((FEATURES, LOGITS), {"folders": 5}, "1"),
+        ((FEATURES, LOGITS), {"named": 24, "folders": 5}, "0"),  # names are surer than folders
+        ((FEATURES, LOGITS), {"asked": "1"}, "1"),
+        (Pair(FEATURES, LOGITS), {"named": 5}, "1"),
+        ({"embedding": FEATURES, "prediction": LOGITS}, {"named": 5}, "prediction"),
+        ({"logits": LOGITS, "embedding": FEATURES}, {"folders": 24}, "logits"),
+        ({"probabilities": OTHER, "logits": LOGITS}, {"named": 5}, "logits"),
+        ({"map": torch.zeros(2, 5, 8, 8), "out": LOGITS}, {}, "out"),
+        ({"a": {"b": (FEATURES, LOGITS)}}, {"named": 5}, "a.b.1"),
+        (SimpleNamespace(logits=LOGITS, hidden=(FEATURES, FEATURES)), {}, "logits"),
+        ({"index": torch.zeros(2, 5, dtype=torch.int64), "out": LOGITS}, {"named": 5}, "out"),
+    ],
+)
+def test_what_decides(returned: Any, options: dict[str, Any], key: str) -> None:
+    found = find_output(returned, 2, **options)
+    assert found.key == key
+    assert torch.equal(found(returned), LOGITS if options.get("named") != 24 else FEATURES)
+    assert found.classes == found(returned).shape[1]
+
+
+@pytest.mark.parametrize(
+    ("returned", "options", "message"),
+    [
+        ((FEATURES, LOGITS), {}, r"several tensors.*0 \(2, 24\), 1 \(2, 5\).*--output KEY \(one of 0, 1\)"),
+        ((FEATURES, LOGITS), {"folders": 7}, "none of them with as many columns as class folders"),
+        ((OTHER, LOGITS), {"named": 5}, "2 of them with as many columns as class names"),
+        ((FEATURES, LOGITS), {"named": 3, "folders": 5}, "none of them .* class names"),
+        (LOGITS, {"named": 3}, "3 class names for 5 logits"),
+        ((FEATURES, LOGITS), {"asked": "1", "named": 3}, "3 class names for 5 logits"),
+        ({"a": LOGITS}, {"asked": "b"}, "--output b: .* a "),
+        ({"out": torch.zeros(2, 5, 8, 8)}, {}, "a map of logits for every pixel.*mean over the pixels"),
+        (torch.zeros(3, 5), {}, "no logits"),
+        (None, {}, "NoneType without a tensor"),
+    ],
+)
+def test_what_is_refused(returned: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        find_output(returned, 2, **options)
