@@ -163,6 +163,11 @@ class Network:
 def logits_of(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Run a model: the logits (n, K), whatever it wraps them in."""
     logits = first_tensor(module(images))
+    if logits.ndim == 4 and logits.shape[2:].numel() > 1:
+        raise UsageError(
+            f"The model must give logits (n, K), got a map {tuple(logits.shape)}, as segmentation networks do. "
+            "Wrap it in a module that gives one logit per class, such as the mean: maps.mean((2, 3))."
+        )
     return logits.flatten(1) if logits.ndim > 2 and logits.shape[2:].numel() == 1 else logits
 
 
@@ -276,6 +281,8 @@ def list_layers(loaded: LoadedModel) -> list[LayerInfo]:
     """List the layers that give a tensor, in the order in which they finish, and whether each is a cut."""
     probe = probe_images(loaded.transform).to(next(loaded.module.parameters(), torch.empty(0)).device)
     split = trace(loaded.module, probe)
+    with torch.no_grad():
+        logits_of(loaded.module, probe)  # refuses a model that no layer can be chosen of
     cuts = set(split.cuts())
     shapes, other, size = _two_sizes(loaded.module, list(split.runs), probe)
     infos = []

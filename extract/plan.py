@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from extract.checkpoints import find_file
 from extract.config import ExtractConfig
 from extract.decode import Decode, decoded
 from extract.forward import Forward, fitting_batch_size
@@ -78,7 +79,7 @@ class Plan:
         provenance = {
             **{k: v for k, v in made.items() if k != "class_names"},
             # a file is recorded by its full path: fit and evaluate may be run from another folder
-            "weights": str(Path(config.weights).resolve()) if Path(config.weights).is_file() else config.weights,
+            "weights": made["weights_source"] if find_file(made["weights_source"]) else config.weights,
             "transform": re.sub(r" at 0x[0-9A-Fa-f]+", "", made["transform"]),  # another in each process
             "seed": config.seed,
             "input_size": self.first.provenance["input_size"],
