@@ -291,7 +291,7 @@ def _other_file(home: str) -> str:
     if top not in sys.modules or not here or {Path(imported), Path(imported).parent} & set(here):
         return ""
     owner = "eddp" if top in _PACKAGES else "an installed package"
-    owner = "Python's standard library" if top in sys.stdlib_module_names else owner
+    owner = "Python's standard library" if top in {*sys.stdlib_module_names, "test"} else owner
     return (
         f" The name {top!r} belongs to {owner}: Python imported {imported}, which comes before {here[0]} in its search path. "
         f"Rename {here[0].name}, and give the new name."

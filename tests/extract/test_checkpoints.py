@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from extract.checkpoints import find_file, load_weights
+from extract.config import ExtractConfig
+from extract.images import open_source
+from extract.plan import plan_extraction
 from extract.vision import torchvision
 from extract.zoo import load_model
 from stores.errors import MissingPathError, WeightsError
@@ -141,6 +145,21 @@ def test_a_file_called_like_a_key_is_a_file(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "net" / "model.safetensors.index.json").touch()
     with pytest.raises(MissingPathError, match="index of several weight files"):
         find_file("net#model")
+
+
+def test_a_store_records_the_weights_that_were_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 64)).save("images/a.png")
+    model = torchvision.models.get_model(NET, weights=None, num_classes=4)
+    torch.save(
+        {"model": model.state_dict(), "ema": {"module." + k: v / 2 for k, v in model.state_dict().items()}}, "w.pth"
+    )
+    for asked, taken in (("w.pth", "model"), ("w.pth#ema", "ema.module")):
+        config = ExtractConfig(model=NET, weights=asked, layers=("features",))
+        made = plan_extraction(open_source(tmp_path / "images"), config).store.provenance
+        assert made["weights"] == made["weights_source"] == f"{tmp_path.resolve() / 'w.pth'}#{taken}"
+        assert load_model(NET, made["weights"]).provenance["weights_digest"] == made["weights_digest"]
 
 
 def test_objects_that_hold_data_only_are_read_over(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import importlib
 import json
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from extract import zoo
+from extract.network import Network, capture, list_layers, probe_images
 from extract.vision import torchvision
 from extract.zoo import load_model, weights_digest
 from stores.errors import MissingPathError, UnknownNameError, UsageError, WeightsError
@@ -158,6 +160,7 @@ def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
 
 
 OWN = """
+import torch
 from torch import nn
 from torchvision import transforms
 
@@ -181,6 +184,58 @@ def wrong():
 
 def broken():
     return 1 / 0
+
+def seeded(size=(20, 30)):
+    torch.manual_seed(0)
+    net = small()
+    net.input_size = size
+    return net
+
+def compiled():
+    return torch.compile(seeded(), backend="eager")
+
+def warm():
+    net = compiled().eval()
+    net(torch.zeros(1, 3, 20, 30))
+    return net
+
+def in_place():
+    net = seeded()
+    net.compile(backend="eager")
+    return net
+
+def parts():
+    net = seeded()
+    net[0] = torch.compile(net[0], backend="eager")
+    return net
+
+def parallel():
+    net = nn.DataParallel(small())
+    net.load_state_dict({"module." + key: value for key, value in seeded().state_dict().items()})
+    net.input_size = (20, 30)
+    return net
+
+def averaged():
+    return torch.optim.swa_utils.AveragedModel(seeded())
+
+def half():
+    return seeded().half()
+
+def double():
+    return seeded().double()
+
+def scripted():
+    net = seeded()
+    net[0] = torch.jit.trace(net[0], torch.zeros(1, 3, 20, 30))
+    return net
+
+def quantised():
+    return torch.ao.quantization.quantize_dynamic(seeded(), {nn.Linear}, torch.qint8)
+
+def segments():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+    net.input_size = (20, 30)
+    return net
 """
 
 
@@ -220,6 +275,68 @@ def test_a_network_of_ones_own(own: str, tmp_path: Path) -> None:
 def test_what_ones_own_callable_does_wrong_is_told(own: str, suffix: str, error: type, pattern: str) -> None:
     with pytest.raises(error, match=pattern):
         load_model(own + suffix)
+
+
+@pytest.mark.parametrize("wrapped", ["compiled", "warm", "in_place", "parts", "parallel", "averaged"])
+def test_a_wrapped_network_is_the_network_itself(own: str, wrapped: str, tmp_path: Path) -> None:
+    plain, loaded = load_model(f"{own}:seeded"), load_model(f"{own}:{wrapped}")
+    assert loaded.provenance["weights_digest"] == plain.provenance["weights_digest"]
+    assert [layer.name for layer in list_layers(loaded)] == ["0", "1", "2", "3"]
+    network = Network.from_loaded(loaded, "0")
+    images = probe_images(loaded.transform)
+    with capture(loaded.module, {"0": network.layout}) as taken:
+        assert torch.equal(network.logits(images), plain.module(images))
+    assert torch.equal(taken["0"], network.backbone(images))
+    torch.save({key: value + 1 for key, value in plain.module.state_dict().items()}, tmp_path / "own.pth")
+    assert torch.equal(load_model(f"{own}:{wrapped}", "own.pth").module[3].bias, plain.module[3].bias + 1)
+
+
+@pytest.mark.parametrize("kind", ["half", "double"])
+def test_a_network_of_another_precision_is_run_in_float32(
+    own: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load_model(f"{own}:{kind}")
+    assert "it is run in float32" in caplog.text
+    assert Network.from_loaded(loaded, "0").logits(probe_images(loaded.transform)).dtype == torch.float32
+    caplog.clear()
+    load_model(f"{own}:seeded")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("scripted", r"module '0' is TorchScript .*Give the Python module that it was made from"),
+        ("quantised", r"module '3' is quantised .*no gradients.*Give the floating-point model"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_that_cannot_be_looked_into_is_refused(own: str, kind: str, pattern: str) -> None:
+    with pytest.raises(UsageError, match=pattern):
+        load_model(f"{own}:{kind}")
+
+
+def test_a_map_of_logits_is_refused_before_a_layer_is_chosen(own: str) -> None:
+    loaded = load_model(f"{own}:segments")
+    for look in (list_layers, lambda loaded: Network.from_loaded(loaded, "0")):
+        with pytest.raises(UsageError, match=r"got a map \(2, 2, 18, 28\).*maps\.mean\(\(2, 3\)\)"):
+            look(loaded)
+
+
+@pytest.mark.parametrize(
+    ("home", "owner"),
+    [
+        ("stores", "eddp"),
+        ("code", "Python's standard library"),
+        ("zarr", "an installed package"),
+        ("zarr.mine", "an installed package"),
+    ],
+)
+def test_a_file_named_like_another_module_is_told(own: str, home: str, owner: str, tmp_path: Path) -> None:
+    importlib.import_module(home.partition(".")[0])
+    (tmp_path / f"{home.partition('.')[0]}.py").write_text(OWN)
+    with pytest.raises(UnknownNameError, match=rf"belongs to {owner}: Python imported .*Rename {home[:4]}.*\.py"):
+        load_model(f"{home}:seeded")
 
 
 def test_a_classifier_of_ones_own_is_not_rebuilt(own: str, tmp_path: Path) -> None:
