@@ -26,7 +26,7 @@ _MERGE = f"load the model with its own library, which merges them, and {_SAVE}"
 
 
 class _Inert:
-    """Stands for an object that holds data only, which is not needed: its own type is neither imported nor called."""
+    """Stands for an object that holds data only and is not needed: its own type is neither imported nor called."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -43,9 +43,10 @@ class _Dictionary:
         return {}
 
 
-_HARMLESS = {
+_HARMLESS = {  # module: names of types, or of functions that make them
     "argparse": "Namespace",
     "types": "SimpleNamespace",
+    "typing": "Any",
     "numpy": "dtype ndarray",
     "numpy.core.multiarray": "scalar _reconstruct",
     "numpy._core.multiarray": "scalar _reconstruct",
@@ -54,6 +55,12 @@ _HARMLESS = {
     "datetime": "datetime date time timedelta timezone",
     "builtins": "int float str bool list dict tuple",  # as what a defaultdict begins with
     "torch.torch_version": "TorchVersion",
+    "omegaconf.dictconfig": "DictConfig",
+    "omegaconf.listconfig": "ListConfig",
+    "omegaconf.base": "ContainerMetadata Metadata",
+    "omegaconf.nodes": "AnyNode IntegerNode FloatNode StringNode BooleanNode",
+    "pytorch_lightning.callbacks.model_checkpoint": "ModelCheckpoint",  # as keys, before Lightning 1.5
+    "pytorch_lightning.callbacks.early_stopping": "EarlyStopping",
 }
 _DICTIONARIES = (
     "collections.defaultdict",
@@ -70,7 +77,7 @@ _STAND_INS += [(_Dictionary, name) for name in _DICTIONARIES]
 def read_checkpoint(path: Path) -> Any:
     """Give what a checkpoint holds: tensors in (nested) dictionaries.
 
-    Objects that hold data only (``argparse.Namespace``, NumPy scalars, paths, dates) are replaced by empty ones.
+    Objects that hold data only (``argparse.Namespace``, NumPy scalars, paths, dates, settings) are replaced by empty ones.
 
     Raises
     ------

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from extract.checkpoint_file import read_checkpoint, weights_in_folder
+from extract.checkpoint_file import read_checkpoint
 from stores.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -30,17 +30,11 @@ Rename = Callable[[str], str | None]  # a tensor's name in the file -> the model
 
 
 def find_file(weights: str) -> tuple[Path, str] | None:
-    """Resolve FILE or FILE#KEY to an absolute path and the key, "" for none; None where there is no such file.
-
-    Raises MissingPathError for a folder.
-    """
+    """Resolve FILE or FILE#KEY to an absolute path and the key, "" for none; None where there is no such file."""
     file, _, key = weights.rpartition("#")
     for name, chosen in ((weights, ""), (file, key)):
-        path = Path(name).expanduser()
-        if name and path.is_file():
+        if name and (path := Path(name).expanduser()).is_file():
             return path.resolve(), chosen
-        if name and path.is_dir():
-            raise weights_in_folder(path)
     return None
 
 
@@ -172,10 +166,9 @@ def _choose(sets: list[WeightSet], path: Path, key: str) -> tuple[WeightSet, str
             f"{path} holds {len(fitting)} sets of weights that fit this model; choose one: --weights {' or '.join(spellings)}."
         )
     if len(fitting) > 1:
-        others = [spelled(path, s.label) for s in fitting if s is not chosen]
-        logger.warning(
-            "took the weights '%s' of '%s'; others fit, too: --weights %s", chosen.label, path, " or ".join(others)
-        )
+        taken = spelled(path, chosen.label)
+        others = " or ".join(other for other in spellings if other != taken)
+        logger.warning("took the weights '%s'; others in the file fit, too: --weights %s", taken, others)
     if chosen.left_out:
         logger.warning("'%s': %s", spelled(path, chosen.label), f"left out {_some(chosen.left_out, 'tensors')}")
     return chosen, spelled(path, chosen.label if key or len(fitting) > 1 else "")

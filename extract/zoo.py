@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from extract.checkpoint_file import weights_in_folder
 from extract.checkpoints import State, find_file, load_weights
 from extract.vision import Preprocess, torchvision, transforms
 from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError, WeightsError
@@ -342,6 +343,8 @@ def _weights_file(weights: str, names: list[str], model: str) -> tuple[Path, str
     if found is not None:
         return found
     path = Path(weights.rpartition("#")[0] or weights).expanduser()
+    if path.is_dir():
+        raise weights_in_folder(path)
     if path.suffix in _SUFFIXES or len(path.parts) > 1:
         raise MissingPathError(f"There is no weights file {path.absolute()}.")
     raise UnknownNameError(

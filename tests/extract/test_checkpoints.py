@@ -1,6 +1,8 @@
 import argparse
 import collections
 import datetime
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -138,13 +140,16 @@ def test_a_file_called_like_a_key_is_a_file(tmp_path: Path, monkeypatch: pytest.
     assert find_file("a#b.pth") == (path, "")
     assert find_file("a#b.pth#ema") == (path, "ema")
     assert find_file("b.pth#ema") is None
-    (tmp_path / "net").mkdir()
-    (tmp_path / "net" / "model.safetensors").touch()
-    with pytest.raises(MissingPathError, match=r"a folder.*net/model\.safetensors"):
-        find_file("net")
-    (tmp_path / "net" / "model.safetensors.index.json").touch()
+
+
+def test_a_folder_is_refused_and_the_file_in_it_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    for weights in (str(tmp_path), f"{tmp_path}#model"):
+        with pytest.raises(MissingPathError, match=r"a folder, not a file\. Give .*/model\.safetensors"):
+            load_model(NET, weights)
+    (tmp_path / "model.safetensors.index.json").touch()
     with pytest.raises(MissingPathError, match="index of several weight files"):
-        find_file("net#model")
+        load_model(NET, str(tmp_path))
 
 
 def test_a_store_records_the_weights_that_were_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +167,11 @@ def test_a_store_records_the_weights_that_were_taken(tmp_path: Path, monkeypatch
         assert load_model(NET, made["weights"]).provenance["weights_digest"] == made["weights_digest"]
 
 
-def test_objects_that_hold_data_only_are_read_over(tmp_path: Path) -> None:
+def test_objects_that_hold_data_only_are_read_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = types.ModuleType("pytorch_lightning.utilities.parsing")
+    settings.AttributeDict = type("AttributeDict", (dict,), {"__module__": settings.__name__})
+    for name in ("pytorch_lightning", "pytorch_lightning.utilities", settings.__name__):
+        monkeypatch.setitem(sys.modules, name, settings)
     allowed = set(torch.serialization.get_safe_globals())
     content = {
         "state_dict": state(),
@@ -172,6 +181,7 @@ def test_objects_that_hold_data_only_are_read_over(tmp_path: Path) -> None:
         "history": collections.defaultdict(list, loss=[np.float32(1)]),
         "when": datetime.datetime(2024, 1, 2),
         "torch": torch.__version__,
+        "hyper_parameters": settings.AttributeDict(lr=0.1),
     }
     assert loaded(content, tmp_path / "w.pth") == (1, "w.pth")
     torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
