@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from extract.checkpoints import find_file, spelled
 from extract.cluster import settled, workers_of
 from extract.cluster_worker import Order, batch_size, fill_part, look_ahead
 from extract.config import ExtractConfig
@@ -183,9 +184,8 @@ def _order(data: str, out: Path, config: ExtractConfig, code_version: str) -> Or
     """Everything by its full path: workers are started in folders of their own."""
     scheme, root = scheme_of(data)
     data = str(root.absolute())
-    weights = Path(config.weights).expanduser()
-    if weights.is_file():
-        config = replace(config, weights=str(weights.absolute()))
+    if (weights := find_file(config.weights)) is not None:
+        config = replace(config, weights=spelled(*weights))
     return Order(
         run=f"eddp-extract-{uuid4().hex}",
         data=data if scheme is None else f"{scheme}:{data}",

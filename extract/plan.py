@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from extract.checkpoints import find_file
 from extract.classes import ClassMapping, map_classes, require_decided
 from extract.config import ExtractConfig
 from extract.decode import Decode, decoded
@@ -105,7 +106,7 @@ class Plan:
         provenance = {
             **{k: v for k, v in made.items() if k != "class_names"},
             # a file is recorded by its full path: fit and evaluate may be run from another folder
-            "weights": str(Path(config.weights).resolve()) if Path(config.weights).is_file() else config.weights,
+            "weights": made["weights_source"] if find_file(made["weights_source"]) else config.weights,
             "transform": re.sub(r" at 0x[0-9A-Fa-f]+", "", made["transform"]),  # another in each process
             "seed": config.seed,
             "input_size": self.first.provenance["input_size"],

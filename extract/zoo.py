@@ -9,15 +9,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import inspect
 import json
 import logging
 import math
-import pickle
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +23,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+from extract.checkpoint_file import weights_in_folder
+from extract.checkpoints import State, find_file, load_weights
 from extract.classes import as_class_names
 from extract.model_output import ModelOutput
 from extract.probe import find_input_and_output
@@ -33,15 +34,15 @@ from extract.rgb import GreyRange
 from extract.vision import Preprocess, torchvision, transforms
 from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError, WeightsError
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # where checkpoints keep the tensors
-_PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
+_PACKAGES = {"evaluate", "extract", "fit", "pipeline", "stores"}
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _SUFFIXES = {".pth", ".pt", ".safetensors", ".tar", ".bin", ".ckpt"}
 _AUXILIARY = {"inception_v3": ("AuxLogits",), "googlenet": ("aux1", "aux2")}  # heads used in training only
 _OLD_DENSENET = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
 )
-State = dict[str, torch.Tensor]
-Build = Callable[..., nn.Module]  # build(**keywords): a network with random weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0) -> Loaded
         ``class_names``. Without a transform it must have an attribute
         ``input_size`` (height, width): images are then resized to it, scaled to [0, 1] and normalised as for ImageNet.
     weights : str, default "DEFAULT"
-        "DEFAULT" (the zoo's own default), the name of other weights of the zoo, a file (.pth, .pt, .safetensors), or
-        "none": random initialisation.
+        "DEFAULT" (the zoo's own default), the name of other weights of the zoo, a file (.pth, .pt, .safetensors), one of
+        several sets of weights in a file, FILE#KEY, or "none": random initialisation.
     seed : int, default 0
         Seeds every random number drawn here; the global generators are left as they were.
 
@@ -131,7 +132,7 @@ def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0) -> Loaded
             built = _from_callable(model, asked, seed)
         else:
             built = _from_torchvision(model, asked, seed)
-    module = built.module.eval().requires_grad_(False).cpu()
+    module = _prepared(built.module).eval().requires_grad_(False).cpu()
     transform = Preprocess(built.transform)
     provenance = {
         "model": model,
@@ -242,22 +243,27 @@ def _from_torchvision(name: str, weights: str, seed: int) -> _Built:
         classes = entry.meta.get("categories")
         return _Built(module, entry.transforms(), f"torchvision {entry}", f"torchvision {entry}", classes)
 
-    path = _weights_file(weights, [*entries, "DEFAULT", "none"], name)
+    path, key = _weights_file(weights, [*entries, "DEFAULT", "none"], name)
     entry = _entry_of(path, list(entries.values()))
-    state = read_state(path)
-    if name.startswith("densenet"):
-        state = {_OLD_DENSENET.sub(r"\1\2", key): tensor for key, tensor in state.items()}
-    skip = tuple(f"{head}." for head in _AUXILIARY.get(name, ()))
-    state = {key: tensor for key, tensor in state.items() if not (skip and key.startswith(skip))}
-    keywords: dict[str, Any] = {}
-    if name.startswith("vit_") and "encoder.pos_embedding" in state and "conv_proj.weight" in state:
+    heads = tuple(f"{head}." for head in _AUXILIARY.get(name, ()))
+
+    def rename(tensor: str) -> str | None:
+        if heads and tensor.startswith(heads):
+            return None
+        return _OLD_DENSENET.sub(r"\1\2", tensor) if name.startswith("densenet") else tensor
+
+    def image_size(state: State) -> dict[str, Any]:
+        if not name.startswith("vit_") or state["encoder.pos_embedding"].ndim != 3:
+            return {}
         tokens, patch = state["encoder.pos_embedding"].shape[1], state["conv_proj.weight"].shape[-1]
-        keywords["image_size"] = math.isqrt(max(tokens - 1, 1)) * patch
-        fitting = (e for e in entries.values() if e.meta.get("min_size", (224,))[0] == keywords["image_size"])
-        first = next(fitting, first)
-    module = load_state(build, state, path, **keywords)
-    source = entry or first
-    return _Built(module, source.transforms(), str(path), f"torchvision {source}", entry and entry.meta["categories"])
+        size = math.isqrt(max(tokens - 1, 1)) * patch
+        return {"image_size": size} if size != 224 else {}
+
+    module, loaded = load_weights(build, path, key, rename=rename, keywords=image_size)
+    size = getattr(module, "image_size", None)  # a vision transformer's
+    fitting = (e for e in entries.values() if size and e.meta.get("min_size", (224,))[0] == size)
+    source = entry or next(fitting, first)
+    return _Built(module, source.transforms(), loaded, f"torchvision {source}", entry and entry.meta["categories"])
 
 
 def _timm_name(module: Any, name: str) -> str:
@@ -290,8 +296,7 @@ def _from_timm(model: str, name: str, weights: str, seed: int) -> _Built:
             module = timm.create_model(full, pretrained=True)
         source = _timm_name(module, full)
     else:
-        path = _weights_file(weights, [*tags, "DEFAULT", "none"], model)
-        module, source = load_state(build, read_state(path), path), str(path)
+        module, source = load_weights(build, *_weights_file(weights, [*tags, "DEFAULT", "none"], model))
     config = timm.data.resolve_model_data_config(module)
     transform = timm.data.create_transform(**config, is_training=False)
     classes = _timm_classes(timm, module) if weights == "DEFAULT" or weights in tags else None
@@ -314,12 +319,15 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
     try:
         offered = vars(importlib.import_module(home))
     except ModuleNotFoundError as error:
-        raise UnknownNameError(f"Cannot import {home!r} of {model!r} from {Path.cwd()}: {error}.") from error
+        raise UnknownNameError(
+            f"Cannot import {home!r} of {model!r} from {Path.cwd()}: {error}.{_other_file(home)}"
+        ) from error
     except Exception as error:
         raise UsageError(f"Importing {home!r} of {model!r} raised {error!r}.") from error
     if attribute not in offered:
         names = [key for key, value in offered.items() if callable(value)]
-        raise UnknownNameError(f"Module {home!r} has no {attribute!r}{_nearest(attribute, names)}.")
+        near = "" if (other := _other_file(home)) else _nearest(attribute, names)
+        raise UnknownNameError(f"Module {home!r} has no {attribute!r}{near}.{other}")
     try:
         made = offered[attribute]()
     except EDDPError:
@@ -331,10 +339,10 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
     module, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
         raise UsageError(f"{model} must return an nn.Module or (module, transform), got {type(made).__name__}.")
+    module = _unwrapped(module)
     source = f"as {model} made them, seed {seed}"
     if weights not in ("DEFAULT", "none"):
-        path = _weights_file(weights, ["DEFAULT", "none"], model)
-        module, source = load_state(lambda: module, read_state(path), path), str(path)
+        module, source = load_weights(lambda: module, *_weights_file(weights, ["DEFAULT", "none"], model))
     classes = as_class_names(getattr(module, "class_names", None), f"class_names of {model}")
     if transform is not None:
         return _Built(module, transform, source, model, classes)
@@ -354,99 +362,67 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
     return _Built(module, transforms.Compose(steps), source, f"input_size of {model}, ImageNet normalisation", classes)
 
 
-def read_state(path: Path) -> State:
-    """Read the tensors of a checkpoint by name; code in it is never run.
-
-    Accepts a bare state dict, {"state_dict": ...} and the like, and names with the prefix ``module.``.
-
-    Raises
-    ------
-    WeightsError
-        The file is no weights file, or it holds more than tensors and plain values.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is no weights file, or holds more than tensors, which is never run: "
-            "save the tensors alone, torch.save(model.state_dict(), FILE) or safetensors."
-        ) from error
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"{path} is no weights file that can be read ({reason}).") from error
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    state = (
-        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
+def _other_file(home: str) -> str:
+    """Say which file was imported instead of one of the same name in the current folder; "" where none was."""
+    top = home.partition(".")[0]
+    here = [path for path in (Path.cwd() / f"{top}.py", Path.cwd() / top) if path.exists()]
+    imported = getattr(sys.modules.get(top), "__file__", None) or "a built-in module"
+    if top not in sys.modules or not here or {Path(imported), Path(imported).parent} & set(here):
+        return ""
+    owner = "eddp" if top in _PACKAGES else "an installed package"
+    owner = "Python's standard library" if top in {*sys.stdlib_module_names, "test"} else owner
+    return (
+        f" The name {top!r} belongs to {owner}: Python imported {imported}, which comes before {here[0]} in its search path. "
+        f"Rename {here[0].name}, and give the new name."
     )
-    if not state:
-        raise WeightsError(f"{path} holds no tensors by name: a state dict is needed, got {type(content).__name__}.")
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    return state
 
 
-def load_state(build: Build, state: State, path: Path, **keywords: Any) -> nn.Module:
-    """Build a network and load ``state`` into it; for another number of classes it is built for that number.
-
-    Raises
-    ------
-    WeightsError
-        Tensors are missing, unexpected, or of another shape; the message counts them and gives examples.
-    """
-    module = build(**keywords)
-    own = module.state_dict()
-    reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
-    pairs = {(own[key].shape[:1], state[key].shape[:1]) for key in reshaped if own[key].ndim and state[key].ndim}
-    tails_agree = all(own[key].shape[1:] == state[key].shape[1:] for key in reshaped)
-    if reshaped and tails_agree and len(pairs) == 1 and _differences(own, state)[:2] == ([], []):
-        (_, (classes,)), *_ = pairs
-        if "num_classes" in keywords or not _takes_classes(build):
-            raise WeightsError(_complaint(path, own, state))
-        return load_state(build, state, path, **keywords, num_classes=int(classes))
-    if any(_differences(own, state)):
-        raise WeightsError(_complaint(path, own, state))
-    module.load_state_dict(state, strict=False)
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Take modules out of what torch.compile and training on several GPUs wrap around them: hooks may not run inside."""
+    while isinstance(module, _WRAPPERS) or "_orig_mod" in module._modules:  # torch.compile's
+        inner: Any = module._modules.get("_orig_mod") or module.module
+        for name in {"class_names", "input_size"} & vars(module).keys():
+            setattr(inner, name, getattr(module, name))
+        module = inner
+    module._compiled_call_impl = None  # of module.compile()
+    for name, child in module._modules.items():
+        if child is not None and (own := _unwrapped(child)) is not child:
+            setattr(module, name, own)
     return module
 
 
-def _takes_classes(build: Build) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values())
+def _prepared(module: nn.Module) -> nn.Module:
+    """Give a module whose layers can be looked into, in float32.
+
+    Raises UsageError for one that has TorchScript or quantised modules in it.
+    """
+    for name, part in module.named_modules():
+        kind = f"{type(part).__module__}.{type(part).__name__}"
+        where = f"The model's module {name!r} is" if name else "The model is"
+        if isinstance(part, torch.jit.ScriptModule):
+            raise UsageError(
+                f"{where} TorchScript ({kind}), whose layers cannot be looked into. Give the Python module that it was made "
+                "from, by --model module:callable; its weights are torch.jit.load(FILE).state_dict()."
+            )
+        if kind.startswith("torch.ao.nn.") and ".quantized." in kind:
+            raise UsageError(
+                f"{where} quantised ({kind}): such a network has no gradients, which fitting and evaluating directions need. "
+                "Give the floating-point model that it was made from."
+            )
+    others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
+    if others:
+        logger.warning("the model's parameters are %s; it is run in float32", " and ".join(sorted(map(str, others))))
+    return module.float() if others else module
 
 
-def _differences(own: State, state: State) -> tuple[list[str], list[str], list[str]]:
-    """Give the names that are missing, unexpected, and of another shape."""
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    return missing, unexpected, reshaped
-
-
-def _complaint(path: Path, own: State, state: State) -> str:
-    parts = []
-    for what, keys in zip(("missing", "unexpected", "of another shape"), _differences(own, state), strict=True):
-        if keys:
-            parts.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
-    return f"The weights of {path} are not this model's: of {len(own)} tensors {'; '.join(parts)}."
-
-
-def _weights_file(weights: str, names: list[str], model: str) -> Path:
-    path = Path(weights).expanduser()
-    if path.is_file():
-        return path.resolve()
-    if path.exists():
-        raise MissingPathError(f"The weights {path} are a folder, not a file.")
+def _weights_file(weights: str, names: list[str], model: str) -> tuple[Path, str]:
+    """Give the file that ``weights`` names and the key in it, as ``load_weights`` takes them."""
+    found = find_file(weights)
+    if found is not None:
+        return found
+    path = Path(weights.rpartition("#")[0] or weights).expanduser()
+    if path.is_dir():
+        raise weights_in_folder(path)
     if path.suffix in _SUFFIXES or len(path.parts) > 1:
         raise MissingPathError(f"There is no weights file {path.absolute()}.")
     raise UnknownNameError(

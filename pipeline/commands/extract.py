@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=STORE, help="The store to write, such as acts.zarr or s3://bucket/acts.zarr.")
 @click.option(
-    "--weights", default="DEFAULT", show_default=True, help="DEFAULT, a torchvision weights name, a FILE, or none."
+    "--weights",
+    default="DEFAULT",
+    show_default=True,
+    help="DEFAULT, a torchvision weights name, a FILE, FILE#KEY where it holds several sets of weights, or none.",
 )
 @click.option(
     "--class-names",

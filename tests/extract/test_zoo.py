@@ -1,8 +1,7 @@
 import hashlib
-import io
+import importlib
 import json
 import pickle
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -14,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from extract import zoo
+from extract.network import Network, capture, list_layers, probe_images
 from extract.vision import torchvision
-from extract.zoo import load_model, load_state, read_state, weights_digest
+from extract.zoo import load_model, weights_digest
 from stores.errors import MissingPathError, UnknownNameError, UsageError, WeightsError
 
 NET = "squeezenet1_1"  # small: 1.2 million parameters
@@ -86,69 +86,6 @@ def test_digest_tells_values_names_shapes_and_types_apart() -> None:
     assert len(set(variants)) == len(variants)
     assert digest(a=one, b=one * 2) == digest(b=one * 2, a=one)
     assert digest(a=one, num_batches_tracked=torch.tensor(7)) == digest(a=one)
-
-
-def test_another_number_of_classes_rebuilds_the_classifier(tmp_path: Path) -> None:
-    for name in ("resnet18", NET):
-        model = torchvision.models.get_model(name, weights=None, num_classes=365)
-        torch.save({"state_dict": model.state_dict()}, tmp_path / "places.pth")
-        loaded = load_model(name, str(tmp_path / "places.pth"))
-        with torch.no_grad():
-            assert loaded.module(torch.zeros(1, 3, 64, 64)).shape == (1, 365)
-        assert loaded.class_names is None
-
-
-def test_weights_of_another_model_are_told_in_numbers(checkpoint: Path) -> None:
-    with pytest.raises(WeightsError, match=r"122 tensors 102 missing \(conv1.weight, .*, \.\.\.\); 52 unexpected \("):
-        load_model("resnet18", str(checkpoint))
-
-
-def test_another_shape_is_told(tmp_path: Path) -> None:
-    state = torchvision.models.get_model(NET, weights=None).state_dict()
-    state["features.0.weight"] = torch.zeros(64, 3, 5, 5)
-    torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(
-        WeightsError, match=r"1 of another shape \(features\.0\.weight \(64, 3, 5, 5\) for \(64, 3, 3, 3\)"
-    ):
-        load_model(NET, str(tmp_path / "w.pth"))
-
-
-class _Evil:
-    ran = False
-
-    def __reduce__(self):
-        return _run_evil, ()
-
-
-def _run_evil() -> None:
-    _Evil.ran = True
-
-
-@pytest.mark.parametrize(
-    "kind", ["text", "empty", "pickle", "torch pickle", "truncated", "zip", "list", "bad safetensors"]
-)
-def test_hostile_files_are_refused_without_running_them(kind: str, checkpoint: Path, tmp_path: Path) -> None:
-    path = tmp_path / ("w.safetensors" if kind == "bad safetensors" else "w.pth")
-    if kind in ("text", "bad safetensors"):
-        path.write_text("these are no weights\n")
-    elif kind == "empty":
-        path.touch()
-    elif kind == "pickle":
-        path.write_bytes(pickle.dumps({"state_dict": _Evil()}))
-    elif kind == "torch pickle":
-        torch.save({"state_dict": _Evil(), "w": torch.ones(1)}, path)
-    elif kind == "truncated":
-        path.write_bytes(checkpoint.read_bytes()[:10000])
-    elif kind == "zip":
-        content = io.BytesIO()
-        with zipfile.ZipFile(content, "w") as archive:
-            archive.writestr("readme.txt", "nothing")
-        path.write_bytes(content.getvalue())
-    else:
-        torch.save([1, 2, 3], path)
-    with pytest.raises(WeightsError, match=path.name):
-        load_model(NET, str(path))
-    assert not _Evil.ran
 
 
 def test_unknown_models_and_weights_list_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,17 +159,8 @@ def test_old_densenet_names_are_understood(tmp_path: Path) -> None:
     assert loaded.provenance["weights_digest"] == weights_digest(model)
 
 
-def test_a_transformer_for_larger_images_is_rebuilt_for_them() -> None:
-    def build(image_size: int = 224, **keywords: object) -> nn.Module:
-        module = nn.Module()
-        module.register_buffer("position", torch.zeros(image_size, 2))
-        return module
-
-    module = load_state(build, {"position": torch.ones(384, 2)}, Path("f"), image_size=384)
-    assert torch.equal(module.position, torch.ones(384, 2))
-
-
 OWN = """
+import torch
 from torch import nn
 from torchvision import transforms
 
@@ -256,6 +184,58 @@ def wrong():
 
 def broken():
     return 1 / 0
+
+def seeded(size=(20, 30)):
+    torch.manual_seed(0)
+    net = small()
+    net.input_size = size
+    return net
+
+def compiled():
+    return torch.compile(seeded(), backend="eager")
+
+def warm():
+    net = compiled().eval()
+    net(torch.zeros(1, 3, 20, 30))
+    return net
+
+def in_place():
+    net = seeded()
+    net.compile(backend="eager")
+    return net
+
+def parts():
+    net = seeded()
+    net[0] = torch.compile(net[0], backend="eager")
+    return net
+
+def parallel():
+    net = nn.DataParallel(small())
+    net.load_state_dict({"module." + key: value for key, value in seeded().state_dict().items()})
+    net.input_size = (20, 30)
+    return net
+
+def averaged():
+    return torch.optim.swa_utils.AveragedModel(seeded())
+
+def half():
+    return seeded().half()
+
+def double():
+    return seeded().double()
+
+def scripted():
+    net = seeded()
+    net[0] = torch.jit.trace(net[0], torch.zeros(1, 3, 20, 30))
+    return net
+
+def quantised():
+    return torch.ao.quantization.quantize_dynamic(seeded(), {nn.Linear}, torch.qint8)
+
+def segments():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+    net.input_size = (20, 30)
+    return net
 """
 
 
@@ -297,6 +277,68 @@ def test_what_ones_own_callable_does_wrong_is_told(own: str, suffix: str, error:
         load_model(own + suffix)
 
 
+@pytest.mark.parametrize("wrapped", ["compiled", "warm", "in_place", "parts", "parallel", "averaged"])
+def test_a_wrapped_network_is_the_network_itself(own: str, wrapped: str, tmp_path: Path) -> None:
+    plain, loaded = load_model(f"{own}:seeded"), load_model(f"{own}:{wrapped}")
+    assert loaded.provenance["weights_digest"] == plain.provenance["weights_digest"]
+    assert [layer.name for layer in list_layers(loaded)] == ["0", "1", "2", "3"]
+    network = Network.from_loaded(loaded, "0")
+    images = probe_images(loaded.transform)
+    with capture(loaded.module, {"0": network.layout}) as taken:
+        assert torch.equal(network.logits(images), plain.module(images))
+    assert torch.equal(taken["0"], network.backbone(images))
+    torch.save({key: value + 1 for key, value in plain.module.state_dict().items()}, tmp_path / "own.pth")
+    assert torch.equal(load_model(f"{own}:{wrapped}", "own.pth").module[3].bias, plain.module[3].bias + 1)
+
+
+@pytest.mark.parametrize("kind", ["half", "double"])
+def test_a_network_of_another_precision_is_run_in_float32(
+    own: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load_model(f"{own}:{kind}")
+    assert "it is run in float32" in caplog.text
+    assert Network.from_loaded(loaded, "0").logits(probe_images(loaded.transform)).dtype == torch.float32
+    caplog.clear()
+    load_model(f"{own}:seeded")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("scripted", r"module '0' is TorchScript .*Give the Python module that it was made from"),
+        ("quantised", r"module '3' is quantised .*no gradients.*Give the floating-point model"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_that_cannot_be_looked_into_is_refused(own: str, kind: str, pattern: str) -> None:
+    with pytest.raises(UsageError, match=pattern):
+        load_model(f"{own}:{kind}")
+
+
+def test_a_map_of_logits_is_refused_before_a_layer_is_chosen(own: str) -> None:
+    loaded = load_model(f"{own}:segments")
+    for look in (list_layers, lambda loaded: Network.from_loaded(loaded, "0")):
+        with pytest.raises(UsageError, match=r"map of logits.*\(2, 2, 18, 28\).*out\.mean\(\(2, 3\)\)"):
+            look(loaded)
+
+
+@pytest.mark.parametrize(
+    ("home", "owner"),
+    [
+        ("stores", "eddp"),
+        ("code", "Python's standard library"),
+        ("zarr", "an installed package"),
+        ("zarr.mine", "an installed package"),
+    ],
+)
+def test_a_file_named_like_another_module_is_told(own: str, home: str, owner: str, tmp_path: Path) -> None:
+    importlib.import_module(home.partition(".")[0])
+    (tmp_path / f"{home.partition('.')[0]}.py").write_text(OWN)
+    with pytest.raises(UnknownNameError, match=rf"belongs to {owner}: Python imported .*Rename {home[:4]}.*\.py"):
+        load_model(f"{home}:seeded")
+
+
 def test_a_classifier_of_ones_own_is_not_rebuilt(own: str, tmp_path: Path) -> None:
     state = load_model(f"{own}:sized").module.state_dict()
     torch.save({**state, "3.weight": torch.zeros(7, 4), "3.bias": torch.zeros(7)}, tmp_path / "own.pth")
@@ -320,9 +362,3 @@ def test_timm(tmp_path: Path) -> None:
         load_model("timm:resnet18.a1_in2k", "none")
     with pytest.raises(UnknownNameError, match="DEFAULT, none"):
         load_model("timm:test_resnet", "nothing")
-
-
-def test_tensors_are_found_in_wrapped_checkpoints(tmp_path: Path) -> None:
-    inner = {"_orig_mod.a": torch.ones(1), "_orig_mod.b": torch.zeros(2)}
-    torch.save({"epoch": 1, "model_state_dict": inner}, tmp_path / "w.pt")
-    assert list(read_state(tmp_path / "w.pt")) == ["a", "b"]

@@ -1,0 +1,88 @@
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from extract.checkpoint_file import read_checkpoint
+from stores.errors import WeightsError
+
+
+class _Evil:
+    ran = False
+
+    def __reduce__(self):
+        return _run_evil, ()
+
+
+def _run_evil() -> None:
+    _Evil.ran = True
+
+
+def saved(content: object, *, old: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=not old)
+    return buffer.getvalue()
+
+
+def zipped(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, "nothing")
+    return buffer.getvalue()
+
+
+def scripted() -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), buffer)
+    return buffer.getvalue()
+
+
+TENSORS = {"a": torch.ones(1000), "b": torch.zeros(2)}
+REFUSED = {
+    "empty": (b"", "it is empty: download"),
+    "text": (b"these are no weights", "cannot be read as a weights file"),
+    "page": (b"\n<!DOCTYPE html><html>Quota exceeded</html>", "web page.*browser"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+    "index": (b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "index of several weight files"),
+    "json": (b'{"error": "Not Found"}', "JSON"),
+    "keras": (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
+    "keras 3": (zipped("model.weights.h5"), "Keras"),
+    "onnx": (b"\x08\x07\x12\x07pytorch", "ONNX"),
+    "tflite": (bytes(4) + b"TFL3", "TensorFlow"),
+    "tar": (bytes(257) + b"ustar" + bytes(99), "tar archive: unpack"),
+    "gzip": (b"\x1f\x8b" + bytes(99), "gzip"),
+    "zip": (zipped("readme.txt"), "zip archive"),
+    "cut": (saved(TENSORS)[:3000], "cut off at its end"),
+    "cut old": (saved(TENSORS, old=True)[:3000], "cannot be read .*EOF"),
+    "cut safetensors": (save(TENSORS)[:3000], "cannot be read"),
+    "scripted": (scripted(), r"TorchScript archive: .*torch\.jit\.load\(FILE\)\.state_dict"),
+    "pickle": (pickle.dumps({"state_dict": _Evil()}), "not a weights file as torch.save writes it"),
+    "evil": (saved({"state_dict": _Evil(), "w": torch.ones(1)}), r"type .*_run_evil;.*save the tensors alone"),
+    "whole": (saved(nn.Linear(2, 2)), r"type torch\.nn\.modules\.linear\.Linear;.*save the tensors alone"),
+    "whole old": (saved(nn.Linear(2, 2), old=True), r"type torch\.nn\.modules\.linear\.Linear;"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_what_is_no_weights_file_is_named_and_never_run(kind: str, tmp_path: Path) -> None:
+    content, pattern = REFUSED[kind]
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=f"w\\.pth.*{pattern}") as caught:
+        read_checkpoint(tmp_path / "w.pth")
+    assert "weights_only" not in str(caught.value)
+    assert not _Evil.ran
+
+
+@pytest.mark.parametrize(
+    "content", [saved(TENSORS), saved(TENSORS, old=True), save(TENSORS)], ids=["zip", "old", "safe"]
+)
+def test_files_are_read_by_their_content(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(content)
+    read = read_checkpoint(tmp_path / "w.bin")
+    assert all(torch.equal(tensor, read[name]) for name, tensor in TENSORS.items())
