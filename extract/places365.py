@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from extract.images import PathSource, files_below, is_folder
+from extract.images import PathSource, files_below
 from extract.items import Items
+from extract.listing import is_folder
 from extract.lists import at, check_present, find_near, inside, lines_of, nearby, peek
 from extract.reading import shown
 from stores.errors import DatasetError, NoImagesError
