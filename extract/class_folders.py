@@ -43,6 +43,14 @@ def find_class_folders(root: Path, files: Sequence[str], folders: Sequence[str])
     depth = _level(paths)
     full = {path[depth] for path in paths if len(path) > depth}
     if not full:
+        passed = sorted({path[0] for path in paths if path and not is_split(path[0])})
+        if len(passed) > 1:
+            log.warning(
+                "the folders %s of '%s' are not taken as classes, since such names only say that images are inside: rename them "
+                "if they are classes",
+                _some(passed),
+                shown(root),
+            )
         return ClassFolders(depth, [], [])
     above = {tuple(path[:depth]) for path in paths if len(path) > depth}
     beside = {

@@ -34,7 +34,7 @@ _CONTAINER = re.compile(
 )
 _MAP_WORDS = (
     r"(?:seg|segm|segmim|segmentations?|semantic(?:_rgb)?|instances?|panoptic|masks?|annot|annotations?|labels?|labelmaps?|label_?(?:train)?ids|"
-    r"instance_?ids|parts?|objects?|material|trimaps?|gt|ground_?truths?|gt(?:fine|coarse)(?:_\w+)?)"
+    r"instance_?ids|trimaps?|gt|ground_?truths?|gt(?:fine|coarse)(?:_\w+)?)"
 )
 _MAP_FOLDER = re.compile(
     rf"{_MAP_WORDS}(?:[_-]\d+)?|segmentation(?:class|object)\w*|object_?masks?|labels?_?maps?", re.IGNORECASE
@@ -42,7 +42,8 @@ _MAP_FOLDER = re.compile(
 _MAP_FOLDER_OF = re.compile(rf"(.+?)[_-]?{_MAP_WORDS}", re.IGNORECASE)  # train_masks next to train
 _IMAGES_OF = re.compile(r"(.+?)[_-](?:images?|imgs?)", re.IGNORECASE)  # DUTS-TR-Image, next to which is DUTS-TR-Mask
 _MAP_FILE = re.compile(
-    rf"(.+?)([_.-](?:{_MAP_WORDS}|colou?rs?(?=(?:[_-]?\d+)?\.png$)))(?:([_-])\d+)?(\.\w+)", re.IGNORECASE
+    rf"(.+?)([_.-](?:{_MAP_WORDS}|parts?|objects?|material|colou?rs?(?=(?:[_-]?\d+)?\.png$)))(?:([_-])\d+)?(\.\w+)",
+    re.IGNORECASE,
 )
 _PLAIN_ENDING = re.compile(r"\.(?=\w*[a-z])\w{1,9}")
 
@@ -142,6 +143,18 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     except OSError as error:
         if error.errno == errno.ELOOP:  # a link to itself
             return False
+        raise
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names in a folder; none where there is no such folder. Raises OSError where the disk does not answer."""
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208  (names alone, by the hundred thousand)
+    except ValueError:  # a name that no disk takes
+        return set()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return set()
         raise
 
 

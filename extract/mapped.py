@@ -156,7 +156,9 @@ class MapSource(ABC):
         with opened_map(path, what) as image:
             values = map_values(image, what, colour=self.colour)
             if image.mode in ("RGB", "RGBA"):
-                self._say_once("'%s' is RGB, and so may be other masks: read as label = R + 256·G", shown(path))
+                self._say_once(
+                    logging.INFO, "'%s' is RGB, and other masks may be: read as label = R + 256·G", shown(path)
+                )
         numbers = self._number_of[values]
         wrong = numbers < 0
         if wrong.any():
@@ -175,6 +177,7 @@ class MapSource(ABC):
         if same_shape(size, (height, width)):
             if turned or orientation in (2, 3, 4):
                 self._say_once(
+                    logging.WARNING,
                     "the image '%s' has EXIF orientation %d, and so may others: the mask's shape does not tell whether it was "
                     "drawn on the turned picture; taken as drawn on the pixels as they are stored, as the network sees them",
                     shown(self.names[i]),
@@ -188,10 +191,10 @@ class MapSource(ABC):
             f"{height}, another aspect ratio: a mask must cover the whole image. Write it again in the image's size."
         )
 
-    def _say_once(self, message: str, *values: object) -> None:
+    def _say_once(self, level: int, message: str, *values: object) -> None:
         if message not in self._said:
             self._said.add(message)
-            log.warning(message, *values)
+            log.log(level, message, *values)
 
 
 def stem(name: str) -> str:

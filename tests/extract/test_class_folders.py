@@ -72,6 +72,7 @@ ODD = {
     "numbers from 1": ([f"{k}/1.jpg" for k in (1, 2, 10)], r"are numbers \(1, 10, 2\) but not 0 to 2"),
     "background": (["BACKGROUND_Google/1.jpg", "ant/1.jpg"], "torchvision numbers the classes without it"),
     "maps among classes": (["cat/1.jpg", "dog/1.jpg", "masks/1.png"], "include masks: if these are label maps"),
+    "containers": (["photos/1.jpg", "pictures/2.jpg"], "folders photos, pictures of .* are not taken as classes"),
     "loose": (["cat/1.jpg", "dog/2.jpg", "3.jpg", "4.jpg"], r"2 images of .* next to its class folders \(cat, dog\)"),
 }  # fmt: skip
 

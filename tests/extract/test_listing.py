@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from extract.images import open_folder
+from extract.items import Names
+from extract.listed import check_listed
 from extract.listing import Listing, ending_of, files_below, label_maps
-from stores.errors import UsageError
+from extract.lists import check_present
+from stores.errors import DatasetError, UsageError
 
 
 def put(root: Path, *names: str) -> Path:
@@ -159,3 +163,15 @@ def test_a_disk_that_does_not_answer_stops_the_listing(
     refusing(monkeypatch, number, "dog")
     with pytest.raises(UsageError, match=f"^The folder '{tmp_path}.*' cannot be listed: {os.strerror(number)}\\. Fix"):
         open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("check", [check_listed, check_present])
+def test_a_disk_that_does_not_answer_is_no_missing_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Callable[..., None]
+) -> None:
+    lines, more = array("q", [1]), ("image",) * (check is check_listed)
+    with pytest.raises(DatasetError, match="there is no image"):
+        check(tmp_path, Names(["a/1.png"]), lines, tmp_path / "list.txt", *more)
+    monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale file handle")))
+    with pytest.raises(OSError, match="Stale"):
+        check(tmp_path, Names(["a/1.png"]), lines, tmp_path / "list.txt", *more)
