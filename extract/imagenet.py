@@ -100,7 +100,7 @@ def open_imagenet(root: Path) -> PathSource:
     lost = [file for file, code in zip(files, codes.tolist(), strict=True) if not code and not _is_test(root, file)]
     if lost:
         log.warning(
-            "%d images of '%s' are in no wnid's folder and have no class: '%s'", len(lost), root, shown(lost[0])
+            "%d images of '%s' are in no wnid's folder and have no class: '%s'", len(lost), shown(root), shown(lost[0])
         )
     called = {wnid: f"{wnid} {words[wnid].split(',')[0]}".strip() for wnid in number}
     return PathSource(

@@ -133,10 +133,11 @@ def open_source(data: str | Path) -> ImageSource:
     """Find out what a place holds and open it; ``SCHEME:PLACE`` (one of ``SCHEMES`` or ``LABELLED``) says what it holds.
 
     Looked for in this order, by a few marker files: concept datasets (Broden, Pascal VOC, ADE20K, COCO-Stuff, images/ with
-    masks/: ``extract.concepts``), of which the images with label maps are taken; CIFAR-10 (its batch files), Places365 (its
-    image folders, or its categories), Tiny ImageNet (wnids.txt), ImageNet (wnid folders, or ILSVRC2012_val_... files), WebDataset (one .tar,
-    ``shard-{000..012}.tar``, or a folder of .tar files without images); everything else is a folder of images, flat or
-    with a subfolder a class (``open_folder``).
+    masks/: ``extract.concepts``), of which the images with label maps are taken, or all in the images' folder where the
+    tables are missing; CIFAR-10 (its batch files), Places365 (its image folders, or its categories), Tiny ImageNet
+    (wnids.txt), ImageNet (wnid folders, or ILSVRC2012_val_... files), WebDataset (one .tar, ``shard-{000..012}.tar``, or a
+    folder of .tar files without images); everything else is a folder of images, flat or with a subfolder a class
+    (``open_folder``).
 
     Raises MissingPathError, NoImagesError, UsageError for an unknown scheme, and DatasetError, naming file and line, for
     tables and lists that contradict themselves or the images.
