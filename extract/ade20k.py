@@ -39,7 +39,7 @@ class Ade20kSource(TwinSource):
         first = max(label.number for label in objects) + 1
         scene_of = _read_scenes(root / SCENES) if (root / SCENES).is_file() else {}
         scenes = {name: first + k for k, name in enumerate(sorted(set(scene_of.values())))}
-        names, splits = twins(root, FOLDERS)
+        names, splits, left_out = twins(root, FOLDERS)
         super().__init__(
             root,
             names,
@@ -48,6 +48,7 @@ class Ade20kSource(TwinSource):
             {0: 0, **{label.number: label.number for label in objects}},
             unknown=f"which '{shown(root / OBJECTS)}' does not list: mend the mask",
             listing=f"'{shown(root / 'images')}'",
+            left_out=left_out,
         )
         of = (scene_of.get(stem(name.rpartition("/")[2])) for name in names)
         self._scenes = np.array([0 if scene is None else scenes[scene] for scene in of], np.int32)

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from extract.concepts import ConceptLabel
-from extract.images import digest_files, read_image
+from extract.digest import digest_files
+from extract.images import read_image
 from extract.items import Names
 from extract.label_maps import opened_map
 from extract.listed import check_listed
@@ -44,6 +45,7 @@ class BrodenSource:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self.left_out: dict[str, int] = {}
         for name in ("index.csv", "label.csv"):
             if not (self.root / name).is_file():
                 raise MissingPathError(

@@ -51,6 +51,7 @@ class Cifar10Source:
         self.root = root
         self.items = items
         self.class_names = class_names
+        self.left_out: dict[str, int] = {}
         self._batches = batches
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         self._digest: str | None = None

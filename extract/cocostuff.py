@@ -36,7 +36,7 @@ class CocoStuffSource(TwinSource):
                 f"'{shown(root)}' lacks {LABELS}, which names the labels of COCO-Stuff's maps. Put that of its repository there."
             )
         labels, less = _read_labels(root / LABELS)
-        names, splits = twins(root, FOLDERS)
+        names, splits, left_out = twins(root, FOLDERS)
         super().__init__(
             root,
             names,
@@ -47,6 +47,7 @@ class CocoStuffSource(TwinSource):
             + (" (its number would be one more)" if less else "")
             + ": mend the mask, or take the list that it was made with",
             listing=f"'{shown(root / 'images')}'",
+            left_out=left_out,
         )
 
 

@@ -99,6 +99,11 @@ def lacking(root: Path, kind: str) -> list[str]:
     return [table for table in _KINDS[kind].tables if not (root / table).exists()]
 
 
+def images_of(kind: str) -> str:
+    """The folder of such a dataset that holds its images."""
+    return "JPEGImages" if kind == "voc" else "images"
+
+
 def openers() -> dict[str, Callable[[Path], ConceptSource]]:
     """The readers by kind, imported when they are asked for: they are built on this module."""
     from extract.ade20k import Ade20kSource

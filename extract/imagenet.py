@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from extract.devkit import DEVKIT, SOLUTION, WNID, Classes, find_classes, find_validation
-from extract.images import PathSource, files_below
+from extract.images import PathSource, files_below, no_images
 from extract.items import Items
+from extract.listing import Listing
 from extract.lists import nearby, peek
 from extract.reading import shown
-from stores.errors import DatasetError, NoImagesError
+from stores.errors import DatasetError
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,10 @@ def open_imagenet(root: Path) -> PathSource:
     for damaged lists, naming file and line.
     """
     base = next((base for base in BASES if any((root / base / split).is_dir() for split in SPLITS[1:])), "")
-    files = sorted(base + file for file in files_below(root / base))
+    found = Listing()
+    files = sorted(base + file for file in files_below(root / base, found=found))
     if not files:
-        raise NoImagesError(f"There is no image in '{shown(root)}' (--data) or its subfolders.")
+        raise no_images(root, found)
     codes, wnids, flat = _codes(files, nearby(root, 0)[0].name)
     if not wnids and not flat and not any(_FLAT.match(file.rpartition("/")[2]) for file in files):
         raise DatasetError(
@@ -66,8 +68,17 @@ def open_imagenet(root: Path) -> PathSource:
     start = root / files[int(np.argmax(codes < 0))].rpartition("/")[0] if flat else root / base
     known = find_classes(start)
     truth = find_validation(start) if flat else None
+    folders = {name for folder in found.folders if WNID.fullmatch(name := folder.rpartition("/")[2])}
+    empty = sorted(folders.difference(wnids))
+    if empty:
+        log.warning(
+            "%d class folders of '%s' hold no image that is read, but keep their numbers: %s the first",
+            len(empty),
+            shown(root),
+            empty[0],
+        )
     if known is None:
-        words = dict.fromkeys({*wnids, *(truth[0].values() if truth else ())}, "")
+        words = dict.fromkeys({*wnids, *empty, *(truth[0].values() if truth else ())}, "")
     else:
         words = known.words
         _check_known(root, wnids, known)
@@ -86,8 +97,26 @@ def open_imagenet(root: Path) -> PathSource:
             SOLUTION,
             shown(root / base),
         )
-    names = [f"{wnid} {words[wnid].split(',')[0]}".strip() for wnid in number]
-    return PathSource(root, Items(zip(files, labels.tolist(), strict=True)), names or None, "imagenet")
+    lost = [file for file, code in zip(files, codes.tolist(), strict=True) if not code and not _is_test(root, file)]
+    if lost:
+        log.warning(
+            "%d images of '%s' are in no wnid's folder and have no class: '%s'", len(lost), shown(root), shown(lost[0])
+        )
+    called = {wnid: f"{wnid} {words[wnid].split(',')[0]}".strip() for wnid in number}
+    return PathSource(
+        root,
+        Items(zip(files, labels.tolist(), strict=True)),
+        list(called.values()) or None,
+        "imagenet",
+        left_out=found.left_out,
+        empty_classes=[called[wnid] for wnid in empty if wnid in called],
+    )
+
+
+def _is_test(root: Path, file: str) -> bool:
+    """Whether an image is of the test set, which has no labels."""
+    folder, _, name = file.rpartition("/")
+    return "test" in (root.name, *folder.split("/")) or name.startswith("ILSVRC2012_test_")
 
 
 def _codes(files: list[str], root: str) -> tuple[np.ndarray, list[str], bool]:

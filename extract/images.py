@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from heapq import heappop, heappush
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from extract.class_folders import find_class_folders
+from extract.digest import digest_files
 from extract.items import Items, Names
+from extract.listing import Listing, files_below, holds_maps
 from extract.reading import ENDINGS, read_image, reason, shown
 from stores.errors import EDDPError, MissingPathError, NoImagesError, UsageError
 
@@ -26,19 +27,16 @@ __all__ = [
     "SCHEMES",
     "ImageSource",
     "PathSource",
-    "digest_files",
-    "digest_items",
     "files_below",
     "guarded",
-    "is_folder",
+    "no_images",
     "open_folder",
     "open_source",
     "read_image",
     "scheme_of",
 ]
 
-SPLITS = {"train", "training", "val", "validation", "valid", "test"}
-SCHEMES = ("folder", "broden", "imagenet", "places365", "cifar10", "webdataset")
+SCHEMES = ("folder", "broden", "imagenet", "tiny-imagenet", "places365", "cifar10", "webdataset")
 LABELLED = ("voc", "ade20k", "cocostuff", "masks")  # concept datasets besides Broden: ``extract.concepts``
 
 
@@ -47,6 +45,8 @@ class ImageSource(Protocol):
 
     ``label`` is the class number or -1; ``image`` is RGB, or raises ImageError for a bad image (which calls it by its name,
     that of no place on a disk) and EDDPError for a disk that cannot be read now; ``digest`` identifies the content list.
+    ``left_out`` counts the files that were found and are not read, by ending ("no ending", or "_seg.png" and "masks/" for label
+    maps next to images); {} where a list says which images there are.
     A source is pickled to every decoding process: it holds flat arrays (see ``Items``), and no open file.
     """
 
@@ -68,13 +68,27 @@ Source = TypeVar("Source", bound=ImageSource)
 
 
 class PathSource:
-    """Images that are files: pairs of (path relative to the root, label), kept as ``Items``."""
+    """Images that are files: pairs of (path relative to the root, label), kept as ``Items``.
 
-    def __init__(self, root: Path, items: Iterable[tuple[str, int]], class_names: list[str] | None, kind: str) -> None:
+    ``empty_classes`` are those of ``class_names`` that have a folder, but no image in it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        items: Iterable[tuple[str, int]],
+        class_names: list[str] | None,
+        kind: str,
+        *,
+        left_out: Mapping[str, int] | None = None,
+        empty_classes: Sequence[str] = (),
+    ) -> None:
         self.root = root
         self.items = items if isinstance(items, Items) else Items(items)
         self.class_names = class_names
         self.kind = kind
+        self.left_out = dict(left_out or {})
+        self.empty_classes = list(empty_classes)
         self._digest: str | None = None
         self._gone: set[str] | None = None  # what could not be looked at when the digest was taken
 
@@ -107,7 +121,7 @@ class PathSource:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the names, labels and sizes in bytes of all images in order."""
+        """SHA-256 over name, label, size, modification time and a few bytes of each image, in order (``extract.digest``)."""
         if self._digest is None:
             gone: set[str] = set()
             self._digest = digest_files(self.root, self.items, gone)
@@ -115,39 +129,15 @@ class PathSource:
         return self._digest
 
 
-def digest_files(root: Path, items: Iterable[tuple[str, int]], gone: set[str] | None = None) -> str:
-    """SHA-256 over (name, label, size in bytes) of files, in order; the size of one that is gone is -1.
-
-    The names of those that are gone are put into ``gone``.
-    """
-
-    def size(name: str) -> int:
-        try:
-            return (root / name).stat().st_size
-        except OSError:
-            if gone is not None:
-                gone.add(name)
-            return -1
-
-    return digest_items((name, label, size(name)) for name, label in items)
-
-
-def digest_items(entries: Iterable[tuple[str, int, int]]) -> str:
-    """SHA-256 over (name, label, size in bytes), in order."""
-    hasher = hashlib.sha256()
-    for name, label, size in entries:
-        hasher.update(f"{name}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
-    return "sha256:" + hasher.hexdigest()
-
-
 def open_source(data: str | Path) -> ImageSource:
     """Find out what a place holds and open it; ``SCHEME:PLACE`` (one of ``SCHEMES`` or ``LABELLED``) says what it holds.
 
     Looked for in this order, by a few marker files: concept datasets (Broden, Pascal VOC, ADE20K, COCO-Stuff, images/ with
-    masks/: ``extract.concepts``), of which the images with label maps are taken; CIFAR-10 (its batch files), Places365 (its
-    image folders, or its categories), ImageNet (wnid folders, or ILSVRC2012_val_... files), WebDataset (one .tar,
-    ``shard-{000..012}.tar``, or a folder of .tar files without images); everything else is a folder of images, flat or
-    with a subfolder a class (``open_folder``).
+    masks/: ``extract.concepts``), of which the images with label maps are taken, or all in the images' folder where the
+    tables are missing; CIFAR-10 (its batch files), Places365 (its image folders, or its categories), Tiny ImageNet
+    (wnids.txt), ImageNet (wnid folders, or ILSVRC2012_val_... files), WebDataset (one .tar, ``shard-{000..012}.tar``, or a
+    folder of .tar files without images); everything else is a folder of images, flat or with a subfolder a class
+    (``open_folder``).
 
     Raises MissingPathError, NoImagesError, UsageError for an unknown scheme, and DatasetError, naming file and line, for
     tables and lists that contradict themselves or the images.
@@ -194,24 +184,31 @@ def _open_as(scheme: str, root: Path) -> ImageSource:
 
 
 def _open_whatever(root: Path) -> ImageSource:
-    from extract import cifar10, concepts, imagenet, places365, webdataset
+    from extract import cifar10, concepts, imagenet, places365, tiny_imagenet, webdataset
 
     if webdataset.is_pattern(root) or webdataset.is_shard(root):
         return webdataset.open_webdataset(root)
     if kind := concepts.kind_of(root):
         if not (lacks := concepts.lacking(root, kind)):
             return concepts.openers()[kind](root)
-        log.warning(
-            "'%s' looks like a concept dataset (%s) but lacks %s: its label maps, if any, are taken for images",
-            shown(root),
-            kind,
-            ", ".join(lacks),
-        )
+        part = concepts.images_of(kind)
+        if (root / part).is_dir():
+            log.warning(
+                "'%s' looks like a concept dataset (%s) but lacks %s: only the images in %s/ are read, without label maps. "
+                "Put that there to read both",
+                shown(root),
+                kind,
+                ", ".join(lacks),
+                part,
+            )
+            return open_folder(root, part)
     if cifar10.is_cifar10(root):
         return cifar10.open_cifar10(root)
     _check_folder(root)
     if places365.is_places365(root):
         return places365.open_places365(root)
+    if tiny_imagenet.is_tiny_imagenet(root):
+        return tiny_imagenet.open_tiny_imagenet(root)
     if imagenet.is_imagenet(root):
         return imagenet.open_imagenet(root)
     try:
@@ -228,11 +225,13 @@ def _openers() -> dict[str, Callable[[Path], ImageSource]]:
     from extract.concepts import openers
     from extract.imagenet import open_imagenet
     from extract.places365 import open_places365
+    from extract.tiny_imagenet import open_tiny_imagenet
     from extract.webdataset import open_webdataset
 
     return {
         "folder": open_folder,
         "imagenet": open_imagenet,
+        "tiny-imagenet": open_tiny_imagenet,
         "places365": open_places365,
         "cifar10": open_cifar10,
         "webdataset": open_webdataset,
@@ -257,76 +256,36 @@ def _check_folder(root: Path) -> None:
         )
 
 
-def open_folder(root: Path) -> PathSource:
-    """Open a folder of images: flat, one subfolder a class, or such class folders below ``train/``, ``val/``, ...
+def open_folder(root: Path, part: str = "") -> PathSource:
+    """Open a folder of images: flat, one subfolder a class, or such class folders below ``train/``, ``val/``, ``images/``, ...
 
-    Classes are numbered in the order of their sorted names. Raises NoImagesError.
+    ``part`` is a subfolder: only that is read, and names stay relative to ``root``. Classes are numbered in the order of
+    their sorted names, or by their numbers where these are 0 to K - 1 (``extract.class_folders``). Label maps next to images
+    are left out (``extract.listing``). Raises NoImagesError, and UsageError for a folder that cannot be listed.
     """
-    files = sorted(files_below(root))
+    found = Listing()
+    prefix = f"{part}/" if part else ""
+    files = sorted(prefix + file for file in files_below(root / part, found=found))
     if not files:
-        raise NoImagesError(
-            f"There is no image in '{shown(root)}' (--data). Looked in it and all its subfolders for files ending in "
-            f"{', '.join(ENDINGS)}."
-        )
-    # ImageNet's own root holds train/ and val/: those are splits of the data, not two classes
-    folders = {file.split("/", 1)[0].lower() for file in files if "/" in file}
-    depth = 1 if folders and folders <= SPLITS else 0
-    classes = sorted({parts[depth] for f in files if len(parts := f.split("/")) > depth + 1})
-    number = {name: k for k, name in enumerate(classes)}
-    items = ((f, number[parts[depth]] if len(parts := f.split("/")) > depth + 1 else -1) for f in files)
-    return PathSource(root, items, classes or None, "class folders" if classes else "flat folder")
+        raise no_images(root, found)
+    if holds_maps(root.name) or holds_maps(os.path.basename(os.path.realpath(root))):  # noqa: PTH119
+        log.warning("'%s' is called like a folder of label maps; they are read as images", shown(root))
+    classes = find_class_folders(root, files, [part] * bool(part) + [prefix + folder for folder in found.folders])
+    return PathSource(
+        root,
+        zip(files, classes.labels(files), strict=True),
+        classes.names or None,
+        "class folders" if classes.names else "flat folder",
+        left_out=found.left_out,
+        empty_classes=classes.empty,
+    )
 
 
-def files_below(root: Path, endings: tuple[str, ...] = ENDINGS) -> Iterator[str]:
-    """Relative paths of all files with an ending below a folder.
-
-    Links to folders are followed, after all folders that are none and in the order of their names; but no folder is listed
-    twice, and links that lead back up are not followed. How many are left out for that is logged.
-    """
-    listed: set[object] = set()
-    # a heap: (whether it is a link, path, prefix of names, the real folders on the way)
-    ahead: list[tuple[bool, str, str, tuple[str, ...]]] = [(False, str(root), "", ())]
-    left_out = 0
-    while ahead:
-        _, path, prefix, above = heappop(ahead)
-        real = os.path.realpath(path)
-        leads_up = any(f"{other}/".startswith(f"{real.rstrip('/')}/") for other in above)
-        if leads_up or (identity := _identity(path, real)) in listed:
-            left_out += 1
-            continue
-        listed.add(identity)
-        try:
-            with os.scandir(path) as scanned:
-                entries = [entry for entry in scanned if not entry.name.startswith(".")]
-        except OSError as error:
-            raise UsageError(
-                f"The folder '{shown(path)}' cannot be listed: {reason(error)}. Fix its permissions."
-            ) from error
-        for entry in entries:
-            if is_folder(entry):
-                heappush(ahead, (entry.is_symlink(), entry.path, f"{prefix}{entry.name}/", (*above, real)))
-            elif entry.name.lower().endswith(endings):
-                yield f"{prefix}{entry.name}"
-    if left_out:
-        log.warning(
-            "'%s' holds %d links to folders that are listed already or that lead back up; left out",
-            shown(root),
-            left_out,
-        )
-
-
-def _identity(path: str, real: str) -> object:
-    """What a folder is, whatever way led to it."""
-    try:
-        found = os.stat(path)  # noqa: PTH116
-    except OSError:  # told when it is listed
-        return real
-    return (found.st_dev, found.st_ino) if found.st_ino else real
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry of a listing is a folder, or a link to one."""
-    try:
-        return entry.is_dir()  # told by the listing itself, without another look at the disk for each file
-    except OSError:  # a link to itself
-        return False
+def no_images(root: Path, found: Listing) -> NoImagesError:
+    """For a folder in which no file is read."""
+    other = ", ".join(f"{ending} ({count})" for ending, count in found.left_out.most_common(8))
+    return NoImagesError(
+        f"There is no image in '{shown(root)}' (--data) or its subfolders"
+        + (f", only other files: {other}" if other else "")
+        + ". Give a folder of image files such as .jpg, .png or .tif; archives must be unpacked."
+    )

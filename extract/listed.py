@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from extract.items import Names
+from extract.listing import names_in
 from extract.lists import at
 from extract.reading import shown
 from stores.errors import DatasetError
@@ -26,10 +26,7 @@ def check_listed(root: Path, names: Names, lines: array | Sequence[int], table: 
     rows = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=len(folders)))[:-1])
     missing: list[int] = []
     for folder, members in zip(folders, rows, strict=False):
-        try:
-            there = set(os.listdir(root / folder))  # noqa: PTH208  (names alone, by the hundred thousand)
-        except (OSError, ValueError):  # no such folder, or a name that no disk takes
-            there = set()
+        there = names_in(root / folder)
         seen: dict[str, int] = {}
         for i in members.tolist():
             name = names[i].rpartition("/")[2]

@@ -12,6 +12,7 @@ import numpy as np
 
 from extract.images import ENDINGS
 from extract.items import Names
+from extract.listing import names_in
 from extract.reading import reason, shown
 from stores.errors import DatasetError
 
@@ -36,7 +37,7 @@ def find_near(root: Path, names: Iterable[str], levels: int) -> Path | None:
             try:
                 if (folder / name).is_file():
                     return folder / name
-            except OSError:  # a folder above need not be one that may be entered
+            except PermissionError:  # a folder above need not be one that may be entered
                 continue
     return None
 
@@ -98,10 +99,7 @@ def check_present(root: Path, names: Names, lines: array, path: Path) -> None:
     extra = 0
     rows = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=len(folders)))[:-1])
     for folder, members in zip(folders, rows, strict=False):
-        try:
-            there = set(os.listdir(root / folder))  # noqa: PTH208  (names alone, by the hundred thousand)
-        except OSError:
-            there = set()
+        there = names_in(root / folder)
         seen: dict[str, int] = {}
         for i in members.tolist():
             name = names[i].rpartition("/")[2]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 
@@ -12,9 +14,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from extract.concepts import ConceptLabel
-from extract.images import digest_files, files_below, read_image
+from extract.digest import digest_files
+from extract.images import files_below, read_image
 from extract.items import Names
 from extract.label_maps import map_values, opened_map
+from extract.listing import Listing
+from extract.orientation import is_turned, orientation_of, same_shape, turned_back
 from extract.reading import formats_of, open_regular, quiet_pillow, reason, shown
 from stores.errors import DatasetError, EDDPError, ImageError, NoImagesError
 
@@ -35,6 +40,7 @@ class MapSource(ABC):
     number_of : pixel value -> label number, 0 for unlabelled. Values that are not in it are refused.
     unknown : what is wrong with such a value, for a sentence.
     listing : where images and splits stand, for a sentence.
+    left_out : number of files next to the images that are not read, by ending.
     """
 
     kind: str
@@ -51,8 +57,10 @@ class MapSource(ABC):
         *,
         unknown: str,
         listing: str,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
         self.root = root
+        self.left_out = dict(left_out or {})
         self.names = Names(names)
         self.labels = labels
         self.categories = list(dict.fromkeys(label.category for label in labels))
@@ -64,6 +72,8 @@ class MapSource(ABC):
             self._number_of[value] = number
         self._unknown = unknown
         self._digest: str | None = None
+        self._shapes: np.ndarray | None = None  # (N, 3) height, width, orientation of the images looked at, else 0
+        self._said: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,13 +96,26 @@ class MapSource(ABC):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the names and sizes in bytes of all images in order; the maps are not in it."""
+        """SHA-256 over all images in order (``extract.digest``). The maps are not in it: they are read in every run."""
         if self._digest is None:
             self._digest = digest_files(self.root, ((name, -1) for name in self.names))
         return self._digest
 
     def image_size(self, i: int) -> tuple[int, int]:
-        """(height, width) of the image, from the beginning of its file. Raises ImageError."""
+        """(height, width) of the image as it is stored, from the beginning of its file. Raises ImageError."""
+        height, width, _ = self._shape(i)
+        return height, width
+
+    def _shape(self, i: int) -> tuple[int, int, int]:
+        """Height, width and EXIF orientation of an image, whose file is opened once."""
+        if self._shapes is None:
+            self._shapes = np.zeros((len(self), 3), np.int32)
+        if not self._shapes[i, 0]:
+            self._shapes[i] = self._read_shape(i)
+        height, width, orientation = self._shapes[i].tolist()
+        return height, width, orientation
+
+    def _read_shape(self, i: int) -> tuple[int, int, int]:
         quiet_pillow()
         try:
             with (
@@ -100,7 +123,7 @@ class MapSource(ABC):
                 BufferedReader(raw) as file,
                 Image.open(file, formats=formats_of(self.names[i])) as image,
             ):
-                return image.height, image.width
+                return image.height, image.width, orientation_of(image)
         except UnidentifiedImageError as error:
             raise ImageError(
                 f"'{shown(self.path(i))}' is no image file (its content is of no known format). Mend it, or take it "
@@ -119,23 +142,59 @@ class MapSource(ABC):
         """(height, width) of the image's (first) label map, from the beginning of its file."""
         path = next(iter(self.map_files(i).values()))
         with opened_map(path, f"The mask '{shown(path)}'") as image:
-            return image.height, image.width
+            size = image.height, image.width
+        return size if self._turn(i, size, path) == 1 else size[::-1]
 
     def masks(self, i: int) -> dict[str, np.ndarray]:
         """Category -> (1, h, w) int32 label map; a category of which the image shows no label is left out."""
-        maps = {category: self.numbers(path) for category, path in self.map_files(i).items()}
+        maps = {category: self.numbers(i, path) for category, path in self.map_files(i).items()}
         return {category: labels[None] for category, labels in maps.items() if labels.any()}
 
-    def numbers(self, path: Path) -> np.ndarray:
-        """(h, w) int32 label numbers of a PNG. Raises DatasetError naming it."""
+    def numbers(self, i: int, path: Path) -> np.ndarray:
+        """(h, w) int32 label numbers of a PNG of image i, as the image is stored. Raises DatasetError naming it."""
         what = f"The mask '{shown(path)}'"
         with opened_map(path, what) as image:
             values = map_values(image, what, colour=self.colour)
+            if image.mode in ("RGB", "RGBA"):
+                self._say_once(
+                    logging.INFO, "'%s' is RGB, and other masks may be: read as label = R + 256·G", shown(path)
+                )
         numbers = self._number_of[values]
         wrong = numbers < 0
         if wrong.any():
             raise DatasetError(f"{what} holds the value {int(values[wrong].min())}, {self._unknown}.")
-        return numbers
+        h, w = numbers.shape
+        turn = self._turn(i, (h, w), path)
+        return numbers if turn == 1 else turned_back(numbers, turn)
+
+    def _turn(self, i: int, size: tuple[int, int], path: Path) -> int:
+        """The EXIF orientation in which a mask of a size was drawn on image i: 1, or the image's own.
+
+        Raises DatasetError where the shapes do not fit.
+        """
+        height, width, orientation = self._shape(i)
+        turned = is_turned(orientation) and same_shape(size, (width, height))
+        if same_shape(size, (height, width)):
+            if turned or orientation in (2, 3, 4):
+                self._say_once(
+                    logging.WARNING,
+                    "the image '%s' has EXIF orientation %d, and so may others: the mask's shape does not tell whether it was "
+                    "drawn on the turned picture; taken as drawn on the pixels as they are stored, as the network sees them",
+                    shown(self.names[i]),
+                    orientation,
+                )
+            return 1
+        if turned:
+            return orientation
+        raise DatasetError(
+            f"The mask '{shown(path)}' has {size[1]} × {size[0]} pixels, but its image '{shown(self.names[i])}' {width} × "
+            f"{height}, another aspect ratio: a mask must cover the whole image. Write it again in the image's size."
+        )
+
+    def _say_once(self, level: int, message: str, *values: object) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            log.log(level, message, *values)
 
 
 def stem(name: str) -> str:
@@ -147,13 +206,20 @@ def stems_below(folder: Path) -> set[str]:
     """The paths, without ``.png``, of all PNGs below a folder; none where there is no such folder."""
     if not folder.is_dir():
         return set()
-    return {stem(name) for name in files_below(folder, (".png",)) if name.endswith(".png")}
+    return {stem(name) for name in files_below(folder, (".png",)) if name.endswith((".png", ".PNG"))}
 
 
-def images_below(folder: Path) -> dict[str, str]:
+def png(base: Path, name: str) -> Path:
+    """The file below a folder with this name and the ending .png or .PNG."""
+    path = base / f"{name}.png"
+    capital = path.with_suffix(".PNG")
+    return capital if not os.path.isfile(path) and os.path.isfile(capital) else path  # noqa: PTH113
+
+
+def images_below(folder: Path, listing: Listing) -> dict[str, str]:
     """Path without ending -> path of all images below a folder, sorted. Raises DatasetError where two share a map."""
     found: dict[str, str] = {}
-    for name in sorted(files_below(folder)) if folder.is_dir() else []:
+    for name in sorted(files_below(folder, found=listing)) if folder.is_dir() else []:
         if stem(name) in found:
             raise DatasetError(
                 f"'{shown(folder / name)}' and '{shown(found[stem(name)])}' differ in their endings only, so it cannot be told "
@@ -176,25 +242,28 @@ class TwinSource(MapSource):
     """``images/FOLDER/NAME`` has ``annotations/FOLDER/NAME.png``, with a folder a split."""
 
     def map_files(self, i: int) -> dict[str, Path]:
-        return {"object": self.root / "annotations" / f"{stem(self.names[i].removeprefix('images/'))}.png"}
+        return {"object": png(self.root / "annotations", stem(self.names[i].removeprefix("images/")))}
 
 
-def twins(root: Path, folders: dict[str, str]) -> tuple[list[str], list[int]]:
+def twins(root: Path, folders: dict[str, str]) -> tuple[list[str], list[int], Counter[str]]:
     """Names below ``root`` and split numbers of all images of such folders, given by split; of those with a map only.
+
+    Third, the number of other files by ending.
 
     Raises NoImagesError where there are none.
     """
     names: list[str] = []
     splits: list[int] = []
+    listing = Listing()
     for split, folder in folders.items():
         below = root / "images" / folder
-        found = paired(images_below(below), stems_below(root / "annotations" / folder), below)
+        found = paired(images_below(below, listing), stems_below(root / "annotations" / folder), below)
         names += [f"images/{folder}/{name}" for name in found]
         splits += [SPLITS.index(split)] * len(found)
     if not names:
         train, val = folders.values()
         raise no_images(root, f"images/{train}/NAME.jpg with annotations/{train}/NAME.png, and in {val}/")
-    return names, splits
+    return names, splits, listing.left_out
 
 
 def no_images(root: Path, looked_for: str) -> EDDPError:

@@ -1,6 +1,6 @@
 """Label maps of one's own: ``images/``, ``masks/`` and ``labels.csv``.
 
-A mask has its image's path and name, and ends in ``.png``: ``images/a/1.jpg`` has ``masks/a/1.png``. Its pixels are label
+A mask has its image's path and name, and ends in ``.png`` or ``.PNG``: ``images/a/1.jpg`` has ``masks/a/1.png``. Its pixels are label
 numbers: one channel of 8 or 16 bits, a palette's indices, or Broden's RGB (``label = R + 256·G``); 0 is unlabelled.
 
 ``labels.csv``: ``number,name`` and, if there are several, ``category`` (else all are of the category ``object``). With
@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from extract.concepts import ConceptLabel
-from extract.images import is_folder
+from extract.listing import Listing, is_folder
 from extract.lists import at, peek
-from extract.mapped import VALUES, MapSource, images_below, no_images, paired, stem, stems_below
+from extract.mapped import VALUES, MapSource, images_below, no_images, paired, png, stem, stems_below
 from extract.reading import shown
 from extract.rows import csv_rows, whole
 from extract.splits import Listed, hashed_split, listed_splits
@@ -52,7 +52,8 @@ class MasksSource(MapSource):
         categories = list(dict.fromkeys(label.category for label in labels))
         self._folders = _folders(root / "masks", categories)
         stems = {folder: stems_below(root / "masks" / folder) for folder in self._folders}
-        names, splits, listing = _images(root, stems)
+        found = Listing()
+        names, splits, listing = _images(root, stems, found)
         super().__init__(
             root,
             (f"images/{name}" for name in names),
@@ -61,6 +62,7 @@ class MasksSource(MapSource):
             {0: 0, **{label.number: label.number for label in labels}},
             unknown=f"which '{shown(table)}' does not list: add it there, or mend the mask",
             listing=listing,
+            left_out=found.left_out,
         )
         self._has = np.array(
             [[stem(name) in found for found in stems.values()] for name in names], bool
@@ -71,9 +73,9 @@ class MasksSource(MapSource):
             self._category_of[label.number] = column[label.category]
 
     def map_files(self, i: int) -> dict[str, Path]:
-        name = stem(self.names[i].removeprefix("images/")) + ".png"
+        name = stem(self.names[i].removeprefix("images/"))
         return {
-            folder or self.categories[0]: self.root / "masks" / folder / name
+            folder or self.categories[0]: png(self.root / "masks" / folder, name)
             for folder, has in zip(self._folders, self._has[i], strict=True)
             if has
         }
@@ -82,7 +84,7 @@ class MasksSource(MapSource):
         if self._folders != [""] or len(self.categories) == 1:
             return super().masks(i)
         (path,) = self.map_files(i).values()
-        labels = self.numbers(path)
+        labels = self.numbers(i, path)
         of = self._category_of[labels]
         parts = {category: np.where(of == k, labels, 0) for k, category in enumerate(self.categories)}
         return {category: part[None] for category, part in parts.items() if part.any()}
@@ -112,14 +114,14 @@ def _read_labels(table: Path) -> list[ConceptLabel]:
 
 def _folders(masks: Path, categories: list[str]) -> list[str]:
     """The categories that have a folder of their own, or the one folder of all masks, ``""``."""
-    found = {entry.name for entry in peek(masks) if entry.name.endswith(".png") or is_folder(entry)}
+    found = {entry.name for entry in peek(masks) if entry.name.lower().endswith(".png") or is_folder(entry)}
     found = {name for name in found if not name.startswith(".")}
     return [category for category in categories if category in found] if found and found <= set(categories) else [""]
 
 
-def _images(root: Path, stems: dict[str, set[str]]) -> tuple[list[str], list[int], str]:
+def _images(root: Path, stems: dict[str, set[str]], found: Listing) -> tuple[list[str], list[int], str]:
     """Names relative to ``images/``, their splits, and where these stand."""
-    images = images_below(root / "images")
+    images = images_below(root / "images", found)
     masked = set().union(*stems.values())
     listed = listed_splits(root)
     if listed is None:

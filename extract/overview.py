@@ -40,8 +40,8 @@ def overview(source: ImageSource, classes: ClassMapping, networks: Sequence[Netw
     looks = _look(source, networks[0])
     rows = [("images", f"{len(source)}, read as {source.kind}")]
     warnings: list[str] = []
-    if getattr(source, "left_out", {}):
-        kinds = sorted(getattr(source, "left_out", {}).items(), key=lambda item: (-item[1], item[0]))
+    if source.left_out:
+        kinds = sorted(source.left_out.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{count} {shown(ending)}" for ending, count in kinds[:8])
         rows.append(
             (

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from extract.images import PathSource, files_below, is_folder
+from extract.images import PathSource, files_below, no_images
 from extract.items import Items
+from extract.listing import Listing, is_folder
 from extract.lists import at, check_present, find_near, inside, lines_of, nearby, peek
 from extract.reading import shown
-from stores.errors import DatasetError, NoImagesError
+from stores.errors import DatasetError
 
 log = logging.getLogger(__name__)
 
@@ -78,18 +79,18 @@ def open_places365(root: Path) -> PathSource:
     """
     path = _find(root, (CATEGORIES,))
     categories = _Categories(path) if path else None
-    folders = _image_folders(root)
+    folders, found = _image_folders(root), Listing()
     if folders:
         classes = categories.number if categories else _folder_classes(folders)
-        items = Items(chain.from_iterable(_of_folder(root, *folder, classes, categories) for folder in folders))
+        items = Items(chain.from_iterable(_of_folder(root, *folder, classes, categories, found) for folder in folders))
         names = categories.names if categories else [name[3:] for name in classes]
         if not categories and any(_list_of(*folder[1:]) for folder in folders):
             names = []  # the lists' numbers need not be those of the folders that are here
     else:
-        items, names = _easy(root, categories)
+        items, names = _easy(root, categories, found)
     if not len(items):
-        raise NoImagesError(f"There is no image in '{shown(root)}' (--data) or its subfolders.")
-    return PathSource(root, items, names or None, "places365")
+        raise no_images(root, found)
+    return PathSource(root, items, names or None, "places365", left_out=found.left_out)
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -129,12 +130,13 @@ def _of_folder(
     variant: str,
     classes: dict[str, int],
     categories: _Categories | None,
+    found: Listing,
 ) -> Iterator[tuple[str, int]]:
     path = _list_of(folder, kind, variant)
     if path is not None:
         yield from _listed(root, prefix, path, kind, categories)
         return
-    files = sorted(files_below(folder))
+    files = sorted(files_below(folder, found=found))
     if kind == "val" and files:
         log.warning(
             "the %d images of '%s' have no labels: put places365_val.txt into '%s'",
@@ -179,7 +181,7 @@ def _easy_splits(root: Path) -> list[str]:
     return [split for split in _EASY if (root / split).is_dir()] or [""]
 
 
-def _easy(root: Path, categories: _Categories | None) -> tuple[Items, list[str]]:
+def _easy(root: Path, categories: _Categories | None, found: Listing) -> tuple[Items, list[str]]:
     """The easy layout: ``train/apartment_building-outdoor/00000001.jpg``."""
     files: list[str] = []
     for split in _easy_splits(root):
@@ -190,14 +192,14 @@ def _easy(root: Path, categories: _Categories | None) -> tuple[Items, list[str]]
         if path:
             files += _easy_listed(root, own, prefix, path)
         else:
-            files += [prefix + file for file in sorted(files_below(root / split))]
+            files += [prefix + file for file in sorted(files_below(root / split, found=found))]
     depth = 1 if _easy_splits(root) != [""] else 0
     folders = [parts[depth] if len(parts := file.split("/")) > depth + 1 else "" for file in files]
-    found = sorted(set(folders) - {""})
+    here = sorted(set(folders) - {""})
     if categories is None:
-        number = {name: k for k, name in enumerate(found)}
-        return Items((f, number.get(name, -1)) for f, name in zip(files, folders, strict=True)), found
-    unknown = [name for name in found if name not in categories.easy]
+        number = {name: k for k, name in enumerate(here)}
+        return Items((f, number.get(name, -1)) for f, name in zip(files, folders, strict=True)), here
+    unknown = [name for name in here if name not in categories.easy]
     if unknown:
         raise DatasetError(
             f"'{shown(root)}' (--data) holds {len(unknown)} class folders that '{shown(categories.path)}' does not list, "

@@ -7,9 +7,11 @@ What lies in a shard under one key, the name up to the first dot after its last 
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -18,10 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from extract.images import ENDINGS, digest_items, files_below
+from extract.digest import Entry, digest_items, sample
+from extract.images import ENDINGS, files_below
 from extract.items import Items
+from extract.listing import ending_of, label_maps
 from extract.reading import decode_image, open_regular, read_range, reason, shown
-from stores.errors import DatasetError, MissingPathError, NoImagesError, UsageError
+from stores.errors import DatasetError, EDDPError, MissingPathError, NoImagesError, UsageError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -29,6 +33,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS = 1_000_000
 MOST_TEXT = 16 * 2**20  # bytes of a label's file; what is larger holds no label
 BLOCK = tarfile.BLOCKSIZE
+_TIME = 136  # byte of a header at which 12 bytes tell when the member was changed
 
 
 class WebDatasetSource:
@@ -38,11 +43,19 @@ class WebDatasetSource:
     class_names: list[str] | None = None
 
     def __init__(
-        self, root: Path, shards: list[str], items: Items, shard: np.ndarray, offset: np.ndarray, size: np.ndarray
+        self,
+        root: Path,
+        shards: list[str],
+        items: Items,
+        shard: np.ndarray,
+        offset: np.ndarray,
+        size: np.ndarray,
+        left_out: dict[str, int],
     ) -> None:
         self.root = root
         self.shards = shards
         self.items = items
+        self.left_out = left_out
         self._shard, self._offset, self._size = shard, offset, size
         self._digest: str | None = None
 
@@ -66,12 +79,25 @@ class WebDatasetSource:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the names, labels and sizes in bytes of all images in order."""
+        """SHA-256 over name, label, size, modification time and a few bytes of each image, in order."""
         if self._digest is None:
-            self._digest = digest_items(
-                (*item, size) for item, size in zip(self.items, self._size.tolist(), strict=True)
-            )
+            self._digest = digest_items(self._entries())
         return self._digest
+
+    def _entries(self) -> Iterator[Entry]:
+        """What the digest sees of each image: the time is that in its header, just before its bytes."""
+        begins = np.searchsorted(self._shard, np.arange(len(self.shards) + 1))
+        for k, name in enumerate(self.shards):
+            try:
+                with open_regular(self.root / name) as file:
+                    for i in range(*begins[k : k + 2].tolist()):
+                        start, size = int(self._offset[i]), int(self._size[i])
+                        changed = os.pread(file.fileno(), 12, start - BLOCK + _TIME)
+                        yield *self.items[i], size, 0, changed + sample(file.fileno(), start, size)
+            except OSError as error:
+                raise EDDPError(
+                    f"'{shown(self.root / name)}' cannot be read: {reason(error)}. Run again once the disk is back."
+                ) from error
 
 
 def is_pattern(root: Path) -> bool:
@@ -94,17 +120,23 @@ def open_webdataset(root: Path) -> WebDatasetSource:
 
     Every member whose name ends like an image's is an image, called ``SHARD.tar/MEMBER``, also where a sample has several.
     Its label is its sample's ``.cls``, a whole number as text; else "label" or "cls" of its ``.json`` where that is a
-    whole number; else -1. Classes have no names. Members that are no regular files, such as links, are passed over.
+    whole number; else -1. Classes have no names. Label maps next to an image (``0001.seg.png``) are left out. Members that are no regular files, such as links, are passed over.
 
     Raises MissingPathError, NoImagesError, and DatasetError, naming shard and member or offset, for shards that are
     compressed, damaged or cut short, for names that are there twice and for labels that are no whole number.
     """
     root, shards = _shards(root)
     shard, offset, size = array("i"), array("q"), array("q")
+    left_out: Counter[str] = Counter()
 
     def entries() -> Iterator[tuple[str, int]]:
         for k, name in enumerate(shards):
-            for member, at, length, label in _scan(root / name):
+            members = list(_scan(root / name, left_out))
+            maps = label_maps([member for member, *_ in members])
+            left_out.update(maps.values())
+            for member, at, length, label in members:
+                if member in maps:
+                    continue
                 shard.append(k)
                 offset.append(at)
                 size.append(length)
@@ -117,7 +149,7 @@ def open_webdataset(root: Path) -> WebDatasetSource:
             f"Looked for members ending in {', '.join(ENDINGS)}."
         )
     arrays = np.array(shard, np.int32), np.array(offset, np.int64), np.array(size, np.int64)
-    return WebDatasetSource(root, shards, items, *arrays)
+    return WebDatasetSource(root, shards, items, *arrays, dict(left_out))
 
 
 def _shards(root: Path) -> tuple[Path, list[str]]:
@@ -161,8 +193,8 @@ def _expanded(pattern: str) -> list[str]:
     return [f"{pattern[: match.start()]}{k:0{width}d}{end}" for k in range(first, last + 1) for end in rest]
 
 
-def _scan(path: Path) -> Iterator[tuple[str, int, int, int]]:
-    """(name, offset, size, label) of each image in a shard, in its order."""
+def _scan(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, int, int, int]]:
+    """(name, offset, size, label) of each image in a shard, in its order; what is no image is counted by ending."""
     key: str | None = None
     images: list[tuple[str, int, int]] = []
     label: dict[str, int] = {}
@@ -176,7 +208,10 @@ def _scan(path: Path) -> Iterator[tuple[str, int, int, int]]:
         name = member.name.removeprefix("./")
         folder, slash, last = name.rpartition("/")
         stem, dot, ending = last.partition(".")
-        if not stem or not dot:
+        if not stem:
+            continue
+        if not dot:
+            left_out["no ending"] += 1
             continue
         if (new := f"{folder}{slash}{stem}") != key:
             yield from sample()
@@ -191,6 +226,8 @@ def _scan(path: Path) -> Iterator[tuple[str, int, int, int]]:
             images.append((name, member.offset_data, member.size))
         elif ending in ("cls", "json"):
             label[ending] = _label(member, file, path)
+        else:
+            left_out[ending_of(last)] += 1
     yield from sample()
 
 

@@ -15,7 +15,7 @@ from stores.errors import DatasetError
 @pytest.mark.parametrize("by_value", [False, True])
 def test_both_forms_of_the_list_name_the_same_pixels(tmp_path: Path, by_value: bool) -> None:
     made = write_cocostuff(tmp_path, by_value=by_value)
-    write_map(tmp_path / "annotations/train2017/000000000000.png", np.array([[0, 34, 181, 255]], np.uint8))
+    write_map(tmp_path / "annotations/train2017/000000000000.png", np.array([[0, 34, 181, 255]] * 3, np.uint8))
     source = CocoStuffSource(tmp_path)
     numbers = source.masks(0)["object"][0, 0].tolist()
     assert numbers == [1, 35, 182, 0]

@@ -455,6 +455,28 @@ def test_the_digest_sees_names_labels_and_sizes(tmp_path: Path) -> None:
     assert len(others | {base}) == 5
 
 
+def test_the_digest_sees_members_written_again(tmp_path: Path) -> None:
+    def digest(name: str, pixel: int, changed: int) -> str:
+        info = tarfile.TarInfo()
+        info.size, info.mtime = 5000, changed
+        path = tar(tmp_path / name / "s.tar", [("a.png", info)])
+        with path.open("r+b") as file:
+            file.seek(512 + 2500)
+            file.write(bytes([pixel]))
+            file.truncate(10240)
+        return open_source(path).digest
+
+    assert digest("0", 1, 1) == digest("1", 1, 1)
+    assert len({digest("0", 1, 1), digest("1", 2, 1), digest("2", 1, 2)}) == 3
+
+
+def test_label_maps_and_other_members_are_left_out(tmp_path: Path) -> None:
+    members = ["a.jpg", "a.seg.png", "a.cls", "a.npy", "b.jpg", "b_mask.png", "b.txt", "b.npy", "README", "c.mask.png"]
+    source = open_source(tar(tmp_path / "s.tar", [(name, b"1") for name in members]))
+    assert [source.name(i) for i in range(len(source))] == ["s.tar/a.jpg", "s.tar/b.jpg", "s.tar/c.mask.png"]
+    assert source.left_out == {".npy": 2, ".txt": 1, "no ending": 1, ".seg.png": 1, "_mask.png": 1}
+
+
 def test_a_source_for_workers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         source = open_source(shards(tmp_path, 3))

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 ENOUGH = 6  # images: of every split two at least
+SIZES = ((10, 12), (5, 6), (20, 24), (15, 18), (40, 48), (30, 36))  # of label maps of images of 20 × 24
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def write_voc(root: Path) -> TinyConcepts:
     names, masks = [], []
     for k in range(ENOUGH):
         names.append(f"2007_{k:06d}")
-        values = g.choice([0, 1, 15, 20], (9 + k, 12)).astype(np.uint8)
+        values = g.choice([0, 1, 15, 20], SIZES[k]).astype(np.uint8)
         values[0, :2] = 255
         write_image(root / "JPEGImages" / f"{names[-1]}.jpg", k)
         write_map(root / "SegmentationClass" / f"{names[-1]}.png", values, palette=True)
@@ -78,7 +79,7 @@ def write_ade20k(root: Path, *, scenes: bool = True) -> TinyConcepts:
         split, short = (("training", "train"), ("validation", "val"))[k // 4]
         name = f"ADE_{short}_{k:08d}"
         names.append(f"images/{split}/{name}.jpg")
-        values = g.choice([0, 1, 2, 150], (10, 8 + k)).astype(np.uint8)
+        values = g.choice([0, 1, 2, 150], SIZES[k]).astype(np.uint8)
         write_image(root / names[-1], k)
         write_map(root / "annotations" / split / f"{name}.png", values)
         masks.append({"object": values[None].astype(np.int32)})
@@ -103,7 +104,7 @@ def write_cocostuff(root: Path, *, by_value: bool = False) -> TinyConcepts:
     for k in range(ENOUGH):
         split = ("train2017", "val2017")[k // 4]
         names.append(f"images/{split}/{k:012d}.jpg")
-        values = g.choice([0, 34, 181, 255], (11, 7)).astype(np.uint8)
+        values = g.choice([0, 34, 181, 255], SIZES[k]).astype(np.uint8)
         write_image(root / names[-1], k)
         write_map(root / "annotations" / split / f"{k:012d}.png", values)
         masks.append({"object": np.where(values == 255, 0, values.astype(np.int32) + 1)[None]})
@@ -123,7 +124,7 @@ def write_masks(root: Path, *, bits: int = 8) -> TinyConcepts:
     for k in range(ENOUGH):
         name = f"a/image {k}"
         names.append(f"images/{name}.jpg")
-        labels = g.choice([0, 1, far], (6, 5 + k))
+        labels = g.choice([0, 1, far], SIZES[k])
         write_image(root / names[-1], k)
         if bits == 24:
             rgb = np.stack([labels % 256, labels // 256, np.zeros_like(labels)], -1).astype(np.uint8)

@@ -1,0 +1,195 @@
+"""What is in a folder: its images, its subfolders, and how many files of which kind are left out.
+
+Label maps are no images. Left out are files called like another one with a suffix (``a_seg.png`` next to ``a.jpg``), and
+folders of maps (``masks/``, ``annotations/``, ``gtFine/``) next to a folder of images (``images/``, ``train/``).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from pathlib import Path
+
+from extract.reading import ENDINGS, reason, shown
+from stores.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+# folders of file managers, archives and notebooks; those whose names begin with "." are not entered either
+_NO_DATA = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+_SPLIT = re.compile(
+    r"(?:seg[_-])?(?:train(?:ing|val)?|val(?:id|idation)?|test(?:ing)?|dev|eval|pred)(?:[_-]?(?:set|data|images?|imgs?|\d+))?",
+    re.IGNORECASE,
+)
+_CONTAINER = re.compile(
+    r"(?:jpeg|rgb|left)?(?:images?|imgs?)(?:8bit)?(?:[_-]?\d+)?|pictures?|pics|photos?|data(?:sets?)?(?:[_-]\d+)?|jpe?gs?|raw",
+    re.IGNORECASE,
+)
+_MAP_WORDS = (
+    r"(?:seg|segm|segmim|segmentations?|semantic(?:_rgb)?|instances?|panoptic|masks?|annot|annotations?|labels?|labelmaps?|label_?(?:train)?ids|"
+    r"instance_?ids|trimaps?|gt|ground_?truths?|gt(?:fine|coarse)(?:_\w+)?)"
+)
+_MAP_FOLDER = re.compile(
+    rf"{_MAP_WORDS}(?:[_-]\d+)?|segmentation(?:class|object)\w*|object_?masks?|labels?_?maps?", re.IGNORECASE
+)
+_MAP_FOLDER_OF = re.compile(rf"(.+?)[_-]?{_MAP_WORDS}", re.IGNORECASE)  # train_masks next to train
+_IMAGES_OF = re.compile(r"(.+?)[_-](?:images?|imgs?)", re.IGNORECASE)  # DUTS-TR-Image, next to which is DUTS-TR-Mask
+_MAP_FILE = re.compile(
+    rf"(.+?)([_.-](?:{_MAP_WORDS}|parts?|objects?|material|colou?rs?(?=(?:[_-]?\d+)?\.png$)))(?:([_-])\d+)?(\.\w+)",
+    re.IGNORECASE,
+)
+_PLAIN_ENDING = re.compile(r"\.(?=\w*[a-z])\w{1,9}")
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder's name is that of a split: train, val2017, test_set."""
+    return bool(_SPLIT.fullmatch(name))
+
+
+def holds_images(name: str) -> bool:
+    """Whether a folder's name only says that images are in it: images, JPEGImages, data."""
+    return bool(_CONTAINER.fullmatch(name))
+
+
+def holds_maps(name: str) -> bool:
+    """Whether a folder's name says that label maps or annotations are in it: masks, gtFine, SegmentationClass."""
+    return bool(_MAP_FOLDER.fullmatch(name))
+
+
+@dataclass
+class Listing:
+    """What ``files_below`` passed: ``folders`` that it entered, relative, and the number of files left out by ending."""
+
+    folders: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing | None = None) -> Iterator[str]:
+    """Relative paths of all files with an ending below a folder; label maps next to images are left out of ``ENDINGS``.
+
+    Links to folders are followed, after all folders that are none and in the order of their names; but no folder is listed
+    twice, and links that lead back up are not followed. How many are left out for that is logged. ``found`` is filled in.
+
+    Raises UsageError for a folder that cannot be listed.
+    """
+    found = Listing() if found is None else found
+    images = endings is ENDINGS
+    listed: set[object] = set()
+    # a heap: (whether it is a link, path, prefix of names, the real folders on the way, what its files are counted as)
+    ahead: list[tuple[bool, str, str, tuple[str, ...], str]] = [(False, str(root), "", (), "")]
+    links = 0
+    while ahead:
+        _, path, prefix, above, counted_as = heappop(ahead)
+        real = os.path.realpath(path)
+        leads_up = any(f"{other}/".startswith(f"{real.rstrip('/')}/") for other in above)
+        if leads_up or (identity := _identity(path, real)) in listed:
+            links += 1
+            continue
+        listed.add(identity)
+        folders, files = _entries(path)
+        maps = _map_folders([entry.name for entry in folders]) if images else set()
+        for entry in folders:
+            below = counted_as or (f"{entry.name}/" if entry.name in maps else "")
+            heappush(ahead, (entry.is_symlink(), entry.path, f"{prefix}{entry.name}/", (*above, real), below))
+        if counted_as:
+            found.left_out[counted_as] += len(files)
+            continue
+        if prefix:
+            found.folders.append(prefix[:-1])
+        read = [name for name in files if name.lower().endswith(endings)]
+        found.left_out.update(ending_of(name) for name in files if not name.lower().endswith(endings))
+        left = label_maps(read) if images else {}
+        found.left_out.update(left.values())
+        yield from (f"{prefix}{name}" for name in read if name not in left)
+    if links:
+        log.warning(
+            "'%s' holds %d links to folders that are listed already or that lead back up; left out",
+            shown(root),
+            links,
+        )
+
+
+def label_maps(names: Collection[str]) -> dict[str, str]:
+    """Those of some files that are label maps of another one, and what they are counted as: ``a_seg.png`` -> ``_seg.png``."""
+    candidates = [(name, match) for name in names if (match := _MAP_FILE.fullmatch(name))]
+    if not candidates:
+        return {}
+    stems = {name.rpartition(".")[0] for name in names}
+    stems |= {stem.removesuffix("_leftImg8bit") for stem in stems}
+    return {
+        name: match[2].lower() + (f"{match[3]}N" if match[3] else "") + match[4].lower()
+        for name, match in candidates
+        if match[1] in stems
+    }
+
+
+def ending_of(name: str) -> str:
+    """A file's ending in lower case, as it is counted; numbers and long tails are none."""
+    ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
+    return ending if _PLAIN_ENDING.fullmatch(ending) else "no ending"
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a listing is a folder, or a link to one. Raises OSError where the disk does not answer."""
+    try:
+        return entry.is_dir()  # known from the listing itself, without another look at the disk for each file
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names in a folder; none where there is no such folder. Raises OSError where the disk does not answer."""
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208  (names alone, by the hundred thousand)
+    except ValueError:  # a name that no disk takes
+        return set()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return set()
+        raise
+
+
+def _entries(path: str) -> tuple[list[os.DirEntry[str]], list[str]]:
+    """The subfolders and the names of the files of a folder, without those that are no data."""
+    try:
+        with os.scandir(path) as scanned:
+            entries = [entry for entry in scanned if not entry.name.startswith(".")]
+        folders = [entry for entry in entries if is_folder(entry)]
+    except OSError as error:
+        raise UsageError(
+            f"The folder '{shown(path)}' cannot be listed: {reason(error)}. Fix its permissions, or run again once the disk "
+            "is back."
+        ) from error
+    skipped = {entry.name for entry in folders}
+    files = [entry.name for entry in entries if entry.name not in skipped and entry.name.lower() not in _SYSTEM_FILES]
+    return [entry for entry in folders if entry.name.lower() not in _NO_DATA], files
+
+
+def _map_folders(names: Collection[str]) -> set[str]:
+    """Those of the folders next to each other that hold label maps of others."""
+    images = {name.lower() for name in names if is_split(name) or holds_images(name)}
+    of = images | {match[1].lower() for name in names if (match := _IMAGES_OF.fullmatch(name))}
+    return {
+        name
+        for name in names
+        if name.lower() not in images
+        and ((images and holds_maps(name)) or ((match := _MAP_FOLDER_OF.fullmatch(name)) and match[1].lower() in of))
+    }
+
+
+def _identity(path: str, real: str) -> object:
+    """What a folder is, whatever way led to it."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:  # reported when it is listed
+        return real
+    return (found.st_dev, found.st_ino) if found.st_ino else real
