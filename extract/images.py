@@ -43,7 +43,7 @@ LABELLED = ("voc", "ade20k", "cocostuff", "masks")  # concept datasets besides B
 class ImageSource(Protocol):
     """N images in a fixed order. ``name`` is unique and stable, ``path`` the file that holds the image.
 
-    ``label`` is the class number or -1; ``image`` is RGB, or raises ImageError for a bad image (which calls it by its name,
+    ``label`` is the class number or -1; ``image`` is in the mode of its file, or raises ImageError for a bad image (which calls it by its name,
     that of no place on a disk) and EDDPError for a disk that cannot be read now; ``digest`` identifies the content list.
     ``left_out`` counts the files that were found and are not read, by ending ("no ending", or "_seg.png" and "masks/" for label
     maps next to images); {} where a list says which images there are.

@@ -13,6 +13,7 @@ import numpy as np
 from extract.classes import ClassMapping
 from extract.decode import Decode
 from extract.images import ImageSource
+from extract.orientation import orientation_of
 from extract.probe import probe_images
 from extract.reading import shown
 from extract.rgb import is_deep, range_of_depth
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 SAMPLE = 32  # images looked at, spread evenly
 _LITTLE = 0.25  # of its range: deep grey that uses less is likely to have another
-_ORIENTATION = 274  # the EXIF tag
 _MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette"}
 
 
@@ -116,7 +116,7 @@ def _looked_at(source: ImageSource, row: int, network: Network) -> _Look | None:
             f"{size[0]} × {size[1]} for a square image: all must reach the network in one size. End it with CenterCrop or "
             "Resize((HEIGHT, WIDTH))."
         )
-    turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1) if image.format else False
+    turned = orientation_of(image) != 1
     frames = getattr(image, "n_frames", 1) > 1
     if not is_deep(image):
         return _Look(_MODES.get(image.mode, image.mode), image.size, turned, frames)

@@ -168,8 +168,8 @@ def find_input_and_output(
     for mode in ("RGB", "L", "RGBA"):
         trial = replace(transform, mode=mode)
         try:
-            images = probe_images(trial)
             check_transform(trial)
+            images = probe_images(trial)
             with torch.no_grad():
                 returned = module(images.to(device))
         except Exception as error:  # noqa: BLE001  (whatever the model's own code says of another number of channels)

@@ -25,7 +25,7 @@ def speaking(command: str, *, as_json: bool, debug: bool = False) -> Iterator[Se
     """Have everything of one command said in one form for as long as the block lasts."""
     rank, size = ranks()
     if not as_json:
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.basicConfig(level=logging.WARNING, format="Warning: %(message)s")
         who = Sentences(command, rank)
         before = appoint(who)
         try:
