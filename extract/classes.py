@@ -60,11 +60,9 @@ def map_classes(
     if not names and largest < 0:
         return ClassMapping(np.zeros(0, np.int64), "the images have no classes")
     if not names:
-        if largest < n_classes:
+        if largest == n_classes - 1:
             return ClassMapping(np.arange(n_classes), "by the labels' own numbers: they have no names", doubt=True)
-        return ClassMapping(
-            None, f"labels up to {largest} without names, and the network has {n_classes} classes", doubt=True
-        )
+        return ClassMapping(None, f"labels up to {largest} without names, and the network has {n_classes} classes")
     known = _by_name(names, model_names)
     if known is not None:
         return ClassMapping(known, "by name")

@@ -15,6 +15,7 @@ from PIL import Image
 import evaluate.gallery
 from evaluate.detectors import Bank, make_bank
 from evaluate.gallery import Top, draw_strips, on_grid, top_images
+from extract.reading import read_image
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.readers import LayerReader
@@ -96,7 +97,7 @@ def draw(reader: LayerReader, bank: Bank, photos: Path, folder: Path, columns: s
         top_images(reader, bank, count),
         columns,
         folder,
-        path_of=lambda row: photos / f"{row}.png",
+        picture_of=lambda row: read_image(photos / f"{row}.png"),
         box_of=lambda row: WHOLE,
         size=SIZE,
         prediction_of=lambda row: f"class {row % 2}",

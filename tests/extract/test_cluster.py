@@ -42,6 +42,7 @@ def test_parts_hold_every_missing_chunk_once(n_chunks: int, workers: int, data: 
 @pytest.fixture
 def order(tmp_path: Path, tiny_images: Images) -> Order:
     """What is asked of workers, for a store that is laid out."""
+    cluster_worker._opened.clear()  # of a run of the same name
     root = tiny_images(10)
     plan = plan_extraction(open_source(root), CONFIG)
     StoreWriter.create_or_resume(tmp_path / "s.zarr", plan.store).close()

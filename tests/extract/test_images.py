@@ -412,7 +412,7 @@ def test_broken_metadata_beside_sound_pixels_warns_nobody(tmp_path: Path) -> Non
 def test_bytes_are_decoded_as_files_are() -> None:
     file = BytesIO()
     Image.new("L", (3, 2), 7).save(file, "PNG")
-    assert np.asarray(decode_image(file.getvalue(), "x")).tolist() == [[[7, 7, 7]] * 3] * 2
+    assert np.asarray(decode_image(file.getvalue(), "x")).tolist() == [[7] * 3] * 2
     with pytest.raises(ImageError, match="^'a shard/b' is no image file"):
         decode_image(b"", "a shard/b")
 
