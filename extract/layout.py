@@ -63,8 +63,8 @@ class LayerLayout:
         return {"nchw": (c, h, w), "nhwc": (h, w, c), "tokens": (p, c), "ncp": (c, p), "vector": (c,)}[self.kind]
 
     def __str__(self) -> str:
-        tokens = f" behind {self.prefix} that are no positions" if self.prefix else ""
-        return f"{self.kind}, grid {self.grid[0]} × {self.grid[1]}{tokens}, {self.channels} channels"
+        tokens = f" after {self.prefix} class or register token{'s' * (self.prefix > 1)}" if self.prefix else ""
+        return f"{self.kind}, {self.grid[0]} × {self.grid[1]} positions{tokens}, {self.channels} channels"
 
     def to_npc(self, t: torch.Tensor) -> torch.Tensor:
         """Rearrange the layer's own tensor (n, *shape) as (n, P, C); a view where possible, any dtype.

@@ -14,7 +14,7 @@ from stores.errors import UsageError
 
 _PLACES = (1 / 6, 1 / 2, 5 / 6)  # of a changed patch's centre along each side of the image
 _SURE, _AHEAD, _LOST = 0.7, 0.25, 0.3  # shares of patches: enough to decide, by how much, and too few to believe
-_SAID = "by what the model says of its tokens"
+_SAID = "from what the model says of its tokens"
 _CHANNELS_FIRST = (
     nn.Conv1d,
     nn.Conv2d,
@@ -71,9 +71,9 @@ def find_layouts(
             continue
         kept, how = list(shares), ""
         for evidence, source in (
-            (_declared(module, name, kept), "by the type of the layer"),
+            (_declared(module, name, kept), "from the layer's type"),
             (_tokens_declared(module, kept), _SAID),
-            (_by_size(kept, size, other_size, other.get(name)), "by another size of the image"),
+            (_by_size(kept, size, other_size, other.get(name)), "from a second image size"),
         ):
             agreed = [layout for layout in kept if layout in evidence]
             if agreed and len(agreed) < len(kept):
@@ -83,7 +83,7 @@ def find_layouts(
         if len(kept) != 1 or (_is_odd(kept[0], size) and how != _SAID and (shares[kept[0]] or 0) < _SURE):
             found[name] = _open(name, shape, kept if len(kept) > 1 else [])
         else:
-            found[name] = _judged(name, shape, shares, kept[0], how or "the only one of its shape")
+            found[name] = _judged(name, shape, shares, kept[0], how or "from its shape")
     return found
 
 
@@ -99,11 +99,11 @@ def _by_patches(
     ranked = sorted(kept, key=lambda layout: -(shares[layout] or 0))
     best, second = (shares[layout] or 0 for layout in ranked[:2])
     if best >= _SURE and best - second >= _AHEAD:
-        return ranked[:1], "by changing one patch of the image"
+        return ranked[:1], "by changing patches of the image"
     if len(said := _output_format(module, kept)) == 1:
-        return said, "by what the model says of its output"
+        return said, "from what the model says of its output"
     alike = [layout for layout in kept if layout.grid in grids_of(size)]
-    return (alike, "by the image's aspect") if len(alike) == 1 else (kept, "")
+    return (alike, "from the image's aspect") if len(alike) == 1 else (kept, "")
 
 
 def _judged(

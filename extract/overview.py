@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extract.classes import ClassMapping
+from extract.classes import ClassMapping, imagenet_classes
 from extract.decode import Decode
 from extract.images import ImageSource
 from extract.orientation import orientation_of
@@ -63,7 +63,8 @@ def _classes(
         rows = [("classes", "none")]
     else:
         more = ", …" if len(names) > 4 else ""
-        rows = [("classes", f"{len(names)}: {', '.join(shown(name) for name in names[:4])}{more}")]
+        titles = (f"{shown(name)} {imagenet_classes().get(name, '')}".strip() for name in names[:4])
+        rows = [("classes", f"{len(names)}: {', '.join(titles)}{more}")]
     if source.class_names or classes.doubt:
         rows.append(
             ("as the network's", f"{classes.how}" if classes.numbers is not None else f"not known: {classes.how}")
@@ -181,8 +182,9 @@ def _network(networks: Sequence[Network], warnings: list[str]) -> list[tuple[str
     ]
     for network in networks:
         found = network.found
-        seen = "" if found.seen is None else f"; {found.seen:.0%} of changed patches are where they should be"
-        rows.append((f"layer {network.layer}", f"{found.layout}; {found.how}{seen}"))
+        seen = "" if found.seen is None else f"; {found.seen:.0%} of changed patches show in the right place"
+        how = "as --layout says" if found.how == "--layout" else f"found {found.how}"
+        rows.append((f"layer {network.layer}", f"{found.layout} ({how}{seen})"))
         if found.doubt:
             warnings.append(found.doubt)
     return rows

@@ -74,7 +74,7 @@ def test_positions_that_are_nowhere_are_refused_until_the_user_says_what_they_ar
     answer = found(module, (64, 64))
     assert isinstance(answer, str)
     assert "shape (2, 45, 6)" in answer
-    assert "may be tokens, grid 6 × 6 behind 9" in answer  # by their number; but no patch moves what it would
+    assert "may be tokens, 6 × 6 positions after 9" in answer  # by their number; but no patch moves what it would
     assert "Say which by --layout" in answer
     asked = found(module, (64, 64), asked={"layer": "tokens+0:5x9"})
     assert isinstance(asked, FoundLayout)
@@ -84,10 +84,10 @@ def test_positions_that_are_nowhere_are_refused_until_the_user_says_what_they_ar
 def test_two_grids_that_fit_alike_are_told_apart_or_refused() -> None:
     answer = found(Patches(as_is, (32, 32), 4), (32, 32))  # 4 × 4 behind 4, or 2 × 2 behind 16
     assert isinstance(answer, FoundLayout)
-    assert (answer.layout.prefix, answer.how) == (4, "by changing one patch of the image")
+    assert (answer.layout.prefix, answer.how) == (4, "by changing patches of the image")
     nowhere = found(Patches(lambda x: x.mean(1, keepdim=True).expand(-1, 20, -1), (32, 32), 4), (32, 32))
     assert isinstance(nowhere, str)
-    assert "may be tokens, grid 4 × 4 behind 4" in nowhere
+    assert "may be tokens, 4 × 4 positions after 4" in nowhere
     assert "--layout 'layer=tokens+4:4x4'" in nowhere
 
 
@@ -96,7 +96,7 @@ def test_what_the_model_says_is_held_against_what_it_does() -> None:
     module.num_prefix_tokens = 13  # it has one
     answer = found(module, (32, 32))
     assert isinstance(answer, str)
-    assert "4 × 4 behind 1" in answer
+    assert "4 × 4 positions after 1" in answer
 
 
 def test_other_sizes_decide_where_the_model_takes_them() -> None:
@@ -105,7 +105,7 @@ def test_other_sizes_decide_where_the_model_takes_them() -> None:
     module.add_module("layer", nn.Sequential(nn.Conv2d(3, 8, 8, 8)))
     answer = found(module, (64, 64))
     assert isinstance(answer, FoundLayout)
-    assert (answer.layout.kind, answer.how) == ("nchw", "by another size of the image")
+    assert (answer.layout.kind, answer.how) == ("nchw", "from a second image size")
 
 
 @pytest.mark.parametrize(

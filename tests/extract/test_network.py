@@ -294,10 +294,10 @@ def test_a_model_with_branches_is_replayed() -> None:
 
 def test_layers_are_listed_with_what_they_offer() -> None:
     assert list_layers(small()) == [
-        LayerInfo("one", "Conv2d", (4, 16, 16), LayerLayout("nchw", (16, 16), 4), "by the type of the layer", True),
-        LayerInfo("two", "Conv2d", (5, 8, 8), LayerLayout("nchw", (8, 8), 5), "by the type of the layer", True),
-        LayerInfo("inner", "Conv2d", (5, 8, 8), LayerLayout("nchw", (8, 8), 5), "by the type of the layer", False),
-        LayerInfo("fc", "Linear", (3,), LayerLayout("vector", (1, 1), 3), "the only one of its shape", True),
+        LayerInfo("one", "Conv2d", (4, 16, 16), LayerLayout("nchw", (16, 16), 4), "from the layer's type", True),
+        LayerInfo("two", "Conv2d", (5, 8, 8), LayerLayout("nchw", (8, 8), 5), "from the layer's type", True),
+        LayerInfo("inner", "Conv2d", (5, 8, 8), LayerLayout("nchw", (8, 8), 5), "from the layer's type", False),
+        LayerInfo("fc", "Linear", (3,), LayerLayout("vector", (1, 1), 3), "from its shape", True),
     ]
     assert list_layers(small(Branching())) == list_layers(small())
 
