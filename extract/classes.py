@@ -73,7 +73,11 @@ def map_classes(
             by_wnid, "by WordNet number" + ("" if sure else ", as ImageNet's 1000 classes"), doubt=not sure
         )
     if _are_numbers(names, n_classes):
-        return ClassMapping(np.array([int(name) for name in names], np.int64), "the folders are the class numbers")
+        as_text = model_names is None and sorted(names) != sorted(names, key=int)
+        how = "the folders are the class numbers" + (
+            ", not their order as text, as ImageFolder has it" if as_text else ""
+        )
+        return ClassMapping(np.array([int(name) for name in names], np.int64), how, doubt=as_text)
     if model_names is not None:
         some = sum(_plain(name) in {_plain(other) for other in model_names} for name in names)
         what = f"{some or 'none'} of {len(names)} names are names of the network's {n_classes} classes"
@@ -138,12 +142,16 @@ def as_class_names(named: Any, what: str) -> list[str] | None:
     """
     if named is None:
         return None
+    if isinstance(named, Mapping) and len(named) == 1 and isinstance(next(iter(named.values())), list | tuple):
+        named = next(iter(named.values()))  # {"names": [...]}, as YOLO has it
     if isinstance(named, Mapping):
-        numbers, names = list(named), list(named.values())
-        if not _are_numbers(list(map(str, numbers)), len(named)):
-            numbers, names = names, numbers
-        if not named or not _are_numbers(list(map(str, numbers)), len(named)):
+        keys, values = list(named), list(named.values())
+        by_key, by_value = _are_numbers(keys, len(named)), _are_numbers(values, len(named))
+        if by_key and by_value:  # class_to_idx of folders that are numbers: those that are no text count
+            by_key, by_value = not _are_texts(keys), not _are_texts(values)
+        if by_key == by_value:
             raise UsageError(f"{what} must map the numbers 0 to {len(named) - 1} to names, or names to these numbers.")
+        numbers, names = (keys, values) if by_key else (values, keys)
         ordered = [name for _, name in sorted(zip(map(int, numbers), names, strict=True), key=lambda pair: pair[0])]
     elif isinstance(named, str | bytes | set | frozenset) or not isinstance(named, Iterable):
         raise UsageError(
@@ -151,8 +159,21 @@ def as_class_names(named: Any, what: str) -> list[str] | None:
         )
     else:
         ordered = list(named)
-    # {"0": ["n01440764", "tench"], …}, as Keras has ImageNet's
-    return [" ".join(map(str, name)) if isinstance(name, list | tuple) else str(name) for name in ordered]
+    return [_as_text(name, what) for name in ordered]
+
+
+def _as_text(name: Any, what: str) -> str:
+    if isinstance(name, list | tuple):  # {"0": ["n01440764", "tench"], …}, as Keras has ImageNet's
+        return " ".join(_as_text(part, what) for part in name)
+    if isinstance(name, bytes):
+        name = name.decode("utf-8", "replace")
+    if not isinstance(name, str | int | np.integer) or isinstance(name, bool):
+        raise UsageError(f"{what} must be texts, got {type(name).__name__}.")
+    return str(name)
+
+
+def _are_texts(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -164,9 +185,11 @@ def read_class_names(path: Path) -> list[str]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if text.lstrip()[:1] in ("{", "[") else [line.strip() for line in text.splitlines()]
+        content = json.loads(text) if text.lstrip()[:1] in ("{", "[") else _lines(text)
     except FileNotFoundError as error:
         raise MissingPathError(f"There is no file '{shown(path)}' (--class-names).") from error
+    except json.JSONDecodeError as error:
+        raise UsageError(f"'{shown(path)}' (--class-names) begins like JSON and is none: {reason(error)}.") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"'{shown(path)}' (--class-names) cannot be read as text or JSON: {reason(error)}.") from error
     names = as_class_names(content, f"'{shown(path)}' (--class-names)") or []
@@ -177,6 +200,16 @@ def read_class_names(path: Path) -> list[str]:
             f"'{shown(path)}' (--class-names) must hold a name for every class: line {names.index('') + 1 if names else 1} is empty."
         )
     return names
+
+
+def _lines(text: str) -> Any:
+    """A name a line; where every line begins with a number, as in ``0,night``, ``0 night`` and ``0: night``, the numbers count."""
+    lines = [line.strip() for line in text.splitlines()]
+    parts = [re.fullmatch(r"(\d+)(?:\s*[,;:\t]\s*|\s+)(.+)", line) for line in lines if line]
+    numbered = [(part[1], part[2]) for part in parts if part]
+    if numbered and len(numbered) == len(parts) and len(dict(numbered)) == len(parts):
+        return dict(numbered)
+    return lines
 
 
 def _by_name(names: Sequence[str], model_names: Sequence[str] | None) -> np.ndarray | None:
@@ -219,8 +252,9 @@ def imagenet_classes() -> dict[str, str]:
     return dict(line.split(" ", 1) for line in lines)
 
 
-def _are_numbers(names: Sequence[str], count: int) -> bool:
-    """Whether names are the numbers 0 to count-1, in any order, with or without leading zeros."""
+def _are_numbers(values: Sequence[Any], count: int) -> bool:
+    """Whether values, as text or not, are the numbers 0 to count-1, in any order, with or without leading zeros."""
+    names = list(map(str, values))
     return (
         len(names) == count
         and all(name.isdecimal() for name in names)

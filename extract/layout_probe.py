@@ -13,7 +13,7 @@ from extract.layout import LayerLayout, candidates, exact_grids, grids_of, parse
 from stores.errors import UsageError
 
 _PLACES = (1 / 6, 1 / 2, 5 / 6)  # of a changed patch's centre along each side of the image
-_SURE, _AHEAD, _LOST = 0.7, 0.25, 0.3  # shares of patches: enough to decide, by how much, and too few to believe
+_SURE, _AHEAD, _LOST = 0.7, 0.25, 0.5  # shares of patches: enough to decide, by how much, and too few to believe
 _SAID = "from what the model says of its tokens"
 _CHANNELS_FIRST = (
     nn.Conv1d,
@@ -36,6 +36,14 @@ class FoundLayout:
     how: str
     seen: float | None = None
     doubt: str = ""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of a layout: the share of changed patches that show where they lie (``own``), and how positions are turned if more do then."""
+
+    own: float | None
+    turned: str = ""
 
 
 def find_layouts(
@@ -80,24 +88,54 @@ def find_layouts(
                 kept, how = agreed, source
         if len(kept) > 1:
             kept, how = _by_patches(module, kept, shares, size)
-        if len(kept) != 1 or (_is_odd(kept[0], size) and how != _SAID and (shares[kept[0]] or 0) < _SURE):
+        if len(kept) != 1 or (how != _SAID and not _is_likely(kept[0], shares[kept[0]], size)):
             found[name] = _open(name, shape, kept if len(kept) > 1 else [])
+        elif offset := _token_offset(module, name, kept[0], images):
+            found[name] = (
+                f"Layer '{name}' gives a tensor of shape {shape}, taken as {kept[0]}; but a change of one patch shows {abs(offset)} "
+                f"tokens {'before' if offset < 0 else 'after'} its place. Tokens that are no positions must be in front: let the model "
+                "put them there, or choose a layer without them."
+            )
         else:
             found[name] = _judged(name, shape, shares, kept[0], how or "from its shape")
     return found
 
 
-def _is_odd(layout: LayerLayout, size: tuple[int, int]) -> bool:
-    """Whether tokens are laid out as hardly any model has them: such a layout may fit by its number of tokens alone."""
-    return layout.kind in ("tokens", "ncp") and (layout.prefix > 2 or layout.grid not in exact_grids(size))
+def _is_likely(layout: LayerLayout, share: Share, size: tuple[int, int]) -> bool:
+    """Whether tokens are more than a number that fits: changed patches show in their places, the more so for unusual grids."""
+    if layout.kind not in ("tokens", "ncp") or share.own is None:
+        return True
+    return share.own >= (_SURE if layout.prefix > 2 or layout.grid not in exact_grids(size) else _LOST)
+
+
+def _token_offset(module: nn.Module, name: str, layout: LayerLayout, images: torch.Tensor) -> int:
+    """How many tokens from where it should a change of exactly one patch shows, if for four patches alike; else 0."""
+    (h, w), (height, width) = layout.grid, images.shape[2:]
+    cells = {(h // 4, w // 3), (h // 3, 2 * w // 3), (2 * h // 3, w // 4), (3 * h // 4, 3 * w // 4)}
+    if layout.kind not in ("tokens", "ncp") or len(cells) < 4:
+        return 0
+    batch = images[:1].repeat(1 + len(cells), 1, 1, 1)
+    for k, (r, c) in enumerate(cells, 1):
+        patch = (..., slice(r * height // h, (r + 1) * height // h), slice(c * width // w, (c + 1) * width // w))
+        batch[k][patch] = images[1][patch]
+    offsets: set[int] = set()
+
+    def note(_name: str, output: Any) -> None:
+        x = layout.to_npc(output.float())
+        moved = (x[1:] - x[:1]).norm(dim=2)  # (4, P)
+        peak = (moved / (moved.mean(0) + 1e-9 * moved.max())).argmax(1).tolist()
+        offsets.update(at - layout.prefix - r * w - c for at, (r, c) in zip(peak, cells, strict=True))
+
+    _run_with_hooks(module, [name], batch, note)
+    return offsets.pop() if len(offsets) == 1 else 0
 
 
 def _by_patches(
-    module: nn.Module, kept: list[LayerLayout], shares: Mapping[LayerLayout, float | None], size: tuple[int, int]
+    module: nn.Module, kept: list[LayerLayout], shares: Mapping[LayerLayout, Share], size: tuple[int, int]
 ) -> tuple[list[LayerLayout], str]:
     """The layout whose positions the changed patches changed; else the one that the model names; else the one of the image's aspect."""
-    ranked = sorted(kept, key=lambda layout: -(shares[layout] or 0))
-    best, second = (shares[layout] or 0 for layout in ranked[:2])
+    ranked = sorted(kept, key=lambda layout: -(shares[layout].own or 0))
+    best, second = (shares[layout].own or 0 for layout in ranked[:2])
     if best >= _SURE and best - second >= _AHEAD:
         return ranked[:1], "by changing patches of the image"
     if len(said := _output_format(module, kept)) == 1:
@@ -107,20 +145,25 @@ def _by_patches(
 
 
 def _judged(
-    name: str, shape: tuple[int, ...], shares: Mapping[LayerLayout, float | None], taken: LayerLayout, how: str
+    name: str, shape: tuple[int, ...], shares: Mapping[LayerLayout, Share], taken: LayerLayout, how: str
 ) -> FoundLayout | str:
     """Hold what was decided against the changed patches."""
-    own = shares.get(taken)
-    better = [layout for layout, value in shares.items() if value is not None and value >= _SURE]
-    if own is None or own >= _LOST:
-        return FoundLayout(taken, how, own)
+    share = shares.get(taken, Share(None))
+    if share.own is None or share.own >= _LOST:
+        return FoundLayout(taken, how, share.own)
+    if share.turned:
+        return (
+            f"Layer '{name}' gives a tensor of shape {shape}, taken as {taken}; but its positions are {share.turned}: masks would lie "
+            "elsewhere. Turn them in a layer of the model's own, and choose that."
+        )
+    better = [layout for layout, other in shares.items() if other.own is not None and other.own >= _SURE]
     if better and how != "--layout":
         return _open(name, shape, [taken, *better])
     doubt = (
-        f"layer '{name}': a changed patch of the image changes the position it lies on most in {own:.0%} of trials; where a concept "
+        f"layer '{name}': a changed patch of the image changes the position it lies on most in {share.own:.0%} of trials; where a concept "
         "is may not be where it is shown"
     )
-    return FoundLayout(taken, how, own, doubt)
+    return FoundLayout(taken, how, share.own, doubt)
 
 
 def _open(name: str, shape: tuple[int, ...], possible: Sequence[LayerLayout]) -> str:
@@ -136,7 +179,7 @@ def _open(name: str, shape: tuple[int, ...], possible: Sequence[LayerLayout]) ->
         fits = (
             "may be "
             + " or ".join(str(layout) for layout in possible[:3])
-            + (" or others" if len(possible) > 3 else "")
+            + (" or others" if len(possible) > 3 else " or neither")
         )
         ask = f"Say which by --layout, such as --layout '{name}={as_asked(possible[0])}'"
     return f"Layer '{name}' gives a tensor of shape {tuple(shape)}: it {fits}. {ask}."
@@ -153,9 +196,9 @@ def _declared(module: nn.Module, name: str, possible: list[LayerLayout]) -> list
     """What the layer's type says of where its channels are."""
     layer = module.get_submodule(name)
     kinds: tuple[str, ...] = ()
-    if isinstance(layer, _CHANNELS_FIRST):
+    if type(layer) in _CHANNELS_FIRST:
         kinds = ("nchw", "ncp")
-    elif isinstance(layer, _CHANNELS_LAST):
+    elif type(layer) in _CHANNELS_LAST:  # torchvision's LayerNorm2d, say, is one with its channels first
         kinds = ("nhwc", "tokens")
     elif isinstance(said := getattr(layer, "output_fmt", None), str):
         kinds = (said.lower(),)
@@ -218,7 +261,7 @@ def _other_size(
 
 def _patch_responses(
     module: nn.Module, layers: Sequence[str], images: torch.Tensor
-) -> tuple[dict[str, tuple[int, ...] | None], dict[str, dict[LayerLayout, float | None]]]:
+) -> tuple[dict[str, tuple[int, ...] | None], dict[str, dict[LayerLayout, Share]]]:
     """Change one patch of an image at a time: each layer's shape, and for each layout it may have the share of patches that change
     the position they lie on more than any other patch does.
 
@@ -233,7 +276,7 @@ def _patch_responses(
         bottom, right = max(top + 1, round((y + 1 / 12) * height)), max(left + 1, round((x + 1 / 12) * width))
         batch[k, :, top:bottom, left:right] = images[1, :, top:bottom, left:right]
     shapes: dict[str, tuple[int, ...] | None] = {}
-    shares: dict[str, dict[LayerLayout, float | None]] = {}
+    shares: dict[str, dict[LayerLayout, Share]] = {}
 
     def note(name: str, output: Any) -> None:
         shapes[name] = None if not isinstance(output, torch.Tensor) else ()
@@ -246,19 +289,34 @@ def _patch_responses(
     return shapes, shares
 
 
-def _share(output: torch.Tensor, layout: LayerLayout, places: Sequence[tuple[float, float]]) -> float | None:
+def _share(output: torch.Tensor, layout: LayerLayout, places: Sequence[tuple[float, float]]) -> Share:
     h, w = layout.grid
     if tuple(output.shape[1:]) != layout.shape or h * w < 4:
-        return None
-    cells = [int(y * h) * w + int(x * w) for y, x in places]
-    distinct = [k for k, cell in enumerate(cells) if cells.index(cell) == k]
-    if len(distinct) < 3:
-        return None
+        return Share(None)
     change = layout.to_npc(output)
     moved = (change[1:] - change[:1])[:, layout.prefix :].norm(dim=2)  # (J, P)
-    own = moved[distinct][:, [cells[k] for k in distinct]]  # (j, the cell of j')
-    right = (own.argmax(0) == torch.arange(len(distinct), device=own.device)) & (own.amax(0) > 0)
-    return float(right.float().mean())
+
+    def hits(cell_of: Callable[[float, float], int]) -> float | None:
+        """The share of patches that change the position at their cell more than any other patch does."""
+        cells = [cell_of(y, x) for y, x in places]
+        distinct = [k for k, cell in enumerate(cells) if cells.index(cell) == k]
+        if len(distinct) < 3:
+            return None
+        own = moved[distinct][:, [cells[k] for k in distinct]]  # (j, the cell of j')
+        right = (own.argmax(0) == torch.arange(len(distinct), device=own.device)) & (own.amax(0) > 0)
+        return float(right.float().mean())
+
+    straight = hits(lambda y, x: int(y * h) * w + int(x * w))
+    turned = {
+        "column by column": hits(lambda y, x: int(x * w) * h + int(y * h)),
+        "columns and rows exchanged": hits(lambda y, x: int(x * h) * w + int(y * w)),
+        "mirrored left to right": hits(lambda y, x: int(y * h) * w + w - 1 - int(x * w)),
+        "mirrored top to bottom": hits(lambda y, x: (h - 1 - int(y * h)) * w + int(x * w)),
+        "upside down": hits(lambda y, x: (h - 1 - int(y * h)) * w + w - 1 - int(x * w)),
+    }
+    best = max(turned, key=lambda name: turned[name] or 0)
+    clear = straight is not None and (turned[best] or 0) >= max(_SURE, straight + _AHEAD)
+    return Share(straight, best if clear else "")
 
 
 def output_shapes(module: nn.Module, names: Sequence[str], images: torch.Tensor) -> dict[str, tuple[int, ...] | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -25,18 +25,20 @@ class ModelOutput:
         K.
     how : str
         What decided.
+    doubt : str
+        What to warn of.
     """
 
     key: str
     classes: int
     how: str
+    doubt: str = ""
 
     def __call__(self, returned: Any) -> torch.Tensor:
-        """Give the logits (n, K) of what the model returned for n images."""
-        value = returned
-        for part in self.key.split(".") if self.key else ():
-            value = _parts(value)[part]
-        return value.flatten(1)
+        """Give the logits (n, K) of what the model returned for n images, float32 or float64."""
+        logits = returned if isinstance(returned, torch.Tensor) else dict(tensors_of(returned))[self.key]
+        logits = logits.reshape(-1, self.classes)  # also where the model squeezes away a batch of one
+        return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def find_output(
@@ -66,6 +68,21 @@ def find_output(
     UsageError
         No tensor is (n, K), none or several fit, or the number of class names is not K.
     """
+    found = _find(returned, n, asked, named, folders)
+    values = found(returned)
+    if found.classes > 2 and bool(((values >= 0) & (values <= 1)).all()):
+        probable = bool(((values.sum(1) - 1).abs() < 1e-3).all())
+        what = (
+            "sum to 1 like the probabilities of a softmax"
+            if probable
+            else "lie between 0 and 1 like those of a sigmoid"
+        )
+        doubt = f"the model's outputs {what}, but they are read as logits: return what the softmax or sigmoid is given"
+        return replace(found, doubt=doubt)
+    return found
+
+
+def _find(returned: Any, n: int, asked: str | None, named: int | None, folders: int | None) -> ModelOutput:
     tensors = dict(tensors_of(returned))
     if not tensors:
         raise UsageError(
@@ -103,7 +120,7 @@ def find_output(
     )
 
 
-def tensors_of(value: Any, key: str = "", depth: int = 3) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_of(value: Any, key: str = "", depth: int = 5) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor in what a model returned, by its key (see ``ModelOutput``)."""
     if isinstance(value, torch.Tensor):
         yield key, value
@@ -129,6 +146,10 @@ def _parts(value: Any) -> dict[str, Any]:
     """What a dictionary, list, tuple or object of fields holds, by name or number."""
     if isinstance(value, Mapping):
         return {str(key): part for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return dict(zip(value._fields, value, strict=True))
     if isinstance(value, list | tuple):
         return {str(number): part for number, part in enumerate(value)}
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name, None) for field in fields(value)}
     return dict(vars(value)) if hasattr(value, "__dict__") else {}

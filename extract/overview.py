@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from extract.classes import ClassMapping, imagenet_classes
 from extract.decode import Decode
@@ -16,7 +17,7 @@ from extract.images import ImageSource
 from extract.orientation import orientation_of
 from extract.probe import probe_images
 from extract.reading import shown
-from extract.rgb import is_deep, range_of_depth
+from extract.rgb import grey_values, is_deep, range_of_depth
 from stores.errors import EDDPError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 32  # images looked at, spread evenly
 _LITTLE = 0.25  # of its range: deep grey that uses less is likely to have another
+_MUCH = 0.5  # of an image outside its range
 _MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette"}
 
 
@@ -81,8 +83,8 @@ def _classes(
 
 @dataclass(frozen=True)
 class _Look:
-    """What one image is: ``kind`` in words, its size, whether it has an EXIF orientation, several frames, and the share of its
-    range that a deep grey image uses."""
+    """What one image is: ``kind`` in words, its size, whether it has an EXIF orientation, several frames; of deep grey
+    the share of the range that is used, its values, and the share of pixels outside the range."""
 
     kind: str
     size: tuple[int, int]
@@ -90,6 +92,7 @@ class _Look:
     frames: bool = False
     used: float | None = None
     deep: str = ""
+    outside: float = 0.0
 
 
 def _look(source: ImageSource, network: Network) -> list[_Look | None]:
@@ -117,17 +120,24 @@ def _looked_at(source: ImageSource, row: int, network: Network) -> _Look | None:
             f"{size[0]} × {size[1]} for a square image: all must reach the network in one size. End it with CenterCrop or "
             "Resize((HEIGHT, WIDTH))."
         )
+    again = network.transform(image)
+    if not torch.equal(given.nan_to_num(), again.nan_to_num()):
+        raise UsageError(
+            f"The model's transform gives '{shown(source.name(row))}' differently each time: it draws random numbers. Give the one for "
+            "evaluation."
+        )
     turned = orientation_of(image) != 1
     frames = getattr(image, "n_frames", 1) > 1
     if not is_deep(image):
         return _Look(_MODES.get(image.mode, image.mode), image.size, turned, frames)
-    values = np.nan_to_num(np.asarray(image, np.float64))
+    values = np.nan_to_num(grey_values(image))
     seen = f"{values.min():g} to {values.max():g}"
-    if network.transform.grey_range is not None:
-        return _Look(f"grey of more than 8 bits ({image.mode})", image.size, turned, frames, None, seen)
-    black, white = range_of_depth(image) or (0, 1)
-    used = float(np.abs(values - black).max()) / abs(white - black)
-    return _Look(f"grey of {int(max(black, white)).bit_length()} bits", image.size, turned, frames, used, seen)
+    depth = range_of_depth(image)
+    black, white = network.transform.grey_range or depth or (0, 1)
+    share = (values - black) / (white - black)
+    kind = f"grey of {int(max(depth)).bit_length()} bits" if depth else f"grey of more than 8 bits ({image.mode})"
+    outside = float(((share < 0) | (share > 1)).mean())
+    return _Look(kind, image.size, turned, frames, float(share.max()), seen, outside)
 
 
 def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]) -> list[tuple[str, str]]:
@@ -152,16 +162,27 @@ def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]
         rows.append(("frames", f"the first of each image ({frames} {of} have several)"))
     deep = [look for look in read if look.deep]
     grey_range = network.transform.grey_range
-    if grey_range is not None:
-        rows.append(("grey of > 8 bits", f"{grey_range[0]:g} is black, {grey_range[1]:g} white (--grey-range)"))
-    elif deep:
-        rows.append(("grey of > 8 bits", f"scaled by the depth of the file; values {deep[0].deep} in the first"))
-        used = max((look.used for look in deep if look.used is not None), default=1.0)
-        if used < _LITTLE:
-            warnings.append(
-                f"the grey images of more than 8 bits use {used:.1%} of their range and will be dark: if white is less than the "
-                "largest value of their files, give --grey-range LOW,HIGH (0,4095 for 12 bits)"
-            )
+    if not deep and grey_range is None:
+        return rows
+    how = (
+        f"{grey_range[0]:g} is black, {grey_range[1]:g} white (--grey-range)"
+        if grey_range
+        else "scaled by the depth of the file"
+    )
+    rows.append(("grey of > 8 bits", f"{how}; values {deep[0].deep} in the first" if deep else how))
+    used = max((look.used for look in deep if look.used is not None), default=1.0)
+    outside = max((look.outside for look in deep), default=0.0)
+    if not deep:
+        warnings.append("--grey-range is for grey images of more than 8 bits; none of those looked at is one")
+    elif used < _LITTLE:
+        warnings.append(
+            f"the grey images of more than 8 bits use {used:.1%} of their range and will be dark: give --grey-range LOW,HIGH if other "
+            "values are black and white (0,4095 for 12 bits)"
+        )
+    elif outside > _MUCH:
+        warnings.append(
+            f"{outside:.0%} of the pixels of a grey image are outside its range, and become black or white: see --grey-range"
+        )
     return rows
 
 
@@ -180,6 +201,8 @@ def _network(networks: Sequence[Network], warnings: list[str]) -> list[tuple[str
             f"{first.output.classes} logits: {first.output.key and f'{first.output.key!r}, '}{first.output.how}",
         ),
     ]
+    if first.output.doubt:
+        warnings.append(first.output.doubt)
     for network in networks:
         found = network.found
         seen = "" if found.seen is None else f"; {found.seen:.0%} of changed patches show in the right place"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -67,21 +67,17 @@ def check_transform(transform: Preprocess) -> None:
         It gives something else, or draws random numbers; the message names the step that does.
     """
     (picture,) = _drawn(transform.mode, 1)
-    steps = getattr(transform.inner, "transforms", None)
     with random_state_kept():
-        found, drawn = run_twice(transform.inner, picture)
+        found, drawn = _transformed(transform.inner, picture)
+        for size in ((400, 300), (300, 400), (40, 40)):  # some draw for images of one shape only
+            if not drawn:
+                with suppress(UsageError):  # a small image may be none for it
+                    drawn = _transformed(transform.inner, picture.resize(size))[1]
+                picture = picture.resize(size) if drawn else picture
         if drawn:
-            culprit = None
-            for step in steps if isinstance(steps, list | tuple) else ():
-                value, random_step = run_twice(step, picture)
-                if random_step:
-                    culprit = type(step).__name__
-                    break
-                picture = value
-            named = f": {culprit} draws random numbers" if culprit else ""
             raise UsageError(
-                f"The model's transform gives the same image differently each time{named}. It is a training transform: give the "
-                "one for evaluation, such as Resize, CenterCrop, ToTensor, Normalize."
+                f"The model's transform gives the same image differently each time{_drawing_step(transform.inner, picture)}. It is a "
+                "training transform: give the one for evaluation, such as Resize, CenterCrop, ToTensor, Normalize."
             )
     what = None
     if not isinstance(found, torch.Tensor | np.ndarray):
@@ -91,10 +87,31 @@ def check_transform(transform: Preprocess) -> None:
         what = f"shape {tuple(found.shape)}"
     elif found.shape[2] <= 4 < found.shape[0]:
         what = f"shape {tuple(found.shape)}, which has the channels last (ToTensor puts them first)"
-    elif not torch.as_tensor(found).float().isfinite().all():
+    elif not torch.as_tensor(found if isinstance(found, torch.Tensor) else found.copy()).float().isfinite().all():
         what = "NaN or infinite values"
     if what:
         raise UsageError(f"The model's transform must turn a PIL image into one tensor (C, h, w), got {what}.")
+
+
+def _transformed(function: Callable[[Any], Any], picture: Image.Image) -> tuple[Any, bool]:
+    """``run_twice`` of a transform. Raises UsageError where it fails."""
+    try:
+        return run_twice(function, picture)
+    except Exception as error:
+        raise UsageError(
+            f"The model's transform fails on a PIL image: {type(error).__name__}: {reason(error)}. If it takes something else, wrap it: "
+            "lambda image: transform(image=np.asarray(image))['image'] for albumentations."
+        ) from error
+
+
+def _drawing_step(inner: Any, value: Any) -> str:
+    """Which step of a composed transform draws random numbers, for a message."""
+    steps = getattr(inner, "transforms", None)
+    for step in steps if isinstance(steps, list | tuple) else ():
+        value, drawn = run_twice(step, value)
+        if drawn:
+            return f": {type(step).__name__} draws random numbers"
+    return ""
 
 
 def run_twice(function: Callable[[Any], Any], value: Any) -> tuple[Any, bool]:
@@ -137,6 +154,12 @@ def random_state_kept() -> Iterator[None]:
     np.random.set_state(states[1])
 
 
+def _sums(module: nn.Module) -> dict[str, str]:
+    """The sum of every weight and buffer, as text: NaN is equal to NaN then."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return {name: str(t.detach().sum(dtype=torch.float64)) for name, t in tensors if t.is_floating_point()}
+
+
 @dataclass(frozen=True)
 class Fed:
     """What a network is fed and returns: ``transform`` with the mode that suits its input channels, and its ``output``."""
@@ -170,6 +193,7 @@ def find_input_and_output(
         try:
             check_transform(trial)
             images = probe_images(trial)
+            weights = _sums(module)
             with torch.no_grad():
                 returned = module(images.to(device))
         except Exception as error:  # noqa: BLE001  (whatever the model's own code says of another number of channels)
@@ -177,6 +201,11 @@ def find_input_and_output(
             if isinstance(error, EDDPError):
                 break
             continue
+        if changed := [name for name, value in _sums(module).items() if value != weights.get(name)]:
+            raise UsageError(
+                f"The model writes into its own weights in evaluation mode ({changed[0]}): what an image gives would depend on those "
+                "before it. Set them before, and have forward leave them alone."
+            )
         return Fed(trial, find_output(returned, len(images), asked=asked, named=named, folders=folders))
     if isinstance(refusal, EDDPError):
         raise refusal
@@ -187,7 +216,7 @@ def find_input_and_output(
 
 
 def check_repeatable(module: nn.Module, images: torch.Tensor) -> None:
-    """Check that a module gives an image the same values twice, and alone the same as in a batch.
+    """Check that a module gives an image the same values each time, alone, and in any batch.
 
     Parameters
     ----------
@@ -199,18 +228,25 @@ def check_repeatable(module: nn.Module, images: torch.Tensor) -> None:
     UsageError
         It does not; the message names the first module whose output differs.
     """
+    batch = torch.cat([images[:2], images[:2].flip(3), images[:1].flip(2)])
     with random_state_kept():
-        first, again = _leaf_outputs(module, images), _leaf_outputs(module, images)
-        alone = _leaf_outputs(module, images[:1])
-    if name := _first_difference(first, again, _REPEATED):
+        before = _random_states()
+        first = _leaf_outputs(module, batch)
+        drawn = not all(map(_equal, before, _random_states()))
+        turned = {key: x.flip(0) for key, x in _leaf_outputs(module, batch.flip(0)).items()}
+        culprit = _first_difference(first, turned, _BATCHED)
+        again = _leaf_outputs(module, batch) if culprit or drawn else first
+        alone = _leaf_outputs(module, batch[-1:])
+    chance = _first_difference(first, again, _REPEATED)
+    if chance or drawn:
         raise UsageError(
-            f"The model gives the same image different values each time, first in {name}: it draws random numbers in evaluation "
-            "mode. Take out dropout(training=True) and the like: no result could be repeated."
+            f"The model {f'gives the same image different values each time, first in {chance}' if chance else 'draws random numbers'} "
+            "in evaluation mode. Take out dropout(training=True), stochastic depth and the like: no result could be repeated."
         )
-    if name := _first_difference({key: x[:1] for key, x in first.items()}, alone, _BATCHED):
+    if name := culprit or _first_difference({key: x[-1:] for key, x in first.items()}, alone, _BATCHED):
         raise UsageError(
-            f"An image's values depend on the other images of its batch, first in {name}: statistics of the batch are used in "
-            "evaluation mode. Give BatchNorm running statistics (track_running_stats=True); use no dynamic quantisation."
+            f"An image's values depend on the other images of its batch, first in {name}: statistics or the order of the batch are "
+            "used in evaluation mode. Give BatchNorm running statistics (track_running_stats=True); use no dynamic quantisation."
         )
 
 
@@ -219,7 +255,7 @@ def _leaf_outputs(module: nn.Module, images: torch.Tensor) -> dict[str, torch.Te
     found: dict[str, torch.Tensor] = {}
 
     def keep(key: str, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and output.is_floating_point() and len(output) == len(images):
+        if isinstance(output, torch.Tensor) and output.is_floating_point() and output.shape[:1] == images.shape[:1]:
             values = output.detach().flatten(1)
             found.setdefault(key, values[:, :: max(1, values.shape[1] // 1024)].float().clone())
 

@@ -74,7 +74,7 @@ class Inspection:
             "sealed": attributes["sealed"].get("at", True) if self.sealed else False,  # format 1 says when
             "code version": made.get("code_version"),
             "layers": {name: self._layer(name, spec) for name, spec in self.store.layers.items()},
-            **{f"at extraction: {name}": text for name, text in made.get("about", {}).get("rows", [])},
+            "at extraction": dict(made.get("about", {}).get("rows", [])),
         }
         if self.sealed is None:
             facts["unfinished"] = self._unfinished()

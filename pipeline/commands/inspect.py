@@ -171,8 +171,9 @@ def _directions_facts(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _table(facts: dict[str, Any]) -> Iterator[str]:
     for key, value in facts.items():
         if isinstance(value, dict):
+            width = max([22, *(len(name) + 2 for name in value)])
             yield f"{key}:"
-            yield from (f"  {name:<22}{_readable(inner)}" for name, inner in value.items())
+            yield from (f"  {name:<{width}}{_readable(inner)}" for name, inner in value.items())
         elif key == "bytes":
             yield f"{key:<24}{_whole(value)} ({_binary(value)})"
         else:

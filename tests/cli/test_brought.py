@@ -156,6 +156,8 @@ def test_class_names_of_a_file(extracted: Callable, refused: Callable, tmp_path:
     file = tmp_path / "names.json"
     file.write_text('{"night": 0, "day": 1}')
     assert right(extracted("dark_bright", "features", data, "--class-names", file)[0]) == 1.0
+    file.write_text("1,day\n0,night\n")
+    assert right(extracted("dark_bright", "features", data, "--class-names", file, "--overwrite")[0]) == 1.0
     file.write_text('{"night": 0, "day": 2}')
     assert "must map the numbers 0 to 1 to names" in refused("dark_bright", "features", data, "--class-names", file)
     file.write_text("night\n\nday\n")
@@ -182,6 +184,19 @@ def test_logits_among_other_tensors(
     np.testing.assert_allclose(logits(store), torch.cat([of(r) for r in returned]), atol=1e-5)
     np.testing.assert_allclose(stored(store, "features"), torch.cat(taken).flatten(2).transpose(1, 2), atol=1e-5)
     assert "5 logits: " in said
+
+
+@pytest.mark.parametrize("model", ["with_loss", "squeezed", "half_logits"])
+def test_logits_in_other_forms(extracted: Callable, tmp_path: Path, model: str) -> None:
+    data = folders(tmp_path / "few", "ab", lambda k, j: picture(k), count=1)
+    store, _ = extracted(model, "features", data, "--batch-size", 1)
+    _, returned = loop(model, "features", store, data)
+    wanted = [(r["pred"] if isinstance(r, dict) else r).reshape(1, -1).float() for r in returned]
+    np.testing.assert_allclose(logits(store), torch.cat(wanted), atol=1e-5)
+
+
+def test_probabilities_are_no_logits(extracted: Callable, animals: Path) -> None:
+    assert "like the probabilities of a softmax" in extracted("probabilities", "features", animals)[1]
 
 
 def test_logits_that_cannot_be_told(refused: Callable, animals: Path) -> None:
@@ -229,7 +244,11 @@ def test_a_layout_that_the_user_says(extracted: Callable, refused: Callable, ani
     [
         ("batch_statistics", "first in 'features.1' (BatchNorm2d)"),
         ("dropping", "first in 'fc' (Linear)"),
+        ("deep", "in evaluation mode. Take out dropout(training=True), stochastic depth"),
+        ("sorting", "depend on the other images of its batch"),
+        ("initialised", "writes into its own weights in evaluation mode (scale)"),
         ("training_transform", "RandomHorizontalFlip draws random numbers"),
+        ("crop_of_wide_images", "RandomCrop draws random numbers"),
         ("channels_last_arrays", "channels last"),
         ("a_dictionary", "got dict with image"),
     ],
@@ -293,6 +312,12 @@ def test_deep_grey_is_scaled_alike_for_all_images(extracted: Callable, tmp_path:
     assert seen(store)["low.png"] == pytest.approx(seen(store)["odd.png"], abs=0.003)
     assert "0 is black, 4095 white (--grey-range)" in said
     assert store.provenance["grey_range"] == [0, 4095]
+    assert (
+        "pixels of a grey image are outside its range"
+        in extracted("see", "see", data, "--grey-range", "0,50", "--overwrite")[1]
+    )
+    plain = folders(tmp_path / "plain", ["a"], lambda k, j: picture(j))
+    assert "none of those looked at is one" in extracted("see", "see", plain, "--grey-range", "0,4095")[1]
 
 
 def test_grey_without_a_range_is_refused(extracted: Callable, refused: Callable, tmp_path: Path) -> None:

@@ -81,6 +81,18 @@ def test_class_names_in_no_order_are_refused(named: Any) -> None:
         as_class_names(named, "it")
 
 
+def test_numbers_as_names_and_as_numbers_are_told_apart() -> None:
+    text_order = {name: k for k, name in enumerate(sorted(map(str, range(12))))}  # class_to_idx of ImageFolder
+    assert as_class_names(text_order, "it") == ["0", "1", "10", "11", *map(str, range(2, 10))]
+    assert as_class_names({k: name for name, k in text_order.items()}, "it")[2] == "10"
+    with pytest.raises(UsageError):
+        as_class_names({"0": "1", "1": "0"}, "it")
+    assert as_class_names({"names": ["a", "b"]}, "it") == ["a", "b"]
+    assert as_class_names([b"a", "b"], "it") == ["a", "b"]
+    with pytest.raises(UsageError, match="texts, got dict"):
+        as_class_names([{"id": 0}], "it")
+
+
 def test_class_names_of_files(tmp_path: Path) -> None:
     file = tmp_path / "names"
     for text in (

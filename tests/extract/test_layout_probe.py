@@ -91,6 +91,44 @@ def test_two_grids_that_fit_alike_are_told_apart_or_refused() -> None:
     assert "--layout 'layer=tokens+4:4x4'" in nowhere
 
 
+@pytest.mark.parametrize("size", [(64, 64), (112, 112)])
+def test_tokens_of_no_place_at_the_end_are_refused(size: tuple[int, int]) -> None:
+    answer = found(Patches(lambda x: x.flip(1), size, 1), size)  # also turned upside down
+    assert isinstance(answer, str)
+    last = Patches(lambda x: torch.cat([x[:, 1:], x[:, :1]], 1), size, 1)
+    answer = found(last, size)
+    assert isinstance(answer, str)
+    assert "Tokens that are no positions must be in front" in answer or "Say which by --layout" in answer
+
+
+@pytest.mark.parametrize(
+    ("arrange", "how"),
+    [
+        (lambda x: x.transpose(1, 2).flatten(1, 2), "column by column"),
+        (lambda x: x.transpose(1, 2), "column by column"),
+        (lambda x: x.flip(2), "mirrored left to right"),
+        (lambda x: x.flip(1).flatten(1, 2), "mirrored top to bottom"),
+    ],
+)
+def test_positions_in_another_order_are_refused(arrange: Callable, how: str) -> None:
+    module = Patches(arrange, (64, 64))
+    answer = found(module, (64, 64))
+    assert isinstance(answer, str)
+    assert how in answer or "may be" in answer
+
+
+def test_a_layer_norm_of_channels_first_is_no_layer_norm() -> None:
+    class LayerNorm2d(nn.LayerNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    module = Patches(channels_first, (64, 64))
+    module.layer = LayerNorm2d(6)
+    answer = found(module, (64, 64))
+    assert isinstance(answer, FoundLayout)
+    assert answer.layout == LayerLayout("nchw", (8, 8), 6)
+
+
 def test_what_the_model_says_is_held_against_what_it_does() -> None:
     module = Patches(as_is, (32, 32), 1)
     module.num_prefix_tokens = 13  # it has one

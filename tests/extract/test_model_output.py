@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,12 @@ FEATURES, LOGITS, OTHER = torch.zeros(2, 24), torch.ones(2, 5), torch.full((2, 5
 Pair = namedtuple("Pair", "embedding prediction")
 
 
+@dataclass(slots=True)
+class Slots:
+    embedding: torch.Tensor
+    prediction: torch.Tensor
+
+
 @pytest.mark.parametrize(
     ("returned", "options", "key"),
     [
@@ -26,7 +33,11 @@ Pair = namedtuple("Pair", "embedding prediction")
         ((FEATURES, LOGITS), {"folders": 5}, "1"),
         ((FEATURES, LOGITS), {"named": 24, "folders": 5}, "0"),  # names are surer than folders
         ((FEATURES, LOGITS), {"asked": "1"}, "1"),
-        (Pair(FEATURES, LOGITS), {"named": 5}, "1"),
+        (Pair(FEATURES, LOGITS), {"named": 5}, "prediction"),
+        (Slots(FEATURES, LOGITS), {"named": 5}, "prediction"),
+        ({"loss": torch.tensor(1.0), "pred": LOGITS}, {}, "pred"),
+        ({"head.cls": LOGITS, "head": {"aux": FEATURES}}, {"named": 5}, "head.cls"),
+        ({"": LOGITS}, {}, ""),
         ({"embedding": FEATURES, "prediction": LOGITS}, {"named": 5}, "prediction"),
         ({"logits": LOGITS, "embedding": FEATURES}, {"folders": 24}, "logits"),
         ({"probabilities": OTHER, "logits": LOGITS}, {"named": 5}, "logits"),
@@ -61,3 +72,23 @@ def test_what_decides(returned: Any, options: dict[str, Any], key: str) -> None:
 def test_what_is_refused(returned: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         find_output(returned, 2, **options)
+
+
+def test_a_batch_of_one_that_is_squeezed_away() -> None:
+    found = find_output(LOGITS, 2)
+    assert torch.equal(found(LOGITS[0]), LOGITS[:1])
+    assert found(LOGITS.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), ""),
+        (torch.softmax(torch.arange(10.0).reshape(2, 5), 1), "like the probabilities of a softmax"),
+        (torch.sigmoid(torch.arange(10.0).reshape(2, 5)), "like those of a sigmoid"),
+    ],
+)
+def test_probabilities_are_doubtful(values: torch.Tensor, said: str) -> None:
+    doubt = find_output(values, 2).doubt
+    assert said in doubt
+    assert bool(doubt) == bool(said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -215,3 +216,63 @@ def see_four() -> Any:
 
 def traced() -> Any:
     return torch.jit.trace(made(Net())[0].eval(), torch.zeros(1, 3, *SIZE)), SCALED
+
+
+def with_loss() -> Any:
+    return made(Net(wrap=lambda pooled, logits: {"loss": logits.sum(), "pred": logits}))
+
+
+def squeezed() -> Any:
+    return made(Net(wrap=lambda pooled, logits: logits.squeeze()))
+
+
+def half_logits() -> Any:
+    return made(Net(wrap=lambda pooled, logits: logits.half()))
+
+
+def probabilities() -> Any:
+    return made(Net(wrap=lambda pooled, logits: logits.softmax(1)))
+
+
+class Sorting(Net):
+    """Puts the brightest image of a batch first, and leaves it there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x[x.mean((1, 2, 3)).argsort()])
+
+
+def sorting() -> Any:
+    return made(Sorting())
+
+
+class Deep(Net):
+    """Drops its last stage one time in two, by Python's own random numbers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.features(x)
+        return self.fc((x if random.random() < 0.5 else 2 * x).mean((2, 3)))
+
+
+def deep() -> Any:
+    return made(Deep())
+
+
+class Initialised(Net):
+    """Takes its scale from the first images it ever sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.scale == 0:
+            self.scale.data.copy_(x.mean())
+        return super().forward(x / self.scale)
+
+
+def initialised() -> Any:
+    return made(Initialised())
+
+
+def crop_of_wide_images() -> Any:
+    return made(Net(), T.Compose([T.Resize(32), T.RandomCrop(32), T.ToTensor()]))
