@@ -34,7 +34,7 @@ from pipeline.influence import add_influence, influence_lines, steering_file
 from pipeline.tables import Tables
 from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.errors import MissingPathError, UsageError
+from stores.errors import DatasetError, MissingPathError, UsageError
 from stores.files import write_json
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -162,6 +162,11 @@ def _dissect(
     bank = make_bank({name: d for name, (_, d) in sets.items()}, reader, device=device, progress=progress)
     dissector = Dissector(reader, bank, alignment, resolution, scheduler=scheduler)
     counts = dissector.count(progress)
+    if not counts.label.any():
+        raise DatasetError(
+            f"No label of '{source.root}' occurs in any of its masks, where the network sees the images: there is nothing to score. "
+            "Look at what the masks hold."
+        )
     label_of = choose_labels(counts)
     second = dissector.second(label_of, progress=progress)
     ap = second.average_precision
