@@ -124,8 +124,8 @@ def test_several_layers_and_float32_in_one_pass(run: Run, tiny_images: Callable[
 
 def test_layers_are_listed(run: Run) -> None:
     ended = ok(run("extract", "--model", "tiny_net:build", "--layer", "?"))
-    lines = {line.split()[0]: line.split()[-1] for line in ended.out.splitlines()[1:]}
-    assert lines["second"] == "yes"
+    lines = {line.split()[0]: line for line in ended.out.splitlines()[1:]}
+    assert "yes  nchw, 4 × 4 positions, 8 channels (from a second image size)" in lines["second"]
     assert "fc" in lines
 
 
