@@ -214,7 +214,11 @@ def provenance(reader: LayerReader, config: FitterConfig) -> dict[str, Any]:
     """What goes into every directions file: the store's identity, and the configuration in force."""
     made = reader.store.provenance
     return {
-        "store": {"path": str(reader.store.path), "fingerprint": reader.store.fingerprint, "part": reader.part},
+        "store": {
+            "path": str(reader.store.path),
+            "fingerprint": reader.store.fingerprint,
+            "part": reader.part and dataclasses.asdict(reader.part),
+        },
         "model": made.get("model"),
         "weights_digest": made.get("weights_digest"),
         "grid": list(reader.grid),

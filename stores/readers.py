@@ -17,6 +17,7 @@ from stores.ahead import ahead
 from stores.errors import UsageError
 from stores.layers import LayerSpec
 from stores.mapping import Mapping
+from stores.parts import Part
 
 
 class LayerReader:
@@ -27,7 +28,7 @@ class LayerReader:
     store : an open store, or the path of one.
     layer : the layer's name; may be left out when the store holds one layer.
     prefix : also give the positions that lie nowhere on the image (class token, registers), first. Off by default.
-    part : (i, n): only the images whose number leaves i when divided by n; the others are as if they could not be read.
+    part : only the images of this part (``stores.parts``); the others are as if they could not be read.
 
     Raises UsageError for a part that holds no readable image.
     """
@@ -38,7 +39,7 @@ class LayerReader:
         layer: str | None = None,
         *,
         prefix: bool = False,
-        part: tuple[int, int] | None = None,
+        part: Part | None = None,
     ) -> None:
         self.store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
         self.spec: LayerSpec = self.store.layer(layer)
@@ -47,15 +48,15 @@ class LayerReader:
         self.part = part
         self.valid = self.store.valid
         if part is not None:
-            self.valid = self.valid & (np.arange(len(self.valid)) % part[1] == part[0])
+            self.valid = part.choose(self.store.labels[: len(self.valid)], self.valid)
             if not self.valid.any():
-                raise UsageError(f"Part {part[0]}/{part[1]} of the store '{self.store.path}' holds no readable image.")
+                raise UsageError(f"Part {part} of the store '{self.store.path}' holds no readable image.")
         self.image_indices: np.ndarray = np.flatnonzero(self.valid)
 
     @property
     def identity(self) -> str:
         """The store's fingerprint, and which part of it this is."""
-        return self.store.fingerprint + ("" if self.part is None else f" part {self.part[0]}/{self.part[1]}")
+        return self.store.fingerprint + ("" if self.part is None else f" part {self.part}")
 
     @property
     def n_images(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -16,6 +16,9 @@ from pipeline.progress import format_seconds, showing
 from pipeline.records import Place
 from pipeline.run import Run, code_version
 from stores.errors import UsageError
+
+if TYPE_CHECKING:
+    from stores.readers import LayerReader
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,7 +47,14 @@ from stores.errors import UsageError
     "ADE20K, COCO-Stuff, or images/ with masks/ and labels.csv).",
 )
 @click.option("--part", default=None, metavar="I/N",
-              help="Fit on the I-th (from 0) of N parts of the images only: two halves tell how stable the directions are.")  # fmt: skip
+              help="Fit on the I-th (from 0) of N parts of the images only, with as many of each class: two halves tell how stable the directions are.")  # fmt: skip
+@click.option(
+    "--part-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Draws which images are in which part.",
+)
 @click.option("--out", type=LOCAL, default=Path("directions.safetensors"), show_default=True)
 @cache_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -70,6 +80,7 @@ def fit(
     steps: Literal["fast", "paper"],
     concepts: Path | None,
     part: str | None,
+    part_seed: int,
     out: Path,
     device: str,
     seed: int,
@@ -94,10 +105,11 @@ def fit(
     from fit.supervised.labels import ConceptLabels
     from pipeline.fitting import fit_to_file, warnings_of
     from pipeline.ranks import joined
+    from stores.parts import Part
     from stores.readers import LayerReader
 
     run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method,
-                      "steps": steps, "concepts": concepts, "part": part, "out": out,
+                      "steps": steps, "concepts": concepts, "part": part, "part_seed": part_seed, "out": out,
                       "device": device, "seed": seed, "set": settings})  # fmt: skip
     with joined(device) as (ranks, chosen):
         labels = None if concepts is None else ConceptLabels(concepts)
@@ -118,7 +130,10 @@ def fit(
             )
         if minutes != minutes:
             raise UsageError("--checkpoint-every must be a number of minutes, got nan.")
-        reader = LayerReader(store, layer, part=share_of("--part", part))
+        share = share_of("--part", part)
+        reader = LayerReader(store, layer, part=None if share is None else Part(*share, part_seed))
+        if share is not None:
+            run.about["part"] = {"images": reader.n_images, "classes": images_of_classes(reader)}
         where = None if ranks.rank else Place(out.with_suffix(".run.json"))
         with showing(quiet or ranks.rank > 0) as shown, run.watching(shown, where, device=chosen) as progress:
             fitted, record = fit_to_file(fitter, reader, out, run, minutes=minutes, progress=progress, ranks=ranks)
@@ -143,6 +158,16 @@ def fit(
         f"peak memory {record['peak_memory_mib']} MiB (eddp {code_version()})"
     )
     click.echo(str(out))
+
+
+def images_of_classes(reader: LayerReader) -> dict[str, int]:
+    """How many of a reader's images each class of the dataset has."""
+    import numpy as np
+
+    names = reader.store.provenance.get("dataset", {}).get("class_names") or []
+    labels, counts = np.unique(reader.store.labels[reader.image_indices], return_counts=True)
+    named = [names[k] if 0 <= k < len(names) else "no class" if k < 0 else f"class {k}" for k in labels.tolist()]
+    return dict(zip(named, counts.tolist(), strict=True))
 
 
 def _pairs(settings: tuple[str, ...]) -> dict[str, str]:

@@ -211,3 +211,17 @@ def test_a_large_seed_and_what_an_earlier_fit_left(run: Run, synthetic: Path, tm
     assert out.with_suffix(".log.csv").exists()
     assert run(*options, "--method", "pca").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.run.json", "d.safetensors"]
+
+
+def test_halves_hold_as_many_of_each_class(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+    store = tmp_path / "acts.zarr"
+    net = ("--model", "tiny_net:build", "--layer", "second")
+    assert run("extract", *net, "--data", tiny_images(12), "--out", store).code == 0
+    for i in range(2):
+        out = tmp_path / f"half{i}.safetensors"
+        options = ("--store", store, "--directions", 2, "--method", "kmeans", "--part", f"{i}/2", "--part-seed", 3)
+        ended = run("fit", *options, "--out", out)
+        assert ended.code == 0, ended.err
+        record = json.loads(out.with_suffix(".run.json").read_bytes())
+        assert record["part"] == {"images": 6, "classes": {"cat": 3, "dog": 3}}
+        assert json.loads(out.with_suffix(".json").read_bytes())["store"]["part"] == {"index": i, "of": 2, "seed": 3}

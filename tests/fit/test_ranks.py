@@ -33,6 +33,7 @@ from fit.signals import moments_of
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.whiten import Held, whiten_store, whitening, whitening_of_rank_0
 from stores.errors import FitError, NonFiniteError, UsageError
+from stores.parts import Part
 from stores.ranks import Ranks
 from stores.readers import LayerReader
 from stores.statistics import statistics
@@ -371,7 +372,7 @@ def test_a_state_goes_on_with_any_number_of_ranks(reader: LayerReader, tmp_path:
 
 def test_more_ranks_than_tiles_and_than_images(tmp_path: Path) -> None:
     make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=30))
-    tiny = LayerReader(tmp_path / "s.zarr", part=(0, 10))  # three images
+    tiny = LayerReader(tmp_path / "s.zarr", part=Part(0, 10))  # three images
     assert tiny.n_images == 3
     quick = {**QUICK, "n_directions": 2, "restarts": 1}
     alone = EDDP(**quick).fit(tiny)
