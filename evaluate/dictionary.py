@@ -79,12 +79,28 @@ _MEASURES = {
     "significant_random": Entry("integer", "pairs", "Pairs of signal vector and class beyond random directions, at that step (p_random of the table influence)."),
     "s3": Entry("number", "share", "Share of (label, class) pairs whose Pattern-CAV beats every signal vector of the label; below 0.5 the signal vectors are more influential.", EDDP),
     "monosemanticity": Entry("number", "cosine", "Mean monosemanticity score of the directions that have one.", PACH),
-    "stability": Entry("number", "cosine", "Mean |cos| of signal vectors with those of the other files of the method, matched one to one."),
+    "stability": Entry("number", "correlation", "Mean |correlation| of logits over the data with those of the other files of the method, matched one to one."),
+    "stability_kappa": Entry("number", "share", "The same corrected for chance: 0 is no better than the directions of one file among themselves, 1 the same directions."),
 }  # fmt: skip
 _INTERVALS = {
     f"{key}_{end}": Entry("number", _MEASURES[key].unit, f"{word} end of the confidence interval of {key}.")
     for key in KEYS
     for end, word in (("low", "Lower"), ("high", "Upper"))
+}
+
+_ALIKE = {
+    f"{measure}{part}": Entry("number", "share" if part in ("_kappa", "_share") else unit, text.format(what))
+    for measure, unit, what, above in (
+        ("detector_iou", "IoU", "IoU of the positions on which detectors fire", 0.5),
+        ("logit_correlation", "correlation", "|correlation| of logits over the data", 0.9),
+        ("signal_cos", "cosine", "|cos| of signal vectors", 0.9),
+    )
+    for part, text in (
+        ("", "Mean {} over the pairs."),
+        ("_chance", "Mean {} of a file matched with itself, no direction with itself: what pairs have by chance."),
+        ("_kappa", "(matched - chance) / (1 - chance) of {}."),
+        ("_share", f"Share of pairs with {{}} above {above}."),
+    )
 }
 
 _STRENGTH = Entry("number", "activation", "k of the correction x − k·sigmoid(z − shift)·v, v of unit norm.", EDDP)
@@ -181,18 +197,17 @@ TABLES = {
         "probability": Entry("number", "probability", "Mean probability of the class over the images, all moved by alpha."),
         "monotone_up_to": Entry("number", "activation", "Largest alpha up to which the probability never falls."),
     }),
-    "stability": Table("One row a pair of files of the same method and layer, their directions matched one to one by |cos| of signal vectors.", {
+    "stability": Table("One row a pair of files of the same method and layer: how alike their directions are, matched one to one for each measure.", {
         "layer": Entry("string", "", "Layer the directions belong to."),
         "first": Entry("string", "", "First file of the pair."),
         "second": Entry("string", "", "Second file of the pair."),
         "directions_first": Entry("integer", "directions", "Directions of the first file."),
         "directions_second": Entry("integer", "directions", "Directions of the second file."),
         "matched": Entry("integer", "pairs", "Pairs of directions, as many as the smaller file has directions."),
-        "signal_cos": Entry("number", "cosine", "Mean |cos| of the pairs' signal vectors."),
-        "filter_cos": Entry("number", "cosine", "Mean |cos| of the pairs' filters."),
-        "logit_correlation": Entry("number", "correlation", "Mean |correlation| of the pairs' logits over the data; empty where the data were not at hand."),
-        "signal_share": Entry("number", "share", "Share of pairs whose signal vectors have |cos| above 0.9."),
-        "filter_share": Entry("number", "share", "Share of pairs whose filters have |cos| above 0.9."),
+        **_ALIKE,
+        "mutual": Entry("number", "share", "Share of the first file's directions whose nearest of the second, by logit correlation, has them as its nearest."),
+        "nearest_first": Entry("number", "correlation", "Mean |correlation| of the first file's directions with the nearest other one of that file: near 1, it holds twins."),
+        "nearest_second": Entry("number", "correlation", "The same for the second file."),
         "note": Entry("string", "", "What was left out where the files are of different size."),
     }),
     "comparison": Table("One row a file: its entry in summary.json.", {

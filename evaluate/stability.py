@@ -1,7 +1,10 @@
 """How much of a fit comes back when it is done again: direction sets of one layer, matched one to one [ours].
 
-Fits of another seed or of half the data find the same directions in another order, and methods without a sense of
-sign find them turned round. So two sets are matched by the Hungarian method, by |cos| of their signal vectors.
+Three measures of likeness: what detectors fire on (IoU), their logits (|correlation| over the data) and signal vectors (|cos|).
+Signs and order do not count: pairs are matched by the Hungarian method, for each measure by itself. Likeness has a floor: the
+directions of one set are like each other, too. So each measure is also given by chance, as the mean over a set matched with itself
+where no direction may have itself, and as κ = (matched − chance) / (1 − chance): 0 is no better than any two directions of a set,
+1 is the same directions.
 """
 
 from __future__ import annotations
@@ -13,91 +16,75 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
 
+from evaluate.detectors import Bank, block_images
 from stores.directions import Directions
 from stores.errors import MismatchError
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
 from stores.statistics import Statistics
 
-ALIKE = 0.9  # |cos| above which a direction counts as found again
+ALIKE = {
+    "detector_iou": 0.5,
+    "logit_correlation": 0.9,
+    "signal_cos": 0.9,
+}  # from where a pair counts in a measure's share
 STABILITY = (
     "layer", "method", "first", "second", "directions_first", "directions_second", "matched",
-    "signal_cos", "filter_cos", "logit_correlation", "signal_share", "filter_share", "note",
+    *(f"{measure}{part}" for measure in ALIKE for part in ("", "_chance", "_kappa", "_share")),
+    "mutual", "nearest_first", "nearest_second", "note",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Match:
-    """Two direction sets of I and J directions, matched one to one: M = min(I, J) pairs, in the order of the first set.
+class Agreement:
+    """Two sets of I and J directions compared by one measure of likeness.
 
     Parameters
     ----------
-    first, second : (M,) numbers of the paired directions in either set.
-    signals : (M,) |cos| of their signal vectors, what the matching maximises the sum of.
-    filters : (M,) |cos| of their filters, for the same matching.
-    logits : (M,) |correlation| of their logits over the data, or None when its statistics were not given.
-    sizes : (I, J).
-
-    A zero vector is like nothing: 0.
+    first, second : (M,) numbers of the pairs matched one to one, M = min(I, J), in the order of the first set.
+    values : (M,) likeness of the pairs, in [0, 1].
+    chance : mean likeness of a set's directions matched with others of the same set, averaged over both sets; NaN where neither
+        has two.
     """
 
     first: np.ndarray
     second: np.ndarray
-    signals: np.ndarray
-    filters: np.ndarray
-    logits: np.ndarray | None
-    sizes: tuple[int, int]
+    values: np.ndarray
+    chance: float
 
     @property
-    def signal_cos(self) -> float:
-        """Mean |cos| of S over the pairs."""
-        return float(self.signals.mean())
+    def matched(self) -> float:
+        """Mean likeness of the pairs."""
+        return float(self.values.mean())
 
     @property
-    def filter_cos(self) -> float:
-        """Mean |cos| of W over the pairs."""
-        return float(self.filters.mean())
-
-    @property
-    def logit_correlation(self) -> float | None:
-        """Mean |correlation| of logits over the pairs."""
-        return None if self.logits is None else float(self.logits.mean())
-
-    @property
-    def note(self) -> str:
-        """What was left out, where the sets are of different size; empty otherwise."""
-        small, large = sorted(self.sizes)
-        return "" if small == large else f"{small} of {large} directions matched: the sets are of different size"
+    def kappa(self) -> float:
+        """``(matched − chance) / (1 − chance)``."""
+        return (self.matched - self.chance) / (1 - self.chance) if self.chance < 1 else float("nan")
 
 
-def match(a: Directions, b: Directions, statistics: Statistics | None = None) -> Match:
-    """Match two direction sets of one layer by |cos| of their signal vectors (Hungarian method) [ours].
+def agreement(between: np.ndarray, within_first: np.ndarray, within_second: np.ndarray) -> Agreement:
+    """Match two sets one to one by a measure of likeness, and say how alike they are by chance.
 
     Parameters
     ----------
-    a, b : I and J directions of the same layer.
-    statistics : of the data (``stores.statistics``). With them the logits are compared too: filters that differ only
-        where the data do not vary read the same, though their cosine may be far from 1.
-
-    Raises MismatchError for directions of different layers.
+    between : (I, J) likeness of the sets' directions; ``within_first`` (I, I) and ``within_second`` (J, J) of each set's own.
     """
-    b.check_store(a.layer, a.channels)
-    if statistics is not None and statistics.covariance.shape != (a.channels, a.channels):
-        raise MismatchError(
-            f"The statistics are of {len(statistics.covariance)} channels, the directions of {a.channels}. Give those of "
-            f"the layer '{a.layer}'."
-        )
-    signals = np.abs(cosines(a.signals, b.signals))
-    first, second = linear_sum_assignment(signals, maximize=True)
-    pairs = (first, second)
-    return Match(
-        first=first,
-        second=second,
-        signals=signals[pairs],
-        filters=np.abs(cosines(a.filters, b.filters))[pairs],
-        logits=None if statistics is None else np.abs(logit_correlation(a, b, statistics))[pairs],
-        sizes=(a.count, b.count),
-    )
+    first, second = linear_sum_assignment(between, maximize=True)
+    floors = [deranged(within) for within in (within_first, within_second) if len(within) > 1]
+    chance = float(np.mean(floors)) if floors else float("nan")
+    return Agreement(first, second, between[first, second], chance)
+
+
+def deranged(within: np.ndarray) -> float:
+    """Mean likeness of the best matching of a set with itself in which no direction is matched with itself; (I, I), I > 1."""
+    others = within.copy()
+    np.fill_diagonal(others, -len(within) - 1.0)
+    pairs = linear_sum_assignment(others, maximize=True)
+    return float(within[pairs].mean())
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -105,57 +92,120 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return _unit(a.astype(np.float64)).T @ _unit(b.astype(np.float64))
 
 
-def logit_correlation(a: Directions, b: Directions, statistics: Statistics) -> np.ndarray:
-    """(I, J) correlations ``w^T Σ v / √(w^T Σ w · v^T Σ v)`` of logits over the data, float64; 0 where one is constant."""
+def logit_correlation(a: np.ndarray, b: np.ndarray, statistics: Statistics) -> np.ndarray:
+    """(I, J) correlations ``w^T Σ v / √(w^T Σ w · v^T Σ v)`` of the logits of filters (C, I) and (C, J) over the data; 0 where one
+    is constant. Filters that differ only where the data do not vary read the same, though their cosine may be far from 1."""
     values, vectors = np.linalg.eigh(statistics.covariance)
     floor = values[-1] * np.finfo(np.float32).eps  # below: rounding of the sums, no variance
     root = vectors * np.sqrt(np.where(values > floor, values, 0))  # Σ = root · rootᵀ
-    return cosines(root.T @ a.filters.astype(np.float64), root.T @ b.filters.astype(np.float64))
+    return cosines(root.T @ a.astype(np.float64), root.T @ b.astype(np.float64))
+
+
+def firing_iou(reader: LayerReader, bank: Bank, progress: Progress = silent) -> np.ndarray:
+    """(J, J) intersection over union of the positions on which the detectors of a bank fire; one streamed pass.
+
+    0 for two detectors that never fire.
+    """
+    both = torch.zeros(bank.count, bank.count, dtype=torch.float64, device=bank.filters.device)
+    done, step = 0, block_images(reader, bank.count)
+    for index, x in reader.chunks(range(reader.store.n_chunks)):
+        for start in range(0, len(index), step):
+            fires = (bank.logits(x[start : start + step]) > 0).flatten(0, 1).float()  # (n·P, J)
+            both += (fires.T @ fires).double()
+        done += len(index)
+        progress("stability", done, reader.n_images)
+    counts = both.cpu().numpy()
+    own = counts.diagonal()
+    union = own[:, None] + own[None, :] - counts
+    return np.divide(counts, union, out=np.zeros_like(counts), where=union > 0)
 
 
 def stability_rows(
-    sets: Mapping[str, Directions], statistics: Mapping[str, Statistics] | None = None
+    sets: Mapping[str, Directions], statistics: Statistics, iou: np.ndarray, slices: Mapping[str, slice]
 ) -> list[dict[str, Any]]:
-    """One row for each pair of files of the same method and layer: how alike their directions are (columns ``STABILITY``).
+    """One row for each pair of files of the same method: how alike their directions are (columns ``STABILITY``).
 
-    ``statistics``: of the data, by layer; ``logit_correlation`` is None without. ``signal_share`` and ``filter_share``
-    are the shares of pairs with |cos| above 0.9.
+    Parameters
+    ----------
+    sets : direction files of one layer, by name.
+    statistics : of the layer's data.
+    iou : (J, J) of all their detectors (``firing_iou``), ``slices`` those of each file.
+
+    Raises MismatchError for directions of different layers.
     """
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    groups: dict[str, list[str]] = defaultdict(list)
     for name, directions in sets.items():
-        groups[directions.layer, directions.method].append(name)
-    rows = []
-    for (layer, method), names in groups.items():
-        for first, second in combinations(names, 2):
-            found = match(sets[first], sets[second], (statistics or {}).get(layer))
-            correlation = found.logit_correlation
-            rows.append(
-                {
-                    "layer": layer,
-                    "method": method,
-                    "first": first,
-                    "second": second,
-                    "directions_first": found.sizes[0],
-                    "directions_second": found.sizes[1],
-                    "matched": len(found.first),
-                    "signal_cos": round(found.signal_cos, 6),
-                    "filter_cos": round(found.filter_cos, 6),
-                    "logit_correlation": None if correlation is None else round(correlation, 6),
-                    "signal_share": round(float((found.signals > ALIKE).mean()), 6),
-                    "filter_share": round(float((found.filters > ALIKE).mean()), 6),
-                    "note": found.note,
-                }
+        groups[directions.method].append(name)
+        if statistics.covariance.shape != (directions.channels, directions.channels):
+            raise MismatchError(
+                f"The statistics are of {len(statistics.covariance)} channels, the directions of {directions.channels}. Give those "
+                f"of the layer '{directions.layer}'."
             )
+
+    def likeness(measure: str, a: str, b: str) -> np.ndarray:
+        if measure == "detector_iou":
+            return iou[slices[a], slices[b]]
+        if measure == "signal_cos":
+            return np.abs(cosines(sets[a].signals, sets[b].signals))
+        return np.abs(logit_correlation(sets[a].filters, sets[b].filters, statistics))
+
+    rows = []
+    for method, names in groups.items():
+        for a, b in combinations(names, 2):
+            sets[b].check_store(sets[a].layer, sets[a].channels)
+            small, large = sorted((sets[a].count, sets[b].count))
+            row: dict[str, Any] = {
+                "layer": sets[a].layer, "method": method, "first": a, "second": b,
+                "directions_first": sets[a].count, "directions_second": sets[b].count, "matched": small,
+            }  # fmt: skip
+            for measure, above in ALIKE.items():
+                found = agreement(likeness(measure, a, b), likeness(measure, a, a), likeness(measure, b, b))
+                row[measure] = found.matched
+                row[f"{measure}_chance"], row[f"{measure}_kappa"] = found.chance, found.kappa
+                row[f"{measure}_share"] = float((found.values > above).mean())
+            logits = likeness("logit_correlation", a, b)
+            nearest = logits.argmax(1)
+            row["mutual"] = float((logits.argmax(0)[nearest] == np.arange(len(nearest))).mean())
+            for side, name in (("first", a), ("second", b)):
+                row[f"nearest_{side}"] = _nearest(likeness("logit_correlation", name, name))
+            row["note"] = (
+                "" if small == large else f"{small} of {large} directions matched: the sets are of different size"
+            )
+            rows.append({key: _rounded(value) for key, value in row.items()})
     return rows
 
 
-def stability_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Each file's mean ``signal_cos`` over the rows it occurs in: ``stability`` of its entry in ``summary.json``."""
-    values: dict[str, list[float]] = defaultdict(list)
+def stability_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """For each file the mean over the rows it occurs in: ``stability`` (logit correlation) and ``stability_kappa`` in ``summary.json``."""
+    found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         for side in ("first", "second"):
-            values[row[side]].append(row["signal_cos"])
-    return {name: round(float(np.mean(found)), 4) for name, found in values.items()}
+            found[row[side]].append(row)
+    return {
+        name: {
+            key: _mean([row[column] for row in mine])
+            for key, column in (("stability", "logit_correlation"), ("stability_kappa", "logit_correlation_kappa"))
+        }
+        for name, mine in found.items()
+    }
+
+
+def _nearest(within: np.ndarray) -> float:
+    """Mean likeness of a set's directions with the nearest other one of the set."""
+    others = within.copy()
+    np.fill_diagonal(others, -1)
+    return float(others.max(1).mean()) if len(within) > 1 else float("nan")
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(float(np.mean(known)), 4) if known else None
+
+
+def _rounded(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return None if np.isnan(value) else round(value, 6)
 
 
 def _unit(columns: np.ndarray) -> np.ndarray:

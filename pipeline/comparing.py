@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate.detectors import Bank
+from evaluate.detectors import Bank, make_bank
 from evaluate.monosemanticity import monosemanticity
-from evaluate.stability import stability_of, stability_rows
+from evaluate.stability import firing_iou, stability_of, stability_rows
 from pipeline.tables import Tables
 from stores.activations import ActivationStore
 from stores.directions import Directions
@@ -38,11 +38,14 @@ def add_stability(
     methods = [directions.method for directions in sets.values()]
     if len(set(methods)) == len(methods):
         return
-    moments = statistics(LayerReader(store, layer), device=device, progress=progress)
-    rows = stability_rows(sets, {layer: moments})
+    several = {name: d for name, d in sets.items() if methods.count(d.method) > 1}
+    reader = LayerReader(store, layer)
+    moments = statistics(reader, device=device, progress=progress)
+    bank = make_bank(several, reader, device=device, progress=progress)
+    rows = stability_rows(several, moments, firing_iou(reader, bank, progress), bank.slices)
     tables.write("stability", rows_to_columns(rows))
-    for name, value in stability_of(rows).items():
-        summary["directions"][name]["stability"] = round(float(value), 4)
+    for name, values in stability_of(rows).items():
+        summary["directions"][name].update(values)
 
 
 def _embeddings(path: Path) -> LayerReader:

@@ -52,7 +52,13 @@ COLUMNS = (
     Column("significant_random", "Beyond random", 1, "Pairs of signal vector and class beyond random directions."),
     Column("s3", "S3", -1, "Share of pairs where the pattern-CAV beats every signal vector of the label."),
     Column("monosemanticity", "Monosemanticity", 1, "Mean monosemanticity score of the directions that have one."),
-    Column("stability", "Stability", 1, "Mean |cos| of signal vectors with those of the other fits of the method."),
+    Column(
+        "stability",
+        "Stability",
+        1,
+        "Mean |correlation| of logits with those of the other fits of the method, matched one to one.",
+    ),
+    Column("stability_kappa", "Stability κ", 1, "The same corrected for chance."),
 )
 OPTIONAL = frozenset(
     {
@@ -65,6 +71,7 @@ OPTIONAL = frozenset(
         "s3",
         "monosemanticity",
         "stability",
+        "stability_kappa",
     }
 )  # shown only where some section has them
 

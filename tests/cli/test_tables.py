@@ -75,7 +75,11 @@ def test_the_comparison_holds_all_files_and_stability_the_pair_of_one_method(
     assert [row["s1"] for row in compared] == [summary[name]["s1"] for name in ("one", "two", "pca")]
     pairs = pyarrow.parquet.read_table(out / "stability.parquet").to_pylist()
     assert [(row["first"], row["second"]) for row in pairs] == [("one", "two")]
-    assert summary["one"]["stability"] == summary["two"]["stability"] == pytest.approx(pairs[0]["signal_cos"], abs=1e-4)
+    assert (
+        summary["one"]["stability"]
+        == summary["two"]["stability"]
+        == pytest.approx(pairs[0]["logit_correlation"], abs=1e-4)
+    )
     assert "stability" not in summary["pca"]
     assert -1 <= summary["pca"]["monosemanticity"] <= 1
     assert "second" in summary["pca"]["monosemanticity_encoder"]
@@ -117,7 +121,7 @@ def test_two_halves_of_the_images_tell_how_stable_a_fit_is(run: Run, tmp_path: P
     for i in range(2):
         out = tmp_path / f"half{i}.safetensors"
         ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--part", f"{i}/2", "--out", out))
-        assert json.loads(out.with_suffix(".json").read_bytes())["store"]["part"] == [i, 2]
+        assert json.loads(out.with_suffix(".json").read_bytes())["store"]["part"] == {"index": i, "of": 2, "seed": 0}
     halves = [a for i in range(2) for a in ("--directions", tmp_path / f"half{i}.safetensors")]
     ended = ok(run("evaluate", "--store", store, *halves, "--ground-truth", "--json"))
     assert json.loads(ended.out)["directions"]["half0"]["stability"] > 0.8

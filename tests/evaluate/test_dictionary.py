@@ -19,6 +19,7 @@ from evaluate.tables import COLUMNS
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.activations import ActivationStore
 from stores.directions import Directions
+from stores.statistics import Statistics
 from stores.tables import rows_to_columns
 
 TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
@@ -51,10 +52,11 @@ def influence_tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Colu
 def made_tables(influence_tables: dict[str, Columns], make_directions: Callable[..., Directions]) -> dict[str, Columns]:
     """Tables that the code makes here and now, with values."""
     sets = {"a": make_directions(np.eye(2)), "b": make_directions(np.eye(2)[:, :1])}
+    slices = {"a": slice(0, 2), "b": slice(2, 3)}
     entry = {"method": "eddp", **dict.fromkeys(KEYS, 0.5), "intervals": {key: [0.25, 0.75] for key in KEYS}}
     return {
         **influence_tables,
-        "stability": rows_to_columns(stability_rows(sets)),
+        "stability": rows_to_columns(stability_rows(sets, Statistics(np.zeros(2), np.eye(2), 9), np.eye(3), slices)),
         "comparison": comparison_columns(compare({"directions": {"a": entry, "b": entry}})),
     }
 
