@@ -1,7 +1,7 @@
 """The Broden format (Bau et al. 2017): images with label maps in several categories, read as it lies on disk.
 
 ``index.csv`` names for each image its split, sizes and one cell a category: ``;``-separated items, each an integer
-(that label over the whole image) or a PNG below ``images/`` with ``label = R + 256·G``. Label 0 is unlabelled. Several
+(that label over the whole image) or a PNG below ``images/`` with ``label = R + 256·G`` and B = 0. Label 0 is unlabelled. Several
 items in a cell are several layers: a position may carry several labels. An image with an empty cell is not annotated
 in that category. Which categories there are is what the columns say: Broden's own, "Broden Action"'s ``action``, any other.
 """
@@ -19,7 +19,7 @@ from extract.concepts import ConceptLabel
 from extract.digest import digest_files
 from extract.images import read_image
 from extract.items import Names
-from extract.label_maps import opened_map
+from extract.label_maps import RGB, opened_map, rgb_labels
 from extract.listed import check_listed
 from extract.lists import at
 from extract.reading import shown
@@ -127,12 +127,11 @@ class BrodenSource:
                 raise DatasetError(
                     f"The mask '{shown(file)}' is {shape}, but {where} says {size} (sh, sw). Mend the one or the other."
                 )
-            rgb = np.asarray(image.convert("RGB"), np.int32)
-        labels = rgb[..., 0] + 256 * rgb[..., 1]
+            labels = rgb_labels(np.asarray(image.convert("RGB")), what)
         unknown = [int(n) for n in np.unique(labels) if n and int(n) not in self.by_number]
         if unknown:
             raise DatasetError(
-                f"{what} holds label {unknown[0]}, which label.csv does not list. Add it there, or mend the mask."
+                f"{what} holds label {unknown[0]}, which label.csv does not list ({RGB}). Add it there, or fix the mask."
             )
         return labels
 

@@ -21,6 +21,8 @@ _BEGINNINGS = (  # first bytes of a file, what it is, what to do
     (b"GGUF", "a GGUF file", f"load it in PyTorch and {_SAVE}"),
     (b"\x93NUMPY", "a NumPy array", f"load it into the model and {_SAVE}"),
 )
+ARRAYS = "convert them by torch.from_numpy, and save the tensors by name with torch.save"
+_NPZ = "torch.save({k: torch.from_numpy(v) for k, v in numpy.load(FILE).items()}, NEW_FILE)"
 _SHARDS = "an index of several weight files"
 _MERGE = f"load the model with its own library, which merges them, and {_SAVE}"
 
@@ -36,6 +38,10 @@ class _Inert:
     def __setstate__(self, state: Any) -> None: ...
 
 
+class Array(_Inert):
+    """Stands for a NumPy array."""
+
+
 class _Dictionary:
     """Stands for a kind of dictionary: a plain one is made."""
 
@@ -48,8 +54,8 @@ _HARMLESS = {  # module: names of types, or of functions that make them
     "types": "SimpleNamespace",
     "typing": "Any",
     "numpy": "dtype ndarray",
-    "numpy.core.multiarray": "scalar _reconstruct",
-    "numpy._core.multiarray": "scalar _reconstruct",
+    "numpy.core.multiarray": "scalar",
+    "numpy._core.multiarray": "scalar",
     "pathlib": "Path PosixPath WindowsPath PurePosixPath PureWindowsPath",
     "pathlib._local": "Path PosixPath WindowsPath PurePosixPath PureWindowsPath",
     "datetime": "datetime date time timedelta timezone",
@@ -72,6 +78,7 @@ _DICTIONARIES = (
 )
 _STAND_INS: list[Any] = [(_Inert, f"{home}.{name}") for home, names in _HARMLESS.items() for name in names.split()]
 _STAND_INS += [(_Dictionary, name) for name in _DICTIONARIES]
+_STAND_INS += [(Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -100,6 +107,8 @@ def read_checkpoint(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if (found is None or found[1].startswith("numpy.")) and _pickles_arrays(path, start):
+            raise _of_arrays(path) from error
         if found is None:
             raise WeightsError(
                 f"{path} is not a weights file as torch.save writes it, or it is damaged: download or save it again."
@@ -109,8 +118,26 @@ def read_checkpoint(path: Path) -> Any:
             f"is ever run. If you trust the file, load it in Python and {_SAVE}."
         ) from error
     except Exception as error:
+        if _pickles_arrays(path, start):
+            raise _of_arrays(path) from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path} cannot be read as a weights file ({reason}): download or save it again.") from error
+
+
+def _of_arrays(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path} is a pickle of NumPy arrays, not of tensors. If you trust it, load it in Python, {ARRAYS}."
+    )
+
+
+def _pickles_arrays(path: Path, start: bytes) -> bool:
+    """Tell whether what could not be read is a pickle with NumPy arrays."""
+    if start.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as file:
+                start = file.read(2**16)
+    return b"numpy" in start and any(word in start for word in (b"_reconstruct", b"_frombuffer"))
 
 
 def weights_in_folder(folder: Path) -> MissingPathError:
@@ -163,6 +190,8 @@ def _zip_kind(path: Path) -> tuple[str, str] | None:
         )
     if any(name.endswith("model.weights.h5") for name in names):
         return "a Keras model", f"convert it to PyTorch and {_SAVE}"
+    if names and all(name.endswith(".npy") for name in names):
+        return "a NumPy archive (.npz)", f"convert it, {_NPZ}"
     if not any(name.endswith("/data.pkl") for name in names):
         return "a zip archive", "unpack it and give the file inside"
     return None

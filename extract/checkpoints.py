@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,13 +18,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from extract.checkpoint_file import read_checkpoint
+from extract.checkpoint_file import ARRAYS, Array, read_checkpoint
 from stores.errors import WeightsError
 
 logger = logging.getLogger(__name__)
 _PLAIN = {"", "state_dict", "model_state_dict", "model", "model_state", "net", "network", "weights", "module", "params"}
 _DEPTH = 3  # of dictionaries in dictionaries
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")  # BatchNorm's and thop's, never read in evaluation
+# what compilation, FSDP and activation checkpointing insert into names, wherever the wrapped module is
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module)\.")
 State = dict[str, torch.Tensor]
 Build = Callable[..., nn.Module]  # build(**keywords): a network with random weights
 Rename = Callable[[str], str | None]  # a tensor's name in the file -> the model's name for it, None to leave it out
@@ -76,11 +79,14 @@ def load_weights(
     """
     module = build()
     own = _tensors(module.state_dict())
+    content = read_checkpoint(path)
     sets = [
-        WeightSet(name, prefix, own, content, rename)
-        for name, content in _mappings(read_checkpoint(path))
-        for prefix in _prefixes(_tensors(content), own)
+        WeightSet(name, prefix, own, found, rename)
+        for name, found in _mappings(content)
+        for prefix in _prefixes(_unwrapped(found), _unwrapped(own))
     ]
+    if not sets and _holds_arrays(content):
+        raise WeightsError(f"{path} holds NumPy arrays, not tensors: {ARRAYS}.")
     if not sets:
         raise WeightsError(f"{path} holds no tensors by name: a state dict is needed.")
     chosen, source = _choose(sets, path, key)
@@ -95,16 +101,18 @@ class WeightSet:
     def __init__(self, key: str, prefix: str, own: State, content: Mapping[str, Any], rename: Rename) -> None:
         self.key, self.label = key, ".".join(part for part in (key, prefix.rstrip(".")) if part)
         self.own, self.state, self.left_out = own, State(), list[str]()
-        for name, tensor in _tensors(content).items():
+        own_name = {_plain(name): name for name in own}
+        for name, tensor in _unwrapped(content).items():
             if not name.startswith(prefix):
                 self.left_out += [name] * (name != "n_averaged")  # the counter of torch's AveragedModel
             elif (known := rename(name.removeprefix(prefix))) is not None and (known in own or known != "n_averaged"):
-                self.state[known] = tensor
+                self.state[own_name.get(known, known)] = tensor
+        self.arrays = [name for name, value in content.items() if isinstance(value, Array)]
         metadata = getattr(content, "_metadata", None)
         self.versions = {
-            f"{name}.".removeprefix(prefix).removesuffix("."): version
-            for name, version in (metadata if isinstance(metadata, Mapping) else {}).items()
-            if f"{name}.".startswith(prefix)
+            name.removeprefix(prefix).removesuffix("."): version
+            for found, version in (metadata if isinstance(metadata, Mapping) else {}).items()
+            if (name := _plain(f"{found}.")).startswith(prefix)
         }
         self.differences = _differences(own, self.state)
 
@@ -130,7 +138,7 @@ def load_state(
     Raises
     ------
     WeightsError
-        Tensors are missing, unexpected, or of another shape; the message counts them and gives examples.
+        Tensors are missing, unexpected, of another shape, or no plain floating-point numbers; the message gives examples.
     """
     own = _tensors(module.state_dict())
     classes = _other_classes(own, state)
@@ -140,14 +148,20 @@ def load_state(
     differences = _differences(own, state)
     if any(differences):
         raise WeightsError(_complaint(source, own, differences))
+    _check_values(own, state, source)
     given: Any = OrderedDict(state)
     given._metadata = {**getattr(module.state_dict(), "_metadata", {}), **(versions or {})}
-    module.load_state_dict(given, strict=False)
+    try:
+        module.load_state_dict(given, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"The weights of {source} cannot be loaded into this model: {reason[:500]}") from error
     return module
 
 
 def _choose(sets: list[WeightSet], path: Path, key: str) -> tuple[WeightSet, str]:
     """Give the set of weights that fits the model, or is asked for by ``key``, and how to ask for it again."""
+    key = _plain(f"{key}.").rstrip(".")
     asked = [s for s in sets if f"{s.label}.".startswith(f"{key}.")] if key else sets
     if not asked:
         keys = ", ".join(sorted({s.key for s in sets if s.key})) or "none, its tensors are not in a dictionary of it"
@@ -155,7 +169,8 @@ def _choose(sets: list[WeightSet], path: Path, key: str) -> tuple[WeightSet, str
     fitting = [s for s in asked if s.fits]
     if not fitting:
         nearest = min(asked, key=lambda s: len(s.differences[0]) + len(s.differences[1]))
-        raise WeightsError(_complaint(spelled(path, nearest.label), nearest.own, nearest.differences))
+        arrays = f" {_some(nearest.arrays, 'are NumPy arrays')}: {ARRAYS}." if nearest.arrays else ""
+        raise WeightsError(_complaint(spelled(path, nearest.label), nearest.own, nearest.differences) + arrays)
     fitting = [s for s in fitting if not s.differences[2] or _other_classes(s.own, s.state)] or fitting
     best = [s for s in fitting if key in (s.key, s.label)] if key else []
     plain = [s for s in fitting if _PLAIN.issuperset(s.key.split("."))]
@@ -186,7 +201,44 @@ def _mappings(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str
 
 
 def _tensors(content: Mapping[str, Any]) -> State:
-    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    return {k: v for k, v in tensors.items() if not v.is_nested}  # those have no shape
+
+
+def _holds_arrays(content: Any, depth: int = 0) -> bool:
+    """Tell whether there are NumPy arrays in (nested) dictionaries."""
+    inner = content.values() if isinstance(content, Mapping) and depth <= _DEPTH else ()
+    return isinstance(content, Array) or any(_holds_arrays(value, depth + 1) for value in inner)
+
+
+def _plain(name: str) -> str:
+    """Give a tensor's name without the names of wrappers."""
+    return _WRAPPERS.sub("", name)
+
+
+def _unwrapped(content: Mapping[str, Any]) -> State:
+    """Give the tensors by their names without wrappers; unchanged where two would have the same name."""
+    tensors = _tensors(content)
+    plain = {_plain(name): tensor for name, tensor in tensors.items()}
+    return plain if len(plain) == len(tensors) else tensors
+
+
+def _check_values(own: State, state: State, source: str) -> None:
+    """Raise WeightsError for tensors that torch would load as other numbers, or cannot load."""
+    for name, tensor in state.items():
+        if name not in own or name.endswith(_COUNTERS):
+            continue
+        wanted = own[name].dtype
+        if tensor.layout is not torch.strided:
+            what, remedy = "is a sparse tensor", "make it dense (tensor.to_dense()), and save the weights again"
+        elif tensor.is_meta:
+            what, remedy = "has no values (a meta tensor)", "save the weights of a model that is loaded"
+        elif wanted.is_floating_point and not tensor.is_floating_point():
+            kind = f"{tensor.dtype} for {wanted}".replace("torch.", "")
+            what, remedy = f"is {kind}", "save floating-point weights; quantised ones must be dequantised first"
+        else:
+            continue
+        raise WeightsError(f"The weights of {source} are not usable, the tensor {name} {what}: {remedy}.")
 
 
 def _prefixes(state: State, own: State) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.listing import holds_images, holds_maps, is_split
+from extract.listing import holds_images, holds_maps, is_split, some
 from extract.reading import shown
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ class ClassFolders:
 def find_class_folders(root: Path, files: Sequence[str], folders: Sequence[str]) -> ClassFolders:
     """The class folders among ``folders``, which hold ``files``; what looks wrong about them is logged.
 
-    Splits (train, val2017), containers (images) and a single folder that holds several are no classes: what is in them is.
+    Splits (train, val2017), containers (images) and a folder that is alone on its level and holds only folders are no
+    classes: what is in them is.
     A folder without an image is a class as well, so that it does not shift the numbers of the others.
     """
     holding = Counter(file.rpartition("/")[0] for file in files)  # folder -> its own images
@@ -48,7 +49,7 @@ def find_class_folders(root: Path, files: Sequence[str], folders: Sequence[str])
             log.warning(
                 "the folders %s of '%s' are not taken as classes, since such names only say that images are inside: rename them "
                 "if they are classes",
-                _some(passed),
+                some(passed),
                 shown(root),
             )
         return ClassFolders(depth, [], [])
@@ -63,9 +64,15 @@ def find_class_folders(root: Path, files: Sequence[str], folders: Sequence[str])
             "%d class folders of '%s' hold no image that is read, but keep their numbers: %s. Fill or remove them",
             len(empty),
             shown(root),
-            _some(sorted(empty)),
+            some(sorted(empty)),
         )
-    _check(root, depth, paths, full, loose=sum(n for f, n in holding.items() if len(f.split("/")) - (not f) <= depth))
+    _check(
+        root,
+        depth,
+        paths,
+        full | empty,
+        loose=sum(n for f, n in holding.items() if len(f.split("/")) - (not f) <= depth),
+    )
     return ClassFolders(depth, names, [name for name in names if name in empty])
 
 
@@ -73,11 +80,10 @@ def _level(paths: list[list[str]]) -> int:
     """At which level the classes are, by the folders that hold images."""
     depth = 0
     while names := {path[depth] for path in paths if len(path) > depth}:
-        if not all(is_split(name) or holds_images(name) for name in names):
-            below = {path[depth + 1] for path in paths if len(path) > depth + 1}
-            alone = len(names) == 1 and all(len(path) > depth + 1 for path in paths)
-            if not alone or (len(below) == 1 and not all(_is_word(name) for name in below)):
-                break
+        words = all(is_split(name) or holds_images(name) for name in names)
+        alone = len(names) == 1 and all(len(path) > depth + 1 for path in paths)
+        if not words and not alone:
+            break
         depth += 1
     return depth
 
@@ -94,7 +100,7 @@ def _ordered(root: Path, names: set[str]) -> list[str]:
                 "the class folders of '%s' are numbers (%s) but not 0 to %d: they are sorted as text. Write them with as many "
                 "digits each, or rename them to the classes' names",
                 shown(root),
-                _some(ordered),
+                some(ordered),
                 len(ordered) - 1,
             )
     return ordered
@@ -107,7 +113,7 @@ def _check(root: Path, depth: int, paths: list[list[str]], classes: set[str], lo
             "%d images of '%s' are next to its class folders (%s): they have no class",
             loose,
             shown(root),
-            _some(sorted(classes)),
+            some(sorted(classes)),
         )
     deeper = [path for path in paths if len(path) > depth + 1]
     shallow = {path[depth] for path in paths if len(path) == depth + 1}
@@ -118,21 +124,30 @@ def _check(root: Path, depth: int, paths: list[list[str]], classes: set[str], lo
             "the class folders of '%s' include %s, which usually hold no single class: if the classes are inside, give one of "
             "them (--data %s), and take the others out",
             shown(root),
-            _some(odd),
+            some(odd),
             shown(root.joinpath(*(inner[:depth]), odd[0])),
         )
-    elif not shallow and len(classes) > 1:
+    elif not shallow:
         log.warning(
             "the %d class folders of '%s' (%s) hold only folders: if those are the classes, give one of the upper ones "
             "(--data %s)",
             len(classes),
             shown(root),
-            _some(sorted(classes)),
+            some(sorted(classes)),
             shown(root.joinpath(*inner)),
+        )
+    elif len(classes) == 1 and not loose:
+        log.warning(
+            "the images of '%s' are all in one folder (%s), so there is only one class%s. If that folder is no class, give it "
+            "(--data %s)",
+            shown(root),
+            some(sorted(classes)),
+            ", which includes its subfolders" * bool(deeper),
+            shown(root.joinpath(*paths[0][:depth], *classes)),
         )
     if maps := sorted(filter(holds_maps, classes)):
         log.warning(
-            "the class folders of '%s' include %s: if these are label maps, take them out", shown(root), _some(maps)
+            "the class folders of '%s' include %s: if these are label maps, take them out", shown(root), some(maps)
         )
     if "BACKGROUND_Google" in classes:
         log.warning(
@@ -144,7 +159,3 @@ def _check(root: Path, depth: int, paths: list[list[str]], classes: set[str], lo
 
 def _is_word(name: str) -> bool:
     return is_split(name) or holds_images(name) or holds_maps(name)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,7 +1,9 @@
 """What is in a folder: its images, its subfolders, and how many files of which kind are left out.
 
-Label maps are no images. Left out are files called like another one with a suffix (``a_seg.png`` next to ``a.jpg``), and
-folders of maps (``masks/``, ``annotations/``, ``gtFine/``) next to a folder of images (``images/``, ``train/``).
+Label maps are no images. Left out are files called like another one with a suffix (``a_seg.png`` next to ``a.jpg``; suffixes
+that photos have, too, such as ``_part`` and ``_color``, only where the other has another ending), and folders of maps
+(``masks/``, ``annotations/``, ``gtFine/``) next to a folder of images (``images/``, ``train/``). A warning says what was left
+out, except for folders that are called so for certain.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from pathlib import Path
@@ -42,7 +44,8 @@ _MAP_FOLDER = re.compile(
 _MAP_FOLDER_OF = re.compile(rf"(.+?)[_-]?{_MAP_WORDS}", re.IGNORECASE)  # train_masks next to train
 _IMAGES_OF = re.compile(r"(.+?)[_-](?:images?|imgs?)", re.IGNORECASE)  # DUTS-TR-Image, next to which is DUTS-TR-Mask
 _MAP_FILE = re.compile(
-    rf"(.+?)([_.-](?:{_MAP_WORDS}|parts?|objects?|material|colou?rs?(?=(?:[_-]?\d+)?\.png$)))(?:([_-])\d+)?(\.\w+)",
+    rf"(.+?)([_.-](?:{_MAP_WORDS}|(?P<weak>parts?|objects?|material|colou?rs?(?=(?:[_-]?\d+)?\.png$))))"
+    r"(?:(?P<dash>[_-])\d+)?(?P<ending>\.\w+)",
     re.IGNORECASE,
 )
 _PLAIN_ENDING = re.compile(r"\.(?=\w*[a-z])\w{1,9}")
@@ -82,11 +85,15 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
     found = Listing() if found is None else found
     images = endings is ENDINGS
     listed: set[object] = set()
-    # a heap: (whether it is a link, path, prefix of names, the real folders on the way, what its files are counted as)
+    # a heap: (whether it is a link, path, prefix of names, the real folders on the way, the folder of label maps it is in)
     ahead: list[tuple[bool, str, str, tuple[str, ...], str]] = [(False, str(root), "", (), "")]
     links = 0
+    map_files: list[str] = []
+    map_images: Counter[str] = Counter()  # folder of label maps -> its image files
+    doubtful: dict[str, list[str]] = {}  # folder of label maps -> folders next to it that look like classes
+    holding: set[str] = set()  # folders with images in or below them
     while ahead:
-        _, path, prefix, above, counted_as = heappop(ahead)
+        _, path, prefix, above, maps_folder = heappop(ahead)
         real = os.path.realpath(path)
         leads_up = any(f"{other}/".startswith(f"{real.rstrip('/')}/") for other in above)
         if leads_up or (identity := _identity(path, real)) in listed:
@@ -94,12 +101,16 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
             continue
         listed.add(identity)
         folders, files = _entries(path)
-        maps = _map_folders([entry.name for entry in folders]) if images else set()
+        names = [entry.name for entry in folders]
+        maps = _map_folders(names) if images and not maps_folder else set()
+        classes = [prefix + name for name in names if name not in maps and not _says_images(name)] if maps else []
+        doubtful.update({prefix + name: classes for name in maps})
         for entry in folders:
-            below = counted_as or (f"{entry.name}/" if entry.name in maps else "")
+            below = maps_folder or (prefix + entry.name if entry.name in maps else "")
             heappush(ahead, (entry.is_symlink(), entry.path, f"{prefix}{entry.name}/", (*above, real), below))
-        if counted_as:
-            found.left_out[counted_as] += len(files)
+        if maps_folder:
+            found.left_out[f"{maps_folder.rpartition('/')[2]}/"] += len(files)
+            map_images[maps_folder] += sum(name.lower().endswith(endings) for name in files)
             continue
         if prefix:
             found.folders.append(prefix[:-1])
@@ -107,6 +118,11 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
         found.left_out.update(ending_of(name) for name in files if not name.lower().endswith(endings))
         left = label_maps(read) if images else {}
         found.left_out.update(left.values())
+        map_files += (prefix + name for name in left)
+        folder = prefix[:-1] if len(read) > len(left) else ""
+        while folder and folder not in holding:
+            holding.add(folder)
+            folder = folder.rpartition("/")[0]
         yield from (f"{prefix}{name}" for name in read if name not in left)
     if links:
         log.warning(
@@ -115,18 +131,51 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
             links,
         )
 
+    warn_of_maps(root, map_files)
+    lost = [
+        f"{folder}/"
+        for folder, classes in doubtful.items()
+        if map_images[folder] and (_maps_of_container(folder) or not holding.isdisjoint(classes))
+    ]
+    if lost:
+        log.warning(
+            "'%s': folders left out as label maps of those next to them: %s (%d images). Rename them if they are classes",
+            shown(root),
+            some(sorted(lost)),
+            sum(map_images[folder[:-1]] for folder in lost),
+        )
+
+
+def warn_of_maps(root: Path, files: Collection[str]) -> None:
+    """Log the files that are left out since they are called like label maps of images next to them."""
+    if files:
+        log.warning(
+            "'%s': %d image files left out as label maps of the images next to them, such as '%s'. Rename them if they are images",
+            shown(root),
+            len(files),
+            shown(min(files)),
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
 
 def label_maps(names: Collection[str]) -> dict[str, str]:
     """Those of some files that are label maps of another one, and what they are counted as: ``a_seg.png`` -> ``_seg.png``."""
     candidates = [(name, match) for name in names if (match := _MAP_FILE.fullmatch(name))]
     if not candidates:
         return {}
-    stems = {name.rpartition(".")[0] for name in names}
-    stems |= {stem.removesuffix("_leftImg8bit") for stem in stems}
+    endings: dict[str, set[str]] = {}  # stem -> those of its files
+    for name in names:
+        stem, _, ending = name.rpartition(".")
+        for known in {stem, stem.removesuffix("_leftImg8bit")}:
+            endings.setdefault(known, set()).add(f".{ending.lower()}")
     return {
-        name: match[2].lower() + (f"{match[3]}N" if match[3] else "") + match[4].lower()
+        name: match[2].lower() + (f"{match['dash']}N" if match["dash"] else "") + match["ending"].lower()
         for name, match in candidates
-        if match[1] in stems
+        if endings.get(match[1], set()) - ({match["ending"].lower()} if match["weak"] else set())
     }
 
 
@@ -184,6 +233,17 @@ def _map_folders(names: Collection[str]) -> set[str]:
         if name.lower() not in images
         and ((images and holds_maps(name)) or ((match := _MAP_FOLDER_OF.fullmatch(name)) and match[1].lower() in of))
     }
+
+
+def _says_images(name: str) -> bool:
+    """Whether a folder's name says that it holds the images of label maps, rather than a class."""
+    return is_split(name) or holds_images(name) or bool(_IMAGES_OF.fullmatch(name))
+
+
+def _maps_of_container(folder: str) -> bool:
+    """Whether a folder of label maps is called after one that may as well be a class: photo_mask, next to photo."""
+    match = _MAP_FOLDER_OF.fullmatch(folder.rpartition("/")[2])
+    return match is not None and holds_images(match[1])
 
 
 def _identity(path: str, real: str) -> object:

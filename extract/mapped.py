@@ -17,7 +17,7 @@ from extract.concepts import ConceptLabel
 from extract.digest import digest_files
 from extract.images import files_below, read_image
 from extract.items import Names
-from extract.label_maps import map_values, opened_map
+from extract.label_maps import RGB, map_values, opened_map
 from extract.listing import Listing
 from extract.orientation import is_turned, orientation_of, same_shape, turned_back
 from extract.reading import formats_of, open_regular, quiet_pillow, reason, shown
@@ -155,14 +155,16 @@ class MapSource(ABC):
         what = f"The mask '{shown(path)}'"
         with opened_map(path, what) as image:
             values = map_values(image, what, colour=self.colour)
-            if image.mode in ("RGB", "RGBA"):
+            coloured = image.mode in ("RGB", "RGBA")
+            if coloured:
                 self._say_once(
                     logging.INFO, "'%s' is RGB, and other masks may be: read as label = R + 256·G", shown(path)
                 )
         numbers = self._number_of[values]
         wrong = numbers < 0
         if wrong.any():
-            raise DatasetError(f"{what} holds the value {int(values[wrong].min())}, {self._unknown}.")
+            hint = f" ({RGB}: write label numbers, not colours)" * coloured
+            raise DatasetError(f"{what} holds the value {int(values[wrong].min())}{hint}, {self._unknown}.")
         h, w = numbers.shape
         turn = self._turn(i, (h, w), path)
         return numbers if turn == 1 else turned_back(numbers, turn)

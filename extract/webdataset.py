@@ -1,12 +1,14 @@
 """WebDataset: images in tar files, the shards, together with their labels; read in place, nothing is ever extracted.
 
 What lies in a shard under one key, the name up to the first dot after its last slash, is a sample: ``0001.jpg`` and
-``0001.cls``. Shards are scanned once for where each image begins; an image is then read by itself.
+``0001.cls``, wherever in the shard they are. Shards are scanned once for where each image begins; an image is then read
+individually.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tarfile
@@ -23,9 +25,11 @@ from PIL import Image
 from extract.digest import Entry, digest_items, sample
 from extract.images import ENDINGS, files_below
 from extract.items import Items
-from extract.listing import ending_of, label_maps
+from extract.listing import ending_of, label_maps, warn_of_maps
 from extract.reading import decode_image, open_regular, read_range, reason, shown
 from stores.errors import DatasetError, EDDPError, MissingPathError, NoImagesError, UsageError
+
+log = logging.getLogger(__name__)
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -119,8 +123,9 @@ def open_webdataset(root: Path) -> WebDatasetSource:
     """Open a folder of ``.tar`` files (sorted, those in subfolders too), one such file, or ``shard-{000..012}.tar``.
 
     Every member whose name ends like an image's is an image, called ``SHARD.tar/MEMBER``, also where a sample has several.
-    Its label is its sample's ``.cls``, a whole number as text; else "label" or "cls" of its ``.json`` where that is a
-    whole number; else -1. Classes have no names. Label maps next to an image (``0001.seg.png``) are left out. Members that are no regular files, such as links, are passed over.
+    Its label is its sample's ``.cls``, a whole number as text; else "label" or "cls" of its ``.json``; else -1. ``0001.left.cls``
+    is of ``0001.left.png`` alone. Label files without an image are logged. Classes have no names. Label maps next to an image
+    (``0001.seg.png``) are left out. Members that are no regular files, such as links, are passed over.
 
     Raises MissingPathError, NoImagesError, and DatasetError, naming shard and member or offset, for shards that are
     compressed, damaged or cut short, for names that are there twice and for labels that are no whole number.
@@ -128,12 +133,15 @@ def open_webdataset(root: Path) -> WebDatasetSource:
     root, shards = _shards(root)
     shard, offset, size = array("i"), array("q"), array("q")
     left_out: Counter[str] = Counter()
+    unused: list[str] = []
+    map_files: list[str] = []
 
     def entries() -> Iterator[tuple[str, int]]:
         for k, name in enumerate(shards):
-            members = list(_scan(root / name, left_out))
+            members = _scan(root / name, left_out, unused)
             maps = label_maps([member for member, *_ in members])
             left_out.update(maps.values())
+            map_files.extend(f"{name}/{member}" for member in maps)
             for member, at, length, label in members:
                 if member in maps:
                     continue
@@ -143,6 +151,15 @@ def open_webdataset(root: Path) -> WebDatasetSource:
                 yield f"{name}/{member}", label
 
     items = Items(entries())
+    warn_of_maps(root, map_files)
+    if unused:
+        log.warning(
+            "'%s': %d label files have no image, such as '%s'. An image and its label have the same key, the name up to the first "
+            "dot (0001.jpg, 0001.cls), and are in the same shard: write the shards again so",
+            shown(root),
+            len(unused),
+            shown(unused[0]),
+        )
     if not len(items):
         raise NoImagesError(
             f"There is no image in the {len(shards)} tar files of '{shown(root)}' (--data), '{shown(shards[0])}' the first. "
@@ -193,42 +210,57 @@ def _expanded(pattern: str) -> list[str]:
     return [f"{pattern[: match.start()]}{k:0{width}d}{end}" for k in range(first, last + 1) for end in rest]
 
 
-def _scan(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, int, int, int]]:
-    """(name, offset, size, label) of each image in a shard, in its order; what is no image is counted by ending."""
-    key: str | None = None
-    images: list[tuple[str, int, int]] = []
-    label: dict[str, int] = {}
-    seen: set[str] = set()
+def _scan(path: Path, left_out: Counter[str], unused: list[str]) -> list[tuple[str, int, int, int]]:
+    """(name, offset, size, label) of each image in a shard, in its order.
 
-    def sample() -> Iterator[tuple[str, int, int, int]]:
-        for image in images:
-            yield *image, label.get("cls", label.get("json", -1))
-
+    What is neither an image nor its label is counted by ending in ``left_out``; labels without an image are added to ``unused``.
+    """
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int | DatasetError | None] = {}  # key and ending -> what the file says, None for nothing
     for member, file in _members(path):
         name = member.name.removeprefix("./")
-        folder, slash, last = name.rpartition("/")
-        stem, dot, ending = last.partition(".")
-        if not stem:
+        key, ending = _split(name)
+        if not key:
             continue
-        if not dot:
+        if not ending:
             left_out["no ending"] += 1
-            continue
-        if (new := f"{folder}{slash}{stem}") != key:
-            yield from sample()
-            key, images, label = new, [], {}
-        ending = ending.lower()
-        if f".{ending}".endswith(ENDINGS):
-            if name in seen:
+        elif ending.endswith(ENDINGS):
+            if name in images:
                 raise DatasetError(
                     f"'{shown(path)}' holds '{shown(name)}' twice; the second is at byte {member.offset}."
                 )
-            seen.add(name)
-            images.append((name, member.offset_data, member.size))
-        elif ending in ("cls", "json"):
-            label[ending] = _label(member, file, path)
+            images[name] = member.offset_data, member.size
+        elif ending.endswith((".cls", ".json")):
+            try:
+                labels[key + ending] = _label(member, file, path)
+            except DatasetError as error:  # raised where it is an image's
+                labels[key + ending] = error
         else:
-            left_out[ending_of(last)] += 1
-    yield from sample()
+            left_out[ending_of(name)] += 1
+    found = []
+    used: set[str] = set()
+    for name, place in images.items():
+        key, ending = _split(name)
+        own = ending.rpartition(".")[0]  # .left of a.left.png
+        files = [f"{key}{part}{kind}" for part in dict.fromkeys((own, "")) for kind in (".cls", ".json")]
+        used.update(file for file in files if file in labels)
+        label = next((said for file in files if (said := labels.get(file)) is not None), -1)
+        if isinstance(label, DatasetError):
+            raise label
+        found.append((name, *place, label))
+    for name, said in labels.items():
+        if name not in used:
+            left_out[ending_of(name)] += 1
+            if name.endswith(".cls") or isinstance(said, int):
+                unused.append(f"{path.name}/{name}")
+    return found
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A member's key, and its ending in lower case: what begins at the first dot after the last slash."""
+    folder, slash, last = name.rpartition("/")
+    stem, dot, ending = last.partition(".")
+    return (f"{folder}{slash}{stem}" if stem else "", f"{dot}{ending.lower()}")
 
 
 def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
@@ -284,8 +316,8 @@ def _check_end(file: BinaryIO, offset: int, size: int, path: Path) -> None:
             )
 
 
-def _label(member: tarfile.TarInfo, file: BinaryIO, path: Path) -> int:
-    """What a ``.cls`` or ``.json`` says; -1 for a ``.json`` that says nothing of a class."""
+def _label(member: tarfile.TarInfo, file: BinaryIO, path: Path) -> int | None:
+    """What a ``.cls`` or ``.json`` says; None for a ``.json`` that says nothing of a class."""
     where = f"'{shown(path)}', member '{shown(member.name)}'"
     if member.size > MOST_TEXT:
         raise DatasetError(f"{where}: {member.size} bytes are no label.")
@@ -300,13 +332,25 @@ def _label(member: tarfile.TarInfo, file: BinaryIO, path: Path) -> int:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where}: this is no JSON: {reason(error)}.") from error
-    for field in ("label", "cls"):
-        number = value.get(field) if isinstance(value, dict) else None
-        if type(number) is int:
+    given = [
+        (field, value[field]) for field in ("label", "cls") if isinstance(value, dict) and value.get(field) is not None
+    ]
+    for field, number in given:
+        if _is_whole(number):
             if not -1 <= number < 2**31:
                 raise DatasetError(f"{where}: '{field}' must be a whole number from 0 (or -1), got {number}.")
-            return number
-    return -1
+            return int(number)
+    if given:
+        field, number = given[0]
+        raise DatasetError(
+            f"{where}: '{field}' must be a whole number from 0 (or -1), got {_some(json.dumps(number).encode())}. Write the "
+            "class's number, there or in a .cls."
+        )
+    return None
+
+
+def _is_whole(number: Any) -> bool:
+    return type(number) is int or (isinstance(number, float) and number.is_integer())
 
 
 def _some(text: bytes) -> str:

@@ -122,7 +122,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no labels": (lambda root: (root / "label.csv").unlink(), ("label.csv is missing", "must hold index.csv")),
     "unknown in a mask": (
         mask(lambda path: write_mask(path, np.full((12, 12), 257))),
-        ("1_color_0.png", "index.csv', line 3", "label 257", "Add it there, or mend the mask"),
+        ("1_color_0.png", "index.csv', line 3", "label 257", "Add it there, or fix the mask"),
     ),
     "unknown in a cell": (
         replaced("index.csv", ROW, ROW.replace("sub/1_color_0.png", "99")),

@@ -153,6 +153,10 @@ def unknown_in_mask(root: Path) -> None:
     write_mask(root / "images/sub/1_color_0.png", np.full((12, 12), 257))
 
 
+def colours_in_mask(root: Path) -> None:
+    Image.new("RGB", (12, 12), (1, 0, 1)).save(root / "images/sub/1_color_0.png")
+
+
 def truncated_mask(root: Path) -> None:
     file = root / "images/sub/1_color_0.png"
     file.write_bytes(file.read_bytes()[:60])
@@ -175,6 +179,10 @@ def cell(value: str) -> Callable[[Path], None]:
     [
         (mask_of_another_size, r"1_color_0\.png' is \(11, 12\), but .*index.csv', line 3 says \(12, 12\) \(sh, sw\)"),
         (unknown_in_mask, r"1_color_0\.png' \(.*line 3\) holds label 257, which label.csv does not list"),
+        (
+            colours_in_mask,
+            r"1_color_0\.png' \(.*line 3\) has the colour \(1, 0, 1\): RGB is read as label = R \+ 256·G, and B must",
+        ),
         (truncated_mask, r"1_color_0\.png' \(.*line 3\) cannot be read: "),
         (text_for_a_mask, r"1_color_0\.png' \(.*line 3\) cannot be read: cannot identify"),
         (mask_gone, r"1_color_0\.png' \(.*line 3\) cannot be read: No such file or directory"),

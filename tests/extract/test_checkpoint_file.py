@@ -3,6 +3,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -23,9 +24,9 @@ def _run_evil() -> None:
     _Evil.ran = True
 
 
-def saved(content: object, *, old: bool = False) -> bytes:
+def saved(content: object, *, old: bool = False, protocol: int = 2) -> bytes:
     buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=not old)
+    torch.save(content, buffer, _use_new_zipfile_serialization=not old, pickle_protocol=protocol)
     return buffer.getvalue()
 
 
@@ -36,12 +37,19 @@ def zipped(name: str) -> bytes:
     return buffer.getvalue()
 
 
+def npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **ARRAYS)
+    return buffer.getvalue()
+
+
 def scripted() -> bytes:
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), buffer)
     return buffer.getvalue()
 
 
+ARRAYS = {"fc.weight": np.ones((3, 4), np.float32)}
 TENSORS = {"a": torch.ones(1000), "b": torch.zeros(2)}
 REFUSED = {
     "empty": (b"", "it is empty: download"),
@@ -57,6 +65,11 @@ REFUSED = {
     "tar": (bytes(257) + b"ustar" + bytes(99), "tar archive: unpack"),
     "gzip": (b"\x1f\x8b" + bytes(99), "gzip"),
     "zip": (zipped("readme.txt"), "zip archive"),
+    "npz": (npz(), r"NumPy archive \(\.npz\): convert it, torch\.save\(\{k: torch\.from_numpy\(v\)"),
+    "arrays pickled": (pickle.dumps(ARRAYS), "pickle of NumPy arrays, not of tensors.*torch.from_numpy"),
+    "arrays pickled old": (pickle.dumps({"model": ARRAYS}, protocol=2), "pickle of NumPy arrays"),
+    "arrays protocol 4": (saved(ARRAYS, protocol=4), "pickle of NumPy arrays"),
+    "evil with arrays": (saved({**ARRAYS, "x": _Evil()}), "type .*_run_evil"),
     "cut": (saved(TENSORS)[:3000], "cut off at its end"),
     "cut old": (saved(TENSORS, old=True)[:3000], "cannot be read .*EOF"),
     "cut safetensors": (save(TENSORS)[:3000], "cannot be read"),

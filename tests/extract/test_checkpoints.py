@@ -64,6 +64,9 @@ TIMES = {"total_ops": torch.zeros(1), "model.0.total_params": torch.zeros(1)}  #
         state(),
         {"state_dict": before("module.")},
         before("_orig_mod.module."),
+        {f"_fsdp_wrapped_module.{name.replace('.0.', '.0._fsdp_wrapped_module.')}": t for name, t in state().items()},
+        {name.replace(".1.", ".1._checkpoint_wrapped_module."): t for name, t in state().items()},
+        {"state_dict": {f"module.{name.replace('model.', 'model._orig_mod.')}": t for name, t in state().items()}},
         {"state_dict": before("model."), "pytorch-lightning_version": "2.4.0"},
         {"state_dict": before("module.backbone.")},
         {"weights": state(), "optimizer": ADAM},
@@ -255,3 +258,62 @@ def test_another_shape_is_told(tmp_path: Path) -> None:
         WeightsError, match=r"1 of another shape \(features\.0\.weight \(64, 3, 5, 5\) for \(64, 3, 3, 3\)"
     ):
         load_model(NET, str(tmp_path / "w.pth"))
+
+
+FC = torch.ones(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "wanted"),
+    [
+        ("fc.weight", FC.to(torch.int8), "the tensor fc.weight is int8 for float32: .*dequantised"),
+        ("fc.weight", FC.to(torch.bool), "the tensor fc.weight is bool for float32"),
+        ("fc.weight", FC.to(torch.complex64), "the tensor fc.weight is complex64 for float32"),
+        ("model.1.running_var", torch.ones(4, dtype=torch.int32), "the tensor model.1.running_var is int32"),
+        ("fc.weight", FC.to_sparse(), "the tensor fc.weight is a sparse tensor: make it dense"),
+        ("fc.weight", FC.to("meta"), r"the tensor fc.weight has no values \(a meta tensor\)"),
+        (
+            "fc.weight",
+            FC.numpy(),
+            r"1 missing \(fc.weight\).*1 are NumPy arrays \(fc.weight\): convert them by torch.from_numpy",
+        ),
+    ],
+    ids=["int8", "bool", "complex", "buffer", "sparse", "meta", "array"],
+)
+def test_tensors_of_another_kind_are_refused(name: str, tensor: object, wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=wanted):
+        loaded({"state_dict": {**state(), name: tensor}}, tmp_path / "w.pth")
+
+
+def test_counters_and_half_precision_are_loaded(tmp_path: Path) -> None:
+    content = {name: t.bfloat16() for name, t in state().items()}
+    assert content["model.1.num_batches_tracked"].is_floating_point()
+    assert loaded(content, tmp_path / "w.pth") == (1, "w.pth")
+
+
+@pytest.mark.parametrize("content", [{"fc.weight": FC.numpy()}, {"model": {"fc.weight": FC.numpy()}}, FC.numpy()])
+def test_arrays_in_place_of_tensors_are_named(content: object, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="holds NumPy arrays, not tensors: convert them by torch.from_numpy"):
+        loaded(content, tmp_path / "w.pth")
+
+
+def test_what_torch_cannot_load_is_an_error_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Error(s) in loading state_dict:\n\tno")
+
+    monkeypatch.setattr(Tiny, "load_state_dict", refuse)
+    with pytest.raises(WeightsError, match=r"cannot be loaded into this model: Error\(s\) in loading state_dict: no"):
+        loaded(state(), tmp_path / "w.pth")
+
+
+def test_wrappers_within_the_model_itself(tmp_path: Path) -> None:
+    class Compiled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Module()
+            self.net._orig_mod = nn.Linear(2, 1)
+
+    for prefix in ("net._orig_mod.", "net."):
+        torch.save({f"{prefix}weight": torch.ones(1, 2), f"{prefix}bias": torch.ones(1)}, tmp_path / "w.pth")
+        module, _ = load_weights(Compiled, tmp_path / "w.pth")
+        assert module.get_parameter("net._orig_mod.weight").tolist() == [[1, 1]]

@@ -41,6 +41,11 @@ LAYOUTS = {
     ),
     "intel": (["seg_train/seg_train/sea/1.jpg", "seg_test/seg_test/forest/1.jpg"], ["forest", "sea"]),
     "unpacked once more": (["PetImages/Cat/1.jpg", "PetImages/Dog/1.jpg", "readme.txt"], ["Cat", "Dog"]),
+    "unpacked twice more": (["kagglecatsanddogs/PetImages/Cat/1.jpg", "kagglecatsanddogs/PetImages/Dog/1.jpg", "kagglecatsanddogs/readme.txt"], ["Cat", "Dog"]),
+    "one kind of animal": (["animals/cats/persian/1.jpg", "animals/cats/siam/1.jpg"], ["persian", "siam"]),
+    "four levels": (["a/b/c/d/cat/1.jpg", "a/b/c/d/dog/1.jpg"], ["cat", "dog"]),
+    "splits below": (["archive/pets/animals/train/cat/1.jpg", "archive/pets/animals/val/dog/1.jpg"], ["cat", "dog"]),
+    "splits above": (["train/set/pets/cat/1.jpg", "val/set/pets/dog/1.jpg"], ["cat", "dog"]),
     "coco": (["train2017/1.jpg", "val2017/2.jpg", "annotations/instances.json"], None),
     "yolo": (["images/train/1.jpg", "labels/train/1.txt", "data.yaml"], None),
     "cityscapes": (["leftImg8bit/train/aachen/a.png", "gtFine/train/aachen/a.png", "leftImg8bit/val/ulm/b.png"], ["aachen", "ulm"]),
@@ -73,6 +78,10 @@ ODD = {
     "background": (["BACKGROUND_Google/1.jpg", "ant/1.jpg"], "torchvision numbers the classes without it"),
     "maps among classes": (["cat/1.jpg", "dog/1.jpg", "masks/1.png"], "include masks: if these are label maps"),
     "containers": (["photos/1.jpg", "pictures/2.jpg"], "folders photos, pictures of .* are not taken as classes"),
+    "one folder": (["img_align_celeba/1.jpg", "img_align_celeba/2.jpg"], r"one folder \(img_align_celeba\), so there is only one class\. .*--data .*/img_align_celeba\)"),
+    "one folder twice": (["celeba/img_align/1.jpg", "celeba/list.csv"], r"one folder \(img_align\), so .*--data .*/celeba/img_align\)"),
+    "one folder with more": (["cats/1.jpg", "cats/persian/2.jpg"], r"only one class, which includes its subfolders\. If .*/cats\)"),
+    "one class in splits": (["train/cats/1.jpg", "val/cats/2.jpg"], r"one folder \(cats\), so there is only one class"),
     "loose": (["cat/1.jpg", "dog/2.jpg", "3.jpg", "4.jpg"], r"2 images of .* next to its class folders \(cat, dog\)"),
 }  # fmt: skip
 
@@ -84,6 +93,15 @@ def test_what_looks_wrong_is_logged(tmp_path: Path, layout: str, caplog: pytest.
         open_source(put(tmp_path, *files))
     (record,) = caplog.records
     assert re.search(wanted, record.getMessage()), record.getMessage()
+
+
+def test_a_folder_alone_next_to_images_is_a_class_of_subfolders(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        source = open_source(put(tmp_path, "cats/persian/1.jpg", "cats/siam/2.jpg", "0.jpg"))
+    assert source.class_names == ["cats"]
+    assert [re.search("are next to|hold only folders", m) is not None for m in caplog.messages] == [True, True]
 
 
 def test_numbers_from_0_are_the_class_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

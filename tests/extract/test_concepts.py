@@ -162,7 +162,7 @@ def test_a_bad_map_is_named(made: TinyConcepts, harm: Callable[[Path], None], wa
 def test_a_map_in_colours_is_refused_where_it_is_none_of_the_format(made: TinyConcepts) -> None:
     write_map(map_of(made, 1), np.ones((3, 3, 3), np.uint8))
     source = open_concepts(made.root)
-    wanted = "holds the value 257" if made.root.name == "masks" else "has pixels of the kind RGB"
+    wanted = r"has the colour \(1, 1, 1\)" if made.root.name == "masks" else "has pixels of the kind RGB"
     with pytest.raises(DatasetError, match=wanted):
         source.masks(1)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +72,52 @@ def test_a_label_map_next_to_its_image_is_left_out(tmp_path: Path, name: str, co
     source = open_folder(put(tmp_path, "a/x.jpg", f"a/{name}", "b/y_mask.png"))
     assert list(source.names) == ["a/x.jpg", "b/y_mask.png"]  # of no other image, so one itself
     assert source.left_out == {counted: 1}
+
+
+@pytest.mark.parametrize(
+    ("files", "left", "warned"),
+    [
+        (
+            ["x/1.jpg", "x/1_seg.png", "x/2.jpg", "x/2_seg.png"],
+            2,
+            r"2 image files left out .*such as 'x/1_seg\.png'\. Rename",
+        ),
+        (["1.png", "1_part.png", "1_color.png", "1_object.png", "1_material_2.png"], 0, ""),
+        (["1.PNG", "1_color.png"], 0, ""),
+        (["1.jpg", "1_color.png", "2.png", "2_color.png"], 1, r"1 image files .*such as '1_color\.png'"),
+        (["b/benign (1).png", "b/benign (1)_mask.png"], 1, r"such as 'b/benign \(1\)_mask\.png'"),
+    ],
+)
+def test_label_maps_next_to_images_are_logged(
+    tmp_path: Path, files: list[str], left: int, warned: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert len(list(files_below(put(tmp_path, *files)))) == len(files) - left
+    assert len(caplog.messages) == bool(warned)
+    assert re.search(warned, caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("files", "warned"),
+    [
+        (["photo/1.png", "photo_mask/2.png"], r": photo_mask/ \(1 images\)\. Rename"),
+        (["photo/1.png", "photo_mask/2.png", "drawing/3.png"], ": photo_mask/ "),
+        (["pictures/1.png", "mask/2.png", "face/a/3.png"], ": mask/ "),
+        ([f"{s}/{c}/1.png" for s in ("train", "val") for c in ("raw", "raw_labels", "cut")], ": train/raw_labels/, val/raw_labels/ "),
+        (["images/1.png", "masks/1.png", "scripts/x.py"], ""),
+        (["images/1.png", "annotations/1.xml", "drawing/3.png"], ""),
+        (["train/1.png", "train_masks/1.png", "val/1.png"], ""),
+        (["MSRA_Image/1.png", "MSRA_Mask/1.png"], ""),
+        ([f"{k}/{c}/1.png" for k in range(3) for c in ("images", "masks")], ""),
+    ],
+)  # fmt: skip
+def test_folders_of_label_maps_that_may_be_classes_are_logged(
+    tmp_path: Path, files: list[str], warned: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        list(files_below(put(tmp_path, *files)))
+    assert len(caplog.messages) == bool(warned)
+    assert re.search(warned, caplog.text)
 
 
 def test_other_suffixes_are_images() -> None:

@@ -181,3 +181,23 @@ def test_a_missing_folder(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(MissingPathError, match="lacks masks/: it must hold images/, masks/ and labels.csv"):
         MasksSource(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("colour", "labels", "wanted"),
+    [
+        ((0, 0, 255), "255,thing", r"has the colour \(0, 0, 255\): RGB is read as label = R \+ 256·G, and B must be 0"),
+        ((128, 0, 128), "128,person", r"has the colour \(128, 0, 128\): .* Write it again with label numbers"),
+        ((0, 0, 255, 255), "255,thing", r"has the colour \(0, 0, 255\)"),
+        ((128, 128, 0), "128,person", r"value 32896 \(RGB is read as label = R \+ 256·G: write label numbers"),
+    ],
+)
+def test_colours_are_not_read_as_labels(tmp_path: Path, colour: tuple[int, ...], labels: str, wanted: str) -> None:
+    (tmp_path / "labels.csv").write_text(f"number,name\n{labels}\n")
+    values = np.zeros((20, 24, len(colour)), np.uint8)
+    values[5:9] = colour
+    write_image(tmp_path / "images/1.jpg", 1)
+    write_map(tmp_path / "masks/1.png", values)
+    with pytest.raises(DatasetError, match=wanted) as caught:
+        MasksSource(tmp_path).masks(0)
+    assert "'" + str(tmp_path / "masks/1.png") in str(caught.value)

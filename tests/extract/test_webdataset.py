@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -145,8 +146,9 @@ def test_where_labels_come_from(tmp_path: Path) -> None:
             ("both.json", js({"label": 1})), ("both.png", image), ("both.CLS", b"2"),
             ("json.png", image), ("json.json", js({"label": 5, "cls": 6})),
             ("cls.png", image), ("cls.json", js({"cls": 7, "label": "seven"})),
-            ("caption.png", image), ("caption.json", js({"label": "cat", "cls": 1.5, "width": 4})),
-            ("true.png", image), ("true.json", js({"label": True})),
+            ("caption.png", image), ("caption.json", js({"label": None, "caption": "cat", "width": 4})),
+            ("whole.png", image), ("whole.json", js({"label": 3.0})),
+            ("over.png", image), ("over.json", js({"label": "cat"})), ("over.cls", b"8"),
             ("list.png", image), ("list.json", js([1])),
             ("none.png", image), ("none.txt", b"a cat"),
             ("minus.png", image), ("minus.cls", b"-1"),
@@ -154,9 +156,65 @@ def test_where_labels_come_from(tmp_path: Path) -> None:
             ("deep/a.b/x.png", image), ("deep/a.b/x.cls", b"4"), ("deep/a.b/y.png", image),
         ],
     )  # fmt: skip
-    wanted = {"before.png": 12, "after.png": 3, "both.png": 2, "json.png": 5, "cls.png": 7, "caption.png": -1, "true.png": -1,
+    wanted = {"before.png": 12, "after.png": 3, "both.png": 2, "json.png": 5, "cls.png": 7, "caption.png": -1, "whole.png": 3, "over.png": 8,
               "list.png": -1, "none.png": -1, "minus.png": -1, "deep/a.b/x.png": 4, "deep/a.b/y.png": -1}  # fmt: skip
     assert listed(open_source(path)) == [(f"s.tar/{name}", label) for name, label in wanted.items()]
+
+
+LAYOUTS = {
+    "labels after all images": (
+        ["a.png", "b.png", ("a.cls", 1), ("b.cls", 2)], [1, 2], None,
+    ),
+    "labels before all images": (
+        [("a.cls", 1), ("b.json", {"label": 2}), "a.png", "b.png"], [1, 2], None,
+    ),
+    "dots in names": (
+        ["photo.0.png", ("photo.0.cls", 1), "photo.1.PNG", ("photo.1.CLS", 2), "v1.2.x/c.png", ("v1.2.x/c.cls", 3)], [1, 2, 3], None,
+    ),
+    "several views of a sample": (
+        ["a.left.png", "a.right.png", ("a.right.json", {"cls": 2}), ("a.cls", 1)], [1, 2], None,
+    ),
+    "other json files": (
+        ["a.png", ("a.boxes.json", {"label": "many"}), ("a.cls", 1), ("stats.json", {"label": "all"})], [1], None,
+    ),
+    "other keys": (
+        ["a_img.png", ("a_cls.cls", 1), "b_img.png", ("b_cls.cls", 2)], [-1, -1], r"2 label files have no image, such as 's\.tar/a_cls\.cls'\. .*up to the first dot",
+    ),
+    "other folders": (
+        ["img/a.png", ("cls/a.cls", 1)], [-1], r"1 label files .*'s\.tar/cls/a\.cls'",
+    ),
+    "other compound names": (
+        ["photo.0.png", ("photo.label.cls", 1), ("photo.meta.json", {"label": 3})], [-1], "2 label files",
+    ),
+    "images that are not read": (
+        ["a.png", ("a.cls", 1), ("b.heic", 0), ("b.cls", 2)], [1], r"1 label files .*b\.cls",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_labels_are_found_by_key_or_reported(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
+    members, labels, warned = LAYOUTS[layout]
+    named = [(m, png(0)) if isinstance(m, str) else (m[0], json.dumps(m[1]).encode()) for m in members]
+    with caplog.at_level(logging.WARNING):
+        source = open_source(tar(tmp_path / "s.tar", named))
+    assert [label for _, label in listed(source)] == labels
+    assert len(caplog.messages) == (warned is not None)
+    assert warned is None or re.search(warned, caplog.messages[0])
+
+
+def test_labels_in_another_shard_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tar(tmp_path / "images.tar", [("a.png", png(0))])
+    tar(tmp_path / "labels.tar", [("a.cls", b"1")])
+    source = open_source(tmp_path)
+    assert listed(source) == [("images.tar/a.png", -1)]
+    assert source.left_out == {".cls": 1}
+    assert "1 label files have no image, such as 'labels.tar/a.cls'" in caplog.text
+
+
+def test_label_maps_in_shards_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_source(tar(tmp_path / "s.tar", [("a.jpg", png(0)), ("a.seg.png", png(1))]))
+    assert "1 image files left out as label maps of the images next to them, such as 's.tar/a.seg.png'" in caplog.text
 
 
 def test_keys_and_endings(tmp_path: Path) -> None:
@@ -264,10 +322,21 @@ def test_sparse_members_are_passed_over(tmp_path: Path) -> None:
         ("a.json", b"\xff\xfe\x00", "this is no JSON: "),
         ("a.json", b'{"label": -2}', "'label' must be a whole number from 0 (or -1), got -2."),
         ("a.json", b'{"cls": 2147483648}', "'cls' must be"),
+        (
+            "a.json",
+            b'{"label": "cat"}',
+            "'label' must be a whole number from 0 (or -1), got \"cat\". Write the class's number",
+        ),
+        ("a.json", b'{"label": "7"}', 'got "7".'),
+        ("a.json", b'{"label": true}', "got true."),
+        ("a.json", b'{"cls": 1.5}', "'cls' must be a whole number from 0 (or -1), got 1.5."),
+        ("a.json", b'{"cls": [0, 1]}', "got [0, 1]."),
+        ("a.json", b'{"cls": NaN}', "got NaN."),
+        ("a.json", b'{"label": 1e400}', "got Infinity."),
     ],
 )
 def test_labels_that_are_none(tmp_path: Path, name: str, data: bytes, wanted: str) -> None:
-    path = tar(tmp_path / "s.tar", [("a.png", png(0)), (f"x/{name}", data)])
+    path = tar(tmp_path / "s.tar", [("x/a.png", png(0)), (f"x/{name}", data)])
     with pytest.raises(DatasetError) as caught:
         open_source(path)
     assert str(caught.value).startswith(f"'{path}', member 'x/{name}': ")
@@ -276,7 +345,7 @@ def test_labels_that_are_none(tmp_path: Path, name: str, data: bytes, wanted: st
 
 
 def test_a_label_of_megabytes(tmp_path: Path) -> None:
-    path = tar(tmp_path / "s.tar", [("a.json", bytes(2**24 + 1))])
+    path = tar(tmp_path / "s.tar", [("a.png", png(0)), ("a.json", bytes(2**24 + 1))])
     with pytest.raises(DatasetError, match=r"member 'a\.json': 16777217 bytes are no label"):
         open_source(path)
 
