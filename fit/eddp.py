@@ -27,7 +27,7 @@ from fit.positions import Positions, Stored, positions_of
 from fit.refine import Refinement, refine
 from fit.restarts import begin
 from fit.signals import moments_of
-from fit.whiten import whiten_store, whitening_of_rank_0
+from fit.whiten import rank_by_gap, whiten_store, whitening_of_rank_0
 from stores.errors import UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 POSITIVE = (
     "rank",
     "kmeans_iterations", "kmeans_points", "max_rows", "learning_rate", "tau", "gamma", "max_inverse_margin", "sharpness",
-    "restarts", "restart_rows",
+    "restarts", "restart_rows", "power", "direction_rate",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "refine_steps", "restart_steps", "patience", "shrinkage", "batch_rows", "lambda_s", "lambda_sb", "lambda_ma", "lambda_ic",
@@ -45,16 +45,21 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 SHARP = {"sharpness": 5.0, "learning_rate": 2e-2, "lambda_ma": 2.0, "tau": 0.2}
 SOFT = {"sharpness": 1.0, "learning_rate": 1e-2, "lambda_ma": 3.0, "tau": 0.9}
+PARTIAL = {"power": 0.5, "direction_rate": 0.2}  # of soft detectors on layers without a gap in their eigenvalues
 
 
 @dataclass(frozen=True)
 class EDDPConfig(FitterConfig):
     """Hyper-parameters of ``EDDP``; the λ are the weights of the losses with the paper's names.
 
-    **Coordinates.** ``rank`` None: the larger of 64 and n_directions. At most ``max_rows`` positions are used, a seeded sample of
+    **Coordinates.** ``rank`` None: as many axes as lie in front of a gap in the covariance's eigenvalues, where there is one, else the
+    larger of 64 and n_directions. ``power`` of the whitening, Λ^(−power/2): None takes 0.5 for soft detectors on layers without such a
+    gap, and 1 otherwise; ``direction_rate``, the share of the learning rate that directions move by, 0.2 and 1. On real layers half
+    whitening and slow directions make fits of two halves of the images more alike, and score higher; where the truth is known they would
+    lose concepts (BENCHMARKS.md). At most ``max_rows`` positions are used, a seeded sample of
     all; ``rows`` "memory" keeps them whitened in memory, "store" uses every position and reads the store at each step.
 
-    **Start.** ``restarts`` runs of k-means, each refined for ``restart_steps`` on ``restart_rows`` positions; the one of least loss
+    **Start.** ``restarts`` runs of k-means, and independent components by skewness, each refined for ``restart_steps`` on ``restart_rows`` positions; the one of least loss
     is gone on with.
 
     **Regime.** "sharp": margins begin at a fifteenth of the mean distance from the threshold's plane, the learning rate at 2e-2, with
@@ -92,6 +97,8 @@ class EDDPConfig(FitterConfig):
     reseed: bool = True
     signals: Literal["pooled", "positives", "free"] = "pooled"
     whiten: bool = True
+    power: float | None = None
+    direction_rate: float | None = None
     lambda_s: float = 1.0
     lambda_sb: float = 0.0
     lambda_ma: float | None = None
@@ -124,12 +131,14 @@ class EDDPConfig(FitterConfig):
         crowd = 1 + 0.45 * max(0.0, math.log(self.n_directions / 64)) if soft else 1.0
         return self.sharpness or crowd * (SOFT if soft else SHARP)["sharpness"]
 
-    def refinement(self, soft: bool) -> Refinement:
-        """What of this the refinement goes by, in one regime or the other."""
+    def refinement(self, soft: bool, partial: bool = False) -> Refinement:
+        """What of this the refinement goes by, in one regime or the other, in fully or partially whitened coordinates."""
         chosen = {name: value for name, value in asdict(self).items() if name in Refinement.__dataclass_fields__}
         for name, value in (SOFT if soft else SHARP).items():
             if name in chosen and chosen[name] is None:
                 chosen[name] = value
+        if self.direction_rate is None:
+            chosen["direction_rate"] = PARTIAL["direction_rate"] if partial else 1.0
         if self.rho is None:
             chosen["rho"] = min(0.9, 12 * chosen["tau"] / self.n_directions)
         return Refinement(**{**chosen, "steps": self.refine_steps})
@@ -155,7 +164,8 @@ class EDDP(Fitter[EDDPConfig]):
                                  "store": reader.identity, "config": facts["config"]})  # fmt: skip
         # 1. whitened coordinates
         moments = statistics(reader, device=config.device, progress=progress, ranks=ranks)
-        rank = config.rank or max(64, config.n_directions)
+        gap = rank_by_gap(moments, config.n_directions)
+        rank = config.rank or gap or max(64, config.n_directions)
         transform = whitening_of_rank_0(moments, ranks, rank=rank, shrinkage=config.shrinkage, whiten=config.whiten).to(
             config.device
         )
@@ -176,11 +186,20 @@ class EDDP(Fitter[EDDPConfig]):
             longest=longest_tile(transform.rank, device),
         )
         held = positions_of(data)
-        rows: Positions = held if config.rows == "memory" else Stored(reader, transform, config.device, ranks)
         # 2. directions, 3. thresholds and margins
         beginning = begin(held, config, progress) if state is None else None
         soft = beginning.soft if beginning is not None else bool(state and state.values["soft"])
-        how = config.refinement(soft)
+        # in front of a gap every axis is signal; without one those of little variance hold noise, which whitening would blow up
+        partial = soft and gap is None
+        power = config.power if config.power is not None else PARTIAL["power"] if partial else 1.0
+        if soft and power < 1:
+            transform, factors = transform.with_power(power)
+            data.rows.mul_(factors)
+            data.pooled.mul_(factors)
+            if beginning is not None:
+                beginning = begin(held, replace(config, regime="soft", restarts=1), progress)
+        rows: Positions = held if config.rows == "memory" else Stored(reader, transform, config.device, ranks)
+        how = config.refinement(soft, partial)
         # 4. refinement
         uncertainty = None
         if head is not None and self._can_use_head(reader):
@@ -208,6 +227,7 @@ class EDDP(Fitter[EDDPConfig]):
         info = {
             **facts,
             "rank": transform.rank,
+            "whitening_power": power if soft else 1.0,
             "variance_kept": round(transform.kept, 6),
             "positions": rows.count,
             "uncertainty": uncertainty.kind if uncertainty else "none",

@@ -41,6 +41,7 @@ class Refinement:
     steps: int
     seed: int
     learning_rate: float
+    direction_rate: float
     batch_rows: int
     patience: int
     reseed: bool
@@ -119,7 +120,7 @@ class _Run:
         self.ranks = ranks_of(self.batches.all)
         self.free: torch.Tensor | None = None
         self.held: torch.Tensor | None = None  # signal vectors of this epoch, with batches
-        parameters = detectors.parameters()
+        others = [detectors.offsets, detectors.log_margins]
         if how.signals == "free":
             # a state's are taken as they are: normalised again, the fit would go on to other bits
             if state is not None:
@@ -127,8 +128,11 @@ class _Run:
             else:
                 begun = F.normalize(self._estimate_on_all(), dim=0)
             self.free = begun.detach().clone().requires_grad_(True)
-            parameters = [*parameters, self.free]
-        self.optimiser = torch.optim.Adam(parameters, lr=how.learning_rate)
+            others = [*others, self.free]
+        # Adam moves each of the r numbers of a direction by its rate: together they turn it √r times as far
+        self.optimiser = torch.optim.Adam(
+            [{"params": [detectors.directions]}, {"params": others}], lr=how.learning_rate
+        )
         self.plateau = Plateau(how.patience, TOLERANCE)
         self.step, self.log, self.reseeded = 0, [], 0  # type: int, list[dict[str, float]], int
         if state is not None:
@@ -144,8 +148,8 @@ class _Run:
         if how.reseed and step in {int(share * how.steps) for share in RESEED_AT} - {0}:
             self._reseed(step)
         rate = how.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / how.steps)))
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        directions, others = self.optimiser.param_groups
+        directions["lr"], others["lr"] = how.direction_rate * rate, rate
         if self.batches.new_epoch(step) and not self.batches.full and self.free is None:
             self.held = self._estimate_on_all()
         estimates: Wanted = "none"
@@ -169,7 +173,8 @@ class _Run:
         """Every rank has taken the same step; but two machines may round differently, and a decision must be one."""
         if self.ranks.size > 1:
             settled = torch.tensor(float(self._settled), device=self.detectors.offsets.device)
-            self.ranks.broadcast(*self.optimiser.param_groups[0]["params"], settled)
+            parameters = [t for group in self.optimiser.param_groups for t in group["params"]]
+            self.ranks.broadcast(*parameters, settled)
             self._settled = bool(settled)
 
     def _small(self, sums: Sums, column: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:

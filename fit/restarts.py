@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
-from fit.clustering import spherical_kmeans
+from fit.clustering import nearest, skewness_clusters, spherical_kmeans
 from fit.detectors import Detectors
 from fit.positions import Positions, gathered, positions, ranks_of
 from fit.refine import refine
@@ -27,6 +28,9 @@ from stores.ranks import Ranks
 
 if TYPE_CHECKING:
     from fit.eddp import EDDPConfig
+
+
+SKEWED = 65536  # rows that independent components are found on
 
 
 @dataclass(frozen=True)
@@ -89,17 +93,19 @@ def _best(rows: torch.Tensor, config: EDDPConfig, soft: bool, ranks: Ranks, prog
     moments = moments_of(sample)
     short = replace(config.refinement(soft), steps=config.restart_steps, batch_rows=0, patience=0, reseed=False)
     tried: dict[int, _Tried] = {}
-    losses = torch.zeros(config.restarts, dtype=torch.float64, device=rows.device)
-    for turn in range(ranks.rank, config.restarts, ranks.size):
-        progress("clustering", turn, config.restarts, f"{len(rows)} positions")
-        clusters = from_clusters(rows, config, config.seed + 1000 * turn)
+    skewed = not soft and config.restarts > 1 and config.n_directions <= rows.shape[1]
+    turns = config.restarts + skewed
+    losses = torch.zeros(turns, dtype=torch.float64, device=rows.device)
+    for turn in range(ranks.rank, turns, ranks.size):
+        progress("clustering", turn, turns, f"{len(rows)} positions")
+        clusters = from_clusters(rows, config, config.seed + 1000 * turn, skewed=turn == config.restarts)
         refined = refine(sample, sharpened(clusters, config, soft), short, moments)
         loss = refined.log[-1]["total"]
         tried[turn] = _Tried(clusters, refined.detectors.copy(), loss, refined.log[-1]["sparsity"])
         losses[turn] = loss
-        progress("clustering", turn + 1, config.restarts, f"loss {loss:.3f}")
+        progress("clustering", turn + 1, turns, f"loss {loss:.3f}")
     ranks.sum(losses)
-    first = min(range(config.restarts), key=losses.tolist().__getitem__)
+    first = min(range(turns), key=losses.tolist().__getitem__)
     if ranks.size == 1:
         return tried[first]
     own = tried[first].tensors() if first in tried else None
@@ -112,15 +118,21 @@ def sharpened(detectors: Detectors, config: EDDPConfig, soft: bool) -> Detectors
     return Detectors(detectors.directions, detectors.offsets, detectors.log_margins - math.log(sharpness))
 
 
-def from_clusters(rows: torch.Tensor, config: EDDPConfig, seed: int) -> Detectors:
-    """Detectors from spherical k-means: centroid, best-F1 threshold, margin ``mean|distance| / 3``."""
-    clusters = spherical_kmeans(
-        rows,
-        config.n_directions,
-        seed=seed,
-        iterations=config.kmeans_iterations,
-        points_per_centroid=config.kmeans_points,
-    )
+def from_clusters(rows: torch.Tensor, config: EDDPConfig, seed: int, *, skewed: bool = False) -> Detectors:
+    """Detectors from spherical k-means: centroid, best-F1 threshold, margin ``mean|distance| / 3``; ``skewed``: begun at
+    ``skewness_clusters``."""
+    if skewed:
+        some = rows[sample_rows(len(rows), seed, rows.device, SKEWED)]
+        clusters = skewness_clusters(some, config.n_directions, seed=seed, iterations=config.kmeans_iterations)
+        clusters = replace(clusters, assignment=nearest(F.normalize(rows, dim=1), clusters.centroids)[1])
+    else:
+        clusters = spherical_kmeans(
+            rows,
+            config.n_directions,
+            seed=seed,
+            iterations=config.kmeans_iterations,
+            points_per_centroid=config.kmeans_points,
+        )
     sample = sample_rows(len(rows), seed, rows.device)
     projection = rows[sample] @ clusters.centroids.T
     offsets = best_f1_thresholds(projection, clusters.assignment[sample])

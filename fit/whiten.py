@@ -14,6 +14,8 @@ from stores.ranks import ALONE, Ranks, part_of
 from stores.readers import LayerReader
 from stores.statistics import Statistics
 
+GAP = 10.0  # of neighbouring eigenvalues, from where the smaller one is noise
+
 
 @dataclass(frozen=True)
 class Whitening:
@@ -31,9 +33,28 @@ class Whitening:
     def to(self, device: str) -> Whitening:
         return Whitening(self.forward.to(device), self.backward.to(device), self.mean.to(device), self.kept)
 
+    def with_power(self, power: float) -> tuple[Whitening, torch.Tensor]:
+        """Partial whitening ``Λ^{-power/2} Vᵀ``, scaled to a mean variance of 1, and the factors (r,) that turn y into its coordinates.
+
+        1 is full whitening, 0 rotates the centred activations.
+        """
+        deviation = 1 / self.forward.double().norm(dim=1)  # √λ of each axis
+        partial = deviation**power * (deviation ** (2 - 2 * power)).mean().sqrt()
+        factors = (deviation / partial).to(self.forward)
+        return Whitening(self.forward * factors[:, None], self.backward / factors, self.mean, self.kept), factors
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(…, C) activations -> (…, r) whitened coordinates, float32."""
         return (x.float() - self.mean) @ self.forward.T
+
+
+def rank_by_gap(statistics: Statistics, n_directions: int) -> int | None:
+    """How many axes lie in front of the largest gap ``λ_k / λ_{k+1}`` of the eigenvalues with k >= n_directions, behind which there is
+    noise; None where no ratio is above ``GAP``, as in layers of real networks.
+    """
+    values = np.linalg.eigvalsh(statistics.covariance)[::-1].clip(0)
+    ratios = values[n_directions - 1 : -1] / np.maximum(values[n_directions:], 1e-12 * values[0] + 1e-300)
+    return n_directions + int(ratios.argmax()) if len(ratios) and ratios.max() > GAP else None
 
 
 def whitening(statistics: Statistics, *, rank: int, shrinkage: float = 0.0, whiten: bool = True) -> Whitening:

@@ -1,4 +1,4 @@
-"""Is the truth recovered? ``python -m tests.benchmarks.recovery [--data 3|16|64] [--seeds N] [--fit METHOD[:NAME=VALUE,...]]``.
+"""Is the truth recovered? ``python -m tests.benchmarks.recovery [--data 3|16|16x2|16x3|64x1|64] [--seeds N] [--fit METHOD[:NAME=VALUE,...]]``.
 
 One line a fit, over synthetic stores of several seeds, none left out: IoU of each concept's detector, cosine of its signal
 vector with the truth, RMSE of signal values. Without ``--fit``: EDDP by its defaults, its ablations, and every other method.
@@ -34,6 +34,9 @@ from stores.truth import Truth, read_truth
 DATA = {
     "3": (SyntheticConfig(), 20),
     "16": (SyntheticConfig(channels=64, concepts=16, distractors=16, images=6000), 4),
+    "16x2": (SyntheticConfig(channels=64, concepts=16, distractors=4, images=4000, per_position=2, noise=0.1), 3),
+    "16x3": (SyntheticConfig(channels=64, concepts=16, distractors=4, images=4000, per_position=3, noise=0.1), 3),
+    "64x1": (SyntheticConfig(channels=256, concepts=64, distractors=32, images=30000, noise=0.1), 3),
     "64": (
         SyntheticConfig(
             channels=256,
