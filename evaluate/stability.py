@@ -1,7 +1,7 @@
 """How much of a fit comes back when it is done again: direction sets of one layer, matched one to one [ours].
 
 Three measures of likeness: what detectors fire on (IoU), their logits (|correlation| over the data) and signal vectors (|cos|).
-Signs and order do not count: pairs are matched by the Hungarian method, for each measure by itself. Likeness has a floor: the
+Signs and order do not count: pairs are matched by the Hungarian method, separately for each measure. Likeness has a floor: the
 directions of one set are like each other, too. So each measure is also given by chance, as the mean over a set matched with itself
 where no direction may have itself, and as κ = (matched − chance) / (1 − chance): 0 is no better than any two directions of a set,
 1 is the same directions.

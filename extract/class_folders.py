@@ -54,10 +54,10 @@ def find_class_folders(root: Path, files: Sequence[str], folders: Sequence[str])
             )
         return ClassFolders(depth, [], [])
     above = {tuple(path[:depth]) for path in paths if len(path) > depth}
-    beside = {
+    siblings = {
         parts[depth] for f in folders if len(parts := f.split("/")) == depth + 1 and tuple(parts[:depth]) in above
     }
-    empty = {name for name in beside - full if not _is_word(name) and name.lower() not in _ABOUT_DATA}
+    empty = {name for name in siblings - full if not _is_word(name) and name.lower() not in _ABOUT_DATA}
     names = _ordered(root, full | empty)
     if empty:
         log.warning(

@@ -23,7 +23,7 @@ _DECIDE = "Say what the network's classes are by --class-names FILE (a name a li
 
 @dataclass(frozen=True)
 class ClassMapping:
-    """``numbers`` (n,) among the model's classes of a dataset's n classes, None where they cannot be told; ``how`` they were told,
+    """``numbers`` (n,) among the model's classes of a dataset's n classes, None where they cannot be determined; ``how`` they were,
     or why not; ``doubt``: whether that is to be warned of; ``refused``: whether the user has to decide."""
 
     numbers: np.ndarray | None
@@ -101,7 +101,7 @@ def map_classes(
 def image_classes(store: ActivationStore) -> np.ndarray:
     """(N,) int64 class of each image of a store among the model's K, -1 where it has none (see ``map_classes``).
 
-    Raises MismatchError where the dataset's classes cannot be told to be the model's.
+    Raises MismatchError where the dataset's classes cannot be matched with the model's.
     """
     stored = store.labels[: store.n_images].astype(np.int64)
     made = store.provenance

@@ -40,7 +40,7 @@ class FoundLayout:
 
 @dataclass(frozen=True)
 class Share:
-    """Of a layout: the share of changed patches that show where they lie (``own``), and how positions are turned if more do then."""
+    """Of a layout: the share of changed patches that show where they are (``own``), and how positions are turned if more do then."""
 
     own: float | None
     turned: str = ""
@@ -153,21 +153,21 @@ def _judged(
         return FoundLayout(taken, how, share.own)
     if share.turned:
         return (
-            f"Layer '{name}' gives a tensor of shape {shape}, taken as {taken}; but its positions are {share.turned}: masks would lie "
+            f"Layer '{name}' gives a tensor of shape {shape}, taken as {taken}; but its positions are {share.turned}: masks would be placed "
             "elsewhere. Turn them in a layer of the model's own, and choose that."
         )
     better = [layout for layout, other in shares.items() if other.own is not None and other.own >= _SURE]
     if better and how != "--layout":
         return _open(name, shape, [taken, *better])
     doubt = (
-        f"layer '{name}': a changed patch of the image changes the position it lies on most in {share.own:.0%} of trials; where a concept "
+        f"layer '{name}': a changed patch of the image changes the position it covers most in {share.own:.0%} of trials; where a concept "
         "is may not be where it is shown"
     )
     return FoundLayout(taken, how, share.own, doubt)
 
 
 def _open(name: str, shape: tuple[int, ...], possible: Sequence[LayerLayout]) -> str:
-    """The sentence for a layer whose layout cannot be told."""
+    """The message for a layer whose layout cannot be determined."""
     if not possible:
         fits = "is none of (n, C, h, w), (n, h, w, C), (n, C), or (n, tokens, C) with a grid of patches behind 0 to 16 other tokens"
         ask = (

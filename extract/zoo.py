@@ -167,7 +167,7 @@ def prepare_model(
     ------
     UsageError
         The transform draws random numbers or gives no tensor, the model takes neither RGB, grey nor four channels, its logits
-        cannot be told, or there are not K class names.
+        cannot be determined, or there are not K class names.
     """
     names = list(class_names) if class_names is not None else loaded.class_names
     transform = replace(loaded.transform, grey_range=grey_range)
