@@ -144,5 +144,5 @@ def _local_cluster() -> Iterator[Any]:
 def _quiet() -> None:
     """What goes wrong is said in one sentence, not in many: dask's own are not shown."""
     for name in list(logging.root.manager.loggerDict):
-        if name.split(".")[0] == "distributed":
+        if name.split(".")[0] in ("distributed", "tornado"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -68,7 +68,7 @@ def test_a_worker_that_is_killed_in_the_midst_of_its_chunk_changes_nothing(
     tmp_path: Path, tiny_images: Callable[..., Path], client: Any, fate: Path
 ) -> None:
     root = tiny_images(40)
-    black = 21  # the second image of chunk 5
+    black = 22  # the third image of chunk 5, and none that is looked at while planning
     name = sorted(root.rglob("*.png"))[black]
     Image.new("RGB", (20, 20)).save(name)
     config = ExtractConfig(**{**CONFIG, "model": "fateful_net:build"})
