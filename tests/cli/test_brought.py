@@ -14,6 +14,7 @@ import pytest
 import torch
 from concept_folders import write_ade20k, write_masks, write_voc
 from PIL import Image
+from tiny import write_broden
 
 from extract.classes import image_classes
 from stores.activations import ActivationStore
@@ -447,6 +448,7 @@ def ade20k_as_unpacked(root: Path) -> Path:
         (imagenet, "9, read as imagenet", "3: n01440764 tench, n01443537 goldfish, n02102040 English springer", "not known"),
         (places, "6, read as places365", "3: airfield, apartment_building/outdoor, zen_garden", "not known"),
         (cifar, "60, read as cifar10", "10: airplane, automobile, bird, cat, …", "not known"),
+        (lambda root: write_broden(root).root, "6, read as broden", "none", None),
         (lambda root: write_voc(root).root, "6, read as voc", "none", None),
         (lambda root: write_ade20k(root).root, "6, read as ade20k", "none", None),
         (lambda root: write_masks(root).root, "6, read as masks", "none", None),
