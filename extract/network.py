@@ -177,7 +177,7 @@ def cut(
     UnknownNameError, NotACutError
         A layer does not exist, or is no cut; the message says which are near.
     UsageError
-        A layer's output is no tensor of images, or its layout cannot be told; the model gives no logits, or an image's values
+        A layer's output is no tensor of images, or its layout cannot be determined; the model gives no logits, or an image's values
         depend on chance or on the other images of a batch.
     """
     from extract.zoo import PreparedModel, prepare_model

@@ -102,7 +102,7 @@ def _look(source: ImageSource, network: Network) -> list[_Look | None]:
 
 
 def _looked_at(source: ImageSource, row: int, network: Network) -> _Look | None:
-    """None for an image that cannot be read or used: that is told when its turn comes.
+    """None for an image that cannot be read or used: that is reported when its turn comes.
 
     Raises UsageError where the user has to decide how such images are read.
     """

@@ -188,7 +188,7 @@ def find_input_and_output(
     Raises
     ------
     UsageError
-        The network takes none of them, or its logits cannot be told.
+        The network takes none of them, or its logits cannot be determined.
     """
     device = next((t.device for t in module.parameters()), torch.device("cpu"))
     refusal: Exception | None = None

@@ -1,4 +1,4 @@
-"""From bytes to an image, and how a file's name is put into a sentence.
+"""From bytes to an image, and how a file's name is shown in a message.
 
 Two kinds of failure are kept apart. What a decoder says of bytes that were read whole is a bad image: ImageError, which a
 run may skip. What the system says when a file is opened or read (it is gone, the disk does not answer, too many files are

@@ -164,7 +164,9 @@ class EDDP(Fitter[EDDPConfig]):
                                  "store": reader.identity, "config": facts["config"]})  # fmt: skip
         # 1. whitened coordinates
         moments = statistics(reader, device=config.device, progress=progress, ranks=ranks)
-        gap = rank_by_gap(moments, config.n_directions)
+        # rank 0 decides for all: LAPACKs of two machines round differently
+        found = {"gap": torch.tensor(rank_by_gap(moments, config.n_directions) or 0)} if ranks.rank == 0 else None
+        gap = int(ranks.share(found)["gap"]) or None
         rank = config.rank or gap or max(64, config.n_directions)
         transform = whitening_of_rank_0(moments, ranks, rank=rank, shrinkage=config.shrinkage, whiten=config.whiten).to(
             config.device

@@ -119,7 +119,7 @@ def sharpened(detectors: Detectors, config: EDDPConfig, soft: bool) -> Detectors
 
 
 def from_clusters(rows: torch.Tensor, config: EDDPConfig, seed: int, *, skewed: bool = False) -> Detectors:
-    """Detectors from spherical k-means: centroid, best-F1 threshold, margin ``mean|distance| / 3``; ``skewed``: begun at
+    """Detectors from spherical k-means: centroid, best-F1 threshold, margin ``mean|distance| / 3``; ``skewed``: started from
     ``skewness_clusters``."""
     if skewed:
         some = rows[sample_rows(len(rows), seed, rows.device, SKEWED)]

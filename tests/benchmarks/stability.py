@@ -64,12 +64,12 @@ def _halves(whole: LayerReader, text: str, count: int, seed: int) -> Halves:
     method, _, settings = text.partition(":")
     pairs = dict(pair.split("=", 1) for pair in settings.split(",") if pair)
     sets: dict[str, Directions] = {}
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for i in range(2):
         reader = LayerReader(whole.store, whole.spec.name, part=Part(i, 2, seed))
         fitter = make_fitter(method, n_directions=count, settings=pairs, seed=10 * seed + i)  # type: ignore[arg-type]
         sets[str(i)] = fitter.fit(reader, open_head(whole.store, whole.spec.name)).directions_
-    seconds = (time.perf_counter() - begun) / 2
+    seconds = (time.perf_counter() - start) / 2
     bank = make_bank(sets, whole)
     (row,) = stability_rows(sets, statistics(whole), firing_iou(whole, bank), bank.slices)
     return Halves(row, seconds)
