@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from brought import folders, picture
 
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.extract import extract
 from pipeline.commands.fit import fit
 from pipeline.main import group
 from pipeline.options import run_command
+from stores.activations import ActivationStore
 
 COMMANDS = {"extract": extract, "fit": fit, "evaluate": evaluate, "eddp": group}
 
@@ -34,3 +37,52 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
         return Ended(int(ended.value.code or 0), captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> Path:
+    return folders(tmp_path / "animals", "abcde", lambda k, j: picture(10 * k + j))
+
+
+@pytest.fixture
+def extracted(
+    run: Callable[..., Ended], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> Callable[..., tuple[ActivationStore, str]]:
+    """Extract one layer by the command line: the store, and what it said on stderr, warnings last."""
+
+    def extract(model: str, layer: str, data: Path, *options: object) -> tuple[ActivationStore, str]:
+        out = tmp_path / f"{model}-{data.name}.zarr"
+        caplog.clear()
+        ended = run("extract", "--model", f"own_nets:{model}", "--weights", "none", "--layer", layer, "--data", data, "--out", out, "--dtype", "float32", *options)  # fmt: skip
+        assert ended.code == 0, ended.err
+        return ActivationStore.open(out), ended.err + caplog.text
+
+    return extract
+
+
+@pytest.fixture
+def refused(run: Callable[..., Ended], tmp_path: Path) -> Callable[..., str]:
+    """The same for what is refused before anything is written: what it says."""
+
+    def extract(model: str, layer: str, data: Path, *options: object) -> str:
+        out = tmp_path / "refused.zarr"
+        ended = run(
+            "extract",
+            "--model",
+            f"own_nets:{model}",
+            "--weights",
+            "none",
+            "--layer",
+            layer,
+            "--data",
+            data,
+            "--out",
+            out,
+            *options,
+        )
+        assert ended.code == 2, (ended.code, ended.err)
+        assert "unexpected" not in ended.err
+        assert not out.exists()
+        return " ".join(ended.err.split())
+
+    return extract
