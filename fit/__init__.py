@@ -46,10 +46,11 @@ def make_fitter(
     seed: int = 0,
     device: str = "cpu",
     settings: Mapping[str, str] | None = None,
+    refits: int | None = None,
     labels: Labels | None = None,
     steps: Literal["fast", "paper"] = "fast",
 ) -> Fitter:
-    """A method by name with its configuration; ``settings`` are ``--set`` texts.
+    """A method by name with its configuration; ``settings`` are ``--set`` texts, ``refits`` None leaves the method's own.
 
     Supervised methods find a direction a label: they take ``labels`` (None: the truth of a synthetic store) and no
     ``n_directions``; all others the other way round. ``steps``: "eddp" by our fast steps or by the published ones.
@@ -62,6 +63,9 @@ def make_fitter(
         raise UsageError(f"--steps {steps} is not for '{method}': leave it out, or take --method eddp --steps paper.")
     chosen: tuple[Any, Any] = METHODS[method] if steps == "fast" else (PaperEDDP, PaperConfig)
     fitter, config = chosen
+    common: dict[str, Any] = {"seed": seed, "device": device}
+    if refits is not None:
+        common["refits"] = refits
     made: Fitter
     if method in SUPERVISED:
         if n_directions is not None:
@@ -69,7 +73,7 @@ def make_fitter(
                 f"'{method}' finds a direction for each label, however many there are: leave --directions {n_directions} "
                 "out (--set min_positives=N leaves out rare labels)."
             )
-        made = fitter(with_settings(config(seed=seed, device=device), settings or {}), labels)
+        made = fitter(with_settings(config(**common), settings or {}), labels)
         return made
     if n_directions is None:
         raise UsageError(f"Say how many directions '{method}' is to find: --directions N.")
@@ -77,7 +81,7 @@ def make_fitter(
         raise UsageError(
             f"'{method}' learns without labels: leave --concepts out, or take --method {' or '.join(SUPERVISED)}."
         )
-    made = fitter(with_settings(config(n_directions=n_directions, seed=seed, device=device), settings or {}))
+    made = fitter(with_settings(config(n_directions=n_directions, **common), settings or {}))
     return made
 
 

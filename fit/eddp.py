@@ -45,6 +45,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 SHARP = {"sharpness": 5.0, "learning_rate": 2e-2, "lambda_ma": 2.0, "tau": 0.2}
 SOFT = {"sharpness": 1.0, "learning_rate": 1e-2, "lambda_ma": 3.0, "tau": 0.9}
+BRIEF = {"refine_steps": 200, "max_rows": 10_000}  # of refits
 PARTIAL = {"power": 0.5, "direction_rate": 0.2}  # of soft detectors on layers without a gap in their eigenvalues
 
 
@@ -78,6 +79,7 @@ class EDDPConfig(FitterConfig):
     re-estimated once an epoch, on all). The learning rate falls along a cosine; ``patience`` steps without a lower loss end the fit.
     """
 
+    refits: int = 8
     rank: int | None = None
     shrinkage: float = 0.0
     max_rows: int = 4_000_000
@@ -189,8 +191,8 @@ class EDDP(Fitter[EDDPConfig]):
         )
         held = positions_of(data)
         # 2. directions, 3. thresholds and margins
-        beginning = begin(held, config, progress) if state is None else None
-        soft = beginning.soft if beginning is not None else bool(state and state.values["soft"])
+        beginning = begin(held, config, progress) if state is None and config.regime == "auto" else None
+        soft = beginning.soft if beginning else bool(state.values["soft"]) if state else config.regime == "soft"
         # in front of a gap every axis is signal; without one those of little variance hold noise, which whitening would blow up
         partial = soft and gap is None
         power = config.power if config.power is not None else PARTIAL["power"] if partial else 1.0
@@ -198,8 +200,9 @@ class EDDP(Fitter[EDDPConfig]):
             transform, factors = transform.with_power(power)
             data.rows.mul_(factors)
             data.pooled.mul_(factors)
-            if beginning is not None:
-                beginning = begin(held, replace(config, regime="soft", restarts=1), progress)
+            config, beginning = replace(config, restarts=1), None
+        if state is None and beginning is None:
+            beginning = begin(held, replace(config, regime="soft" if soft else "sharp"), progress)
         rows: Positions = held if config.rows == "memory" else Stored(reader, transform, config.device, ranks)
         how = config.refinement(soft, partial)
         # 4. refinement
@@ -230,6 +233,7 @@ class EDDP(Fitter[EDDPConfig]):
             **facts,
             "rank": transform.rank,
             "whitening_power": power if soft else 1.0,
+            "direction_rate": how.direction_rate,
             "variance_kept": round(transform.kept, 6),
             "positions": rows.count,
             "uncertainty": uncertainty.kind if uncertainty else "none",
@@ -239,6 +243,25 @@ class EDDP(Fitter[EDDPConfig]):
             "diagnosis": diagnose(rows, filters.detach(), thresholds.detach(), refined.signals),
         }
         return Fitted(replace(directions, info=info), refined.log)
+
+    def brief(self, seed: int) -> EDDP:
+        """In the regime and the coordinates that this fit found, from one start, on few positions."""
+        found, config = self.directions_.info, self.config
+        return EDDP(
+            replace(
+                config,
+                seed=seed,
+                refits=0,
+                regime=found["regime"],
+                rank=found["rank"],
+                power=found["whitening_power"],
+                direction_rate=found["direction_rate"],
+                restarts=1,
+                refine_steps=min(config.refine_steps, BRIEF["refine_steps"]),
+                max_rows=BRIEF["max_rows"],
+                rows="memory",
+            )
+        )
 
     def _can_use_head(self, reader: LayerReader) -> bool:
         if self.config.lambda_uncertainty == 0 or self.config.refine_steps == 0:

@@ -5,6 +5,7 @@ A method is a file with a config and a class that says how directions are found 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ import numpy as np
 
 from extract.head import Head, open_head
 from fit.checkpoint import Checkpoint
+from fit.refits import found_again
 from fit.settings import refuse_unknown
 from stores.activations import ActivationStore
 from stores.directions import Directions
@@ -28,17 +30,23 @@ from stores.readers import LayerReader
 
 @dataclass(frozen=True)
 class FitterConfig:
-    """What all methods share. Every field can be set by ``--set name=value``."""
+    """What all methods share. Every field can be set by ``--set name=value``.
+
+    ``refits``: short fits of random halves of the images that tell which directions are found again (``fit.refits``); 0: none.
+    """
 
     n_directions: int = 64
     seed: int = 0
     device: str = "cpu"
+    refits: int = 0
 
     def __post_init__(self) -> None:
         if self.n_directions < 1:
             raise UsageError(f"'n_directions' (--directions) must be at least 1, got {self.n_directions}.")
         if self.seed < 0:
             raise UsageError(f"'seed' must not be negative, got {self.seed}.")
+        if self.refits < 0:
+            raise UsageError(f"'refits' (--refits) must not be negative, got {self.refits}.")
 
     def require(self, *, positive: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
         """Raise UsageError for the first of the named numbers that is not what it must be, or not finite; None is left alone."""
@@ -72,8 +80,8 @@ class Fitter(ABC, Generic[Config]):
     Attributes, once fitted
     -----------------------
     directions_ : Directions, all that ``save`` writes. filters_, signals_ : (C, I) float32; column i is detector i's
-    decoding direction w_i, and its encoding direction s_i of unit norm. thresholds_ : (I,) float32, or None. mean_ :
-    (C,) E[x]. log_ : one mapping a step of what was minimised. diagnosis_ : mapping, empty for methods without one.
+    decoding direction w_i, and its encoding direction s_i of unit norm. thresholds_ : (I,) float32, or None. found_again_ :
+    (I,) float32, the share of refits that contain each direction, or None where there were none. mean_ : (C,) E[x]. log_ : one mapping a step of what was minimised. diagnosis_ : mapping, empty for methods without one.
     """
 
     name: ClassVar[str]
@@ -122,7 +130,17 @@ class Fitter(ABC, Generic[Config]):
             head = open_head(reader.store, reader.spec.name, device=self.config.device) if self.uses_head else None
         self.ranks = ranks
         self._fitted: Fitted = self.find(reader, head, progress, checkpoint or Checkpoint(ranks=ranks))
+        if self.config.refits:
+            again = found_again(self, reader, progress)
+            directions = dataclasses.replace(self.directions_, found_again=again)
+            self._fitted = dataclasses.replace(self._fitted, directions=directions)
         return self
+
+    def brief(self, seed: int) -> Fitter[Config]:
+        """Such a fit again, not yet done, as short as telling which directions are found again allows."""
+        again = copy.copy(self)
+        again.config = dataclasses.replace(self.config, seed=seed, refits=0)
+        return again
 
     @property
     def directions_(self) -> Directions:
@@ -139,6 +157,10 @@ class Fitter(ABC, Generic[Config]):
     @property
     def thresholds_(self) -> np.ndarray | None:
         return self.directions_.thresholds
+
+    @property
+    def found_again_(self) -> np.ndarray | None:
+        return self.directions_.found_again
 
     @property
     def mean_(self) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Direction pairs on disk: what every method yields and every evaluation reads, as one safetensors file.
 
-The tensors are ``filters`` W (C, I), ``signals`` S (C, I), ``mean`` (C,) and, if the method has them, ``thresholds`` b
-(I,); everything else (method, layer, store, configuration, seed, diagnosis) is JSON in the file's header. No pickle.
+The tensors are ``filters`` W (C, I), ``signals`` S (C, I), ``mean`` (C,) and, where there are any, ``thresholds`` b (I,) and
+``found_again`` (I,); everything else (method, layer, store, configuration, seed, diagnosis) is JSON in the file's header. No pickle.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Directions:
     quantile : share of positions that count as positive when ``thresholds`` is None (Network Dissection's 0.005).
     method : name of the fitter.
     layer : layer the directions belong to.
+    found_again : (I,) float32, share of refits on random halves of the images that contain each direction (``fit.refits``), or None
+        where there were no refits.
     info : JSON-able provenance: store fingerprint, model, configuration, seed, diagnosis.
     """
 
@@ -49,6 +51,7 @@ class Directions:
     method: str
     layer: str
     quantile: float = 0.005
+    found_again: np.ndarray | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,9 +62,11 @@ class Directions:
             raise ValueError(
                 f"filters {self.filters.shape}, signals {self.signals.shape} and mean {self.mean.shape} do not agree"
             )
-        if self.thresholds is not None and self.thresholds.shape != (i,):
-            raise ValueError(f"thresholds must be ({i},), got {self.thresholds.shape}")
-        for name in ("filters", "signals", "mean", "thresholds"):
+        for name in ("thresholds", "found_again"):
+            value = getattr(self, name)
+            if value is not None and value.shape != (i,):
+                raise ValueError(f"{name} must be ({i},), got {value.shape}")
+        for name in ("filters", "signals", "mean", "thresholds", "found_again"):
             value = getattr(self, name)
             if value is not None and not np.isfinite(value).all():
                 raise ValueError(f"{name} holds NaN or infinite values")
@@ -111,8 +116,9 @@ class Directions:
             **{k: v for k, v in self.info.items() if k not in HEADER},
         }
         tensors = {"filters": self.filters, "signals": self.signals, "mean": self.mean}
-        if self.thresholds is not None:
-            tensors["thresholds"] = self.thresholds
+        for name in ("thresholds", "found_again"):
+            if (value := getattr(self, name)) is not None:
+                tensors[name] = value
         data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, {"eddp": json.dumps(header)})
         write_atomically(path, data)
         beside = path.with_suffix(".json")
@@ -142,6 +148,7 @@ class Directions:
                 method=str(header["method"]),
                 layer=str(header["layer"]),
                 quantile=float(header["quantile"]),
+                found_again=tensors.get("found_again"),
                 info={k: v for k, v in header.items() if k not in HEADER},
             )
         except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:

@@ -48,10 +48,21 @@ class LayerReader:
         self.part = part
         self.valid = self.store.valid
         if part is not None:
-            self.valid = part.choose(self.store.labels[: len(self.valid)], self.valid)
-            if not self.valid.any():
-                raise UsageError(f"Part {part} of the store '{self.store.path}' holds no readable image.")
+            self._keep(part)
         self.image_indices: np.ndarray = np.flatnonzero(self.valid)
+
+    def _keep(self, part: Part) -> None:
+        self.valid = part.choose(self.store.labels[: len(self.valid)], self.valid)
+        if not self.valid.any():
+            raise UsageError(f"Part {part} of the store '{self.store.path}' holds no readable image.")
+
+    def only(self, part: Part) -> LayerReader:
+        """The same layer with only a part of this reader's images; those of a part are shared out among its own parts."""
+        reader = LayerReader(self.store, self.spec.name, prefix=self._first < self.spec.prefix)
+        reader.valid, reader.part = self.valid, part
+        reader._keep(part)
+        reader.image_indices = np.flatnonzero(reader.valid)
+        return reader
 
     @property
     def identity(self) -> str:
@@ -84,6 +95,9 @@ class LayerReader:
     def chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
         """One chunk: image numbers (n,) and activations (n, P, C) as stored, mapped without a copy if possible."""
         first = chunk * self.store.chunk_images
+        if self.part is not None and not self.valid[first : first + self.store.chunk_images].any():
+            empty = np.empty((0, self.positions, self.channels), self.array.dtype)
+            return np.empty(0, np.int64), empty  # nothing of the part is in it: it is not read
         block = self.array.read(chunk)[:, self._first :]
         valid = self.valid[first : first + len(block)]
         if valid.all():

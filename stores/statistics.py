@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,13 @@ class Statistics:
     mean: np.ndarray
     covariance: np.ndarray
     count: int
+
+    @cached_property
+    def root(self) -> np.ndarray:
+        """(C, C) R with ``RᵀR = Σ``: the cosine of ``R w`` and ``R v`` is the correlation of their logits."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        floor = values[-1] * np.finfo(np.float32).eps  # below: rounding of the sums, no variance
+        return np.asarray((vectors * np.sqrt(np.where(values > floor, values, 0))).T)
 
 
 def statistics(

@@ -59,6 +59,9 @@ if TYPE_CHECKING:
 @cache_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--refits", type=click.IntRange(min=0), default=None, metavar="M",
+              help="Short fits of random halves of the images, which tell for each direction how often it is found again (found_again); "
+              "0: none.  [default: 8 for eddp, else 0]")  # fmt: skip
 @click.option(
     "--checkpoint-every",
     "minutes",
@@ -84,6 +87,7 @@ def fit(
     out: Path,
     device: str,
     seed: int,
+    refits: int | None,
     minutes: float,
     settings: tuple[str, ...],
     quiet: bool,
@@ -103,14 +107,14 @@ def fit(
       torchrun --nproc-per-node 4 --no-python fit --store acts.zarr --directions 500 --out large.safetensors
     """
     from fit.supervised.labels import ConceptLabels
-    from pipeline.fitting import fit_to_file, warnings_of
+    from pipeline.fitting import fit_to_file, found_again_share, warnings_of
     from pipeline.ranks import joined
     from stores.parts import Part
     from stores.readers import LayerReader
 
     run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method,
                       "steps": steps, "concepts": concepts, "part": part, "part_seed": part_seed, "out": out,
-                      "device": device, "seed": seed, "set": settings})  # fmt: skip
+                      "device": device, "seed": seed, "refits": refits, "set": settings})  # fmt: skip
     with joined(device) as (ranks, chosen):
         labels = None if concepts is None else ConceptLabels(concepts)
         fitter = make_fitter(
@@ -119,6 +123,7 @@ def fit(
             seed=seed,
             device=chosen,
             settings=_pairs(settings),
+            refits=refits,
             labels=labels,
             steps=steps,
         )
@@ -146,6 +151,7 @@ def fit(
         "directions": fitted.directions_.count,
         "seconds": record["seconds"],
         "peak_memory_mib": record["peak_memory_mib"],
+        "found_again": found_again_share(fitted.found_again_),
         "diagnosis": fitted.diagnosis_,
     }
     if as_json:
@@ -157,6 +163,11 @@ def fit(
         f"{fitted.directions_.count} directions of {reader.spec.name} by {method}, {format_seconds(run.seconds)}, "
         f"peak memory {record['peak_memory_mib']} MiB (eddp {code_version()})"
     )
+    if summary["found_again"] is not None:
+        again = round(summary["found_again"] * summary["directions"])
+        click.echo(
+            f"{again} of them are found again by at least half of {fitter.config.refits} refits on random halves of the images"
+        )
     click.echo(str(out))
 
 
@@ -176,7 +187,7 @@ def _pairs(settings: tuple[str, ...]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise UsageError(f"--set takes NAME=VALUE, got '{text}'.")
-        if name.strip() in ("n_directions", "seed"):
+        if name.strip() in ("n_directions", "seed", "refits"):
             raise UsageError(f"--set {text}: this has an option of its own, --{name.strip().removeprefix('n_')}.")
         pairs[name.strip()] = value.strip()
     return pairs

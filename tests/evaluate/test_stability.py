@@ -13,19 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluate.detectors import Bank
-from evaluate.stability import (
-    STABILITY,
-    agreement,
-    cosines,
-    deranged,
-    firing_iou,
-    logit_correlation,
-    stability_of,
-    stability_rows,
-)  # fmt: skip
+from evaluate.stability import STABILITY, firing_iou, stability_of, stability_rows
 from stores.directions import Directions
 from stores.errors import MismatchError
 from stores.readers import LayerReader
+from stores.similarity import agreement, cosines, deranged, logit_correlation
 from stores.statistics import Statistics
 
 
