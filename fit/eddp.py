@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -245,23 +245,14 @@ class EDDP(Fitter[EDDPConfig]):
         return Fitted(replace(directions, info=info), refined.log)
 
     def brief(self, seed: int) -> EDDP:
-        """In the regime and the coordinates that this fit found, from one start, on few positions."""
-        found, config = self.directions_.info, self.config
-        return EDDP(
-            replace(
-                config,
-                seed=seed,
-                refits=0,
-                regime=found["regime"],
-                rank=found["rank"],
-                power=found["whitening_power"],
-                direction_rate=found["direction_rate"],
-                restarts=1,
-                refine_steps=min(config.refine_steps, BRIEF["refine_steps"]),
-                max_rows=BRIEF["max_rows"],
-                rows="memory",
-            )
-        )
+        """From one start, on few positions; in the regime and the coordinates that this fit found, once it is done."""
+        config = self.config
+        found = self.directions_.info if hasattr(self, "_fitted") else {}
+        names = {"regime": "regime", "rank": "rank", "power": "whitening_power", "direction_rate": "direction_rate"}
+        kept: dict[str, Any] = {name: found[entry] for name, entry in names.items() if entry in found}
+        steps = min(config.refine_steps, BRIEF["refine_steps"])
+        few: dict[str, Any] = {"restarts": 1, "refine_steps": steps, "max_rows": BRIEF["max_rows"], "rows": "memory"}
+        return EDDP(replace(config, seed=seed, refits=0, **few, **kept))
 
     def _can_use_head(self, reader: LayerReader) -> bool:
         if self.config.lambda_uncertainty == 0 or self.config.refine_steps == 0:

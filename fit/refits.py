@@ -47,12 +47,10 @@ def found_again(fitter: Fitter[Any], reader: LayerReader, progress: Progress = s
     moments = statistics(reader, device=fitter.config.device, ranks=ranks)
     found = torch.zeros(refits, fitter.directions_.count, dtype=torch.float64, device=fitter.config.device)
     failed = torch.zeros(1, dtype=torch.float64, device=fitter.config.device)
-    of = max(2, reader.n_rows // max(ROWS, 1024 * filters.shape[1]))
     for k in range(ranks.rank, refits, ranks.size):
         progress("refits", k, refits)
-        seed = fitter.config.seed + k // of
         try:
-            again = fitter.brief(fitter.config.seed + 1 + k).fit(reader.only(Part(k % of, of, seed)), None)
+            again = fitter.brief(fitter.config.seed + 1 + k).fit(reader.only(part_of_refit(fitter, reader, k)), None)
         except (FitError, UsageError) as error:
             log.warning("found_again is left out: a part of the images cannot be fitted (%s)", error)
             failed += 1
@@ -63,3 +61,10 @@ def found_again(fitter: Fitter[Any], reader: LayerReader, progress: Progress = s
         progress("refits", k + 1, refits)
     ranks.sum(found, failed)
     return None if failed.any() else found.mean(0).cpu().numpy().astype(np.float32)
+
+
+def part_of_refit(fitter: Fitter[Any], reader: LayerReader, k: int) -> Part:
+    """The images of refit ``k``: of numbers 2j and 2j + 1 no image is in both."""
+    config = fitter.config
+    halves = max(2, reader.n_rows // max(ROWS, 1024 * config.n_directions))
+    return Part(k % 2, halves, config.seed + k // 2)
