@@ -30,6 +30,12 @@ DEFINITIONS = {
     "sampled at the layer's positions.",
 }
 
+REFITS = {
+    "found again": "Of short fits of random halves of the images, those that contain the direction: one of theirs, which is the partner of no other, "
+    "has logits with a |correlation| above 0.8 with its own. Of a set: the share of its directions that at least half of these fits "
+    "contain. A direction that another half of the images does not give is no finding (our definition).",
+}
+
 INFLUENCE = {
     "pushes": "The classes whose probability changes most when every position of the layer is moved along the direction's signal "
     "vector (unit norm), in percentage points, mean over the images; in italics where random directions do as much.",
