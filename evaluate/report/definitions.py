@@ -31,9 +31,9 @@ DEFINITIONS = {
 }
 
 REFITS = {
-    "found again": "Of short fits of random halves of the images, those that contain the direction: one of theirs, which is the partner of no other, "
-    "has logits with a |correlation| above 0.8 with its own. Of a set: the share of its directions that at least half of these fits "
-    "contain. A direction that another half of the images does not give is no finding (our definition).",
+    "found again": "Number of short fits on random halves of the images that contain the direction: matched one to one, the |correlation| of its "
+    "logits with its partner's is above 0.8. Of a set: the share of its directions that at least half of these fits contain. A direction "
+    "that other images do not give may be chance (our definition).",
 }
 
 INFLUENCE = {
