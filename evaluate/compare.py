@@ -16,7 +16,7 @@ SUPERVISED = ("probe", "pattern-cav")  # methods that were told the labels they 
 KEYS = (
     "s1", "s2", "interpretable", "distinct", "coverage", "redundancy", "precision", "recall", "f1", "average_precision",
     "sdc", "scdp", "significant_bh", "significant_max", "significant_random", "s3", "monosemanticity", "stability",
-    "stability_kappa",
+    "stability_kappa", "found_again",
 )  # fmt: skip
 BOLD_MATH = r"\boldmath "  # \textbf alone leaves formulas as they are
 MEASURES = {column.key: column for column in COLUMNS}

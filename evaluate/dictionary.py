@@ -58,6 +58,7 @@ COMMON = {
     "precision": Entry("number", "share", f"Share of the detector's positives that carry the label, {VAL}.", EDDP),
     "recall": Entry("number", "share", f"Share of the label's positions where the detector is positive, {VAL}.", EDDP),
     "f1": Entry("number", "share", f"Harmonic mean of precision and recall, {VAL}.", EDDP),
+    "found_again": Entry("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of logits above 0.8; empty without refits."),
     "monosemanticity": Entry("number", "cosine", "Monosemanticity score: activation-weighted mean cosine of the embeddings of all pairs of images.", PACH),
 }  # fmt: skip
 
@@ -81,6 +82,7 @@ _MEASURES = {
     "monosemanticity": Entry("number", "cosine", "Mean monosemanticity score of the directions that have one.", PACH),
     "stability": Entry("number", "correlation", "Mean |correlation| of logits over the data with those of the other files of the method, matched one to one."),
     "stability_kappa": Entry("number", "share", "The same corrected for chance: 0 is no better than the directions of one file among themselves, 1 the same directions."),
+    "found_again": Entry("number", "share", "Share of the directions that at least half of the refits on random halves of the images contain."),
 }  # fmt: skip
 _INTERVALS = {
     f"{key}_{end}": Entry("number", _MEASURES[key].unit, f"{word} end of the confidence interval of {key}.")

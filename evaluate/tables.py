@@ -20,7 +20,7 @@ COLUMNS = {
     "directions": (
         "directions", "method", "index", "label", "category", "number", "iou_train", "iou_val", "interpretable",
         "precision", "recall", "f1", "average_precision", "share", "agreement",
-        "iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised",
+        "iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised", "found_again",
     ),
     "labels": ("directions", "index", "rank", "label", "category", "iou_train", "iou_val"),
     "categories": ("directions", "category", "distinct", "detectors"),
@@ -37,6 +37,12 @@ def agreement(directions: Directions) -> np.ndarray:
     """Cosine (I,) of each filter with its own signal vector."""
     norms = np.linalg.norm(directions.filters, axis=0) * np.linalg.norm(directions.signals, axis=0)
     return (directions.filters * directions.signals).sum(0) / np.maximum(norms, 1e-12)
+
+
+def with_found_again(rows: Sequence[Mapping[str, Any]], directions: Directions) -> list[dict[str, Any]]:
+    """Rows about single directions (``index``) with ``found_again``, None where there were no refits."""
+    again = directions.found_again
+    return [{**row, "found_again": None if again is None else round(float(again[row["index"]]), 6)} for row in rows]
 
 
 def direction_rows(
@@ -73,7 +79,7 @@ def direction_rows(
                 **_refined(refined, i),
             }
         )
-    return rows
+    return with_found_again(rows, directions)
 
 
 def _refined(refined: Refined | None, i: int) -> dict[str, float | None]:

@@ -18,8 +18,9 @@ from evaluate.gallery import draw_strips
 from evaluate.influence.study import InfluenceConfig
 from evaluate.parallel import Scheduler
 from evaluate.refined import refine
+from evaluate.report.columns import number
 from evaluate.report.data import Candidate, Card, ReportData, Section
-from evaluate.report.definitions import DEFINITIONS, INFLUENCE
+from evaluate.report.definitions import DEFINITIONS, INFLUENCE, REFITS
 from evaluate.report.page import write_report
 from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summarise
 from evaluate.tables import agreement, category_rows, direction_rows, label_rows, table_columns
@@ -81,7 +82,11 @@ def evaluate_directions(
     truth = read_truth(LayerReader(store, layer)) if ground_truth else None
     _make_folder(out)
     summary: dict[str, Any] = {
-        "directions": {name: {"method": d.method, "directions": d.count} for name, (_, d) in sets.items()},
+        "directions": {
+            name: {"method": d.method, "directions": d.count}
+            | ({} if d.found_again is None else {"found_again": d.share_found_again})
+            for name, (_, d) in sets.items()
+        },
         "made_from": made_from(out, store, layer, {name: path for name, (path, _) in sets.items()}, broden),
     }
     tables = Tables(out)
@@ -132,11 +137,14 @@ def evaluate_directions(
             log_picture=_log_picture(path, out, name),
             steering_picture=steering_file(name) if influence is not None else "",
             diagnosis=directions.info.get("diagnosis", {}),
+            refits=directions.refits,
         )
         for name, (path, directions) in sets.items()
     ]
     write_json(out / "summary.json", summary)
     definitions = (DEFINITIONS if source is not None else {}) | (INFLUENCE if influence is not None else {})
+    if any(directions.found_again is not None for directions in plain.values()):
+        definitions = definitions | REFITS
     write_report(out, ReportData(title, facts, sections, TILE_SIZE, None, definitions))
     return summary
 
@@ -242,6 +250,7 @@ def _cards(
                 candidates=by_direction.get(i, []),
                 strip=f"pictures/{name}/{files[i]}" if files[i] else "",
                 tiles=tiles[i],
+                found_again=float("nan") if row["found_again"] is None else row["found_again"],
             )
         )
     return cards
@@ -329,12 +338,15 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
     scored = {n: e for n, e in summary["directions"].items() if "s1" in e}
     if scored:
-        keys = ("s1", "s2", "interpretable", "distinct", "coverage", "precision", "recall", "f1", "average_precision")
-        heads = ("S1", "S2", "interpr.", "distinct", "coverage", "precision", "recall", "F1", "AP")
+        keys = ["s1", "s2", "interpretable", "distinct", "coverage", "precision", "recall", "f1", "average_precision"]
+        heads = ["S1", "S2", "interpr.", "distinct", "coverage", "precision", "recall", "F1", "AP"]
+        if any("found_again" in entry for entry in scored.values()):
+            keys.append("found_again")
+            heads.append("again")
         width = max(len(n) for n in [*scored, "directions"]) + 2
         lines.append(f"{'directions':<{width}}" + "".join(f"{h:>10}" for h in heads))
         for name, entry in scored.items():
-            cells = (f"{entry[k]:>10}" if isinstance(entry[k], int) else f"{entry[k]:>10.3f}" for k in keys)
+            cells = (f"{number(entry.get(k)):>10}" for k in keys)
             lines.append(f"{name:<{width}}" + "".join(cells))
     lines += influence_lines(summary)
     for name, entry in summary["directions"].items():

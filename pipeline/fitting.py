@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evaluate.report.curves import loss_picture
 from fit import Fitter
 from fit.checkpoint import MINUTES, Checkpoint
@@ -69,11 +67,6 @@ def rates_of(fitter: Fitter[Any], run: Run) -> dict[str, float]:
     batch = getattr(fitter.config, "batch_rows", 0)  # 0: a step goes through all of them
     rate = steps / seconds * (min(batch, positions) if batch else positions)
     return {"positions": positions, **found, "positions_per_second": round(rate)}
-
-
-def found_again_share(found_again: np.ndarray | None) -> float | None:
-    """Share of the directions that at least half of the refits contain; None where there were no refits."""
-    return None if found_again is None else round(float((found_again >= 0.5).mean()), 4)
 
 
 def warnings_of(diagnosis: Mapping[str, Any]) -> list[str]:

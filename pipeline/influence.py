@@ -25,6 +25,7 @@ from evaluate.influence.tables import (
 )
 from evaluate.report.data import Push
 from evaluate.report.steering import steering_picture
+from evaluate.tables import with_found_again
 from extract.concepts import ConceptSource
 from extract.labels import align
 from pipeline.tables import Tables
@@ -64,7 +65,9 @@ def add_influence(
     plain = {name: [label for label, _ in labels[name]] for name in sets}
     for name, directions in sets.items():
         names = plain[name]
-        rows["influence_directions"] += direction_influence_rows(found, name, names, classes)
+        rows["influence_directions"] += with_found_again(
+            direction_influence_rows(found, name, names, classes), directions
+        )
         rows["influence_classes"] += class_influence_rows(found, name, names, classes)
         entry = summary["directions"][name]
         entry.update(influence_summary(found, name))
@@ -83,7 +86,7 @@ def add_influence(
             entry["influence"]["s3_probability"] = _rounded(
                 s3(columns, found.probability[a, 0, part], probability, use.known)
             )
-            suspects = suspect_rows(found, name, labels[name], columns, use, classes)
+            suspects = with_found_again(suspect_rows(found, name, labels[name], columns, use, classes), directions)
             entry["influence"]["suspects"] = suspects[:10]
             rows["suspects"] += suspects
     tables.write_parts("influence", (p for name in sets for p in influence_parts(found, name, plain[name], classes)))

@@ -86,6 +86,7 @@ def direction_pages(
                 },
                 marks=marks.get(i, []),
                 features=features.get(i),
+                found_again=NAN if directions.found_again is None else float(directions.found_again[i]),
             )
         )
     return out

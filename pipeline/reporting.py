@@ -20,6 +20,7 @@ from evaluate.site.pages import pages
 from evaluate.site.pictures import draw_pictures
 from evaluate.site.similarity import cosines, similarity_map
 from evaluate.site.terms import definitions
+from evaluate.tables import with_found_again
 from extract.seen import SeenImages, seen_images
 from pipeline.evaluated import Evaluated, Label
 from pipeline.report_parts import class_pages, concepts_of, direction_pages, marks_of
@@ -103,6 +104,7 @@ def write_site(
         curves, random = read_steering(evaluated.arrow("steering", name), directions.count) if influence else ([], None)
         entry, log = evaluated.summary["directions"][name], fit_log(path)
         truth, diagnosis = concepts_of(evaluated.table("ground_truth", name)), directions.info.get("diagnosis", {})
+        stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
         progress("map", 0, 1)
         places = similarity_map(cosines(directions.signals))
         progress("map", 1, 1)
@@ -123,7 +125,7 @@ def write_site(
             places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],
             definitions=definitions(
                 labelled=bool(rows), moved=influence is not None, drawn=bool(features), truth=bool(truth),
-                marked=bool(marks_of(diagnosis)),
+                marked=bool(marks_of(diagnosis)), refitted=directions.found_again is not None, stable=bool(stability),
             ),
             influence=influence,
             random=random,
@@ -132,6 +134,8 @@ def write_site(
             diagnosis=diagnosis,
             log=log,
             log_picture="" if log else log_picture(path, folder),
+            refits=directions.refits,
+            stability=stability,
         )  # fmt: skip
         _write(site, folder, progress)
         about = {"made_by": OURS.made_by, "title": site.title, "set": name, "store": opened.fingerprint}
@@ -230,7 +234,7 @@ def _features(
             raise
         notes.append(f"No pictures were synthesised. {error}")
         return {}
-    _write_responses(labelled, found, folder)
+    _write_responses(directions, labelled, found, folder)
     return {
         i: Features(
             Picture(f"v/{one.signal}", one.response_signal, one.fires_signal),
@@ -253,7 +257,9 @@ def _checked(features: Mapping[int, Features]) -> dict[str, str]:
     }
 
 
-def _write_responses(labelled: tuple[str, Sequence[Label]], found: Mapping[int, Drawn], folder: Path) -> None:
+def _write_responses(
+    directions: Directions, labelled: tuple[str, Sequence[Label]], found: Mapping[int, Drawn], folder: Path
+) -> None:
     """The table of what detectors make of the synthesised pictures, with its dictionary."""
     name, labels = labelled
     rows = [
@@ -262,7 +268,7 @@ def _write_responses(labelled: tuple[str, Sequence[Label]], found: Mapping[int, 
         for i, one in sorted(found.items())
     ]  # fmt: skip
     tables = Tables(folder)
-    tables.write("visualization", rows_to_columns(rows))
+    tables.write("visualization", rows_to_columns(with_found_again(rows, directions)))
     tables.finish()
 
 

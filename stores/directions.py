@@ -80,6 +80,16 @@ class Directions:
         """I."""
         return int(self.filters.shape[1])
 
+    @property
+    def refits(self) -> int:
+        """How many refits ``found_again`` is a share of; 0 where that is unknown or there were none."""
+        return 0 if self.found_again is None else int(self.info.get("config", {}).get("refits", 0))
+
+    @property
+    def share_found_again(self) -> float | None:
+        """Share of the directions that at least half of the refits contain; None where there were no refits."""
+        return None if self.found_again is None else round(float((self.found_again >= 0.5).mean()), 4)
+
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Detector logits ``z = x W − b``, (…, I), of activations (…, C); b is 0 for methods without thresholds."""
         z = x.astype(np.float32, copy=False) @ self.filters

@@ -59,6 +59,7 @@ COLUMNS = (
         "Mean |correlation| of logits with those of the other fits of the method, matched one to one.",
     ),
     Column("stability_kappa", "Stability κ", 1, "The same corrected for chance."),
+    Column("found_again", "Found again", 1, "Share of directions that at least half of the refits contain."),
 )
 OPTIONAL = frozenset(
     {
@@ -72,6 +73,7 @@ OPTIONAL = frozenset(
         "monosemanticity",
         "stability",
         "stability_kappa",
+        "found_again",
     }
 )  # shown only where some section has them
 
@@ -96,6 +98,11 @@ def points(change: float) -> str:
     value = 100 * change
     text = f"{value:+.1f}" if abs(value) >= 0.995 else f"{value:+.2f}"
     return (text if float(text) else "±0").replace("-", "−") + " pp"
+
+
+def again(share: float, refits: int) -> str:
+    """How often a direction is found again: ``7 of 8`` refits, or a share where their number is unknown."""
+    return f"{share * refits:.0f} of {refits}" if refits else number(share)
 
 
 def name(key: str) -> str:

@@ -40,7 +40,7 @@ class Card:
     """One direction pair. ``strip`` is a file name relative to the report: ``len(tiles)`` square pictures side by side.
 
     ``measures``: IoU, precision, recall, F1, average precision, share of positions, pair agreement, by name.
-    ``candidates`` are sorted, best first; the first is the label on train. ``pushes``: the classes it moves most, largest change first.
+    ``found_again``: share of refits that contain it, NaN without refits. ``candidates`` are sorted, best first; the first is the label on train. ``pushes``: the classes it moves most, largest change first.
     """
 
     index: int
@@ -53,11 +53,13 @@ class Card:
     strip: str
     tiles: list[Tile]
     pushes: list[Push] = field(default_factory=list)
+    found_again: float = float("nan")
 
 
 @dataclass(frozen=True)
 class Section:
-    """All directions of one file. ``summary`` is its entry in summary.json; ``log_picture``, ``steering_picture`` file names or empty."""
+    """All directions of one file. ``summary`` is its entry in summary.json; ``log_picture``, ``steering_picture`` file names or empty.
+    ``refits``: of how many ``Card.found_again`` is a share, 0 where that is unknown."""
 
     name: str
     method: str
@@ -66,6 +68,7 @@ class Section:
     log_picture: str = ""
     diagnosis: dict[str, Any] = field(default_factory=dict)
     steering_picture: str = ""
+    refits: int = 0
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,12 @@ DEFINITIONS = {
     "sampled at the layer's positions.",
 }
 
+REFITS = {
+    "found again": "Number of short fits on random halves of the images that contain the direction: matched one to one, the |correlation| of its "
+    "logits with its partner's is above 0.8. Of a set: the share of its directions that at least half of these fits contain. A direction "
+    "that other images do not give may be chance (our definition).",
+}
+
 INFLUENCE = {
     "pushes": "The classes whose probability changes most when every position of the layer is moved along the direction's signal "
     "vector (unit norm), in percentage points, mean over the images; in italics where random directions do as much.",

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from evaluate.report.columns import DASH, column_groups, comparison, name, number, points, short, shown_columns
+from evaluate.report.columns import DASH, again, column_groups, comparison, name, number, points, short, shown_columns
 from evaluate.report.data import Card, ReportData, Section
 from stores.files import write_atomically
 
@@ -42,7 +42,7 @@ def render(data: ReportData) -> str:
     """The page as a text."""
     style, script = Markup(_resource("report.css")), Markup(_resource("report.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, short=short, name=name, url=url, points=points)
+    environment.filters.update(number=number, short=short, name=name, url=url, points=points, again=again)
     colours = category_colours(data)
     return environment.from_string(_resource("report.html")).render(
         data=data,
@@ -53,6 +53,7 @@ def render(data: ReportData) -> str:
         column_groups=column_groups(shown_columns(data)),
         comparison=comparison(data),
         colours=colours,
+        refitted=any(card.found_again == card.found_again for s in data.sections for card in s.cards),
         sections=[_section(i, section, data) for i, section in enumerate(data.sections, 1)],
         widest=max((sum(n for _, n, _ in per_category(s)) for s in data.sections), default=0),
         tallest=max((n for s in data.sections for _, _, n in per_category(s)), default=0),

@@ -6,14 +6,16 @@
   const sets = all(".set");
   const form = one(".tools");
   if (!form || !sets.length) return;
-  const find = one("#find"), sort = one("#sort"), count = one("#count"), only = one("#only");
+  const find = one("#find"), sort = one("#sort"), count = one("#count"), only = one("#only"), again = one("#again");
   const chips = all("button[data-category]", form);
+  const buttons = all("button[aria-pressed]", form);
   const tabs = all(".tabs a");
 
   const card = (node) => ({
     node,
     index: Number(node.dataset.index),
     iou: Number.isFinite(Number(node.dataset.iou)) ? Number(node.dataset.iou) : -1,
+    again: Number(node.dataset.again),
     label: node.dataset.label,
     category: node.dataset.category,
     good: "good" in node.dataset,
@@ -25,6 +27,7 @@
     iou: (a, b) => b.good - a.good || b.iou - a.iou || a.index - b.index,
     index: (a, b) => a.index - b.index,
     label: (a, b) => language.compare(a.label, b.label) || orders.iou(a, b),
+    again: (a, b) => (b.again || 0) - (a.again || 0) || orders.iou(a, b),
   };
   const sorted = new Map(sets.map((set) => [set, "iou"])); // the order the page was written in
   let current = sets[0];
@@ -42,11 +45,11 @@
     }
     const found = matches(find.value.toLowerCase().split(/\s+/).filter(Boolean));
     const pressed = new Set(chips.filter((chip) => chip.ariaPressed === "true").map((chip) => chip.dataset.category));
-    const good = only.ariaPressed === "true";
+    const good = only.ariaPressed === "true", stable = again?.ariaPressed === "true";
     const tally = new Map();
     let shown = 0;
     for (const item of list) {
-      const kept = found(item) && (!good || item.good);
+      const kept = found(item) && (!good || item.good) && !(stable && item.again < 0.5);
       if (kept) tally.set(item.category, (tally.get(item.category) ?? 0) + 1);
       item.node.hidden = !kept || (pressed.size > 0 && !pressed.has(item.category));
       shown += !item.node.hidden;
@@ -58,7 +61,7 @@
 
   function clear() {
     find.value = "";
-    for (const chip of [...chips, only]) chip.ariaPressed = "false";
+    for (const chip of buttons) chip.ariaPressed = "false";
   }
 
   function show(set) {
@@ -99,7 +102,7 @@
   });
   sort.addEventListener("change", apply);
   form.addEventListener("submit", (event) => event.preventDefault());
-  for (const chip of [...chips, only]) {
+  for (const chip of buttons) {
     chip.addEventListener("click", () => {
       chip.ariaPressed = String(chip.ariaPressed !== "true");
       apply();

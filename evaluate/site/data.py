@@ -97,7 +97,7 @@ class Direction:
     """One direction pair. ``strip``: the file of its first images side by side, as many of them as ``STRIP`` says and are there.
      ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
 
-    ``pushes``: by role, classes raised and then classes lowered; ``up`` and ``down``: all classes that the signal vector moves
+    ``found_again``: share of refits that contain it. ``pushes``: by role, classes raised and then classes lowered; ``up`` and ``down``: all classes that the signal vector moves
     beyond random directions; ``influence``: its largest absolute change of probability. ``near``: by ``signal`` and ``filter``.
     """
 
@@ -123,6 +123,7 @@ class Direction:
     near: dict[str, list[Near]] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     features: Features | None = None
+    found_again: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ class Site:
     comparison : all sets of the evaluation; per_category : (category, distinct concepts, directions) of this one.
     places : (I, 2) of the map. suspects : rows of the table. random : steering of random directions.
     truth : true concepts, where they are known. diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value); log_picture : file, or empty.
-    definitions : term -> text.
+    definitions : term -> text. refits : of how many ``found_again`` is a share, 0 where that is unknown.
+    stability : rows of the table about this set.
     """
 
     title: str
@@ -182,6 +184,13 @@ class Site:
     diagnosis: dict[str, Any] = field(default_factory=dict)
     log: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     log_picture: str = ""
+    refits: int = 0
+    stability: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def refitted(self) -> bool:
+        """Whether the directions say how often they are found again."""
+        return any(d.found_again == d.found_again for d in self.directions)
 
     @property
     def labelled(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 
-from evaluate.report.columns import DASH, name, number, points, short
+from evaluate.report.columns import DASH, again, name, number, points, short
 from evaluate.report.page import COLOURS, KNOWN, notes
 from evaluate.site import charts, figures
 from evaluate.site.data import ClassPage, Direction, Push, Site
@@ -34,7 +34,12 @@ def pages(site: Site) -> Iterator[tuple[str, bytes]]:
     yield "script.js", _resource("evaluate.site", "site.js").encode()
     book = _Book(site)
     yield "index.html", book.overview()
-    yield "fit.html", book.page("fit.html", here="fit", scalars=_scalars(site), complaints=notes(site.diagnosis))
+    yield (
+        "fit.html",
+        book.page(
+            "fit.html", here="fit", scalars=_scalars(site), complaints=notes(site.diagnosis), again=_found_again(site)
+        ),
+    )
     yield (
         "definitions.html",
         book.page("definitions.html", here="definitions", columns=site.comparison.measures, glossary=site.definitions),
@@ -65,7 +70,7 @@ class _Book:
             autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         environment.filters.update(
-            number=number, short=_signed, name=name, points=points, percent=percent, cosine=cosine, anchor=anchor, ends=ends,
+            number=number, again=again, short=_signed, name=name, points=points, percent=percent, cosine=cosine, anchor=anchor, ends=ends,
             attribute=attribute, floor=floor, shown=shown, page=direction_page, class_page=class_page,
         )  # fmt: skip
         self.colours = category_colours(site)
@@ -245,6 +250,14 @@ def _decided(site: Site) -> set[str]:
     rows = [row for row in site.comparison.rows if not row.supervised]
     read = {m.key: {number(row.values.get(m.key)) for row in rows} - {DASH} for m in site.comparison.measures}
     return {key for key, texts in read.items() if len(texts) > 1}
+
+
+def _found_again(site: Site) -> list[tuple[str, int]]:
+    """How often directions are found again, with how many of them, most often first; many refits in tenths."""
+    steps = site.refits if 0 < site.refits <= 10 else 10
+    found = [math.floor(d.found_again * steps + 1e-4) for d in site.directions if d.found_again == d.found_again]
+    of = f" of {steps}" if steps == site.refits else "0 %"
+    return [(f"{k}{of}", found.count(k)) for k in range(steps, -1, -1)] if found else []
 
 
 def _scalars(site: Site) -> dict[str, Any]:

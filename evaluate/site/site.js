@@ -98,7 +98,7 @@
 
   function directions(form) {
     const list = one(".dirs"), none = one(".none"), reset = one("#reset");
-    const sort = one("#sort"), least = one("#least"), klass = one("#class"), way = one("#way"), only = one("#only");
+    const sort = one("#sort"), least = one("#least"), again = one("#again"), klass = one("#class"), way = one("#way"), only = one("#only");
     const chips = all("button[data-category]", form);
     let read = null; // classes, and which of them each direction moves: as soon as somebody asks for one
     const moved = () => (read ??= JSON.parse(one("#moved").textContent));
@@ -112,6 +112,7 @@
       iou: number(node.dataset.iou),
       share: number(node.dataset.share),
       influence: number(node.dataset.influence),
+      again: number(node.dataset.again),
       label: node.dataset.label,
       category: node.dataset.category,
       good: "good" in node.dataset,
@@ -125,6 +126,7 @@
       label: (a, b) => language.compare(a.label, b.label) || orders.iou(a, b),
       influence: falling("influence"),
       share: falling("share"),
+      again: (a, b) => (b.again || 0) - (a.again || 0) || orders.iou(a, b),
     };
     const usual = sort.options[0].value; // the order the page was written in
     let order = usual;
@@ -132,6 +134,7 @@
       q: typed(find),
       sort: typed(sort, usual),
       iou: typed(least),
+      again: typed(again),
       class: typed(klass, "", fill),
       way: typed(way, "both"),
       cat: {
@@ -154,12 +157,12 @@
         order = sort.value;
       }
       const searched = words();
-      const limit = number(least?.value);
+      const limit = number(least?.value), often = number(again?.value);
       const chosen = new Set(chips.filter(pressed).map((chip) => chip.dataset.category));
       const tally = new Map();
       let shown = 0;
       for (const item of items) {
-        const kept = found(item, searched) && (!pressed(only) || item.good) && !(item.iou < limit) && pushes(item);
+        const kept = found(item, searched) && (!pressed(only) || item.good) && !(item.iou < limit) && !(item.again < often) && pushes(item);
         if (kept) tally.set(item.category, (tally.get(item.category) ?? 0) + 1);
         item.node.hidden = !kept || (chosen.size > 0 && !chosen.has(item.category));
         shown += !item.node.hidden;
@@ -176,7 +179,7 @@
     };
 
     find.addEventListener("input", later(changed));
-    least?.addEventListener("input", later(changed));
+    for (const field of [least, again]) field?.addEventListener("input", later(changed));
     for (const field of [sort, klass, way]) field?.addEventListener("change", changed);
     for (const chip of [...chips, only]) {
       chip?.addEventListener("click", () => {
@@ -186,7 +189,7 @@
     }
     for (const button of [reset, ...all(".reset")]) {
       button.addEventListener("click", () => {
-        for (const field of [find, least, klass]) if (field) field.value = "";
+        for (const field of [find, least, again, klass]) if (field) field.value = "";
         for (const chip of [...chips, only]) press(chip, false);
         sort.value = usual;
         if (way) way.value = "both";

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evaluate.report.columns import COLUMNS
-from evaluate.report.definitions import DEFINITIONS, INFLUENCE
+from evaluate.report.definitions import DEFINITIONS, INFLUENCE, REFITS
 
 ELSEWHERE = ("supervised_thresholds", "union", "resolution")  # of report.html: no page here speaks of them
 ALWAYS = ("decoding direction", "encoding direction", "agreement", "share", "coverage", "redundancy")
@@ -43,6 +43,13 @@ MOVED = {
     "a tenth of the image on average, and the signal vector raises that class beyond random directions. Whether such a concept belongs to its "
     "class only a person can say (our definition).",
 }
+STABLE = {
+    "matched": "The directions of two fits are matched one to one, for each measure anew, so that its mean over the pairs is largest.",
+    "by chance": "The same of this fit and of the other one with themselves, no direction with itself: what any two directions of a fit have.",
+    "kappa": "(matched − by chance) / (1 − by chance): 0 is no better than chance, 1 the same directions.",
+    "mutual": "Share of the first fit's directions whose nearest of the other fit, by the correlation of logits, has them as its nearest.",
+    "nearest in the set": "Mean |correlation| of logits of this set's directions with the nearest other one of the set: near 1, it holds twins.",
+}
 DRAWN = {
     "feature visualisation": "A picture synthesised so that the layer's activations go as far as possible along a direction. Beside it stands what "
     "the pair's own detector makes of the picture (its mean logit over the layer's positions), and of pictures synthesised along random "
@@ -51,18 +58,27 @@ DRAWN = {
 
 
 def definitions(
-    *, labelled: bool, moved: bool, drawn: bool, truth: bool = False, marked: bool = True
+    *,
+    labelled: bool,
+    moved: bool,
+    drawn: bool,
+    truth: bool = False,
+    marked: bool = True,
+    refitted: bool = False,
+    stable: bool = False,
 ) -> dict[str, str]:
     """Term -> text of what a report shows, those of every column of its comparison included.
 
     Parameters
     ----------
     labelled, moved, drawn, truth : whether there are labels, influence, synthesised pictures, and a truth to compare with.
-    marked : whether the diagnosis names any direction.
+    marked : whether the diagnosis names any direction. refitted, stable : whether there were refits, and other fits of the method.
     """
     found = {key: text for key, text in DEFINITIONS.items() if (key not in ELSEWHERE if labelled else key in ALWAYS)}
     found |= SITE if labelled else {key: text for key, text in SITE.items() if key != "interval"}
-    parts = ((marked, MARKED), (truth, TRUE), (moved, INFLUENCE | MOVED), (drawn, DRAWN))
+    parts = (
+        (marked, MARKED), (refitted, REFITS), (stable, STABLE), (truth, TRUE), (moved, INFLUENCE | MOVED), (drawn, DRAWN),
+    )  # fmt: skip
     return found | {key: text for wanted, part in parts if wanted for key, text in part.items()}
 
 

@@ -107,7 +107,7 @@ def fit(
       torchrun --nproc-per-node 4 --no-python fit --store acts.zarr --directions 500 --out large.safetensors
     """
     from fit.supervised.labels import ConceptLabels
-    from pipeline.fitting import fit_to_file, found_again_share, warnings_of
+    from pipeline.fitting import fit_to_file, warnings_of
     from pipeline.ranks import joined
     from stores.parts import Part
     from stores.readers import LayerReader
@@ -151,7 +151,7 @@ def fit(
         "directions": fitted.directions_.count,
         "seconds": record["seconds"],
         "peak_memory_mib": record["peak_memory_mib"],
-        "found_again": found_again_share(fitted.found_again_),
+        "found_again": fitted.directions_.share_found_again,
         "diagnosis": fitted.diagnosis_,
     }
     if as_json:

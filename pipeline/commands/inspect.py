@@ -160,12 +160,22 @@ def _directions_facts(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "channels": found.channels,
         "thresholds": "own" if found.thresholds is not None else f"top {100 * found.quantile:g} % of positions",
         "pair agreement": f"cosine of filter and signal {cosine.mean():.3f} on average, {cosine.min():.3f} at least",
+        **({} if found.found_again is None else {"found again": _found_again(found)}),
         "model": found.info.get("model"),
         "store": found.info.get("store", {}).get("path"),
         "configuration": found.info.get("config", {}),
         "diagnosis": found.info.get("diagnosis", {}),
     }
     return facts, {"run": {"command": "fit", **run}} if isinstance(run, dict) else {}
+
+
+def _found_again(found: Directions) -> str:
+    """How many directions are found again, of how many refits and from which likeness on."""
+    from fit.refits import ALIKE
+
+    many = round((found.share_found_again or 0) * found.count)
+    refits = f"{found.refits} refits" if found.refits else "the refits"
+    return f"{many} of {found.count} by at least half of {refits}, with a correlation of logits above {ALIKE}"
 
 
 def _table(facts: dict[str, Any]) -> Iterator[str]:

@@ -50,7 +50,9 @@ def make_section(folder: Path, name: str, count: int) -> Section:
         candidates = [Candidate(label, category, iou, iou), Candidate("other", "scene", 0.1, 0.1)]
         shown = [Tile(f"{i}-{k}.jpg", 5.0 - k, "a class with a long name") for k in range(TILES)]
         measures = {"precision": 0.5, "average_precision": 0.3}
-        cards.append(Card(count - i, label, category, iou, iou > 0.1, measures, candidates, strip, shown))
+        cards.append(
+            Card(count - i, label, category, iou, iou > 0.1, measures, candidates, strip, shown, found_again=i % 3 / 2)
+        )
     return Section(name, "eddp", {"s1": count / 10}, cards, diagnosis={"dead": [1], "coverage": 0.5})
 
 
@@ -158,6 +160,9 @@ def test_chips_filter_by_category_and_by_being_interpretable(visit):
     page.get_by_role("button", name="interpretable only").click()
     playwright_api.expect(page.locator("#count")).to_have_text("10 of 12 directions")
     assert page.locator(".card.muted:visible").count() == 0
+    page.get_by_role("button", name="interpretable only").click()
+    page.get_by_role("button", name="found again only").click()
+    assert indices(page) == [12 - i for i in range(12) if i % 3]
 
 
 def test_directions_can_be_sorted(visit):
@@ -167,6 +172,8 @@ def test_directions_can_be_sorted(visit):
     assert indices(page) == list(range(1, 13))
     page.get_by_label("Sort by").select_option("label")
     assert labels(page) == sorted(labels(page), key=lambda label: label.replace("Ä", "a").lower())
+    page.get_by_label("Sort by").select_option("again")
+    assert indices(page) == [12 - i for i in sorted(range(12), key=lambda i: (-(i % 3), i))]
     page.get_by_label("Sort by").select_option("iou")
     assert indices(page) == list(range(12, 0, -1))
 

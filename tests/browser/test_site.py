@@ -146,6 +146,7 @@ def test_every_order_sorts(visit: Visit) -> None:
         "index": lambda c: int(c["index"]),
         "influence": lambda c: (-float(c["influence"]), int(c["index"])),
         "share": lambda c: (-float(c["share"]), int(c["index"])),
+        "again": lambda c: (-int(c["again"]), every.index(c)),
     }
     for name, key in orders.items():
         page.get_by_label("Sort by").select_option(name)
@@ -169,6 +170,12 @@ def test_every_filter_filters_and_they_add_up(visit: Visit) -> None:
     assert [c["index"] for c in cards(page)] == mine
     page.get_by_label("IoU at least").fill("0.1")
     expected = [c["index"] for c in every if c["category"] == category and float(c["iou"]) >= 0.1]
+    expect(page.locator("#count")).to_have_text(f"{len(expected)} of {len(every)} directions")
+    assert [c["index"] for c in cards(page)] == expected
+    page.get_by_role("button", name="Clear all").click()
+    assert cards(page) == every
+    page.get_by_label("Found again at least").fill("7")
+    expected = [c["index"] for c in every if int(c["again"]) >= 7]
     expect(page.locator("#count")).to_have_text(f"{len(expected)} of {len(every)} directions")
     assert [c["index"] for c in cards(page)] == expected
     page.get_by_role("button", name="Clear all").click()

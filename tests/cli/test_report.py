@@ -70,6 +70,16 @@ def test_everything_is_in_it(run: Run, world: Path) -> None:
         assert word in page
     assert "<svg" in text_of(out / "fit.html")  # the log lies beside the directions
     assert "refine steps" in text_of(out / "fit.html")
+    again = Directions.load(world / "eddp.safetensors").found_again
+    assert again is not None
+    for i, share in enumerate(again):
+        assert f"{8 * share:.0f} of 8" in text_of(out / "d" / f"{i:05d}.html")
+    ok(run("eddp", "report", world / "evaluation", *PLAIN, "--directions", "kmeans"))  # fitted without refits
+    assert "of 8" not in "".join(text_of(page) for page in out.rglob("*.html"))
+    tables = ("directions", "influence_directions")
+    for table in (pyarrow.parquet.read_table(world / "evaluation" / f"{name}.parquet").to_pylist() for name in tables):
+        assert all(r["found_again"] == again[r["index"]] for r in table if r["directions"] == "eddp")
+        assert all(r["found_again"] is None for r in table if r["directions"] == "kmeans")
 
 
 def test_numbers_are_those_of_the_tables(run: Run, world: Path) -> None:

@@ -31,7 +31,7 @@ def fitted(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> tupl
     files: list[object] = []
     for name, *options in (
         ("one", "--method", "kmeans"),
-        ("two", "--method", "kmeans", "--seed", 5),
+        ("two", "--method", "kmeans", "--seed", 5, "--refits", 2),
         ("pca", "--method", "pca"),
     ):
         out = tmp_path / f"{name}.safetensors"
@@ -82,6 +82,15 @@ def test_the_comparison_holds_all_files_and_stability_the_pair_of_one_method(
     )
     assert "stability" not in summary["pca"]
     assert -1 <= summary["pca"]["monosemanticity"] <= 1
+    rows = pyarrow.parquet.read_table(out / "directions.parquet").to_pylist()
+    again = {name: [row["found_again"] for row in rows if row["directions"] == name] for name in summary}
+    assert again["one"] == again["pca"] == [None] * 3
+    assert set(again["two"]) <= {0, 0.5, 1}
+    assert summary["two"]["found_again"] == pytest.approx(np.mean([value >= 0.5 for value in again["two"]]), abs=1e-4)
+    assert [row["found_again"] for row in compared] == [None, summary["two"]["found_again"], None]
+    assert "found_again" not in summary["one"]
+    assert "found again" in ok(run("eddp", "inspect", tmp_path / "two.safetensors")).out
+    assert "found again" not in ok(run("eddp", "inspect", tmp_path / "one.safetensors")).out
     assert "second" in summary["pca"]["monosemanticity_encoder"]
 
 

@@ -87,6 +87,17 @@ def bare() -> Site:
     )  # fmt: skip
 
 
+def refitted(refits: int = 8) -> Site:
+    """With refits, and another fit of the method."""
+    measures = ("detector_iou", "logit_correlation", "signal_cos")
+    values = {f"{measure}{part}": 0.5 for measure in measures for part in ("", "_chance", "_kappa")}
+    row = {"first": "half", "second": "eddp", **values, "mutual": 0.75, "nearest_first": 0.1, "nearest_second": 0.625}
+    return site(
+        directions=[direction(0, found_again=0.875), direction(1, found_again=0.25)], refits=refits, stability=[row],
+        definitions=definitions(labelled=True, moved=True, drawn=True, refitted=True, stable=True),
+    )  # fmt: skip
+
+
 def rendered(what: Site) -> dict[str, str]:
     return {path: content.decode() for path, content in pages(what)}
 
@@ -118,7 +129,7 @@ def test_hostile_names_stay_text() -> None:
         assert HOSTILE in "".join(page.texts)
 
 
-@pytest.mark.parametrize("make", [site, bare])
+@pytest.mark.parametrize("make", [site, bare, refitted])
 def test_every_link_leads_somewhere(make: Any) -> None:
     texts = rendered(make())
     parsed = {path: Page(text) for path, text in texts.items() if path.endswith(".html")}
@@ -177,6 +188,22 @@ def test_the_truth_is_shown_where_it_is_known() -> None:
     assert "IoU 0.875, cosine of the signal vectors −0.25" in texts[direction_page(1)]
     assert "Matched with" not in texts[direction_page(0)]
     assert "Against the truth" not in rendered(site())["fit.html"]
+
+
+def test_what_other_fits_find_is_shown_where_there_are_some() -> None:
+    found = rendered(refitted())
+    assert "7 of 8" in found["d/00000.html"]
+    assert re.findall(r'data-again="(\d+)"', found["index.html"]) == ["7", "2"]
+    assert all(word in found["fit.html"] for word in ("half", "0.750", "0.625"))
+    assert "0.100" not in found["fit.html"]  # of the other set
+    bars = re.findall(r'"who">([^<]*)</span>.*"sum">([^<]*)<', found["fit.html"])
+    assert len(bars) == 9
+    assert [text for text, count in bars if count == "1"] == ["7 of 8", "2 of 8"]
+    many = rendered(refitted(refits=0))["fit.html"]
+    assert re.findall(r'"who">([^<]*)</span>.*"sum">1<', many) == ["80 %", "20 %"]
+    without = "".join(rendered(site()).values()).lower()
+    assert "found again" not in without
+    assert "mutual" not in without
 
 
 def test_a_strip_is_as_long_as_there_are_images() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ def test_one_row_a_direction(labelled: tuple[Counts, Labelled], directions: Dire
         "iou_train": 0.5, "iou_val": 0.25, "interpretable": True, "precision": 0.333333, "recall": 0.5, "f1": 0.4,
         "average_precision": 0.75, "share": 0.125, "agreement": 0.6,
         "iou_low": None, "iou_high": None, "threshold_supervised": None, "iou_supervised": None, "f1_supervised": None,
+        "found_again": None,
     }  # fmt: skip
     assert (dead["label"], dead["category"], dead["number"], dead["interpretable"]) == ("", "", 0, False)
     assert dead["average_precision"] is None
@@ -85,6 +87,12 @@ def test_what_the_second_pass_gave(labelled: tuple[Counts, Labelled], directions
     names = ("iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised")
     assert [first[name] for name in names] == [0.1, 0.3, 1.5, 0.5, 0.666667]
     assert [dead[name] for name in names] == [0, 0, None, 0, 0]
+
+
+def test_how_often_each_direction_is_found_again(labelled: tuple[Counts, Labelled], directions: Directions) -> None:
+    refitted = dataclasses.replace(directions, found_again=np.array([0.875, 0], np.float32))
+    rows = direction_rows("mine", refitted, labelled[0], slice(1, 3), labelled[1])
+    assert [row["found_again"] for row in rows] == [0.875, 0]
 
 
 def test_the_best_labels_of_each_direction(labelled: tuple[Counts, Labelled], directions: Directions) -> None:

@@ -43,6 +43,16 @@ def test_all_comes_back(tmp_path: Path, thresholds: bool) -> None:
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "a" / "d.safetensors").read_bytes()
 
 
+def test_how_often_they_are_found_again_comes_back(tmp_path: Path) -> None:
+    some(found_again=np.array([1, 0.375, 0.5], np.float32), info={"config": {"refits": 8}}).save(
+        tmp_path / "d.safetensors"
+    )
+    found = Directions.load(tmp_path / "d.safetensors")
+    np.testing.assert_array_equal(found.found_again, [1, 0.375, 0.5])
+    assert (found.refits, found.share_found_again) == (8, 0.6667)
+    assert (some().found_again, some().refits, some().share_found_again) == (None, 0, None)
+
+
 def test_any_safetensors_reader_opens_it(tmp_path: Path) -> None:
     some().save(tmp_path / "d.safetensors")
     with safe_open(str(tmp_path / "d.safetensors"), framework="np") as file:
