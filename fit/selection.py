@@ -1,31 +1,31 @@
-"""How many directions: the largest number that two halves of the images give alike [ours].
+"""How many directions: as many as two halves of the images give alike [ours].
 
 Too few directions mix concepts; too many share concepts out among near-twins, otherwise in each half. So short fits of two halves that
-share no image are compared for several numbers, by κ: how much better their logits correlate, matched one to one, than those of
-different directions of one set do (``stores.similarity``).
+share no image are compared for several numbers I, by κ: how much better their logits correlate, matched one to one, than those of
+different directions of one set do (``stores.similarity``). Of the numbers with κ of at least ``KAPPA`` the one of largest I·κ is taken.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from fit.fitter import Fitter
 from fit.refits import part_of_refit
-from stores.errors import FitError
 from stores.progress import Progress, silent
+from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader
 from stores.similarity import agreement, logit_correlation
 from stores.statistics import statistics
 
-log = logging.getLogger(__name__)
-NUMBERS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+NUMBERS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 KAPPA = 0.5  # from where two halves count as alike
-PAIRS = 3  # of halves a number
+POSITIONS = 100
+PAIRS = 2  # of halves a number
 
 
 @dataclass(frozen=True)
@@ -39,43 +39,56 @@ class Selection:
 
 
 def select_number(
-    make: Callable[[int], Fitter[Any]],
+    make: Callable[..., Fitter[Any]],
     reader: LayerReader,
     *,
     numbers: Sequence[int] = NUMBERS,
+    ranks: Ranks = ALONE,
     progress: Progress = silent,
 ) -> Selection:
-    """Fit halves with more and more directions, until two numbers in a row are no longer found alike.
+    """Fit halves with more and more directions; once two were alike, until two numbers in a row are not.
 
     Parameters
     ----------
-    make : gives an estimator for a number of directions.
-    numbers : ascending; those above the layer's channels are left out.
+    make : gives an estimator, called with ``n_directions``.
+    numbers : ascending; those above the layer's channels, or with fewer than ``POSITIONS`` each in a half, are left out.
 
-    Raises FitError when not even the smallest number can be fitted to half of the images.
+    Of several ranks the first does it, and all take its number.
+
+    Raises FitError when half of the images cannot be fitted.
     """
+    selection = _select(make, reader, numbers, progress) if ranks.rank == 0 else None
+    if ranks.size == 1 and selection is not None:
+        return selection
+    number = int(ranks.share({"number": torch.tensor(selection.number)} if selection else None)["number"])
+    return selection or Selection(number, "", [])
+
+
+def _select(
+    make: Callable[..., Fitter[Any]], reader: LayerReader, numbers: Sequence[int], progress: Progress
+) -> Selection:
     moments = statistics(reader)
     rows: list[dict[str, Any]] = []
-    tried = [number for number in numbers if number <= reader.channels] or [reader.channels]
+    most = min(reader.channels, reader.n_rows // (2 * POSITIONS))
+    tried = [number for number in numbers if number <= most] or [numbers[0]]
     for done, number in enumerate(tried):
         progress("numbers of directions", done, len(tried), f"{number} directions")
-        try:
-            rows.append(_row(make(number), reader, moments))
-        except FitError as error:
-            if not rows:
-                raise
-            log.warning("More than %d directions cannot be fitted to half of the images (%s)", tried[done - 1], error)
-            break
-        if len(rows) > 1 and all(row["kappa"] < KAPPA for row in rows[-2:]):
+        rows.append(_row(make(n_directions=number), reader, moments))
+        if len(rows) > 2 and max(row["kappa"] for row in rows) >= KAPPA > max(row["kappa"] for row in rows[-2:]):
             break
     alike = [row for row in rows if row["kappa"] >= KAPPA]
-    best = alike[-1] if alike else max(rows, key=lambda row: row["kappa"])
-    reached = (
-        f"the largest of {', '.join(str(row['directions']) for row in rows)} that two halves of the images give alike"
+    best = (
+        max(alike, key=lambda row: row["directions"] * row["kappa"])
+        if alike
+        else max(rows, key=lambda row: row["kappa"])
     )
-    missed = "the number that two halves of the images give most alike, though none reaches"
-    why = f"{reached if alike else missed} (κ {best['kappa']:.2f}, {'' if alike else 'not '}at least {KAPPA:g})"
-    return Selection(best["directions"], why, rows)
+    said = (
+        "as many as two halves of the images give alike"
+        if alike
+        else "what two halves of the images give most alike, though they are not"
+    )
+    seen = ", ".join(f"{row['directions']}: {row['kappa']:.2f}" for row in rows)
+    return Selection(best["directions"], f"{said} (κ of each number tried: {seen}; alike from {KAPPA:g})", rows)
 
 
 def _row(fitter: Fitter[Any], reader: LayerReader, moments: Any) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evaluate.report.curves import loss_picture
 from fit import Fitter
 from fit.checkpoint import MINUTES, Checkpoint
+from fit.selection import Selection
 from pipeline.run import Run
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
@@ -28,11 +30,13 @@ def fit_to_file(
     minutes: float = MINUTES,
     progress: Progress = silent,
     ranks: Ranks = ALONE,
+    selection: Selection | None = None,
 ) -> tuple[Fitter[Any], dict[str, Any]]:
     """Fit, and write ``out`` (safetensors), ``.json``, and for methods with a log ``.log.csv``, ``.log.parquet``, ``.log.png``.
 
     A method that can go on keeps its state in ``.checkpoint`` every ``minutes``, and it is removed when all is written. Of several
-    ranks rank 0 alone writes. Returns the fitted method and the run's record, part of which is in the file's header.
+    ranks rank 0 alone writes. What a ``selection`` of the number of directions tried goes to ``.numbers.csv``, ``.numbers.parquet`` and
+    ``.numbers.png``. Returns the fitted method and the run's record, part of which is in the file's header.
     """
     checkpoint = Checkpoint(out.with_suffix(".checkpoint") if fitter.resumes else None, minutes, ranks)
     fitter.fit(reader, progress=progress, checkpoint=checkpoint, ranks=ranks)
@@ -41,6 +45,10 @@ def fit_to_file(
         return fitter, record
     rates = rates_of(fitter, run)
     fitter.directions_.info.update(run={key: record[key] for key in IN_HEADER})
+    if selection is not None:
+        fitter.directions_.info.update(selection=asdict(selection))
+        write_table(out.parent, out.stem + ".numbers", rows_to_columns(selection.rows))
+        loss_picture(selection.rows, out.with_suffix(".numbers.png"), over="directions")
     fitter.save(out)
     if fitter.log_:
         write_table(out.parent, out.stem + ".log", rows_to_columns(fitter.log_))

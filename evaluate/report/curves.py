@@ -21,30 +21,30 @@ INK, FAINT, LINE = "#22262b", "#d9dce1", "#0072b2"
 FEW = 3  # up to so many points are drawn as dots: a line of one point cannot be seen
 
 
-def loss_picture(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw each column of a fit's log over its ``step`` and write a PNG atomically.
+def loss_picture(rows: Sequence[Mapping[str, float | None]], path: Path, over: str = "step") -> None:
+    """Draw each column of a fit's log over its ``step``, or another column, and write a PNG atomically.
 
     ``rows``: one mapping a step; ``step`` is optional (else the row's number), a name may be missing in some rows.
-    Values that are not finite are left out. Raises UsageError when there is nothing to draw.
+    Values that are None or not finite are left out. Raises UsageError when there is nothing to draw.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    names = list(dict.fromkeys(name for row in rows for name in row if name != over))
     if not names:
-        raise UsageError("'rows' must hold at least one row with a value beside 'step'.")
+        raise UsageError(f"'rows' must hold at least one row with a value beside '{over}'.")
     columns = min(COLUMNS, len(names))
     lines = math.ceil(len(names) / columns)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines), dpi=110, layout="constrained", facecolor="white")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel, name in zip(panels, names, strict=False):
         points = [
-            (float(row.get("step", i)), float(row[name]))
+            (float(row.get(over) or i), float(value))
             for i, row in enumerate(rows)
-            if name in row and math.isfinite(row[name])
+            if (value := row.get(name)) is not None and math.isfinite(value)
         ]
         _draw(panel, name, points)
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     for panel in panels[max(len(names) - columns, 0) : len(names)]:  # the lowest of each column
-        panel.set_xlabel("step", fontsize=8, color=INK)
+        panel.set_xlabel(over, fontsize=8, color=INK)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -21,14 +23,25 @@ if TYPE_CHECKING:
     from stores.readers import LayerReader
 
 
+class NumberOrAuto(click.ParamType):
+    """A whole number, or the word auto."""
+
+    name = "number"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
+        return "auto" if value == "auto" else int(click.INT.convert(value, parameter, context))
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--store", type=STORE, required=True, help="The store that extract wrote.")
 @click.option("--layer", default=None, help="Which layer of the store; may be left out when it holds one.")
 @click.option(
     "--directions",
-    type=int,
+    type=NumberOrAuto(),
     default=None,
-    help=f"How many directions to find; not for {' and '.join(SUPERVISED)}, which find one a label.",
+    metavar="I|auto",
+    help="How many directions to find, or auto: the largest number that two halves of the images give alike, of several tried; not for "
+    f"{' and '.join(SUPERVISED)}, which find one a label.",
 )
 @click.option("--method", type=click.Choice(sorted(METHODS)), default="eddp", show_default=True)
 @click.option(
@@ -78,7 +91,7 @@ if TYPE_CHECKING:
 def fit(
     store: Path,
     layer: str | None,
-    directions: int | None,
+    directions: int | Literal["auto"] | None,
     method: str,
     steps: Literal["fast", "paper"],
     concepts: Path | None,
@@ -102,10 +115,12 @@ def fit(
     \b
     Example:
       fit --store acts.zarr --directions 64 --out d.safetensors
+      fit --store acts.zarr --directions auto --out d.safetensors
       fit --store acts.zarr --directions 64 --steps paper --set d.epochs=500 --out published.safetensors
       fit --store broden.zarr --method probe --concepts broden1_224 --out probe.safetensors
       torchrun --nproc-per-node 4 --no-python fit --store acts.zarr --directions 500 --out large.safetensors
     """
+    from fit.selection import NUMBERS, select_number
     from fit.supervised.labels import ConceptLabels
     from pipeline.fitting import fit_to_file, warnings_of
     from pipeline.ranks import joined
@@ -117,16 +132,8 @@ def fit(
                       "device": device, "seed": seed, "refits": refits, "set": settings})  # fmt: skip
     with joined(device) as (ranks, chosen):
         labels = None if concepts is None else ConceptLabels(concepts)
-        fitter = make_fitter(
-            method,
-            n_directions=directions,
-            seed=seed,
-            device=chosen,
-            settings=_pairs(settings),
-            refits=refits,
-            labels=labels,
-            steps=steps,
-        )
+        make = partial(make_fitter, method, seed=seed, device=chosen, settings=_pairs(settings), refits=refits, labels=labels, steps=steps)  # fmt: skip
+        fitter = make(n_directions=NUMBERS[0] if directions == "auto" else directions)
         if out.suffix != ".safetensors":
             raise UsageError(f"--out must end in .safetensors, got '{out}'.")
         if out.is_dir():
@@ -141,7 +148,11 @@ def fit(
             run.about["part"] = {"images": reader.n_images, "classes": images_of_classes(reader)}
         where = None if ranks.rank else Place(out.with_suffix(".run.json"))
         with showing(quiet or ranks.rank > 0) as shown, run.watching(shown, where, device=chosen) as progress:
-            fitted, record = fit_to_file(fitter, reader, out, run, minutes=minutes, progress=progress, ranks=ranks)
+            selection = select_number(make, reader, ranks=ranks, progress=progress) if directions == "auto" else None
+            fitter = make(n_directions=selection.number) if selection else fitter
+            fitted, record = fit_to_file(
+                fitter, reader, out, run, minutes=minutes, progress=progress, ranks=ranks, selection=selection
+            )
         if ranks.rank:
             return
     summary = {
@@ -151,6 +162,7 @@ def fit(
         "directions": fitted.directions_.count,
         "seconds": record["seconds"],
         "peak_memory_mib": record["peak_memory_mib"],
+        "selection": selection and asdict(selection),
         "found_again": fitted.directions_.share_found_again,
         "diagnosis": fitted.diagnosis_,
     }
@@ -163,6 +175,8 @@ def fit(
         f"{fitted.directions_.count} directions of {reader.spec.name} by {method}, {format_seconds(run.seconds)}, "
         f"peak memory {record['peak_memory_mib']} MiB (eddp {code_version()})"
     )
+    if selection is not None:
+        click.echo(f"{selection.number} directions: {selection.why}")
     if summary["found_again"] is not None:
         again = round(summary["found_again"] * summary["directions"])
         click.echo(
