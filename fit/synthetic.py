@@ -154,7 +154,7 @@ def make_synthetic(
     signals, distractors = directions[:, :i], directions[:, i:]
     if config.realistic:
         classes: list[tuple[int, ...]] = [(k,) for k in range(i)]
-        present = _realistic(config, g)
+        present = realistic_presence(config, g)
         values = np.where(present, g.uniform(2.5, 5, (n, p, i)), 0)
         pooled = values.mean(1)
         labels = ((pooled - pooled.mean(0)) / np.maximum(pooled.std(0), 1e-12)).argmax(1)
@@ -237,7 +237,7 @@ def _present(
     return present
 
 
-def _realistic(config: SyntheticConfig, g: np.random.Generator) -> np.ndarray:
+def realistic_presence(config: SyntheticConfig, g: np.random.Generator) -> np.ndarray:
     """(N, P, I) bool: each concept at the ``counts()[k]`` positions of largest latent value among those open to it.
 
     Latents are Gaussian with correlation ρ l_j·l_k (l: random unit vectors; both signs); open are all positions, or those
