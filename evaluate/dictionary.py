@@ -143,6 +143,7 @@ TABLES = {
         "direction": Entry("integer", "", "Number of the direction matched to it; -1 where there are fewer directions than concepts."),
         "iou": Entry("number", "share", "Intersection over union of the direction's positives and the positions where the concept is present."),
         "cos": Entry("number", "cosine", "Cosine of the direction's signal vector and the true one."),
+        "filter_cos": Entry("number", "cosine", "Cosine of the direction's filter and the least-squares readout of the true signal values (Haufe et al. 2014)."),
     }),
     "influence": Table("One row a direction, role, step and class: what the step does to the class, and against how many null directions.", {
         "score": Entry("number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall. 0 for a direction that moves nothing.", RCAV),

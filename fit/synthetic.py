@@ -4,11 +4,15 @@
 with pairwise |cos| < 0.5; α ~ U(0, 2.5) where a concept is off and U(2.5, 5) where it is on; β ~ U(0, 5); +10 everywhere;
 two positions an image with one concept each; the classes are the pairs of concepts, 1000 images a class; the network is
 average pooling and an affine map, trained by cross-entropy.
+
+With ``zipf``, ``hierarchy`` or ``correlation`` the data are realistic in the sense of SynthSAEBench (Chanin et al. 2026,
+arXiv 2602.14687): sparse sums of many concepts of unequal frequency, in hierarchies, correlated, possibly more than channels.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +29,8 @@ from stores.progress import Progress, silent
 from stores.writer import StoreWriter
 
 LAYER = "synthetic"
+REALISTIC = ("zipf", "hierarchy", "correlation")
+FACTORS = 4  # rank of the correlations
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,12 @@ class SyntheticConfig:
     ``positions`` per image carry ``per_position`` concepts each; an image's class tells which pair of concepts it shows
     (``classes`` of all pairs, in lexicographic order). ``noise``: standard deviation of Gaussian noise on every channel.
     ``imbalance``: how many times rarer the last class is than the first. ``max_cosine`` bounds |cos| of all directions.
+
+    Realistic data, where one of the following is not 0: ``per_position`` is the mean number of concepts at a position, α is
+    0 where a concept is off, and an image's class is the concept that stands out most in it: the largest α averaged over
+    positions, in standard deviations from the mean of all images. ``zipf``: exponent a of the frequencies ∝ (k + 1)^−a.
+    ``hierarchy``: children of each parent; a child is present only where its parent is, and children of one parent exclude
+    each other. ``correlation`` ρ: share of variance that a Gaussian copula takes from factors that an image's positions share.
     """
 
     channels: int = 16
@@ -47,6 +59,9 @@ class SyntheticConfig:
     max_cosine: float = 0.5
     offset: float = 10.0
     seed: int = 0
+    zipf: float = 0.0
+    hierarchy: int = 0
+    correlation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.concepts < 2:
@@ -62,6 +77,46 @@ class SyntheticConfig:
             raise UsageError("'distractors' and 'noise' must not be negative, 'imbalance' >= 1, 0 < 'max_cosine' <= 1.")
         if self.per_position > self.concepts:
             raise UsageError(f"'per_position' must be at most 'concepts' ({self.concepts}), got {self.per_position}.")
+        if self.realistic:
+            self._check_realistic()
+
+    @property
+    def realistic(self) -> bool:
+        return any(getattr(self, name) for name in REALISTIC)
+
+    def counts(self) -> np.ndarray:
+        """(I,) at how many of the N·P positions each concept of realistic data is present."""
+        share = np.arange(1.0, self.concepts + 1) ** -self.zipf
+        counts: np.ndarray = np.rint(self.images * self.positions * self.per_position * share / share.sum()).astype(int)
+        return counts
+
+    def parents(self) -> np.ndarray:
+        """(I,) the parent of each concept of realistic data, −1 where it has none: the first I / (1 + ``hierarchy``)."""
+        roots = -(-self.concepts // (1 + self.hierarchy))
+        k = np.arange(self.concepts)
+        return np.where(k < roots, -1, (k - roots) // max(self.hierarchy, 1))
+
+    def _check_realistic(self) -> None:
+        if not (self.zipf >= 0 and self.hierarchy >= 0 and 0 <= self.correlation < 1):
+            raise UsageError("'zipf' and 'hierarchy' must not be negative, 0 <= 'correlation' < 1.")
+        if self.imbalance != 1:
+            raise UsageError(
+                "'imbalance' is for classes that are pairs of concepts; with 'zipf', 'hierarchy' or 'correlation' frequencies "
+                "of concepts decide how frequent classes are. Leave 'imbalance' out."
+            )
+        counts, parents, rows = self.counts(), self.parents(), self.images * self.positions
+        if counts.max() >= rows or counts.min() < 1:
+            raise UsageError(
+                f"The most frequent concept would be present at {counts.max()} of {rows} positions, the rarest at "
+                f"{counts.min()}: each must be present at some and absent at others. Use a lower 'zipf', fewer concepts "
+                "'per_position', or more 'images'."
+            )
+        children = np.bincount(parents[parents >= 0], counts[parents >= 0], self.concepts)
+        if (full := np.flatnonzero(children >= counts)).size:
+            raise UsageError(
+                f"The children of concept {full[0]} exclude each other and need {children[full[0]]:.0f} positions, but it is "
+                f"present at {counts[full[0]]}. Use a higher 'zipf' (at 1 there is room in general), or a lower 'hierarchy'."
+            )
 
 
 def random_directions(count: int, channels: int, max_cosine: float, generator: np.random.Generator) -> np.ndarray:
@@ -97,10 +152,17 @@ def make_synthetic(
     n, p, i, c = config.images, config.positions, config.concepts, config.channels
     directions = random_directions(i + config.distractors, c, config.max_cosine, g)
     signals, distractors = directions[:, :i], directions[:, i:]
-    classes = list(itertools.combinations(range(i), 2))
-    labels = _labels(n, len(classes), config.imbalance, g)
-    present = _present(labels, classes, config, g)
-    values = np.where(present, g.uniform(2.5, 5, (n, p, i)), g.uniform(0, 2.5, (n, p, i)))
+    if config.realistic:
+        classes: list[tuple[int, ...]] = [(k,) for k in range(i)]
+        present = realistic_presence(config, g)
+        values = np.where(present, g.uniform(2.5, 5, (n, p, i)), 0)
+        pooled = values.mean(1)
+        labels = ((pooled - pooled.mean(0)) / np.maximum(pooled.std(0), 1e-12)).argmax(1)
+    else:
+        classes = list(itertools.combinations(range(i), 2))
+        labels = _labels(n, len(classes), config.imbalance, g)
+        present = _present(labels, classes, config, g)
+        values = np.where(present, g.uniform(2.5, 5, (n, p, i)), g.uniform(0, 2.5, (n, p, i)))
     nuisance = g.uniform(0, 5, (n, p, config.distractors))
     x = values @ signals.T + nuisance @ distractors.T + config.offset
     if config.noise:
@@ -112,11 +174,11 @@ def make_synthetic(
         layers=[LayerSpec(LAYER, (1, p), c, layout="tokens")],
         names=[f"synthetic-{k:07d}" for k in range(n)],
         n_classes=len(classes),
-        class_names=["+".join(map(str, pair)) for pair in classes],
+        class_names=["+".join(map(str, concepts)) for concepts in classes],
         provenance={
             "model": LAYER,
             "weights": "trained on the data",
-            "synthetic": asdict(config),
+            "synthetic": {key: value for key, value in asdict(config).items() if value or key not in REALISTIC},
             "accuracy": accuracy,
         },
         dtype="float32",
@@ -160,7 +222,7 @@ def _labels(n: int, classes: int, imbalance: float, g: np.random.Generator) -> n
 
 
 def _present(
-    labels: np.ndarray, classes: list[tuple[int, int]], config: SyntheticConfig, g: np.random.Generator
+    labels: np.ndarray, classes: Sequence[tuple[int, ...]], config: SyntheticConfig, g: np.random.Generator
 ) -> np.ndarray:
     """(N, P, I) bool: position k shows the class's first or second concept in turn, and others drawn at random."""
     n, p, i = len(labels), config.positions, config.concepts
@@ -173,6 +235,26 @@ def _present(
         extra[present] = -1
         np.put_along_axis(present, extra.argmax(2)[:, :, None], True, axis=2)
     return present
+
+
+def realistic_presence(config: SyntheticConfig, g: np.random.Generator) -> np.ndarray:
+    """(N, P, I) bool: each concept at the ``counts()[k]`` positions of largest latent value among those open to it.
+
+    Latents are Gaussian with correlation ρ l_j·l_k (l: random unit vectors; both signs); open are all positions, or those
+    where the parent is present and no other child of it. Frequencies are thus exact for any hierarchy and correlation.
+    """
+    n, p, i = config.images, config.positions, config.concepts
+    loadings = g.normal(size=(i, FACTORS))
+    loadings /= np.linalg.norm(loadings, axis=1, keepdims=True)
+    shared = np.repeat(g.normal(size=(n, FACTORS)) @ loadings.T, p, 0)
+    latent = config.correlation**0.5 * shared + (1 - config.correlation) ** 0.5 * g.normal(size=(n * p, i))
+    present, parents = np.zeros((n * p, i), bool), config.parents()
+    for k, count in enumerate(config.counts()):
+        if parents[k] >= 0:
+            open_to = present[:, parents[k]] & ~present[:, parents == parents[k]].any(1)
+            latent[~open_to, k] = -np.inf
+        present[np.argpartition(-latent[:, k], count - 1)[:count], k] = True
+    return present.reshape(n, p, i)
 
 
 def train_head(

@@ -107,6 +107,7 @@ def evaluate_directions(
                     "direction": match[i],
                     "iou": found["iou"][i],
                     "cos": found["cos"][i],
+                    "filter_cos": found["filter_cos"][i],
                 }
                 for i in range(len(match))
             ]
@@ -354,7 +355,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             found = entry["ground_truth"]
             lines.append(
                 f"{name}: {found['matched']} of {len(found['iou'])} concepts found, IoU {min(found['iou']):.3f} at worst "
-                f"(mean {np.mean(found['iou']):.3f}), cos {min(found['cos']):.3f} (mean {np.mean(found['cos']):.3f}), "
+                f"(mean {np.mean(found['iou']):.3f}), cos {min(found['cos']):.3f} (mean {np.mean(found['cos']):.3f}), of filters "
+                f"{min(found['filter_cos']):.3f} (mean {np.mean(found['filter_cos']):.3f}), distinct matches {found['distinct_matches']:.3f}, "
                 f"RMSE {found['rmse']:.3f}"
             )
     return lines

@@ -67,10 +67,11 @@ def facts_of(
 
 def _truth_text(found: Mapping[str, Any]) -> str:
     """How much of a synthetic store's truth was found, in the words of ``evaluate --ground-truth``."""
-    iou, cos = found["iou"], found["cos"]
+    iou, cos, filter_cos = found["iou"], found["cos"], found["filter_cos"]
     return (
         f"{found['matched']} of {len(iou)} concepts found; IoU {min(iou):.3f} at worst, mean {sum(iou) / len(iou):.3f}; "
-        f"cos {min(cos):.3f} at worst, mean {sum(cos) / len(cos):.3f}; RMSE {found['rmse']:.3f}"
+        f"cos {min(cos):.3f} at worst, mean {sum(cos) / len(cos):.3f}; of filters {min(filter_cos):.3f} at worst, "
+        f"mean {sum(filter_cos) / len(cos):.3f}; distinct matches {found['distinct_matches']:.3f}; RMSE {found['rmse']:.3f}"
     )
 
 

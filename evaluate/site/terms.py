@@ -29,6 +29,7 @@ MARKED = {
 TRUE = {
     "true concept": "A concept that the synthetic store was made with, matched one to one with a direction so that the sum of the IoUs is largest.",
     "found": "A true concept is found where the IoU of its direction's positive positions and those where it is present is above 0.5.",
+    "distinct matches": "Share of true concepts whose direction of largest IoU is no other concept's.",
     "RMSE": "Root mean square difference of a direction pair's signal values and the true ones, about their means, over matched concepts "
     "and all positions.",
 }

@@ -18,16 +18,19 @@ from pipeline.run import Run
 
 HELP = {
     "channels": "C.",
-    "concepts": "Concepts I; every pair of them is a class.",
+    "concepts": "Concepts I; every pair of them is a class (in realistic data: every concept).",
     "distractors": "Distractor directions F.",
     "images": "Images N.",
     "positions": "Positions per image.",
-    "per_position": "Concepts at one position.",
+    "per_position": "Concepts at one position; in realistic data their mean number.",
     "noise": "Standard deviation of noise on every channel.",
     "imbalance": "How many times rarer the last class is than the first.",
     "max_cosine": "Largest |cos| between two directions.",
     "offset": "Constant added to every channel.",
     "seed": "Seed.",
+    "zipf": "Realistic: concept k (from 0) is as frequent as (k+1)^-ZIPF.",
+    "hierarchy": "Realistic: children of each parent concept, present only with it and never two of them together.",
+    "correlation": "Realistic: how strongly concepts co-occur or avoid each other in an image, from 0 to below 1.",
 }
 
 
@@ -48,11 +51,15 @@ def _options(command: Any) -> Any:
 def synthetic(out: Path, overwrite: bool, quiet: bool, as_json: bool, debug: bool, **values: Any) -> None:
     """Make a store of synthetic activations with known directions (the paper's recipe by default).
 
+    With --zipf, --hierarchy or --correlation the data are realistic: sparse sums of concepts of unequal frequency.
+
     \b
     Example:
       eddp synthetic --out truth.zarr --concepts 3
       fit --store truth.zarr --directions 3 --out d.safetensors
       evaluate --store truth.zarr --directions d.safetensors --ground-truth
+      eddp synthetic --out realistic.zarr --channels 256 --concepts 64 --images 12000 --per-position 3 \\
+          --zipf 1 --hierarchy 3 --correlation 0.3 --noise 0.1
     """
     from fit.synthetic import make_synthetic
 

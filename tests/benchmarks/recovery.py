@@ -1,7 +1,8 @@
-"""Is the truth recovered? ``python -m tests.benchmarks.recovery [--data 3|16|16x2|16x3|64x1|64] [--seeds N] [--fit METHOD[:NAME=VALUE,...]]``.
+"""Is the truth recovered? ``python -m tests.benchmarks.recovery [--data 3|16|16x2|16x3|64x1|64|realistic] [--seeds N] [--fit METHOD[:NAME=VALUE,...]]``.
 
 One line a fit, over synthetic stores of several seeds, none left out: IoU of each concept's detector, cosine of its signal
-vector with the truth, RMSE of signal values. Without ``--fit``: EDDP by its defaults, its ablations, and every other method.
+vector with the truth, mean cosine of its filter with the ideal one, share of distinct matches (``evaluate.truth``), RMSE of
+signal values. Without ``--fit``: EDDP by its defaults, its ablations, and every other method.
 
 What the others are granted: a detector without threshold takes the one of best IoU with its concept, methods that model all
 that varies (PCA, ICA, NMF, SAE) get a direction for each distractor too, PCA and ICA both signs of each.
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from evaluate.truth import cosines, distinct_matches, ideal_filters
 from extract.head import open_head
 from fit import SUPERVISED, make_fitter
 from fit.synthetic import SyntheticConfig, make_synthetic
@@ -49,6 +51,21 @@ DATA = {
             imbalance=10,
         ),
         2,
+    ),
+    "realistic": (
+        SyntheticConfig(
+            channels=256,
+            concepts=64,
+            distractors=4,
+            images=12000,
+            positions=5,
+            per_position=3,
+            noise=0.1,
+            zipf=1,
+            hierarchy=3,
+            correlation=0.3,
+        ),
+        3,
     ),
 }
 FITS = (
@@ -83,6 +100,8 @@ class Found:
 
     iou: np.ndarray
     cos: np.ndarray
+    filter_cos: np.ndarray
+    distinct: float
     rmse: float
 
 
@@ -99,7 +118,8 @@ def main(data: str, seeds: int | None, fits: tuple[str, ...], each: bool) -> Non
         f"{config.concepts} concepts, {config.distractors} distractors, {config.channels} channels, {seeds or count} seeds\n\n"
     )
     say(
-        "| fit | worst IoU | mean IoU | worst cosine | mean cosine | largest RMSE | s |\n|---|---|---|---|---|---|---|\n"
+        "| fit | worst IoU | mean IoU | worst cosine | mean cosine | filters | distinct | largest RMSE | s |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
     )
     with tempfile.TemporaryDirectory(prefix="eddp-recovery-") as folder:
         stores = []
@@ -123,9 +143,12 @@ def main(data: str, seeds: int | None, fits: tuple[str, ...], each: bool) -> Non
 
 
 def line(name: str, results: list[Found], seconds: float) -> str:
-    iou, cos = (np.concatenate([getattr(r, what) for r in results]) for what in ("iou", "cos"))
-    rmse = max(r.rmse for r in results)
-    return f"| {name} | {iou.min():.3f} | {iou.mean():.3f} | {cos.min():.3f} | {cos.mean():.3f} | {rmse:.3f} | {seconds:.1f} |\n"
+    iou, cos, filters = (np.concatenate([getattr(r, what) for r in results]) for what in ("iou", "cos", "filter_cos"))
+    distinct, rmse = np.mean([r.distinct for r in results]), max(r.rmse for r in results)
+    return (
+        f"| {name} | {iou.min():.3f} | {iou.mean():.3f} | {cos.min():.3f} | {cos.mean():.3f} | {filters.mean():.3f} | "
+        f"{distinct:.3f} | {rmse:.3f} | {seconds:.1f} |\n"
+    )
 
 
 def fitted(text: str, reader: LayerReader, config: SyntheticConfig) -> Directions:
@@ -155,12 +178,15 @@ def against(directions: Directions, reader: LayerReader, truth: Truth) -> Found:
         iou = np.stack([best_iou(z[:, i], present) for i in range(z.shape[1])], 1)
     concepts, match = linear_sum_assignment(-iou)
     missing = present.shape[1] - len(concepts)  # fewer directions than concepts: those were not found
-    cos = (directions.signals[:, match] * truth.signals[:, concepts]).sum(0)
+    cos = cosines(directions.signals[:, match], truth.signals[:, concepts])
+    filter_cos = cosines(directions.filters[:, match], ideal_filters(x, truth.values)[:, concepts])
     wanted = truth.values[:, concepts] - truth.values[:, concepts].mean(0)
     off = directions.signal_values(x)[:, match] - wanted
     return Found(
         np.append(iou[concepts, match], np.zeros(missing)),
         np.append(cos, np.zeros(missing)),
+        np.append(filter_cos, np.zeros(missing)),
+        distinct_matches(iou),
         float(np.sqrt(np.mean(off**2))),
     )
 

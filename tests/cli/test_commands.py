@@ -91,6 +91,21 @@ def test_synthetic_fit_and_truth_for_five_seeds(run: Run, tmp_path: Path) -> Non
         assert truth["matched"] == 3
 
 
+def test_realistic_data_from_the_command_line(run: Run, tmp_path: Path) -> None:
+    store, out = tmp_path / "s.zarr", tmp_path / "d.safetensors"
+    options = ("--channels", 32, "--concepts", 9, "--images", 600, "--per-position", 2, "--noise", 0.1)
+    mode = ("--zipf", 1, "--hierarchy", 2, "--correlation", 0.3)
+    assert json.loads(ok(run("eddp", "synthetic", "--out", store, *options, *mode, "--json")).out)["classes"] == 9
+    ok(run("fit", "--store", store, "--directions", 9, "--method", "kmeans", "--out", out))
+    ended = ok(run("evaluate", "--store", store, "--directions", out, "--ground-truth", "--out", tmp_path / "e"))
+    assert "of 9 concepts found" in ended.out
+    assert "distinct matches" in ended.out
+    ended = run("eddp", "synthetic", "--out", tmp_path / "t.zarr", *options, *mode, "--imbalance", 3)
+    assert ended.code == 2
+    assert "Leave 'imbalance' out" in ended.err
+    assert not (tmp_path / "t.zarr").exists()
+
+
 def test_several_layers_and_float32_in_one_pass(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
     ok(run("extract", "--model", "tiny_net:build", "--layer", "first", "--layer", "second", "--data", tiny_images(6),

@@ -197,7 +197,7 @@ def test_a_synthetic_store_has_no_images(run: Run, tmp_path: Path) -> None:
         f"{found['matched']} of 3 concepts found; IoU {min(found['iou']):.3f} at worst, mean {sum(found['iou']) / 3:.3f}"
         in page
     )
-    assert f"RMSE {found['rmse']:.3f}" in page
+    assert f"distinct matches {found['distinct_matches']:.3f}; RMSE {found['rmse']:.3f}" in page
     rows = pyarrow.parquet.read_table(tmp_path / "evaluation" / "ground_truth.parquet").to_pylist()
     table = text_of(tmp_path / "report" / "fit.html").partition('<table class="truth">')[2]
     assert [float(v) for v in re.findall(r"<td>(\d\.\d+)</td><td>", table)] == pytest.approx(

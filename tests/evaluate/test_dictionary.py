@@ -72,7 +72,7 @@ def test_every_column_of_every_table_has_a_definition(made_tables: dict[str, Col
     [
         ("directions", "iou_low iou_high threshold_supervised iou_supervised f1_supervised monosemanticity"),
         ("unions", "directions label category detectors iou precision recall f1"),
-        ("ground_truth", "directions concept direction iou cos"),
+        ("ground_truth", "directions concept direction iou cos filter_cos"),
         ("influence_directions", "directions index label role alpha classes_positive classes_negative"),
         ("influence_directions", "strongest_class strongest_score"),
         ("steering", "directions index label class class_name role alpha probability monotone_up_to"),

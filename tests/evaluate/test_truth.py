@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from evaluate.truth import against_truth, positives
+from evaluate.truth import against_truth, cosines, distinct_matches, ideal_filters, positives
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.activations import ActivationStore
 from stores.directions import Directions
@@ -51,7 +51,8 @@ def test_perfect_directions_are_perfect(known: tuple[LayerReader, Truth, Directi
     reader, truth, perfect = known
     found = against_truth(perfect, reader, truth)
     assert found["iou"] == [1.0] * 4
-    assert found["cos"] == [1.0] * 4
+    assert found["cos"] == found["filter_cos"] == [1.0] * 4
+    assert found["distinct_matches"] == 1
     assert found["rmse"] < 1e-3
     assert found["matched"] == 4
     assert found["match"] == [0, 1, 2, 3]
@@ -96,7 +97,7 @@ def test_fewer_directions_than_concepts(known: tuple[LayerReader, Truth, Directi
     found = against_truth(picked(perfect, [3, 1]), reader, truth)
     assert found["match"] == [-1, 1, -1, 0]
     assert found["iou"] == [0.0, 1.0, 0.0, 1.0]
-    assert found["cos"] == [0.0, 1.0, 0.0, 1.0]
+    assert found["cos"] == found["filter_cos"] == [0.0, 1.0, 0.0, 1.0]
     assert found["matched"] == 2
     assert found["rmse"] < 1e-3  # over the matched pairs
 
@@ -139,3 +140,45 @@ def test_directions_of_another_layer_are_refused(known: tuple[LayerReader, Truth
     reader, truth, perfect = known
     with pytest.raises(MismatchError, match="layer4"):
         against_truth(dataclasses.replace(perfect, layer="layer4"), reader, truth)
+
+
+def test_the_cosine_of_filters_is_their_own(known: tuple[LayerReader, Truth, Directions]) -> None:
+    reader, truth, perfect = known
+    g = np.random.default_rng(1)
+    filters = perfect.filters * g.uniform(1, 5, 4).astype(np.float32)  # lengths do not matter
+    filters[:, 2] = g.normal(size=16)
+    found = against_truth(dataclasses.replace(perfect, filters=filters), reader, truth)
+    column = found["match"].index(2)
+    wanted = filters[:, 2] @ perfect.filters[:, column]
+    wanted /= np.linalg.norm(filters[:, 2]) * np.linalg.norm(perfect.filters[:, column])
+    assert found["filter_cos"][column] == pytest.approx(wanted, abs=1e-3)
+    assert found["cos"] != found["filter_cos"]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_ideal_filters_are_least_squares(noise: float) -> None:
+    """Against one regression a concept, and without noise against the dual of the directions."""
+    g = np.random.default_rng(0)
+    directions = g.normal(size=(9, 5))
+    values = g.exponential(size=(400, 5)) @ (np.eye(5) + 0.4)  # correlated
+    x = values @ directions.T + 10 + noise * g.normal(size=(400, 9))
+    found = ideal_filters(x, values[:, :3])
+    for i in range(3):
+        wanted, *_ = np.linalg.lstsq(x - x.mean(0), values[:, i] - values[:, i].mean(), rcond=1e-9)
+        np.testing.assert_allclose(found[:, i], wanted, atol=1e-6)
+    if not noise:
+        np.testing.assert_allclose(found, np.linalg.pinv(directions).T[:, :3], atol=1e-6)
+
+
+def test_matches_are_distinct_where_no_two_concepts_prefer_one_direction() -> None:
+    iou = np.array([[0.9, 0.1, 0.2], [0.6, 0.5, 0.0], [0.0, 0.1, 0.3], [0.4, 0.3, 0.2]])
+    assert distinct_matches(iou) == 0.25  # three prefer the first direction
+    assert distinct_matches(iou[[0, 2]]) == 1
+    assert distinct_matches(np.eye(3)) == 1
+    assert distinct_matches(np.zeros((3, 4))) == 0  # nothing found
+    assert distinct_matches(np.zeros((2, 1))) == 0
+
+
+def test_cosines_of_columns() -> None:
+    a, b = np.array([[3.0, 0, 1], [4, 0, 0]]), np.array([[4.0, 1, -2], [3, 0, 0]])
+    np.testing.assert_allclose(cosines(a, b), [24 / 25, 0, -1])

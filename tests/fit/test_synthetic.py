@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fit.synthetic import LAYER, SyntheticConfig, make_synthetic, random_directions
+from fit.synthetic import LAYER, SyntheticConfig, make_synthetic, random_directions, realistic_presence
 from stores.activations import ActivationStore
 from stores.errors import StoreExistsError, UsageError
 from stores.readers import LayerReader
@@ -108,6 +109,25 @@ def test_the_store_is_sealed_and_its_head_is_exactly_affine(recipe: tuple) -> No
 def files_of(path: Path) -> dict[str, bytes]:
     kept = {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
     return {k: v for k, v in kept.items() if "/c/" in k}
+
+
+@pytest.mark.parametrize(
+    ("config", "digest"),
+    [
+        (SyntheticConfig(images=60), "9e9a614558822de3"),
+        (
+            SyntheticConfig(images=60, concepts=5, positions=3, per_position=2, noise=0.1, imbalance=3, seed=2),
+            "ca23108bf169b6f3",
+        ),
+    ],
+)
+def test_the_recipe_gives_what_it_gave_before_there_were_realistic_data(
+    tmp_path: Path, config: SyntheticConfig, digest: str
+) -> None:
+    store, x, truth = made(tmp_path / "s.zarr", config)
+    arrays = (x, *(truth[name] for name in ("signals", "distractors", "values", "present")), store.labels)
+    assert hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()[:16] == digest
+    assert store.provenance["synthetic"].keys().isdisjoint({"zipf", "hierarchy", "correlation"})
 
 
 def test_a_seed_decides_everything(tmp_path: Path) -> None:
@@ -209,8 +229,108 @@ def test_a_request_that_does_not_fit_leaves_no_store(tmp_path: Path) -> None:
         ({"imbalance": 0.5}, "'imbalance' >= 1"),
         ({"max_cosine": 0.0}, "'max_cosine' <= 1"),
         ({"max_cosine": 1.5}, "'max_cosine' <= 1"),
+        ({"zipf": -1.0}, "must not be negative"),
+        ({"zipf": float("nan")}, "must not be negative"),
+        ({"hierarchy": -1}, "must not be negative"),
+        ({"correlation": 1.0}, "0 <= 'correlation' < 1"),
+        ({"zipf": 1.0, "imbalance": 2.0}, "Leave 'imbalance' out"),
+        ({"zipf": 2.0, "per_position": 2}, "at 8816 of 6000 positions, the rarest at 980: .* lower 'zipf'"),
+        ({"zipf": 1.0, "concepts": 50, "images": 20}, "the rarest at 0"),
+        ({"hierarchy": 2}, "children of concept 0 .* need 4000 positions, but it is present at 2000. .* higher 'zipf'"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         SyntheticConfig(**settings)
+
+
+REALISTIC = SyntheticConfig(
+    channels=24, concepts=30, distractors=2, images=2000, positions=5, per_position=3, noise=0.1, max_cosine=0.9,
+    zipf=1.0, hierarchy=2, correlation=0.5, seed=4,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def realistic(tmp_path_factory: pytest.TempPathFactory) -> tuple[ActivationStore, np.ndarray, dict[str, np.ndarray]]:
+    return made(tmp_path_factory.mktemp("realistic") / "s.zarr", REALISTIC)
+
+
+def test_frequencies_are_zipfs_and_the_mean_number_is_the_one_asked_for(realistic: tuple) -> None:
+    on = realistic[2]["present"].reshape(-1, 30)
+    wanted = 1 / np.arange(1, 31)
+    np.testing.assert_allclose(on.mean(0), 3 * wanted / wanted.sum(), atol=0.5 / len(on))  # exact, to whole positions
+    assert on.sum(1).mean() == pytest.approx(3, abs=1e-2)
+    assert len(np.unique(on.sum(1))) > 5  # some positions hold none, others many
+
+
+def test_children_are_present_only_with_their_parent_and_one_at_a_time(realistic: tuple) -> None:
+    on = realistic[2]["present"].reshape(-1, 30).astype(bool)
+    for parent in range(10):
+        children = on[:, [10 + 2 * parent, 11 + 2 * parent]]
+        assert not children[~on[:, parent]].any()
+        assert children.sum(1).max() == 1
+        assert (on[:, parent] & ~children.any(1)).any()
+
+
+def test_realistic_activations_are_sparse_sums(realistic: tuple) -> None:
+    """More directions than channels; zero where a concept is off."""
+    store, x, truth = realistic
+    on = truth["present"].astype(bool)
+    assert truth["values"][~on].max() == 0
+    assert 2.5 <= truth["values"][on].min() < truth["values"][on].max() <= 5
+    rest = (x - truth["values"] @ truth["signals"].T - 10).reshape(-1, 24)
+    d = truth["distractors"].astype(float)
+    assert (rest - rest @ np.linalg.pinv(d).T @ d.T).std() == pytest.approx(0.1 * (22 / 24) ** 0.5, rel=0.02)
+    assert store.verify() == []
+    assert store.provenance["synthetic"]["zipf"] == 1
+
+
+def test_a_class_is_the_concept_that_stands_out_and_the_head_learns_it(realistic: tuple) -> None:
+    store, x, truth = realistic
+    pooled = truth["values"].astype(float).mean(1)
+    standing_out = ((pooled - pooled.mean(0)) / pooled.std(0)).argmax(1)
+    assert (store.labels == standing_out).mean() > 0.999  # the truth is kept in float32
+    assert store.class_names == [str(k) for k in range(30)]
+    assert (store.logits.argmax(1) == store.labels).mean() > 0.6  # 30 classes, 32 directions in 24 channels
+    weight, bias = store.affine_head(LAYER)
+    np.testing.assert_allclose(x.mean(1) @ weight.T + bias, store.logits, atol=1e-4)
+
+
+def test_correlation_makes_concepts_meet_and_avoid_each_other(tmp_path: Path) -> None:
+    kept = {}
+    for rho in (0.0, 0.3, 0.9):
+        config = SyntheticConfig(channels=24, concepts=8, images=2000, positions=5, zipf=0.5, correlation=rho, seed=1)
+        on = made(tmp_path / f"{rho}.zarr", config)[2]["present"]
+        within = np.corrcoef(on.reshape(-1, 8).T)[np.triu_indices(8, 1)]
+        across = np.corrcoef(on[:, 0].T, on[:, 1].T)[:8, 8:].diagonal()  # a concept at two positions of an image
+        kept[rho] = within, across
+    within, across = kept[0.0]
+    assert np.abs(within).max() < 4 / 10000**0.5  # independent, within sampling error
+    assert np.abs(across).max() < 4 / 2000**0.5
+    for lower, higher in ((0.0, 0.3), (0.3, 0.9)):
+        assert kept[higher][0].max() > 2 * kept[lower][0].max()
+        assert kept[higher][0].min() < 1.3 * kept[lower][0].min() < 0
+        assert (kept[higher][1] > kept[lower][1] + 0.05).all()
+
+
+@given(
+    st.integers(2, 12), st.integers(0, 4), st.floats(0.5, 1.5), st.floats(0, 0.95), st.integers(1, 3), st.integers(0, 9)
+)
+def test_whatever_is_not_refused_keeps_its_promises(
+    concepts: int, hierarchy: int, zipf: float, correlation: float, mean: int, seed: int
+) -> None:
+    try:
+        config = SyntheticConfig(
+            concepts=concepts, hierarchy=hierarchy, zipf=zipf, correlation=correlation, per_position=mean, images=50
+        )
+    except UsageError:
+        return
+    on = realistic_presence(config, np.random.default_rng(seed)).reshape(-1, concepts)
+    assert on.sum(0).tolist() == config.counts().tolist()
+    parents = config.parents()
+    for k in np.flatnonzero(parents >= 0):
+        assert parents[k] < k
+        assert on[on[:, k], parents[k]].all()
+    for parent in set(parents[parents >= 0].tolist()):
+        assert (parents == parent).sum() <= hierarchy
+        assert on[:, parents == parent].sum(1).max() == 1

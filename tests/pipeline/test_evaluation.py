@@ -247,14 +247,16 @@ def test_against_the_truth(tmp_path: Path) -> None:
     sets = {"toy": (tmp_path / "toy.safetensors", directions)}
     summary = evaluate_directions(store, sets, tmp_path / "out", ground_truth=True)
     found = summary["directions"]["toy"]["ground_truth"]
-    assert found.keys() == {"iou", "cos", "rmse", "matched"}
-    assert len(found["iou"]) == len(found["cos"]) == 3
+    assert found.keys() == {"iou", "cos", "filter_cos", "rmse", "matched", "distinct_matches"}
+    assert len(found["iou"]) == len(found["cos"]) == len(found["filter_cos"]) == 3
     rows = table(tmp_path / "out" / "ground_truth")
     assert [row["iou"] for row in rows] == found["iou"]
     assert [row["cos"] for row in rows] == found["cos"]
+    assert [row["filter_cos"] for row in rows] == found["filter_cos"]
     assert len({row["direction"] for row in rows}) == 3
     assert "Synthetic" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert any("concepts found" in line for line in summary_lines(summary))
+    said = f"of filters {min(found['filter_cos']):.3f} (mean {np.mean(found['filter_cos']):.3f}), distinct matches "
+    assert any("concepts found" in line and said in line for line in summary_lines(summary))
     with pytest.raises(MismatchError, match="Use --ground-truth"):
         evaluate_directions(store, sets, tmp_path / "out2", broden=_one_image(tmp_path / "b"))
 
