@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fit.eddp import EDDPConfig
 
 
+CLEARLY = 1.5  # times ``crisp``: a first start that shares so much decides for the soft regime alone
 SKEWED = 65536  # rows that independent components are found on
 
 
@@ -80,35 +81,37 @@ def begin(data: torch.Tensor | Positions, config: EDDPConfig, progress: Progress
         found = from_clusters(rows, config, config.seed).tensors() if ranks.rank == 0 else None
         given = {name: tensor.to(rows.device) for name, tensor in ranks.share(found).items()}
         return Beginning(sharpened(Detectors(**given), config, soft), soft)
-    best = _best(rows, config, soft, ranks, progress)
+    skewed = not soft and config.restarts > 1 and config.n_directions <= rows.shape[1]
+    turns = config.restarts + skewed
+    best = _best(rows, config, soft, range(1), ranks, progress)
+    if turns > 1 and not (config.regime == "auto" and best.sparsity > CLEARLY * config.crisp):
+        best = min(best, _best(rows, config, soft, range(1, turns), ranks, progress), key=lambda tried: tried.loss)
     if config.regime == "auto" and best.sparsity > config.crisp:
         # what the sharp start learnt is how to tell overlapping concepts apart: the soft one begins from the clusters
         return Beginning(sharpened(best.clusters, config, True), True)
     return Beginning(best.refined, soft)
 
 
-def _best(rows: torch.Tensor, config: EDDPConfig, soft: bool, ranks: Ranks, progress: Progress) -> _Tried:
-    """The start of least loss, the first of equals."""
+def _best(rows: torch.Tensor, config: EDDPConfig, soft: bool, turns: range, ranks: Ranks, progress: Progress) -> _Tried:
+    """Of the starts number ``turns`` that of least loss, the first of equals; number ``config.restarts`` is the skewed one."""
     sample = rows[sample_rows(len(rows), config.seed, rows.device, config.restart_rows)]
     moments = moments_of(sample)
     short = replace(config.refinement(soft), steps=config.restart_steps, batch_rows=0, patience=0, reseed=False)
     tried: dict[int, _Tried] = {}
-    skewed = not soft and config.restarts > 1 and config.n_directions <= rows.shape[1]
-    turns = config.restarts + skewed
-    losses = torch.zeros(turns, dtype=torch.float64, device=rows.device)
-    for turn in range(ranks.rank, turns, ranks.size):
-        progress("clustering", turn, turns, f"{len(rows)} positions")
+    losses = torch.zeros(len(turns), dtype=torch.float64, device=rows.device)
+    for turn in turns[ranks.rank :: ranks.size]:
+        progress("clustering", turn, turns.stop, f"{len(rows)} positions")
         clusters = from_clusters(rows, config, config.seed + 1000 * turn, skewed=turn == config.restarts)
         refined = refine(sample, sharpened(clusters, config, soft), short, moments)
         loss = refined.log[-1]["total"]
         tried[turn] = _Tried(clusters, refined.detectors.copy(), loss, refined.log[-1]["sparsity"])
-        losses[turn] = loss
-        progress("clustering", turn + 1, turns, f"loss {loss:.3f}")
+        losses[turn - turns.start] = loss
+        progress("clustering", turn + 1, turns.stop, f"loss {loss:.3f}")
     ranks.sum(losses)
-    first = min(range(turns), key=losses.tolist().__getitem__)
+    first = min(range(len(turns)), key=losses.tolist().__getitem__)
     if ranks.size == 1:
-        return tried[first]
-    own = tried[first].tensors() if first in tried else None
+        return tried[turns[first]]
+    own = tried[turns[first]].tensors() if turns[first] in tried else None
     return _Tried.from_tensors(ranks.share(own, source=first % ranks.size), rows.device)
 
 
