@@ -81,7 +81,8 @@ def bars(found: dict[str, Any]) -> list[Bar]:
 
 def change_of(found: dict[str, Any]) -> str:
     """The change of accuracy of one set of images in points, with its interval."""
-    return f"{100 * found['gain']:+.1f} ({100 * found['gain_low']:+.1f} to {100 * found['gain_high']:+.1f})"
+    gain, low, high = (f"{100 * found[key]:+.1f}".replace("-", "−") for key in ("gain", "gain_low", "gain_high"))
+    return f"{gain} ({low} to {high})"
 
 
 def curves(study: Study) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 40
 def trade_off(study: Study) -> dict[str, Any] | None:
     """What the template draws, in the figure's units; None where there is nothing to weigh.
 
-    A line a vector and shift, a point a strength (``over``: its loss is significantly more than the tolerance); of a random direction the
-    point at its own best strength alone. ``chosen``: points with their intervals. ``start``: without correction; ``limit``: the tolerance.
+    A point a setting (``over``: its loss is significantly more than the tolerance), of a random direction at its own best strength alone;
+    a line through the strengths at the chosen shift of each vector. ``chosen``: points with their intervals. ``start``: without correction; ``limit``: the tolerance.
     """
     signal = study.tried["signal"]
     if study.poisoned is None or signal.poisoned is None or len(signal.settings) < 2:
@@ -42,9 +42,8 @@ def trade_off(study: Study) -> dict[str, Any] | None:
     lines, points = [], []
     for name, rows in reversed(shown.items()):  # the signal's on top
         one, kind = study.tried[name], name.partition(" ")[0]
-        for shift in dict.fromkeys(one.settings[r].shift for r in rows):
-            mine = [place(_at(one, r)) for r in rows if one.settings[r].shift == shift]
-            lines.append({"kind": kind, "points": " ".join(f"{a},{b}" for a, b in mine)})
+        mine = [place(_at(one, r)) for r in rows if one.settings[r].shift == one.chosen.shift]
+        lines.append({"kind": kind, "points": " ".join(f"{a},{b}" for a, b in mine)})
         points += [
             {
                 "kind": kind,
@@ -87,7 +86,11 @@ def _axis(values: Sequence[float], start: float, end: float) -> tuple[Any, list[
     def scale(value: float) -> float:
         return float(np.interp(value, (low, high), (start, end)))
 
-    ticks = [t for t in MaxNLocator(5).tick_values(100 * low, 100 * high) if low <= t / 100 <= min(high, 1)]
+    ticks = [
+        t
+        for t in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(100 * low, 100 * high)
+        if low <= t / 100 <= min(high, 1)
+    ]
     return scale, [(round(scale(t / 100), 1), f"{t:g} %") for t in ticks]
 
 
