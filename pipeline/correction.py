@@ -198,14 +198,12 @@ def correction_lines(summary: dict[str, Any]) -> list[str]:
         f"{'  change in points, 95 %':<{width}}" + "".join(f"{change_of(summary[which]):>26}" for which in shown)
     )
     for name, key in (
-        ("the filter", "filter"),
-        ("random directions: mean", "random_mean"),
+        ("along the filter", "filter"),
+        ("along random directions: mean", "random_mean"),
         ("  95th percentile", "random_percentile_95"),
         ("  best", "random_best"),
     ):
-        lines.append(
-            line(name if name[0] == " " else f"along {name}", [summary[which]["own_strength"][key] for which in shown])
-        )
+        lines.append(line(name, [summary[which]["own_strength"][key] for which in shown]))
     if summary["problem"]:
         lines.append(f"Warning: {SENTENCES[summary['problem']]} Do not use it unchecked.")
     return lines

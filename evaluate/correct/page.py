@@ -98,16 +98,17 @@ def curves(study: Study) -> list[dict[str, Any]]:
             if found is None:
                 continue
             across = [PAD + tried.settings[r].strength / top * (WIDTH - 2 * PAD) for r in mine]
-            ends = [(x, found.before + end[r]) for x, r, end in
-                    [*((x, r, found.low) for x, r in zip(across, mine, strict=True)),
-                     *((x, r, found.high) for x, r in reversed(list(zip(across, mine, strict=True))))]]  # fmt: skip
+            low, high = (
+                list(zip(across, map(_up, (found.before + end[mine]).clip(0, 1)), strict=True))
+                for end in (found.low, found.high)
+            )
             lines.append(
                 {
                     "name": f"{name}, {which}",
                     "kind": name,
                     "set": which,
-                    "points": _joined([(x, _up(found.after[r])) for x, r in zip(across, mine, strict=True)]),
-                    "band": _joined([(x, _up(min(max(y, 0), 1))) for x, y in ends]) if name == "signal" else "",
+                    "points": _joined(list(zip(across, map(_up, found.after[mine]), strict=True))),
+                    "band": _joined([*low, *high[::-1]]) if name == "signal" else "",
                     "chosen": (across[mine.index(tried.best)], _up(found.after[tried.best])),
                     "top": top,
                 }
