@@ -187,13 +187,14 @@ TABLES = {
         "significant_max": Entry("boolean", "", "As in the table influence."),
         "significant_random": Entry("boolean", "", "As in the table influence."),
     }),
-    "suspects": Table("One row a direction and class: a small concept of one class alone that the class leans on, for a person to look at.", {
+    "suspects": Table("One row a label and class: a small concept of one class alone that the class leans on, for a person to look at.", {
+        "indices": Entry("string", "", "Numbers of the directions that carry the label and raise the class, the one that raises it most first, with spaces between."),
         "share_of_class": Entry("number", "share", "Share of the images that show the label and are taken for the class."),
         "images": Entry("integer", "images", "Images of the concept dataset that show the label."),
         "area": Entry("number", "share", "Mean share of the positions with the label, over images that show it."),
-        "probability_change": Entry("number", "probability", "Mean change of the class's probability over the images, moved along the signal vector."),
-        "t_random": Entry("number", "standard deviations", "As in the table influence."),
-        "p_random": Entry("number", "probability", "As in the table influence."),
+        "probability_change": Entry("number", "probability", "Mean change of the class's probability over the images, moved along the signal vector of the first direction."),
+        "t_random": Entry("number", "standard deviations", "Of the first direction, as in the table influence."),
+        "p_random": Entry("number", "probability", "Of the first direction, as in the table influence."),
     }),
     "steering": Table("One row a direction, role and step: the probability of the class that the direction is followed for.", {
         "class": Entry("integer", "", "Class whose probability is followed, from 0."),
@@ -241,8 +242,9 @@ TABLES = {
         "draw": Entry("integer", "", "Number of the random direction, from 0; empty for the others."),
         "strength": _STRENGTH,
         "shift": _SHIFT,
-        "accuracy_clean": Entry("number", "share", "Accuracy on held-out images without the concept."),
-        "accuracy_poisoned": Entry("number", "share", "Accuracy on held-out images with the concept; empty where none were given."),
+        **{f"accuracy_{which}{end}": Entry("number", "share", f"{what} of the held-out {which} images that are predicted right{more}.")
+           for which, more in (("clean", ""), ("poisoned", "; empty without such images"))
+           for end, what in (("", "Share"), ("_low", "Lower end of the 95 % interval of the share"), ("_high", "Upper end of the 95 % interval of the share"))},
         "chosen": Entry("boolean", "", "Whether this was taken for the vector."),
     }),
     "correction_classes": Table("One row a set of images and class, of the images that were not held out.", {

@@ -40,9 +40,14 @@ def agreement(directions: Directions) -> np.ndarray:
 
 
 def with_found_again(rows: Sequence[Mapping[str, Any]], directions: Directions) -> list[dict[str, Any]]:
-    """Rows about single directions (``index``) with ``found_again``, None where there were no refits."""
+    """Rows about a direction (``index``, or the first of ``indices``) with ``found_again``, None where there were no refits."""
     again = directions.found_again
-    return [{**row, "found_again": None if again is None else round(float(again[row["index"]]), 6)} for row in rows]
+
+    def of(row: Mapping[str, Any]) -> float | None:
+        index = row["index"] if "index" in row else row["indices"][0]
+        return None if again is None else round(float(again[index]), 6)
+
+    return [{**row, "found_again": of(row)} for row in rows]
 
 
 def direction_rows(

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.concepts import activations_on
+from evaluate.correct.choice import SENTENCES
 from evaluate.correct.detectors import measure_detectors
 from evaluate.correct.judged import judged
-from evaluate.correct.page import write_page
+from evaluate.correct.page import change_of, write_page
 from evaluate.correct.study import CorrectConfig, Study, study_correction
 from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
 from evaluate.detectors import make_bank
@@ -45,7 +46,7 @@ class Suspect:
 def choose_detector(
     labels: list[Label], suspects: list[dict[str, Any]], directions: Sequence[int] = (), label: str | None = None
 ) -> Suspect:
-    """The detector asked for by numbers or by label; without either, the first of the ranking of suspects.
+    """The detectors asked for by numbers or by label; without either, all of the first of the ranking of suspects.
 
     Raises UnknownNameError for numbers or labels that there are not, UsageError where nothing was asked for and nothing is suspicious.
     """
@@ -71,9 +72,11 @@ def choose_detector(
     first = suspects[0]
     why = (
         f"first of the evaluation's suspects: small ({100 * first['area']:.1f} % of an image), {100 * first['share_of_class']:.0f} % of the "
-        f"images that show it are taken for '{first['class_name']}', and it raises that class by {100 * first['probability_change']:.1f} points"
+        f"images that show it are taken for '{first['class_name']}', and {'it' if len(first['indices']) == 1 else 'the first of them'} raises that class by {100 * first['probability_change']:.1f} points"
     )
-    return Suspect([int(first["index"])], title_of(labels, int(first["index"])), why, str(first["class_name"]))
+    return Suspect(
+        first["indices"], ", ".join(title_of(labels, i) for i in first["indices"]), why, str(first["class_name"])
+    )
 
 
 def correct_model(
@@ -181,20 +184,26 @@ def correction_lines(summary: dict[str, Any]) -> list[str]:
         f"x' = {'relu(' if summary['rectify'] else ''}x − {summary['strength']:.4g} · sigmoid(z − {summary['shift']:.3g}) · s{')' if summary['rectify'] else ''}; "
         f"the concept's typical signal value is {summary['typical_signal_value']:.4g}"
     )
-    width = 26
+    width = 30
     shown = [which for which in SETS if which in summary]
     counts = [f"{which} ({summary[which]['images']})" for which in shown]
-    lines.append(f"{'accuracy':<{width}}" + "".join(f"{head:>20}" for head in counts))
+    lines.append(f"{'accuracy':<{width}}" + "".join(f"{head:>26}" for head in counts))
 
     def line(label: str, values: list[float | None]) -> str:
-        return f"{label:<{width}}" + "".join(f"{'–' if v is None else f'{100 * v:.1f} %':>20}" for v in values)
+        return f"{label:<{width}}" + "".join(f"{'–' if v is None else f'{100 * v:.1f} %':>26}" for v in values)
 
     lines.append(line("before", [summary[which]["before"] for which in shown]))
     lines.append(line("along the signal vector", [summary[which]["after"] for which in shown]))
-    if not summary["within_tolerance"]:
-        lines.append(
-            "Warning: no strength left the clean held-out images alone; this is the one that harms them least. Do not use it unseen."
-        )
-    lines.append(line("along the filter", [summary[which]["own_strength"]["filter"] for which in shown]))
-    lines.append(line("along random directions", [summary[which]["own_strength"]["random_mean"] for which in shown]))
+    lines.append(
+        f"{'  change in points, 95 %':<{width}}" + "".join(f"{change_of(summary[which]):>26}" for which in shown)
+    )
+    for name, key in (
+        ("along the filter", "filter"),
+        ("along random directions: mean", "random_mean"),
+        ("  95th percentile", "random_percentile_95"),
+        ("  best", "random_best"),
+    ):
+        lines.append(line(name, [summary[which]["own_strength"][key] for which in shown]))
+    if summary["problem"]:
+        lines.append(f"Warning: {SENTENCES[summary['problem']]} Do not use it unchecked.")
     return lines

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evaluate.correct.study import CorrectConfig
 from evaluate.influence.study import InfluenceConfig
 from pipeline.evaluation import evaluate_directions, load_sets
 from pipeline.records import Place, beside, within
@@ -45,12 +46,21 @@ def run_demo(
     images: int = 2400,
     directions: int = 48,
     epochs: int = 12,
+    methods: Sequence[str] = METHODS,
+    pages: bool = True,
+    correct: CorrectConfig | None = None,
     say: Say = lambda text: None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Run everything into a folder; returns the evaluation's summary and the network's accuracies.
 
     Finished steps of an earlier run with the same numbers are kept: the world, the network and the activations.
+
+    Parameters
+    ----------
+    methods : the first one's directions are corrected.
+    pages : whether the report and the explanations are made.
+    correct : how the correction is chosen; None as ``eddp correct`` does.
     """
     from extract.broden import BrodenSource
     from extract.stream import ExtractConfig, extract
@@ -80,7 +90,7 @@ def run_demo(
     store = ActivationStore.open(store_path)
     reader = LayerReader(store, LAYER)
     files = []
-    for method in METHODS:
+    for method in methods:
         path = out / f"{method}.safetensors"
         settings = SETTINGS.get(method, {})
         extra = "".join(f" --set {name}={value}" for name, value in settings.items())
@@ -105,13 +115,12 @@ def run_demo(
             store, load_sets(files), evaluation, broden=world_folder, influence=INFLUENCE, title=TITLE, progress=watched
         )
     run.write()
-    return {**summary, "network": trained, **_show(out, world, say, progress)}
+    shown = _show(out, world, say, progress) if pages else {}
+    return {**summary, "network": trained, **shown, **_correct(out, world, correct, say, progress)}
 
 
 def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, Any]:
-    """What people look at: the report, some predictions explained, and the model without its planted shortcut."""
-    from pipeline.correction import choose_detector, correct_model, correction_lines
-    from pipeline.evaluated import Evaluated
+    """What people look at: the report, and some predictions explained."""
     from pipeline.explained_inputs import open_inputs
     from pipeline.explanation import ExplainConfig, explain_images
     from pipeline.reporting import ReportConfig, write_site
@@ -131,14 +140,21 @@ def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, An
     with run.watching(progress, within(explanation, "explanation.json")) as watched:
         explain_images(inputs, images, [], explanation, ExplainConfig(), progress=watched)
     run.write()
-    shown: dict[str, Any] = {"report": str(report / "index.html"), "explanation": str(explanation / "index.html")}
+    return {"report": str(report / "index.html"), "explanation": str(explanation / "index.html")}
+
+
+def _correct(out: Path, world: World, config: CorrectConfig | None, say: Say, progress: Progress) -> dict[str, Any]:
+    """The model without its planted shortcut."""
+    from pipeline.correction import choose_detector, correct_model, correction_lines
+    from pipeline.evaluated import Evaluated
+
+    evaluation, correction = out / "evaluation", out / "correction"
     evaluated = Evaluated(evaluation)
     name = evaluated.one()
-    correction = out / "correction"
     say(f"8/8  eddp correct {evaluation} --data {world.clean_folder} --poisoned {world.poisoned_folder}")
     if not evaluated.suspects(name):
         say("     nothing looks like a shortcut: nothing is corrected")
-        return shown
+        return {}
     suspect = choose_detector(evaluated.labels(name), evaluated.suspects(name))
     run = Run("correct", {"evaluation": evaluation, "data": world.clean_folder, "poisoned": world.poisoned_folder})
     with run.watching(progress, within(correction, "summary.json")) as watched:
@@ -149,12 +165,13 @@ def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, An
             correction,
             clean=world.clean_folder,
             poisoned=world.poisoned_folder,
+            config=config,
             progress=watched,
         )
     run.write()
     for line in correction_lines(found):
         say(f"     {line}")
-    return {**shown, "corrected": found, "correction": str(correction / "index.html")}
+    return {"corrected": found, "correction": str(correction / "index.html")}
 
 
 def _train(folders: Path, out: Path, seed: int, epochs: int, progress: Progress) -> dict[str, Any]:

@@ -133,8 +133,8 @@ class Evaluated:
         return [mine.get(i, ("", "")) for i in range(int(self.summary["directions"][name]["directions"]))]
 
     def suspects(self, name: str) -> list[dict[str, Any]]:
-        """Concepts that may be shortcuts, the worst first: what ``evaluate --influence`` ranked."""
-        return self.table("suspects", name)
+        """Concepts that may be shortcuts, the worst first: what ``evaluate --influence`` ranked; ``indices``: the directions of each."""
+        return [{**row, "indices": [int(i) for i in row["indices"].split()]} for row in self.table("suspects", name)]
 
     def _place(self, kept: str) -> Path:
         found = place(kept)

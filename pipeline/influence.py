@@ -88,7 +88,7 @@ def add_influence(
             )
             suspects = with_found_again(suspect_rows(found, name, labels[name], columns, use, classes), directions)
             entry["influence"]["suspects"] = suspects[:10]
-            rows["suspects"] += suspects
+            rows["suspects"] += [{**row, "indices": " ".join(map(str, row["indices"]))} for row in suspects]
     tables.write_parts("influence", (p for name in sets for p in influence_parts(found, name, plain[name], classes)))
     for table in TABLES:
         if rows[table]:

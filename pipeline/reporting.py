@@ -40,7 +40,9 @@ from stores.tables import rows_to_columns
 OURS = Ours("report.json", "eddp report", "a report")
 TITLE = "What this layer's directions stand for"
 EXAMPLES = 4  # of a class
-DRAWN_ON_CPU = 8  # pairs of highest IoU, and worst suspects, of which pictures are synthesised unless told otherwise
+DRAWN_ON_CPU = (
+    8  # pairs of highest IoU, and of the worst suspects, of which pictures are synthesised unless told otherwise
+)
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def _to_visualize(
     """Directions to synthesise pictures of: those of highest IoU (without labels the first), and on a CPU the suspects beside them."""
     best = sorted(range(count), key=lambda i: -rows[i]["iou_val"] if i in rows else 0)
     if config.visualize is None and config.device == "cpu":
-        return sorted({*best[:DRAWN_ON_CPU], *(int(row["index"]) for row in suspects[:DRAWN_ON_CPU])})
+        return sorted({*best[:DRAWN_ON_CPU], *[i for row in suspects for i in row["indices"]][:DRAWN_ON_CPU]})
     return sorted(best if config.visualize is None or config.visualize < 0 else best[: config.visualize])
 
 

@@ -67,15 +67,6 @@ def _draw(name: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """Under R corrections: ``classes`` (R, n) that n images are taken for, −1 where not asked for; ``right`` (R, n) the probability of
-    each image's own class."""
-
-    classes: np.ndarray
-    right: np.ndarray
-
-
 def predict(
     of: Judged,
     head: Head,
@@ -86,8 +77,8 @@ def predict(
     device: str = "cpu",
     progress: Progress = silent,
     stage: str = "correcting",
-) -> Predicted:
-    """What each of R corrections makes of each image, one pass over the activations for all of them.
+) -> np.ndarray:
+    """The classes (R, n) that n images are predicted as under each of R corrections, by one pass over the activations for all of them.
 
     Parameters
     ----------
@@ -97,8 +88,7 @@ def predict(
     """
     wanted = np.ones(len(of.rows), bool) if where is None else where
     places = np.flatnonzero(wanted)
-    shape = (len(corrections), len(of.rows))
-    found = Predicted(np.full(shape, -1, np.int64), np.full(shape, np.nan, np.float32))
+    found = np.full((len(corrections), len(of.rows)), -1, np.int64)
     done = 0
     for at, x in _blocks(of, places, device):
         if head.affine is not None:
@@ -107,10 +97,8 @@ def predict(
         else:
             prefix = of.reader.spec.prefix
             logits = (_through(head, _corrected(x, c, prefix)) for c in corrections)
-        own = torch.from_numpy(of.classes[at]).to(device)[:, None]
         for r, z in enumerate(logits):
-            found.classes[r, at] = z.argmax(1).cpu().numpy()
-            found.right[r, at] = torch.softmax(z, 1).gather(1, own)[:, 0].detach().cpu().numpy()
+            found[r, at] = z.argmax(1).cpu().numpy()
         done += len(at)
         progress(stage, done, len(places))
     return found

@@ -12,9 +12,11 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from evaluate.correct.choice import SENTENCES
 from evaluate.correct.judged import Judged
 from evaluate.correct.pictures import changed_pictures
 from evaluate.correct.study import Study, confusion
+from evaluate.correct.trade_off import trade_off
 from evaluate.report.page import url
 from stores.activations import ActivationStore
 from stores.files import write_atomically
@@ -25,11 +27,10 @@ WIDTH, HEIGHT, PAD = 560, 220, 44
 
 @dataclass(frozen=True)
 class Bar:
-    """One accuracy of the comparison; ``spread``: its standard deviation over random directions."""
+    """One accuracy of the comparison."""
 
     name: str
     value: float
-    spread: float = 0.0
     kind: str = ""
 
 
@@ -39,7 +40,7 @@ def write_page(
     """Write ``index.html`` and its pictures into the folder of a correction."""
     pictures = changed_pictures(out, study, classes)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=percent, url=url)
+    environment.filters.update(percent=percent, url=url, change=change_of)
     package = importlib.resources.files("evaluate")
     style = (package / "report" / "report.css").read_text("utf-8") + (package / "correct" / "correct.css").read_text(
         "utf-8"
@@ -50,6 +51,8 @@ def write_page(
         facts=_facts(summary, store),
         bars={which: bars(summary[which]) for which in study.sets()},
         curves=curves(study),
+        trade=trade_off(study),
+        problem=SENTENCES.get(summary["problem"], ""),
         confusions=[_confusion(study, which, classes) for which in study.sets()],
         pictures=pictures,
         size=(WIDTH, HEIGHT, PAD),
@@ -71,8 +74,15 @@ def bars(found: dict[str, Any]) -> list[Bar]:
     if own["filter"] is not None:
         listed.append(Bar("filter", own["filter"], kind="filter"))
     if own["random_mean"] is not None:
-        listed.append(Bar("random directions", own["random_mean"], own["random_sd"], "random"))
+        spread = (("mean", "random_mean"), ("95th percentile", "random_percentile_95"), ("best", "random_best"))
+        listed += [Bar(f"random: {name}", own[key], kind="random") for name, key in spread]
     return listed
+
+
+def change_of(found: dict[str, Any]) -> str:
+    """The change of accuracy of one set of images in points, with its interval."""
+    gain, low, high = (f"{100 * found[key]:+.1f}".replace("-", "−") for key in ("gain", "gain_low", "gain_high"))
+    return f"{gain} ({low} to {high})"
 
 
 def curves(study: Study) -> list[dict[str, Any]]:
@@ -84,25 +94,34 @@ def curves(study: Study) -> list[dict[str, Any]]:
         if tried is None or len({one.strength for one in tried.settings}) < 2:
             continue
         mine = [r for r, one in enumerate(tried.settings) if one.shift == tried.chosen.shift]
-        for which, values in (("poisoned", tried.poisoned), ("clean", tried.clean)):
-            if values is None:
+        for which, found in (("poisoned", tried.poisoned), ("clean", tried.clean)):
+            if found is None:
                 continue
-            points = [(tried.settings[r].strength / top, float(values[r])) for r in mine if np.isfinite(values[r])]
+            across = [PAD + tried.settings[r].strength / top * (WIDTH - 2 * PAD) for r in mine]
+            low, high = (
+                list(zip(across, map(_up, (found.before + end[mine]).clip(0, 1)), strict=True))
+                for end in (found.low, found.high)
+            )
             lines.append(
                 {
                     "name": f"{name}, {which}",
                     "kind": name,
                     "set": which,
-                    "points": " ".join(f"{PAD + x * (WIDTH - 2 * PAD):.1f},{_up(y):.1f}" for x, y in points),
-                    "chosen": (PAD + tried.chosen.strength / top * (WIDTH - 2 * PAD), _up(float(values[tried.best]))),
-                    "end": _up(points[-1][1]) if points else 0.0,
+                    "points": _joined(list(zip(across, map(_up, found.after[mine]), strict=True))),
+                    "band": _joined([*low, *high[::-1]]) if name == "signal" else "",
+                    "chosen": (across[mine.index(tried.best)], _up(found.after[tried.best])),
                     "top": top,
                 }
             )
     return lines
 
 
+def _joined(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
 def _up(accuracy: float) -> float:
+    """Where an accuracy is drawn among the curves."""
     return HEIGHT - PAD + 16 - accuracy * (HEIGHT - PAD)
 
 

@@ -1,4 +1,4 @@
-"""Is a model right more often without a concept? Strength chosen on held-out images, everything reported on the others.
+"""Is a model right more often without a concept? Strength chosen on held-out images (``choice``), everything reported on the others.
 
 The same is done along the filter (decoding direction), with strength and threshold that suit it best, and along random directions, with the
 signal's threshold and the strength that suits each: if the concept is written along its signal vector, only taking that out helps (EDDP's comparison).
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from evaluate.correct.choice import Change, choose, paired_change
 from evaluate.correct.correction import Correction
 from evaluate.correct.detectors import Detectors
 from evaluate.correct.judged import FLOOR, Judged, predict
@@ -29,13 +30,13 @@ class CorrectConfig:
 
     Parameters
     ----------
-    tolerance : share of the clean images' accuracy that may be lost on the held-out ones.
+    tolerance : accuracy on clean images that may be lost, a share; a larger loss that chance explains on the held-out ones is none.
     randoms : random directions to compare with.
     multiples, shifts : the strengths tried, in typical signal values, and the thresholds, in quantiles of the positives' logits.
     strength, shift : given instead of chosen.
     """
 
-    tolerance: float = 0.005
+    tolerance: float = 0.01
     randoms: int = 20
     multiples: tuple[float, ...] = MULTIPLES
     shifts: tuple[float, ...] = SHIFTS
@@ -56,15 +57,15 @@ class CorrectConfig:
 
 @dataclass(frozen=True)
 class Tried:
-    """One vector: every setting tried on the held-out images with its accuracies, and the one that was taken; ``within``: whether
-    any setting kept to the tolerance."""
+    """One vector: every setting tried, what each changes on the held-out images, the one that was taken, and what is wrong with it
+    (``choose``)."""
 
     vector: str
     settings: list[Correction]
-    clean: np.ndarray
-    poisoned: np.ndarray | None
+    clean: Change
+    poisoned: Change | None
     best: int
-    within: bool = True
+    problem: str | None
 
     @property
     def chosen(self) -> Correction:
@@ -74,7 +75,7 @@ class Tried:
 @dataclass(frozen=True)
 class Study:
     """What a correction does. ``before``, ``after``: predicted classes (n,) of ``clean`` and ``poisoned`` images under no correction and
-    under the chosen one, −1 for images held out; ``others``: by (vector, draw, setting) those of the comparison, setting being ``own`` or ``signal``."""
+    under the chosen one, −1 for images held out; ``others``: by (vector, draw, setting) those of the comparison, setting being ``own`` or ``signal``; ``tolerance``: clean accuracy that may be lost."""
 
     correction: Correction
     tried: dict[str, Tried]
@@ -84,6 +85,7 @@ class Study:
     before: dict[str, np.ndarray]
     after: dict[str, np.ndarray]
     others: dict[tuple[str, int, str], dict[str, np.ndarray]]
+    tolerance: float
 
     def sets(self) -> dict[str, Judged]:
         return {"clean": self.clean} | ({} if self.poisoned is None else {"poisoned": self.poisoned})
@@ -92,6 +94,12 @@ class Study:
         """Share of the images of a set that were not held out that are predicted right."""
         of = self.sets()[which]
         return accuracy(of, found, ~of.held)
+
+    def change(self, which: str) -> Change:
+        """What the chosen correction (R = 1) changes on the images of a set that were not held out."""
+        of = self.sets()[which]
+        before, after = (found[which] == of.classes for found in (self.before, self.after))
+        return paired_change(before[~of.held], after[None, ~of.held])
 
 
 def accuracy(of: Judged, found: np.ndarray, where: np.ndarray) -> float:
@@ -115,8 +123,8 @@ def study_correction(
     Parameters
     ----------
     detectors : the directions to suppress together, and how strong their concept is in the store that they were found in.
-    clean, poisoned : images without and with the concept. Without ``poisoned`` the strength is the largest, up to the concept's typical
-        signal value, that leaves the clean images alone.
+    clean, poisoned : images without and with the concept. Without ``poisoned`` strengths go up to the concept's typical signal value,
+        and the threshold stays.
     rectify : whether the layer's activations are never negative.
     """
     config = config or CorrectConfig()
@@ -136,14 +144,14 @@ def study_correction(
     if config.shift is not None:
         shifts = [config.shift]
 
-    def choose(candidates: Mapping[str, list[Correction]]) -> dict[str, Tried]:
-        return _choose(candidates, head, clean, poisoned, config, device, progress)
+    def attempt(candidates: Mapping[str, list[Correction]]) -> dict[str, Tried]:
+        return _try(candidates, head, clean, poisoned, config.tolerance, device, progress)
 
-    tried = choose({"signal": settings(detectors.signals, shifts), "filter": settings(detectors.filters, shifts)})
+    tried = attempt({"signal": settings(detectors.signals, shifts), "filter": settings(detectors.filters, shifts)})
     taken = tried["signal"].chosen
     draws = random_units(c, config.randoms * j, config.seed).numpy().reshape(c, config.randoms, j)
     # the threshold that suits the concept, each its own strength
-    tried |= choose({f"random {r}": settings(draws[:, r], [taken.shift]) for r in range(config.randoms)})
+    tried |= attempt({f"random {r}": settings(draws[:, r], [taken.shift]) for r in range(config.randoms)})
     rows: dict[tuple[str, int, str], Correction] = {}
     for name, one in tried.items():
         vector, _, draw = name.partition(" ")
@@ -166,79 +174,42 @@ def study_correction(
             progress=progress,
             stage=f"{which} images",
         )
-        for key, classes in zip(rows, found.classes, strict=True):
+        for key, classes in zip(rows, found, strict=True):
             others[key][which] = classes
         after[which] = others["signal", -1, "own"][which]
-    return Study(taken, tried, typical, clean, poisoned, before, after, others)
+    return Study(taken, tried, typical, clean, poisoned, before, after, others, config.tolerance)
 
 
-def _choose(
+def _try(
     candidates: Mapping[str, list[Correction]],
     head: Head,
     clean: Judged,
     poisoned: Judged | None,
-    config: CorrectConfig,
+    tolerance: float,
     device: str,
     progress: Progress,
 ) -> dict[str, Tried]:
-    """Try all settings of several vectors on the held-out images, in one pass over each set, and take the best of each vector."""
+    """Try all settings of several vectors on the held-out images, in one pass over each set, and choose one of each vector."""
     every = [one for settings in candidates.values() for one in settings]
     if not every:
         return {}
 
-    def measured(of: Judged, what: str) -> tuple[np.ndarray, np.ndarray]:
+    def right(of: Judged, what: str) -> tuple[np.ndarray, np.ndarray]:
         stage = f"choosing the strength, {what} images"
         found = predict(of, head, every, where=of.held, floor=FLOOR, device=device, progress=progress, stage=stage)
-        right = np.array([accuracy(of, classes, of.held) for classes in found.classes])
-        return right, found.right[:, of.held].mean(1)
+        return (of.logits.argmax(1) == of.classes)[of.held], (found == of.classes)[:, of.held]
 
-    on_clean, sure = measured(clean, "clean")
-    on_poisoned = None if poisoned is None else measured(poisoned, "poisoned")[0]
+    on_clean = right(clean, "clean")
+    on_poisoned = None if poisoned is None else right(poisoned, "poisoned")
     tried, start = {}, 0
     for name, settings in candidates.items():
         part = slice(start, start + len(settings))
         start = part.stop
-        tried[name] = _best(
-            name,
-            settings,
-            on_clean[part],
-            sure[part],
-            None if on_poisoned is None else on_poisoned[part],
-            clean,
-            poisoned,
-            config,
-        )
+        costs = paired_change(on_clean[0], on_clean[1][part])
+        gains = None if on_poisoned is None else paired_change(on_poisoned[0], on_poisoned[1][part])
+        best, problem = choose(np.array([one.strength for one in settings]), costs, gains, tolerance)
+        tried[name] = Tried(name, settings, costs, gains, best, problem)
     return tried
-
-
-def _best(
-    name: str,
-    settings: list[Correction],
-    on_clean: np.ndarray,
-    sure: np.ndarray,
-    on_poisoned: np.ndarray | None,
-    clean: Judged,
-    poisoned: Judged | None,
-    config: CorrectConfig,
-) -> Tried:
-    """Which setting to take.
-
-    Of those that cost clean images at most the tolerance, and are right about poisoned ones within a standard error of the best, it is the
-    one under which clean images' own classes stay most probable (probabilities are less noisy than counts of a few images), then the
-    weakest. Without poisoned images it is the strongest allowed. Where none is allowed, it is the one that costs clean images least, and
-    ``within`` is False.
-    """
-    least = accuracy(clean, clean.logits.argmax(1), clean.held) - config.tolerance
-    allowed = on_clean >= least - 1e-12
-    if not allowed.any():
-        return Tried(name, settings, on_clean, on_poisoned, int(on_clean.argmax()), within=False)
-    if on_poisoned is None or poisoned is None:
-        best = max(np.flatnonzero(allowed).tolist(), key=lambda r: settings[r].strength)
-        return Tried(name, settings, on_clean, on_poisoned, best)
-    top = float(on_poisoned[allowed].max())
-    allowed &= on_poisoned >= top - np.sqrt(top * (1 - top) / int(poisoned.held.sum()))
-    best = min(np.flatnonzero(allowed).tolist(), key=lambda r: (-round(float(sure[r]), 5), settings[r].strength))
-    return Tried(name, settings, on_clean, on_poisoned, best)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

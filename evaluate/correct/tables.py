@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.correct.choice import Change
 from evaluate.correct.study import Study, accuracy, confusion
 
 
@@ -30,7 +31,7 @@ def correction_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def strength_rows(study: Study) -> list[dict[str, Any]]:
-    """One row a vector and setting that was tried: its accuracies on the held-out images, and whether it was taken."""
+    """One row a vector and setting that was tried: its accuracies on the held-out images, with intervals, and whether it was taken."""
     rows = []
     for name, tried in study.tried.items():
         vector, _, draw = name.partition(" ")
@@ -41,12 +42,19 @@ def strength_rows(study: Study) -> list[dict[str, Any]]:
                     "draw": int(draw) if draw else None,
                     "strength": _rounded(one.strength),
                     "shift": _rounded(one.shift),
-                    "accuracy_clean": _rounded(float(tried.clean[r])),
-                    "accuracy_poisoned": None if tried.poisoned is None else _rounded(float(tried.poisoned[r])),
+                    **_accuracies("clean", tried.clean, r),
+                    **_accuracies("poisoned", tried.poisoned, r),
                     "chosen": r == tried.best,
                 }
             )
     return rows
+
+
+def _accuracies(which: str, found: Change | None, r: int) -> dict[str, float | None]:
+    """Columns of one setting's accuracy on a set, with the ends of its interval; empty without the set."""
+    ends = {"": None, "_low": None, "_high": None} if found is None else {
+        "": found.after[r], "_low": found.before + found.low[r], "_high": found.before + found.high[r]}  # fmt: skip
+    return {f"accuracy_{which}{end}": None if value is None else _rounded(float(value)) for end, value in ends.items()}
 
 
 def class_rows(study: Study, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -84,13 +92,17 @@ def confusion_rows(study: Study, classes: Sequence[str]) -> list[dict[str, Any]]
 
 
 def correction_summary(study: Study) -> dict[str, Any]:
-    """What ``summary.json`` says: the setting, and accuracies (on images not held out) before, after, and along other vectors."""
+    """What ``summary.json`` says: the setting, and accuracies (on images not held out) before, after, and along other vectors.
+
+    ``problem``: of ``choose``, for the signal vector. ``gain_low``, ``gain_high``: 95 % interval of the paired ``gain``.
+    """
     found: dict[str, Any] = {
         "strength": _rounded(study.correction.strength),
         "shift": _rounded(study.correction.shift),
         "typical_signal_value": _rounded(study.typical),
         "rectify": study.correction.rectify,
-        "within_tolerance": study.tried["signal"].within,
+        "tolerance": study.tolerance,
+        "problem": study.tried["signal"].problem,
     }
     for which, of in study.sets().items():
         right = {
@@ -98,7 +110,11 @@ def correction_summary(study: Study) -> dict[str, Any]:
             "after": study.accuracy(which, study.after[which]),
         }
         entry: dict[str, Any] = {"images": int((~of.held).sum()), **{k: _rounded(v) for k, v in right.items()}}
-        entry["gain"] = _rounded(right["after"] - right["before"])
+        change = study.change(which)
+        entry |= {
+            k: _rounded(float(v[0]))
+            for k, v in (("gain", change.change), ("gain_low", change.low), ("gain_high", change.high))
+        }
         for setting in ("own", "signal"):
             filtered = study.others.get(("filter", -1, setting))
             drawn = [
@@ -111,6 +127,7 @@ def correction_summary(study: Study) -> dict[str, Any]:
                 "filter": None if filtered is None else _rounded(study.accuracy(which, filtered[which])),
                 "random_mean": _rounded(float(np.mean(drawn))) if drawn else None,
                 "random_sd": _rounded(float(np.std(drawn))) if drawn else None,
+                "random_percentile_95": _rounded(float(np.percentile(drawn, 95))) if drawn else None,
                 "random_best": _rounded(max(drawn)) if drawn else None,
             }
         found[which] = entry

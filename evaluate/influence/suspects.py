@@ -2,8 +2,9 @@
 
 Whether a concept belongs to a class only a person can say: a cow belongs to a farm, a photo agency's mark does not, and to a network both
 are the same. What can be counted is what makes a shortcut possible: the concept hardly occurs outside images taken for the class,
-takes little of the image, and pushing the activations along its signal vector raises the class more than random directions do. Such pairs
-are listed for a person to look at, those of largest effect first.
+takes little of the image, and pushing the activations along its signal vector raises the class more than random directions do. Such
+concepts are listed for a person to look at, those of largest effect first. A concept that several directions carry is one suspect with
+all of those that raise the class: its effect is that of the direction that raises it most, so that finding a direction twice changes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def suspect_rows(
     use: LabelUse,
     classes: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """One row a suspicious (direction, class), largest change of probability first, at the summary's step.
+    """One row a suspicious (label, class), largest change of probability first, at the summary's step.
+
+    ``indices``: its directions, the one that raises the class most first; the row's effects are of that one.
 
     Parameters
     ----------
@@ -41,30 +44,34 @@ def suspect_rows(
     probability = found.probability[a, 0, part]
     shown = use.images.sum(1)
     rows = []
-    for i, column in enumerate(columns.tolist()):
-        if column < 0 or shown[column] < FEW or use.area[column] > SMALL:
+    for column in dict.fromkeys(columns[columns >= 0].tolist()):
+        if shown[column] < FEW or use.area[column] > SMALL:
             continue
         k = int(use.images[column].argmax())
         share = use.images[column, k] / shown[column]
         # a class that nearly all images are taken for concentrates every concept
         usual = use.images[:, k].sum() / max(use.images.sum(), 1)
-        raised = probability[i, k] > 0 and found.t_random[a, 0, part][i, k] > 0 and of_logit.random[i, k]
-        if share < CONCENTRATED or usual > 0.5 or not raised:
+        if share < CONCENTRATED or usual > 0.5:
             continue
+        raised = (probability[:, k] > 0) & (found.t_random[a, 0, part][:, k] > 0) & of_logit.random[:, k]
+        mine = sorted(np.flatnonzero(raised & (columns == column)).tolist(), key=lambda i: -probability[i, k])
+        if not mine:
+            continue
+        most = mine[0]
         rows.append(
             {
                 "directions": name,
-                "index": i,
-                "label": labels[i][0],
-                "category": labels[i][1],
+                "indices": mine,
+                "label": labels[most][0],
+                "category": labels[most][1],
                 "class": k,
                 "class_name": classes[k],
                 "share_of_class": round(float(share), 4),
                 "images": int(shown[column]),
                 "area": round(float(use.area[column]), 4),
-                "probability_change": float(f"{probability[i, k]:.6g}"),
-                "t_random": round(float(found.t_random[a, 0, part][i, k]), 4),
-                "p_random": float(f"{of_logit.p_random[i, k]:.6g}"),
+                "probability_change": float(f"{probability[most, k]:.6g}"),
+                "t_random": round(float(found.t_random[a, 0, part][most, k]), 4),
+                "p_random": float(f"{of_logit.p_random[most, k]:.6g}"),
             }
         )
     return sorted(rows, key=lambda row: -row["probability_change"])

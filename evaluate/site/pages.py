@@ -90,7 +90,7 @@ class _Book:
         }
         environment.globals.update(self.shared)
         self.template = {file: environment.get_template(file) for file in TEMPLATES}
-        self.suspects_of = _grouped(site.suspects, "index")
+        self.suspects_of = _grouped([{**row, "index": i} for row in site.suspects for i in row["indices"]], "index")
         self.suspects_for = _grouped(site.suspects, "class")
 
     def page(self, file: str, *, here: str = "", root: str = "", **more: Any) -> bytes:

@@ -41,7 +41,7 @@ MOVED = {
     "steering": "What becomes of the probability of one class, the one that small steps along the signal vector raise most, as all images are "
     "pushed further and further; the same along the filter and along random directions (each followed on the class that it raises most).",
     "suspects": "Concepts that make a shortcut possible: at least 90 % of the images that show them are taken for one class, they take at most "
-    "a tenth of the image on average, and the signal vector raises that class beyond random directions. Whether such a concept belongs to its "
+    "a tenth of the image on average, and signal vectors with their label raise that class beyond random directions. Whether such a concept belongs to its "
     "class only a person can say (our definition).",
 }
 STABLE = {

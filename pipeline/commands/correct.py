@@ -30,8 +30,8 @@ from pipeline.run import Run, pick_device
 @click.option("--shift", type=float, default=None, help="Raise the detector's threshold, in logits.  [default: chosen with the strength]")  # fmt: skip
 @click.option("--held-out", "held", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.5, show_default=True,
               help="Share of the images to choose on; figures are of the others.")  # fmt: skip
-@click.option("--tolerance", type=click.FloatRange(0, 100), default=0.5, show_default=True, metavar="POINTS",
-              help="Accuracy on clean held-out images that may be lost.")  # fmt: skip
+@click.option("--tolerance", type=click.FloatRange(0, 100), default=1.0, show_default=True, metavar="POINTS",
+              help="Accuracy on clean images that may be lost. With --poisoned, a loss on held-out ones counts as more only where it is so significantly.")  # fmt: skip
 @click.option(
     "--random",
     "randoms",
@@ -74,7 +74,7 @@ def correct(
     """Take a concept out of the model, as strongly as helps, and show what comes of it.
 
     EVALUATION is the folder that evaluate wrote, with --broden and --influence unless a direction is named: without one the first of its
-    suspects is taken. Writes correction.safetensors (applied by evaluate.correct.Correction), tables and index.html.
+    suspects is taken, with all its directions. Writes correction.safetensors (applied by evaluate.correct.Correction), tables and index.html.
 
     \b
     Example:

@@ -122,7 +122,9 @@ def tables(folder: Path, g: np.random.Generator) -> None:
         "probability_change": [0.1] * 4,
         "class": [1, 2, 3, 4],
     }
-    write_table(folder, "suspects", {**{key: values[:4] for key, values in same.items()}, **suspects})
+    write_table(
+        folder, "suspects", {"directions": ["eddp"] * 4, "indices": list("0123"), "label": label[:4], **suspects}
+    )
     sweep = [0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 18.0, 27.0, 40.0]
     parts = []
     for role, count in (("signal", n), ("filter", n), ("random", 64)):

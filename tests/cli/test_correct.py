@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -101,6 +102,34 @@ def test_the_shortcut_is_found_and_taken_out(run: Run, place: Path) -> None:
 
     again = ok(run(*data(place), "--json"))  # the activations are kept
     assert json.loads(again.out) == {**summary, "out": str(out)}
+
+
+def test_all_directions_of_the_first_suspect_are_taken_out(run: Run, place: Path) -> None:
+    """The mark's direction twice: one row of the suspects, and neither is left in."""
+    arrays = {k: v if k == "mean" else np.concatenate([v, v[..., :1]], -1) for k, v in directions_arrays().items()}
+    file, out = place / "found.safetensors", place / "correction"
+    Directions(**arrays, method="eddp", layer="act").save(file)  # type: ignore[arg-type]
+    ok(run("evaluate", "--store", place / "acts.zarr", "--directions", file, "--broden", place / "concepts", "--influence",
+           "--null-directions", 5, "--null-positions", 40))  # fmt: skip
+    suspects = table_of(place / "evaluation" / "suspects.csv")
+    assert [(row["label"], row["indices"]) for row in suspects] == [("mark", "0 3")]
+    ended = ok(run(*data(place)))
+    assert "Suppressing mark (0), mark (3): first of the evaluation's suspects" in ended.out
+    assert "95th percentile" in ended.out
+    summary = json.loads((out / "summary.json").read_bytes())
+    assert (summary["direction"], summary["poisoned"]["after"], summary["problem"]) == ([0, 3], 1, None)
+    flags = ok(run("eddp", "report", place / "evaluation", "--visualize", 0, "--out", place / "report"))
+    assert flags.code == 0
+    for number in (0, 3):
+        assert "suspect for" in next((place / "report" / "d").glob(f"*{number}.html")).read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_corrected_is_said(run: Run, place: Path) -> None:
+    """Images given as poisoned that do not show the mark: there is nothing to gain."""
+    ended = ok(run(*data(place)[:5], "--poisoned", place / "clean", "--random", 0))
+    assert "Warning: It cannot be corrected like this: no setting" in ended.out
+    page = (place / "correction" / "index.html").read_text(encoding="utf-8")
+    assert "It cannot be corrected like this: no setting" in page
 
 
 def test_a_direction_may_be_named_and_its_strength_given(run: Run, place: Path) -> None:

@@ -276,10 +276,12 @@ def test_the_bars_of_iou_share_one_scale():
 
 
 def test_suspects_are_named_with_what_they_do() -> None:
-    rows = [{"index": 3, "label": "<mark>", "class_name": "farm & co", "probability_change": 0.14}]
+    rows = [{"indices": [3, 5], "label": "<mark>", "class_name": "farm & co", "probability_change": 0.14}]
     page = render(ReportData("t", {}, [section("a", influence={"suspects": rows})], 64))
     assert "Small, of one class, and used for it" in page
     assert "&lt;mark&gt;" in page
     assert "farm &amp; co" in page
     assert "+14.0 pp" in page
+    assert '-d3">3</a>' in page
+    assert '-d5">5</a>' in page
     assert "Small, of one class" not in render(ReportData("t", {}, [section("a")], 64))

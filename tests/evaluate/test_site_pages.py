@@ -69,7 +69,7 @@ def site(**changes: Any) -> Site:
         directions=[direction(0, marks=[Mark("dead"), Mark("duplicate of", 1)]), direction(1, label="", category="", interpretable=False, iou=0.0)],
         classes=classes, places=[(0.0, 0.5), (1.0, 0.5)], definitions=definitions(labelled=True, moved=True, drawn=True),
         influence=Influence(2.0, 100, 10, 50), random=RANDOM,
-        suspects=[{"index": 0, "class": 1, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
+        suspects=[{"indices": [0], "class": 1, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
         diagnosis={"dead": [0], "duplicates": [[0, 1]], "overfull": [], "coverage": 0.9}, log={"total": [(0, 2.0), (1, 1.0), (2, 1.5)]},
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
@@ -114,7 +114,7 @@ def test_hostile_names_stay_text() -> None:
         title=HOSTILE, name=HOSTILE, method=HOSTILE, facts={HOSTILE: HOSTILE}, settings={HOSTILE: HOSTILE}, notes=[HOSTILE],
         comparison=compare(summary), per_category=[(HOSTILE, 1, 1)], directions=[evil, evil], log={HOSTILE: [(0, 1.0)]},
         classes=[ClassPage(0, HOSTILE, 1, 1, 1, [Tile("e/0.webp", HOSTILE, 0.9, 0)], [Push(0, 0.1, True, False, False)])],
-        suspects=[{"index": 0, "class": 0, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
+        suspects=[{"indices": [0], "class": 0, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
     )  # fmt: skip
     for path, text in rendered(what).items():
         if not path.endswith(".html"):

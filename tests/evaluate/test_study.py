@@ -180,20 +180,24 @@ def test_what_moves_nothing_is_claimed_by_no_rule(known) -> None:  # type: ignor
 
 
 def test_a_suspect_is_small_of_one_class_and_raises_it_by_logit_too() -> None:
-    """Three labels alike but for one thing: the third's class rises only because another falls further."""
-    change = np.array([[0.2, -0.1, -0.1], [0.1, 0, -0.1], [0.3, -0.2, -0.1]])
-    t_random = np.array([[9.0, 0, 0], [9.0, 0, 0], [-9.0, 0, 0]])
-    of = (1, 2, 3, 3)
+    """Three labels alike but for one thing: the third's class rises only because another falls further. The first is carried by two
+    more directions: one raises its class, too, and more; one does not. The last direction has no label."""
+    change = np.array(
+        [[0.2, -0.1, -0.1], [0.1, 0, -0.1], [0.3, -0.2, -0.1], [0.25, -0.1, -0.1], [-0.1, 0.1, 0], [0.4, -0.1, -0.1]]
+    )
+    t_random = np.array([[9.0, 0, 0], [9.0, 0, 0], [-9.0, 0, 0], [8.0, 0, 0], [-9.0, 0, 0], [9.0, 0, 0]])
+    of = (1, 2, 6, 3)
     found = study.Influence(
-        InfluenceConfig(alphas=(2.0,), nulls=0), {"d": slice(0, 3)}, np.zeros(of), np.tile(change, (1, 2, 1, 1)), np.zeros(of),
+        InfluenceConfig(alphas=(2.0,), nulls=0), {"d": slice(0, 6)}, np.zeros(of), np.tile(change, (1, 2, 1, 1)), np.zeros(of),
         np.zeros(of, np.int32), np.zeros(of), np.tile(t_random, (1, 2, 1, 1)), 100, np.zeros((1, 2, 1, 0)),
-        np.zeros(3, np.int64), np.full(3, 1 / 3), 10, "toy",
+        np.zeros(6, np.int64), np.full(3, 1 / 3), 10, "toy",
     )  # fmt: skip
     images = np.array([[10, 0, 0], [5, 5, 0], [10, 0, 0], [0, 30, 30]])
     use = LabelUse(np.zeros((2, 4)), np.ones(4, bool), images, np.full(4, 0.05))
-    labels = [("mark", "object"), ("spread", "object"), ("lower", "object")]
-    rows = suspect_rows(found, "d", labels, np.array([0, 1, 2]), use, ["a", "b", "c"])
+    labels = [(name, "object") for name in ("mark", "spread", "lower", "mark", "mark", "")]
+    rows = suspect_rows(found, "d", labels, np.array([0, 1, 2, 0, 0, -1]), use, ["a", "b", "c"])
     assert [(row["label"], row["class_name"], row["share_of_class"]) for row in rows] == [("mark", "a", 1.0)]
+    assert (rows[0]["indices"], rows[0]["probability_change"], rows[0]["t_random"]) == ([3, 0], 0.25, 8.0)
 
 
 def test_units_of_any_length() -> None:
