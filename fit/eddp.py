@@ -36,12 +36,12 @@ from stores.statistics import statistics
 log = logging.getLogger(__name__)
 POSITIVE = (
     "rank",
-    "kmeans_iterations", "kmeans_points", "max_rows", "learning_rate", "tau", "gamma", "max_inverse_margin", "sharpness",
+    "kmeans_iterations", "kmeans_points", "max_rows", "learning_rate", "tau", "gamma", "max_inverse_margin", "max_correlation", "sharpness",
     "restarts", "restart_rows", "power", "direction_rate",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "refine_steps", "restart_steps", "patience", "shrinkage", "batch_rows", "lambda_s", "lambda_sb", "lambda_ma", "lambda_ic",
-    "lambda_eac", "lambda_mm", "lambda_fso", "lambda_uncertainty", "uncertainty_ridge", "uncertainty_images",
+    "lambda_eac", "lambda_mm", "lambda_fso", "lambda_cl", "lambda_uncertainty", "uncertainty_ridge", "uncertainty_images",
 )  # fmt: skip
 SHARP = {"sharpness": 5.0, "learning_rate": 2e-2, "lambda_ma": 2.0, "tau": 0.2}
 SOFT = {"sharpness": 1.0, "learning_rate": 1e-2, "lambda_ma": 3.0, "tau": 0.9}
@@ -72,7 +72,8 @@ class EDDPConfig(FitterConfig):
 
     **Losses.** The balance of ``lambda_ma`` and ``lambda_s`` matters most: 3 to 1, near the paper's own (2.8 to 0.85 in step d), finds
     more than 1 to 1 on every real layer tried. ``rho`` None: 12 τ / I, at most 0.9 (paper, step b). ``max_inverse_margin``: the mean of
-    1/M_i, in whitened units, above which sharper margins cost. ``signals``: how signal vectors are estimated at every step:
+    1/M_i, in whitened units, above which sharper margins cost. ``lambda_cl`` keeps detectors apart whose logits correlate above
+    ``max_correlation`` over the data (``fit.losses.correlated_logits``). ``signals``: how signal vectors are estimated at every step:
     "pooled" and "positives" are explained in ``fit.signals``; "free": learnt like the filters, as the paper does.
 
     **Steps.** ``batch_rows`` 0: every step sees all positions; else so many, drawn anew each epoch (signal vectors are then
@@ -108,11 +109,13 @@ class EDDPConfig(FitterConfig):
     lambda_eac: float = 5.0
     lambda_mm: float = 1.0
     lambda_fso: float = 2.0
+    lambda_cl: float = 5.0
     lambda_uncertainty: float = 0.05
     tau: float | None = None
     rho: float | None = None
     gamma: float = 1.1
     max_inverse_margin: float = 64.0
+    max_correlation: float = 0.7
     uncertainty_step: Literal["constrained", "unconstrained"] = "constrained"
     uncertainty_objective: Literal["kl", "entropy"] = "kl"
     uncertainty_ridge: float = 0.03

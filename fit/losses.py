@@ -60,6 +60,18 @@ def filter_signal_orthogonality(filters: torch.Tensor, signals: torch.Tensor) ->
     return (off.square().sum() / (i * (i - 1)) + 1e-12).sqrt()
 
 
+def correlated_logits(filters: torch.Tensor, covariance: torch.Tensor, most: float) -> torch.Tensor:
+    """``L_cl`` [ours]: ``Σ_{i≠j} relu(ρ_ij − most)² / I``, ρ the correlation of two detectors' logits over all positions.
+
+    It keeps apart detectors that say nearly the same: halves of the images share one concept out among them differently.
+    Filters are (r, I), ``covariance`` (r, r) that of the rows.
+    """
+    together = filters.T @ covariance.to(filters.dtype) @ filters
+    scale = together.diagonal().clamp_min(1e-12).rsqrt()
+    excess = F.relu(together * scale[:, None] * scale - most)
+    return (excess - torch.diag(excess.diagonal())).square().sum() / len(together)
+
+
 @dataclass(frozen=True)
 class RowWeights:
     """Weights λ of the losses that are sums over positions."""

@@ -17,6 +17,7 @@ from fit.detectors import Detectors
 from fit.losses import (
     RowWeights,
     Sums,
+    correlated_logits,
     excessively_active,
     filter_signal_orthogonality,
     inactive_classifier,
@@ -53,10 +54,12 @@ class Refinement:
     lambda_eac: float
     lambda_mm: float
     lambda_fso: float
+    lambda_cl: float
     lambda_uncertainty: float
     tau: float
     gamma: float
     max_inverse_margin: float
+    max_correlation: float
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,10 @@ class _Run:
             "excessive": (how.lambda_eac, excessively_active(column, how.rho)),
             "margin": (how.lambda_mm, F.relu(inverse / how.max_inverse_margin - 1)),
             "orthogonality": (how.lambda_fso, filter_signal_orthogonality(detectors.unit(), signals)),
+            "correlation": (
+                how.lambda_cl,
+                correlated_logits(detectors.unit(), self.moments.covariance, how.max_correlation),
+            ),
         }
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         values: dict[str, float] = {name: float(value.detach()) for name, (_, value) in terms.items()}
