@@ -115,7 +115,7 @@ class EDDPConfig(FitterConfig):
     rho: float | None = None
     gamma: float = 1.1
     max_inverse_margin: float = 64.0
-    max_correlation: float = 0.7
+    max_correlation: float = 0.8
     uncertainty_step: Literal["constrained", "unconstrained"] = "constrained"
     uncertainty_objective: Literal["kl", "entropy"] = "kl"
     uncertainty_ridge: float = 0.03

@@ -45,7 +45,9 @@ def fit_to_file(
         return fitter, record
     rates = rates_of(fitter, run)
     fitter.directions_.info.update(run={key: record[key] for key in IN_HEADER})
-    if selection is not None:
+    if selection is None:  # of an earlier fit under the same name
+        _forget(out, ".numbers")
+    else:
         fitter.directions_.info.update(selection=asdict(selection))
         write_table(out.parent, out.stem + ".numbers", rows_to_columns(selection.rows))
         loss_picture(selection.rows, out.with_suffix(".numbers.png"), over="directions")
@@ -53,13 +55,17 @@ def fit_to_file(
     if fitter.log_:
         write_table(out.parent, out.stem + ".log", rows_to_columns(fitter.log_))
         loss_picture(fitter.log_, out.with_suffix(".log.png"))
-    else:  # of an earlier fit under the same name
-        for ending in (".log.csv", ".log.parquet", ".log.png"):
-            out.with_suffix(ending).unlink(missing_ok=True)
+    else:
+        _forget(out, ".log")
     checkpoint.remove()
     for warning in warnings_of(fitter.diagnosis_):
         run.warnings.add(warning)
     return fitter, run.write(rates=rates, result={"out": str(out), "directions": fitter.directions_.count})
+
+
+def _forget(out: Path, name: str) -> None:
+    for ending in (".csv", ".parquet", ".png"):
+        out.with_suffix(name + ending).unlink(missing_ok=True)
 
 
 def rates_of(fitter: Fitter[Any], run: Run) -> dict[str, float]:

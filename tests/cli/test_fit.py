@@ -225,3 +225,24 @@ def test_halves_hold_as_many_of_each_class(run: Run, tiny_images: Callable[..., 
         record = json.loads(out.with_suffix(".run.json").read_bytes())
         assert record["part"] == {"images": 6, "classes": {"cat": 3, "dog": 3}}
         assert json.loads(out.with_suffix(".json").read_bytes())["store"]["part"] == {"index": i, "of": 2, "seed": 3}
+
+
+def test_the_number_of_directions_is_selected(run: Run, synthetic: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.safetensors"
+    options = ("fit", "--store", synthetic, "--out", out, "--refits", 2, "--set", "refine_steps=10")
+    ended = run(*options, "--directions", "auto", "--json")
+    assert ended.code == 0, ended.err
+    selection = json.loads(ended.out)["selection"]
+    assert [row["directions"] for row in selection["rows"]] == [8]  # 1800 positions: more would be too few each
+    found = Directions.load(out)
+    assert found.count == selection["number"] == 8
+    assert found.info["selection"] == selection
+    assert set(np.round(found.found_again * 2, 6)) <= {0, 1, 2}
+    lines = out.with_suffix(".numbers.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2
+    assert {"directions", "kappa", "coverage", "loss"} <= set(lines[0].replace('"', "").split(","))
+    assert out.with_suffix(".numbers.png").exists()
+    assert run(*options, "--directions", 2).code == 0
+    assert not list(tmp_path.glob("*.numbers.*"))
+    assert run(*options, "--directions", "few").code == 2
+    assert run(*options, "--directions", "auto", "--method", "probe").code == 2

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from fit.losses import (
     RowWeights,
     Sums,
     column_gradient,
+    correlated_logits,
     default_tile,
     excessively_active,
     filter_signal_orthogonality,
@@ -341,3 +343,16 @@ def test_the_gpu_gives_the_processors_numbers() -> None:
     there = streamed_sums(y.cuda(), w.cuda(), b.cuda(), RowWeights(1, 1, 0.5))
     torch.testing.assert_close(there.filters_row.cpu(), here.filters_row, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(there.column.cpu(), here.column, rtol=1e-5, atol=1e-8)
+
+
+def test_correlated_logits_is_that_of_the_logits() -> None:
+    g = np.random.default_rng(3)
+    y, w = g.normal(size=(500, 6)) @ g.normal(size=(6, 6)), g.normal(size=(6, 5))
+    w[:, 1] = w[:, 0] + 0.1 * g.normal(size=6)  # a near-twin
+    w[:, 2] = -w[:, 0]  # its opposite is none
+    rho = np.corrcoef((y @ w).T)
+    by_hand = sum(max(rho[i, j] - 0.7, 0) ** 2 for i in range(5) for j in range(5) if i != j) / 5
+    found = correlated_logits(torch.from_numpy(w), torch.from_numpy(np.cov(y.T)), 0.7)
+    assert float(found) == pytest.approx(by_hand, rel=1e-9)
+    assert by_hand > 0.01
+    assert float(correlated_logits(torch.from_numpy(w[:, [0, 2]]), torch.from_numpy(np.cov(y.T)), 0.7)) == 0
