@@ -194,7 +194,9 @@ class EDDP(Fitter[EDDPConfig]):
         )
         held = positions_of(data)
         # 2. directions, 3. thresholds and margins
-        beginning = begin(held, config, progress) if state is None and config.regime == "auto" else None
+        beginning = None
+        if state is None and config.regime == "auto":
+            beginning = begin(held, config, progress, several=gap is None)
         soft = beginning.soft if beginning else bool(state.values["soft"]) if state else config.regime == "soft"
         # in front of a gap every axis is signal; without one those of little variance hold noise, which whitening would blow up
         partial = soft and gap is None

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from fit.eddp import EDDPConfig
 
 
-CLEARLY = 1.5  # times ``crisp``: a first start that shares so much decides for the soft regime alone
+CLEARLY = (
+    1.5  # times ``crisp``: where several concepts a position are likely, a first start that shares so much decides
+)
 SKEWED = 65536  # rows that independent components are found on
 
 
@@ -65,11 +67,14 @@ class _Tried:
         return cls(clusters, refined, *tensors["numbers"].tolist())
 
 
-def begin(data: torch.Tensor | Positions, config: EDDPConfig, progress: Progress = silent) -> Beginning:
+def begin(
+    data: torch.Tensor | Positions, config: EDDPConfig, progress: Progress = silent, *, several: bool = False
+) -> Beginning:
     """The best of ``restarts`` starts on whitened rows (n, r), by the loss after ``restart_steps`` on a sample of them.
 
     Of the rows a seeded sample is used: what k-means trains on, what thresholds are read from, what starts are refined on, at least
     200 000; all of them where there are no more. Of several ranks each gets the sample, and turn i is tried by rank ``i % n``.
+    ``several``: the data are likely to hold several concepts a position, so one start that shares much decides for the soft regime.
     """
     whole = positions(data)
     most = max(config.n_directions * config.kmeans_points, config.restart_rows, SAMPLE)
@@ -84,7 +89,7 @@ def begin(data: torch.Tensor | Positions, config: EDDPConfig, progress: Progress
     skewed = not soft and config.restarts > 1 and config.n_directions <= rows.shape[1]
     turns = config.restarts + skewed
     best = _best(rows, config, soft, range(1), ranks, progress)
-    if turns > 1 and not (config.regime == "auto" and best.sparsity > CLEARLY * config.crisp):
+    if turns > 1 and not (several and config.regime == "auto" and best.sparsity > CLEARLY * config.crisp):
         best = min(best, _best(rows, config, soft, range(1, turns), ranks, progress), key=lambda tried: tried.loss)
     if config.regime == "auto" and best.sparsity > config.crisp:
         # what the sharp start learnt is how to tell overlapping concepts apart: the soft one begins from the clusters

@@ -161,6 +161,7 @@ def _directions_facts(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "thresholds": "own" if found.thresholds is not None else f"top {100 * found.quantile:g} % of positions",
         "pair agreement": f"cosine of filter and signal {cosine.mean():.3f} on average, {cosine.min():.3f} at least",
         **({} if found.found_again is None else {"found again": _found_again(found)}),
+        **({"number": found.info["selection"].get("why")} if isinstance(found.info.get("selection"), dict) else {}),
         "model": found.info.get("model"),
         "store": found.info.get("store", {}).get("path"),
         "configuration": found.info.get("config", {}),
