@@ -53,7 +53,7 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
     "--out",
     type=LOCAL,
     default=None,
-    help="Folder to write to.  [default: evaluation/ beside the directions]",
+    help="Folder to write to; an evaluation there is replaced.  [default: evaluation/ beside the directions]",
 )
 @click.option("--dask", default=None, metavar="ADDRESS|local",
               help="Label on the workers of a dask scheduler (they see the same files), or of one started here.")  # fmt: skip
@@ -95,7 +95,7 @@ def evaluate(
     run = Run("evaluate", {"store": store, "directions": directions, "broden": broden, "ground_truth": ground_truth,
                            "influence": influence, "alphas": alphas, "influence_images": influence_images,
                            "null_directions": null_directions, "null_positions": null_positions, "seed": seed, "monosemanticity": monosemanticity,
-                           "resolution": resolution, "out": out, "dask": dask, "device": device}, in_place=True)  # fmt: skip
+                           "resolution": resolution, "out": out, "dask": dask, "device": device})  # fmt: skip
     folder = _broden_folder(broden)
     if folder is None and not (ground_truth or influence or monosemanticity):
         raise UsageError(

@@ -18,6 +18,7 @@ from pipeline.progress import format_seconds, showing
 from pipeline.records import Place
 from pipeline.run import Run, code_version
 from stores.errors import UsageError
+from stores.files import check_writable
 
 if TYPE_CHECKING:
     from stores.readers import LayerReader
@@ -146,6 +147,8 @@ def fit(
         reader = LayerReader(store, layer, part=None if share is None else Part(*share, part_seed))
         if share is not None:
             run.about["part"] = {"images": reader.n_images, "classes": images_of_classes(reader)}
+        if ranks.rank == 0:
+            check_writable(out)
         where = None if ranks.rank else Place(out.with_suffix(".run.json"))
         with showing(quiet or ranks.rank > 0) as shown, run.watching(shown, where, device=chosen) as progress:
             selection = select_number(make, reader, ranks=ranks, progress=progress) if directions == "auto" else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -211,6 +213,35 @@ def test_a_large_seed_and_what_an_earlier_fit_left(run: Run, synthetic: Path, tm
     assert out.with_suffix(".log.csv").exists()
     assert run(*options, "--method", "pca").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.run.json", "d.safetensors"]
+
+
+def test_what_cannot_be_written_is_refused_before_the_fit(
+    run: Run, synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("pipeline.fitting.fit_to_file", lambda *_, **__: pytest.fail("it was begun"))
+
+    def refused(out: Path, reason: str) -> None:
+        ended = run("fit", "--store", synthetic, "--directions", 3, "--out", out)
+        assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
+        assert f"could not be written: {reason}" in ended.err
+
+    refused(tmp_path / "file" / "d.safetensors", "Not a directory")
+    refused(Path("/proc/none/d.safetensors"), "No such file")
+    refused(tmp_path / f"{'x' * 240}.safetensors", "File name too long")
+
+    def fails(number: int) -> Callable[..., int]:
+        def call(*_: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    with monkeypatch.context() as disk:
+        disk.setattr("stores.files.write_bytes", fails(errno.ENOSPC))
+        refused(tmp_path / "d.safetensors", "No space left")
+        disk.setattr("stores.files.os.open", fails(errno.EROFS))
+        refused(tmp_path / "d.safetensors", "Read-only file system")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
 def test_halves_hold_as_many_of_each_class(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
