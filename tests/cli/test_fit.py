@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,22 +227,41 @@ def test_what_cannot_be_written_is_refused_before_the_fit(
         assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
         assert f"could not be written: {reason}" in ended.err
 
-    refused(tmp_path / "file" / "d.safetensors", "Not a directory")
+    refused(tmp_path / "file" / "d.safetensors", "File exists")
     refused(Path("/proc/none/d.safetensors"), "No such file")
     refused(tmp_path / f"{'x' * 240}.safetensors", "File name too long")
 
-    def fails(number: int) -> Callable[..., int]:
-        def call(*_: object) -> int:
-            raise OSError(number, os.strerror(number))
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        return call
+    def read_only(path: str, flags: int, *more: Any, **also: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *more, **also)
 
+    opened = os.open
     with monkeypatch.context() as disk:
-        disk.setattr("stores.files.write_bytes", fails(errno.ENOSPC))
+        disk.setattr("stores.files.write_bytes", full)
         refused(tmp_path / "d.safetensors", "No space left")
-        disk.setattr("stores.files.os.open", fails(errno.EROFS))
+        disk.setattr("stores.files.os.open", read_only)
         refused(tmp_path / "d.safetensors", "Read-only file system")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_options_by_their_names_in_the_environment(
+    run: Run, synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDDP_FIT_SET", "refine_steps=3 restarts=1")
+    monkeypatch.setenv("EDDP_FIT_CHECKPOINT_EVERY", "5")
+    monkeypatch.setenv("EDDP_FIT_JSON", "1")
+    out = tmp_path / "d.safetensors"
+    ended = run("fit", "--store", synthetic, "--directions", 2, "--refits", 0, "--out", out)
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["directions"] == 2
+    config = json.loads(out.with_suffix(".json").read_bytes())["config"]
+    assert (config["refine_steps"], config["restarts"]) == (3, 1)
+    monkeypatch.setenv("EDDP_FIT_CHECKPOINT_EVERY", "often")
+    assert "often" in run("fit", "--store", synthetic, "--directions", 2, "--out", out).err
 
 
 def test_halves_hold_as_many_of_each_class(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
