@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from pipeline.messages import INTERRUPTED, Sentences
+from pipeline.messages import INTERRUPTED, Sentences, visible
 from pipeline.shortage import is_shortage, shortage
 from pipeline.speaking import read_config, speaking, wants_json
 from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError
@@ -137,7 +138,7 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
     def failed(text: str, code: int = 1) -> int:
         trace = traceback.format_exc() if debug else ""
         if trace and not who.json:
-            sys.stderr.write(trace)
+            sys.stderr.write(visible(trace))
         who.error(text, code, **({"traceback": trace} if trace else {}))
         return code
 
@@ -156,7 +157,9 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
             if who.json:
                 who.error(error.format_message(), 2)
             else:
-                error.show()
+                usage = io.StringIO()
+                error.show(usage)
+                sys.stderr.write(visible(usage.getvalue()))
         return 2
     except (KeyboardInterrupt, click.Abort):
         who.interrupted(INTERRUPTED)

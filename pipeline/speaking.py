@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.messages import JsonLines, Sentences, appoint, ranks
+from pipeline.messages import JsonLines, Sentences, appoint, ranks, visible
 
 TRUE = ("1", "true", "t", "yes", "y", "on")  # as click reads a flag from the environment
 OURS = ("pipeline", "evaluate", "fit", "extract", "stores")  # what --debug hears more of; libraries would bury it
@@ -30,7 +30,9 @@ def speaking(command: str, *, as_json: bool, debug: bool = False) -> Iterator[Se
     """Have everything of one command said in one form for as long as the block lasts."""
     rank, size = ranks()
     if not as_json:
-        logging.basicConfig(level=logging.WARNING, format="Warning: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Visible("Warning: %(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         who = Sentences(command, rank)
         before = appoint(who)
         try:
@@ -89,6 +91,13 @@ def _caught(lines: JsonLines) -> Iterator[None]:
         root.handlers = handlers
         root.setLevel(before)
         sys.stderr = stderr
+
+
+class _Visible(logging.Formatter):
+    """Escapes what could move a terminal's cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 class _Records(logging.Handler):

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import click
 
-from pipeline.messages import say
+from pipeline.messages import echo, say
 from pipeline.options import common
 from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing
@@ -141,12 +141,12 @@ def evaluate(
         )
     record = run.write(rates=_rates(run))
     if as_json:
-        click.echo(json.dumps({**summary, "out": str(target)}))
+        echo(json.dumps({**summary, "out": str(target)}))
         return
     for line in summary_lines(summary):
-        click.echo(line)
-    click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
-    click.echo(str(target / "report.html"))
+        echo(line)
+    echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
+    echo(str(target / "report.html"))
 
 
 def _rates(run: Run) -> dict[str, float]:

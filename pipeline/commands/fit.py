@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from fit import METHODS, SUPERVISED, make_fitter
-from pipeline.messages import say
+from pipeline.messages import echo, say
 from pipeline.options import common, share_of
 from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing
@@ -170,22 +170,22 @@ def fit(
         "diagnosis": fitted.diagnosis_,
     }
     if as_json:
-        click.echo(json.dumps(summary))
+        echo(json.dumps(summary))
         return
     for warning in warnings_of(summary["diagnosis"]):
         say(warning, "warning")
-    click.echo(
+    echo(
         f"{fitted.directions_.count} directions of {reader.spec.name} by {method}, {format_seconds(run.seconds)}, "
         f"peak memory {record['peak_memory_mib']} MiB (eddp {code_version()})"
     )
     if selection is not None:
-        click.echo(f"{selection.number} directions: {selection.why}")
+        echo(f"{selection.number} directions: {selection.why}")
     if summary["found_again"] is not None:
         again = round(summary["found_again"] * summary["directions"])
-        click.echo(
+        echo(
             f"{again} of them are found again by at least half of {fitter.config.refits} refits on random halves of the images"
         )
-    click.echo(str(out))
+    echo(str(out))
 
 
 def images_of_classes(reader: LayerReader) -> dict[str, int]:

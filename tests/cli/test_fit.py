@@ -264,6 +264,12 @@ def test_options_by_their_names_in_the_environment(
     assert "often" in run("fit", "--store", synthetic, "--directions", 2, "--out", out).err
 
 
+def test_all_of_a_layer_negative_is_100_percent(run: Run, tmp_path: Path) -> None:
+    store = store_of(tmp_path / "s.zarr", -1 - np.random.default_rng(0).random((8, 4, 3)))
+    ended = run("fit", "--store", store, "--method", "nmf", "--directions", 2, "--out", tmp_path / "d.safetensors")
+    assert "(100 % of them" in ended.err
+
+
 def test_halves_hold_as_many_of_each_class(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     store = tmp_path / "acts.zarr"
     net = ("--model", "tiny_net:build", "--layer", "second")
