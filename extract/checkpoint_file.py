@@ -120,8 +120,15 @@ def read_checkpoint(path: Path) -> Any:
     except Exception as error:
         if _pickles_arrays(path, start):
             raise _of_arrays(path) from error
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"{path} cannot be read as a weights file ({reason}): download or save it again.") from error
+        raise WeightsError(
+            f"{path} cannot be read as a weights file ({reason_of(error)}): download or save it again."
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error, without torch's advice to run whatever code a file holds."""
+    text = re.split("\n|In PyTorch 2|This file can still be loaded", str(error).strip(), maxsplit=1)[0]
+    return text.rstrip(" .") or type(error).__name__
 
 
 def _of_arrays(path: Path) -> WeightsError:

@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import math
+import pickle
 import re
 import sys
 import warnings
@@ -25,7 +26,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from extract.checkpoint_file import weights_in_folder
+from extract.checkpoint_file import reason_of, weights_in_folder
 from extract.checkpoints import State, find_file, load_weights
 from extract.classes import as_class_names
 from extract.model_output import ModelOutput
@@ -449,10 +450,9 @@ def _download(what: str, remedy: str) -> Iterator[None]:
     chatty.setLevel(logging.ERROR)
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsError(
-            f"Cannot download {what} ({reason}): {remedy}, or pass --weights FILE, or --weights none for random weights."
+            f"Cannot download {what} ({reason_of(error)}): {remedy}, or pass --weights FILE, or --weights none for random weights."
         ) from error
     finally:
         chatty.setLevel(level)

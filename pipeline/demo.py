@@ -6,7 +6,6 @@ Each step calls just what the commands call, and is shown as the command that wo
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -107,9 +106,7 @@ def run_demo(
         + " ".join(f"--directions {path}" for path in files)
         + f" --broden {world_folder} --influence --null-positions {INFLUENCE.null_positions}"
     )
-    if evaluation.is_dir():
-        shutil.rmtree(evaluation)
-    run = Run("evaluate", {"broden": world_folder, "influence": asdict(INFLUENCE)}, in_place=True)
+    run = Run("evaluate", {"broden": world_folder, "influence": asdict(INFLUENCE)})
     with run.watching(progress, within(evaluation, "summary.json")) as watched:
         summary = evaluate_directions(
             store, load_sets(files), evaluation, broden=world_folder, influence=INFLUENCE, title=TITLE, progress=watched

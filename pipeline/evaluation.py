@@ -37,6 +37,7 @@ from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import DatasetError, MissingPathError, UsageError
 from stores.files import write_json
+from stores.folders import Ours, check_replaceable, replacing
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.tables import rows_to_columns
@@ -44,6 +45,7 @@ from stores.truth import read_truth
 
 TILES = 8
 TILE_SIZE = 132
+OURS = Ours("summary.json", "eddp evaluate", "an evaluation")
 
 
 def load_sets(files: tuple[Path, ...] | list[Path]) -> dict[str, tuple[Path, Directions]]:
@@ -75,13 +77,14 @@ def evaluate_directions(
 ) -> dict[str, Any]:
     """Score direction files on a concept dataset, on a synthetic store's truth, or both; returns the summary.
 
-    Raises MismatchError for directions of another layer, and the errors of the dataset and of the store.
+    What an earlier evaluation wrote to ``out`` is replaced when all is written, and not before. Raises MismatchError for directions of
+    another layer, StoreExistsError when ``out`` holds anything else, and the errors of the dataset and of the store.
     """
     layer = _one_layer(store, sets)
     source = _broden(broden) if broden is not None else None
     truth = read_truth(LayerReader(store, layer)) if ground_truth else None
-    _make_folder(out)
     summary: dict[str, Any] = {
+        "made_by": OURS.made_by,
         "directions": {
             name: {"method": d.method, "directions": d.count}
             | ({} if d.found_again is None else {"found_again": d.share_found_again})
@@ -89,64 +92,69 @@ def evaluate_directions(
         },
         "made_from": made_from(out, store, layer, {name: path for name, (path, _) in sets.items()}, broden),
     }
-    tables = Tables(out)
-    plain = {name: directions for name, (_, directions) in sets.items()}
-    cards: dict[str, list[Card]] = {name: [] for name in sets}
-    facts = _facts(store, layer)
-    if truth is not None:
-        reader = LayerReader(store, layer)
-        rows = []
-        for name, (_, directions) in sets.items():
-            found = against_truth(directions, reader, truth)
-            match = found.pop("match")
-            summary["directions"][name]["ground_truth"] = found
-            rows += [
-                {
-                    "directions": name,
-                    "concept": i,
-                    "direction": match[i],
-                    "iou": found["iou"][i],
-                    "cos": found["cos"][i],
-                    "filter_cos": found["filter_cos"][i],
-                }
-                for i in range(len(match))
-            ]
-        tables.write("ground_truth", rows_to_columns(rows))
-    if source is not None:
-        cards = _dissect(store, layer, sets, tables, source, resolution, device, summary, facts, progress, scheduler)
-    if influence is not None:
-        nameless = {name: [("", "")] * d.count for name, (_, d) in sets.items()}
-        labels = {
-            name: [(c.label if c.category else "", c.category) for c in cards[name]] or nameless[name] for name in sets
-        }
-        pushes = add_influence(
-            store, layer, plain, labels, tables, influence, summary, source=source, device=device, progress=progress
-        )
-        cards = {n: [replace(c, pushes=pushes[n][c.index]) for c in cards[n]] for n in cards}
-    if encoder is not None:
-        add_monosemanticity(store, layer, plain, encoder, summary, device=device, progress=progress)
-    add_stability(store, layer, plain, tables, summary, device=device, progress=progress)
-    if len(sets) > 1:
-        tables.write_comparison(summary)
-    tables.finish()
-    sections = [
-        Section(
-            name=name,
-            method=directions.method,
-            summary=summary["directions"][name],
-            cards=cards[name],
-            log_picture=_log_picture(path, out, name),
-            steering_picture=steering_file(name) if influence is not None else "",
-            diagnosis=directions.info.get("diagnosis", {}),
-            refits=directions.refits,
-        )
-        for name, (path, directions) in sets.items()
-    ]
-    write_json(out / "summary.json", summary)
-    definitions = (DEFINITIONS if source is not None else {}) | (INFLUENCE if influence is not None else {})
-    if any(directions.found_again is not None for directions in plain.values()):
-        definitions = definitions | REFITS
-    write_report(out, ReportData(title, facts, sections, TILE_SIZE, None, definitions))
+    check_replaceable(out, OURS, [store.path, *(path for path, _ in sets.values()), *([broden] if broden else [])])
+    with replacing(out, OURS) as folder:
+        tables = Tables(folder)
+        plain = {name: directions for name, (_, directions) in sets.items()}
+        cards: dict[str, list[Card]] = {name: [] for name in sets}
+        facts = _facts(store, layer)
+        if truth is not None:
+            reader = LayerReader(store, layer)
+            rows = []
+            for name, (_, directions) in sets.items():
+                found = against_truth(directions, reader, truth)
+                match = found.pop("match")
+                summary["directions"][name]["ground_truth"] = found
+                rows += [
+                    {
+                        "directions": name,
+                        "concept": i,
+                        "direction": match[i],
+                        "iou": found["iou"][i],
+                        "cos": found["cos"][i],
+                        "filter_cos": found["filter_cos"][i],
+                    }
+                    for i in range(len(match))
+                ]
+            tables.write("ground_truth", rows_to_columns(rows))
+        if source is not None:
+            cards = _dissect(
+                store, layer, sets, tables, source, resolution, device, summary, facts, progress, scheduler
+            )
+        if influence is not None:
+            nameless = {name: [("", "")] * d.count for name, (_, d) in sets.items()}
+            labels = {
+                name: [(c.label if c.category else "", c.category) for c in cards[name]] or nameless[name]
+                for name in sets
+            }
+            pushes = add_influence(
+                store, layer, plain, labels, tables, influence, summary, source=source, device=device, progress=progress
+            )
+            cards = {n: [replace(c, pushes=pushes[n][c.index]) for c in cards[n]] for n in cards}
+        if encoder is not None:
+            add_monosemanticity(store, layer, plain, encoder, summary, device=device, progress=progress)
+        add_stability(store, layer, plain, tables, summary, device=device, progress=progress)
+        if len(sets) > 1:
+            tables.write_comparison(summary)
+        tables.finish()
+        sections = [
+            Section(
+                name=name,
+                method=directions.method,
+                summary=summary["directions"][name],
+                cards=cards[name],
+                log_picture=_log_picture(path, folder, name),
+                steering_picture=steering_file(name) if influence is not None else "",
+                diagnosis=directions.info.get("diagnosis", {}),
+                refits=directions.refits,
+            )
+            for name, (path, directions) in sets.items()
+        ]
+        write_json(folder / OURS.file, summary)
+        definitions = (DEFINITIONS if source is not None else {}) | (INFLUENCE if influence is not None else {})
+        if any(directions.found_again is not None for directions in plain.values()):
+            definitions = definitions | REFITS
+        write_report(folder, ReportData(title, facts, sections, TILE_SIZE, None, definitions))
     return summary
 
 
@@ -200,8 +208,6 @@ def _dissect(
         tables["categories"] += category_rows(name, summary["directions"][name])
         tables["unions"] += union_rows(name, counts, second, columns)
         pictures = folder.folder / "pictures" / name
-        if pictures.is_dir():
-            shutil.rmtree(pictures)  # of an earlier evaluation: fewer directions now must not leave old pictures behind
         files, tiles = draw_strips(
             reader, bank, top, columns, pictures,
             picture_of=lambda row: to_mode(source.image(alignment.rows[row]), "RGB", reader.store.provenance.get("grey_range")),
@@ -271,24 +277,6 @@ def _one_layer(store: ActivationStore, sets: Mapping[str, tuple[Path, Directions
             directions.check_store(only.name, only.channels)
         directions.check_store(layer, store.layer(layer).channels)
     return layer
-
-
-def _make_folder(out: Path) -> None:
-    """Make the folder of the results before anything is computed: it would be late to find out afterwards.
-
-    Tables and the report of an earlier evaluation go, so that nothing in the folder contradicts what is written now.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        Tables.forget(out)
-        for picture in (out / "pictures").glob("*.steering.png"):
-            picture.unlink()
-        for name in ("summary.json", "report.html"):
-            (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"The folder '{out}' (--out) cannot be made: {error.strerror or error}. Give another."
-        ) from error
 
 
 def _broden(folder: Path) -> ConceptSource:

@@ -32,7 +32,7 @@ def result_folder(path: Path) -> ResultFolder | None:
         ("report.json", "eddp report", "report", _report),
         ("explanation.json", "eddp explain", "explanation", _explanation),
         ("summary.json", "eddp correct", "correction", _correction),
-        ("summary.json", None, "evaluation", _evaluation),
+        ("summary.json", "eddp evaluate", "evaluation", _evaluation),
         ("demo.run.json", None, "demo", _demo),
     ):
         document = _document(path / file)

@@ -21,6 +21,19 @@ INTERRUPTED = "Interrupted. What was committed is kept: run the same command aga
 SAID = ("announce", "error")  # what people read of the events
 
 
+def visible(text: str) -> str:
+    """Text for a terminal: what could move its cursor or turn its lines (control characters, directions of writing) is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def echo(text: str) -> None:
+    """Print a result on stdout."""
+    sys.stdout.write(f"{visible(text)}\n")
+    sys.stdout.flush()
+
+
 class Sentences:
     """Says what people should read, as it is; what only a program would ask for is left out."""
 
@@ -33,7 +46,7 @@ class Sentences:
     def emit(self, event: str, level: str, message: str, **fields: Any) -> None:
         """Say one thing. ``event``: progress, log, announce, error, result, begun or ended; ``level``: debug to error."""
         if event in SAID:
-            sys.stderr.write(f"{message}\n")
+            sys.stderr.write(f"{visible(message)}\n")
             sys.stderr.flush()
 
     def error(self, message: str, code: int, **fields: Any) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import os
 import signal
 import sys
-import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,41 +15,68 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from pipeline.messages import INTERRUPTED, Sentences
+from pipeline.messages import INTERRUPTED, Sentences, visible
 from pipeline.shortage import is_shortage, shortage
-from pipeline.speaking import speaking, wants_json
+from pipeline.speaking import read_config, speaking, wants_json
 from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError
 
+LONGEST = 200  # characters of what is quoted from a configuration file
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def load_config(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Take the command's section of a TOML file as its defaults. Raises for unknown options, listing the nearest."""
+    # an option goes by its name on the command line, whatever the function calls it
+    known = {opt.lstrip("-").replace("-", "_"): p for p in context.command.params for opt in p.opts if p.name}
+    for name, option in known.items():
+        if option.envvar is None and context.auto_envvar_prefix:
+            option.envvar = f"{context.auto_envvar_prefix}_{name.upper()}"
     if value is None:
         return None
     path = Path(value)
-    if not path.is_file():
-        raise MissingPathError(f"There is no configuration file '{path}' (--config).")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' (--config) is no valid TOML: {error}.") from error
+        document = read_config(path)
+    except FileNotFoundError as error:
+        raise MissingPathError(
+            f"There is no configuration file '{path}' (--config), or it is no regular file."
+        ) from error
+    except OSError as error:
+        raise UsageError(f"'{path}' (--config) cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:LONGEST]
+        raise UsageError(f"'{path}' (--config) is no valid TOML: {reason}.") from error
     section = str(context.info_name)
     values = document.get(section, {})
-    # an option goes by its name on the command line, whatever the function calls it
-    known = {opt.lstrip("-").replace("-", "_"): p.name for p in context.command.params for opt in p.opts if p.name}
+    if not isinstance(values, dict):
+        raise UsageError(f"'{path}' (--config): '{section}' must be a section, [{section}], with options in it.")
     chosen: dict[str, Any] = {}
     for key, given in values.items():
         name = key.replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=2)
+            near = difflib.get_close_matches(name[:LONGEST], known, n=2)
             raise UnknownNameError(
-                f"'{path}', section [{section}]: there is no option '{key}'."
+                f"'{path}', section [{section}]: there is no option '{key[:LONGEST]}'."
                 + (f" Did you mean {' or '.join(near)}?" if near else "")
             )
-        chosen[str(known[name])] = given
+        option = known[name]
+        parts = given if isinstance(given, list) else [given]
+        several = getattr(option, "multiple", False) or option.nargs != 1
+        if (isinstance(given, list) and not several) or not all(_is_plain(part, option) for part in parts):
+            what = "true or false" if getattr(option, "is_flag", False) else "text or a number"
+            raise UsageError(
+                f"'{path}', section [{section}]: '{key}' must be {what}{', or a list of such' if several else ''}."
+            )
+        texts = [part if isinstance(part, bool) else str(part) for part in parts]
+        chosen[str(option.name)] = texts if several else texts[0]
     context.default_map = {**(context.default_map or {}), **chosen}
     return value
+
+
+def _is_plain(part: Any, option: click.Parameter) -> bool:
+    """Whether a value can stand for what is typed after an option: true and false for flags alone, numbers of 64 bits."""
+    if isinstance(part, bool):
+        return getattr(option, "is_flag", False)
+    return isinstance(part, str | float) or (isinstance(part, int) and part.bit_length() <= 64)
 
 
 def common(command: F) -> F:
@@ -111,7 +138,7 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
     def failed(text: str, code: int = 1) -> int:
         trace = traceback.format_exc() if debug else ""
         if trace and not who.json:
-            sys.stderr.write(trace)
+            sys.stderr.write(visible(trace))
         who.error(text, code, **({"traceback": trace} if trace else {}))
         return code
 
@@ -130,7 +157,9 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
             if who.json:
                 who.error(error.format_message(), 2)
             else:
-                error.show()
+                usage = io.StringIO()
+                error.show(usage)
+                sys.stderr.write(visible(usage.getvalue()))
         return 2
     except (KeyboardInterrupt, click.Abort):
         who.interrupted(INTERRUPTED)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from pipeline.messages import Sentences, speaker
+from pipeline.messages import Sentences, speaker, visible
 from stores.progress import Progress, silent
 
 LINE_SECONDS = 30.0
@@ -42,7 +42,7 @@ class Lines:
                 parts.append(f"about {format_seconds(seconds * (total - done) / done)} left")
         if note:
             parts.append(note)
-        sys.stderr.write("  ".join(parts) + "\n")
+        sys.stderr.write(visible("  ".join(parts)) + "\n")
         sys.stderr.flush()
 
 
@@ -56,7 +56,7 @@ class Bars:
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
         if stage not in self.tasks:
             self.tasks[stage] = self.rich.add_task(stage, total=total, note="")
-        self.rich.update(self.tasks[stage], completed=done, total=total, note=note)  # type: ignore[arg-type]
+        self.rich.update(self.tasks[stage], completed=done, total=total, note=visible(note))  # type: ignore[arg-type]
 
 
 class Events:

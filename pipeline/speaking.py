@@ -12,11 +12,16 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pipeline.messages import JsonLines, Sentences, appoint, ranks
+from pipeline.messages import JsonLines, Sentences, appoint, ranks, visible
 
 TRUE = ("1", "true", "t", "yes", "y", "on")  # as click reads a flag from the environment
 OURS = ("pipeline", "evaluate", "fit", "extract", "stores")  # what --debug hears more of; libraries would bury it
+MOST_BYTES, LONGEST_LINE = (
+    2**16,
+    2**13,
+)  # of a configuration file: tomllib's time grows with the square of a dotted key's length
 LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO, "info"))
 
 
@@ -25,7 +30,9 @@ def speaking(command: str, *, as_json: bool, debug: bool = False) -> Iterator[Se
     """Have everything of one command said in one form for as long as the block lasts."""
     rank, size = ranks()
     if not as_json:
-        logging.basicConfig(level=logging.WARNING, format="Warning: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Visible("Warning: %(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         who = Sentences(command, rank)
         before = appoint(who)
         try:
@@ -84,6 +91,13 @@ def _caught(lines: JsonLines) -> Iterator[None]:
         root.handlers = handlers
         root.setLevel(before)
         sys.stderr = stderr
+
+
+class _Visible(logging.Formatter):
+    """Escapes what could move a terminal's cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 class _Records(logging.Handler):
@@ -165,7 +179,18 @@ def wants_json(command: str, arguments: Sequence[str], environ: Mapping[str, str
     if not config:
         return False
     try:  # what is wrong with the file is said by who reads it
-        section = tomllib.loads(Path(config).read_text(encoding="utf-8"))[command]
+        section = read_config(Path(config))[command]
         return section.get("log_json", section.get("log-json")) is True
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a small TOML file; a pipe or a device is not opened. Raises OSError, ValueError, or RecursionError for deep nesting."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES or max(map(len, data.split(b"\n"))) > LONGEST_LINE:
+        raise ValueError(f"it has more than {MOST_BYTES} bytes, or more than {LONGEST_LINE} in a line")
+    return tomllib.loads(data.decode())

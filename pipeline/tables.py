@@ -57,15 +57,6 @@ class Tables:
         """Write ``dictionary.json`` and ``dictionary.csv`` of what was written."""
         write_dictionary(self.folder, self._written)
 
-    @staticmethod
-    def forget(folder: Path) -> None:
-        """Take away what an earlier evaluation wrote into the folder."""
-        for name in TABLES:
-            for ending in (".csv", ".parquet", ".tex"):
-                (folder / f"{name}{ending}").unlink(missing_ok=True)
-        for ending in (".json", ".csv"):
-            (folder / f"dictionary{ending}").unlink(missing_ok=True)
-
 
 def comparison_lines(summary: Mapping[str, Any]) -> list[str]:
     """The comparison for a terminal."""

@@ -125,6 +125,12 @@ def write_atomically(path: Path, data: Data) -> None:
         files.publish()
 
 
+def check_writable(path: Path) -> None:
+    """Raise StoreError before long work where its result could not be written to ``path`` afterwards; nothing is written to ``path``."""
+    with Together() as files:
+        files.add(path, bytes(2**20))  # an empty file fits on a full disk
+
+
 def write_json(path: Path, value: Any) -> bytes:
     """Write a JSON document atomically, keys in their order, readable by people; gives the bytes written."""
     data = json_bytes(value)

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from stores.errors import EDDPError, StoreError, StoreExistsError
 from stores.files import sync, sync_folder
+from stores.places import is_remote
 
 DAY = 86400  # seconds
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # only writing fails like this
@@ -31,8 +32,8 @@ class Ours:
     what: str
 
 
-def check_replaceable(out: Path, ours: Ours) -> None:
-    """Raise StoreExistsError unless there is nothing at ``out``, an empty folder, or one of ours."""
+def check_replaceable(out: Path, ours: Ours, inputs: Iterable[Path] = ()) -> None:
+    """Raise StoreExistsError unless there is nothing at ``out``, an empty folder, or one of ours with none of the inputs in it."""
     if out.is_symlink():
         raise StoreExistsError(f"'{out}' (--out) is a link, and is left alone. Give the folder itself, or another.")
     if out.exists() and not out.is_dir():
@@ -43,6 +44,11 @@ def check_replaceable(out: Path, ours: Ours) -> None:
         raise StoreExistsError(
             f"The folder '{out}' (--out) holds other things than {ours.what}, and is left alone. Give another."
         )
+    for path in inputs:
+        if not is_remote(path) and path.resolve().is_relative_to(out.resolve()):
+            raise StoreExistsError(
+                f"The folder '{out}' (--out) holds '{path}', which is needed, and is left alone. Give another."
+            )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -25,7 +26,8 @@ Columns = Mapping[str, Sequence[Any] | np.ndarray]
 def write_table(folder: Path, name: str, columns: Columns) -> list[Path]:
     """Write ``name.csv`` and ``name.parquet`` into a folder, columns in the order given; returns their paths.
 
-    Bytes of file names that are not UTF-8 (lone surrogates in Python) are written as escapes, ``\\udcff``. Raises StoreError
+    Bytes of file names that are not UTF-8 (lone surrogates in Python) are written as escapes, ``\\udcff``. In the CSV file a text that a
+    spreadsheet would take for a formula (it begins with =, +, -, @, tab or carriage return) has a ' before it. Raises StoreError
     when the disk is full or the folder cannot be written to.
     """
     return write_parts(folder, name, [columns])
@@ -49,7 +51,7 @@ def write_parts(folder: Path, name: str, parts: Iterable[Columns]) -> list[Path]
                 pyarrow.parquet.ParquetWriter(parquet, first.schema) as groups,
             ):
                 for table in chain([first], (_table(part) for part in rest)):
-                    rows.write_table(table)
+                    rows.write_table(_without_formulas(table))
                     groups.write_table(table)
             for file in (csv, parquet):
                 sync(file.handle)
@@ -96,6 +98,14 @@ class _Unfinished(io.RawIOBase):
 
 def _table(columns: Columns) -> pa.Table:
     return pa.table({key: _array(values) for key, values in columns.items()})
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            safe = pyarrow.compute.replace_substring_regex(table.column(i), r"^([=+\-@\t\r])", r"'\1")
+            table = table.set_column(i, field, safe)
+    return table
 
 
 def _array(values: Sequence[Any] | np.ndarray) -> pa.Array:

@@ -78,7 +78,7 @@ class NMF(Fitter[NMFConfig]):
         lowest, highest, share = sign(reader, progress)
         if lowest < 0 and config.negative == "refuse":
             raise FitError(
-                f"Layer '{reader.spec.name}' has negative activations ({100 * share:.2g} % of them, down to {lowest:.4g}), which are "
+                f"Layer '{reader.spec.name}' has negative activations ({100 * share:.3g} % of them, down to {lowest:.4g}), which are "
                 "no sums of non-negative parts: take a layer after a ReLU, or take them for 0 with --set negative=clip."
             )
         if highest <= 0:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.messages import echo
 from pipeline.options import common
 from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
@@ -100,9 +101,9 @@ def correct(
         )  # fmt: skip
     record = run.write()
     if as_json:
-        click.echo(json.dumps({**summary, "out": str(target)}))
+        echo(json.dumps({**summary, "out": str(target)}))
         return
     for line in correction_lines(summary):
-        click.echo(line)
-    click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
-    click.echo(str(target / "index.html"))
+        echo(line)
+    echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
+    echo(str(target / "index.html"))

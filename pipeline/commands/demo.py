@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.messages import say
+from pipeline.messages import echo, say
 from pipeline.options import common
 from pipeline.paths import LOCAL
 from pipeline.progress import format_seconds, showing
@@ -51,12 +51,12 @@ def demo(
         )
     record = run.write()
     if as_json:
-        click.echo(json.dumps(result))
+        echo(json.dumps(result))
         return
     for line in summary_lines(result):
-        click.echo(line)
+        echo(line)
     for key in ("explanation", "correction"):
         if key in result:
-            click.echo(result[key])
-    click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
-    click.echo(result["report"])
+            echo(result[key])
+    echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
+    echo(result["report"])

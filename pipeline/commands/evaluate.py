@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import click
 
-from pipeline.messages import say
+from pipeline.messages import echo, say
 from pipeline.options import common
 from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing
@@ -53,7 +53,7 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
     "--out",
     type=LOCAL,
     default=None,
-    help="Folder to write to.  [default: evaluation/ beside the directions]",
+    help="Folder to write to; an evaluation there is replaced.  [default: evaluation/ beside the directions]",
 )
 @click.option("--dask", default=None, metavar="ADDRESS|local",
               help="Label on the workers of a dask scheduler (they see the same files), or of one started here.")  # fmt: skip
@@ -95,7 +95,7 @@ def evaluate(
     run = Run("evaluate", {"store": store, "directions": directions, "broden": broden, "ground_truth": ground_truth,
                            "influence": influence, "alphas": alphas, "influence_images": influence_images,
                            "null_directions": null_directions, "null_positions": null_positions, "seed": seed, "monosemanticity": monosemanticity,
-                           "resolution": resolution, "out": out, "dask": dask, "device": device}, in_place=True)  # fmt: skip
+                           "resolution": resolution, "out": out, "dask": dask, "device": device})  # fmt: skip
     folder = _broden_folder(broden)
     if folder is None and not (ground_truth or influence or monosemanticity):
         raise UsageError(
@@ -141,12 +141,12 @@ def evaluate(
         )
     record = run.write(rates=_rates(run))
     if as_json:
-        click.echo(json.dumps({**summary, "out": str(target)}))
+        echo(json.dumps({**summary, "out": str(target)}))
         return
     for line in summary_lines(summary):
-        click.echo(line)
-    click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
-    click.echo(str(target / "report.html"))
+        echo(line)
+    echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
+    echo(str(target / "report.html"))
 
 
 def _rates(run: Run) -> dict[str, float]:

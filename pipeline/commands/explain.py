@@ -8,6 +8,7 @@ from typing import cast
 
 import click
 
+from pipeline.messages import echo
 from pipeline.options import common
 from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
@@ -98,9 +99,9 @@ def explain(
         result = explain_images(inputs, images, rows, out, config, device=chosen, progress=progress)
     record = run.write()
     if as_json:
-        click.echo(json.dumps(result))
+        echo(json.dumps(result))
         return
     for document in result["images"]:
-        click.echo(f"{document['image']}: {document['sentence']}")
-    click.echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
-    click.echo(str(out / "index.html"))
+        echo(f"{document['image']}: {document['sentence']}")
+    echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
+    echo(str(out / "index.html"))

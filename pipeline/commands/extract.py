@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from torch.cuda import device_count
 
-from pipeline.messages import say
+from pipeline.messages import echo, say
 from pipeline.options import common
 from pipeline.paths import STORE
 from pipeline.progress import format_seconds, showing
@@ -199,7 +199,7 @@ def extract(
                     run.about["workers"] = workers_of(client)
                     summary = extract_on(client, source, data, out, config, **how)
     if dry_run:
-        click.echo(json.dumps(asdict(found)) if as_json else "\n".join(_lines(found, out)))
+        echo(json.dumps(asdict(found)) if as_json else "\n".join(_lines(found, out)))
         return
     result = {
         "store": str(out),
@@ -214,7 +214,7 @@ def extract(
     }
     record = run.write(result=result, rates=_rates(run, summary))
     if as_json:
-        click.echo(json.dumps({**result, "seconds": record["seconds"]}))
+        echo(json.dumps({**result, "seconds": record["seconds"]}))
         return
     for entry in summary.skipped[:10]:
         say(f"skipped {shown(entry['name'])}: {entry['reason']}", "warning")
@@ -223,17 +223,17 @@ def extract(
     if summary.skipped and not summary.images:
         say("Warning: not one of the images could be read.", "warning")
     for name, shape in summary.layers.items():
-        click.echo(f"{name}: {shape[0]} images × {shape[1]} positions × {shape[2]} channels")
-    click.echo(
+        echo(f"{name}: {shape[0]} images × {shape[1]} positions × {shape[2]} channels")
+    echo(
         f"{summary.images} images ({len(summary.skipped)} skipped), {readable(summary.bytes)}, "
         f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB"
     )
     if summary.missing:
-        click.echo(
+        echo(
             f"this shard is done; {summary.missing} of {summary.chunks} chunks are missing yet: the shard that ends last "
             "seals the store"
         )
-    click.echo(str(out))
+    echo(str(out))
 
 
 def _lines(found: Forecast, out: Path) -> list[str]:
@@ -296,9 +296,9 @@ def _show_layers(model: str, weights: str, seed: int) -> None:
     from extract.zoo import load_model
 
     loaded = load_model(model, weights, seed=seed)
-    click.echo(f"{'layer':<44}{'type':<28}{'output':<20}{'cut':<5}layout")
+    echo(f"{'layer':<44}{'type':<28}{'output':<20}{'cut':<5}layout")
     for info in list_layers(loaded):
         shape = " × ".join(map(str, info.shape))
         layout = f"{info.layout} ({info.how})" if info.layout else "not known: see --layout"
-        click.echo(f"{info.name:<44}{info.type:<28}{shape:<20}{'yes' if info.cut else '-':<5}{layout}")
+        echo(f"{info.name:<44}{info.type:<28}{shape:<20}{'yes' if info.cut else '-':<5}{layout}")
     say("Layers marked 'yes' cut the network in two, so a head can be made after them; choose one of these.")

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from fit import METHODS, SUPERVISED, make_fitter
-from pipeline.messages import say
+from pipeline.messages import echo, say
 from pipeline.options import common, share_of
 from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing
 from pipeline.records import Place
 from pipeline.run import Run, code_version
 from stores.errors import UsageError
+from stores.files import check_writable
 
 if TYPE_CHECKING:
     from stores.readers import LayerReader
@@ -146,6 +147,8 @@ def fit(
         reader = LayerReader(store, layer, part=None if share is None else Part(*share, part_seed))
         if share is not None:
             run.about["part"] = {"images": reader.n_images, "classes": images_of_classes(reader)}
+        if ranks.rank == 0:
+            check_writable(out)
         where = None if ranks.rank else Place(out.with_suffix(".run.json"))
         with showing(quiet or ranks.rank > 0) as shown, run.watching(shown, where, device=chosen) as progress:
             selection = select_number(make, reader, ranks=ranks, progress=progress) if directions == "auto" else None
@@ -167,22 +170,22 @@ def fit(
         "diagnosis": fitted.diagnosis_,
     }
     if as_json:
-        click.echo(json.dumps(summary))
+        echo(json.dumps(summary))
         return
     for warning in warnings_of(summary["diagnosis"]):
         say(warning, "warning")
-    click.echo(
+    echo(
         f"{fitted.directions_.count} directions of {reader.spec.name} by {method}, {format_seconds(run.seconds)}, "
         f"peak memory {record['peak_memory_mib']} MiB (eddp {code_version()})"
     )
     if selection is not None:
-        click.echo(f"{selection.number} directions: {selection.why}")
+        echo(f"{selection.number} directions: {selection.why}")
     if summary["found_again"] is not None:
         again = round(summary["found_again"] * summary["directions"])
-        click.echo(
+        echo(
             f"{again} of them are found again by at least half of {fitter.config.refits} refits on random halves of the images"
         )
-    click.echo(str(out))
+    echo(str(out))
 
 
 def images_of_classes(reader: LayerReader) -> dict[str, int]:

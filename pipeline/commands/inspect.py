@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.folders import result_folder
 from pipeline.inspection import QUICK_IMAGES, Inspection
-from pipeline.messages import say
+from pipeline.messages import echo, say
 from pipeline.options import common
 from pipeline.paths import STORE
 from pipeline.progress import showing
@@ -72,7 +72,7 @@ def inspect(path: Path, everything: bool, quiet: bool, as_json: bool, debug: boo
                 name: found.values(name, images=images, progress=progress) for name in found.store.layers
             }
     if as_json:
-        click.echo(json.dumps({**facts, **runs}))
+        echo(json.dumps({**facts, **runs}))
         return
     facts.pop("document", None)
     values = facts.pop("values", {})
@@ -85,7 +85,7 @@ def inspect(path: Path, everything: bool, quiet: bool, as_json: bool, debug: boo
     shown += [_distribution(name, found, there) for name, found in values.items() if found]
     for part in shown:
         for line in part:
-            click.echo(line)
+            echo(line)
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
         with showing(quiet) as progress:
             problems, left = _check(path, progress)
     if as_json:
-        click.echo(json.dumps({"path": str(path), "problems": problems, "missing_chunks": left}))
+        echo(json.dumps({"path": str(path), "problems": problems, "missing_chunks": left}))
     for problem in problems:
         say(problem, "error")
     if problems:
@@ -128,7 +128,7 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
             "command again: it goes on where it stopped."
         )
     if not as_json:
-        click.echo(f"{path}: sound")
+        echo(f"{path}: sound")
 
 
 def _check(path: Path, progress: Progress) -> tuple[list[str], int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.messages import say
+from pipeline.messages import echo, say
 from pipeline.options import common
 from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
@@ -72,15 +72,15 @@ def report(
         made = write_site(evaluation, target, how, name=name, store=store, data=data, progress=progress)
     record = run.write(notes=made["notes"])
     if as_json:
-        click.echo(json.dumps({**made, "out": str(target)}))
+        echo(json.dumps({**made, "out": str(target)}))
         return
     for note in made["notes"]:
         say(f"Note: {note}", "warning")
-    click.echo(
+    echo(
         f"{made['directions']} directions of '{made['set']}', {made['classes']} classes; {made['files']} files, {readable(made['bytes'])}; "
         f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB"
     )
-    click.echo(str(target / "index.html"))
+    echo(str(target / "index.html"))
 
 
 def _how_many(text: str | None) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fit.synthetic import SyntheticConfig
+from pipeline.messages import echo
 from pipeline.options import common
 from pipeline.paths import STORE
 from pipeline.progress import showing
@@ -69,10 +70,10 @@ def synthetic(out: Path, overwrite: bool, quiet: bool, as_json: bool, debug: boo
         info = make_synthetic(out, config, overwrite=overwrite, progress=progress)
     run.write(result=info)
     if as_json:
-        click.echo(json.dumps({"store": str(out), **info}))
+        echo(json.dumps({"store": str(out), **info}))
         return
-    click.echo(
+    echo(
         f"{config.images} images × {config.positions} positions × {config.channels} channels, {config.concepts} concepts, "
         f"{config.distractors} distractors; the network's accuracy is {100 * info['accuracy']:.1f} %"
     )
-    click.echo(str(out))
+    echo(str(out))

@@ -101,7 +101,9 @@ def world(folder: Path, images: int) -> Path:
     about = made_from(
         evaluation, ActivationStore.open(folder / "acts.zarr"), "conv", {"eddp": folder / "eddp.safetensors"}, None
     )
-    write_json(evaluation / "summary.json", {"directions": {"eddp": entry}, "made_from": about})
+    write_json(
+        evaluation / "summary.json", {"made_by": "eddp evaluate", "directions": {"eddp": entry}, "made_from": about}
+    )
     return evaluation
 
 

@@ -14,11 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from own_process import end, start
 from tiny import contents
 
 from stores.activations import ActivationStore
 
 Run = Callable[..., object]
+KILLED_MIDWAY = """
+import os, signal
+import pipeline.evaluation, pipeline.main
+pipeline.evaluation.write_report = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+pipeline.main.evaluate_script()
+"""
 NET = ("--model", "tiny_net:build", "--layer", "second")
 
 
@@ -60,6 +67,37 @@ def test_the_whole_job(run: Run, tiny_broden: Callable[..., object], tmp_path: P
     ok(run("fit", "--store", store, "--directions", 2, "--method", "pca", "--out", tmp_path / "pca.safetensors"))
     ok(run("evaluate", "--store", store, "--directions", tmp_path / "pca.safetensors", "--broden", broden))
     assert len(list((report.parent / "pictures" / "pca").glob("*.jpg"))) == 2
+
+
+def test_an_evaluation_is_replaced_as_a_whole(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> None:
+    broden, store, out = tiny_broden().root, tmp_path / "acts.zarr", tmp_path / "evaluation"
+    ok(run("extract", *NET, "--data", broden, "--out", store))
+    for method in ("pca", "kmeans"):
+        path = tmp_path / f"{method}.safetensors"
+        ok(run("fit", "--store", store, "--directions", 3, "--method", method, "--out", path))
+    again = ("--store", store, "--broden", broden, "--directions")
+    ok(run("evaluate", *again, tmp_path / "pca.safetensors"))
+    before = contents(out)
+    before.pop("run.json")  # it will tell of the attempt
+    killed = start(*again, tmp_path / "kmeans.safetensors", code=KILLED_MIDWAY)
+    assert end(killed)[0] == -signal.SIGKILL
+    left = contents(out)
+    assert json.loads(left.pop("run.json"))["outcome"] == "done"
+    assert left == before
+    other = ok(run("evaluate", *again, tmp_path / "kmeans.safetensors"))
+    assert Path(other.out.splitlines()[-1]) == out / "report.html"
+    assert {name.split("/")[1] for name in contents(out) if name.startswith("pictures/")} == {"kmeans"}
+    made_from = json.loads((out / "summary.json").read_bytes())["made_from"]
+    assert (made_from["store"], made_from["directions"]) == ("../acts.zarr", {"kmeans": "../kmeans.safetensors"})
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
+    inside = out / "kmeans.safetensors"
+    inside.write_bytes((tmp_path / "kmeans.safetensors").read_bytes())
+    kept = contents(tmp_path)
+    for directions, folder in ((tmp_path / "kmeans.safetensors", tmp_path / "thesis"), (inside, out)):
+        ended = run("evaluate", *again, directions, "--out", folder)
+        assert (ended.code, "left alone" in ended.err) == (2, True), ended.err
+    assert contents(tmp_path) == kept
 
 
 def test_a_store_of_other_images_is_evaluated_through_its_model(

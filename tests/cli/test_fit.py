@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,6 +214,60 @@ def test_a_large_seed_and_what_an_earlier_fit_left(run: Run, synthetic: Path, tm
     assert out.with_suffix(".log.csv").exists()
     assert run(*options, "--method", "pca").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.run.json", "d.safetensors"]
+
+
+def test_what_cannot_be_written_is_refused_before_the_fit(
+    run: Run, synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("pipeline.fitting.fit_to_file", lambda *_, **__: pytest.fail("it was begun"))
+
+    def refused(out: Path, reason: str) -> None:
+        ended = run("fit", "--store", synthetic, "--directions", 3, "--out", out)
+        assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
+        assert f"could not be written: {reason}" in ended.err
+
+    refused(tmp_path / "file" / "d.safetensors", "File exists")
+    refused(Path("/proc/none/d.safetensors"), "No such file")
+    refused(tmp_path / f"{'x' * 240}.safetensors", "File name too long")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def read_only(path: str, flags: int, *more: Any, **also: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *more, **also)
+
+    opened = os.open
+    with monkeypatch.context() as disk:
+        disk.setattr("stores.files.write_bytes", full)
+        refused(tmp_path / "d.safetensors", "No space left")
+        disk.setattr("stores.files.os.open", read_only)
+        refused(tmp_path / "d.safetensors", "Read-only file system")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_options_by_their_names_in_the_environment(
+    run: Run, synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDDP_FIT_SET", "refine_steps=3 restarts=1")
+    monkeypatch.setenv("EDDP_FIT_CHECKPOINT_EVERY", "5")
+    monkeypatch.setenv("EDDP_FIT_JSON", "1")
+    out = tmp_path / "d.safetensors"
+    ended = run("fit", "--store", synthetic, "--directions", 2, "--refits", 0, "--out", out)
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["directions"] == 2
+    config = json.loads(out.with_suffix(".json").read_bytes())["config"]
+    assert (config["refine_steps"], config["restarts"]) == (3, 1)
+    monkeypatch.setenv("EDDP_FIT_CHECKPOINT_EVERY", "often")
+    assert "often" in run("fit", "--store", synthetic, "--directions", 2, "--out", out).err
+
+
+def test_all_of_a_layer_negative_is_100_percent(run: Run, tmp_path: Path) -> None:
+    store = store_of(tmp_path / "s.zarr", -1 - np.random.default_rng(0).random((8, 4, 3)))
+    ended = run("fit", "--store", store, "--method", "nmf", "--directions", 2, "--out", tmp_path / "d.safetensors")
+    assert "(100 % of them" in ended.err
 
 
 def test_halves_hold_as_many_of_each_class(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:

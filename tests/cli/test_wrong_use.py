@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,6 +190,48 @@ def test_store_of_something_else_is_kept(run: Run, images: Path, tmp_path: Path)
     ended = run(*command[:-1], tmp_path / "precious", "--overwrite")
     assert ended.code != 0
     assert (tmp_path / "precious" / "thesis.tex").read_text() == "years of work"
+
+
+def test_hostile_configuration_files(run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "c.toml"
+
+    def refused(path: Path, word: str) -> None:
+        ended = run("fit", "--store", store, "--config", path, "--method", "pca", "--out", tmp_path / "d.safetensors")
+        assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err[:2000]
+        assert word in ended.err
+        assert "unexpected" not in ended.err
+        assert len(ended.err) < 1000
+
+    for text, word in (
+        ("a=" + "[" * 8000, "nested too deeply"),
+        ("a." * 20_000 + "a=1", "in a line"),
+        (".".join("a" * 4000) + "=1\n[" + ".".join("a" * 4000) + "]", "no valid TOML"),
+        ("# " + "\n# " * 30_000, "more than 65536 bytes"),
+        ("directions = 9" + "9" * 5000, "no valid TOML"),
+        ("fit = 3", "must be a section"),
+        (f"[fit]\n{'x' * 5000} = 1", "no option"),
+        ("[fit]\ndirections = 0x" + "f" * 6000, "'directions' must be"),
+        ("[fit]\ndirections = {a = 1}", "'directions' must be text or a number."),
+        ("[fit]\ndirections = [1, 2]", "'directions' must be text or a number."),
+        ("[fit]\ndirections = 2020-01-01", "'directions' must be"),
+        ("[fit]\nset = [[1]]", "or a list of such"),
+        ("[fit]\npart = true", "'part' must be text"),
+        ("[fit]\nquiet = []", "'quiet' must be true or false"),
+    ):
+        config.write_text(text)
+        refused(config, word)
+    config.unlink()
+    os.mkfifo(config)
+    for path in (config, Path("/dev/zero"), tmp_path):
+        refused(path, "no regular file")
+        monkeypatch.setenv("EDDP_FIT_CONFIG", str(path))
+        assert run("fit", "--store", store).code == 2
+    monkeypatch.delenv("EDDP_FIT_CONFIG")
+    config.unlink()
+    config.write_text("[fit]\ndirections = 2\npart = 5")  # a number, as it is typed
+    refused(config, "--part must be I/N")
+    config.write_text('[fit]\ndirections = 2\nset = "nonsense=x"')
+    refused(config, "nonsense")
 
 
 def test_unexpected_errors_are_a_sentence_too(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

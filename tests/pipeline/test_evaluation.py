@@ -23,7 +23,7 @@ from pipeline.evaluation import _predictions, evaluate_directions, load_sets, re
 from pipeline.world import World, build_world
 from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.errors import DatasetError, MismatchError, MissingPathError, UsageError
+from stores.errors import DatasetError, MismatchError, MissingPathError, StoreError, StoreExistsError, UsageError
 
 NETWORK = '''
 """A network that sees colours: its channels are those of the picture, over patches of 8 x 8 pixels."""
@@ -323,8 +323,8 @@ def test_what_is_missing_is_found_before_anything_is_written(
         evaluate_directions(store, sets, tmp_path / "out", broden=world.root, ground_truth=True)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UsageError, match=r"\(--out\) cannot be made"):
+    for out, error in ((tmp_path / "file", StoreExistsError), (tmp_path / "file" / "below", StoreError)):
+        with pytest.raises(error, match=r"is no folder|could not be written: Not a directory"):
             evaluate_directions(store, sets, out, broden=world.root)
 
 
