@@ -187,8 +187,9 @@ def test_from_python(place: Path) -> None:
 def test_the_demos_network_is_the_installed_one(place: Path) -> None:
     """A folder called like our package, which Python would search first, is not where the demo's network comes from."""
     rename(place / "acts.zarr", model="pipeline.scene_net:scene_net")
-    code = "import sys\nfrom extract.head import open_model\nfrom stores.activations import ActivationStore\n"
-    code += "sys.path.insert(0, '')\nopen_model(ActivationStore.open('acts.zarr'))\n"
+    code = "import os, sys\nfrom extract.head import open_model\nfrom stores.activations import ActivationStore\n"
+    code += "sys.path.insert(0, '')\ntry:\n    open_model(ActivationStore.open('acts.zarr'))\n"
+    code += "finally:\n    print(os.getcwd() in sys.path)  # what is imported later is not searched there either\n"
     for shadowed, said in ((False, "loads with other weights"), (True, "That is code")):
         if shadowed:
             (place / "pipeline").mkdir()
@@ -199,4 +200,5 @@ def test_the_demos_network_is_the_installed_one(place: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )  # fmt: skip
         assert said in ended.stderr
+        assert ended.stdout == "False\n"
     assert not list(place.rglob("ran"))
