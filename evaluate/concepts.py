@@ -83,7 +83,7 @@ def activations_on(
     name = f"{store.path.stem}.{layer}.{kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.zarr"
     beside = cache or store.path.with_name(name)
     if _holds(beside, layer, source, made["weights_digest"]):
-        return ActivationStore.open(beside)
+        return ActivationStore.open(beside, model=store.trusted_model)
     log.info("the store was made from other images; running its model over '%s' into '%s'", source.root, beside)
     config = replace(config_of(store, layer), device=device)
     try:
@@ -95,7 +95,7 @@ def activations_on(
     except ImageError as error:
         what = str(error).partition(" It is image ")[0]
         raise ImageError(f"{what} {mend}") from error
-    return ActivationStore.open(beside)
+    return ActivationStore.open(beside, model=store.trusted_model)
 
 
 def config_of(store: ActivationStore, layer: str) -> ExtractConfig:

@@ -315,7 +315,7 @@ def _timm_classes(timm: Any, module: Any) -> list[str] | None:
 
 def _from_callable(model: str, weights: str, seed: int) -> _Built:
     home, _, attribute = model.partition(":")
-    if str(Path.cwd()) not in sys.path:
+    if home != "pipeline.scene_net" and str(Path.cwd()) not in sys.path:  # the demo's is installed
         sys.path.append(str(Path.cwd()))  # and it stays: spawned workers unpickle the transform from there
     try:
         offered = vars(importlib.import_module(home))

@@ -15,7 +15,7 @@ from evaluate.correct.page import change_of, write_page
 from evaluate.correct.study import CorrectConfig, Study, study_correction
 from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
 from evaluate.detectors import make_bank
-from extract.head import open_head
+from extract.head import check_trusted, open_head
 from extract.images import ImageSource, open_source
 from extract.reading import shown
 from pipeline.evaluated import Evaluated, Label, title_of
@@ -104,6 +104,7 @@ def correct_model(
     directions.check_store(layer, store.layer(layer).channels)
     if "synthetic" in store.provenance:
         raise MismatchError(f"The store '{store.path}' is synthetic: it has no model to correct.")
+    check_trusted(store)
     check_replaceable(out, OURS)
     sources = {
         which: _labelled(place) for which, place in zip(SETS, (clean, poisoned), strict=True) if place is not None

@@ -72,9 +72,12 @@ class Evaluated:
             )
         return name
 
-    def store(self, path: Path | None = None) -> ActivationStore:
-        """Open the store that was evaluated, where it lay or at ``path``. Raises MismatchError when it is another one."""
-        found = ActivationStore.open(path or self._place(self.made_from["store"]))
+    def store(self, path: Path | None = None, *, model: str | None = None) -> ActivationStore:
+        """Open the store that was evaluated, where it lay or at ``path``, as ``ActivationStore.open`` does.
+
+        Raises MismatchError when it is another one.
+        """
+        found = ActivationStore.open(path or self._place(self.made_from["store"]), model=model)
         if found.fingerprint != self.made_from["fingerprint"]:
             raise MismatchError(
                 f"'{found.path}' is not the store that '{self.folder}' is about. Run evaluate again on it."

@@ -27,6 +27,7 @@ from evaluate.tables import agreement, category_rows, direction_rows, label_rows
 from evaluate.truth import against_truth
 from evaluate.unions import union_rows
 from extract.concepts import ConceptSource, open_concepts
+from extract.head import check_trusted
 from extract.labels import align
 from extract.rgb import to_mode
 from pipeline.comparing import add_monosemanticity, add_stability
@@ -83,6 +84,8 @@ def evaluate_directions(
     layer = _one_layer(store, sets)
     source = _broden(broden) if broden is not None else None
     truth = read_truth(LayerReader(store, layer)) if ground_truth else None
+    if source is not None or (influence is not None and store.affine_head(layer) is None):
+        check_trusted(store)
     summary: dict[str, Any] = {
         "made_by": OURS.made_by,
         "directions": {

@@ -42,7 +42,14 @@ class Inputs:
     concepts: list[Concept]
 
 
-def open_inputs(store: Path | None, directions: Path | None, evaluation: Path | None, layer: str | None) -> Inputs:
+def open_inputs(
+    store: Path | None,
+    directions: Path | None,
+    evaluation: Path | None,
+    layer: str | None,
+    *,
+    model: str | None = None,
+) -> Inputs:
     """Open what was named; what was not comes from the evaluation, by default that beside the directions.
 
     Raises UsageError where neither says enough, MismatchError for directions of another layer or others than the evaluation's, and the errors of
@@ -57,7 +64,7 @@ def open_inputs(store: Path | None, directions: Path | None, evaluation: Path | 
     found = known.directions(str(name)) if directions is None and known else Directions.load(directions or "")
     if directions is not None and evaluation is not None and known is not None:
         _check_same(found, directions, known, str(name))
-    opened = known.store() if store is None and known else ActivationStore.open(store or "")
+    opened = known.store(model=model) if store is None and known else ActivationStore.open(store or "", model=model)
     spec = opened.layer(layer or found.layer)
     found.check_store(spec.name, spec.channels)
     return Inputs(opened, spec.name, found, str(name), _concepts(known, str(name), found, evaluation is not None))

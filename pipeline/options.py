@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from pipeline.messages import INTERRUPTED, Sentences, visible
 from pipeline.shortage import is_shortage, shortage
@@ -93,6 +94,23 @@ def common(command: F) -> F:
     for decorate in reversed(decorators):
         command = decorate(command)
     return command
+
+
+def _typed(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Give the value, if it was typed: files and variables may be somebody else's. Raises UsageError where it was not."""
+    if value is not None and context.get_parameter_source(str(parameter.name)) is not ParameterSource.COMMANDLINE:
+        raise UsageError(
+            "--model allows the code that a store names to be run: it is taken from the command line alone, not from the "
+            f"environment (EDDP_{str(context.info_name).upper()}_MODEL) or --config."
+        )
+    return value
+
+
+def model_option(command: F) -> F:
+    """``--model``: the user's word that the code which a store names as its model may be run."""
+    return click.option("--model", default=None, callback=_typed, metavar="MODULE:CALLABLE",
+                        help="The store's model, where that is your own code: allows it to be run. Models of torchvision and timm "
+                             "need no such word.")(command)  # fmt: skip
 
 
 def share_of(option: str, text: str | None) -> tuple[int, int] | None:

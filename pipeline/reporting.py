@@ -69,6 +69,7 @@ def write_site(
     name: str | None = None,
     store: Path | None = None,
     data: str | None = None,
+    model: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write the site of one set of directions to ``out``; returns what is in it.
@@ -79,6 +80,7 @@ def write_site(
     ----------
     evaluation : the folder that ``evaluate`` wrote. name : of the set shown in full, the first if None.
     store, data : where the store and its images lie, if not where they lay.
+    model : the store's, if it is code that you trust (see ``ActivationStore.open``).
 
     Raises the errors of ``Evaluated`` and of ``replacing``, and those of getting what was asked for by name (``data``,
     ``config.visualize``).
@@ -86,7 +88,7 @@ def write_site(
     evaluated = Evaluated(evaluation)
     name = evaluated.one(name)
     check_replaceable(out, OURS)
-    opened, directions = evaluated.store(store), evaluated.directions(name)
+    opened, directions = evaluated.store(store, model=model), evaluated.directions(name)
     reader = LayerReader(opened, evaluated.layer)
     notes: list[str] = []
     seen = _seen(opened, data, notes)

@@ -31,6 +31,7 @@ from stores.chunks import ChunkedArray
 from stores.derived import check_derived, is_there
 from stores.errors import (
     CorruptStoreError,
+    MismatchError,
     StoreError,
     UnsealedStoreError,
 )
@@ -47,19 +48,32 @@ __all__ = ["FORMAT", "ActivationStore", "StoreBase", "head_checksum", "read_attr
 class ActivationStore(StoreBase):
     """A sealed store, open for reading. Make one with ``ActivationStore.open(path)``."""
 
+    trusted_model: str | None = None  # the ``model`` that it was opened with
+
     @classmethod
-    def open(cls, path: str | Path) -> ActivationStore:
+    def open(cls, path: str | Path, *, model: str | None = None) -> ActivationStore:
         """Open a complete store.
+
+        Parameters
+        ----------
+        path : str or Path
+            Folder or URL of the store.
+        model : str, optional
+            The model that the store names, where you trust it: ``module:callable`` is code, and is not run without this.
 
         Raises
         ------
         MissingPathError : nothing there, or no eddp store.
         UnsealedStoreError : extraction has not finished; says how much is missing and how to go on.
         CorruptStoreError : the ledger, the metadata and the chunk files contradict each other.
+        MismatchError : the store names another model than ``model``.
         """
         path = place(path)
         attributes = read_attributes(path)
         store = cls(path, attributes)
+        if model not in (None, named := store.provenance.get("model")):
+            raise MismatchError(f"The store '{path}' names the model {named!r}, not {model!r} (--model).")
+        store.trusted_model = model
         sealed = attributes.get("sealed")
         cache = cache_of(sealed["ledger"]) if sealed and is_remote(path) else None
         kept = cache.ledger(sealed["ledger"]) if cache and sealed else None

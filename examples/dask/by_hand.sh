@@ -20,5 +20,5 @@ done
 address=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"])' "$WORK/scheduler.json")
 
 extract --model "$MODEL" --weights "$WEIGHTS" --layer "$LAYER" --data "$DATA" --out "$WORK/acts.zarr" --dask "$address"
-fit --store "$WORK/acts.zarr" --directions "$DIRECTIONS" --out "$WORK/eddp.safetensors"
-evaluate --store "$WORK/acts.zarr" --directions "$WORK/eddp.safetensors" --broden "$BRODEN" --out "$WORK/evaluation" --dask "$address"
+fit --store "$WORK/acts.zarr" --model "$MODEL" --directions "$DIRECTIONS" --out "$WORK/eddp.safetensors"
+evaluate --store "$WORK/acts.zarr" --model "$MODEL" --directions "$WORK/eddp.safetensors" --broden "$BRODEN" --out "$WORK/evaluation" --dask "$address"

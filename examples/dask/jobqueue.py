@@ -42,8 +42,8 @@ def main() -> None:
         store, directions = work / "acts.zarr", work / "eddp.safetensors"
         run("extract", "--model", options.model, "--weights", options.weights, "--layer", options.layer,
             "--data", options.data, "--out", store, "--dask", address)  # fmt: skip
-        run("fit", "--store", store, "--directions", options.directions, "--out", directions)
-        run("evaluate", "--store", store, "--directions", directions, "--broden", options.broden,
+        run("fit", "--store", store, "--model", options.model, "--directions", options.directions, "--out", directions)
+        run("evaluate", "--store", store, "--model", options.model, "--directions", directions, "--broden", options.broden,
             "--out", work / "evaluation", "--dask", address)  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.messages import echo
-from pipeline.options import common
+from pipeline.options import common, model_option
 from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
 from pipeline.records import within
@@ -51,6 +51,7 @@ from pipeline.run import Run, pick_device
     help="Of the held-out images and the random directions.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@model_option
 @common
 def correct(
     evaluation: Path,
@@ -68,6 +69,7 @@ def correct(
     out: Path | None,
     seed: int,
     device: str,
+    model: str | None,
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -87,7 +89,7 @@ def correct(
 
     run = Run("correct", {"evaluation": evaluation, "data": data, "poisoned": poisoned, "directions": name, "direction": list(numbers),
                           "label": label, "strength": strength, "shift": shift, "held_out": held, "tolerance": tolerance,
-                          "random": randoms, "store": store, "out": out, "seed": seed, "device": device})  # fmt: skip
+                          "random": randoms, "store": store, "out": out, "seed": seed, "device": device, "model": model})  # fmt: skip
     config = CorrectConfig(tolerance / 100, randoms, strength=strength, shift=shift, seed=seed)
     chosen = pick_device(device)
     evaluated = Evaluated(evaluation)
@@ -97,7 +99,7 @@ def correct(
     with showing(quiet) as shown, run.watching(shown, within(target, "summary.json"), device=chosen) as progress:
         summary = correct_model(
             evaluated, which, suspect, target, clean=data, poisoned=poisoned, held=held, config=config,
-            store=evaluated.store(store), device=chosen, progress=progress,
+            store=evaluated.store(store, model=model), device=chosen, progress=progress,
         )  # fmt: skip
     record = run.write()
     if as_json:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import click
 
 from pipeline.messages import echo, say
-from pipeline.options import common
+from pipeline.options import common, model_option
 from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing
 from pipeline.records import within
@@ -59,6 +59,7 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
               help="Label on the workers of a dask scheduler (they see the same files), or of one started here.")  # fmt: skip
 @cache_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@model_option
 @common
 def evaluate(
     store: Path,
@@ -76,6 +77,7 @@ def evaluate(
     out: Path | None,
     dask: str | None,
     device: str,
+    model: str | None,
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -95,7 +97,8 @@ def evaluate(
     run = Run("evaluate", {"store": store, "directions": directions, "broden": broden, "ground_truth": ground_truth,
                            "influence": influence, "alphas": alphas, "influence_images": influence_images,
                            "null_directions": null_directions, "null_positions": null_positions, "seed": seed, "monosemanticity": monosemanticity,
-                           "resolution": resolution, "out": out, "dask": dask, "device": device})  # fmt: skip
+                           "resolution": resolution, "out": out, "dask": dask, "device": device,
+                           "model": model})  # fmt: skip
     folder = _broden_folder(broden)
     if folder is None and not (ground_truth or influence or monosemanticity):
         raise UsageError(
@@ -127,7 +130,7 @@ def evaluate(
         if scheduler is not None:
             run.about["workers"] = workers_of(scheduler)
         summary = evaluate_directions(
-            ActivationStore.open(store),
+            ActivationStore.open(store, model=model),
             sets,
             target,
             broden=folder,

@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from pipeline.messages import echo
-from pipeline.options import common
+from pipeline.options import common, model_option
 from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
 from pipeline.records import within
@@ -57,6 +57,7 @@ from pipeline.run import Run, pick_device
 )
 @click.option("--out", type=LOCAL, default=Path("explanation"), show_default=True, help="Folder to write to.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@model_option
 @common
 def explain(
     images: tuple[Path, ...],
@@ -72,6 +73,7 @@ def explain(
     values: str,
     out: Path,
     device: str,
+    model: str | None,
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -91,9 +93,9 @@ def explain(
 
     run = Run("explain", {"images": images, "rows": rows, "store": store, "directions": directions, "evaluation": evaluation, "layer": layer,
                           "class": explained, "to": to, "top": top, "concepts_shown": concepts_shown, "values": values, "out": out,
-                          "device": device})  # fmt: skip
+                          "device": device, "model": model})  # fmt: skip
     chosen = pick_device(device)
-    inputs = open_inputs(store, directions, evaluation, layer)
+    inputs = open_inputs(store, directions, evaluation, layer, model=model)
     config = ExplainConfig(explained, to, top, concepts_shown, cast(Values, values))
     with showing(quiet) as shown, run.watching(shown, within(out, "explanation.json"), device=chosen) as progress:
         result = explain_images(inputs, images, rows, out, config, device=chosen, progress=progress)

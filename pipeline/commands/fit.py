@@ -12,7 +12,7 @@ import click
 
 from fit import METHODS, SUPERVISED, make_fitter
 from pipeline.messages import echo, say
-from pipeline.options import common, share_of
+from pipeline.options import common, model_option, share_of
 from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing
 from pipeline.records import Place
@@ -88,6 +88,7 @@ class NumberOrAuto(click.ParamType):
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set one of the method's hyper-parameters."
 )
+@model_option
 @common
 def fit(
     store: Path,
@@ -104,6 +105,7 @@ def fit(
     refits: int | None,
     minutes: float,
     settings: tuple[str, ...],
+    model: str | None,
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -121,16 +123,18 @@ def fit(
       fit --store broden.zarr --method probe --concepts broden1_224 --out probe.safetensors
       torchrun --nproc-per-node 4 --no-python fit --store acts.zarr --directions 500 --out large.safetensors
     """
+    from extract.head import check_trusted
     from fit.selection import NUMBERS, select_number
     from fit.supervised.labels import ConceptLabels
     from pipeline.fitting import fit_to_file, warnings_of
     from pipeline.ranks import joined
+    from stores.activations import ActivationStore
     from stores.parts import Part
     from stores.readers import LayerReader
 
     run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method,
                       "steps": steps, "concepts": concepts, "part": part, "part_seed": part_seed, "out": out,
-                      "device": device, "seed": seed, "refits": refits, "set": settings})  # fmt: skip
+                      "device": device, "seed": seed, "refits": refits, "set": settings, "model": model})  # fmt: skip
     with joined(device) as (ranks, chosen):
         labels = None if concepts is None else ConceptLabels(concepts)
         make = partial(make_fitter, method, seed=seed, device=chosen, settings=_pairs(settings), refits=refits, labels=labels, steps=steps)  # fmt: skip
@@ -144,7 +148,13 @@ def fit(
         if minutes != minutes:
             raise UsageError("--checkpoint-every must be a number of minutes, got nan.")
         share = share_of("--part", part)
-        reader = LayerReader(store, layer, part=None if share is None else Part(*share, part_seed))
+        reader = LayerReader(
+            ActivationStore.open(store, model=model),
+            layer,
+            part=None if share is None else Part(*share, part_seed),
+        )
+        if labels is not None:
+            check_trusted(reader.store)
         if share is not None:
             run.about["part"] = {"images": reader.n_images, "classes": images_of_classes(reader)}
         if ranks.rank == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.messages import echo, say
-from pipeline.options import common
+from pipeline.options import common, model_option
 from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
 from pipeline.records import beside
@@ -37,6 +37,7 @@ MOST_TILES = 50
               help="Directions to synthesise pictures of, those of highest IoU first.  [default: all on CUDA; on a CPU 8, and the suspects]")  # fmt: skip
 @click.option("--title", default=None, help="Title of the report.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@model_option
 @common
 def report(
     evaluation: Path,
@@ -48,6 +49,7 @@ def report(
     visualize: str | None,
     title: str | None,
     device: str,
+    model: str | None,
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -63,13 +65,13 @@ def report(
     from pipeline.reporting import ReportConfig, write_site
 
     run = Run("report", {"evaluation": evaluation, "directions": name, "out": out, "store": store, "data": data, "tiles": tiles,
-                         "visualize": visualize, "title": title, "device": device})  # fmt: skip
+                         "visualize": visualize, "title": title, "device": device, "model": model})  # fmt: skip
     if not 1 <= tiles <= MOST_TILES:
         raise UsageError(f"--tiles must be a number from 1 to {MOST_TILES}, got {tiles}.")
     how = ReportConfig(tiles=tiles, visualize=_how_many(visualize), title=title, device=pick_device(device))
     target = out or evaluation.absolute().parent / "report"
     with showing(quiet) as shown, run.watching(shown, beside(target), device=how.device) as progress:
-        made = write_site(evaluation, target, how, name=name, store=store, data=data, progress=progress)
+        made = write_site(evaluation, target, how, name=name, store=store, data=data, model=model, progress=progress)
     record = run.write(notes=made["notes"])
     if as_json:
         echo(json.dumps({**made, "out": str(target)}))

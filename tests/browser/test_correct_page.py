@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from shortcut_net import CLASSES, directions_arrays, write_scenes
+from tiny import trusted
 
 from evaluate.correct import CorrectConfig, study_correction
 from evaluate.correct.detectors import measure_detectors
@@ -17,7 +18,6 @@ from evaluate.correct.tables import correction_summary
 from extract.head import open_head
 from extract.images import open_source
 from extract.stream import ExtractConfig, extract
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.readers import LayerReader
 
@@ -32,7 +32,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         write_scenes(folder / name, 12, marked=name == "poisoned")
         config = ExtractConfig(model="shortcut_net:with_transform", weights="none", layers=("act",), workers=0)
         extract(open_source(folder / name), folder / f"{name}.zarr", config)
-        stores.append(ActivationStore.open(folder / f"{name}.zarr"))
+        stores.append(trusted(folder / f"{name}.zarr"))
     clean, poisoned = (judged(store, "act") for store in stores)
     d = Directions(**directions_arrays(), method="eddp", layer="act")  # type: ignore[arg-type]
     assert d.thresholds is not None
@@ -64,7 +64,7 @@ def test_everything_is_shown_and_fits(watched: Callable[..., Any], page: str, sc
 
 def test_a_page_without_any_change_says_so(watched: Callable[..., Any], page: str, tmp_path: Path) -> None:
     source = Path(page.removeprefix("file://")).parent.parent
-    store = ActivationStore.open(source / "poisoned.zarr")
+    store = trusted(source / "poisoned.zarr")
     d = Directions(**directions_arrays(), method="eddp", layer="act")  # type: ignore[arg-type]
     assert d.thresholds is not None
     config = CorrectConfig(randoms=0, strength=0.0, shift=0.0)

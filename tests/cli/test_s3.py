@@ -120,6 +120,7 @@ def test_the_whole_job_is_that_of_a_disk(
                 tmp_path / name / "d.safetensors",
                 "--broden",
                 broden,
+                *NET[:2],
                 *more,
             )
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import LABELS, TinyBroden
+from tiny import LABELS, TinyBroden, trusted
 
 from extract.labels import labels_on_raster
 from fit.supervised.labels import ConceptLabels
@@ -62,7 +62,7 @@ def test_one_direction_a_label(run: Run, broden: TinyBroden, store: Path, tmp_pa
 
 
 def test_labels_are_those_of_the_train_images_at_the_layers_grid(broden: TinyBroden, store: Path) -> None:
-    reader = LayerReader(store)
+    reader = LayerReader(trusted(store))
     labels = ConceptLabels(broden.root)
     found = labels.at(reader)
     assert found.images.tolist() == [0, 1, 3, 4, 6, 7]
@@ -84,9 +84,9 @@ def test_labels_are_those_of_the_train_images_at_the_layers_grid(broden: TinyBro
 def test_sampled_positions_have_the_labels_of_their_places(
     run: Run, broden: TinyBroden, store: Path, tmp_path: Path
 ) -> None:
-    sampled = LayerReader(extracted(run, broden.root, tmp_path / "sampled.zarr", "--positions", 5))
+    sampled = LayerReader(trusted(extracted(run, broden.root, tmp_path / "sampled.zarr", "--positions", 5)))
     labels = ConceptLabels(broden.root)
-    whole, some = labels.at(LayerReader(store)), labels.at(sampled)
+    whole, some = labels.at(LayerReader(trusted(store))), labels.at(sampled)
     present, _ = some.of(some.images)
     every, _ = whole.of(whole.images)
     for k, image in enumerate(some.images.tolist()):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import trusted
 
 import evaluate.concepts
 from evaluate.concepts import concept_store
@@ -41,7 +42,7 @@ def source(tmp_path: Path, make_broden: Broden) -> BrodenSource:
 
 def extracted(source: Any, out: Path, network: str, **settings: Any) -> ActivationStore:
     extract(source, out, ExtractConfig(model=network, layers=("conv",), **settings))
-    return ActivationStore.open(out)
+    return trusted(out)
 
 
 @pytest.fixture

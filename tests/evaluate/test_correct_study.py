@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from shortcut_net import CLASSES, ToUnit, build, curved, directions_arrays, write_scenes
+from tiny import trusted
 
 from evaluate.correct import CorrectConfig, Correction, study_correction
 from evaluate.correct.choice import NO_GAIN
@@ -33,7 +34,7 @@ def store_of(
         model=f"shortcut_net:{model}", weights="none", layers=("act",), dtype="float32", chunk_images=8, workers=0
     )
     extract(open_source(tmp_path / name), tmp_path / f"{name}.zarr", config)
-    return ActivationStore.open(tmp_path / f"{name}.zarr")
+    return trusted(tmp_path / f"{name}.zarr")
 
 
 def found_directions() -> Directions:

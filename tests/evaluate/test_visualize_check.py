@@ -15,6 +15,7 @@ import tiny_net
 import torch
 from linear_sight import SIZE, Sight, colours
 from PIL import Image
+from tiny import trusted
 
 from evaluate.visualize import check as module
 from evaluate.visualize.check import check_pairs, check_rows, check_summary
@@ -169,7 +170,7 @@ def test_directions_of_another_layer_and_thresholds_of_another_set_are_refused(
 def store(tmp_path: Path, tiny_images: Callable[..., Path]) -> ActivationStore:
     config = ExtractConfig(model="tiny_net:build", layers=("second",), dtype="float32", chunk_images=4, workers=0)
     extract(open_folder(tiny_images()), tmp_path / "s", config)
-    return ActivationStore.open(tmp_path / "s")
+    return trusted(tmp_path / "s")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny_net
 import torch
+from tiny import trusted
 
 from extract.head import open_head, open_network
 from extract.images import open_folder
@@ -20,7 +21,7 @@ def store(tmp_path: Path, tiny_images: Callable[..., Path]) -> ActivationStore:
         model="tiny_net:build", layers=("first", "second"), dtype="float32", chunk_images=4, workers=0
     )
     extract(open_folder(tiny_images()), tmp_path / "s", config)
-    return ActivationStore.open(tmp_path / "s")
+    return trusted(tmp_path / "s")
 
 
 @pytest.mark.parametrize("layer", ["first", "second"])

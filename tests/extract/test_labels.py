@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import trusted
 
 import extract.labels
 from extract.broden import BrodenSource
@@ -151,7 +152,7 @@ def test_rows_are_matched_by_name_whatever_their_order(
     names = ["some/3.png", "gone.png", "some/0.png"]
     made = {"model": network, "weights": "DEFAULT", "seed": 0}
     store = make_store(tmp_path / "s.zarr", np.zeros((3, 16, 4), np.float32), grid=(4, 4), names=names, provenance=made)
-    found = align(store, four)
+    found = align(trusted(store.path), four)
     assert found.rows == {0: 3, 2: 0}
     assert found.source is four
     np.testing.assert_allclose(found.box_of(3), (0, 0, 1, 1), atol=0.01)  # resized whole to 8 × 8
@@ -163,4 +164,4 @@ def test_a_store_without_any_of_the_images_is_refused(
     made = {"model": network, "weights": "DEFAULT"}
     store = make_store(tmp_path / "s.zarr", np.zeros((1, 1, 4), np.float32), grid=(1, 1), provenance=made)
     with pytest.raises(MismatchError, match=r"None of the images .* belongs to another dataset"):
-        align(store, four)
+        align(trusted(store.path), four)

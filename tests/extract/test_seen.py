@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import trusted
 
 from extract.images import open_source
 from extract.seen import crop, seen_images
@@ -25,7 +26,7 @@ def store(tmp_path: Path) -> ActivationStore:
         Image.new("RGB", (40, 30), (60 * k, 10, 20)).save(file)
     config = ExtractConfig(model="tiny_net:own_transform", weights="none", layers=("second",), workers=0)
     extract(open_source(tmp_path / "data"), tmp_path / "a.zarr", config)
-    return ActivationStore.open(tmp_path / "a.zarr")
+    return trusted(tmp_path / "a.zarr")
 
 
 def test_every_row_gives_its_picture(store: ActivationStore) -> None:

@@ -22,18 +22,27 @@ def do(command: object, *arguments: object) -> None:
 def small_evaluation(folder: Path, *, images: int = 12, directions: int = 6, influence: bool = True) -> Path:
     """``broden/``, ``acts.zarr``, ``eddp.safetensors``, ``kmeans.safetensors`` and ``evaluation/`` in a folder; returns the last."""
     broden = write_broden(folder / "broden", images=images).root
-    store = folder / "acts.zarr"
-    do(extract, "--model", "tiny_net:build", "--layer", "second", "--data", broden, "--out", store)
+    store, trust = folder / "acts.zarr", ("--model", "tiny_net:build")
+    do(extract, *trust, "--layer", "second", "--data", broden, "--out", store)
     files: list[object] = []
     for method, settings in (("eddp", ("--set", "refine_steps=20", "--set", "restarts=1")), ("kmeans", ())):
         out = folder / f"{method}.safetensors"
         do(fit, "--store", store, "--directions", directions, "--method", method, "--out", out, *settings)
         files += ["--directions", out]
-    do(evaluate, "--store", store, *files, "--broden", broden, *(FEW if influence else ()))
+    do(evaluate, "--store", store, *files, "--broden", broden, *trust, *(FEW if influence else ()))
     return folder / "evaluation"
 
 
 def small_report(folder: Path, **options: int) -> Path:
     """The report of such an evaluation, without pictures synthesised; returns its folder."""
-    do(report, small_evaluation(folder, **options), "--visualize", "none", "--title", "A <b>small</b> layer")
+    do(
+        report,
+        small_evaluation(folder, **options),
+        "--visualize",
+        "none",
+        "--title",
+        "A <b>small</b> layer",
+        "--model",
+        "tiny_net:build",
+    )
     return folder / "report"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stores.activations import ActivationStore, read_attributes
 from stores.layers import LayerSpec
 from stores.plan import StorePlan
 from stores.writer import StoreWriter
@@ -187,3 +188,8 @@ def write_mask(path: Path, labels: np.ndarray) -> None:
     """Labels (h, w) as a PNG: label = R + 256·G."""
     rgb = np.stack([labels % 256, labels // 256, np.zeros_like(labels)], -1)
     Image.fromarray(rgb.astype(np.uint8)).save(path)
+
+
+def trusted(path: Path) -> ActivationStore:
+    """Open a store of one of the tests' own networks: it may be run."""
+    return ActivationStore.open(path, model=read_attributes(path)["provenance"]["model"])

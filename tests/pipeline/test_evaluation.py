@@ -14,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from tiny import trusted
 
 from extract.broden import BrodenSource
 from extract.images import open_folder
@@ -68,7 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def store(world: World, tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     out = tmp_path_factory.mktemp("stores") / "acts.zarr"
     extract(BrodenSource(world.root), out, ExtractConfig(MODEL, ("conv",), dtype="float32", chunk_images=5))
-    return ActivationStore.open(out)
+    return trusted(out)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def test_sampled_positions_are_scored_at_the_layers_resolution(
 ) -> None:
     config = ExtractConfig(MODEL, ("conv",), dtype="float32", positions=5)
     extract(BrodenSource(world.root), tmp_path / "some.zarr", config)
-    some = ActivationStore.open(tmp_path / "some.zarr")
+    some = trusted(tmp_path / "some.zarr")
     with pytest.raises(UsageError, match="--resolution feature"):
         evaluate_directions(some, load_sets([files[0]]), tmp_path / "out", broden=world.root)
     summary = evaluate_directions(
@@ -224,7 +225,7 @@ def test_a_store_of_other_images_is_scored_on_the_models_own(
     tmp_path: Path, evaluated: tuple[Path, dict[str, Any]], files: tuple[Path, Path], world: World
 ) -> None:
     extract(open_folder(world.folders / "val"), tmp_path / "val.zarr", ExtractConfig(MODEL, ("conv",), dtype="float32"))
-    other = ActivationStore.open(tmp_path / "val.zarr")
+    other = trusted(tmp_path / "val.zarr")
     stages: set[str] = set()
     found = evaluate_directions(
         other,
@@ -286,9 +287,7 @@ def test_a_folder_without_val_is_refused(tmp_path: Path, files: tuple[Path, Path
     only = BrodenSource(_one_image(tmp_path / "b"))
     extract(only, tmp_path / "a.zarr", ExtractConfig(MODEL, ("conv",)))
     with pytest.raises(DatasetError, match="no image of the split 'val'"):
-        evaluate_directions(
-            ActivationStore.open(tmp_path / "a.zarr"), load_sets(files), tmp_path / "out", broden=only.root
-        )
+        evaluate_directions(trusted(tmp_path / "a.zarr"), load_sets(files), tmp_path / "out", broden=only.root)
 
 
 def test_directions_of_another_layer_are_refused(tmp_path: Path, store: ActivationStore, world: World) -> None:

@@ -1,0 +1,204 @@
+"""A store, and whatever else comes from somebody else, has no code run that the user did not name on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extract.head import open_model, open_network
+from fit import EDDP
+from stores.activations import ActivationStore
+from stores.errors import UsageError
+from stores.files import json_bytes
+from stores.seal import seal_document
+
+Run = Callable[..., Any]
+EVIL = "from pathlib import Path\nMARK = Path(__file__).resolve().parent / 'ran'\nMARK.touch()\n\n\ndef run():\n    MARK.touch()\n    from tiny_net import build\n    return build()\n"
+TRUSTED = ("--model", "tiny_net:build")
+
+
+def rename(store: Path, **provenance: str) -> None:
+    """Say something else of a store's model, with a seal that agrees."""
+    path = store / "zarr.json"
+    document = json.loads(path.read_bytes())
+    plan = document["attributes"]["eddp"]
+    plan["provenance"].update(provenance)
+    sealed = plan.pop("sealed")
+    sealed.pop("crc32c")
+    path.write_bytes(json_bytes(seal_document(document, sealed)))
+
+
+@pytest.fixture
+def place(run: Run, tiny_broden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a module that leaves a mark when it is imported, and a store whose head is the model itself."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "package").mkdir()
+    for name in ("evilmod.py", "package/inner.py", "package/__init__.py"):
+        (tmp_path / name).write_text(EVIL)
+    (tmp_path / "linked.py").symlink_to("evilmod.py")
+    (tmp_path / "names").write_text("0\n1\n2\n3\n4\n")
+    data = tiny_broden().root
+    for k in range(2):
+        for file in sorted(data.rglob("*.jpg"))[:4]:
+            (tmp_path / "clean" / str(k)).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "clean" / str(k) / file.name).write_bytes(file.read_bytes())
+    for arguments in (
+        (
+            "extract",
+            "--model",
+            "tiny_net:build",
+            "--layer",
+            "first",
+            "--data",
+            "broden",
+            "--out",
+            "acts.zarr",
+            "--class-names",
+            "names",
+        ),
+        ("fit", "--store", "acts.zarr", "--directions", 3, "--method", "kmeans", "--out", "d.safetensors"),
+        ("evaluate", "--store", "acts.zarr", "--directions", "d.safetensors", "--monosemanticity"),
+    ):
+        ended = run(*arguments)
+        assert ended.code == 0, ended.err
+    yield tmp_path
+    for name in ("evilmod", "package", "package.inner", "linked"):
+        sys.modules.pop(name, None)
+
+
+COMMANDS = {
+    "fit": ("fit", "--store", "acts.zarr", "--directions", 3, "--out", "e.safetensors", "--set", "refine_steps=2", "--refits", 0),
+    "fit --method probe": ("fit", "--store", "acts.zarr", "--method", "probe", "--concepts", "broden", "--out", "e.safetensors"),
+    "evaluate --broden": ("evaluate", "--store", "acts.zarr", "--directions", "d.safetensors", "--broden", "broden", "--out", "e"),
+    "evaluate --influence": ("evaluate", "--store", "acts.zarr", "--directions", "d.safetensors", "--influence", "--out", "e"),
+    "explain": ("eddp", "explain", "--row", 0, "--evaluation", "evaluation", "--out", "e"),
+    "report": ("eddp", "report", "evaluation", "--visualize", 1, "--out", "e"),
+    "correct": ("eddp", "correct", "evaluation", "--data", "clean", "--direction", 0, "--out", "e"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_code_that_a_store_names_is_not_run(run: Run, place: Path, command: tuple[object, ...]) -> None:
+    rename(place / "acts.zarr", model="evilmod:run")
+    ended = run(*command)
+    assert ended.code == 2, ended.err
+    assert "names evilmod:run as its model. That is code, which would be imported and run." in ended.err
+    assert "repeat the command with --model evilmod:run" in ended.err
+    assert not (place / "ran").exists()
+    assert not [*place.glob("e"), *place.glob("e.safetensors")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["linked:run", "package.inner:run", ".package:run", "..package:run", "package/inner:run", "os:abort", "code:interact",
+     "TIMM:resnet18", " timm:resnet18", "pipeline.scene_net:train_scene_net", "pipeline.scene_net:scene_net:", "a:b; touch ran", "a\x1b[2J:b"],
+)  # fmt: skip
+def test_whatever_it_is_called(run: Run, place: Path, name: str) -> None:
+    rename(place / "acts.zarr", model=name)
+    for command in (COMMANDS["fit"], COMMANDS["explain"]):
+        ended = run(*command)
+        assert ended.code == 2, ended.err
+        assert "That is code" in ended.err
+        assert "\x1b" not in ended.err
+    assert not list(place.rglob("ran"))
+
+
+def test_a_report_goes_without_pictures(run: Run, place: Path) -> None:
+    rename(place / "acts.zarr", model="evilmod:run")
+    ended = run("eddp", "report", "evaluation", "--out", "e")
+    assert ended.code == 0, ended.err
+    assert "The images are not shown. The store" in ended.err
+    assert "--model evilmod:run" in ended.err
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_the_users_word(run: Run, place: Path, command: tuple[object, ...]) -> None:
+    ended = run(*command, *TRUSTED)
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_the_users_word_on_another_model(run: Run, place: Path, command: tuple[object, ...]) -> None:
+    rename(place / "acts.zarr", model="evilmod:run")
+    ended = run(*command, *TRUSTED)
+    assert ended.code == 2
+    assert "names the model 'evilmod:run', not 'tiny_net:build' (--model)" in ended.err
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate --influence", "report", "explain", "correct"])
+def test_only_what_is_typed_is_the_users_word(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    rename(place / "acts.zarr", model="evilmod:run")
+    words = COMMANDS[command]
+    name = words[1] if words[0] == "eddp" else words[0]
+    (place / "theirs.toml").write_text(f"[{name}]\nmodel = 'evilmod:run'\n")
+    ended = run(*words, "--config", "theirs.toml")
+    assert ended.code == 2
+    assert "it is taken from the command line alone" in ended.err
+    monkeypatch.setenv(f"EDDP_{str(name).upper()}_MODEL", "evilmod:run")
+    ended = run(*words)
+    assert ended.code == 2
+    assert f"(EDDP_{str(name).upper()}_MODEL)" in ended.err
+    assert not (place / "ran").exists()
+
+
+def test_what_lies_beside_a_store(run: Run, place: Path) -> None:
+    """Activations on other images are kept beside the store: by then somebody else may have written them."""
+    words = COMMANDS["correct"]
+    assert run(*words, *TRUSTED).code == 0
+    [beside] = place.glob("acts.first.*.zarr")
+    rename(beside, model="evilmod:run")
+    ended = run(*words, *TRUSTED)
+    assert ended.code == 2
+    assert "names the model 'evilmod:run', not 'tiny_net:build'" in ended.err
+    assert not (place / "ran").exists()
+
+
+def test_weights_are_no_address(run: Run, place: Path) -> None:
+    """A store says which weights: a file here, or a name of the zoo; what is neither is not fetched."""
+    for weights in ("https://example.org/w.pth", "s3://bucket/w.pth", "file:///etc/passwd", "hf-hub:a/b"):
+        rename(place / "acts.zarr", model="resnet18", weights=weights)
+        ended = run(*COMMANDS["explain"])
+        assert ended.code == 2, ended.err
+        assert "There is no weights file" in ended.err or "has no weights" in ended.err
+
+
+def test_from_python(place: Path) -> None:
+    path = place / "acts.zarr"
+    with pytest.raises(UsageError, match=r"ActivationStore\.open\(path, model=…\)"):
+        EDDP(n_directions=3).fit(path)
+    store = ActivationStore.open(path, model="tiny_net:build")
+    assert open_network(store, "first").layer == "first"
+    with pytest.raises(UsageError, match="That is code"):
+        open_model(ActivationStore.open(path))
+
+
+def test_the_demos_network_is_the_installed_one(place: Path) -> None:
+    """A folder called like our package, which Python would search first, is not where the demo's network comes from."""
+    rename(place / "acts.zarr", model="pipeline.scene_net:scene_net")
+    code = "import os, sys\nfrom extract.head import open_model\nfrom stores.activations import ActivationStore\n"
+    code += "sys.path.insert(0, '')\ntry:\n    open_model(ActivationStore.open('acts.zarr'))\n"
+    code += "finally:\n    print(os.getcwd() in sys.path)  # what is imported later is not searched there either\n"
+    for shadowed, said in ((False, "loads with other weights"), (True, "That is code")):
+        if shadowed:
+            (place / "pipeline").mkdir()
+            (place / "pipeline" / "__init__.py").write_text("")
+            (place / "pipeline" / "scene_net.py").write_text(EVIL.replace("run()", "scene_net()"))
+        ended = subprocess.run(
+            [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False, timeout=120,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+        assert said in ended.stderr
+        assert ended.stdout == "False\n"
+    assert not list(place.rglob("ran"))
