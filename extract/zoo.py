@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import math
+import os
 import pickle
 import re
 import sys
@@ -38,6 +39,7 @@ from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageEr
 _PACKAGES = {"evaluate", "extract", "fit", "pipeline", "stores"}
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _SUFFIXES = {".pth", ".pt", ".safetensors", ".tar", ".bin", ".ckpt"}
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _AUXILIARY = {"inception_v3": ("AuxLogits",), "googlenet": ("aux1", "aux2")}  # heads used in training only
 _OLD_DENSENET = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
@@ -444,7 +446,9 @@ def _entry_of(path: Path, entries: list[Any]) -> Any | None:
 
 @contextmanager
 def _download(what: str, remedy: str) -> Iterator[None]:
-    """Turn whatever a download raises into one sentence."""
+    """Turn whatever a download raises into one sentence; torch reads its own cache with ``weights_only`` meanwhile."""
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"  # torchvision asks torch.hub to unpickle what lies in its cache
     chatty = logging.getLogger("huggingface_hub")
     level = chatty.level
     chatty.setLevel(logging.ERROR)
@@ -456,6 +460,9 @@ def _download(what: str, remedy: str) -> Iterator[None]:
         ) from error
     finally:
         chatty.setLevel(level)
+        os.environ.pop(WEIGHTS_ONLY)
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def _nearest(name: str, names: list[str]) -> str:

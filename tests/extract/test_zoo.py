@@ -115,6 +115,26 @@ def test_a_failed_download_says_what_where_and_what_to_do(monkeypatch: pytest.Mo
         assert "\n" not in str(caught.value)
 
 
+class _Marks:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return Path.write_text, (self.path, "run")
+
+
+def test_a_pickle_in_torchs_cache_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    url = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
+    torch.save({"classifier.1.weight": _Marks(tmp_path / "run")}, tmp_path / "checkpoints" / Path(url).name)
+    with pytest.raises(WeightsError):
+        load_model(NET)
+    assert not (tmp_path / "run").exists()
+
+
 def test_published_weights_bring_transform_and_classes(
     random_net: zoo.LoadedModel, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
