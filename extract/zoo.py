@@ -448,7 +448,7 @@ def _entry_of(path: Path, entries: list[Any]) -> Any | None:
 def _download(what: str, remedy: str) -> Iterator[None]:
     """Turn whatever a download raises into one sentence; torch reads its own cache with ``weights_only`` meanwhile."""
     before = os.environ.get(WEIGHTS_ONLY)
-    os.environ[WEIGHTS_ONLY] = "1"  # torchvision asks torch.hub to unpickle what lies in its cache
+    os.environ[WEIGHTS_ONLY] = "1"  # torchvision lets torch.hub unpickle what is in its cache
     chatty = logging.getLogger("huggingface_hub")
     level = chatty.level
     chatty.setLevel(logging.ERROR)

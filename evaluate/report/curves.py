@@ -29,7 +29,7 @@ def loss_picture(rows: Sequence[Mapping[str, float | None]], path: Path, over: s
     """
     names = list(dict.fromkeys(name for row in rows for name in row if name != over))
     if not names:
-        raise UsageError(f"'rows' must hold at least one row with a value beside '{over}'.")
+        raise UsageError(f"'rows' must hold at least one row with a value other than '{over}'.")
     columns = min(COLUMNS, len(names))
     lines = math.ceil(len(names) / columns)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines), dpi=110, layout="constrained", facecolor="white")
