@@ -24,7 +24,7 @@ PATIENCE = 300.0  # seconds: a busy machine is no failure
 FIT = ("pipeline.main", "fit")
 OPTIONS = (
     "--directions", 96, "--set", "restarts=1", "--set", "regime=sharp", "--set", "refine_steps=25", "--set", "kmeans_points=60",
-    "--set", "kmeans_iterations=5", "--quiet",
+    "--set", "kmeans_iterations=5", "--refits", "2", "--quiet",
 )  # fmt: skip
 
 

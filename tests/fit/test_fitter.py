@@ -13,7 +13,7 @@ from stores.activations import ActivationStore
 from stores.errors import MismatchError, NotFittedError, UnknownNameError, UsageError
 from stores.readers import LayerReader
 
-QUICK = {"n_directions": 3, "refine_steps": 20, "restarts": 1}
+QUICK = {"n_directions": 3, "refine_steps": 20, "restarts": 1, "refits": 2}
 
 
 @pytest.fixture(scope="module")

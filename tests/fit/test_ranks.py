@@ -40,7 +40,7 @@ from stores.statistics import statistics
 from tests.helpers.keeping import Killed, killed_at
 from tests.helpers.threads import Member, on_ranks
 
-QUICK: dict[str, Any] = {"n_directions": 4, "refine_steps": 16, "restarts": 2, "restart_steps": 4}
+QUICK: dict[str, Any] = {"n_directions": 4, "refine_steps": 16, "restarts": 2, "restart_steps": 4, "refits": 0}
 
 
 @pytest.fixture(scope="module")
@@ -274,16 +274,17 @@ def same(a: EDDP | PaperEDDP, b: EDDP | PaperEDDP) -> None:
     ("size", "settings"),
     [
         (2, {}),
-        (3, {}),
+        (3, {"refits": 4}),
         (3, {"regime": "soft", "lambda_sb": 0.3, "max_rows": 500}),
         (2, {"signals": "free", "lambda_uncertainty": 0.0}),
         (3, {"signals": "positives", "rows": "store", "kmeans_points": 50, "restart_rows": 300}),
     ],
 )
 def test_a_fit_on_ranks_is_that_of_one_process(reader: LayerReader, size: int, settings: dict[str, Any]) -> None:
-    alone = EDDP(**QUICK, **settings).fit(reader)
-    for found in on_ranks(size, lambda ranks: EDDP(**QUICK, **settings).fit(reader, ranks=ranks)):
+    alone = EDDP(**{**QUICK, **settings}).fit(reader)
+    for found in on_ranks(size, lambda ranks: EDDP(**{**QUICK, **settings}).fit(reader, ranks=ranks)):
         same(found, alone)
+        np.testing.assert_array_equal(found.found_again_, alone.found_again_)
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -25,7 +25,7 @@ from stores.readers import LayerReader
 from stores.statistics import statistics
 from tests.helpers.keeping import Killed, killed_at
 
-QUICK = {"n_directions": 3, "refine_steps": 30, "restarts": 2, "restart_steps": 10}
+QUICK = {"n_directions": 3, "refine_steps": 30, "restarts": 2, "restart_steps": 10, "refits": 0}
 
 
 @pytest.fixture(scope="module")
