@@ -79,7 +79,7 @@ def test_an_evaluation_is_replaced_as_a_whole(run: Run, tiny_broden: Callable[..
     ok(run("evaluate", *again, tmp_path / "pca.safetensors"))
     before = contents(out)
     before.pop("run.json")  # it will tell of the attempt
-    killed = start(*again, tmp_path / "kmeans.safetensors", code=KILLED_MIDWAY)
+    killed = start(*again, tmp_path / "kmeans.safetensors", "--model", "tiny_net:build", code=KILLED_MIDWAY)
     assert end(killed)[0] == -signal.SIGKILL
     left = contents(out)
     assert json.loads(left.pop("run.json"))["outcome"] == "done"

@@ -97,7 +97,7 @@ def test_negative_activations_are_refused_or_clipped(tiny_store: Made) -> None:
     x, _, _ = sums_of_parts()
     x[7, 3, :6] = -0.25
     reader = LayerReader(tiny_store({"relu.before": x}))
-    with pytest.raises(FitError, match=r"'relu\.before' .*0\.017 % .*down to -0\.25.*--set negative=clip"):
+    with pytest.raises(FitError, match=r"'relu\.before' .*0\.0167 % .*down to -0\.25.*--set negative=clip"):
         fitted(reader)
     clipped = fitted(reader, epochs="2", negative="clip")
     assert clipped.directions_.info["lowest"] == -0.25
