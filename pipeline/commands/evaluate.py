@@ -53,7 +53,7 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
     "--out",
     type=LOCAL,
     default=None,
-    help="Folder to write to; an evaluation there is replaced.  [default: evaluation/ beside the directions]",
+    help="Folder to write to; an evaluation there is replaced.  [default: evaluation/ next to the directions]",
 )
 @click.option("--dask", default=None, metavar="ADDRESS|local",
               help="Label on the workers of a dask scheduler (they see the same files), or of one started here.")  # fmt: skip
