@@ -12,6 +12,7 @@ from fit.positions import Positions, positions, ranks_of, tiles
 DEAD = 1e-5  # share of positions below which a detector counts as dead
 DUPLICATE = 0.95  # |cos| of two filters above which they count as one
 OVERFULL = 0.5  # share of positions above which a detector says little
+ENOUGH = 300  # positions a direction; with fewer, known directions were not recovered (64 concepts, BENCHMARKS.md)
 
 
 def diagnose(
@@ -21,7 +22,7 @@ def diagnose(
     signals: torch.Tensor,
     tile: int = 16384,
 ) -> dict[str, Any]:
-    """Counts of dead, duplicate and overfull detectors, coverage, orthogonality and the pairs' agreement.
+    """Dead, duplicate and overfull detectors, coverage, orthogonality and the pairs' agreement.
 
     ``coverage``: share of positions with at least one positive detector; ``redundancy``: mean positives on covered
     positions; ``agreement``: mean cosine of each filter with its own signal; ``mixing``: root mean square cosine of
@@ -48,6 +49,7 @@ def diagnose(
         "dead": torch.flatten(torch.nonzero(share < DEAD)).tolist(),
         "overfull": torch.flatten(torch.nonzero(share > OVERFULL)).tolist(),
         "duplicates": [[int(a), int(b)] for a, b in torch.nonzero(torch.triu(like > DUPLICATE)).tolist()],
+        "positions_per_direction": round(data.count / i, 1),
         "coverage": round(covered / data.count, 4),
         "redundancy": round(active / max(covered, 1), 4),
         "agreement": round(float(pairs.diagonal().mean()), 4),

@@ -10,6 +10,7 @@ from typing import Any
 from evaluate.report.curves import loss_picture
 from fit import Fitter
 from fit.checkpoint import MINUTES, Checkpoint
+from fit.diagnosis import ENOUGH
 from fit.selection import Selection
 from pipeline.run import Run
 from stores.progress import Progress, silent
@@ -84,8 +85,13 @@ def rates_of(fitter: Fitter[Any], run: Run) -> dict[str, float]:
 
 
 def warnings_of(diagnosis: Mapping[str, Any]) -> list[str]:
-    """Sentences for what a user should know of a fit before trusting it."""
+    """What a user should know about a fit before trusting it."""
     found = []
+    if (each := diagnosis.get("positions_per_direction", ENOUGH)) < ENOUGH:
+        found.append(
+            f"Note: {each:.0f} positions for each direction; with fewer than about {ENOUGH} directions depend on luck. "
+            "Take fewer --directions, or more images."
+        )
     for key, text in (
         ("dead", "detectors are positive almost nowhere"),
         ("overfull", "detectors are positive on more than half of all positions"),

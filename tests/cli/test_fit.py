@@ -147,6 +147,22 @@ def test_more_directions_than_different_rows(run: Run, tmp_path: Path) -> None:
     assert "fewer --directions" in ended.err
 
 
+def test_too_few_positions_for_so_many_directions(run: Run, synthetic: Path, tmp_path: Path) -> None:
+    for directions, few in ((2, False), (8, True)):  # of 1800 positions
+        arguments = (
+            "--refits",
+            0,
+            "--set",
+            "refine_steps=2",
+            "--set",
+            "restarts=1",
+            "--out",
+            tmp_path / "d.safetensors",
+        )
+        ended = run("fit", "--store", synthetic, "--directions", directions, *arguments)
+        assert ("225 positions for each direction" in ended.err) == few
+
+
 def test_not_enough_memory_for_the_rows(
     run: Run, synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
