@@ -177,7 +177,9 @@ class Directions:
         except DirectionsError:
             raise
         except (SafetensorError, *UNREADABLE, OSError) as error:
-            raise DirectionsError(f"'{path}' is damaged or no directions file ({brief(error)}). Fit it again.") from error
+            raise DirectionsError(
+                f"'{path}' is damaged or no directions file ({brief(error)}). Fit it again."
+            ) from error
         return found
 
 
@@ -192,6 +194,8 @@ def _info_problem(info: dict[str, Any], count: int) -> str | None:
     for key, numbers in (("dead", 1), ("overfull", 1), ("duplicates", 2)):
         listed = diagnosis.get(key, [])
         groups = [[one] if numbers == 1 else one for one in listed] if isinstance(listed, list) else [None]
-        if not all(isinstance(g, list) and len(g) == numbers and all(whole(i, 0, count - 1) for i in g) for g in groups):
+        if not all(
+            isinstance(g, list) and len(g) == numbers and all(whole(i, 0, count - 1) for i in g) for g in groups
+        ):
             return f"diagnosis.{key} must list directions from 0 to {count - 1}, it is {shown(listed)}"
     return None

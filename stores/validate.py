@@ -78,7 +78,9 @@ def parse_json(data: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from None
     level = [found]
     for _ in range(MOST_DEPTH):
-        level = [v for one in level if isinstance(one, dict | list) for v in (one.values() if isinstance(one, dict) else one)]
+        level = [
+            v for one in level if isinstance(one, dict | list) for v in (one.values() if isinstance(one, dict) else one)
+        ]
     if level:
         raise ValueError("it is nested too deeply")
     return found

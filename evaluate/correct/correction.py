@@ -172,7 +172,9 @@ class Correction:
         except CorrectionError:
             raise
         except (SafetensorError, *UNREADABLE, OSError) as error:
-            raise CorrectionError(f"'{path}' is damaged or no correction file ({brief(error)}). Make it again.") from error
+            raise CorrectionError(
+                f"'{path}' is damaged or no correction file ({brief(error)}). Make it again."
+            ) from error
 
 
 def _model(info: dict[str, Any]) -> str:
