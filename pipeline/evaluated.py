@@ -20,6 +20,7 @@ from stores.places import is_remote, place
 from stores.tables import column_problem, read_table, reading_table
 from stores.validate import (
     MOST_IMAGES,
+    MOST_NUMBER,
     UNREADABLE,
     brief,
     entries_problem,
@@ -211,8 +212,12 @@ class Evaluated:
                 return f"its column {column} has empty cells"
         for column in (*READ[table][0], *READ[table][1]):
             values = found[column]
-            if pa.types.is_floating(values.type) and pa.compute.any(pa.compute.is_inf(values)).as_py():
-                return f"its column {column} holds infinite numbers"
+            if pa.types.is_floating(values.type):
+                span = pa.compute.min_max(
+                    pa.compute.abs(values)
+                ).as_py()  # NaN, an empty cell to the pages, is left out
+                if (span["max"] or 0) > MOST_NUMBER:
+                    return f"its column {column} holds infinite or huge numbers"
         measured = self.summary["directions"][name].get("influence", {})
         limits = {
             "direction": (-1, self.count(name)),

@@ -99,7 +99,8 @@ def write_site(
     labelled = name, evaluated.labels(name)
     rows = {row["index"]: row for row in evaluated.table("directions", name)}
     candidates, suspects = evaluated.table("labels", name), evaluated.suspects(name)
-    truth = concepts_of(evaluated.table("ground_truth", name))
+    entry = evaluated.summary["directions"][name]
+    truth = concepts_of(evaluated.table("ground_truth", name)) if "ground_truth" in entry else []
     stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
     bank = make_bank({name: directions}, reader, device=config.device, progress=progress)
     found = survey(reader, bank, config.tiles, progress)
@@ -108,7 +109,7 @@ def write_site(
     with replacing(out, OURS) as folder:
         gone = _draw(reader, bank, found.top, taken, folder, seen, notes, progress)
         features = _features(opened, directions, chosen, folder, bank, config, notes, labelled, progress)
-        entry, log = evaluated.summary["directions"][name], fit_log(path)
+        log = fit_log(path)
         diagnosis = directions.info.get("diagnosis", {})
         progress("map", 0, 1)
         places = similarity_map(cosines(directions.signals))

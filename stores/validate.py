@@ -9,7 +9,6 @@ import json
 import math
 import os
 import stat
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ MOST_PER_IMAGE = 2**31  # numbers of one layer, names' bytes, logits
 MOST_PER_CHUNK = 2**40
 MOST_NUMBERS = 2**60  # of one layer in all
 MOST_JSON_BYTES = 2**28
+MOST_NUMBER = 1e30  # of a measure or a setting: a hundred times as much is still finite
 MOST_DEPTH = 32  # of objects and lists within one another
 MOST_QUOTED = 150  # characters of an error's text
 MOST_TEXT = 4096  # characters of a name or a path
@@ -316,8 +316,8 @@ def whole(value: Any, low: int, most: int) -> bool:
     return type(value) is int and low <= value <= most  # True is no number
 
 
-def finite(value: Any, low: float = -sys.float_info.max, most: float = sys.float_info.max) -> bool:
-    """Whether a value is a number within limits, neither NaN nor infinite."""
+def finite(value: Any, low: float = -MOST_NUMBER, most: float = MOST_NUMBER) -> bool:
+    """Whether a value is a number within limits, no NaN."""
     return type(value) in (int, float) and low <= value <= most
 
 

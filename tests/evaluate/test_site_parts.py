@@ -19,7 +19,7 @@ from evaluate.site.pictures import EXAMPLE, GAP, SMALL, TILE, draw_pictures, exa
 from evaluate.site.similarity import cosines, nearest, scaled, similarity_map
 from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.errors import ImageError, UsageError
+from stores.errors import ImageError
 from stores.readers import LayerReader
 from stores.tables import TableError, write_parts, write_table
 
