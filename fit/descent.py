@@ -28,13 +28,13 @@ def load_adam(optimiser: torch.optim.Adam, tensors: dict[str, torch.Tensor]) -> 
             _, index, entry = name.split(".")
             state.setdefault(int(index), {})[entry] = tensor
     parameters = [tensor for group in optimiser.param_groups for tensor in group["params"]]
-    for index, entry in state.items():
-        shapes = {name: tensor.shape for name, tensor in entry.items()}
-        if not 0 <= index < len(parameters) or shapes != {
+    for number, moments in state.items():
+        shapes = {name: tensor.shape for name, tensor in moments.items()}
+        if not 0 <= number < len(parameters) or shapes != {
             "step": (),
-            **dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[index].shape),
+            **dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[number].shape),
         }:
-            raise ValueError(f"the moments of parameter {index} have other shapes")
+            raise ValueError(f"the moments of parameter {number} have other shapes")
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
 
