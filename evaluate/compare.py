@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from evaluate.latex import Latex, latex_cell, write_latex
-from evaluate.report.columns import COLUMNS, DASH, Column, number
+from evaluate.report.columns import COLUMNS, DASH, Column, known, number
 
 SUPERVISED = ("probe", "pattern-cav")  # methods that were told the labels they are scored on
 KEYS = (
@@ -63,10 +61,10 @@ def compare(summary: Mapping[str, Any]) -> Comparison:
     """
     rows = []
     for name, entry in summary["directions"].items():
-        values = {key: entry[key] for key in KEYS if _known(entry.get(key))}
+        values = {key: entry[key] for key in KEYS if known(entry.get(key))}
         found = entry.get("intervals") or {}
         intervals = {
-            key: (found[key][0], found[key][1]) for key in values if found.get(key) and all(map(_known, found[key]))
+            key: (found[key][0], found[key][1]) for key in values if found.get(key) and all(map(known, found[key]))
         }
         rows.append(Row(name, str(entry.get("method", "")), values, intervals))
     rows.sort(key=lambda row: row.supervised)
@@ -193,10 +191,6 @@ def _aligned(
         ]
         for line in table
     ]
-
-
-def _known(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _escaped(text: str) -> str:

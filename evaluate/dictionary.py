@@ -268,6 +268,11 @@ def entry_of(table: str, column: str) -> Entry | None:
     return TABLES[table].columns.get(column, COMMON.get(column)) if table in TABLES else None
 
 
+def kinds_of(table: str, columns: Iterable[str]) -> dict[str, str]:
+    """The types of a table's columns. Raises KeyError for one without a definition."""
+    return {column: (TABLES[table].columns.get(column) or COMMON[column]).type for column in columns}
+
+
 def check(tables: Mapping[str, Iterable[str]]) -> list[str]:
     """Columns without a definition, as ``table.column``, of tables given as name -> columns (or a dict keyed by them)."""
     return [

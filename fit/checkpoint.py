@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,32 @@ from safetensors.torch import save
 from stores.errors import CheckpointError, MismatchError, StoreError
 from stores.files import write_atomically
 from stores.ranks import ALONE, Ranks
+from stores.validate import MOST_IMAGES, UNREADABLE, brief, entries_problem, finite, parse_json, whole
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+OBJECT = (lambda v: isinstance(v, dict), "an object")
+ENTRIES = {"format": (lambda v: whole(v, 1, 2**31), "a whole number from 1 on"), "identity": OBJECT, "values": OBJECT}
+COUNT = (lambda v: whole(v, 0, MOST_IMAGES), "a whole number from 0 on")
+VALUES = {
+    "step": COUNT,
+    "epoch": COUNT,
+    "reseeded": COUNT,
+    "soft": (lambda v: isinstance(v, bool), "true or false"),
+    "rate": (lambda v: finite(v, 0), "a number from 0 on"),
+    "stage": (lambda v: isinstance(v, str), "a text"),
+    "epochs": (
+        lambda v: isinstance(v, dict) and all(whole(n, 0, MOST_IMAGES) for n in v.values()),
+        "whole numbers by name",
+    ),
+    "log": (lambda v: isinstance(v, list) and all(map(_numbers, v)), "a list of numbers by name"),
+    "plateau": (
+        lambda v: isinstance(v, list) and len(v) == 2 and _number(v[0]) and whole(v[1], 0, MOST_IMAGES),
+        "two numbers",
+    ),
+    "scheduler": (lambda v: _numbers(v), "numbers by name"),
+    "multipliers": (lambda v: v is None or _numbers(v), "null or numbers by name"),
+}
 MINUTES = 10.0
 
 
@@ -33,6 +58,12 @@ class State:
 
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise ValueError where a tensor has another shape, KeyError where it is missing."""
+        for name, shape in shapes.items():
+            if self.tensors[name].shape != shape:
+                raise ValueError(f"{name} must be {shape}, it is {tuple(self.tensors[name].shape)}")
 
 
 class Checkpoint:
@@ -72,20 +103,35 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return None
         try:
+            if not self.path.is_file():
+                raise ValueError("it is no file")
             with safe_open(str(self.path), framework="pt") as file:
-                header = json.loads((file.metadata() or {})["eddp-checkpoint"])
+                header = parse_json((file.metadata() or {}).get("eddp-checkpoint", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            kept, values, version = header["identity"], header["values"], int(header["format"])
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-            raise CheckpointError(
-                f"The checkpoint '{self.path}' is damaged ({type(error).__name__}): remove it to begin the fit anew."
-            ) from error
+            if problem := entries_problem(header, ENTRIES) or _values_problem(header["values"]):
+                raise ValueError(problem)
+            kept, values, version = header["identity"], header["values"], header["format"]
+        except (SafetensorError, *UNREADABLE, OSError) as error:
+            raise self._damaged(brief(error)) from error
         if version != FORMAT or kept != self._identity:
             raise MismatchError(
                 f"The checkpoint '{self.path}' is of another fit ({_difference(kept, self._identity)}). Run that fit's command "
                 "to go on with it, choose another --out, or remove the file to begin anew."
             )
         return State(tensors, values)
+
+    @contextmanager
+    def resuming(self, state: State | None) -> Iterator[None]:
+        """Within the block a fit takes over a state. Raises CheckpointError where that is not this fit's: entries are missing, shapes differ."""
+        try:
+            yield
+        except (RuntimeError, *UNREADABLE) as error:
+            if state is None:
+                raise
+            raise self._damaged(brief(error)) from error
+
+    def _damaged(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"The checkpoint '{self.path}' is damaged ({problem}): remove it to begin the fit anew.")
 
     @property
     def due(self) -> bool:
@@ -113,6 +159,21 @@ class Checkpoint:
             self.path.unlink(missing_ok=True)
 
 
+def _number(value: Any) -> bool:
+    return type(value) is float or whole(
+        value, -(2**63), 2**63
+    )  # the best loss of a descent that has none yet is infinite
+
+
+def _numbers(values: Any) -> bool:
+    return isinstance(values, dict) and all(map(_number, values.values()))
+
+
+def _values_problem(values: dict[str, Any]) -> str | None:
+    """What is wrong with the values that a fit resumes from, or None: which ones there are depends on the method."""
+    return entries_problem(values, {key: kind for key, kind in VALUES.items() if key in values}, "values")
+
+
 def _as_bytes(values: dict[str, Any]) -> torch.Tensor:
     return torch.tensor(list(json.dumps(values).encode()), dtype=torch.uint8)
 
@@ -123,4 +184,4 @@ def _difference(kept: Any, wanted: Any, name: str = "") -> str:
         for key in (*wanted, *kept):
             if kept.get(key) != wanted.get(key):
                 return _difference(kept.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
-    return f"{name} was {kept}, is {wanted}"
+    return f"{brief(name)} was {brief(kept)}, is {brief(wanted)}"

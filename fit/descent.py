@@ -21,12 +21,20 @@ def adam_tensors(optimiser: torch.optim.Adam) -> dict[str, torch.Tensor]:
 
 
 def load_adam(optimiser: torch.optim.Adam, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what ``adam_tensors`` gave."""
+    """Put back what ``adam_tensors`` gave. Raises ValueError where it is of other parameters."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("adam."):
             _, index, entry = name.split(".")
             state.setdefault(int(index), {})[entry] = tensor
+    parameters = [tensor for group in optimiser.param_groups for tensor in group["params"]]
+    for number, moments in state.items():
+        shapes = {name: tensor.shape for name, tensor in moments.items()}
+        if not 0 <= number < len(parameters) or shapes != {
+            "step": (),
+            **dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[number].shape),
+        }:
+            raise ValueError(f"the moments of parameter {number} have other shapes")
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
 

@@ -195,9 +195,11 @@ class EDDP(Fitter[EDDPConfig]):
         held = positions_of(data)
         # 2. directions, 3. thresholds and margins
         beginning = None
+        with checkpoint.resuming(state):
+            soft = bool(state.values["soft"]) if state else config.regime == "soft"
         if state is None and config.regime == "auto":
             beginning = begin(held, config, progress, several=gap is None)
-        soft = beginning.soft if beginning else bool(state.values["soft"]) if state else config.regime == "soft"
+        soft = beginning.soft if beginning else soft
         # in front of a gap every axis is signal; without one those of little variance hold noise, which whitening would blow up
         partial = soft and gap is None
         power = config.power if config.power is not None else PARTIAL["power"] if partial else 1.0

@@ -89,12 +89,16 @@ def refine(
     differentiating through the estimate does worse still.
     """
     checkpoint = checkpoint or Checkpoint()
-    if state is not None:
-        where = positions(rows).device  # the file was read on the CPU
-        detectors = Detectors(*(state.tensors[name].to(where) for name in ("directions", "offsets", "log_margins")))
-    assert detectors is not None
-    detectors = Detectors(*(t.detach().clone().requires_grad_(True) for t in detectors.parameters()))
-    run = _Run(rows, detectors, how, moments, uncertainty, state)
+    with checkpoint.resuming(state):
+        if state is not None:
+            where = positions(rows).device  # the file was read on the CPU
+            detectors = Detectors(*(state.tensors[name].to(where) for name in ("directions", "offsets", "log_margins")))
+            i = detectors.directions.shape[1]
+            shapes = {"directions": (positions(rows).rank, i), "offsets": (i,), "log_margins": (i,)}
+            state.check(shapes | {name: shapes["directions"] for name in ("signals", "held") if name in state.tensors})
+        assert detectors is not None
+        detectors = Detectors(*(t.detach().clone().requires_grad_(True) for t in detectors.parameters()))
+        run = _Run(rows, detectors, how, moments, uncertainty, state)
     for step in range(run.step, how.steps):
         row = run.take(step)
         progress("refinement", step + 1, how.steps, f"loss {row['total']:.3f}")

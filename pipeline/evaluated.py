@@ -3,23 +3,87 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
-from functools import cached_property
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet
 
+from evaluate.dictionary import kinds_of
 from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.errors import MismatchError, MissingPathError, UnknownNameError, UsageError
+from stores.errors import MismatchError, MissingPathError, StoreError, UnknownNameError
 from stores.places import is_remote, place
+from stores.tables import column_problem, read_table, reading_table
+from stores.validate import (
+    MOST_IMAGES,
+    MOST_NUMBER,
+    UNREADABLE,
+    brief,
+    entries_problem,
+    finite,
+    is_text,
+    parse_json,
+    read_small,
+    shown,
+    whole,
+)
 
 Label = tuple[str, str]  # (label, category), both empty where a direction has none
+MADE_BY = "eddp evaluate"
+MOST_DIRECTIONS = 10**7  # of a set
+MOST_NAME = 255  # characters: sets are called like files
+OBJECT = (lambda v: isinstance(v, dict), "an object")
+TEXT = (is_text, "a text")
+COUNT = (lambda v: whole(v, 0, MOST_IMAGES), "a whole number from 0 on")
+NUMBER = (finite, "a number")
+NUMBERS = (lambda v: isinstance(v, list) and len(v) > 0 and all(map(finite, v)), "a list of numbers")
+MADE_FROM = {
+    "store": TEXT, "fingerprint": TEXT, "layer": TEXT, "directions": OBJECT, "digests": OBJECT,
+    "concepts": (lambda v: v is None or is_text(v), "null or a text"),
+}  # fmt: skip
+SET = {
+    "method": TEXT,
+    "directions": (lambda v: whole(v, 1, MOST_DIRECTIONS), f"a whole number from 1 to {MOST_DIRECTIONS}"),
+}
+INFLUENCE = {"alpha": NUMBER, "images": COUNT, "through": TEXT, "classes": COUNT, "nulls": COUNT, "randoms": COUNT}
+TRUTH = {
+    "iou": NUMBERS,
+    "cos": NUMBERS,
+    "filter_cos": NUMBERS,
+    "matched": COUNT,
+    "distinct_matches": NUMBER,
+    "rmse": NUMBER,
+}
+CATEGORY = {"distinct": COUNT, "detectors": COUNT}
+
+# columns that are read: (without an empty cell, others)
+READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "directions": (
+        ("directions", "index", "label", "category", "interpretable", "iou_val"),
+        ("precision", "recall", "f1", "average_precision", "iou_low", "iou_high"),
+    ),
+    "labels": (("directions", "index", "label", "category", "iou_train", "iou_val"), ()),
+    "ground_truth": (("directions", "concept", "direction"), ("iou", "cos", "filter_cos")),
+    "suspects": (
+        ("directions", "indices", "class", "class_name", "label", "area", "share_of_class", "images", "probability_change"), (),
+    ),
+    "stability": (
+        ("first", "second"),
+        (
+            "mutual", "nearest_first", "nearest_second",
+            *(f"{m}{part}" for m in ("detector_iou", "logit_correlation", "signal_cos") for part in ("", "_chance", "_kappa")),
+        ),
+    ),
+    "steering": (("directions", "index", "role", "alpha", "class", "probability", "monotone_up_to"), ()),
+}  # fmt: skip
+
+
+class EvaluationError(StoreError):
+    """An evaluation's folder is damaged, or of an older version."""
 
 
 def made_from(
@@ -39,28 +103,31 @@ def made_from(
 class Evaluated:
     """The folder that ``evaluate`` wrote.
 
-    Raises MissingPathError when there is none, UsageError when it is of an eddp that did not keep what it was made from.
+    Raises MissingPathError when there is none, EvaluationError when its summary lacks what is read of it: it is damaged, or older.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = folder / "summary.json"
-        if not path.is_file():
+        if not path.exists():
             raise MissingPathError(
                 f"There is no evaluation in '{folder}' (no summary.json). Make one: evaluate --store … --directions … --out {folder}"
             )
         try:
-            self.summary: dict[str, Any] = json.loads(path.read_bytes())
-            self.made_from: dict[str, Any] = self.summary["made_from"]
-            self.names: list[str] = list(self.summary["directions"])
-            self.layer = str(self.made_from["layer"])
-            lacking = {"store", "fingerprint", "directions", "digests", "concepts"} - set(self.made_from)
-            if lacking or not self.names or set(self.names) - set(self.made_from["digests"]):
-                raise KeyError(", ".join(sorted(lacking)) or "directions")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"'{path}' is damaged or was written by an older eddp ({type(error).__name__}: {error}). Run evaluate again."
-            ) from error
+            self.summary: dict[str, Any] = parse_json(read_small(path))
+            problem = _problem(self.summary)
+        except (OSError, *UNREADABLE) as error:
+            problem = brief(error)
+        if problem:
+            raise self._damaged(problem)
+        self.made_from: dict[str, Any] = self.summary["made_from"]
+        self.names: list[str] = list(self.summary["directions"])
+        self.layer: str = self.made_from["layer"]
+
+    def _damaged(self, problem: str) -> EvaluationError:
+        return EvaluationError(
+            f"'{self.folder / 'summary.json'}' is damaged or was made by an older eddp ({problem}). Run evaluate again."
+        )
 
     def one(self, name: str | None = None) -> str:
         """The set of directions asked for, the first without a name. Raises UnknownNameError listing what there is."""
@@ -68,7 +135,7 @@ class Evaluated:
             return self.names[0]
         if name not in self.names:
             raise UnknownNameError(
-                f"The evaluation '{self.folder}' has no directions '{name}'; it has {', '.join(self.names)}."
+                f"The evaluation '{self.folder}' has no directions '{name}'; it has {brief(', '.join(self.names))}."
             )
         return name
 
@@ -92,7 +159,13 @@ class Evaluated:
             raise MismatchError(
                 f"'{path}' is not the file that '{self.folder}' is about: it was fitted again since. Run evaluate again."
             )
+        if found.layer != self.layer or found.count != self.count(name):
+            raise self._damaged(f"'{path}' holds {found.count} directions of layer {shown(found.layer)}")
         return found
+
+    def count(self, name: str) -> int:
+        """How many directions a set has."""
+        return int(self.summary["directions"][name]["directions"])
 
     def directions_path(self, name: str) -> Path:
         return self._place(self.made_from["directions"][name])
@@ -106,42 +179,119 @@ class Evaluated:
         return str(self._place(kept))
 
     def has(self, table: str) -> bool:
-        return (self.folder / f"{table}.parquet").is_file()
+        return self.path(table).exists()
+
+    def path(self, table: str) -> Path:
+        """Where a table is, if it was written."""
+        return self.folder / f"{table}.parquet"
 
     def table(self, table: str, name: str | None = None) -> list[dict[str, Any]]:
         """Rows of one of the tables, those of one set of directions if it is named; none where the table was not written."""
         return self.arrow(table, name).to_pylist() if self.has(table) else []
 
     def arrow(self, table: str, name: str | None = None) -> pa.Table:
-        """The same as an Arrow table, for the long ones. Raises MissingPathError when it was not written."""
-        path = self.folder / f"{table}.parquet"
-        if not path.is_file():
+        """The same as an Arrow table, for the long ones. Raises MissingPathError when it was not written, TableError for wrong columns."""
+        path = self.path(table)
+        if not path.exists():
             raise MissingPathError(f"There is no table '{path}'. Run evaluate again, with what it is about.")
-        filters = None if name is None else pa.compute.field("directions") == name
-        try:
-            return pa.parquet.read_table(path, filters=filters)
-        except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"'{path}' is damaged ({error}). Run evaluate again.") from error
-
-    @cached_property
-    def _labels(self) -> dict[str, dict[int, Label]]:
-        found: dict[str, dict[int, Label]] = {}
-        for row in self.table("directions"):
-            found.setdefault(row["directions"], {})[int(row["index"])] = (row["label"], row["category"])
+        found = read_table(path)
+        full, others = READ[table]
+        with reading_table(path):
+            problem = column_problem(found.schema, kinds_of(table, (*full, *others)))
+            if not problem and name is not None:
+                found = found.filter(pa.compute.field("directions") == name)
+                problem = self._rows_problem(table, found, name)
+            if problem:
+                raise ValueError(problem)
         return found
+
+    def _rows_problem(self, table: str, found: pa.Table, name: str) -> str | None:
+        """What is wrong with a set's rows, or None: no empty cell where a value is read, numbers of what there is."""
+        for column in READ[table][0]:
+            if found[column].null_count:
+                return f"its column {column} has empty cells"
+        for column in (*READ[table][0], *READ[table][1]):
+            values = found[column]
+            if pa.types.is_floating(values.type):
+                span = pa.compute.min_max(
+                    pa.compute.abs(values)
+                ).as_py()  # NaN, an empty cell to the pages, is left out
+                if (span["max"] or 0) > MOST_NUMBER:
+                    return f"its column {column} holds infinite or huge numbers"
+        measured = self.summary["directions"][name].get("influence", {})
+        limits = {
+            "direction": (-1, self.count(name)),
+            "class": (0, measured.get("classes", 0)),
+            "concept": (0, MOST_IMAGES),
+        }
+        if table != "steering":  # random directions have numbers, too
+            limits["index"] = (0, self.count(name))
+        for column in limits.keys() & set(found.column_names):
+            span = pa.compute.min_max(found[column]).as_py()
+            if len(found) and not limits[column][0] <= span["min"] <= span["max"] < limits[column][1]:
+                return f"its column {column} has numbers from {span['min']} to {span['max']}, out of range"
+        return None
 
     def labels(self, name: str) -> list[Label]:
         """(label, category) of each direction of a set, empty where it has none."""
-        mine = self._labels.get(name, {})
-        return [mine.get(i, ("", "")) for i in range(int(self.summary["directions"][name]["directions"]))]
+        count = self.count(name)
+        if not self.has("directions"):
+            return [("", "")] * count
+        found = {row["index"]: (row["label"], row["category"]) for row in self.table("directions", name)}
+        with reading_table(self.path("directions")):
+            if len(found) != count:
+                raise ValueError(f"it has rows for {len(found)} of the {count} directions '{name}'")
+        return [found[i] for i in range(count)]
 
     def suspects(self, name: str) -> list[dict[str, Any]]:
         """Concepts that may be shortcuts, the worst first: what ``evaluate --influence`` ranked; ``indices``: the directions of each."""
-        return [{**row, "indices": [int(i) for i in row["indices"].split()]} for row in self.table("suspects", name)]
+        with reading_table(self.path("suspects")) if self.has("suspects") else nullcontext():
+            rows = [
+                {**row, "indices": [int(i) for i in row["indices"].split()]} for row in self.table("suspects", name)
+            ]
+            if not all(row["indices"] and all(0 <= i < self.count(name) for i in row["indices"]) for row in rows):
+                raise ValueError("its column indices names directions that there are not")
+        return rows
 
     def _place(self, kept: str) -> Path:
         found = place(kept)
         return found if is_remote(found) else Path(os.path.normpath(self.folder.absolute() / kept))
+
+
+def _problem(summary: Any) -> str | None:
+    """What is wrong with a summary, or None: entries that are read must be of their kind, others may be anything."""
+    if problem := entries_problem(summary, {"made_by": TEXT, "made_from": OBJECT, "directions": OBJECT}):
+        return problem
+    if summary["made_by"] != MADE_BY:
+        return f"it was made by {shown(summary['made_by'])}"
+    made, sets = summary["made_from"], summary["directions"]
+    if problem := entries_problem(made, MADE_FROM, "made_from"):
+        return problem
+    if not sets or not all(is_text(name) and len(name) <= MOST_NAME for name in sets):
+        return f"directions must have names of 1 to {MOST_NAME} characters"
+    for name, entry in sets.items():
+        where = f"directions.{brief(name)}"
+        problem = entries_problem(entry, SET, where)
+        for part in ("directions", "digests"):
+            problem = problem or entries_problem(made[part], {name: TEXT}, f"made_from.{part}")
+        for key, kinds in (("influence", INFLUENCE), ("ground_truth", TRUTH)):
+            if not problem and key in entry:
+                problem = entries_problem(entry[key], kinds, f"{where}.{key}")
+        for key in ("per_category", "intervals"):
+            problem = problem or entries_problem({key: {}, **entry}, {key: OBJECT}, where)
+        if problem:
+            return problem
+        for category, numbers in entry.get("per_category", {}).items():
+            problem = problem or entries_problem(numbers, CATEGORY, f"{where}.per_category.{brief(category)}")
+        for key, ends in entry.get("intervals", {}).items():
+            if not (ends is None or (isinstance(ends, list) and len(ends) == 2)):
+                problem = problem or f"{where}.intervals.{brief(key)} must have two ends, it is {shown(ends)}"
+        truth = entry.get("ground_truth")
+        if not problem and truth and len({len(truth[key]) for key in ("iou", "cos", "filter_cos")}) > 1:
+            problem = f"{where}.ground_truth has lists of several lengths"
+        if problem:
+            return problem
+    return None
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -31,7 +31,7 @@ from extract.head import check_trusted
 from extract.labels import align
 from extract.rgb import to_mode
 from pipeline.comparing import add_monosemanticity, add_stability
-from pipeline.evaluated import made_from
+from pipeline.evaluated import MADE_BY, made_from
 from pipeline.influence import add_influence, influence_lines, steering_file
 from pipeline.tables import Tables
 from stores.activations import ActivationStore
@@ -46,7 +46,7 @@ from stores.truth import read_truth
 
 TILES = 8
 TILE_SIZE = 132
-OURS = Ours("summary.json", "eddp evaluate", "an evaluation")
+OURS = Ours("summary.json", MADE_BY, "an evaluation")
 
 
 def load_sets(files: tuple[Path, ...] | list[Path]) -> dict[str, tuple[Path, Directions]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from stores.errors import StoreError, UsageError
 from stores.files import json_bytes, write_atomically
+from stores.validate import UNREADABLE, parse_json, read_small
 
 MADE_BY = "eddp explain"
 DOCUMENT, PAGE, PICTURES = "explanation.json", "index.html", "pictures"
@@ -91,9 +91,9 @@ class Folder:
 def _document(out: Path) -> dict[str, Any] | None:
     """What an earlier explanation wrote of itself; None where there is none of ours."""
     try:
-        found = json.loads((out / DOCUMENT).read_bytes())
+        found = parse_json(read_small(out / DOCUMENT))
         return found if found["made_by"] == MADE_BY else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *UNREADABLE):
         return None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.records import Place, beside, within
+from stores.validate import UNREADABLE, parse_json
 
 MOST_BYTES = 64 * 2**20  # of a document that is read
 
@@ -25,7 +25,7 @@ class ResultFolder:
 
 
 def result_folder(path: Path) -> ResultFolder | None:
-    """What lies at a path, if it is a folder of results; None for anything else, stores included."""
+    """What is at a path, if it is a folder of results; None for anything else, stores included. Raises EvaluationError."""
     if not path.is_dir() or (path / "zarr.json").is_file():
         return None
     for file, made_by, what, shown in (
@@ -35,10 +35,8 @@ def result_folder(path: Path) -> ResultFolder | None:
         ("summary.json", "eddp evaluate", "evaluation", _evaluation),
         ("demo.run.json", None, "demo", _demo),
     ):
-        document = _document(path / file)
+        document = _evaluation_at(path) if what == "evaluation" else _document(path / file)
         if document is None or document.get("made_by") != made_by:
-            continue
-        if what == "evaluation" and not isinstance(document.get("directions"), dict):
             continue
         place = {"report": beside(path), "demo": Place(path / file)}.get(what) or within(path, file)
         return ResultFolder(path, what, document, place, _safely(shown, document))
@@ -49,17 +47,24 @@ def _document(path: Path) -> dict[str, Any] | None:
     try:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
             return None
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = parse_json(path.read_bytes())
+    except (OSError, *UNREADABLE):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _evaluation_at(path: Path) -> dict[str, Any] | None:
+    """The summary of an evaluation. Raises EvaluationError where it is damaged."""
+    from pipeline.evaluated import Evaluated
+
+    return Evaluated(path).summary if (path / "summary.json").exists() else None
 
 
 def _safely(shown: Callable[[dict[str, Any]], list[str]], document: dict[str, Any]) -> list[str]:
     """Lines of a document, or one that says that it is not what this version writes."""
     try:
         return shown(document)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (*UNREADABLE, ArithmeticError) as error:
         kind = type(error).__name__
         return [f"its contents are damaged, or were written by an older eddp ({kind}: {str(error)[:100]})"]
 

@@ -193,7 +193,7 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
     except Exception as error:  # noqa: BLE001  (the last resort: a user gets a sentence, a developer --debug)
         if is_shortage(error):
             return failed(shortage(error, who.command))
-        text = str(error).strip().split("\n")[0]
+        text = str(error).strip().split("\n")[0][:LONGEST]
         return failed(
             f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback, and report it)."
         )

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from evaluate.site.histogram import Survey
 from pipeline.evaluated import Evaluated
 from stores.activations import ActivationStore
 from stores.directions import HEADER, Directions
+from stores.tables import TableError, read_table
 
 APART = (
     *HEADER,
@@ -87,8 +87,8 @@ def fit_log(path: Path) -> dict[str, list[tuple[float, float]]]:
     """Every term of the log that lies beside a directions file, over its steps; empty where there is none that can be read."""
     log = path.with_suffix(".log.parquet")
     try:
-        table = pq.read_table(log)
-    except (pa.ArrowException, OSError):
+        table = read_table(log)
+    except TableError:
         return {}
     steps = table["step"].to_pylist() if "step" in table.column_names else list(range(table.num_rows))
     found = {}

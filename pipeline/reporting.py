@@ -30,7 +30,7 @@ from pipeline.visualizing import Features as Drawn
 from pipeline.visualizing import draw_features
 from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.errors import EDDPError
+from stores.errors import EDDPError, MismatchError
 from stores.files import json_bytes
 from stores.folders import Ours, check_replaceable, replacing
 from stores.progress import Progress, silent
@@ -90,25 +90,27 @@ def write_site(
     check_replaceable(out, OURS)
     opened, directions = evaluated.store(store, model=model), evaluated.directions(name)
     reader = LayerReader(opened, evaluated.layer)
+    directions.check_store(reader.spec.name, reader.spec.channels)
     notes: list[str] = []
     seen = _seen(opened, data, notes)
-    bank = make_bank({name: directions}, reader, device=config.device, progress=progress)
-    found = survey(reader, bank, config.tiles, progress)
     taken = taken_for(opened, EXAMPLES)
     pushes, influence = _influence(evaluated, name, directions.count, len(taken.count))
-    table = evaluated.table("directions", name)
-    rows = {int(row["index"]): row for row in table}
-    suspects = evaluated.suspects(name)
+    curves, random = read_steering(evaluated.arrow("steering", name), directions.count) if influence else ([], None)
+    labelled = name, evaluated.labels(name)
+    rows = {row["index"]: row for row in evaluated.table("directions", name)}
+    candidates, suspects = evaluated.table("labels", name), evaluated.suspects(name)
+    entry = evaluated.summary["directions"][name]
+    truth = concepts_of(evaluated.table("ground_truth", name)) if "ground_truth" in entry else []
+    stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
+    bank = make_bank({name: directions}, reader, device=config.device, progress=progress)
+    found = survey(reader, bank, config.tiles, progress)
     chosen = _to_visualize(config, rows, directions.count, suspects)
     path = evaluated.directions_path(name)
     with replacing(out, OURS) as folder:
         gone = _draw(reader, bank, found.top, taken, folder, seen, notes, progress)
-        labelled = name, evaluated.labels(name)
         features = _features(opened, directions, chosen, folder, bank, config, notes, labelled, progress)
-        curves, random = read_steering(evaluated.arrow("steering", name), directions.count) if influence else ([], None)
-        entry, log = evaluated.summary["directions"][name], fit_log(path)
-        truth, diagnosis = concepts_of(evaluated.table("ground_truth", name)), directions.info.get("diagnosis", {})
-        stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
+        log = fit_log(path)
+        diagnosis = directions.info.get("diagnosis", {})
         progress("map", 0, 1)
         places = similarity_map(cosines(directions.signals))
         progress("map", 1, 1)
@@ -123,7 +125,7 @@ def write_site(
             per_category=[(k, v["distinct"], v["detectors"]) for k, v in entry.get("per_category", {}).items()],
             directions=direction_pages(
                 directions, found, taken, opened.names, gone,
-                rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves, features=features,
+                rows=rows, candidates=candidates, pushes=pushes, curves=curves, features=features,
             ),
             classes=class_pages(opened, taken, gone, pushes.get("signal")),
             places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],
@@ -177,8 +179,12 @@ def _influence(
     measured = evaluated.summary["directions"][name].get("influence")
     if measured is None or not evaluated.has("influence"):
         return {}, None
+    if measured["classes"] != classes:
+        raise MismatchError(
+            f"'{evaluated.folder}' is about {measured['classes']} classes, and the store has {classes}. Run evaluate again."
+        )
     about = Influence(float(measured["alpha"]), measured["images"], measured["nulls"], measured["randoms"])
-    return read_pushes(evaluated.folder / "influence.parquet", name, about.alpha, directions, classes), about
+    return read_pushes(evaluated.path("influence"), name, about.alpha, directions, classes), about
 
 
 def _draw(

@@ -17,9 +17,17 @@ from safetensors.numpy import save
 
 from stores.errors import MismatchError, MissingPathError, StoreError
 from stores.files import write_atomically, write_json
+from stores.layers import check_name
+from stores.validate import MOST_IMAGES, UNREADABLE, brief, entries_problem, finite, is_text, parse_json, shown, whole
 
 FORMAT = 1
 HEADER = ("format", "method", "layer", "channels", "directions", "quantile")  # entries that ``info`` cannot replace
+ENTRIES = {
+    "format": (lambda v: whole(v, 1, FORMAT), "a whole number from 1 on"),
+    "method": (is_text, "a text"),
+    "layer": (is_text, "a text"),
+    "quantile": (lambda v: finite(v, 0, 1), "a number from 0 to 1"),
+}
 
 
 class DirectionsError(StoreError):
@@ -144,26 +152,50 @@ class Directions:
             )
         try:
             with safe_open(str(path), framework="np") as file:
-                header = json.loads((file.metadata() or {})["eddp"])
+                header = parse_json((file.metadata() or {}).get("eddp", "{}"))
+                if isinstance(header, dict) and whole(header.get("format"), FORMAT + 1, 2**31):
+                    raise DirectionsError(
+                        f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
+                    )
+                if problem := entries_problem(header, ENTRIES):
+                    raise ValueError(problem)
                 tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
-            if int(header["format"]) > FORMAT:
-                raise DirectionsError(
-                    f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
-                )
-            return cls(
+            check_name(header["layer"])
+            found = cls(
                 filters=tensors["filters"],
                 signals=tensors["signals"],
                 mean=tensors["mean"],
                 thresholds=tensors.get("thresholds"),
-                method=str(header["method"]),
-                layer=str(header["layer"]),
+                method=header["method"],
+                layer=header["layer"],
                 quantile=float(header["quantile"]),
                 found_again=tensors.get("found_again"),
                 info={k: v for k, v in header.items() if k not in HEADER},
             )
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-            if isinstance(error, DirectionsError):
-                raise
+            if problem := _info_problem(found.info, found.count):
+                raise ValueError(problem)
+        except DirectionsError:
+            raise
+        except (SafetensorError, *UNREADABLE, OSError) as error:
             raise DirectionsError(
-                f"'{path}' is damaged or no directions file ({type(error).__name__}: {error}). Fit it again."
+                f"'{path}' is damaged or no directions file ({brief(error)}). Fit it again."
             ) from error
+        return found
+
+
+def _info_problem(info: dict[str, Any], count: int) -> str | None:
+    """What is wrong with the provenance in a header, or None: entries that are read must be of their kind, others may be anything."""
+    for key in ("config", "diagnosis", "store", "run"):
+        if not isinstance(info.get(key, {}), dict):
+            return f"{key} must be an object, it is {shown(info[key])}"
+    if not whole(info.get("config", {}).get("refits", 0), 0, MOST_IMAGES):
+        return f"config.refits must be a whole number from 0 on, it is {shown(info['config']['refits'])}"
+    diagnosis = info.get("diagnosis", {})
+    for key, numbers in (("dead", 1), ("overfull", 1), ("duplicates", 2)):
+        listed = diagnosis.get(key, [])
+        groups = [[one] if numbers == 1 else one for one in listed] if isinstance(listed, list) else [None]
+        if not all(
+            isinstance(g, list) and len(g) == numbers and all(whole(i, 0, count - 1) for i in g) for g in groups
+        ):
+            return f"diagnosis.{key} must list directions from 0 to {count - 1}, it is {shown(listed)}"
+    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import json
 import os
 import shutil
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from stores.errors import EDDPError, StoreError, StoreExistsError
 from stores.files import sync, sync_folder
 from stores.places import is_remote
+from stores.validate import UNREADABLE, parse_json, read_small
 
 DAY = 86400  # seconds
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # only writing fails like this
@@ -96,8 +96,8 @@ def replacing(out: Path, ours: Ours) -> Iterator[Path]:
 
 def _is_ours(folder: Path, ours: Ours) -> bool:
     try:
-        return bool(json.loads((folder / ours.file).read_bytes())["made_by"] == ours.made_by)
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(parse_json(read_small(folder / ours.file))["made_by"] == ours.made_by)
+    except (OSError, *UNREADABLE):
         return False
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,56 @@ import pyarrow.parquet
 
 from stores.errors import StoreError
 from stores.files import Data, rename, sync, sync_folder, write_bytes
+from stores.validate import UNREADABLE, brief
 
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
+MOST_ROWS = 10**7  # of a table that is read at once
+KINDS = {
+    "string": pa.types.is_string,
+    "integer": pa.types.is_integer,
+    "number": lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind),
+    "boolean": pa.types.is_boolean,
+}
+
+
+class TableError(StoreError):
+    """A table is damaged, or of an older version."""
+
+
+@contextmanager
+def reading_table(path: Path) -> Iterator[None]:
+    """Raise TableError for a file that is no table, and whatever the block raises over its contents."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is no regular file")
+        yield
+    except TableError:
+        raise
+    except (pa.ArrowException, OSError, *UNREADABLE) as error:
+        raise TableError(
+            f"'{path}' is damaged or was made by an older eddp ({brief(error)}). Run the command that made it again."
+        ) from error
+
+
+def read_table(path: Path, filters: pa.compute.Expression | None = None) -> pa.Table:
+    """Read a Parquet table that anybody may have written. Raises TableError."""
+    with reading_table(path):
+        if (rows := pa.parquet.read_metadata(path).num_rows) > MOST_ROWS:
+            raise ValueError(f"it has {rows} rows")
+        table = pa.parquet.read_table(path, filters=filters)
+        table.validate(full=True)  # texts may be no UTF-8
+        return table
+
+
+def column_problem(schema: pa.Schema, kinds: Mapping[str, str]) -> str | None:
+    """Which column is missing or of another kind (see ``KINDS``), or None."""
+    for name, kind in kinds.items():
+        if schema.names.count(name) != 1:
+            return f"it has no column {name}"
+        found = schema.field(name).type
+        if not (KINDS[kind](found) or pa.types.is_null(found)):  # a column without any value has no kind
+            return f"its column {name} must hold {kind}s, it holds {brief(found)}"
+    return None
 
 
 def write_table(folder: Path, name: str, columns: Columns) -> list[Path]:

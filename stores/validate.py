@@ -9,6 +9,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ MOST_PER_IMAGE = 2**31  # numbers of one layer, names' bytes, logits
 MOST_PER_CHUNK = 2**40
 MOST_NUMBERS = 2**60  # of one layer in all
 MOST_JSON_BYTES = 2**28
+MOST_NUMBER = 1e30  # of a measure or a setting: a hundred times as much is still finite
+MOST_DEPTH = 32  # of objects and lists within one another
+MOST_QUOTED = 150  # characters of an error's text
+MOST_TEXT = 4096  # characters of a name or a path
 DTYPES, CODECS = ("float16", "float32"), ("none", "zstd")
 _CRC = 2**32 - 1
 _TEXTS = ("model", "weights", "weights_source", "weights_digest", "code_version")  # of the provenance
@@ -65,6 +70,22 @@ def small_object(path: Path, data: bytes | None) -> bytes:
     return data
 
 
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON document of bounded depth. Raises ValueError, in few words."""
+    try:
+        found = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [found]
+    for _ in range(MOST_DEPTH):
+        level = [
+            v for one in level if isinstance(one, dict | list) for v in (one.values() if isinstance(one, dict) else one)
+        ]
+    if level:
+        raise ValueError("it is nested too deeply")
+    return found
+
+
 def plan_problem(plan: Any) -> str | None:
     """What is wrong with a plan (``attributes["eddp"]`` of a store's root, see FORMAT.md), or None."""
     if not isinstance(plan, dict):
@@ -78,8 +99,8 @@ def plan_problem(plan: Any) -> str | None:
         ("chunk_images", 1, MOST_IMAGES),
         ("n_classes", 0, MOST_PER_IMAGE),
     ):
-        if not _whole(plan[key], low, most):
-            return f"{key} must be a whole number from {low} to {most}, it is {_shown(plan[key])}"
+        if not whole(plan[key], low, most):
+            return f"{key} must be a whole number from {low} to {most}, it is {shown(plan[key])}"
     n, rows = plan["n_images"], min(plan["chunk_images"], plan["n_images"])
     if -(-n // rows) > MOST_CHUNKS:
         return f"{n} images in chunks of {rows} are more than {MOST_CHUNKS} chunks"
@@ -87,13 +108,13 @@ def plan_problem(plan: Any) -> str | None:
         return f"a chunk of {rows} images of {plan['n_classes']} classes is too large"
     for key, allowed in (("dtype", DTYPES), ("compress", CODECS)):
         if not isinstance(plan[key], str) or plan[key] not in allowed:
-            return f"{key} must be {' or '.join(allowed)}, it is {_shown(plan[key])}"
+            return f"{key} must be {' or '.join(allowed)}, it is {shown(plan[key])}"
     layers = plan["layers"]
     if not isinstance(layers, dict) or not layers:
-        return f"layers must name at least one layer, it is {_shown(layers)}"
+        return f"layers must name at least one layer, it is {shown(layers)}"
     for name, values in layers.items():
         if problem := _layer_problem(name, values, n, rows):
-            return f"layer {_shown(name)}: {problem}"
+            return f"layer {shown(name)}: {problem}"
     return (
         _heads_problem(plan["heads"], layers)
         or _names_problem(plan.get("class_names"))
@@ -113,21 +134,21 @@ def _layer_problem(name: str, values: Any, n: int, rows: int) -> str | None:
         return f"its entries must be {', '.join(sorted(_KNOWN))}"
     values = {**_OPTIONAL, **values}
     if values["name"] != name:
-        return f"it calls itself {_shown(values['name'])}"
+        return f"it calls itself {shown(values['name'])}"
     grid, stored = values["grid"], values["stored_positions"]
-    if not isinstance(grid, list | tuple) or len(grid) != 2 or not all(_whole(k, 1, MOST_PER_IMAGE) for k in grid):
-        return f"grid must be two positive numbers, it is {_shown(grid)}"
-    if not _whole(values["channels"], 1, MOST_PER_IMAGE):
-        return f"channels must be a positive number, it is {_shown(values['channels'])}"
-    if not _whole(values["prefix"], 0, MOST_PER_IMAGE):
-        return f"prefix must be a number of at least 0, it is {_shown(values['prefix'])}"
+    if not isinstance(grid, list | tuple) or len(grid) != 2 or not all(whole(k, 1, MOST_PER_IMAGE) for k in grid):
+        return f"grid must be two positive numbers, it is {shown(grid)}"
+    if not whole(values["channels"], 1, MOST_PER_IMAGE):
+        return f"channels must be a positive number, it is {shown(values['channels'])}"
+    if not whole(values["prefix"], 0, MOST_PER_IMAGE):
+        return f"prefix must be a number of at least 0, it is {shown(values['prefix'])}"
     if not isinstance(values["layout"], str):
-        return f"layout must be a text, it is {_shown(values['layout'])}"
+        return f"layout must be a text, it is {shown(values['layout'])}"
     positions = values["prefix"] + grid[0] * grid[1]
     if positions > MOST_PER_IMAGE:
         return f"{positions} positions are too many"
-    if stored is not None and not _whole(stored, 1, positions):
-        return f"stored_positions must be null or a number from 1 to {positions}, it is {_shown(stored)}"
+    if stored is not None and not whole(stored, 1, positions):
+        return f"stored_positions must be null or a number from 1 to {positions}, it is {shown(stored)}"
     per_image = (positions if stored is None else stored) * values["channels"]
     if per_image > MOST_PER_IMAGE or rows * per_image > MOST_PER_CHUNK or n * per_image > MOST_NUMBERS:
         return f"{n} images of {per_image} numbers, {rows} a chunk, are too many"
@@ -135,8 +156,8 @@ def _layer_problem(name: str, values: Any, n: int, rows: int) -> str | None:
 
 
 def _heads_problem(heads: Any, layers: dict[str, Any]) -> str | None:
-    if not isinstance(heads, dict) or not all(k in layers and _whole(v, 0, _CRC) for k, v in heads.items()):
-        return f"heads must map layers to checksums, it is {_shown(heads)}"
+    if not isinstance(heads, dict) or not all(k in layers and whole(v, 0, _CRC) for k, v in heads.items()):
+        return f"heads must map layers to checksums, it is {shown(heads)}"
     return None
 
 
@@ -149,24 +170,24 @@ def _names_problem(names: Any) -> str | None:
 def provenance_problem(made: Any) -> str | None:
     """What is wrong with a provenance, or None: the entries that are used must be of their kind, others may be anything."""
     if not isinstance(made, dict):
-        return f"provenance must be an object, it is {_shown(made)}"
+        return f"provenance must be an object, it is {shown(made)}"
     for key in _TEXTS:
         if not isinstance(made.get(key), str | None):
-            return f"provenance.{key} must be a text, it is {_shown(made[key])}"
+            return f"provenance.{key} must be a text, it is {shown(made[key])}"
     for key in ("seed", "batch_size"):
-        if made.get(key) is not None and not _whole(made[key], -(2**63), 2**64):
-            return f"provenance.{key} must be a whole number, it is {_shown(made[key])}"
+        if made.get(key) is not None and not whole(made[key], -(2**63), 2**64):
+            return f"provenance.{key} must be a whole number, it is {shown(made[key])}"
     dataset = made.get("dataset", {})
     if not isinstance(dataset, dict):
-        return f"provenance.dataset must be an object, it is {_shown(dataset)}"
+        return f"provenance.dataset must be an object, it is {shown(dataset)}"
     if not isinstance(dataset.get("path"), str | None):
-        return f"provenance.dataset.path must be a text, it is {_shown(dataset['path'])}"
+        return f"provenance.dataset.path must be a text, it is {shown(dataset['path'])}"
     return None
 
 
 def _files_problem(files: Any) -> str | None:
-    if not isinstance(files, dict) or not all(is_plain(k) and _whole(v, 0, _CRC) for k, v in files.items()):
-        return f"files must map paths within the store to checksums, it is {_shown(files)}"
+    if not isinstance(files, dict) or not all(is_plain(k) and whole(v, 0, _CRC) for k, v in files.items()):
+        return f"files must map paths within the store to checksums, it is {shown(files)}"
     return None
 
 
@@ -180,13 +201,13 @@ def _seal_problem(sealed: Any, version: int) -> str | None:
     if sealed is None and version == 1:
         return None
     if not isinstance(sealed, dict) or not isinstance(sealed.get("ledger"), str):
-        return f"sealed must hold the ledger's digest, it is {_shown(sealed)}"
-    if not isinstance(sealed.get("at", ""), str) or not _whole(sealed.get("crc32c", 0), 0, _CRC):
+        return f"sealed must hold the ledger's digest, it is {shown(sealed)}"
+    if not isinstance(sealed.get("at", ""), str) or not whole(sealed.get("crc32c", 0), 0, _CRC):
         return "sealed must hold a checksum"
     # of format 1, some had no checksums of their metadata
     metadata = sealed.get("metadata", {} if version == 1 else None)
-    if not isinstance(metadata, dict) or not all(_whole(v, -1, _CRC) for v in metadata.values()):
-        return f"sealed.metadata must map paths to checksums, it is {_shown(metadata)}"
+    if not isinstance(metadata, dict) or not all(whole(v, -1, _CRC) for v in metadata.values()):
+        return f"sealed.metadata must map paths to checksums, it is {shown(metadata)}"
     return None
 
 
@@ -195,20 +216,20 @@ def record_problem(values: Any) -> str | None:
     if not isinstance(values, dict):
         return "it holds no record"
     for key, low in (("chunk", 0), ("first", 0), ("rows", 1)):
-        if not _whole(values.get(key), low, MOST_IMAGES):
+        if not whole(values.get(key), low, MOST_IMAGES):
             return f"{key} must be a whole number from {low} on"
     arrays, peaks, bad, skipped = (values.get(key) for key in ("arrays", "max_abs", "nonfinite", "skipped"))
     if not isinstance(arrays, dict):
         return "arrays must be an object"
     for path, entry in arrays.items():
         if type(entry) is not dict or len(entry) != 2:
-            return f"arrays: {_shown(path)} must have crc32c and bytes"
+            return f"arrays: {shown(path)} must have crc32c and bytes"
         crc, size = entry.get("crc32c"), entry.get("bytes")
         if type(crc) is not int or not 0 <= crc <= _CRC or type(size) is not int or not 0 < size < 2**62:
-            return f"arrays: {_shown(path)} must have crc32c and bytes"
+            return f"arrays: {shown(path)} must have crc32c and bytes"
     if not isinstance(peaks, dict) or not all(_peak(value) for value in peaks.values()):
         return "max_abs must map layers to numbers"
-    if not isinstance(bad, dict) or not all(_whole(value, 0, MOST_NUMBERS) for value in bad.values()):
+    if not isinstance(bad, dict) or not all(whole(value, 0, MOST_NUMBERS) for value in bad.values()):
         return "nonfinite must map layers to whole numbers"
     if not isinstance(skipped, list) or not all(_skip(entry) for entry in skipped):
         return "skipped must list row, name and reason of images"
@@ -265,23 +286,53 @@ def array_problem(path: str, array: zarr.Array, plan: dict[str, Any], layers: di
 
 def _peak(value: Any) -> bool:
     # writers of format 1 took infinite and NaN values in as well
-    return not value < 0 if type(value) is float else _whole(value, 0, 2**128)
+    return not value < 0 if type(value) is float else whole(value, 0, 2**128)
 
 
 def _skip(entry: Any) -> bool:
     return (
         type(entry) is dict
-        and _whole(entry.get("row"), 0, MOST_IMAGES)
+        and whole(entry.get("row"), 0, MOST_IMAGES)
         and isinstance(entry.get("name"), str)
         and isinstance(entry.get("reason"), str)
     )
 
 
-def _whole(value: Any, low: int, most: int) -> bool:
+def entries_problem(values: Any, kinds: Mapping[str, tuple[Callable[[Any], bool], str]], where: str = "") -> str | None:
+    """Which entry of an object is missing or not as it must be, or None. ``kinds``: per entry a test, and what passes it in words."""
+    if not isinstance(values, dict):
+        return f"{where or 'it'} must be an object, it is {shown(values)}"
+    for key, (passes, kind) in kinds.items():
+        name = f"{where}.{key}" if where else key
+        if key not in values:
+            return f"it has no entry {name}"
+        if not passes(values[key]):
+            return f"{name} must be {kind}, it is {shown(values[key])}"
+    return None
+
+
+def whole(value: Any, low: int, most: int) -> bool:
+    """Whether a value is a whole number within limits."""
     return type(value) is int and low <= value <= most  # True is no number
 
 
-def _shown(value: Any) -> str:
+def finite(value: Any, low: float = -MOST_NUMBER, most: float = MOST_NUMBER) -> bool:
+    """Whether a value is a number within limits, no NaN."""
+    return type(value) in (int, float) and low <= value <= most
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that can be a name or a path."""
+    return isinstance(value, str) and 0 < len(value) <= MOST_TEXT and "\0" not in value
+
+
+def brief(error: object) -> str:
+    """The text of a library's error, which may quote any part of a file, on one line and cut."""
+    text = " ".join(str(error).split())
+    return text[:MOST_QUOTED] + ("..." if len(text) > MOST_QUOTED else "")
+
+
+def shown(value: Any) -> str:
     """A value in few words, of whatever size and depth it is."""
     if isinstance(value, str):
         return repr(value[:60]) + ("..." if len(value) > 60 else "")

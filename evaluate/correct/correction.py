@@ -27,8 +27,20 @@ from torch import nn
 from evaluate.correct.wrapped import Corrected, hooked_layer
 from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
 from stores.files import write_atomically
+from stores.layers import check_name
+from stores.validate import MOST_PER_IMAGE, UNREADABLE, brief, entries_problem, finite, is_text, parse_json, whole
 
 FORMAT = 1
+ENTRIES = {
+    "format": (lambda v: whole(v, 1, FORMAT), "a whole number from 1 on"),
+    "strength": (lambda v: finite(v, 0), "a number from 0 on"),
+    "shift": (finite, "a number"),
+    "rectify": (lambda v: isinstance(v, bool), "true or false"),
+    "layer": (is_text, "a text"),
+    "layout": (is_text, "a text"),
+    "prefix": (lambda v: whole(v, 0, MOST_PER_IMAGE), "a whole number from 0 on"),
+    "info": (lambda v: isinstance(v, dict), "an object"),
+}
 
 
 class CorrectionError(StoreError):
@@ -140,29 +152,28 @@ class Correction:
             raise MissingPathError(f"There is no correction file at '{path}'. Make one with: eddp correct")
         try:
             with safe_open(str(path), framework="np") as file:
-                header = json.loads((file.metadata() or {})["eddp_correction"])
+                header = parse_json((file.metadata() or {}).get("eddp_correction", "{}"))
+                if isinstance(header, dict) and whole(header.get("format"), FORMAT + 1, 2**31):
+                    raise CorrectionError(
+                        f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
+                    )
+                if problem := entries_problem(header, ENTRIES):
+                    raise ValueError(problem)
                 tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
-            if int(header["format"]) > FORMAT:
-                raise CorrectionError(
-                    f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
-                )
+            check_name(header["layer"])
             return cls(
                 filters=tensors["filters"],
                 thresholds=tensors["thresholds"],
                 vectors=tensors["vectors"],
                 strength=float(header["strength"]),
                 shift=float(header["shift"]),
-                rectify=bool(header["rectify"]),
-                layer=str(header["layer"]),
-                layout=str(header["layout"]),
-                prefix=int(header["prefix"]),
-                info=dict(header["info"]),
+                **{name: header[name] for name in ("rectify", "layer", "layout", "prefix", "info")},
             )
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-            if isinstance(error, CorrectionError):
-                raise
+        except CorrectionError:
+            raise
+        except (SafetensorError, *UNREADABLE, OSError) as error:
             raise CorrectionError(
-                f"'{path}' is damaged or no correction file ({type(error).__name__}: {error}). Make it again."
+                f"'{path}' is damaged or no correction file ({brief(error)}). Make it again."
             ) from error
 
 

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from evaluate.report.data import ReportData
+from stores.validate import MOST_NUMBER
 
 DASH = "–"
 NAMES = {word.lower(): word for word in ("IoU", "RMSE", "F1", "S1", "S2", "S3", "AP", "SDC", "SCDP")}
@@ -78,9 +79,14 @@ OPTIONAL = frozenset(
 )  # shown only where some section has them
 
 
+def known(value: Any) -> bool:
+    """Whether there is a number to show: neither NaN nor beyond all bounds."""
+    return isinstance(value, Real) and not isinstance(value, bool) and -MOST_NUMBER <= value <= MOST_NUMBER  # type: ignore[operator]
+
+
 def number(value: Any) -> str:
     """A number for a table: counts as they are, the rest with three decimals or two digits; a dash for none."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if not known(value):
         return DASH
     if isinstance(value, Integral):
         return str(int(value))

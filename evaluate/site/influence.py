@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from evaluate.dictionary import kinds_of
 from evaluate.site.data import Push, Steer
-from stores.errors import UsageError
+from stores.tables import column_problem, reading_table
 
 MARKS = ("significant_random", "significant_max", "significant_paper")
+READ = ("directions", "index", "role", "alpha", "class", "probability_change", *MARKS)
+MOST_ROWS = 10**9
 ROWS = 2**16  # of the table at a time
 ROLES = ("signal", "filter")
 
@@ -58,27 +61,31 @@ def read_pushes(path: Path, name: str, alpha: float, directions: int, classes: i
     """Read one set's rows of ``influence.parquet`` at one step, by role.
 
     The table may have millions of rows: row groups of other steps or sets are skipped by their statistics, the others come in
-    pieces of a few columns. Raises UsageError for a table that is damaged or about other numbers of directions or classes.
+    pieces of a few columns. Raises TableError for a table that is damaged or about other numbers of directions or classes.
     """
     found = {
         role: Pushes(np.zeros((directions, classes), np.float32), np.zeros((directions, classes, 3), bool))
         for role in ROLES
     }
-    columns = ["directions", "index", "role", "alpha", "class", "probability_change", *MARKS]
-    try:
+    with reading_table(path):
+        if problem := column_problem(pq.read_schema(path), kinds_of("influence", READ)):
+            raise ValueError(problem)
         file = pq.ParquetFile(path, read_dictionary=["directions", "role"])
+        if file.metadata.num_rows > MOST_ROWS:
+            raise ValueError(f"it has {file.metadata.num_rows} rows")
         groups = [g for g in range(file.num_row_groups) if _may_hold(file.metadata.row_group(g), name, alpha)]
-        for batch in file.iter_batches(batch_size=ROWS, row_groups=groups, columns=columns):
+        for batch in file.iter_batches(batch_size=ROWS, row_groups=groups, columns=list(READ)):
             table = pa.Table.from_batches([batch])
             table = table.filter(pc.and_(pc.equal(table["directions"], name), pc.equal(table["alpha"], alpha)))
             for role, pushes in found.items():
                 mine = table.filter(pc.equal(table["role"], role))
                 at = mine["index"].to_numpy(), mine["class"].to_numpy()
-                pushes.change[at] = mine["probability_change"].to_numpy()
+                change = mine["probability_change"].to_numpy().astype(np.float32)
+                if not np.isfinite(change).all() or any((part < 0).any() for part in at):
+                    raise ValueError("it holds negative indices or infinite changes")
+                pushes.change[at] = change
                 for m, mark in enumerate(MARKS):
                     pushes.marks[(*at, m)] = mine[mark].to_numpy()
-    except (pa.ArrowException, OSError, IndexError) as error:
-        raise UsageError(f"'{path}' is damaged ({error}). Run evaluate again.") from error
     return found
 
 

@@ -61,9 +61,11 @@ class Stages:
 
     def run(self, state: State | None) -> tuple[Separate, torch.Tensor, Positions]:
         """All stages, or those from the state's on; detectors, signal vectors (r, I) and rows, in activation space."""
-        current = state.values["stage"] if state else "a"
+        current, i = "a", self.config.n_directions
         if state:
-            self.log, self.epochs = state.values["log"], state.values["epochs"]
+            with self.checkpoint.resuming(state):
+                current = self.stages[self.stages.index(state.values["stage"])]
+                self.log, self.epochs = state.values["log"], state.values["epochs"]
         model: Separate | None = None
         if current == "a":
             found = self._orthonormal(state)
@@ -73,13 +75,17 @@ class Stages:
             if name == "a":
                 continue
             going_on = state if name == current else None
-            if going_on is not None:
-                model = Separate.from_tensors(going_on.tensors, self.config.device)
-            elif name == "d":
+            if going_on is None and name == "d":
                 assert model is not None
                 model = model.with_signals(self._signals(model, rows))  # (c)
-            assert model is not None
-            self._learn(self._step(name, model, rows, data, self.activations, going_on))
+            with self.checkpoint.resuming(going_on):
+                if going_on is not None:
+                    shapes = {"directions": (self.activations.rank, i), "log_margins": (i,), "thresholds": (i,)}
+                    going_on.check(shapes | ({"encoding": shapes["directions"]} if name == "d" else {}))
+                    model = Separate.from_tensors(going_on.tensors, self.config.device)
+                assert model is not None
+                step = self._step(name, model, rows, data, self.activations, going_on)
+            self._learn(step)
         assert model is not None
         signals = model.signals()
         return model, self._signals(model, rows) if signals is None else signals.detach(), rows
@@ -89,8 +95,12 @@ class Stages:
         config, device = self.config, self.config.device
         rows, data = self._rows(self.standard)
         if state is not None:
-            model = Orthonormal.from_tensors(state.tensors, device)
-            self._learn(self._step("a", model, rows, data, self.standard, state))
+            with self.checkpoint.resuming(state):
+                r = self.standard.rank
+                state.check({"free": (r, config.n_directions), "base": (r, r), "log_margin": (), "threshold": ()})
+                model = Orthonormal.from_tensors(state.tensors, device)
+                step = self._step("a", model, rows, data, self.standard, state)
+            self._learn(step)
             return model
         begun: list[tuple[float, Orthonormal, LearningStep, list[dict[str, float]]]] = []
         for turn in range(self.how.restarts):

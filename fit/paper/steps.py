@@ -214,9 +214,9 @@ class LearningStep:
         load_adam(self.optimiser, tensors)
         for group in self.optimiser.param_groups:
             group["lr"] = values["rate"]
-        self.scheduler.load_state_dict(values["scheduler"])
+        self.scheduler.load_state_dict({name: values["scheduler"][name] for name in SCHEDULER})
         if self.multipliers is not None:
-            self.multipliers.values = values["multipliers"]
+            self.multipliers.values = {name: values["multipliers"][name] for name in self.multipliers.values}
         generator = getattr(self.uncertainty, "generator", None)
         if generator is not None:
             generator.set_state(tensors["generator"])

@@ -270,7 +270,7 @@ def _readable(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         listed = [str(first) if first == last else f"{first} to {last}" for first, last in value]
         return ", ".join(listed[:SHOWN]) + (f" and {len(listed) - SHOWN} more ranges" if len(listed) > SHOWN else "")
-    return str(value)
+    return text_of(value, 2000)

@@ -28,7 +28,7 @@ def word_on(arguments: tuple[object, ...]) -> tuple[str, ...]:
     """``--model`` for a command that reads a store of one of the tests' own networks: whoever made them trusts them."""
     start = arguments.index("--store") if "--store" in arguments else 0
     for path in map(Path, map(str, arguments[start:])):
-        with suppress(OSError, ValueError, LookupError, TypeError):
+        with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
             if (path / "summary.json").is_file():
                 path /= json.loads((path / "summary.json").read_bytes())["made_from"]["store"]
             model = json.loads((path / "zarr.json").read_bytes())["attributes"]["eddp"]["provenance"]["model"]

@@ -214,7 +214,7 @@ def test_no_evaluation_none_of_ours_and_nothing_suspicious(run: Run, place: Path
     del whole["made_from"]
     summary.write_text(json.dumps(whole))
     ended = run("eddp", "correct", place / "evaluation", *arguments)
-    assert (ended.code, "older eddp" in ended.err) == (2, True)
+    assert (ended.code, "older eddp" in ended.err) == (1, True)
     ok(
         run(
             "evaluate",

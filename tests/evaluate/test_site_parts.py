@@ -19,9 +19,9 @@ from evaluate.site.pictures import EXAMPLE, GAP, SMALL, TILE, draw_pictures, exa
 from evaluate.site.similarity import cosines, nearest, scaled, similarity_map
 from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.errors import ImageError, UsageError
+from stores.errors import ImageError
 from stores.readers import LayerReader
-from stores.tables import write_parts, write_table
+from stores.tables import TableError, write_parts, write_table
 
 # similarity
 
@@ -119,10 +119,10 @@ def test_influence_is_read_for_one_set_and_step(tmp_path: Path, name: str, alpha
 
 def test_a_table_about_something_else_is_refused(tmp_path: Path) -> None:
     influence_table(tmp_path)
-    with pytest.raises(UsageError, match="Run evaluate again"):
+    with pytest.raises(TableError, match="out of bounds"):
         read_pushes(tmp_path / "influence.parquet", "a", 2.0, 2, 4)
     (tmp_path / "influence.parquet").write_bytes(b"PAR1 no such thing")
-    with pytest.raises(UsageError, match="is damaged"):
+    with pytest.raises(TableError, match="is damaged"):
         read_pushes(tmp_path / "influence.parquet", "a", 2.0, 3, 4)
 
 
