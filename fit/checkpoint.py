@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from stores.errors import CheckpointError, MismatchError, StoreError
-from stores.files import write_atomically
 from stores.ranks import ALONE, Ranks
+from stores.tensors import read_tensors, reading, write_tensors
 
 log = logging.getLogger(__name__)
-FORMAT = 1
 MINUTES = 10.0
 
 
@@ -71,16 +68,11 @@ class Checkpoint:
         self._written = time.monotonic()
         if self.path is None or not self.path.exists():
             return None
-        try:
-            with safe_open(str(self.path), framework="pt") as file:
-                header = json.loads((file.metadata() or {})["eddp-checkpoint"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            kept, values, version = header["identity"], header["values"], int(header["format"])
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-            raise CheckpointError(
-                f"The checkpoint '{self.path}' is damaged ({type(error).__name__}): remove it to begin the fit anew."
-            ) from error
-        if version != FORMAT or kept != self._identity:
+        with reading(self.path, "checkpoint", "To start the fit again, remove it.", CheckpointError):
+            stored, header = read_tensors(self.path, "eddp-checkpoint")
+            tensors = {name: torch.from_numpy(value) for name, value in stored.items()}
+            kept, values = header["identity"], header["values"]
+        if kept != self._identity:
             raise MismatchError(
                 f"The checkpoint '{self.path}' is of another fit ({_difference(kept, self._identity)}). Run that fit's command "
                 "to go on with it, choose another --out, or remove the file to begin anew."
@@ -96,13 +88,9 @@ class Checkpoint:
         """Write the state, replacing the last one. On a full disk the last one stays, with a warning: the fit goes on."""
         if self.path is None:
             return
-        header = {"format": FORMAT, "identity": self._identity, "values": values}
-        data = save(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            {"eddp-checkpoint": json.dumps(header)},
-        )
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         try:
-            write_atomically(self.path, data)
+            write_tensors(self.path, "eddp-checkpoint", arrays, {"identity": self._identity, "values": values})
         except StoreError as error:
             log.warning("the fit goes on, but its state could not be kept: %s", error)
         self._written = time.monotonic()

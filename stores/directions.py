@@ -6,20 +6,25 @@ The tensors are ``filters`` W (C, I), ``signals`` S (C, I), ``mean`` (C,) and, w
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from stores.errors import MismatchError, MissingPathError, StoreError
-from stores.files import write_atomically, write_json
+from stores.files import write_json
+from stores.tensors import FORMAT, read_tensors, reading, write_tensors
 
-FORMAT = 1
-HEADER = ("format", "method", "layer", "channels", "directions", "quantile")  # entries that ``info`` cannot replace
+HEADER = (
+    "digest",
+    "format",
+    "method",
+    "layer",
+    "channels",
+    "directions",
+    "quantile",
+)  # entries that ``info`` cannot replace
 
 
 class DirectionsError(StoreError):
@@ -129,8 +134,7 @@ class Directions:
         for name in ("thresholds", "found_again"):
             if (value := getattr(self, name)) is not None:
                 tensors[name] = value
-        data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, {"eddp": json.dumps(header)})
-        write_atomically(path, data)
+        write_tensors(path, "eddp", {k: v.astype(np.float32) for k, v in tensors.items()}, header)
         beside = path.with_suffix(".json")
         write_json(beside if beside != path else path.with_name(f"{path.name}.json"), header)
 
@@ -142,14 +146,9 @@ class Directions:
             raise MissingPathError(
                 f"There is no directions file at '{path}'. Make one with: fit --store … --out {path}"
             )
-        try:
-            with safe_open(str(path), framework="np") as file:
-                header = json.loads((file.metadata() or {})["eddp"])
-                tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
-            if int(header["format"]) > FORMAT:
-                raise DirectionsError(
-                    f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
-                )
+        with reading(path, "directions file", "Fit it again.", DirectionsError):
+            stored, header = read_tensors(path, "eddp")
+            tensors = {name: value.astype(np.float32) for name, value in stored.items()}
             return cls(
                 filters=tensors["filters"],
                 signals=tensors["signals"],
@@ -161,9 +160,3 @@ class Directions:
                 found_again=tensors.get("found_again"),
                 info={k: v for k, v in header.items() if k not in HEADER},
             )
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-            if isinstance(error, DirectionsError):
-                raise
-            raise DirectionsError(
-                f"'{path}' is damaged or no directions file ({type(error).__name__}: {error}). Fit it again."
-            ) from error

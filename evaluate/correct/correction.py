@@ -11,7 +11,6 @@ model whatever the concept]. Several directions are taken out together.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,15 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import nn
 
 from evaluate.correct.wrapped import Corrected, hooked_layer
 from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
-from stores.files import write_atomically
-
-FORMAT = 1
+from stores.tensors import read_tensors, reading, write_tensors
 
 
 class CorrectionError(StoreError):
@@ -116,7 +111,6 @@ class Correction:
     def save(self, path: str | Path) -> None:
         """Write it as one small safetensors file, everything but the vectors as JSON in its header."""
         header = {
-            "format": FORMAT,
             "strength": self.strength,
             "shift": self.shift,
             "rectify": self.rectify,
@@ -126,11 +120,7 @@ class Correction:
             "info": self.info,
         }
         tensors = {"filters": self.filters, "thresholds": self.thresholds, "vectors": self.vectors}
-        data = save(
-            {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()},
-            {"eddp_correction": json.dumps(header)},
-        )
-        write_atomically(Path(path), data)
+        write_tensors(Path(path), "eddp_correction", {k: v.astype(np.float32) for k, v in tensors.items()}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Correction:
@@ -138,14 +128,9 @@ class Correction:
         path = Path(path)
         if not path.is_file():
             raise MissingPathError(f"There is no correction file at '{path}'. Make one with: eddp correct")
-        try:
-            with safe_open(str(path), framework="np") as file:
-                header = json.loads((file.metadata() or {})["eddp_correction"])
-                tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
-            if int(header["format"]) > FORMAT:
-                raise CorrectionError(
-                    f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
-                )
+        with reading(path, "correction file", "Make it again.", CorrectionError):
+            stored, header = read_tensors(path, "eddp_correction")
+            tensors = {name: value.astype(np.float32) for name, value in stored.items()}
             return cls(
                 filters=tensors["filters"],
                 thresholds=tensors["thresholds"],
@@ -158,12 +143,6 @@ class Correction:
                 prefix=int(header["prefix"]),
                 info=dict(header["info"]),
             )
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-            if isinstance(error, CorrectionError):
-                raise
-            raise CorrectionError(
-                f"'{path}' is damaged or no correction file ({type(error).__name__}: {error}). Make it again."
-            ) from error
 
 
 def _model(info: dict[str, Any]) -> str:
