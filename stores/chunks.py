@@ -120,23 +120,23 @@ class ChunkedArray:
         try:
             if self.raw:
                 block = self._map(file)
-                self._compare(chunk, partial(file_checksum, file))
+                self._compare(chunk, file, partial(file_checksum, file))
                 return block
             data = file.read_bytes()
-            self._compare(chunk, partial(checksum, data))
+            self._compare(chunk, file, partial(checksum, data))
             return self._decoded(data)
         except CorruptStoreError:
             raise
         except (OSError, ValueError, RuntimeError, MemoryError) as error:  # hostile sizes ask for any memory
             raise self._unreadable(chunk, error) from error
 
-    def _compare(self, chunk: int, crc: Callable[[], int]) -> None:
+    def _compare(self, chunk: int, file: Path, crc: Callable[[], int]) -> None:
         """Raise CorruptStoreError when a chunk is not what was committed; each is compared once."""
         if self._compared[chunk] or chunk not in self.records:
             return
         if crc() != self.records[chunk].arrays[self.path]["crc32c"]:
             raise CorruptStoreError(
-                f"Chunk {chunk} of '{self.path}' in '{self.file(chunk)}' was changed after it was written: its bytes do not match "
+                f"Chunk {chunk} of '{self.path}' in '{file}' was changed after it was written: its bytes do not match "
                 "the ledger's checksum. Restore it from a copy, or extract again with --overwrite; `eddp verify` on the store "
                 "lists all bad chunks."
             )
@@ -146,7 +146,7 @@ class ChunkedArray:
         """Compare chunks that are mapped from ``files`` with the ledger. Raises CorruptStoreError as ``read``."""
         for k in np.unique(chunks[~self._compared[chunks]]).tolist():
             try:
-                self._compare(k, partial(file_checksum, files[k]))
+                self._compare(k, files[k], partial(file_checksum, files[k]))
             except CorruptStoreError:
                 raise
             except OSError as error:

@@ -79,7 +79,7 @@ class RemoteArray(ChunkedArray):
                 if file is not None:
                     block = self._read_file(k, file)
                 else:
-                    self._compare(k, partial(checksum, fetched[k]))
+                    self._compare(k, self.file(k), partial(checksum, fetched[k]))
                     block = self._of_bytes(fetched[k]) if self.raw else self._decoded(fetched[k])
             except CorruptStoreError:
                 raise

@@ -26,7 +26,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     make_synthetic(folder / "s.zarr", SyntheticConfig(images=200))
     f = np.eye(16, 3, dtype=np.float32)
-    Directions(f, f, np.zeros(16, np.float32), np.ones(3, np.float32), "toy", "synthetic").save(folder / "d.safetensors")
+    Directions(f, f, np.zeros(16, np.float32), np.ones(3, np.float32), "toy", "synthetic").save(
+        folder / "d.safetensors"
+    )
     Correction(f, np.ones(3, np.float32), f, 1.0, 0.0, True, "synthetic").save(folder / "correction.safetensors")
     Checkpoint(folder / "d.checkpoint").save({"x": torch.ones(40)}, {"step": 3})
     arguments = ["--store", "s.zarr", "--directions", "d.safetensors", "--ground-truth", "--quiet"]
