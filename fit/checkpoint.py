@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from stores.errors import CheckpointError, MismatchError, StoreError
-from stores.files import write_atomically
 from stores.ranks import ALONE, Ranks
-from stores.validate import MOST_IMAGES, UNREADABLE, brief, entries_problem, finite, parse_json, whole
+from stores.tensors import read_tensors, reading, write_tensors
+from stores.validate import MOST_IMAGES, UNREADABLE, brief, entries_problem, finite, whole
 
 log = logging.getLogger(__name__)
-FORMAT = 1
 OBJECT = (lambda v: isinstance(v, dict), "an object")
-ENTRIES = {"format": (lambda v: whole(v, 1, 2**31), "a whole number from 1 on"), "identity": OBJECT, "values": OBJECT}
+ENTRIES = {"identity": OBJECT, "values": OBJECT}
 COUNT = (lambda v: whole(v, 0, MOST_IMAGES), "a whole number from 0 on")
 VALUES = {
     "step": COUNT,
@@ -102,18 +99,15 @@ class Checkpoint:
         self._written = time.monotonic()
         if self.path is None or not self.path.exists():
             return None
-        try:
+        with reading(self.path, "checkpoint", "To start the fit again, remove it.", CheckpointError):
             if not self.path.is_file():
                 raise ValueError("it is no file")
-            with safe_open(str(self.path), framework="pt") as file:
-                header = parse_json((file.metadata() or {}).get("eddp-checkpoint", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if problem := entries_problem(header, ENTRIES) or _values_problem(header["values"]):
+            stored, header = read_tensors(self.path, "eddp-checkpoint", ENTRIES)
+            tensors = {name: torch.from_numpy(value) for name, value in stored.items()}
+            kept, values = header["identity"], header["values"]
+            if problem := _values_problem(values):
                 raise ValueError(problem)
-            kept, values, version = header["identity"], header["values"], header["format"]
-        except (SafetensorError, *UNREADABLE, OSError) as error:
-            raise self._damaged(brief(error)) from error
-        if version != FORMAT or kept != self._identity:
+        if kept != self._identity:
             raise MismatchError(
                 f"The checkpoint '{self.path}' is of another fit ({_difference(kept, self._identity)}). Run that fit's command "
                 "to go on with it, choose another --out, or remove the file to begin anew."
@@ -142,13 +136,9 @@ class Checkpoint:
         """Write the state, replacing the last one. On a full disk the last one stays, with a warning: the fit goes on."""
         if self.path is None:
             return
-        header = {"format": FORMAT, "identity": self._identity, "values": values}
-        data = save(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            {"eddp-checkpoint": json.dumps(header)},
-        )
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         try:
-            write_atomically(self.path, data)
+            write_tensors(self.path, "eddp-checkpoint", arrays, {"identity": self._identity, "values": values})
         except StoreError as error:
             log.warning("the fit goes on, but its state could not be kept: %s", error)
         self._written = time.monotonic()

@@ -12,6 +12,7 @@ from typing import Any
 
 from stores.errors import StoreError, UsageError
 from stores.files import json_bytes, write_atomically
+from stores.folders import MANIFEST, write_manifest
 from stores.validate import UNREADABLE, parse_json, read_small
 
 MADE_BY = "eddp explain"
@@ -63,7 +64,9 @@ class Folder:
         try:
             write_atomically(self._aside / DOCUMENT, json_bytes(written))
             write_atomically(self._aside / PAGE, page.encode("utf-8", "replace"))
-            (self.out / PAGE).unlink(missing_ok=True)  # it would tell of other images
+            write_manifest(self._aside)
+            for name in (PAGE, MANIFEST):  # they are of the earlier images
+                (self.out / name).unlink(missing_ok=True)
             for name in stale:
                 if (path := self.out / name).is_file() and not path.parent.is_symlink():
                     path.unlink()
@@ -71,7 +74,7 @@ class Folder:
                 self.out / DOCUMENT
             )  # before what it lists: stopped here, the next knows them
             (self.out / PICTURES).mkdir(parents=True, exist_ok=True)
-            for name in (*self._names, PAGE):
+            for name in (*self._names, PAGE, MANIFEST):
                 (self._aside / name).replace(self.out / name)
         except OSError as error:
             raise StoreError(f"'{self.out}' could not be written: {error.strerror or error}.") from error

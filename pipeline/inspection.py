@@ -44,6 +44,7 @@ class Inspection:
         else:
             self.store = StoreBase(path, attributes)
             self.records = {k: r for k, r in self.store.ledger.records().items() if self.store.is_there(r)}
+            self.store.records.update(self.records)
             self.missing = gaps(self.records, self.store.n_chunks)
 
     @cached_property

@@ -146,7 +146,7 @@ def write_site(
         _write(site, folder, progress)
         about = {"made_by": OURS.made_by, "title": site.title, "set": name, "store": opened.fingerprint}
         (folder / OURS.file).write_bytes(json_bytes(about))
-        sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    sizes = [file.stat().st_size for file in out.rglob("*") if file.is_file()]
     return {
         "set": name,
         "directions": directions.count,

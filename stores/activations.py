@@ -94,7 +94,7 @@ class ActivationStore(StoreBase):
                 f"The ledger of the store '{path}' was changed after the store was sealed. Restore it from a copy, or "
                 "extract it again with --overwrite."
             )
-        store.records = records
+        store.records.update(records)
         if problems := store._root_problems() or store._problems(records, every_byte=False):
             raise CorruptStoreError(_list_problems(path, problems))
         if cache is not None:
@@ -122,8 +122,6 @@ class ActivationStore(StoreBase):
         if not store.attributes.get("sealed"):
             raise UnsealedStoreError(f"The store '{path}' is unfinished. Run the same extract command again.")
         return store
-
-    records: dict[int, Record]
 
     @property
     def fingerprint(self) -> str:
@@ -275,7 +273,9 @@ def _open_chunked(path: str, array: str, fingerprint: str, root: tuple[object, .
     attributes = read_attributes(place(path))
     if (attributes.get("sealed") or {}).get("ledger") != fingerprint:
         raise CorruptStoreError(f"The store '{path}' was replaced after it was opened. Open it again.")
-    return StoreBase(place(path), attributes).array(array)
+    store = StoreBase(place(path), attributes)
+    store.records.update(store.ledger.records())
+    return store.array(array)
 
 
 def _records(first: int, last: int) -> str:

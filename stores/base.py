@@ -51,6 +51,7 @@ class StoreBase:
         self.chunk_images: int = attributes["chunk_images"]
         self._image_arrays = frozenset(self.image_arrays())
         self.ledger = Ledger(path / "ledger", self._misfit)
+        self.records: dict[int, Record] = {}  # known ones: their chunks are checked when they are first read
         self._arrays: dict[str, ChunkedArray] = {}
         self._documents: dict[str, bytes] = {}  # zarr.json of a remote store's arrays, fetched together
         self.cache: ChunkCache | None = None
@@ -105,11 +106,11 @@ class StoreBase:
         return zarr.open_array(memory, mode="r", zarr_format=3)
 
     def _chunked(self, path: str, opened: zarr.Array) -> ChunkedArray:
-        if not is_remote(self.path):
-            return ChunkedArray(self.path, path, opened)
-        array = RemoteArray(self.path, path, opened)
+        array = (RemoteArray if is_remote(self.path) else ChunkedArray)(self.path, path, opened)
         if path in self._image_arrays:
-            array.cache = self.cache
+            array.records = self.records
+            if isinstance(array, RemoteArray):
+                array.cache = self.cache
         return array
 
     def image_arrays(self) -> list[str]:

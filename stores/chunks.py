@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from numcodecs import Zstd
 from stores.checksums import checksum, file_checksum
 from stores.errors import CorruptStoreError
 from stores.files import Together, write_atomically
+from stores.ledger import Record
 from stores.mapping import Mapping, can_map
 
 ZSTD_LEVEL = 1  # post-ReLU activations shrink 1.6-4.4 times already there; higher levels cost time and gain little
@@ -35,6 +37,8 @@ class ChunkedArray:
     root : the store's folder.
     path : the array's path in the store, such as ``layers/features.18/activations``.
     array : the open Zarr array (for shape, chunks, dtype, fill value and codecs).
+
+    Chunks that are in ``records`` are compared with the ledger's checksum when they are first read.
     """
 
     def __init__(self, root: Path, path: str, array: zarr.Array) -> None:
@@ -48,6 +52,8 @@ class ChunkedArray:
         self.raw = not array.compressors and not array.filters
         self._key = array.metadata.chunk_key_encoding.encode_chunk_key  # type: ignore[union-attr]
         self._rest = (0,) * (len(self.shape) - 1)
+        self.records: dict[int, Record] = {}
+        self._compared = np.zeros(self.n_chunks, bool)
 
     @property
     def ahead(self) -> int:
@@ -104,14 +110,47 @@ class ChunkedArray:
     def read(self, chunk: int) -> np.ndarray:
         """The rows of one chunk: a copy-on-write memory map where uncompressed, decoded otherwise.
 
-        Raises CorruptStoreError when the file is missing, too short, or cannot be decoded: never zeros.
+        Raises CorruptStoreError when the file is missing, damaged, or cannot be decoded: never zeros.
         """
-        file = self.file(chunk)
+        block = self._read_file(chunk, self.file(chunk))
+        return block[: self.rows(chunk)]
+
+    def _read_file(self, chunk: int, file: Path) -> np.ndarray:
+        """A whole chunk from its file, which is mapped where uncompressed."""
         try:
-            block = self._map(file) if self.raw else self._decoded(file.read_bytes())
+            if self.raw:
+                block = self._map(file)
+                self._compare(chunk, file, partial(file_checksum, file))
+                return block
+            data = file.read_bytes()
+            self._compare(chunk, file, partial(checksum, data))
+            return self._decoded(data)
+        except CorruptStoreError:
+            raise
         except (OSError, ValueError, RuntimeError, MemoryError) as error:  # hostile sizes ask for any memory
             raise self._unreadable(chunk, error) from error
-        return block[: self.rows(chunk)]
+
+    def _compare(self, chunk: int, file: Path, crc: Callable[[], int]) -> None:
+        """Raise CorruptStoreError when a chunk is not what was committed; each is compared once."""
+        if self._compared[chunk] or chunk not in self.records:
+            return
+        if crc() != self.records[chunk].arrays[self.path]["crc32c"]:
+            raise CorruptStoreError(
+                f"Chunk {chunk} of '{self.path}' in '{file}' was changed after it was written: its bytes do not match "
+                "the ledger's checksum. Restore it from a copy, or extract again with --overwrite; `eddp verify` on the store "
+                "lists all bad chunks."
+            )
+        self._compared[chunk] = True
+
+    def compare(self, chunks: np.ndarray, files: Sequence[Path]) -> None:
+        """Compare chunks that are mapped from ``files`` with the ledger. Raises CorruptStoreError as ``read``."""
+        for k in np.unique(chunks[~self._compared[chunks]]).tolist():
+            try:
+                self._compare(k, files[k], partial(file_checksum, files[k]))
+            except CorruptStoreError:
+                raise
+            except OSError as error:
+                raise self._unreadable(k, error) from error
 
     def _decoded(self, data: bytes) -> np.ndarray:
         """A whole chunk from the bytes of its compressed file. Raises ValueError, RuntimeError."""

@@ -224,19 +224,22 @@ def _load(folder: Path, *, keep: bool = True) -> tuple[dict[str, Any], dict[str,
     files: dict[str, bytes] = {}
     problems = []
     for path, (crc, size) in listed.items():
-        try:
-            if problem := _foreign(folder, path, size):
-                problems.append(problem)
-                continue
-            if keep:
-                files[path] = (folder / path).read_bytes()
-            found = checksum(memoryview(files[path])) if keep else file_checksum(folder / path)
-        except (OSError, ValueError, MemoryError) as error:
-            problems.append(f"'{folder / path}' cannot be read ({_reason(error)})")
-            continue
-        if found != crc:
-            problems.append(f"'{folder / path}' does not match its checksum")
+        if problem := file_problem(folder, path, crc, size, files if keep else None):
+            problems.append(problem)
     return entry, files, problems
+
+
+def file_problem(folder: Path, path: str, crc: int, size: int, files: dict[str, bytes] | None = None) -> str | None:
+    """What is wrong with a file that a list names, or None; its bytes are added to ``files`` if given."""
+    try:
+        if problem := _foreign(folder, path, size):
+            return problem
+        if files is not None:
+            files[path] = (folder / path).read_bytes()
+        found = file_checksum(folder / path) if files is None else checksum(files[path])
+    except (OSError, ValueError, MemoryError) as error:
+        return f"'{folder / path}' cannot be read ({_reason(error)})"
+    return None if found == crc else f"'{folder / path}' does not match its checksum"
 
 
 def _fetched(folder: ObjectPath, listed: dict[str, tuple[int, int]]) -> tuple[dict[str, bytes], list[str]]:

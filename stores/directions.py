@@ -6,24 +6,20 @@ The tensors are ``filters`` W (C, I), ``signals`` S (C, I), ``mean`` (C,) and, w
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from stores.errors import MismatchError, MissingPathError, StoreError
-from stores.files import write_atomically, write_json
+from stores.files import write_json
 from stores.layers import check_name
-from stores.validate import MOST_IMAGES, UNREADABLE, brief, entries_problem, finite, is_text, parse_json, shown, whole
+from stores.tensors import FORMAT, read_tensors, reading, write_tensors
+from stores.validate import MOST_IMAGES, finite, is_text, shown, whole
 
-FORMAT = 1
-HEADER = ("format", "method", "layer", "channels", "directions", "quantile")  # entries that ``info`` cannot replace
+HEADER = ("digest", "format", "method", "layer", "channels", "directions", "quantile")  # ``info`` cannot replace these
 ENTRIES = {
-    "format": (lambda v: whole(v, 1, FORMAT), "a whole number from 1 on"),
     "method": (is_text, "a text"),
     "layer": (is_text, "a text"),
     "quantile": (lambda v: finite(v, 0, 1), "a number from 0 to 1"),
@@ -137,8 +133,7 @@ class Directions:
         for name in ("thresholds", "found_again"):
             if (value := getattr(self, name)) is not None:
                 tensors[name] = value
-        data = save({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, {"eddp": json.dumps(header)})
-        write_atomically(path, data)
+        write_tensors(path, "eddp", {k: v.astype(np.float32) for k, v in tensors.items()}, header)
         beside = path.with_suffix(".json")
         write_json(beside if beside != path else path.with_name(f"{path.name}.json"), header)
 
@@ -150,16 +145,9 @@ class Directions:
             raise MissingPathError(
                 f"There is no directions file at '{path}'. Make one with: fit --store … --out {path}"
             )
-        try:
-            with safe_open(str(path), framework="np") as file:
-                header = parse_json((file.metadata() or {}).get("eddp", "{}"))
-                if isinstance(header, dict) and whole(header.get("format"), FORMAT + 1, 2**31):
-                    raise DirectionsError(
-                        f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
-                    )
-                if problem := entries_problem(header, ENTRIES):
-                    raise ValueError(problem)
-                tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+        with reading(path, "directions file", "Fit it again.", DirectionsError):
+            stored, header = read_tensors(path, "eddp", ENTRIES)
+            tensors = {name: value.astype(np.float32) for name, value in stored.items()}
             check_name(header["layer"])
             found = cls(
                 filters=tensors["filters"],
@@ -174,12 +162,6 @@ class Directions:
             )
             if problem := _info_problem(found.info, found.count):
                 raise ValueError(problem)
-        except DirectionsError:
-            raise
-        except (SafetensorError, *UNREADABLE, OSError) as error:
-            raise DirectionsError(
-                f"'{path}' is damaged or no directions file ({brief(error)}). Fit it again."
-            ) from error
         return found
 
 

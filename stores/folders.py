@@ -14,12 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from stores.checksums import checksum, file_checksum
+from stores.derived import file_problem
 from stores.errors import EDDPError, StoreError, StoreExistsError
-from stores.files import sync, sync_folder
+from stores.files import json_bytes, sync, sync_folder
 from stores.places import is_remote
 from stores.validate import UNREADABLE, parse_json, read_small
 
 DAY = 86400  # seconds
+MANIFEST = "manifest.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # only writing fails like this
 
 
@@ -69,6 +72,7 @@ def replacing(out: Path, ours: Ours) -> Iterator[Path]:
         _tidy(out, ours)
         inside = True
         yield new
+        write_manifest(new)
         inside = False
         _sync_all(new)
         if out.is_dir():
@@ -92,6 +96,26 @@ def replacing(out: Path, ours: Ours) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         if out.is_dir():  # else it is all that there is
             shutil.rmtree(old, ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """List all files below a folder in ``manifest.json``: CRC-32C and bytes of each, and the CRC-32C of the list."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): [file_checksum(path), path.stat().st_size] for path in paths}
+    (folder / MANIFEST).write_bytes(json_bytes({"crc32c": checksum(json_bytes(files)), "files": files}))
+
+
+def folder_problems(folder: Path) -> list[str]:
+    """What is wrong with the files that a folder's manifest lists: one message each. Other files may be there."""
+    try:
+        data = read_small(folder / MANIFEST)
+        document = parse_json(data)
+        if json_bytes(document) != data or checksum(json_bytes(document["files"])) != document["crc32c"]:
+            raise ValueError("it does not match its checksum")
+        listed = {str(path): (int(crc), int(size)) for path, (crc, size) in document["files"].items()}
+    except (OSError, *UNREADABLE) as error:
+        return [f"'{folder / MANIFEST}' is missing or damaged ({error})"]
+    return [p for path, (crc, size) in listed.items() if (p := file_problem(folder, path, crc, size))]
 
 
 def _is_ours(folder: Path, ours: Ours) -> bool:

@@ -28,7 +28,7 @@ def can_map(size: int, count: int) -> bool:
 
 
 class Mapping:
-    """Files mapped one behind the other: ``array`` (their bytes, uint8).
+    """``files`` mapped one behind the other: ``array`` (their bytes, uint8).
 
     It may be written to, as torch wants of what it shares; nothing written reaches the files. The mapping goes when the
     last view of the array does. Raises OSError when a file is missing or of another size.
@@ -37,7 +37,7 @@ class Mapping:
     def __init__(self, files: Sequence[Path], size: int) -> None:
         total = len(files) * size
         address = _mmap(None, total, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE, -1)
-        self.address, self.size = address, size
+        self.files, self.address, self.size = files, address, size
         buffer = (ctypes.c_uint8 * total).from_address(address)
         unmap = weakref.finalize(buffer, _libc().munmap, ctypes.c_void_p(address), ctypes.c_size_t(total))
         unmap.atexit = False  # the system does it then, when no thread can be reading any more

@@ -8,6 +8,7 @@ an object is fetched once, and is then a file that is mapped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -76,9 +77,12 @@ class RemoteArray(ChunkedArray):
                 file = cache.keep(self.path, self.name(k), k, fetched[k])
             try:
                 if file is not None:
-                    block = self._map(file) if self.raw else self._decoded(file.read_bytes())
+                    block = self._read_file(k, file)
                 else:
+                    self._compare(k, self.file(k), partial(checksum, fetched[k]))
                     block = self._of_bytes(fetched[k]) if self.raw else self._decoded(fetched[k])
+            except CorruptStoreError:
+                raise
             except (OSError, ValueError, RuntimeError, MemoryError) as error:
                 raise self._unreadable(k, error) from error
             blocks.append(block[: self.rows(k)])

@@ -298,7 +298,10 @@ def _skip(entry: Any) -> bool:
     )
 
 
-def entries_problem(values: Any, kinds: Mapping[str, tuple[Callable[[Any], bool], str]], where: str = "") -> str | None:
+Entries = Mapping[str, tuple[Callable[[Any], bool], str]]
+
+
+def entries_problem(values: Any, kinds: Entries, where: str = "") -> str | None:
     """Which entry of an object is missing or not as it must be, or None. ``kinds``: per entry a test, and what passes it in words."""
     if not isinstance(values, dict):
         return f"{where or 'it'} must be an object, it is {shown(values)}"

@@ -11,7 +11,6 @@ model whatever the concept]. Several directions are taken out together.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,19 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import nn
 
 from evaluate.correct.wrapped import Corrected, hooked_layer
 from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
-from stores.files import write_atomically
 from stores.layers import check_name
-from stores.validate import MOST_PER_IMAGE, UNREADABLE, brief, entries_problem, finite, is_text, parse_json, whole
+from stores.tensors import read_tensors, reading, write_tensors
+from stores.validate import MOST_PER_IMAGE, finite, is_text, whole
 
-FORMAT = 1
 ENTRIES = {
-    "format": (lambda v: whole(v, 1, FORMAT), "a whole number from 1 on"),
     "strength": (lambda v: finite(v, 0), "a number from 0 on"),
     "shift": (finite, "a number"),
     "rectify": (lambda v: isinstance(v, bool), "true or false"),
@@ -128,7 +123,6 @@ class Correction:
     def save(self, path: str | Path) -> None:
         """Write it as one small safetensors file, everything but the vectors as JSON in its header."""
         header = {
-            "format": FORMAT,
             "strength": self.strength,
             "shift": self.shift,
             "rectify": self.rectify,
@@ -138,11 +132,7 @@ class Correction:
             "info": self.info,
         }
         tensors = {"filters": self.filters, "thresholds": self.thresholds, "vectors": self.vectors}
-        data = save(
-            {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()},
-            {"eddp_correction": json.dumps(header)},
-        )
-        write_atomically(Path(path), data)
+        write_tensors(Path(path), "eddp_correction", {k: v.astype(np.float32) for k, v in tensors.items()}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Correction:
@@ -150,16 +140,9 @@ class Correction:
         path = Path(path)
         if not path.is_file():
             raise MissingPathError(f"There is no correction file at '{path}'. Make one with: eddp correct")
-        try:
-            with safe_open(str(path), framework="np") as file:
-                header = parse_json((file.metadata() or {}).get("eddp_correction", "{}"))
-                if isinstance(header, dict) and whole(header.get("format"), FORMAT + 1, 2**31):
-                    raise CorrectionError(
-                        f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp."
-                    )
-                if problem := entries_problem(header, ENTRIES):
-                    raise ValueError(problem)
-                tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+        with reading(path, "correction file", "Make it again.", CorrectionError):
+            stored, header = read_tensors(path, "eddp_correction", ENTRIES)
+            tensors = {name: value.astype(np.float32) for name, value in stored.items()}
             check_name(header["layer"])
             return cls(
                 filters=tensors["filters"],
@@ -169,12 +152,6 @@ class Correction:
                 shift=float(header["shift"]),
                 **{name: header[name] for name in ("rectify", "layer", "layout", "prefix", "info")},
             )
-        except CorrectionError:
-            raise
-        except (SafetensorError, *UNREADABLE, OSError) as error:
-            raise CorrectionError(
-                f"'{path}' is damaged or no correction file ({brief(error)}). Make it again."
-            ) from error
 
 
 def _model(info: dict[str, Any]) -> str:

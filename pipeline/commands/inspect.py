@@ -21,10 +21,13 @@ from pipeline.records import Place, beside
 from stores.activations import ActivationStore, StoreBase, read_attributes
 from stores.directions import Directions
 from stores.errors import CorruptStoreError, MissingPathError, UnsealedStoreError
+from stores.folders import MANIFEST, folder_problems
 from stores.places import is_remote
 from stores.progress import Progress
+from stores.tensors import key_of, read_tensors, reading
 
 BAR = 40  # characters of a histogram's longest bar
+DOCUMENTS = (MANIFEST, "summary.json", "report.json", "explanation.json")  # of folders that have a manifest
 SHOWN = 10  # of a list of channels or ranges; --json has all
 
 
@@ -99,17 +102,21 @@ def _record(path: Path) -> dict[str, Any]:
 @click.argument("path", type=STORE)
 @common
 def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
-    """Check every byte of an activation store, or read a directions file whole.
+    """Check every byte of an activation store, of directions, a correction or a checkpoint, or of a folder that evaluate, report,
+    correct or explain wrote.
 
     \b
     Example:
       eddp verify acts.zarr
     """
-    if path.suffix == ".safetensors" and not is_remote(path):
-        Directions.load(path)
-        problems: list[str] = []
-        left = 0
+    problems: list[str] = []
+    left, fix = 0, "make it again"
+    if path.suffix in (".safetensors", ".checkpoint") and not is_remote(path):
+        _check_tensors(path)
+    elif not is_remote(path) and any((path / name).is_file() for name in DOCUMENTS):
+        problems = folder_problems(path)
     else:
+        fix = "run the same extract command again, which redoes chunks that are gone or cut short (with --overwrite everything)"
         with showing(quiet) as progress:
             problems, left = _check(path, progress)
     if as_json:
@@ -118,10 +125,7 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
         say(problem, "error")
     if problems:
         places = "one place" if len(problems) == 1 else f"{len(problems)} places"
-        raise CorruptStoreError(
-            f"'{path}' is damaged in {places}, listed above. Restore it from a copy, or run the same extract command again, "
-            "which redoes chunks that are gone or cut short (with --overwrite everything)."
-        )
+        raise CorruptStoreError(f"'{path}' is damaged in {places}, listed above. Restore it from a copy, or {fix}.")
     if left:
         raise UnsealedStoreError(
             f"What is committed of '{path}' is sound, but it is unfinished: {left} chunks are missing. Run the same extract "
@@ -129,6 +133,24 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
         )
     if not as_json:
         echo(f"{path}: sound")
+
+
+def _check_tensors(path: Path) -> None:
+    """Read a directions file, a correction or a checkpoint. Raises StoreError where it is damaged."""
+    if not path.is_file():
+        raise MissingPathError(f"There is no file at '{path}'. Give one that fit or correct wrote.")
+    with reading(
+        path, "directions, correction or checkpoint", "Restore it from a copy, or make it again.", CorruptStoreError
+    ):
+        key = key_of(path)
+        if key not in ("eddp", "eddp_correction"):  # these two are read as what they are
+            read_tensors(path, key, {})
+    if key == "eddp":
+        Directions.load(path)
+    elif key == "eddp_correction":
+        from evaluate.correct import Correction
+
+        Correction.load(path)
 
 
 def _check(path: Path, progress: Progress) -> tuple[list[str], int]:

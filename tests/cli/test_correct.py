@@ -78,6 +78,8 @@ def test_the_shortcut_is_found_and_taken_out(run: Run, place: Path) -> None:
     assert "first of the evaluation's suspects" in ended.out
     out = place / "correction"
     assert ended.out.splitlines()[-1] == str(out / "index.html")
+    for path in (out, out / "correction.safetensors"):
+        assert ok(run("eddp", "verify", path)).out == f"{path}: sound\n"
     summary = json.loads((out / "summary.json").read_bytes())
     assert summary["direction"] == [0]
     assert summary["poisoned"]["before"] < 0.7

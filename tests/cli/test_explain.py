@@ -93,6 +93,9 @@ def test_sums_come_out_at_the_models_own_logits(run: Run, made: Callable[..., An
         assert f"{file}: taken for class {document['predicted']['number']}" in ended.out
     assert ended.out.splitlines()[-1] == str(out / "index.html")
     assert json.loads((out / "run.json").read_bytes())["options"]["top"] == 2
+    assert ok(run("eddp", "verify", out)).out == f"{out}: sound\n"
+    (out / f"{stem}.png").write_bytes(b"\x89PNG")
+    assert f"{stem}.png" in run("eddp", "verify", out).err
     assert not list(out.glob(".*"))
 
 
@@ -137,6 +140,7 @@ def test_again_into_the_same_folder(run: Run, made: Callable[..., Any], tmp_path
         "2024-cat.jpg",
         "explanation.json",
         "index.html",
+        "manifest.json",
         "mine.txt",
         "pictures",
         "run.json",

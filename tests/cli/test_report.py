@@ -61,6 +61,7 @@ def test_everything_is_in_it(run: Run, world: Path) -> None:
     assert told["files"] == len(files)
     assert told["bytes"] == sum(map(len, files.values()))
     assert told["notes"] == []
+    assert ok(run("eddp", "verify", out)).out == f"{out}: sound\n"
     assert sum(name.startswith("d/") for name in files) == 6
     assert sum(name.startswith("c/") for name in files) == 5
     assert sum(name.startswith("t/") for name in files) == 6 * 9

@@ -14,7 +14,7 @@ from torch import nn
 
 from evaluate.correct import Correction, CorrectionError
 from evaluate.correct.wrapped import changed
-from stores.errors import MismatchError, MissingPathError, UsageError
+from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
 
 
 def correction(**other: object) -> Correction:
@@ -172,7 +172,7 @@ def test_damaged_files_are_one_sentence(saved: Path, tmp_path: Path) -> None:
         with pytest.raises(CorrectionError, match="damaged or no correction file"):
             Correction.load(saved)
     saved.write_bytes(data.replace(b'\\"format\\": 1', b'\\"format\\": 9'))
-    with pytest.raises(CorrectionError, match="format 9"):
+    with pytest.raises(StoreError, match="format 9"):
         Correction.load(saved)
 
 

@@ -172,10 +172,10 @@ def test_new_detectors_look_all_over_the_store(monkeypatch: pytest.MonkeyPatch) 
 def test_a_full_disk_leaves_the_last_state_and_the_fit_goes_on(
     reader: LayerReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(path: Path, data: bytes) -> None:
+    def full(*_: object) -> None:
         raise StoreError("the disk is full")
 
-    monkeypatch.setattr("fit.checkpoint.write_atomically", full)
+    monkeypatch.setattr("fit.checkpoint.write_tensors", full)
     assert EDDP(**QUICK).fit(reader, checkpoint=Checkpoint(tmp_path / "d.checkpoint", 0)).filters_.shape == (16, 3)
     assert "could not be kept: the disk is full" in caplog.text
 

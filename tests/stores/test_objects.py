@@ -225,6 +225,16 @@ def test_a_store_that_is_written_anew_is_noticed(remote: Path) -> None:
         lazily[:1].compute(scheduler="synchronous")
 
 
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_a_changed_object_is_found_when_it_is_fetched(remote: Path, compress: str) -> None:
+    write_store(remote, X, compress=compress)
+    file = remote / "layers/a/activations/c.2.0.0"
+    data = file.read_bytes()
+    objects.put({file: data[:-1] + bytes([data[-1] ^ 1])})
+    with pytest.raises(CorruptStoreError, match="Chunk 2 of 'layers/a/activations' .* was changed after"):
+        list(LayerReader(URL).blocks())
+
+
 def test_damaged_truncated_and_gone(remote: Path) -> None:
     write_store(remote, X)
     whole = below(remote)

@@ -193,3 +193,27 @@ def test_parts_are_disjoint_and_hold_everything(tmp_path: Path) -> None:
     np.testing.assert_allclose(statistics(LayerReader(store)).mean, x[valid].mean((0, 1)), rtol=1e-5)
     with pytest.raises(UsageError, match="Part 10/11 of seed 0"):
         LayerReader(store, part=Part(10, 11))
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_a_changed_chunk_is_found_however_it_is_read(tiny_store: Make, compress: str) -> None:
+    x = np.random.default_rng(0).random((64, 16, 16)).astype(np.float32)
+    path = tiny_store({"a": x}, chunk_images=16, compress=compress)
+    file = path / "layers/a/activations/c.1.0.0"
+    data = bytearray(file.read_bytes())
+    data[700] ^= 4
+    file.write_bytes(data)
+    ways: list[Callable[[LayerReader], object]] = [
+        lambda r: list(r.blocks()),
+        lambda r: r.images([20]),
+        lambda r: r.rows([16 * 20]),
+        lambda r: list(shuffled(r)),
+        lambda r: r.sampled_rows(10, 0),
+        lambda r: r.store.dask().compute(),
+    ]
+    for way in ways:
+        with pytest.raises(CorruptStoreError, match=r"Chunk 1 of 'layers/a/activations' .* was changed after"):
+            way(LayerReader(path))
+    reader = LayerReader(path)  # what is sound can be read, and nothing else is read for it
+    assert np.array_equal(reader.rows([0]), x[0, :1])
+    assert np.array_equal(reader.images([40]), x[40:41])

@@ -1,0 +1,79 @@
+"""Tensors and a JSON header as one safetensors file with a digest: directions, corrections, checkpoints.
+
+The header is one entry of the file's metadata: safetensors writes several in an order that changes from run to run. In it, ``digest``
+is the SHA-256 of the file with zeros in place of the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from stores.errors import EDDPError, StoreError
+from stores.files import write_atomically
+from stores.validate import UNREADABLE, Entries, brief, entries_problem, parse_json, whole
+
+FORMAT = 1
+_ZEROS = b"0" * 64
+
+
+def write_tensors(path: Path, key: str, tensors: Mapping[str, np.ndarray], header: dict[str, Any]) -> None:
+    """Write tensors, and ``header`` under ``key`` of the metadata. The names "digest" and "format" are taken."""
+    text = json.dumps({"digest": _ZEROS.decode(), "format": FORMAT, **header})
+    data = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, {key: text})
+    write_atomically(path, data.replace(_ZEROS, _digest(data), 1))
+
+
+def read_tensors(path: Path, key: str, entries: Entries) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors and the header of a file, within ``reading``; ``entries`` of the header are validated.
+
+    Raises StoreError for a newer format.
+    """
+    data = path.read_bytes()
+    tensors = load(data)
+    header = parse_json(_metadata(data).get(key, "{}"))
+    if isinstance(header, dict) and whole(header.get("format"), FORMAT + 1, 2**31):
+        raise StoreError(f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp.")
+    if problem := entries_problem(header, {"format": (lambda v: whole(v, 1, FORMAT), "a whole number from 1 on")}):
+        raise ValueError(problem)
+    digest = header.pop("digest", None)
+    if not isinstance(digest, str):
+        raise ValueError("it has no digest: an older eddp wrote it")
+    if _digest(data.replace(digest.encode(), _ZEROS, 1)) != digest.encode():
+        raise ValueError("its bytes do not match its digest")
+    if problem := entries_problem(header, entries):
+        raise ValueError(problem)
+    return {name: value.copy() for name, value in tensors.items()}, header  # a copy: it may be written to
+
+
+def key_of(path: Path) -> str:
+    """The key of a file's header, within ``reading``."""
+    return str(next(iter(_metadata(path.read_bytes()))))
+
+
+@contextmanager
+def reading(path: Path, what: str, again: str, kind: type[EDDPError]) -> Iterator[None]:
+    """Raise ``kind`` for whatever reading a damaged file ends in: it is no ``what``, and how to make it ``again``."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except (SafetensorError, OSError, *UNREADABLE) as error:
+        raise kind(f"'{path}' is damaged or no {what} ({brief(error)}). {again}") from error
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    return found
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
