@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from stores.errors import CheckpointError, MismatchError, StoreError
-from stores.files import write_atomically
+from stores.files import remove_abandoned, write_atomically
 from stores.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ class Checkpoint:
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             {"eddp-checkpoint": json.dumps(header)},
         )
+        remove_abandoned(self.path)
         try:
             write_atomically(self.path, data)
         except StoreError as error:

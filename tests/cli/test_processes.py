@@ -1,4 +1,4 @@
-"""What is left of a command that is killed: no process."""
+"""What is left of a command that is killed: no process, and no file once the next has run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from own_process import SLOW, start
+from own_process import HELPERS, SLOW, start
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 
@@ -60,3 +62,26 @@ def test_no_worker_outlives_a_killed_extraction(tiny_images: Callable[..., Path]
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+
+
+ABANDON = """
+import os, sys
+from pathlib import Path
+from typing import Any
+from stores.files import aside
+for path in map(Path, sys.argv[1:]):
+    aside(path).write_bytes(b"half of it")
+os._exit(9)
+"""
+
+
+def test_what_a_killed_fit_left_goes_with_the_next(run: Callable[..., Any], tiny_store: Callable[..., Path]) -> None:
+    store = tiny_store({"a": np.random.default_rng(0).random((20, 4, 3), np.float32)})
+    out = store.parent / "d.safetensors"
+    subprocess.run([sys.executable, "-c", ABANDON, out], check=False, cwd=HELPERS.parents[1])
+    theirs = store.parent / f".d.safetensors.{'a' * 20}.partial"  # of another machine
+    theirs.write_bytes(b"half of it")
+    assert len(list(store.parent.glob(".*.partial"))) == 2
+    ended = run("fit", "--store", store, "--directions", 2, "--method", "kmeans", "--out", out, "--refits", 0)
+    assert ended.code == 0, ended.err
+    assert list(store.parent.glob(".*.partial")) == [theirs]
