@@ -16,7 +16,7 @@ sys.path.insert(0, str(HELPERS))
 
 from small_report import small_evaluation  # noqa: E402
 
-LIMITS = (1300, 2200)  # MiB
+LIMITS = (600, 900, 1100, 1300, 1700, 2200, 2500)  # MiB
 TRUST = ("--model", "tiny_net:build")
 LIMITED = """
 import resource, sys
@@ -30,7 +30,7 @@ entry.eddp()
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        evaluation = small_evaluation(folder)
+        evaluation = small_evaluation(folder, directions=3)
         store, images = folder / "acts.zarr", folder / "broden" / "images"
         first, found = next(path for path in images.rglob("*") if path.is_file()), folder / "kmeans.safetensors"
         fit = ("--directions", 3, "--refits", 1, "--set", "refine_steps=5", "--set", "restarts=1")

@@ -53,7 +53,7 @@ def test_no_worker_outlives_a_killed_extraction(tiny_images: Callable[..., Path]
     try:
         with ThreadPoolExecutor() as pool:
             list(pool.map(kill_after_a_worker_started, started, [g.uniform(0, 1), g.uniform(1, 2)]))
-        late = time.monotonic() + 12  # on a busy machine, a worker imports torch for that long
+        late = time.monotonic() + 30  # on a busy machine, importing torch takes long
         while any(members(process.pid) for process in started) and time.monotonic() < late:
             time.sleep(0.1)
         assert [members(process.pid) for process in started] == [[], []]
