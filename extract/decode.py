@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from extract.images import ImageSource
 from extract.reading import out_of_memory, reason, shown
-from extract.signals import held
+from extract.signals import end_with_parent, held
 from stores.errors import EDDPError, ImageError, UsageError
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -117,6 +117,7 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Bat
             prefetch_factor=2,
             pin_memory=False,
             persistent_workers=False,
+            worker_init_fn=end_with_parent,  # torch's own watch misses a parent that ends while workers import torch
         )
         for batch in _alive(loader):
             if batch.failure is not None:

@@ -18,7 +18,7 @@ from extract.layout import LayerLayout
 from extract.memory import is_out_of_memory, memory_used_again
 from extract.model_output import ModelOutput
 from extract.network import capture
-from stores.errors import EDDPError
+from stores.errors import OutOfMemoryError
 
 log = logging.getLogger(__name__)
 MOST = 512  # images a pass: more keeps no GPU busier
@@ -89,7 +89,7 @@ class Forward:
         """Run preprocessed images (n, 3, h, w), in as few passes as memory allows.
 
         ``positions`` {layer: (n, P) int, those of the prefix counted} are what is kept of layers with sampled positions.
-        Raises EDDPError when not even one image fits.
+        Raises OutOfMemoryError when not even one image fits.
         """
         start, size = 0, min(len(images), self.most or len(images))
         while start < len(images):
@@ -102,7 +102,7 @@ class Forward:
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:
-                    raise EDDPError(
+                    raise OutOfMemoryError(
                         f"The device '{self.device}' has not enough memory for a single image. Free some, or use another "
                         "--device. What is done so far is kept."
                     ) from error

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from stores.errors import EDDPError, ImageError
+from stores.errors import EDDPError, ImageError, OutOfMemoryError
 
 # Not read: what Pillow cannot decode itself (stubs, and EPS and WMF, for which it starts other programs), and what has no
 # magic number, so that any file would do. TGA has none either: it is tried for files with its endings alone.
@@ -170,9 +170,9 @@ def read_range(path: Path, offset: int, size: int, name: str) -> bytes:
     return bytes(data)
 
 
-def out_of_memory(name: str) -> EDDPError:
+def out_of_memory(name: str) -> OutOfMemoryError:
     """For an image that there was no memory for."""
-    return EDDPError(
+    return OutOfMemoryError(
         f"There is not enough memory for the image '{name}'. {_KEPT}, with fewer --workers or a smaller --batch-size; if it "
         "is always this image, remove it."
     )
@@ -230,7 +230,8 @@ def _lost(what: str, error: BaseException) -> EDDPError:
         then = (
             "once the disk is back; if the file is really gone, remove it from the dataset, or its line from the list."
         )
-    return EDDPError(f"{what} cannot be read: {reason(error)}. {_KEPT} {then}")
+    kind = OutOfMemoryError if number == errno.ENOMEM else EDDPError
+    return kind(f"{what} cannot be read: {reason(error)}. {_KEPT} {then}")
 
 
 def _is_special(path: Path) -> bool:

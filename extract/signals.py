@@ -1,15 +1,17 @@
-"""Signals held back while processes and threads are started, which then never see them: the one that started them answers.
+"""Signals held back while processes and threads are started, and processes that end with the one that started them.
 
 A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a job. A helper that goes first would make a failure of
-what was an interruption.
+what was an interruption: the process that started it answers. One that is killed answers nothing, so helpers watch it.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import parent_process, resource_tracker
 
 
 @contextmanager
@@ -24,3 +26,15 @@ def held(*signals: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent(_number: int = 0) -> None:
+    """End this worker process as soon as the one that started it has ended, also if that was before this call."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()  # waits on a pipe that the parent holds open: no process number that another could get
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -12,7 +12,7 @@ from extract.head import Head
 from extract.memory import is_out_of_memory
 from fit.uncertainty import constrained_step, uncertainty_loss, unconstrained_step
 from fit.whiten import WhitenedRows, Whitening
-from stores.errors import FitError
+from stores.errors import OutOfMemoryError
 from stores.readers import LayerReader
 
 
@@ -98,7 +98,7 @@ class Uncertainty:
     def _through_the_network(
         self, chosen: torch.Tensor, detectors: Detecting, signals: torch.Tensor, kappa: float
     ) -> torch.Tensor:
-        """Logits of f+(X') for the whole maps of chosen images; raises FitError when memory does not take them."""
+        """Logits of f+(X') for the whole maps of chosen images; raises OutOfMemoryError when memory does not take them."""
         try:
             x = torch.from_numpy(self.reader.images(self.data.images[chosen.numpy()])).to(self.transform.mean.device)
             dy = self._step(self.transform(x), detectors, signals)
@@ -106,7 +106,7 @@ class Uncertainty:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise FitError(
+            raise OutOfMemoryError(
                 f"Memory does not take {len(chosen)} images at once through the network after layer '{self.reader.spec.name}': use "
                 f"--set uncertainty_images={max(1, len(chosen) // 2)}, or leave the term out with --set lambda_uncertainty=0."
             ) from error

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from stores.errors import CheckpointError, MismatchError, StoreError
+from stores.files import remove_abandoned
 from stores.ranks import ALONE, Ranks
 from stores.tensors import read_tensors, reading, write_tensors
 from stores.validate import MOST_IMAGES, UNREADABLE, brief, entries_problem, finite, whole
@@ -137,6 +138,7 @@ class Checkpoint:
         if self.path is None:
             return
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        remove_abandoned(self.path)
         try:
             write_tensors(self.path, "eddp-checkpoint", arrays, {"identity": self._identity, "values": values})
         except StoreError as error:

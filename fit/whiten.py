@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from extract.memory import is_out_of_memory
-from stores.errors import FitError
+from stores.errors import FitError, OutOfMemoryError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks, part_of
 from stores.readers import LayerReader
@@ -187,7 +187,7 @@ def whiten_store(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise FitError(
+        raise OutOfMemoryError(
             f"Memory does not take {held.end - held.start} positions of {r} numbers ({4 * (held.end - held.start) * r / 2**30:.1f} GiB): use fewer "
             f"with --set max_rows={take // 4}, or read them from the store at every step with --set rows=store."
         ) from error

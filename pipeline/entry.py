@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.messages import INTERRUPTED, json_line
+from pipeline.shortage import limited_address_space
 from pipeline.speaking import wants_json
 
 
@@ -20,9 +21,12 @@ def _run(script: str) -> None:
     """Import the commands, ending at once on Ctrl-C or SIGTERM, then run one of them."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
-        line = json_line("error", "error", command, INTERRUPTED, exit_code=130) if as_json else INTERRUPTED + "\n"
+        leave(INTERRUPTED, 130)
+
+    def leave(message: str, code: int) -> NoReturn:
+        line = json_line("error", "error", command, message, exit_code=code) if as_json else message + "\n"
         os.write(2, line.encode())
-        os._exit(130)
+        os._exit(code)
 
     command, as_json = script.removesuffix("_script"), False
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -31,7 +35,10 @@ def _run(script: str) -> None:
     as_json = wants_json(command, sys.argv[1:])
     from pipeline import main
 
-    if command in main.COMMANDS:  # with all that it needs, which is what takes long
+    if command in main.COMMANDS:
+        if message := limited_address_space(command):
+            leave(message if as_json else f"Error: {message}", 1)
+        # with all that it needs, which is what takes long
         main.load(command)
     for number, handler in before.items():
         signal.signal(number, handler)

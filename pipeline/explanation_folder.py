@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from stores.errors import StoreError, UsageError
-from stores.files import json_bytes, write_atomically
+from stores.files import aside, asides, is_abandoned, json_bytes, write_atomically
 from stores.folders import MANIFEST, write_manifest
 from stores.validate import UNREADABLE, parse_json, read_small
 
 MADE_BY = "eddp explain"
 DOCUMENT, PAGE, PICTURES = "explanation.json", "index.html", "pictures"
 DAY = 86400  # seconds
-_ASIDE = re.compile(r"\.[0-9a-f]{8}\.partial")
 
 
 class Folder:
@@ -35,11 +33,11 @@ class Folder:
             raise UsageError(f"'{out}' (--out) is a file; name a folder.")
         self.out = out
         earlier = _document(out)
-        if earlier is None and out.is_dir() and not all(_ASIDE.fullmatch(path.name) for path in out.iterdir()):
+        if earlier is None and out.is_dir() and set(out.iterdir()) - set(asides(out / DOCUMENT)):
             raise UsageError(
                 f"The folder '{out}' (--out) holds other things than an explanation, and is left alone. Name another folder."
             )
-        self._aside = out / f".{uuid.uuid4().hex[:8]}.partial"
+        self._aside = aside(out / DOCUMENT)
         self._listed = set(_listed(earlier or {}))
         self._names: list[str] = []
         self._made = not out.exists()
@@ -112,8 +110,8 @@ def _plain(name: str) -> bool:
 
 
 def _forget_killed(out: Path) -> None:
-    """Take away what a run left that was killed more than a day ago: nobody would find it, its name is hidden."""
-    for left in out.iterdir() if out.is_dir() else ():
+    """Delete what killed runs left: of other machines, more than a day ago."""
+    for left in asides(out / DOCUMENT):
         with suppress(OSError):
-            if _ASIDE.fullmatch(left.name) and time.time() - left.stat().st_mtime > DAY:
+            if is_abandoned(left) or time.time() - left.stat().st_mtime > DAY:
                 shutil.rmtree(left, ignore_errors=True)

@@ -17,9 +17,9 @@ import click
 from click.core import ParameterSource
 
 from pipeline.messages import INTERRUPTED, Sentences, visible
-from pipeline.shortage import is_shortage, shortage
+from pipeline.shortage import shortage, shortage_in
 from pipeline.speaking import read_config, speaking, wants_json
-from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError
+from stores.errors import EDDPError, MissingPathError, OutOfMemoryError, UnknownNameError, UsageError
 
 LONGEST = 200  # characters of what is quoted from a configuration file
 F = TypeVar("F", bound=Callable[..., Any])
@@ -182,22 +182,25 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
     except (KeyboardInterrupt, click.Abort):
         who.interrupted(INTERRUPTED)
         return 130
-    except EDDPError as error:
-        return failed(str(error), error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except OSError as error:
-        where = f"'{error.filename}': " if error.filename else ""
-        return failed(f"{where}{error.strerror or error}.", 2 if error.errno == errno.ENAMETOOLONG else 1)
     except Exception as error:  # noqa: BLE001  (the last resort: a user gets a sentence, a developer --debug)
-        if is_shortage(error):
-            return failed(shortage(error, who.command))
-        text = str(error).strip().split("\n")[0][:LONGEST]
-        return failed(
-            f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback, and report it)."
-        )
+        return failed(*_reason(error, who.command))
     return 0
+
+
+def _reason(error: Exception, command: str) -> tuple[str, int]:
+    """Why a command failed, and its exit code."""
+    if (cause := shortage_in(error)) and not isinstance(error, OutOfMemoryError):
+        return shortage(cause, command), 1
+    if isinstance(error, EDDPError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        where = f"'{error.filename}': " if error.filename else ""
+        return f"{where}{error.strerror or error}.", 2 if error.errno == errno.ENAMETOOLONG else 1
+    text = str(error).strip().split("\n")[0][:LONGEST]
+    return f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback, and report it).", 1
 
 
 def _meant(command: click.Command, name: str, arguments: Sequence[str]) -> str:

@@ -110,7 +110,7 @@ class ChunkedArray:
     def read(self, chunk: int) -> np.ndarray:
         """The rows of one chunk: a copy-on-write memory map where uncompressed, decoded otherwise.
 
-        Raises CorruptStoreError when the file is missing, damaged, or cannot be decoded: never zeros.
+        Raises CorruptStoreError when the file is missing, damaged, or cannot be decoded: never zeros; MemoryError.
         """
         block = self._read_file(chunk, self.file(chunk))
         return block[: self.rows(chunk)]
@@ -127,7 +127,7 @@ class ChunkedArray:
             return self._decoded(data)
         except CorruptStoreError:
             raise
-        except (OSError, ValueError, RuntimeError, MemoryError) as error:  # hostile sizes ask for any memory
+        except (OSError, ValueError, RuntimeError) as error:
             raise self._unreadable(chunk, error) from error
 
     def _compare(self, chunk: int, file: Path, crc: Callable[[], int]) -> None:
@@ -154,13 +154,15 @@ class ChunkedArray:
 
     def _decoded(self, data: bytes) -> np.ndarray:
         """A whole chunk from the bytes of its compressed file. Raises ValueError, RuntimeError."""
-        block = np.empty(self.chunk_shape, self.dtype)
-        if (found := content_size(data)) != self.chunk_bytes:
+        if (found := content_size(data)) != self.chunk_bytes:  # before memory is asked for: the shape may be hostile
             raise ValueError(f"{found} decoded bytes instead of {self.chunk_bytes}")
+        block = np.empty(self.chunk_shape, self.dtype)
         Zstd().decode(data, block.view(np.uint8).reshape(-1))
         return block
 
-    def _unreadable(self, chunk: int, error: Exception) -> CorruptStoreError:
+    def _unreadable(self, chunk: int, error: Exception) -> CorruptStoreError | MemoryError:
+        if getattr(error, "errno", None) == errno.ENOMEM:
+            return MemoryError(f"'{self.file(chunk)}' could not be mapped")
         reason = getattr(error, "strerror", None) or error
         return CorruptStoreError(
             f"Chunk {chunk} of '{self.path}' cannot be read from '{self.file(chunk)}': {reason}. "

@@ -22,7 +22,6 @@ import logging
 import shutil
 import stat
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from zarr.storage import MemoryStore
 from stores import objects
 from stores.checksums import checksum, file_checksum
 from stores.errors import CorruptStoreError, StoreError
-from stores.files import json_bytes, sync_folder, write_atomically
+from stores.files import aside, asides, is_abandoned, json_bytes, sync_folder, write_atomically
 from stores.places import ObjectPath, is_remote
 from stores.validate import UNREADABLE, is_plain, read_small
 
@@ -42,7 +41,9 @@ log = logging.getLogger(__name__)
 
 # The attributes of groups from before there were checksums: the truth's, the statistics'. No flipped bit leads there.
 BEFORE_CHECKSUMS: tuple[set[str], ...] = (set(), {"count", "crc32c", "key"})
-ABANDONED_SECONDS = 3600.0  # a half-written group that has not grown for so long is of a process that was killed
+ABANDONED_SECONDS = (
+    3600.0  # a half-written group that has not grown for so long was left by a killed process, wherever that ran
+)
 
 
 def write_derived(folder: Path, arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
@@ -54,22 +55,22 @@ def write_derived(folder: Path, arrays: dict[str, np.ndarray], attributes: dict[
     if is_remote(folder):
         _write_objects(folder, arrays, attributes)
         return
-    aside = _aside(folder)
+    new = aside(folder)
     files: dict[str, list[int]] = {}
     try:
         for name, value in arrays.items():
             for relative, data in _array_files(name, value):
-                write_atomically(aside / relative, data)
+                write_atomically(new / relative, data)
                 files[relative] = [checksum(memoryview(data)), len(data)]
-        write_atomically(aside / "zarr.json", _head(attributes, files))  # last: without it there is no group
-        _put_in_place(aside, folder)
+        write_atomically(new / "zarr.json", _head(attributes, files))  # last: without it there is no group
+        _put_in_place(new, folder)
         sync_folder(folder.parent)
     except StoreError:
         raise
     except OSError as error:
         raise StoreError(f"'{folder}' could not be written: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)  # gone already, unless something went wrong
+        shutil.rmtree(new, ignore_errors=True)  # gone already, unless something went wrong
         _remove_abandoned(folder)
 
 
@@ -287,10 +288,6 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-
-
 def _put_in_place(new: Path, folder: Path) -> None:
     """Rename a whole group to its name; one that is there is renamed out of the way first, and then deleted."""
     for _ in range(16):  # more than once only while other processes put theirs there
@@ -300,7 +297,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        old = _aside(folder)
+        old = aside(folder)
         with suppress(FileNotFoundError):
             folder.rename(old)
             shutil.rmtree(old, ignore_errors=True)
@@ -308,7 +305,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    for left in folder.parent.glob(f".{folder.name}.*.partial"):
+    for left in asides(folder):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+            if is_abandoned(left) or time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)

@@ -77,6 +77,10 @@ class NonFiniteError(EDDPError, ArithmeticError):
     """Activations or losses are NaN or infinite; the message names the first image concerned."""
 
 
+class OutOfMemoryError(EDDPError, MemoryError):
+    """Memory does not suffice; the message says what needs less."""
+
+
 class NotFittedError(UsageError, AttributeError):
     """An estimator was asked for what only a fit gives."""
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import json
 import os
+import platform
 import shutil
 import sys
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,7 +56,7 @@ class Together:
         if is_remote(path):
             self._objects[path] = bytes(data)
             return checksum(data)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        temporary = aside(path)
         try:
             self._make_folder(path.parent)
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -126,7 +129,11 @@ def write_atomically(path: Path, data: Data) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise StoreError before long work where its result could not be written to ``path`` afterwards; nothing is written to ``path``."""
+    """Raise StoreError before long work where its result could not be written to ``path`` afterwards; nothing is written to ``path``.
+
+    What killed processes left half-written for it is deleted.
+    """
+    remove_abandoned(path)
     with Together() as files:
         files.add(path, bytes(2**20))  # an empty file fits on a full disk
 
@@ -146,16 +153,59 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
+def aside(path: Path, ending: str = "partial") -> Path:
+    """A hidden name next to ``path``, for what is being written; it says which process of which machine writes."""
+    return path.with_name(f".{path.name}.{_machine()}{os.getpid():06x}{uuid.uuid4().hex[:6]}.{ending}")
+
+
+def asides(path: Path, ending: str = "partial") -> list[Path]:
+    """What there is under names that ``aside`` gave for ``path``."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 20}.{ending}"))
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether the process that ``aside`` named ``path`` for ran on this machine and has ended."""
+    token = path.suffixes[-2][1:]
+    try:
+        os.kill(int(token[8:14], 16), 0)
+    except ProcessLookupError:
+        return token[:8] == _machine()
+    except OSError:  # another user's
+        pass
+    return False
+
+
+def remove_abandoned(path: Path) -> None:
+    """Delete what killed processes of this machine left half-written for ``path``, a file or a folder."""
+    if not is_remote(path):
+        _remove(left for left in asides(path) if is_abandoned(left))
+
+
+@lru_cache
+def _machine() -> str:
+    """This machine in 8 digits; containers with process numbers of their own are machines, too."""
+    try:
+        numbers = os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:
+        numbers = ""
+    return f"{checksum(f'{platform.node()} {numbers}'.encode()):08x}"
+
+
 def remove_partial(folders: Iterable[Path]) -> None:
     """Delete what writers that were killed left half-written in these folders, files and folders."""
     for folder in folders:
         if is_remote(folder):
             return  # an object is whole, or not there
-        for left in folder.glob(".*.partial"):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        _remove(folder.glob(".*.partial"))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 def _refused(path: Path, error: OSError) -> StoreError:

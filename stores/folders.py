@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from pathlib import Path
 from stores.checksums import checksum, file_checksum
 from stores.derived import file_problem
 from stores.errors import EDDPError, StoreError, StoreExistsError
-from stores.files import json_bytes, sync, sync_folder
+from stores.files import aside, asides, is_abandoned, json_bytes, sync, sync_folder
 from stores.places import is_remote
 from stores.validate import UNREADABLE, parse_json, read_small
 
@@ -65,8 +63,7 @@ def replacing(out: Path, ours: Ours) -> Iterator[Path]:
     check_replaceable(out, ours)
     out = out.absolute()
     inside = False
-    number = uuid.uuid4().hex[:8]
-    new, old = (out.with_name(f".{out.name}.{number}.{ending}") for ending in ("partial", "old"))
+    new, old = aside(out), aside(out, "old")
     try:
         new.mkdir(parents=True)
         _tidy(out, ours)
@@ -134,17 +131,16 @@ def _of_writing(error: OSError, *places: Path) -> bool:
 
 
 def _tidy(out: Path, ours: Ours) -> None:
-    """Put back what a run left that was killed between its renames, and take away what nothing was written to for a day: nobody would
-    find it, its name is hidden."""
-    stem = f".{glob.escape(out.name)}.????????"
+    """Put back what a run left that was killed between its renames, and delete what killed runs left: of other machines, what nothing
+    was written to for a day."""
     if not out.exists():
-        left = sorted((p for p in out.parent.glob(f"{stem}.old") if _is_ours(p, ours)), key=_written)
+        left = sorted((p for p in asides(out, "old") if _is_ours(p, ours)), key=_written)
         if left:
             left[-1].rename(out)
-    for folder in [*out.parent.glob(f"{stem}.partial"), *out.parent.glob(f"{stem}.old")]:
+    for folder in [*asides(out), *asides(out, "old")]:
         if folder.suffix == ".old" and not _is_ours(folder, ours):
             continue
-        if time.time() - _written(folder) > DAY:  # a run that still fills its folder writes to it
+        if is_abandoned(folder) or time.time() - _written(folder) > DAY:  # who still fills a folder writes to it
             shutil.rmtree(folder, ignore_errors=True)
 
 

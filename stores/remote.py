@@ -83,7 +83,7 @@ class RemoteArray(ChunkedArray):
                     block = self._of_bytes(fetched[k]) if self.raw else self._decoded(fetched[k])
             except CorruptStoreError:
                 raise
-            except (OSError, ValueError, RuntimeError, MemoryError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise self._unreadable(k, error) from error
             blocks.append(block[: self.rows(k)])
         return blocks

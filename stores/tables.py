@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -19,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from stores.errors import StoreError
-from stores.files import Data, rename, sync, sync_folder, write_bytes
+from stores.files import Data, aside, remove_abandoned, rename, sync, sync_folder, write_bytes
 from stores.validate import UNREADABLE, brief
 
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
@@ -88,11 +87,13 @@ def write_parts(folder: Path, name: str, parts: Iterable[Columns]) -> list[Path]
     Both files get their names when all parts are on the disk; until then, and for good when that fails, what they were stays.
     """
     paths = [folder / f"{name}.csv", folder / f"{name}.parquet"]
-    unfinished = [path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial") for path in paths]
+    unfinished = [aside(path) for path in paths]
     rest = iter(parts)
     first = _table(next(rest))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            remove_abandoned(path)
         with ExitStack() as stack:
             csv, parquet = (stack.enter_context(_Unfinished(path)) for path in unfinished)
             with (

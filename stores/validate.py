@@ -37,7 +37,7 @@ _TEXTS = ("model", "weights", "weights_source", "weights_digest", "code_version"
 _OPTIONAL = {"prefix": 0, "stored_positions": None, "layout": "nchw"}
 _KNOWN = {"name", "grid", "channels", *_OPTIONAL}
 # What reading a document of any content may end in, apart from OSError: nested too deeply, numbers beyond all bounds
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, MemoryError)
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 def read_small(path: Path) -> bytes:

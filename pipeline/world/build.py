@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from extract.signals import end_with_parent
 from pipeline.world.broden_writer import Row, save_jpeg, write_picture, write_tables
 from pipeline.world.labels import MARKED_SCENE, SCENES, WATERMARK
 from pipeline.world.mark import stamp
@@ -116,6 +117,7 @@ def _draw_batch(root: Path, items: list[Item], size: int, seed: int) -> list[Row
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
+    end_with_parent()
 
 
 def _start_pool(workers: int) -> ProcessPoolExecutor | None:

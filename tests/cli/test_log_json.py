@@ -207,7 +207,11 @@ def test_what_others_write_is_caught(capsys: pytest.CaptureFixture[str], recwarn
     [
         (StoreError("The disk is full."), 1, "The disk is full."),
         (KeyboardInterrupt(), 130, "Interrupted."),
-        (MemoryError(), 1, "not enough memory (allocation failed). Use smaller inputs."),
+        (
+            MemoryError(),
+            1,
+            "not enough memory (allocation failed). Use smaller inputs, or give the process more memory.",
+        ),
         (
             RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."

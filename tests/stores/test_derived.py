@@ -214,13 +214,15 @@ def test_writers_of_the_same_group_at_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_a_killed_writer_left_is_deleted_when_it_is_old(tmp_path: Path) -> None:
-    young, old = tmp_path / ".g.1a.partial", tmp_path / ".g.2b.partial"
-    for folder in (young, old, tmp_path / ".h.3c.partial"):
+    young, old, other = (
+        tmp_path / f".{name}.{digits * 10}.partial" for name, digits in (("g", "1a"), ("g", "2b"), ("h", "3c"))
+    )
+    for folder in (young, old, other):
         (folder / "x").mkdir(parents=True)
-    for folder in (old, tmp_path / ".h.3c.partial"):
+    for folder in (old, other):
         os.utime(folder, (time.time() - 9999,) * 2)
     write_derived(tmp_path / "g", ARRAYS, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".g.1a.partial", ".h.3c.partial", "g"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, other.name, "g"]
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:

@@ -70,23 +70,23 @@ def test_a_rename_that_fails_gives_the_old_one_back(tmp_path: Path, monkeypatch:
 
 def test_a_folder_that_a_run_still_fills_is_left_and_one_of_a_killed_run_is_not(tmp_path: Path) -> None:
     out, long_ago = tmp_path / "report", time.time() - 3 * 86400
-    for name in ("aaaaaaaa", "bbbbbbbb"):
+    for name in ("a" * 20, "b" * 20):
         (tmp_path / f".report.{name}.partial" / "t").mkdir(parents=True)
         for part in (f".report.{name}.partial/t", f".report.{name}.partial"):
             os.utime(tmp_path / part, (long_ago, long_ago))
-    (tmp_path / ".report.aaaaaaaa.partial" / "t" / "new.webp").write_bytes(b"x")
-    os.utime(tmp_path / ".report.aaaaaaaa.partial" / "t", (long_ago, long_ago))
+    (tmp_path / f".report.{'a' * 20}.partial" / "t" / "new.webp").write_bytes(b"x")
+    os.utime(tmp_path / f".report.{'a' * 20}.partial" / "t", (long_ago, long_ago))
     with replacing(out, OURS) as folder:
         fill(folder, "x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".report.aaaaaaaa.partial", "report"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".report.{'a' * 20}.partial", "report"]
 
 
 def test_what_a_run_killed_between_its_renames_left_is_put_back(tmp_path: Path) -> None:
     out = tmp_path / "report"
     with replacing(out, OURS) as folder:
         fill(folder, "old")
-    out.rename(tmp_path / ".report.12345678.old")
-    (tmp_path / ".report.87654321.old").mkdir()  # somebody else's
+    out.rename(tmp_path / ".report.12345678901234567890.old")
+    (tmp_path / ".report.09876543210987654321.old").mkdir()  # somebody else's
 
     def stopped() -> None:
         with replacing(out, OURS):
@@ -96,7 +96,7 @@ def test_what_a_run_killed_between_its_renames_left_is_put_back(tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert (out / "d" / "page.html").read_text() == "old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".report.87654321.old", "report"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".report.09876543210987654321.old", "report"]
 
 
 def test_an_error_of_reading_is_not_told_as_one_of_writing(tmp_path: Path) -> None:
