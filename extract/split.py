@@ -212,7 +212,8 @@ class Traced(Split):
     def _head(self, layer: str) -> nn.Module:
         cut = self.output[layer]
         after = self._after(cut) if cut is not None else None
-        assert cut is not None and after is not None
+        assert cut is not None
+        assert after is not None
         needed = set(after)
         for node in reversed(self.nodes):  # whatever does not depend on the image is copied where it is needed
             if node in needed:

@@ -56,7 +56,9 @@ def filter_signal_orthogonality(filters: torch.Tensor, signals: torch.Tensor) ->
     if i < 2:
         return filters.sum() * 0
     u, s = F.normalize(filters, dim=0), F.normalize(signals, dim=0)
-    if i > r:  # Σ_ij (ū_i · s̄_j)² from the r × r matrices; it is well above the diagonal's share, as more than r pairs overlap
+    if (
+        i > r
+    ):  # Σ_ij (ū_i · s̄_j)² from the r × r matrices; it is well above the diagonal's share, as more than r pairs overlap
         off = (((u @ u.T) * (s @ s.T)).sum() - (u * s).sum(0).square().sum()).clamp_min(0)
     else:
         gram = u.T @ s

@@ -44,9 +44,7 @@ def test_the_step_removes_exactly_what_the_detectors_see() -> None:
     y = torch.randn(5, 6, generator=g, dtype=torch.float64)
     b = torch.randn(3, generator=g, dtype=torch.float64)
     z = y @ w - b
-    torch.testing.assert_close(
-        (y - constrained_step(z, w, s, 0.0)) @ w - b, torch.zeros(5, 3, dtype=torch.float64)
-    )
+    torch.testing.assert_close((y - constrained_step(z, w, s, 0.0)) @ w - b, torch.zeros(5, 3, dtype=torch.float64))
     torch.testing.assert_close((y - unconstrained_step(z, w)) @ w - b, torch.zeros(5, 3, dtype=torch.float64))
 
 
