@@ -52,7 +52,9 @@ class Counts:
     def iou(self, split: int) -> np.ndarray:
         """(J, L) intersection over union on a split; unions count only images annotated in the label's category."""
         both = self.both[split]
-        union = self.detector[split][:, self.category_of] + self.label[split][None, :] - both
+        union = self.detector[split][:, self.category_of]  # a copy, for J × L numbers may be gigabytes
+        union += self.label[split]
+        union -= both
         return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
     def __add__(self, other: Counts) -> Counts:

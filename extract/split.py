@@ -52,7 +52,10 @@ class Split(ABC):
         """Tell whether everything after the layer, which runs exactly once, sees the image through it alone."""
 
     @abstractmethod
-    def _parts(self, layer: str) -> tuple[nn.Module, nn.Module]: ...
+    def _backbone(self, layer: str) -> nn.Module: ...
+
+    @abstractmethod
+    def _head(self, layer: str) -> nn.Module: ...
 
     def cuts(self) -> list[str]:
         """Give the dotted names of all layers that are cuts, in the order in which they finish."""
@@ -60,14 +63,14 @@ class Split(ABC):
 
     def backbone(self, layer: str) -> nn.Module:
         """Give the module from images (n, 3, h, w) to the layer's own output. Raises as ``require_cut`` does."""
-        return self._parts(self.require_cut(layer))[0]
+        return self._backbone(self.require_cut(layer))
 
     def head(self, layer: str) -> nn.Module:
         """Give the module from the layer's own output to the model's; it never writes into its input.
 
         Raises as ``require_cut`` does.
         """
-        return self._parts(self.require_cut(layer))[1]
+        return self._head(self.require_cut(layer))
 
     def canonical(self, layer: str) -> str:
         """Give the first name of the module called ``layer``. Raises UnknownNameError as ``require_cut`` does."""
@@ -195,14 +198,9 @@ class Traced(Split):
                 after.add(node)
         return after - {cut} if self.nodes[-1] in after else None
 
-    def _parts(self, layer: str) -> tuple[nn.Module, nn.Module]:
+    def _backbone(self, layer: str) -> nn.Module:
         cut = self.output[layer]
-        after = self._after(cut) if cut is not None else None
-        if cut is None or after is None:
-            raise NotACutError(f"Layer {layer!r} is no cut of the network.")
-        return self._backbone(cut), self._head(cut, after)
-
-    def _backbone(self, cut: fx.Node) -> nn.Module:
+        assert cut is not None
         graph = fx.Graph()
         env: dict[fx.Node, fx.Node] = {}
         for node in self.nodes[: self.nodes.index(cut) + 1]:  # all before it, for what they may write in place
@@ -211,7 +209,11 @@ class Traced(Split):
         graph.eliminate_dead_code(_has_effect)
         return self._compile(graph, "Backbone")
 
-    def _head(self, cut: fx.Node, after: set[fx.Node]) -> nn.Module:
+    def _head(self, layer: str) -> nn.Module:
+        cut = self.output[layer]
+        after = self._after(cut) if cut is not None else None
+        assert cut is not None
+        assert after is not None
         needed = set(after)
         for node in reversed(self.nodes):  # whatever does not depend on the image is copied where it is needed
             if node in needed:
@@ -356,7 +358,7 @@ class Replayed(Split):
     def _replays(self, layer: str) -> bool:
         """Tell whether the layer's output, put into the run on another image, gives the model's own output."""
         with torch.no_grad():
-            backbone, head = self._parts(layer)
+            backbone, head = self._backbone(layer), self._head(layer)
             taken = backbone(self.example)
             if not isinstance(taken, torch.Tensor) or taken.shape[0] != self.example.shape[0]:
                 return False
@@ -365,8 +367,11 @@ class Replayed(Split):
         spread = (wanted - self.expected).abs().max()  # what one image differs from another: must all pass the layer
         return bool((replayed - wanted).abs().max() <= 1e-3 * spread + 1e-6 * wanted.abs().max())
 
-    def _parts(self, layer: str) -> tuple[nn.Module, nn.Module]:
-        return ReplayBackbone(self.module, layer), ReplayHead(self.module, layer, self.example[:1])
+    def _backbone(self, layer: str) -> nn.Module:
+        return ReplayBackbone(self.module, layer)
+
+    def _head(self, layer: str) -> nn.Module:
+        return ReplayHead(self.module, layer, self.example[:1])
 
 
 def trace(

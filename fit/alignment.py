@@ -144,4 +144,4 @@ class Uncertainty:
         if self.how.step == "unconstrained":
             return unconstrained_step(distance, unit)
         encoding = F.normalize(signals, dim=0)
-        return constrained_step(distance, unit.T @ encoding, encoding, self.how.ridge)
+        return constrained_step(distance, unit, encoding, self.how.ridge)

@@ -60,7 +60,7 @@ class EDDPConfig(FitterConfig):
     lose concepts (BENCHMARKS.md). At most ``max_rows`` positions are used, a seeded sample of
     all; ``rows`` "memory" keeps them whitened in memory, "store" uses every position and reads the store at each step.
 
-    **Start.** ``restarts`` runs of k-means, and independent components by skewness, each refined for ``restart_steps`` on ``restart_rows`` positions; the one of least loss
+    **Start.** ``restarts`` runs of k-means, and independent components by skewness where there are 32 positions a direction, each refined for ``restart_steps`` on ``restart_rows`` positions; the one of least loss
     is gone on with.
 
     **Regime.** "sharp": margins begin at a fifteenth of the mean distance from the threshold's plane, the learning rate at 2e-2, with

@@ -52,12 +52,18 @@ def maximum_margin(inverse_margins: torch.Tensor) -> torch.Tensor:
 
 def filter_signal_orthogonality(filters: torch.Tensor, signals: torch.Tensor) -> torch.Tensor:
     """``L_fso``: root mean square over i ≠ j of ū_i · s̄_j, both unit norm; filters and signals are (C, I)."""
-    i = filters.shape[1]
+    r, i = filters.shape
     if i < 2:
         return filters.sum() * 0
-    gram = F.normalize(filters, dim=0).T @ F.normalize(signals, dim=0)
-    off = gram - torch.diag(torch.diagonal(gram))
-    return (off.square().sum() / (i * (i - 1)) + 1e-12).sqrt()
+    u, s = F.normalize(filters, dim=0), F.normalize(signals, dim=0)
+    if (
+        i > r
+    ):  # Σ_ij (ū_i · s̄_j)² from the r × r matrices; it is well above the diagonal's share, as more than r pairs overlap
+        off = (((u @ u.T) * (s @ s.T)).sum() - (u * s).sum(0).square().sum()).clamp_min(0)
+    else:
+        gram = u.T @ s
+        off = (gram - torch.diag(torch.diagonal(gram))).square().sum()
+    return (off / (i * (i - 1)) + 1e-12).sqrt()
 
 
 def correlated_logits(filters: torch.Tensor, covariance: torch.Tensor, most: float) -> torch.Tensor:
@@ -66,10 +72,14 @@ def correlated_logits(filters: torch.Tensor, covariance: torch.Tensor, most: flo
     It keeps apart detectors that say nearly the same: halves of the images share one concept out among them differently.
     Filters are (r, I), ``covariance`` (r, r) that of the rows.
     """
-    together = filters.T @ covariance.to(filters.dtype) @ filters
-    scale = together.diagonal().clamp_min(1e-12).rsqrt()
-    excess = F.relu(together * scale[:, None] * scale - most)
-    return (excess - torch.diag(excess.diagonal())).square().sum() / len(together)
+    covariance = covariance.to(filters.dtype)
+    scale = (filters * (covariance @ filters)).sum(0).clamp_min(1e-12).rsqrt()
+    unit = filters * scale  # whose logits have variance 1
+    with torch.no_grad():  # the gradient by hand: autograd would hold ten arrays of I × I
+        across = covariance @ unit
+        excess = F.relu(unit.T @ across - most).fill_diagonal_(0)
+        value, slope = excess.square().sum() / len(excess), across @ excess * (4 / len(excess))
+    return value + (slope * (unit - unit.detach())).sum()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from fit.clustering import nearest, skewness_clusters, spherical_kmeans
 from fit.detectors import Detectors
 from fit.positions import Positions, gathered, positions, ranks_of
 from fit.refine import refine
+from fit.reseed import ENOUGH
 from fit.signals import moments_of
 from fit.start import SAMPLE, best_f1_thresholds, sample_rows
 from stores.progress import Progress, silent
@@ -86,7 +87,9 @@ def begin(
         found = from_clusters(rows, config, config.seed).tensors() if ranks.rank == 0 else None
         given = {name: tensor.to(rows.device) for name, tensor in ranks.share(found).items()}
         return Beginning(sharpened(Detectors(**given), config, soft), soft)
-    skewed = not soft and config.restarts > 1 and config.n_directions <= rows.shape[1]
+    # components of fewer positions than this are noise, and cost I³ a step
+    enough = len(rows) >= ENOUGH * config.n_directions
+    skewed = not soft and config.restarts > 1 and enough and config.n_directions <= rows.shape[1]
     turns = config.restarts + skewed
     best = _best(rows, config, soft, range(1), ranks, progress)
     if turns > 1 and not (several and config.regime == "auto" and best.sparsity > CLEARLY * config.crisp):

@@ -75,13 +75,12 @@ def pooled_signals(sums: Sums, filters: torch.Tensor, moments: Moments) -> torch
     Two detectors that are always positive together explain the same: C_mm gets a small ridge.
     """
     share = sums.positives.double() / max(sums.count, 1)
-    presence = sums.together - torch.outer(share, share)
+    presence = torch.addr(sums.together, share, share, alpha=-1)
     with_rows = sums.mean.double().T * share[:, None] - torch.outer(share, moments.mean)
-    ridge = 1e-6 * presence.diagonal().mean() + 1e-12
+    presence.diagonal().add_(1e-6 * presence.diagonal().mean() + 1e-12)
+    # Σ_w before the filters: one triangular solve for each of the r axes, none for each of the I filters
+    half = torch.linalg.solve_triangular(torch.linalg.cholesky(presence), with_rows, upper=False)
     w = F.normalize(filters.double(), dim=0)
-    explained = torch.linalg.solve(
-        presence + ridge * torch.eye(len(share), dtype=w.dtype, device=w.device), with_rows @ w
-    )
-    signals = moments.covariance @ w - with_rows.T @ explained
+    signals = (moments.covariance - half.T @ half) @ w
     known = signals.norm(dim=0) > 1e-9
     return torch.where(known, signals, w).to(filters.dtype)

@@ -19,22 +19,27 @@ import torch
 import torch.nn.functional as F
 
 
-def constrained_step(logits: torch.Tensor, gram: torch.Tensor, signals: torch.Tensor, ridge: float) -> torch.Tensor:
-    """``dx = S (GᵀG + λI)⁻¹ Gᵀ z``.
+def constrained_step(logits: torch.Tensor, filters: torch.Tensor, signals: torch.Tensor, ridge: float) -> torch.Tensor:
+    """``dx = S (GᵀG + λI)⁻¹ Gᵀ z``, ``G = UᵀS``.
 
     Parameters
     ----------
     logits : (…, I) logits z of unit filters (distances from the thresholds' planes).
-    gram : (I, I) ``G_ij = ū_i · s̄_j``.
+    filters : (r, I) unit filters U.
     signals : (r, I) unit signal vectors, constants for the gradient.
     ridge : λ; 0 uses the pseudo-inverse of G.
 
     Returns (…, r), in the coordinates of ``signals``.
     """
+    r, i = filters.shape
     if ridge <= 0:
-        return logits @ torch.linalg.pinv(gram).T @ signals.T
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    # solve for the I×r matrix that all positions share, once, instead of for every position's values
+        return logits @ torch.linalg.pinv(filters.T @ signals).T @ signals.T
+    eye = torch.eye(min(r, i), dtype=filters.dtype, device=filters.device)
+    # solve for the matrix that all positions share, once, instead of for every position's values
+    if i > r:  # the same by an r × r system: S Sᵀ (U Uᵀ S Sᵀ + λI)⁻¹ U
+        spread = signals @ signals.T
+        return logits @ (spread @ torch.linalg.solve(filters @ filters.T @ spread + ridge * eye, filters)).T
+    gram = filters.T @ signals
     shared = torch.linalg.solve(gram.T @ gram + ridge * eye, gram.T)
     return logits @ shared.T @ signals.T
 

@@ -16,6 +16,7 @@ from tests.benchmarks import (
     fitting,
     gpu,
     influence,
+    load,
     objects,
     ranks,
     report,
@@ -36,6 +37,7 @@ SUITES = {
     "dissection": dissection.rows,
     "report": report.rows,
     "scaling": scaling.rows,
+    "load": load.rows,
     "gpu": gpu.rows,
     "chain": chain.rows,
 }

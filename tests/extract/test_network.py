@@ -10,6 +10,7 @@ from extract.layout import LayerLayout
 from extract.layout_probe import find_layouts
 from extract.network import LayerInfo, Network, capture, list_layers
 from extract.probe import probe_images
+from extract.split import Traced
 from extract.vision import Preprocess, transforms
 from extract.zoo import LoadedModel, load_model
 from stores.errors import NonFiniteError, NotACutError, UnknownNameError, UsageError
@@ -181,6 +182,16 @@ def test_captured_copies_survive_what_follows_in_place() -> None:
     assert first["one"].is_contiguous()
     assert torch.equal(logits, Network.from_loaded(loaded, "one").logits(images))
     assert no_hooks(loaded.module)
+
+
+def test_each_half_of_a_cut_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    compile_graph = Traced._compile
+    monkeypatch.setattr(
+        Traced, "_compile", lambda self, graph, name: built.append(name) or compile_graph(self, graph, name)
+    )
+    Network.from_loaded(small(), "one")
+    assert built == ["Backbone", "Head"]
 
 
 def test_hooks_go_after_exceptions() -> None:

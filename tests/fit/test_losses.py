@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import naive_losses, naive_orthogonality, naive_signals
@@ -356,3 +357,27 @@ def test_correlated_logits_is_that_of_the_logits() -> None:
     assert float(found) == pytest.approx(by_hand, rel=1e-9)
     assert by_hand > 0.01
     assert float(correlated_logits(torch.from_numpy(w[:, [0, 2]]), torch.from_numpy(np.cov(y.T)), 0.7)) == 0
+
+
+def test_more_directions_than_coordinates_hold_nothing_of_their_square_for_the_gradient() -> None:
+    g = torch.Generator().manual_seed(0)
+    w, s = (torch.randn(4, 90, generator=g, dtype=torch.float64) for _ in range(2))
+    w.requires_grad_(True)
+    covariance = torch.cov(torch.randn(4, 50, generator=g, dtype=torch.float64))
+    unit = F.normalize(w, dim=0)
+    rho = w.T @ covariance @ w
+    rho = rho / rho.diagonal().sqrt() / rho.diagonal().sqrt()[:, None]
+    off = 1 - torch.eye(90, dtype=torch.float64)
+    excess, gram = (rho - 0.7).relu() * off, (unit.T @ F.normalize(s, dim=0)) * off
+    pairs = (
+        (lambda: correlated_logits(w, covariance, 0.7), excess.square().sum() / 90),
+        (lambda: filter_signal_orthogonality(w, s), (gram.square().sum() / (90 * 89)).sqrt()),
+    )
+    sizes: list[int] = []
+    for ours, literal in pairs:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            found = ours()
+        torch.testing.assert_close(found, literal)
+        slopes = [torch.autograd.grad(value, w, retain_graph=True)[0] for value in (found, literal)]
+        torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-9)
+    assert max(sizes) <= 4 * 90

@@ -31,11 +31,11 @@ def test_printed_forms(r: int, i: int, seed: int) -> None:
     z = torch.randn(7, i, generator=g, dtype=torch.float64)
     gram = w.T @ s
     wanted = torch.stack([s @ torch.linalg.pinv(gram) @ row for row in z])
-    torch.testing.assert_close(constrained_step(z, gram, s, 0.0), wanted)
+    torch.testing.assert_close(constrained_step(z, w, s, 0.0), wanted)
     wanted = torch.stack([torch.linalg.pinv(w.T) @ row for row in z])
     torch.testing.assert_close(unconstrained_step(z, w), wanted)
     ridge = torch.stack([s @ torch.linalg.inv(gram.T @ gram + 0.3 * torch.eye(i)) @ gram.T @ row for row in z])
-    torch.testing.assert_close(constrained_step(z, gram, s, 0.3), ridge)
+    torch.testing.assert_close(constrained_step(z, w, s, 0.3), ridge)
 
 
 def test_the_step_removes_exactly_what_the_detectors_see() -> None:
@@ -44,9 +44,7 @@ def test_the_step_removes_exactly_what_the_detectors_see() -> None:
     y = torch.randn(5, 6, generator=g, dtype=torch.float64)
     b = torch.randn(3, generator=g, dtype=torch.float64)
     z = y @ w - b
-    torch.testing.assert_close(
-        (y - constrained_step(z, w.T @ s, s, 0.0)) @ w - b, torch.zeros(5, 3, dtype=torch.float64)
-    )
+    torch.testing.assert_close((y - constrained_step(z, w, s, 0.0)) @ w - b, torch.zeros(5, 3, dtype=torch.float64))
     torch.testing.assert_close((y - unconstrained_step(z, w)) @ w - b, torch.zeros(5, 3, dtype=torch.float64))
 
 
