@@ -58,7 +58,7 @@ COMMON = {
     "precision": Entry("number", "share", f"Share of the detector's positives that carry the label, {VAL}.", EDDP),
     "recall": Entry("number", "share", f"Share of the label's positions where the detector is positive, {VAL}.", EDDP),
     "f1": Entry("number", "share", f"Harmonic mean of precision and recall, {VAL}.", EDDP),
-    "found_again": Entry("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of logits above 0.8; empty without refits."),
+    "found_again": Entry("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of logits above 0.9; empty without refits."),
     "monosemanticity": Entry("number", "cosine", "Monosemanticity score: activation-weighted mean cosine of the embeddings of all pairs of images.", PACH),
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Which directions are found again: short fits of random halves of the images, and how many of them contain each direction [ours].
 
 A direction that another half of the images does not give is no finding. Refits come in pairs, on two halves that share no image,
-each with a seed of its own. A refit contains a direction when it has a partner whose logits correlate above ``ALIKE`` over the data,
+each with a seed of its own. A refit contains a direction when it has a partner whose logits correlate above ``CONTAINED`` over the data,
 every direction of the refit being the partner of one at most.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fit.fitter import Fitter
 
 log = logging.getLogger(__name__)
-ALIKE = 0.8  # correlation of logits
+CONTAINED = 0.9  # correlation of logits
 ROWS = 65536  # positions of a part, at least, or 1024 a direction: of more than twice as many, parts are smaller than halves
 
 
@@ -57,7 +57,7 @@ def found_again(fitter: Fitter[Any], reader: LayerReader, progress: Progress = s
             break
         alike = np.abs(logit_correlation(filters, again.filters_, moments))
         first, second = linear_sum_assignment(alike, maximize=True)
-        found[k, first] = torch.from_numpy(alike[first, second] > ALIKE).to(found)
+        found[k, first] = torch.from_numpy(alike[first, second] > CONTAINED).to(found)
         progress("refits", k + 1, refits)
     ranks.sum(found, failed)
     return None if failed.any() else found.mean(0).cpu().numpy().astype(np.float32)

@@ -32,7 +32,7 @@ DEFINITIONS = {
 
 REFITS = {
     "found again": "Number of short fits on random halves of the images that contain the direction: matched one to one, the |correlation| of its "
-    "logits with its partner's is above 0.8. Of a set: the share of its directions that at least half of these fits contain. A direction "
+    "logits with its partner's is above 0.9. Of a set: the share of its directions that at least half of these fits contain. A direction "
     "that other images do not give may be chance (our definition).",
 }
 

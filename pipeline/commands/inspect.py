@@ -194,11 +194,11 @@ def _directions_facts(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _found_again(found: Directions) -> str:
     """How many directions are found again, of how many refits and from which likeness on."""
-    from fit.refits import ALIKE
+    from fit.refits import CONTAINED
 
     many = round((found.share_found_again or 0) * found.count)
     refits = f"{found.refits} refits" if found.refits else "the refits"
-    return f"{many} of {found.count} by at least half of {refits}, with a correlation of logits above {ALIKE}"
+    return f"{many} of {found.count} by at least half of {refits}, with a correlation of logits above {CONTAINED}"
 
 
 def _table(facts: dict[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fit import EDDP, make_fitter
-from fit.refits import ALIKE, part_of_refit
+from fit.refits import CONTAINED, part_of_refit
 from fit.selection import KAPPA, select_number
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.readers import LayerReader
@@ -59,7 +59,7 @@ def test_every_method_against_all_permutations(method: str, settings: dict[str, 
         scale = [np.sqrt(np.einsum("ci,cd,di->i", f, covariance, f)) for f in (w, v)]
         alike = np.abs(w.T @ covariance @ v / np.outer(*scale))
         best = max(itertools.permutations(range(3)), key=lambda order: sum(alike[i, order[i]] for i in range(3)))
-        found += [alike[i, best[i]] > ALIKE for i in range(3)]
+        found += [alike[i, best[i]] > CONTAINED for i in range(3)]
     np.testing.assert_array_equal(fitter.found_again_, found / 2)
 
 
