@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stores.derived import write_derived
+from stores.attachments import write_attachment
 from stores.errors import UsageError
 from stores.layers import LayerSpec
 from stores.places import place
@@ -206,7 +206,7 @@ def make_synthetic(
                 "values": values.astype(np.float32),
                 "present": present.astype(np.uint8),
             }
-            write_derived(place(out) / "truth", truth, {})
+            write_attachment(place(out) / "truth.safetensors", truth, {})
             writer.seal()
     finally:
         writer.close()

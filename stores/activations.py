@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from stores import objects
+from stores.attachments import attachment_problem, exists
 from stores.base import FORMAT, StoreBase, read_attributes
 from stores.cache import ChunkCache, cache_of
 from stores.checksums import checksum
 from stores.chunks import ChunkedArray
-from stores.derived import check_derived, is_there
 from stores.errors import (
     CorruptStoreError,
     MismatchError,
@@ -143,18 +143,22 @@ class ActivationStore(StoreBase):
                 self.affine_head(layer)
             except CorruptStoreError as error:
                 found.append(str(error))
-        for folder in self.derived():
-            cache = folder.name != "truth"
-            advice = f"; it can be computed anew: delete the folder '{folder}'" if cache else ""
-            found += [problem + advice for problem in check_derived(folder)]
-        if self.provenance.get("model") == "synthetic" and not is_there(self.path / "truth"):
+        for file in self.attachments():
+            if problem := attachment_problem(file):
+                cache = file.name != "truth.safetensors"
+                found.append(problem + (f"; it is computed again when '{file}' is deleted" if cache else ""))
+        if self.provenance.get("model") == "synthetic" and not exists(self.path / "truth.safetensors"):
             found.append("truth: missing, although the store is a synthetic one")
         return found
 
-    def derived(self) -> list[Path]:
-        """Folders of what is kept with the store besides the ledger, whether there or not (see ``stores.derived``)."""
-        kept = [self.path / "layers" / name / what for name in self.layers for what in ("statistics", "sketch")]
-        return [*kept, self.path / "truth"]
+    def attachments(self) -> list[Path]:
+        """Files stored with the store outside its ledger, whether there or not (see ``stores.attachments``)."""
+        caches = [
+            self.path / "layers" / name / f"{what}.safetensors"
+            for name in self.layers
+            for what in ("statistics", "sketch")
+        ]
+        return [*caches, self.path / "truth.safetensors"]
 
     def _problems(self, records: dict[int, Record], *, every_byte: bool, progress: Progress = silent) -> list[str]:
         """What is wrong with all metadata but the root's, and with the files of these chunks."""

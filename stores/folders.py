@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stores.checksums import checksum, file_checksum
-from stores.derived import file_problem
 from stores.errors import EDDPError, StoreError, StoreExistsError
 from stores.files import aside, asides, is_abandoned, json_bytes, sync, sync_folder
 from stores.places import is_remote
-from stores.validate import UNREADABLE, parse_json, read_small
+from stores.validate import UNREADABLE, is_plain, parse_json, read_small
 
 DAY = 86400  # seconds
 MANIFEST = "manifest.json"
@@ -113,6 +113,39 @@ def folder_problems(folder: Path) -> list[str]:
     except (OSError, *UNREADABLE) as error:
         return [f"'{folder / MANIFEST}' is missing or damaged ({error})"]
     return [p for path, (crc, size) in listed.items() if (p := file_problem(folder, path, crc, size))]
+
+
+def file_problem(folder: Path, path: str, crc: int, size: int) -> str | None:
+    """What is wrong with a file that a list names, or None."""
+    try:
+        if problem := _foreign(folder, path, size):
+            return problem
+        found = file_checksum(folder / path)
+    except (OSError, ValueError, MemoryError) as error:
+        return f"'{folder / path}' cannot be read ({_reason(error)})"
+    return None if found == crc else f"'{folder / path}' does not match its checksum"
+
+
+def _foreign(folder: Path, path: str, size: int) -> str | None:
+    """What keeps a listed file from being one of the group's, before a byte of it is read. Raises OSError, ValueError."""
+    if not is_plain(path):
+        return f"'{folder}' lists '{path}', which is no file of its own"
+    found = (folder / path).stat()
+    if stat.S_ISDIR(found.st_mode):
+        return f"'{folder / path}' is a folder"
+    if not stat.S_ISREG(found.st_mode):
+        return f"'{folder / path}' is no regular file"
+    if not (folder / path).resolve().is_relative_to(folder.resolve()):
+        return f"'{folder / path}' is a link that leads out of '{folder}'"
+    if found.st_size != size:
+        return f"'{folder / path}' has {found.st_size} bytes instead of {size}"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no entry {error}"
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _is_ours(folder: Path, ours: Ours) -> bool:

@@ -26,7 +26,13 @@ from stores.validate import MOST_JSON_BYTES
 
 log = logging.getLogger(__name__)
 
-PARTS = {"zarr.json", "images", "layers", "ledger", "truth"}  # what a store's folder holds, and --overwrite deletes
+PARTS = {
+    "zarr.json",
+    "images",
+    "layers",
+    "ledger",
+    "truth.safetensors",
+}  # what a store's folder holds, and --overwrite deletes
 KEYS: Any = {"name": "default", "separator": "."}  # c.3.0.0: a folder an array, none a chunk
 
 
@@ -190,7 +196,8 @@ def clear(path: Path) -> None:
         return
     try:
         (path / "zarr.json").unlink(missing_ok=True)
-        for part in ("layers", "images", "truth"):
+        (path / "truth.safetensors").unlink(missing_ok=True)
+        for part in ("layers", "images"):
             if (path / part).exists():
                 shutil.rmtree(path / part)
         for record in (path / "ledger").iterdir():
@@ -202,8 +209,8 @@ def clear(path: Path) -> None:
 
 
 def _clear_objects(path: ObjectPath) -> None:
-    objects.remove([path / "zarr.json"])
-    for part in ("ledger", "layers", "images", "truth"):
+    objects.remove([path / "zarr.json", path / "truth.safetensors"])
+    for part in ("ledger", "layers", "images"):
         objects.remove(
             [path / part / name for name in objects.sizes_below(path / part) if (part, name) != ("ledger", "zarr.json")]
         )

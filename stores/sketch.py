@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from stores.attachments import read_cache, write_cache
 from stores.chunks import ChunkedArray
-from stores.derived import keep_cache, read_cache
 from stores.places import is_remote
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -210,14 +210,14 @@ def quantile_sketch(
 
     NaN and infinite activations are counted, and no error. Raises CorruptStoreError for a chunk that cannot be read.
     """
-    folder = reader.store.path / "layers" / reader.spec.name / "sketch"
+    file = reader.store.path / "layers" / reader.spec.name / "sketch.safetensors"
     key = {"store": reader.store.fingerprint, "layer": reader.spec.name, "prefix": reader.positions, "version": 1}
     cache = cache and reader.part is None
-    if cache and (kept := read_cache(folder, key)) is not None:
+    if cache and (kept := read_cache(file, key)) is not None:
         try:
             return Sketch.from_arrays(kept[0], channels=reader.channels, images=kept[1]["images"], device=device)
         except (KeyError, ValueError) as error:
-            log.warning("What is kept in '%s' is no sketch of the layer and computed anew: %s", folder, error)
+            log.warning("Computed again: '%s' holds no sketch of the layer: %s", file, error)
     result = sketch_chunks(
         lambda chunk: _Unread.of(reader, chunk) if is_remote(reader.store.path) else reader.chunk(chunk)[1],
         range(reader.store.n_chunks),
@@ -227,7 +227,7 @@ def quantile_sketch(
         progress=progress,
     )
     if cache and images is None:
-        keep_cache(folder, key, result.to_arrays(), {"images": result.images})
+        write_cache(file, key, result.to_arrays(), {"images": result.images})
     return result
 
 

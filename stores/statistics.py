@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stores.derived import keep_cache, read_cache
+from stores.attachments import read_cache, write_cache
 from stores.errors import NonFiniteError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks, part_of
@@ -47,11 +47,11 @@ def statistics(
     Of several ranks each reads its part; rank 0 alone looks for what is kept, and keeps it. Raises NonFiniteError naming the
     first image (of the rank's part) with a NaN or infinite activation.
     """
-    folder = reader.store.path / "layers" / reader.spec.name / "statistics"
+    file = reader.store.path / "layers" / reader.spec.name / "statistics.safetensors"
     key = {"store": reader.store.fingerprint, "layer": reader.spec.name, "prefix": reader.positions, "version": 1}
     cache = cache and reader.part is None  # what is kept with a store is about all of it
     found: Statistics | None = None
-    if cache and ranks.rank == 0 and (kept := read_cache(folder, key)) is not None:
+    if cache and ranks.rank == 0 and (kept := read_cache(file, key)) is not None:
         found = _sound(*kept, reader.channels)
     if ranks.size > 1:
         found = _of_rank_0(found, ranks)
@@ -59,7 +59,7 @@ def statistics(
         return found
     result = compute(reader, device=device, progress=progress, ranks=ranks)
     if cache and ranks.rank == 0:
-        keep_cache(folder, key, {"mean": result.mean, "covariance": result.covariance}, {"count": result.count})
+        write_cache(file, key, {"mean": result.mean, "covariance": result.covariance}, {"count": result.count})
     return result
 
 

@@ -1,4 +1,4 @@
-"""Tensors and a JSON header as one safetensors file with a digest: directions, corrections, checkpoints.
+"""Tensors and a JSON header as one safetensors file with a digest: directions, corrections, checkpoints, attachments of stores.
 
 The header is one entry of the file's metadata: safetensors writes several in an order that changes from run to run. In it, ``digest``
 is the SHA-256 of the file with zeros in place of the digest.
@@ -17,8 +17,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from stores import objects
 from stores.errors import EDDPError, StoreError
 from stores.files import write_atomically
+from stores.places import is_remote
 from stores.validate import UNREADABLE, Entries, brief, entries_problem, parse_json, whole
 
 FORMAT = 1
@@ -37,7 +39,7 @@ def read_tensors(path: Path, key: str, entries: Entries) -> tuple[dict[str, np.n
 
     Raises StoreError for a newer format.
     """
-    data = path.read_bytes()
+    data = _bytes(path)
     tensors = load(data)
     header = parse_json(_metadata(data).get(key, "{}"))
     if isinstance(header, dict) and whole(header.get("format"), FORMAT + 1, 2**31):
@@ -56,7 +58,7 @@ def read_tensors(path: Path, key: str, entries: Entries) -> tuple[dict[str, np.n
 
 def key_of(path: Path) -> str:
     """The key of a file's header, within ``reading``."""
-    return str(next(iter(_metadata(path.read_bytes()))))
+    return str(next(iter(_metadata(_bytes(path)))))
 
 
 @contextmanager
@@ -68,6 +70,14 @@ def reading(path: Path, what: str, again: str, kind: type[EDDPError]) -> Iterato
         raise
     except (SafetensorError, OSError, *UNREADABLE) as error:
         raise kind(f"'{path}' is damaged or no {what} ({brief(error)}). {again}") from error
+
+
+def _bytes(path: Path) -> bytes:
+    if is_remote(path):
+        return objects.fetch(path, objects.size_of(path) or 0)
+    if not path.is_file():  # a pipe would wait
+        raise ValueError("it is no file")
+    return path.read_bytes()
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-import zarr
+from safetensors.numpy import load_file
 
 from evaluate.truth import against_truth, cosines, distinct_matches, ideal_filters, positives
 from fit.synthetic import SyntheticConfig, make_synthetic
@@ -24,7 +24,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[LayerReader, Truth,
     make_synthetic(path, SyntheticConfig(images=200, concepts=4, seed=3))
     reader = LayerReader(ActivationStore.open(path))
     truth = read_truth(reader)
-    distractors = np.asarray(zarr.open_group(str(path / "truth"), mode="r")["distractors"][:])
+    distractors = load_file(path / "truth.safetensors")["distractors"]
     dual = np.linalg.pinv(np.concatenate([truth.signals, distractors], 1).astype(float)).T[:, :4]
     x = np.concatenate([block for _, block in reader.blocks()]).reshape(-1, 16)
     return reader, truth, Directions(

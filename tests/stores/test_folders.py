@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from stores.checksums import checksum
 from stores.errors import StoreError, StoreExistsError, UsageError
-from stores.folders import Ours, check_replaceable, replacing
+from stores.files import json_bytes
+from stores.folders import MANIFEST, Ours, check_replaceable, folder_problems, replacing
 
 OURS = Ours("report.json", "eddp report", "a report")
 
@@ -135,3 +137,15 @@ def test_what_is_no_report_is_left_alone(tmp_path: Path) -> None:
             pass
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "../victim", "x/../../victim", "./x", "", ".", "x\0", "link", "pipe"])
+def test_a_manifest_leads_nowhere_else(tmp_path: Path, path: str) -> None:
+    folder = tmp_path / "g"
+    folder.mkdir()
+    (tmp_path / "victim").write_bytes(b"secret")
+    (folder / "link").symlink_to(tmp_path / "victim")
+    os.mkfifo(folder / "pipe")
+    files = {path: [checksum(b"secret"), 0 if path in ("/dev/zero", "pipe") else 6]}
+    (folder / MANIFEST).write_bytes(json_bytes({"crc32c": checksum(json_bytes(files)), "files": files}))
+    assert len(folder_problems(folder)) == 1

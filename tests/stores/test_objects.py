@@ -18,7 +18,7 @@ from tiny import contents, fill, open_writer, write_store
 
 from stores import objects
 from stores.activations import ActivationStore
-from stores.derived import keep_cache, read_cache, write_derived
+from stores.attachments import read_cache, write_attachment, write_cache
 from stores.errors import (
     CorruptStoreError,
     MissingPathError,
@@ -178,8 +178,8 @@ def test_the_same_bytes_as_on_a_disk(remote: Path, tmp_path: Path, compress: str
         with pytest.raises(StoreError, match="sealed"):  # a late writer
             fill(writer, LAYERS, **CONTENT, chunks=[0])
         writer.close()
-        for folder in ActivationStore.open(path).derived():
-            write_derived(folder, {"x": np.arange(6.0), "none": np.zeros((0, 3))}, {"why": "to see"})
+        for file in ActivationStore.open(path).attachments():
+            write_attachment(file, {"x": np.arange(6.0), "none": np.zeros((0, 3))}, {"why": "to see"})
     assert below(remote) == contents(tmp_path / "s")
     store = ActivationStore.open(URL)
     assert store.verify() == []
@@ -390,24 +390,17 @@ def test_an_object_that_arrives_cut_short_is_no_chunk(remote: Path, monkeypatch:
     assert ActivationStore.open(URL).verify() == []
 
 
-def test_derived_groups_come_last_and_are_distrusted(remote: Path) -> None:
+def test_attachments(remote: Path) -> None:
     write_store(remote, X)
-    folder = ActivationStore.open(URL).derived()[0]
-    keep_cache(folder, {"v": 1}, {"x": np.arange(5.0)}, {"n": 2})
-    assert read_cache(folder, {"v": 2}) is None
-    found = read_cache(folder, {"v": 1})
-    assert found is not None
-    assert found[0]["x"].tolist() == [0, 1, 2, 3, 4]
-    keep_cache(folder, {"v": 1}, {"x": np.arange(3.0)}, {})
-    assert read_cache(folder, {"v": 1})[0]["x"].tolist() == [0, 1, 2]  # type: ignore[index]
-    head = (folder / "zarr.json").read_bytes()
-    objects.put({folder / "x/c/0": np.arange(4.0)[1:].tobytes()})  # another writer's, under way
-    assert read_cache(folder, {"v": 1}) is None
-    assert any("does not match its checksum" in problem for problem in ActivationStore.open(URL).verify())
-    objects.remove([folder / "x/c/0"])
-    assert read_cache(folder, {"v": 1}) is None
-    objects.remove([folder / "zarr.json"])
-    assert read_cache(folder, {"v": 1}) is None
+    file = ActivationStore.open(URL).attachments()[0]
+    write_cache(file, {"v": 1}, {"x": np.arange(5.0)}, {"n": 2})
+    assert read_cache(file, {"v": 2}) is None
+    assert read_cache(file, {"v": 1})[0]["x"].tolist() == [0, 1, 2, 3, 4]  # type: ignore[index]
+    write_cache(file, {"v": 1}, {"x": np.arange(3.0)}, {})
+    assert read_cache(file, {"v": 1})[0]["x"].tolist() == [0, 1, 2]  # type: ignore[index]
+    objects.put({file: file.read_bytes()[:-1]})
+    assert read_cache(file, {"v": 1}) is None
+    assert any("is damaged" in problem for problem in ActivationStore.open(URL).verify())
+    objects.remove([file])
+    assert read_cache(file, {"v": 1}) is None
     assert ActivationStore.open(URL).verify() == []
-    objects.put({folder / "zarr.json": head.replace(b"x/c/0", b"../c/0")})
-    assert read_cache(folder, {"v": 1}) is None

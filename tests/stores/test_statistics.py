@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 
-import stores.derived
 import stores.statistics
-from stores.derived import read_derived, write_derived
+import stores.tensors
+from stores.attachments import read_attachment, write_attachment
 from stores.errors import NonFiniteError, StoreError
 from stores.layers import LayerSpec
 from stores.readers import LayerReader
@@ -70,7 +69,7 @@ def test_the_first_bad_image_is_named(tiny_store: Make, bad: float, at: int) -> 
     reader = LayerReader(tiny_store({"a": x}, chunk_images=6))
     with pytest.raises(NonFiniteError, match=rf"Layer 'a' .* first for image 'c{at % 2}/image {at}\.jpg'"):
         statistics(reader)
-    assert not (reader.store.path / "layers/a/statistics").exists()
+    assert not (reader.store.path / "layers/a/statistics.safetensors").exists()
 
 
 def test_values_that_overflow_are_told(tiny_store: Make) -> None:
@@ -105,26 +104,20 @@ def test_kept_with_the_store_and_taken_from_there(tiny_store: Make, monkeypatch:
         statistics(LayerReader(path), cache=False)
 
 
-@pytest.mark.parametrize("harm", ["flip", "missing chunk", "no attributes", "text", "another store's"])
+@pytest.mark.parametrize("harm", ["flip", "text", "another store's"])
 def test_what_is_kept_is_not_trusted_blindly(tiny_store: Make, monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
     g = np.random.default_rng(0)
     path = tiny_store({"a": g.normal(size=(9, 2, 3)).astype(np.float32)})
     wanted = statistics(LayerReader(path))
-    folder = path / "layers/a/statistics"
+    file = path / "layers/a/statistics.safetensors"
     if harm == "flip":
-        file = folder / "covariance/c/0/0"
         file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
-    elif harm == "missing chunk":
-        (folder / "mean/c/0").unlink()
-    elif harm == "no attributes":
-        zarr.open_group(folder, mode="w")
     elif harm == "text":
-        (folder / "zarr.json").write_text("hello")
+        file.write_text("hello")
     else:
         other = tiny_store({"a": g.normal(size=(9, 2, 3)).astype(np.float32)}, name="other")
         statistics(LayerReader(other))
-        shutil.rmtree(folder)
-        shutil.copytree(other / "layers/a/statistics", folder)
+        shutil.copy(other / "layers/a/statistics.safetensors", file)
     found = statistics(LayerReader(path))
     assert np.array_equal(found.mean, wanted.mean)
     assert np.array_equal(found.covariance, wanted.covariance)
@@ -135,37 +128,23 @@ def test_what_is_kept_is_not_trusted_blindly(tiny_store: Make, monkeypatch: pyte
 def test_an_old_way_of_computing_is_computed_anew(tiny_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny_store({"a": np.ones((9, 2, 3), np.float32)})
     statistics(LayerReader(path))
-    folder = path / "layers/a/statistics"
-    found = read_derived(folder)
+    file = path / "layers/a/statistics.safetensors"
+    found = read_attachment(file)
     assert found is not None
     arrays, attributes = found
-    write_derived(folder, arrays, {**attributes, "key": {**attributes["key"], "version": 0}})
+    write_attachment(file, arrays, {**attributes, "key": {**attributes["key"], "version": 0}})
     no_computing(monkeypatch)
     with pytest.raises(AssertionError, match="computed again"):
         statistics(LayerReader(path))
 
 
-def test_what_earlier_versions_kept_is_replaced_without_a_word(
-    tiny_store: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tiny_store({"a": np.ones((9, 2, 3), np.float32)})
-    group = zarr.open_group(path / "layers/a/statistics", mode="w")
-    group.create_array("mean", data=np.full(3, 7.0))
-    group.create_array("covariance", data=np.eye(3))
-    group.attrs.update({"count": "18", "crc32c": 1, "key": "{}"})
-    assert statistics(LayerReader(path)).mean.tolist() == [1, 1, 1]
-    assert not caplog.text
-    no_computing(monkeypatch)
-    assert statistics(LayerReader(path)).mean.tolist() == [1, 1, 1]
-
-
 def test_damage_is_told_of(tiny_store: Make, caplog: pytest.LogCaptureFixture) -> None:
     path = tiny_store({"a": np.ones((9, 2, 3), np.float32)})
     statistics(LayerReader(path))
-    (path / "layers/a/statistics/mean/c/0").write_bytes(bytes(24))
+    file = path / "layers/a/statistics.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
     statistics(LayerReader(path))
-    assert "computed anew: '" in caplog.text
-    assert "mean/c/0' does not match its checksum" in caplog.text
+    assert "Computed again: '" in caplog.text
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "read-only"), StoreError("the disk is full")])
@@ -177,10 +156,10 @@ def test_a_store_that_cannot_be_written_to_still_has_statistics(
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(stores.derived, "write_atomically", refuse)
+    monkeypatch.setattr(stores.tensors, "write_atomically", refuse)
     with caplog.at_level("INFO"):
         assert statistics(LayerReader(path)).mean.tolist() == [1, 1, 1]
-    assert "statistics' is not kept with the store" in caplog.text
+    assert "statistics.safetensors' is not stored" in caplog.text
     assert [file.name for file in (path / "layers/a").glob("*stat*")] == []
 
 
@@ -197,9 +176,9 @@ def test_a_cache_that_is_whole_but_makes_no_sense_is_computed_anew(
 ) -> None:
     path = tiny_store({"a": np.random.default_rng(0).normal(size=(5, 3, 2)).astype(np.float32)})
     wanted = statistics(LayerReader(path), cache=False)
-    folder = path / "layers/a/statistics"
+    file = path / "layers/a/statistics.safetensors"
     statistics(LayerReader(path))
-    found = read_derived(folder)
+    found = read_attachment(file)
     assert found is not None
-    write_derived(folder, arrays, found[1])
+    write_attachment(file, arrays, found[1])
     assert np.array_equal(statistics(LayerReader(path)).covariance, wanted.covariance)

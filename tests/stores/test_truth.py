@@ -27,9 +27,9 @@ def test_truth_is_read_as_it_was_made(tmp_path: Path) -> None:
 
 def test_a_damaged_truth_is_refused(tmp_path: Path) -> None:
     make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=50))
-    chunk = tmp_path / "s.zarr/truth/present/c/0/0/0"
-    chunk.write_bytes(chunk.read_bytes()[::-1])
-    with pytest.raises(CorruptStoreError, match="present"):
+    file = tmp_path / "s.zarr/truth.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptStoreError, match=r"truth\.safetensors' is damaged"):
         read_truth(LayerReader(tmp_path / "s.zarr"))
 
 

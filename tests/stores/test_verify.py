@@ -11,7 +11,7 @@ from tiny import contents, write_store
 
 import stores.activations
 from stores.activations import ActivationStore
-from stores.derived import write_derived
+from stores.attachments import write_attachment
 from stores.errors import CorruptStoreError, MissingPathError, StoreError
 from stores.files import json_bytes
 from stores.layers import LayerSpec
@@ -68,11 +68,11 @@ def test_every_flipped_byte_of_a_store_is_found(tmp_path: Path, compress: str) -
     for layer in layers:
         statistics(LayerReader(path, layer))
         quantile_sketch(LayerReader(path, layer))
-    write_derived(path / "truth", {"signals": np.eye(3)}, {})
+    write_attachment(path / "truth.safetensors", {"signals": np.eye(3)}, {})
     assert ActivationStore.open(path).verify() == []
     g = np.random.default_rng(0)
     for name, data in sorted(contents(path).items()):
-        kept = "/statistics/" in name or "/sketch/" in name or name.startswith("truth/")
+        kept = name.endswith(".safetensors")
         for i in g.choice(len(data), min(len(data), 10), replace=False):
             flipped = data[i] ^ int(g.integers(1, 256))
             (path / name).write_bytes(data[:i] + bytes([flipped]) + data[i + 1 :])
@@ -109,10 +109,10 @@ def test_verifying_says_how_far_it_is(tiny_store: Make) -> None:
 def test_a_damaged_cache_is_told_with_what_to_do(tiny_store: Make) -> None:
     path = tiny_store({"a": noise(4)})
     wanted = statistics(LayerReader(path))
-    file = next((path / "layers/a/statistics/mean").rglob("0"))
-    file.write_bytes(b"\1" + file.read_bytes()[1:])
+    file = path / "layers/a/statistics.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
     (problem,) = ActivationStore.open(path).verify()
-    assert "does not match its checksum; it can be computed anew: delete the folder" in problem
+    assert f"it is computed again when '{file}' is deleted" in problem
     assert np.array_equal(statistics(LayerReader(path)).mean, wanted.mean)
     assert ActivationStore.open(path).verify() == []
 
@@ -148,5 +148,5 @@ def test_verify_lists_everything(tiny_store: Make) -> None:
 def test_verify_misses_the_truth_of_a_synthetic_store(tiny_store: Make) -> None:
     path = tiny_store({"a": noise(4)}, provenance={"model": "synthetic"})
     assert ActivationStore.open(path).verify() == ["truth: missing, although the store is a synthetic one"]
-    write_derived(path / "truth", {"signals": np.eye(3)}, {})
+    write_attachment(path / "truth.safetensors", {"signals": np.eye(3)}, {})
     assert ActivationStore.open(path).verify() == []

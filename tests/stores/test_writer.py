@@ -126,8 +126,7 @@ def test_a_head_that_rounds_differently_is_no_other_store(tmp_path: Path) -> Non
 def test_overwriting_leaves_nothing_of_the_old_store(tmp_path: Path) -> None:
     old = {"old": np.ones((20, 2, 2), np.float32)}
     path = write_store(tmp_path / "s", old, chunk_images=2)
-    (path / "truth").mkdir()
-    (path / "truth" / "zarr.json").write_text("{}")
+    (path / "truth.safetensors").write_text("old")
     (path / ".zarr.json.0123abcd.partial").write_text("half")
     finish(path, overwrite=True)
     write_store(tmp_path / "fresh", X)
