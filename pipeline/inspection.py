@@ -72,7 +72,7 @@ class Inspection:
             "compression": attributes["compress"],
             "chunks": f"{self.store.n_chunks} of {self.store.chunk_images} images",
             "bytes": sum(self._bytes(path) for path in self.store.image_arrays()),
-            "sealed": attributes["sealed"].get("at", True) if self.sealed else False,  # format 1 says when
+            "sealed": bool(self.sealed),
             "code version": made.get("code_version"),
             "layers": {name: self._layer(name, spec) for name, spec in self.store.layers.items()},
             "at extraction": dict(made.get("about", {}).get("rows", [])),

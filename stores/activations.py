@@ -177,9 +177,6 @@ class ActivationStore(StoreBase):
 
     def _root_problems(self) -> list[str]:
         """What is wrong with the root's metadata, if anything."""
-        # format 1 had no checksum of the root, but one that was finished by a later eddp has
-        if self.format == 1 and "crc32c" not in self.attributes["sealed"]:
-            return []
         try:
             problem = seal_problem(self.path / "zarr.json")
         except (OSError, *UNREADABLE) as error:

@@ -28,9 +28,9 @@ from stores.ledger import Ledger, Record
 from stores.places import is_remote
 from stores.progress import Progress, silent
 from stores.remote import RemoteArray
-from stores.validate import MOST_JSON_BYTES, UNREADABLE, array_problem, plan_problem, read_small, small_object
+from stores.validate import MOST_JSON_BYTES, UNREADABLE, array_problem, plan_problem, read_small, shown, small_object
 
-FORMAT = 2  # of new stores; those of format 1 are read as well (see FORMAT.md)
+FORMAT = 2  # see FORMAT.md; others are refused
 
 
 class StoreBase:
@@ -46,7 +46,6 @@ class StoreBase:
         self.layers: dict[str, LayerSpec] = {
             name: LayerSpec.from_dict(spec) for name, spec in attributes["layers"].items()
         }
-        self.format: int = attributes["format"]
         self.n_images: int = attributes["n_images"]
         self.chunk_images: int = attributes["chunk_images"]
         self._image_arrays = frozenset(self.image_arrays())
@@ -123,22 +122,15 @@ class StoreBase:
         return paths
 
     def metadata(self) -> dict[str, int]:
-        """CRC-32C of each group's and array's zarr.json but the root's; in format 1 that of its attributes, under ""."""
-        groups = ["images", "layers", *(f"layers/{name}" for name in self.layers)]
-        found = {}
-        if self.format == 1:
-            plan = {key: value for key, value in self.attributes.items() if key != "sealed"}
-            found[""] = checksum(memoryview(json.dumps(plan, sort_keys=True).encode()))
-        else:
-            groups.append("ledger")
+        """CRC-32C of each group's and array's zarr.json but the root's; -1 where there is none."""
+        groups = ["images", "layers", *(f"layers/{name}" for name in self.layers), "ledger"]
         heads = [f"layers/{name}/{part}" for name in self.attributes["heads"] for part in ("head_weight", "head_bias")]
         paths = [*groups, *self.image_arrays(), *heads]
         if is_remote(self.path):
             read = objects.fetch_all([self.path / path / "zarr.json" for path in paths], MOST_JSON_BYTES)
             self._documents = {path: data for path, data in zip(paths, read, strict=True) if data is not None}
-            return found | {
-                path: checksum(self._documents.get(path, b"")) if path in self._documents else -1 for path in paths
-            }
+            return {path: checksum(self._documents.get(path, b"")) if path in self._documents else -1 for path in paths}
+        found = {}
         for path in paths:
             try:
                 found[path] = checksum(memoryview(read_small(self.path / path / "zarr.json")))
@@ -250,16 +242,17 @@ def read_attributes(path: Path) -> dict[str, Any]:
     try:
         attributes = json.loads(read_small(file) if data is None else small_object(file, data))["attributes"]["eddp"]
         version = attributes["format"]
-        newer = type(version) is int and version > FORMAT
-        problem = None if newer else plan_problem(attributes)
+        other = type(version) is int and version != FORMAT
+        problem = None if other else plan_problem(attributes)
     except OSError as error:
         raise StoreError(f"'{file}' cannot be read: {error.strerror or error}.") from error
     except UNREADABLE as error:
         raise CorruptStoreError(
             f"'{file}' is damaged or belongs to another program's Zarr store ({type(error).__name__}: {error})."
         ) from error
-    if newer:
-        raise StoreError(f"The store '{path}' has format {version}; this eddp reads up to {FORMAT}. Update eddp.")
+    if other:
+        remedy = "Update eddp." if version > FORMAT else "Extract it again with --overwrite."
+        raise StoreError(f"The store '{path}' has format {shown(version)}; this eddp reads format {FORMAT}. {remedy}")
     if problem:
         raise CorruptStoreError(f"'{file}' is damaged or belongs to another program's Zarr store ({problem}).")
     return dict(attributes)

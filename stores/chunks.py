@@ -2,9 +2,8 @@
 
 An array here has chunks along its first axis only, so chunk ``i`` of a 3-d array is the file ``c.i.0.0``: the rows'
 little-endian bytes, the last chunk padded with the fill value to full size, then compressed with zstd or not at all.
-That is exactly what any Zarr v3 reader expects, and uncompressed it can be memory-mapped. The key's separator is what the
-array's metadata say: all chunks of an array in one folder ("."), which spares the disk two folders a chunk, or, in stores of
-format 1, a folder each ("/").
+That is exactly what any Zarr v3 reader expects, and uncompressed it can be memory-mapped. The chunks of an
+array are in one folder, which spares the disk two folders a chunk.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def mend(path: Path, plan: StorePlan) -> None:
 
 def changed_files(path: Path) -> list[str]:
     """What was laid out, is recorded in the root's attributes, and is gone or says something else now."""
-    recorded = read_attributes(path).get("files", {})  # format 1 has none
+    recorded = read_attributes(path)["files"]
     if is_remote(path):
         read = objects.fetch_all([path / name for name in recorded], MOST_JSON_BYTES)
         return [

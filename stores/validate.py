@@ -90,7 +90,18 @@ def plan_problem(plan: Any) -> str | None:
     """What is wrong with a plan (``attributes["eddp"]`` of a store's root, see FORMAT.md), or None."""
     if not isinstance(plan, dict):
         return "it holds no plan"
-    wanted = ("format", "n_images", "chunk_images", "n_classes", "dtype", "compress", "layers", "heads", "provenance")
+    wanted = (
+        "format",
+        "n_images",
+        "chunk_images",
+        "n_classes",
+        "dtype",
+        "compress",
+        "layers",
+        "heads",
+        "provenance",
+        "files",
+    )
     if missing := [key for key in wanted if key not in plan]:
         return f"it has no entry {', '.join(missing)}"
     for key, low, most in (
@@ -119,8 +130,8 @@ def plan_problem(plan: Any) -> str | None:
         _heads_problem(plan["heads"], layers)
         or _names_problem(plan.get("class_names"))
         or provenance_problem(plan["provenance"])
-        or _files_problem(plan.get("files", {}))
-        or ("sealed" in plan and _seal_problem(plan["sealed"], plan["format"]))
+        or _files_problem(plan["files"])
+        or ("sealed" in plan and _seal_problem(plan["sealed"]))
         or None
     )
 
@@ -197,15 +208,12 @@ def is_plain(path: str) -> bool:
     return not {"", ".", ".."} & set(parts) and not any(c in path for c in "\\\0")
 
 
-def _seal_problem(sealed: Any, version: int) -> str | None:
-    if sealed is None and version == 1:
-        return None
+def _seal_problem(sealed: Any) -> str | None:
     if not isinstance(sealed, dict) or not isinstance(sealed.get("ledger"), str):
         return f"sealed must hold the ledger's digest, it is {shown(sealed)}"
-    if not isinstance(sealed.get("at", ""), str) or not whole(sealed.get("crc32c", 0), 0, _CRC):
+    if not whole(sealed.get("crc32c", 0), 0, _CRC):
         return "sealed must hold a checksum"
-    # of format 1, some had no checksums of their metadata
-    metadata = sealed.get("metadata", {} if version == 1 else None)
+    metadata = sealed.get("metadata")
     if not isinstance(metadata, dict) or not all(whole(v, -1, _CRC) for v in metadata.values()):
         return f"sealed.metadata must map paths to checksums, it is {shown(metadata)}"
     return None
@@ -285,8 +293,7 @@ def array_problem(path: str, array: zarr.Array, plan: dict[str, Any], layers: di
 
 
 def _peak(value: Any) -> bool:
-    # writers of format 1 took infinite and NaN values in as well
-    return not value < 0 if type(value) is float else whole(value, 0, 2**128)
+    return value >= 0 if type(value) is float else whole(value, 0, 2**128)
 
 
 def _skip(entry: Any) -> bool:

@@ -244,7 +244,7 @@ def test_a_newer_format_is_told_as_such(tiny_store: Make) -> None:
     path = tiny_store({"a": noise(4)})
     document = {"attributes": {"eddp": {"format": 3, "all": "is different"}}}
     (path / "zarr.json").write_text(json.dumps(document))
-    with pytest.raises(StoreError, match=r"has format 3; this eddp reads up to 2\. Update eddp"):
+    with pytest.raises(StoreError, match=r"has format 3; this eddp reads format 2\. Update eddp"):
         read_attributes(path)
 
 

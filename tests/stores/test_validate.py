@@ -181,7 +181,7 @@ def plan() -> dict[str, Any]:
     layer = {"name": "a", "grid": [2, 2], "channels": 2, "prefix": 0, "stored_positions": None, "layout": "nchw"}
     return {
         "format": 2, "n_images": 6, "n_classes": 3, "chunk_images": 4, "dtype": "float16", "compress": "none",
-        "layers": {"a": layer}, "class_names": None, "heads": {"a": 5}, "provenance": {},
+        "layers": {"a": layer}, "class_names": None, "heads": {"a": 5}, "provenance": {}, "files": {},
     }  # fmt: skip
 
 
