@@ -46,7 +46,7 @@ NOT_NEGATIVE = (
 SHARP = {"sharpness": 5.0, "learning_rate": 2e-2, "lambda_ma": 2.0, "tau": 0.2}
 SOFT = {"sharpness": 1.0, "learning_rate": 1e-2, "lambda_ma": 3.0, "tau": 0.9}
 BRIEF = {"refine_steps": 200, "max_rows": 10_000}  # of refits
-PARTIAL = {"power": 0.4, "direction_rate": 0.1}  # of soft detectors on layers without a gap in their eigenvalues
+PARTIAL = {"power": 0.5, "direction_rate": 0.1}  # of soft detectors on layers without a gap in their eigenvalues
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class EDDPConfig(FitterConfig):
     """Hyper-parameters of ``EDDP``; the λ are the weights of the losses with the paper's names.
 
     **Coordinates.** ``rank`` None: as many axes as lie in front of a gap in the covariance's eigenvalues, where there is one, else the
-    larger of 64 and n_directions. ``power`` of the whitening, Λ^(−power/2): None takes 0.4 for soft detectors on layers without such a
-    gap, and 1 otherwise; ``direction_rate``, the share of the learning rate that directions move by, 0.1 and 1. On real layers partial
+    larger of 64 and n_directions. ``power`` of the whitening, Λ^(−power/2): None takes 0.5 for soft detectors on layers without such a
+    gap, and 1 otherwise; ``direction_rate``, the share of the learning rate that directions move by, 0.1 and 1. On real layers half
     whitening and slow directions make fits of two halves of the images more alike, and score higher; where the truth is known they would
     lose concepts (BENCHMARKS.md). At most ``max_rows`` positions are used, a seeded sample of
     all; ``rows`` "memory" keeps them whitened in memory, "store" uses every position and reads the store at each step.
