@@ -1,4 +1,4 @@
-"""Attacks on the commands, with tiny inputs: ``python -m tests.benchmarks.faults [kills flips hostile memory] [--trials N] [--seed S]``.
+"""Attacks on the commands, with tiny inputs: ``python -m tests.benchmarks.faults [kills flips hostile memory] [--trials N] [--seed S] [--folder F]``.
 
 Prints one row of a Markdown table per kind; details of every fault go to stderr, and the exit code is 1 if there is any. Faults are
 
@@ -114,20 +114,45 @@ class World:
     """A store and one of each result, all small; ``restore`` makes ``now`` as it was built."""
 
     def __init__(self, folder: Path) -> None:
-        self.now, self.made = now, _ = folder / "now", folder / "made"
+        self.now, self.made = folder / "now", folder / "made"
+        now = self.now
         self.out, self.store, self.directions = now / "new", now / "acts.zarr", now / "d.safetensors"
         self.evaluation, self.images = now / "evaluation", now / "images"
         trust = ("--model", "tiny_net:build")
-        few = ("--set", "refine_steps=6", "--set", "restart_steps=2", "--set", "restarts=1", "--refits", 0, "--checkpoint-every", 0)
+        few = (
+            "--set",
+            "refine_steps=6",
+            "--set",
+            "restart_steps=2",
+            "--set",
+            "restarts=1",
+            "--refits",
+            0,
+            "--checkpoint-every",
+            0,
+        )
         nulls = ("--influence", "--null-directions", 4, "--null-positions", 20, "--influence-images", 8)
         data = ("--data", now / "broden", "--class-names", now / "names", "--batch-size", 2)
         self.extract: Words = ("extract", *trust, "--layer", "second", *data)
         self.pca: Words = ("fit", "--store", self.store, "--method", "pca", "--directions", 3, "--out", now / "pca.safetensors")  # fmt: skip
         self.fit: Words = ("fit", "--store", self.store, "--directions", 3, *few)
-        self.evaluate: Words = ("evaluate", "--store", self.store, "--directions", self.directions, "--broden", now / "broden", *nulls, *trust)
+        self.evaluate: Words = (
+            "evaluate",
+            "--store",
+            self.store,
+            "--directions",
+            self.directions,
+            "--broden",
+            now / "broden",
+            *nulls,
+            *trust,
+        )
         self.report: Words = ("report", self.evaluation, "--visualize", "none", *trust)
         self.explain: Words = ("explain", "--row", 0, "--evaluation", self.evaluation, *trust)
         self.correct: Words = ("correct", self.evaluation, "--data", self.images, "--random", 2, "--direction", 0, *trust)  # fmt: skip
+        if self.made.exists():
+            return
+        shutil.rmtree(now, ignore_errors=True)
         folders(self.images, "01234", lambda k, j: picture(10 * k + j), 2)
         (now / "names").write_text("0\n1\n2\n3\n4\n")
         write_broden(now / "broden", images=8)
@@ -144,7 +169,7 @@ class World:
         shutil.copytree(self.now, self.made)
 
     def restore(self) -> None:
-        shutil.rmtree(self.now)
+        shutil.rmtree(self.now, ignore_errors=True)
         shutil.copytree(self.made, self.now)
 
 
@@ -323,9 +348,13 @@ def flips(world: World, g: random.Random, trials: int) -> Iterator[Trial]:
 
 def _outcome(world: World, words: Words) -> dict[str, bytes]:
     """What a command writes. Raises RuntimeError where it refuses."""
-    ended = run(*words, "--quiet", *(("--overwrite",) if words[0] == "fit" else ()))
+    ended = run(*words, "--quiet")
     if ended.code:
         raise RuntimeError(str(ended))
+    return _written(world, words)
+
+
+def _written(world: World, words: Words) -> dict[str, bytes]:
     if words[0] == "fit":
         return {name: x.tobytes() for name, x in load_file(world.now / "pca.safetensors").items()}
     return {n: data for n, data in contents(world.out).items() if not n.endswith("run.json")}
@@ -341,17 +370,13 @@ def _flipped(
         return Trial(what, "unexpected", f"verify: {verified}")
     if reader is None:
         return Trial(what)
-    ended = run(*reader, "--quiet", *(("--overwrite",) if reader[0] == "fit" and "pca" in reader else ()))
+    ended = run(*reader, "--quiet")
     if ended.code:
         problem = refusal_problem(ended)
         return Trial(what, "unexpected" if problem else None, f"{reader[0]}: {problem}; {ended}")
     if reader not in sound:
         return Trial(what, "silent", f"{reader[0]} resumes from it")
-    if reader[0] == "fit":
-        found = {name: x.tobytes() for name, x in load_file(world.now / "pca.safetensors").items()}
-    else:
-        found = {n: data for n, data in contents(world.out).items() if not n.endswith("run.json")}
-    wrong = differences(found, sound[reader], unstable)
+    wrong = differences(_written(world, reader), sound[reader], unstable)
     return Trial(what, "silent" if wrong else None, f"{reader[0]}: other {wrong[:5]}")
 
 
@@ -523,7 +548,7 @@ def memory(world: World, g: random.Random, trials: int) -> Iterator[Trial]:
             continue
         found = Ended(ended.returncode, ended.stderr)
         problem = refusal_problem(found) or ("" if "enough memory" in found.err else "it does not say memory")
-        left = [] if out is None or not found.code or out.suffix == ".zarr" else [p for p in world.now.glob(f"*{out.name}*")]  # fmt: skip
+        left = [] if out is None or not found.code or out.suffix == ".zarr" else list(world.now.glob(f"*{out.name}*"))
         wrong = (found.code and problem) or left
         yield Trial(what, "unexpected" if wrong else None, f"{problem} {left or ''} {found}")
 
@@ -536,16 +561,19 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all by default")
     parser.add_argument("--trials", type=int, help="of each kind; 0: all there are of hostile and memory")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where to work; inputs that are there are used again")
     given = parser.parse_args()
     if unknown := set(given.kinds) - set(KINDS):
         parser.error(f"there is no kind {min(unknown)}")
     torch.set_num_threads(1)
     bad = 0
     sys.stdout.write(f"| kind | trials | {' | '.join(FAULTS)} | seconds |\n|{'---|' * 7}\n")
-    with tempfile.TemporaryDirectory(prefix="eddp-faults-") as name:
-        os.chdir(name)
+    with tempfile.TemporaryDirectory(prefix="eddp-faults-") as temporary:
+        folder = (given.folder or Path(temporary)).resolve()
+        folder.mkdir(exist_ok=True)
+        os.chdir(folder)
         stores.plan.TARGET_CHUNK_BYTES = 512  # else there is one chunk
-        world = World(Path(name))
+        world = World(folder)
         for kind in given.kinds or KINDS:
             attack, usual = KINDS[kind]
             seen: Counter[str] = Counter()
