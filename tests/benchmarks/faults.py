@@ -303,46 +303,45 @@ def _after_the_kill(
 
 def flips(world: World, g: random.Random, trials: int) -> Iterator[Trial]:
     """Single bits flipped in every kind of file: the command that reads it refuses, or gives the same; ``eddp verify`` finds it."""
-    store, evaluation, out = world.store, world.evaluation, world.out
-    report, explain, correct = ((*w, "--out", out) for w in (world.report, world.explain, world.correct))
-    go_on = (*world.fit, "--out", world.now / "e.safetensors")
-    monosemanticity = ("evaluate", "--store", store, "--directions", world.directions, "--monosemanticity", "--out", out)  # fmt: skip
-    metadata = [path for path in store.rglob("zarr.json") if "ledger" not in path.parts]
-    ledger = [path for path in (store / "ledger").rglob("*") if path.is_file()]
-    chunks = [path for path in store.rglob("*") if path.is_file() and path.name != "zarr.json"]
+    store, evaluation = world.store, world.evaluation
+    report, explain, correct = (
+        (*words, "--out", world.now / f"new-{words[0]}") for words in (world.report, world.explain, world.correct)
+    )
+    resume = (*world.fit, "--out", world.now / "e.safetensors")
+    monosemanticity = ("evaluate", "--store", store, "--directions", world.directions, "--monosemanticity", "--out", world.out)  # fmt: skip
+    files = [path for path in store.rglob("*") if path.is_file()]
+    ledger = [path for path in files if "ledger" in path.parts]
+    metadata = [path for path in files if path.name == "zarr.json" and path not in ledger]
+    chunks = [path for path in files if path.name != "zarr.json" and path not in ledger]
+    correction, checkpoint = world.now / "c.safetensors", world.now / "e.checkpoint"
     kinds: dict[str, tuple[int, list[Path], Path, list[Words]]] = {  # shares, files, what verify is given, readers
-        "chunk": (6, [p for p in chunks if p not in ledger], store, [world.pca, monosemanticity]),
+        "chunk": (6, chunks, store, [world.pca, monosemanticity]),
         "zarr.json": (6, metadata, store, [world.pca, monosemanticity]),
         "ledger": (4, ledger, store, [world.pca]),
+        "correction": (3, [correction], correction, []),
+        "checkpoint": (2, [checkpoint], checkpoint, [resume]),
         "directions": (4, [world.directions], world.directions, [monosemanticity, explain]),
-        "correction": (3, [world.now / "c.safetensors"], world.now / "c.safetensors", []),
-        "checkpoint": (2, [world.now / "e.checkpoint"], world.now / "e.checkpoint", [go_on]),
+        "manifest": (2, [evaluation / "manifest.json"], evaluation, [explain]),
         "summary": (4, [evaluation / "summary.json"], evaluation, [explain, report, correct]),
         "tables": (4, sorted(evaluation.glob("*.parquet")), evaluation, [explain, report, correct]),
-        "manifest": (2, [evaluation / "manifest.json"], evaluation, [explain]),
     }
     shares = sum(share for share, *_ in kinds.values())
     world.restore()
-    sound: dict[Words, dict[str, bytes]] = {}
-    unstable: set[str] = set()
-    for words in {words for _, _, _, readers in kinds.values() for words in readers}:
-        if words is not go_on:
-            first, sound[words] = _outcome(world, words), _outcome(world, words)
-            unstable |= {n for n in sound[words] if sound[words][n] != first.get(n)}
-    sys.stderr.write(f"flips: bytes change from run to run in {sorted(unstable) or 'no file'}\n")
-    for kind, (share, files, checked, readers) in kinds.items():
+    sound: dict[Words, list[dict[str, bytes]]] = {}
+    for kind, (share, places, checked, readers) in kinds.items():
         for number in range(-(-trials * share // shares)):
-            file = files[number % len(files)] if number < len(files) else g.choice(files)
+            file = places[number] if number < len(places) else g.choice(places)
+            reader = g.choice(readers) if readers else None
+            if reader and reader not in sound:
+                sound[reader] = [] if reader is resume else [_outcome(world, reader), _outcome(world, reader)]
             data = file.read_bytes()
             at, bit = g.randrange(len(data)), g.randrange(8)
             file.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
             what = f"{kind}: bit {bit} of byte {at} of {file.relative_to(world.now)}"
             try:
-                yield _flipped(world, what, checked, g.choice(readers) if readers else None, sound, unstable)
+                yield _flipped(world, what, checked, reader, sound[reader] if reader else [])
             except Hanging:
                 yield Trial(what, "hanging")
-            if kind == "checkpoint":
-                (world.now / "e.safetensors").unlink(missing_ok=True)
             file.write_bytes(data)
 
 
@@ -351,18 +350,18 @@ def _outcome(world: World, words: Words) -> dict[str, bytes]:
     ended = run(*words, "--quiet")
     if ended.code:
         raise RuntimeError(str(ended))
-    return _written(world, words)
+    return _written(words)
 
 
-def _written(world: World, words: Words) -> dict[str, bytes]:
-    if words[0] == "fit":
-        return {name: x.tobytes() for name, x in load_file(world.now / "pca.safetensors").items()}
-    return {n: data for n, data in contents(world.out).items() if not n.endswith("run.json")}
+def _written(words: Words) -> dict[str, bytes]:
+    out = Path(str(words[words.index("--out") + 1]))
+    if out.is_dir():
+        return {name: data for name, data in contents(out).items() if not name.endswith("run.json")}
+    return {name: x.tobytes() for name, x in load_file(out).items()}
 
 
-def _flipped(
-    world: World, what: str, checked: Path, reader: Words | None, sound: dict[Words, dict[str, bytes]], unstable: set[str]
-) -> Trial:  # fmt: skip
+def _flipped(world: World, what: str, checked: Path, reader: Words | None, sound: list[dict[str, bytes]]) -> Trial:
+    """Run verify, then a reader, whose result from sound files is given twice."""
     verified = run("verify", checked, "--quiet")
     if verified.code == 0:
         return Trial(what, "silent", "verify does not find it")
@@ -374,9 +373,10 @@ def _flipped(
     if ended.code:
         problem = refusal_problem(ended)
         return Trial(what, "unexpected" if problem else None, f"{reader[0]}: {problem}; {ended}")
-    if reader not in sound:
+    if not sound:
         return Trial(what, "silent", f"{reader[0]} resumes from it")
-    wrong = differences(_written(world, reader), sound[reader], unstable)
+    unstable = {n for n in sound[0] if sound[0][n] != sound[1].get(n)}
+    wrong = differences(_written(reader), sound[0], unstable)
     return Trial(what, "silent" if wrong else None, f"{reader[0]}: other {wrong[:5]}")
 
 
