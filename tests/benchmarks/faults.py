@@ -578,15 +578,17 @@ def main() -> None:
             attack, usual = KINDS[kind]
             seen: Counter[str] = Counter()
             begun = time.monotonic()
-            for trial in attack(world, random.Random(given.seed), usual if given.trials is None else given.trials):
-                seen.update(["trials", *([trial.fault] if trial.fault else [])])
-                if trial.fault:
-                    sys.stderr.write(f"{trial.fault}: {trial.what}: {trial.detail}\n")
-                    sys.stderr.flush()
-            bad += seen.total() - seen["trials"]
-            counts = " | ".join(str(seen[key]) for key in ("trials", *FAULTS))
-            sys.stdout.write(f"| {kind} | {counts} | {time.monotonic() - begun:.0f} |\n")
-            sys.stdout.flush()
+            try:
+                for trial in attack(world, random.Random(given.seed), usual if given.trials is None else given.trials):
+                    seen.update(["trials", *([trial.fault] if trial.fault else [])])
+                    if trial.fault:
+                        sys.stderr.write(f"{trial.fault}: {trial.what}: {trial.detail}\n")
+                        sys.stderr.flush()
+            finally:  # an interrupted run prints what it saw
+                bad += seen.total() - seen["trials"]
+                counts = " | ".join(str(seen[key]) for key in ("trials", *FAULTS))
+                sys.stdout.write(f"| {kind} | {counts} | {time.monotonic() - begun:.0f} |\n")
+                sys.stdout.flush()
     sys.exit(bool(bad))
 
 
