@@ -303,6 +303,7 @@ def _after_the_kill(
 
 def flips(world: World, g: random.Random, trials: int) -> Iterator[Trial]:
     """Single bits flipped in every kind of file: the command that reads it refuses, or gives the same; ``eddp verify`` finds it."""
+    world.restore()
     store, evaluation = world.store, world.evaluation
     report, explain, correct = (
         (*words, "--out", world.now / f"new-{words[0]}") for words in (world.report, world.explain, world.correct)
@@ -326,7 +327,6 @@ def flips(world: World, g: random.Random, trials: int) -> Iterator[Trial]:
         "tables": (4, sorted(evaluation.glob("*.parquet")), evaluation, [explain, report, correct]),
     }
     shares = sum(share for share, *_ in kinds.values())
-    world.restore()
     sound: dict[Words, list[dict[str, bytes]]] = {}
     for kind, (share, places, checked, readers) in kinds.items():
         for number in range(-(-trials * share // shares)):
@@ -395,6 +395,7 @@ class Evil:
 
 def hostile(world: World, g: random.Random, trials: int) -> Iterator[Trial]:
     """Files that somebody made in bad faith, in place of good ones."""
+    world.restore()
     mark = world.now.parent / "ran"
     cases = [*_files_of_other_kinds(world, mark), *_documents(world, mark)]
     g.shuffle(cases)
