@@ -6,6 +6,8 @@ Prints one row of a Markdown table per kind; details of every fault go to stderr
 * silent: another result than from sound files and no message, or damage that ``eddp verify`` does not find
 * hanging: no end within three minutes, or a process that outlives its command
 * unexpected: a traceback, an exit code of another kind, or anything but one short message
+
+Commit nothing meanwhile: stores name the version of the code.
 """
 
 from __future__ import annotations
