@@ -16,6 +16,7 @@ from evaluate.dictionary import kinds_of
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MismatchError, MissingPathError, StoreError, UnknownNameError
+from stores.folders import listed_problem
 from stores.places import is_remote, place
 from stores.tables import column_problem, read_table, reading_table
 from stores.validate import (
@@ -115,7 +116,7 @@ class Evaluated:
             )
         try:
             self.summary: dict[str, Any] = parse_json(read_small(path))
-            problem = _problem(self.summary)
+            problem = _problem(self.summary) or listed_problem(path)
         except (OSError, *UNREADABLE) as error:
             problem = brief(error)
         if problem:
@@ -201,9 +202,15 @@ class Evaluated:
             if not problem and name is not None:
                 found = found.filter(pa.compute.field("directions") == name)
                 problem = self._rows_problem(table, found, name)
-            if problem:
+            if problem := problem or listed_problem(path):
                 raise ValueError(problem)
         return found
+
+    def check(self, table: str) -> None:
+        """Raise TableError where a table was changed after it was written."""
+        with reading_table(path := self.path(table)):
+            if problem := listed_problem(path):
+                raise ValueError(problem)
 
     def _rows_problem(self, table: str, found: pa.Table, name: str) -> str | None:
         """What is wrong with a set's rows, or None: no empty cell where a value is read, numbers of what there is."""

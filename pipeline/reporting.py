@@ -184,7 +184,9 @@ def _influence(
             f"'{evaluated.folder}' is about {measured['classes']} classes, and the store has {classes}. Run evaluate again."
         )
     about = Influence(float(measured["alpha"]), measured["images"], measured["nulls"], measured["randoms"])
-    return read_pushes(evaluated.path("influence"), name, about.alpha, directions, classes), about
+    pushes = read_pushes(evaluated.path("influence"), name, about.alpha, directions, classes)
+    evaluated.check("influence")
+    return pushes, about
 
 
 def _draw(

@@ -105,11 +105,7 @@ def write_manifest(folder: Path) -> None:
 def folder_problems(folder: Path) -> list[str]:
     """What is wrong with the files that a folder's manifest lists: one message each. Other files may be there."""
     try:
-        data = read_small(folder / MANIFEST)
-        document = parse_json(data)
-        if json_bytes(document) != data or checksum(json_bytes(document["files"])) != document["crc32c"]:
-            raise ValueError("it does not match its checksum")
-        listed = {str(path): (int(crc), int(size)) for path, (crc, size) in document["files"].items()}
+        listed = _listed(folder)
     except (OSError, *UNREADABLE) as error:
         return [f"'{folder / MANIFEST}' is missing or damaged ({error})"]
     return [p for path, (crc, size) in listed.items() if (p := file_problem(folder, path, crc, size))]
@@ -146,6 +142,24 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no entry {error}"
     return str(getattr(error, "strerror", None) or error)
+
+
+def listed_problem(path: Path) -> str | None:
+    """In what a file differs from what its folder's manifest lists, or None."""
+    try:
+        crc, size = _listed(path.parent)[path.name]
+    except (OSError, *UNREADABLE):
+        return f"{MANIFEST} is missing or damaged, or does not list it"
+    return f"it is not as {MANIFEST} lists it" if file_problem(path.parent, path.name, crc, size) else None
+
+
+def _listed(folder: Path) -> dict[str, tuple[int, int]]:
+    """CRC-32C and bytes of each file, by a folder's manifest. Raises OSError, or one of ``UNREADABLE``."""
+    data = read_small(folder / MANIFEST)
+    document = parse_json(data)
+    if json_bytes(document) != data or checksum(json_bytes(document["files"])) != document["crc32c"]:
+        raise ValueError("it does not match its checksum")
+    return {str(path): (int(crc), int(size)) for path, (crc, size) in document["files"].items()}
 
 
 def _is_ours(folder: Path, ours: Ours) -> bool:

@@ -19,6 +19,7 @@ from pipeline.evaluated import made_from
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.files import write_json
+from stores.folders import write_manifest
 from stores.layers import LayerSpec
 from stores.plan import StorePlan
 from stores.tables import write_parts, write_table
@@ -104,6 +105,7 @@ def world(folder: Path, images: int) -> Path:
     write_json(
         evaluation / "summary.json", {"made_by": "eddp evaluate", "directions": {"eddp": entry}, "made_from": about}
     )
+    write_manifest(evaluation)
     return evaluation
 
 

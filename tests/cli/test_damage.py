@@ -79,6 +79,15 @@ def test_flipped_bits_of_a_checkpoint_are_refused(run: Run, world: Path) -> None
         assert "remove it" in ended.err or "Update eddp" in ended.err
 
 
+@pytest.mark.parametrize("name", ["summary.json", "ground_truth.parquet", "manifest.json"])
+def test_flipped_bits_of_an_evaluation_stop_what_reads_it(run: Run, world: Path, name: str) -> None:
+    for _ in flips(world / "evaluation" / name, 4):
+        ended = run("eddp", "report", world / "evaluation", "--visualize", "none", "--quiet")
+        assert ended.code == 1
+        assert "Run evaluate again" in ended.err or "Run the command that made it again" in ended.err
+    assert not (world / "report").exists()
+
+
 @pytest.mark.parametrize("name", ["d.safetensors", "correction.safetensors", "d.checkpoint"])
 def test_verify_finds_every_flipped_bit_of_a_file(run: Run, world: Path, name: str) -> None:
     assert run("eddp", "verify", world / name).out.endswith(": sound\n")
