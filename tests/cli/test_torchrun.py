@@ -94,7 +94,9 @@ def test_two_processes_fit_what_one_does(run: Run, store: Path, tmp_path: Path) 
     assert (code, said) == (0, [])
     assert out.splitlines()[-1] == str(two)
     assert out.count("96 directions") == 1  # said once
-    assert {Path(name).parts[2] for name in set(contents(store)) - before} == {"statistics"}  # kept by one of them
+    assert {Path(name).parts[2] for name in set(contents(store)) - before} == {
+        "statistics.safetensors"
+    }  # kept by one of them
     assert run("fit", *arguments, "--out", whole).code == 0
     same(whole, two)
     assert sorted(path.name for path in tmp_path.glob("two*")) == sorted(

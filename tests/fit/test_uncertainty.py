@@ -18,7 +18,7 @@ from fit.restarts import from_clusters
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.uncertainty import constrained_step, uncertainty_loss, unconstrained_step
 from fit.whiten import whiten_store, whitening
-from stores.errors import FitError
+from stores.errors import OutOfMemoryError
 from stores.readers import LayerReader
 from stores.statistics import statistics
 
@@ -91,7 +91,9 @@ def test_a_head_that_needs_more_memory_than_there_is(tmp_path: Path) -> None:
     def exhausted(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    with pytest.raises(FitError, match=r"16 images at once .* after layer 'synthetic': use --set uncertainty_images=8"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"16 images at once .* after layer 'synthetic': use --set uncertainty_images=8"
+    ):
         EDDP(n_directions=3, refine_steps=2, restarts=1).fit(reader, Head(exhausted, None))
 
     def broken(x: torch.Tensor) -> torch.Tensor:

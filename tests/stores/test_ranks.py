@@ -87,7 +87,7 @@ def test_rank_0_alone_keeps_them_and_looks_for_what_is_kept(tiny_store: Store, m
     path = tiny_store({"a": np.random.default_rng(1).normal(size=(20, 3, 4)).astype(np.float32)})
     wanted = compute(LayerReader(path))
     kept: list[object] = []
-    monkeypatch.setattr("stores.statistics.keep_cache", lambda *given: kept.append(given))
+    monkeypatch.setattr("stores.statistics.write_cache", lambda *given: kept.append(given))
     on_ranks(3, lambda ranks: statistics(LayerReader(path), ranks=ranks))
     assert len(kept) == 1
     monkeypatch.undo()
