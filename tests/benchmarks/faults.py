@@ -237,7 +237,7 @@ def _kill_one(world: World, g: random.Random, trials: int, name: str, commands: 
     log = world.now.parent / "log"
 
     def finish() -> float:
-        begun = time.monotonic()
+        start = time.monotonic()
         for number, words in enumerate(commands):
             process = begin(log, *words)
             process.join(2 * PATIENCE)
@@ -246,7 +246,7 @@ def _kill_one(world: World, g: random.Random, trials: int, name: str, commands: 
                 raise Hanging
             if process.exitcode:
                 raise RuntimeError(f"{number}: exit code {process.exitcode}, {log.read_text()[-MOST:]}")
-        return (time.monotonic() - begun) / len(commands)
+        return (time.monotonic() - start) / len(commands)
 
     never: list[dict[str, bytes]] = []
     for _ in range(2):
@@ -580,7 +580,7 @@ def main() -> None:
         for kind in given.kinds or KINDS:
             attack, usual = KINDS[kind]
             seen: Counter[str] = Counter()
-            begun = time.monotonic()
+            start = time.monotonic()
             try:
                 for trial in attack(world, random.Random(given.seed), usual if given.trials is None else given.trials):
                     seen.update(["trials", *([trial.fault] if trial.fault else [])])
@@ -590,7 +590,7 @@ def main() -> None:
             finally:  # an interrupted run prints what it saw
                 bad += seen.total() - seen["trials"]
                 counts = " | ".join(str(seen[key]) for key in ("trials", *FAULTS))
-                sys.stdout.write(f"| {kind} | {counts} | {time.monotonic() - begun:.0f} |\n")
+                sys.stdout.write(f"| {kind} | {counts} | {time.monotonic() - start:.0f} |\n")
                 sys.stdout.flush()
     sys.exit(bool(bad))
 
