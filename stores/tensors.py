@@ -58,7 +58,7 @@ def read_tensors(path: Path, key: str, entries: Entries) -> tuple[dict[str, np.n
 
 def key_of(path: Path) -> str:
     """The key of a file's header, within ``reading``."""
-    return str(next(iter(_metadata(_bytes(path)))))
+    return str(next(iter(_metadata(_bytes(path))), ""))
 
 
 @contextmanager

@@ -107,3 +107,10 @@ def test_verify_finds_flipped_bits_in_an_evaluation(run: Run, world: Path) -> No
             assert file.name in ended.err
     (folder / "manifest.json").unlink()
     assert "make it again" in run("eddp", "verify", folder).err
+
+
+def test_verify_of_a_file_without_a_header(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "c.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    ended = run("eddp", "verify", tmp_path / "c.safetensors")
+    assert ended.code == 1
+    assert "unexpected" not in ended.err
