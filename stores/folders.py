@@ -117,7 +117,7 @@ def file_problem(folder: Path, path: str, crc: int, size: int) -> str | None:
         if problem := _foreign(folder, path, size):
             return problem
         found = file_checksum(folder / path)
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError) as error:
         return f"'{folder / path}' cannot be read ({_reason(error)})"
     return None if found == crc else f"'{folder / path}' does not match its checksum"
 

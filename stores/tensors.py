@@ -66,7 +66,7 @@ def reading(path: Path, what: str, again: str, kind: type[EDDPError]) -> Iterato
     """Raise ``kind`` for whatever reading a damaged file ends in: it is no ``what``, and how to make it ``again``."""
     try:
         yield
-    except StoreError:
+    except (StoreError, MemoryError):  # a shortage is no damage
         raise
     except (SafetensorError, OSError, *UNREADABLE) as error:
         raise kind(f"'{path}' is damaged or no {what} ({brief(error)}). {again}") from error

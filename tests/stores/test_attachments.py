@@ -104,3 +104,14 @@ def test_a_folder_that_cannot_be_written(file: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level("INFO"):
         write_cache(file, {}, {}, {})
     assert "a.safetensors' is not stored" in caplog.text
+
+
+def test_a_shortage_of_memory_is_no_damage(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_attachment(file, ARRAYS, {})
+
+    def exhausted(_: Path) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Path, "read_bytes", exhausted)
+    with pytest.raises(MemoryError):
+        read_attachment(file)
