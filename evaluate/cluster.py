@@ -21,9 +21,9 @@ from evaluate.detectors import Bank
 from evaluate.material import Material, Resolution
 from evaluate.parallel import ranges
 from extract.cluster import settled, workers_of
-from extract.concepts import ConceptSource
 from extract.geometry import Box
 from extract.labels import Alignment
+from extract.segmentation.base import ConceptSource
 from stores.activations import ActivationStore
 from stores.errors import CorruptStoreError
 from stores.progress import Progress

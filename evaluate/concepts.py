@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from extract.cluster_stream import extract_on
-from extract.concepts import ConceptSource
 from extract.head import open_model
-from extract.images import ImageSource
+from extract.image_source import ImageSource
 from extract.layout import LayerLayout
 from extract.layout_probe import as_asked
+from extract.segmentation.base import ConceptSource
 from extract.stream import ExtractConfig, extract
 from stores.activations import ActivationStore, read_attributes
 from stores.errors import ImageError, MismatchError

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from evaluate.material import SPLITS, Material, Shown
-from extract.concepts import ConceptLabel
+from extract.segmentation.base import ConceptLabel
 from stores.progress import Progress, silent
 
 

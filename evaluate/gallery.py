@@ -16,7 +16,7 @@ from evaluate.material import Material
 from evaluate.report.data import Tile
 from evaluate.report.pictures import region_tile, save_strip
 from extract.geometry import Box
-from extract.seen import crop
+from extract.store_images import crop
 from stores.errors import EDDPError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from evaluate.detectors import Bank
-from extract.concepts import ConceptLabel
 from extract.labels import Alignment, ImageLabels, labels_ahead
+from extract.segmentation.base import ConceptLabel
 from stores.errors import UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader

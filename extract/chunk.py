@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from extract.forward import Forward, Outcome
-from extract.images import ImageSource
+from extract.image_source import ImageSource
 from stores.errors import NonFiniteError
 from stores.layers import LayerSpec
 from stores.writer import StoreWriter

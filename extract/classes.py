@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from extract.reading import reason, shown
+from extract.image_io import reason, shown
 from stores.activations import ActivationStore
 from stores.errors import MismatchError, MissingPathError, UsageError
 
+WNID = re.compile(r"n\d{8}")
 _WNID = re.compile(r"(n\d{8})(?:[ _-]+(.*))?")  # n02085620, "n01440764 tench", n02085620-Chihuahua
 _NUMBERED = ("cifar10", "places365")  # whose classes have numbers of their own, not the order of their folders
 _DECIDE = "Say what the network's classes are by --class-names FILE (a name a line, in its order)"

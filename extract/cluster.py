@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from extract.signals import held
+from extract.worker_processes import held
 from stores.errors import EDDPError
 
 PATIENCE = 10.0  # seconds without any worker after which there will be none

@@ -18,7 +18,7 @@ from extract.checkpoints import find_file, spelled
 from extract.cluster import settled, workers_of
 from extract.cluster_worker import Order, batch_size, fill_part, look_ahead
 from extract.config import ExtractConfig
-from extract.images import ImageSource, scheme_of
+from extract.image_source import ImageSource, scheme_of
 from extract.plan import TRIED, Forecast, forecast, plan_extraction, require_room
 from extract.stream import ExtractSummary, batch_size_of, summary_of
 from stores.errors import EDDPError, UsageError

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from extract.config import ExtractConfig
-from extract.images import open_source
+from extract.datasets import open_source
 from extract.plan import Forecast, Plan, forecast, plan_extraction
 from extract.stream import fill
 from stores.activations import read_attributes

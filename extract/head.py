@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from extract.image_io import shown
 from extract.layout import LayerLayout
-from extract.reading import shown
 from stores.activations import ActivationStore
 from stores.errors import EDDPError, MismatchError, UsageError
 

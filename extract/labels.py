@@ -11,9 +11,9 @@ from itertools import islice
 
 import numpy as np
 
-from extract.concepts import ConceptSource
 from extract.geometry import Box, visible_box
 from extract.head import open_model
+from extract.segmentation.base import ConceptSource
 from stores.activations import ActivationStore
 from stores.errors import MismatchError
 

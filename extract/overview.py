@@ -12,12 +12,10 @@ import numpy as np
 import torch
 
 from extract.classes import ClassMapping, imagenet_classes
-from extract.decode import Decode
-from extract.images import ImageSource
-from extract.orientation import orientation_of
+from extract.image_io import grey_values, is_deep, orientation_of, range_of_depth, shown
+from extract.image_source import ImageSource
+from extract.loader import Decode
 from extract.probe import probe_images
-from extract.reading import shown
-from extract.rgb import grey_values, is_deep, range_of_depth
 from stores.errors import EDDPError, UsageError
 
 if TYPE_CHECKING:

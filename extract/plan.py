@@ -20,13 +20,13 @@ import numpy as np
 from extract.checkpoints import find_file
 from extract.classes import ClassMapping, map_classes, require_decided
 from extract.config import ExtractConfig
-from extract.decode import Decode, decoded
 from extract.forward import Forward, fitting_batch_size
-from extract.images import ImageSource
+from extract.image_io import reason
+from extract.image_source import ImageSource
+from extract.loader import Decode, decoded
 from extract.network import Network, cut
 from extract.overview import Overview, as_record, overview
 from extract.probe import probe_images
-from extract.reading import reason
 from extract.zoo import PreparedModel, load_model, prepare_model
 from stores.errors import StoreError
 from stores.layers import LayerSpec

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from extract.image_io import reason
 from extract.model_output import ModelOutput, find_output, tensors_of
-from extract.reading import reason
 from stores.errors import EDDPError, UsageError
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import Any
 
 from extract.chunk import Chunk, Committer
 from extract.config import ExtractConfig
-from extract.decode import Batch, Decode, decoded
 from extract.forward import Outcome
-from extract.images import ImageSource
+from extract.image_io import shown
+from extract.image_source import ImageSource
+from extract.loader import Batch, Decode, decoded
 from extract.overview import as_record
 from extract.plan import TRIED, Forecast, Plan, forecast, plan_extraction, require_room
-from extract.reading import shown
 from stores.errors import ImageError
 from stores.places import place
 from stores.progress import Progress, silent

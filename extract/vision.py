@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from extract.rgb import GreyRange, to_mode
+from extract.image_io import GreyRange, to_mode
 from stores.errors import ImageError
 
 _SCHEMAS = (

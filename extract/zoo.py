@@ -30,9 +30,9 @@ from torch.optim.swa_utils import AveragedModel
 from extract.checkpoint_file import reason_of, weights_in_folder
 from extract.checkpoints import State, find_file, load_weights
 from extract.classes import as_class_names
+from extract.image_io import GreyRange
 from extract.model_output import ModelOutput
 from extract.probe import find_input_and_output
-from extract.rgb import GreyRange
 from extract.vision import Preprocess, torchvision, transforms
 from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError, WeightsError
 

@@ -61,7 +61,7 @@ def run_demo(
     pages : whether the report and the explanations are made.
     correct : how the correction is chosen; None as ``eddp correct`` does.
     """
-    from extract.broden import BrodenSource
+    from extract.segmentation.broden import BrodenSource
     from extract.stream import ExtractConfig, extract
     from fit import make_fitter
     from pipeline.fitting import fit_to_file

@@ -26,10 +26,11 @@ from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summa
 from evaluate.tables import agreement, category_rows, direction_rows, label_rows, table_columns
 from evaluate.truth import against_truth
 from evaluate.unions import union_rows
-from extract.concepts import ConceptSource, open_concepts
+from extract.datasets import open_concepts
 from extract.head import check_trusted
+from extract.image_io import to_mode
 from extract.labels import align
-from extract.rgb import to_mode
+from extract.segmentation.base import ConceptSource
 from pipeline.comparing import add_monosemanticity, add_stability
 from pipeline.evaluated import MADE_BY, made_from
 from pipeline.influence import add_influence, influence_lines, steering_file

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from evaluate.explain.words import Concept
-from extract.images import ENDINGS, files_below, open_source, read_image
-from extract.reading import shown
-from extract.seen import place_of
+from extract.datasets import open_source
+from extract.folder_listing import files_below
+from extract.image_io import ENDINGS, read_image, shown
+from extract.store_images import place_of
 from pipeline.evaluated import Evaluated
 from stores.activations import ActivationStore
 from stores.directions import Directions

@@ -20,9 +20,9 @@ from evaluate.explain.values import Values, readout, usual_values
 from extract.forward import computing_in
 from extract.geometry import visible_box
 from extract.head import open_network
+from extract.image_io import reason
 from extract.network import Network
-from extract.reading import reason
-from extract.seen import crop
+from extract.store_images import crop
 from pipeline.explained_inputs import Inputs, Item, class_number, find_images
 from pipeline.explanation_files import Drawn
 from pipeline.explanation_folder import Folder

@@ -26,8 +26,8 @@ from evaluate.influence.tables import (
 from evaluate.report.data import Push
 from evaluate.report.steering import steering_picture
 from evaluate.tables import with_found_again
-from extract.concepts import ConceptSource
 from extract.labels import align
+from extract.segmentation.base import ConceptSource
 from pipeline.tables import Tables
 from stores.activations import ActivationStore
 from stores.directions import Directions

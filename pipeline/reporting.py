@@ -21,7 +21,7 @@ from evaluate.site.pictures import draw_pictures
 from evaluate.site.similarity import cosines, similarity_map
 from evaluate.site.terms import definitions
 from evaluate.tables import with_found_again
-from extract.seen import SeenImages, seen_images
+from extract.store_images import SeenImages, seen_images
 from pipeline.evaluated import Evaluated, Label
 from pipeline.report_parts import class_pages, concepts_of, direction_pages, marks_of
 from pipeline.report_provenance import facts_of, fit_log, log_picture, settings_of

@@ -15,7 +15,7 @@ from evaluate.visualize.check import Check, Role, check_pairs, check_rows
 from evaluate.visualize.maximise import VisualizeConfig
 from evaluate.visualize.natural import Natural, assumed, sampled
 from extract.head import open_network
-from extract.seen import seen_images
+from extract.store_images import seen_images
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import EDDPError

@@ -20,7 +20,7 @@ from by_hand import NETWORK, broden_folder, layer_store
 from pretended_cuda import pretended_cuda
 from tiny import TinyBroden, write_broden, write_store
 
-from extract.broden import BrodenSource
+from extract.segmentation.broden import BrodenSource
 from stores.activations import ActivationStore
 
 # A shell starts what runs in the background with SIGINT ignored, and every process started from there takes that over:

@@ -11,7 +11,7 @@ import numpy as np
 from evaluate.correct.study import Study
 from evaluate.gallery import on_grid
 from evaluate.report.pictures import region_tile, save_strip
-from extract.seen import SeenImages, seen_images
+from extract.store_images import SeenImages, seen_images
 from stores.errors import EDDPError
 from stores.readers import LayerReader
 

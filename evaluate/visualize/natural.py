@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from evaluate.visualize.spectra import falling
-from extract.seen import SeenImages
+from extract.store_images import SeenImages
 from stores.errors import EDDPError
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from extract.concepts import open_concepts
+from extract.datasets import open_concepts
 from extract.labels import Alignment, ImageLabels, align, labels_ahead
 from stores.errors import DatasetError, MismatchError, UsageError
 from stores.readers import LayerReader
@@ -51,7 +51,7 @@ class ConceptLabels:
 
     Parameters
     ----------
-    data : its folder, of any kind that ``extract.concepts.open_concepts`` reads.
+    data : its folder, of any kind that ``extract.segmentation.base.open_concepts`` reads.
 
     Raises what ``open_concepts`` raises.
     """

@@ -133,9 +133,9 @@ def extract(
     from extract.cluster import cluster, workers_of
     from extract.cluster_stream import extract_on, forecast_on
     from extract.config import ExtractConfig
-    from extract.images import open_source
+    from extract.datasets import open_source
+    from extract.image_io import shown
     from extract.plan import forecast, plan_extraction
-    from extract.reading import shown
     from extract.stream import extract as run_extraction
 
     if "?" in layer:

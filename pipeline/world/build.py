@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.signals import end_with_parent
+from extract.worker_processes import end_with_parent
 from pipeline.world.broden_writer import Row, save_jpeg, write_picture, write_tables
 from pipeline.world.labels import MARKED_SCENE, SCENES, WATERMARK
 from pipeline.world.mark import stamp

@@ -24,8 +24,8 @@ from PIL import Image
 from evaluate.detectors import Bank
 from evaluate.dissect import Dissector
 from evaluate.scores import choose_labels
-from extract.broden import BrodenSource
 from extract.labels import Alignment, labels_on_raster
+from extract.segmentation.broden import BrodenSource
 from stores.activations import ActivationStore
 from stores.layers import LayerSpec
 from stores.plan import StorePlan

@@ -15,8 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from extract.config import ExtractConfig
-from extract.decode import Decode, decoded
-from extract.images import ImageSource, open_source
+from extract.datasets import open_source
+from extract.image_source import ImageSource
+from extract.loader import Decode, decoded
 from extract.memory import memory_used_again
 from extract.network import capture
 from extract.plan import plan_extraction

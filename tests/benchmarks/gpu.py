@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from extract.config import ExtractConfig
-from extract.images import ImageSource, open_source
+from extract.datasets import open_source
+from extract.image_source import ImageSource
 from extract.plan import plan_extraction
 from extract.stream import extract
 from stores.readers import LayerReader

@@ -21,7 +21,7 @@ from torch import nn
 
 from evaluate.influence.study import InfluenceConfig
 from extract.config import ExtractConfig
-from extract.images import open_source
+from extract.datasets import open_source
 from extract.stream import extract
 from fit.eddp import EDDP
 from pipeline.evaluation import evaluate_directions

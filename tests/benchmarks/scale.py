@@ -22,7 +22,7 @@ import torch
 from evaluate.parallel import cores
 from evaluate.scores import choose_labels
 from extract.config import ExtractConfig
-from extract.images import open_source
+from extract.datasets import open_source
 from extract.plan import Forecast
 from extract.stream import extract
 from fit.clustering import spherical_kmeans

@@ -24,7 +24,7 @@ import extract.cluster
 from extract.cluster import cluster
 from extract.cluster_stream import extract_on
 from extract.cluster_worker import Order, fill_part
-from extract.images import open_source
+from extract.datasets import open_source
 from extract.plan import plan_extraction
 from extract.stream import ExtractConfig
 from extract.stream import extract as extract_here

@@ -17,10 +17,10 @@ from tiny import trusted
 
 import evaluate.concepts
 from evaluate.concepts import concept_store
-from extract.broden import BrodenSource
-from extract.images import open_folder
+from extract.datasets import open_folder
 from extract.labels import align
 from extract.network import Network
+from extract.segmentation.broden import BrodenSource
 from extract.stream import ExtractConfig, extract
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.activations import ActivationStore

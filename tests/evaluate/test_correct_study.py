@@ -17,8 +17,8 @@ from evaluate.correct.detectors import Detectors, measure_detectors
 from evaluate.correct.judged import FLOOR, Judged, judged, predict
 from evaluate.correct.study import Study, accuracy, confusion
 from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
+from extract.datasets import open_source
 from extract.head import open_head
-from extract.images import open_source
 from extract.stream import ExtractConfig, extract
 from stores.activations import ActivationStore
 from stores.directions import Directions

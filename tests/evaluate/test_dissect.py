@@ -35,8 +35,8 @@ from evaluate.dissect import (
     upsample,
 )
 from evaluate.scores import choose_labels
-from extract.broden import ConceptLabel
 from extract.labels import Alignment
+from extract.segmentation.base import ConceptLabel
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.readers import LayerReader

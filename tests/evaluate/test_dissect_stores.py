@@ -11,8 +11,8 @@ from slow_dissection import LABELS, WHOLE, Box, Broden, many, naive_has, random_
 
 from evaluate.detectors import make_bank
 from evaluate.dissect import Counts, Dissector, Resolution, raster_size
-from extract.broden import BrodenSource
 from extract.labels import Alignment
+from extract.segmentation.broden import BrodenSource
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import DatasetError, UsageError

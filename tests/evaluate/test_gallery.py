@@ -15,7 +15,7 @@ from PIL import Image
 import evaluate.gallery
 from evaluate.detectors import Bank, make_bank
 from evaluate.gallery import Top, draw_strips, on_grid, top_images
-from extract.reading import read_image
+from extract.image_io import read_image
 from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.readers import LayerReader

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evaluate.dissect import Counts
 from evaluate.scores import choose_labels, s1, s2, score, summarise
-from extract.broden import ConceptLabel
+from extract.segmentation.base import ConceptLabel
 
 
 def toy_counts() -> Counts:

@@ -21,8 +21,8 @@ from evaluate.refined import refine
 from evaluate.scores import INTERPRETABLE, choose_labels, score, summarise
 from evaluate.second import groups_of, second_images
 from evaluate.unions import union_rows
-from extract.broden import BrodenSource
 from extract.labels import Alignment
+from extract.segmentation.broden import BrodenSource
 from stores.directions import Directions
 from stores.readers import LayerReader
 

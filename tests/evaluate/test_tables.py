@@ -15,7 +15,7 @@ from evaluate.refined import Refined
 from evaluate.scores import Labelled
 from evaluate.tables import COLUMNS, agreement, category_rows, direction_rows, label_rows, table_columns
 from evaluate.thresholds import Agreement
-from extract.broden import ConceptLabel
+from extract.segmentation.base import ConceptLabel
 from stores.directions import Directions
 from stores.tables import write_table
 

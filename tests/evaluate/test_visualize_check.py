@@ -21,9 +21,9 @@ from evaluate.visualize import check as module
 from evaluate.visualize.check import check_pairs, check_rows, check_summary
 from evaluate.visualize.maximise import VisualizeConfig
 from evaluate.visualize.natural import assumed, sampled
-from extract.images import open_folder
+from extract.datasets import open_folder
 from extract.network import Network
-from extract.seen import seen_images
+from extract.store_images import seen_images
 from extract.stream import ExtractConfig, extract
 from pipeline.visualizing import Features, draw_features
 from stores.activations import ActivationStore

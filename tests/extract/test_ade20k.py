@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from concept_folders import write_ade20k
 
-from extract.ade20k import Ade20kSource
+from extract.segmentation.voc_ade_coco import Ade20kSource
 from stores.errors import DatasetError
 
 

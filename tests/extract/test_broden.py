@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from tiny import LABELS, TinyBroden, write_mask
 
-from extract.broden import BrodenSource, ConceptLabel
-from extract.images import open_source
+from extract.datasets import open_source
+from extract.segmentation.base import ConceptLabel
+from extract.segmentation.broden import BrodenSource
 from stores.errors import DatasetError, MissingPathError, NoImagesError, UsageError
 
 Make = Callable[..., TinyBroden]

@@ -13,7 +13,7 @@ from concept_folders import write_bomb, write_image
 from PIL import Image
 from tiny import TinyBroden, write_mask
 
-from extract.broden import BrodenSource
+from extract.segmentation.broden import BrodenSource
 from stores.errors import DatasetError
 
 Make = Callable[..., TinyBroden]

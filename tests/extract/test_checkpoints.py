@@ -14,7 +14,7 @@ from torch import nn
 
 from extract.checkpoints import find_file, load_weights
 from extract.config import ExtractConfig
-from extract.images import open_source
+from extract.datasets import open_source
 from extract.plan import plan_extraction
 from extract.vision import torchvision
 from extract.zoo import load_model

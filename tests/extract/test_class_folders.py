@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from extract.images import open_source
+from extract.datasets import open_source
 
 
 def put(root: Path, *names: str) -> Path:

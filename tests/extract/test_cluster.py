@@ -16,7 +16,7 @@ from extract import cluster_worker
 from extract.cluster_stream import LEAST, PARTS, Gathered, extract_on, parts_of
 from extract.cluster_worker import Order, batch_size, fill_part, look_ahead, own_device
 from extract.config import ExtractConfig
-from extract.images import open_source
+from extract.datasets import open_source
 from extract.plan import Forecast, plan_extraction
 from extract.stream import extract
 from stores.errors import EDDPError, StoreError, UsageError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from concept_folders import write_cocostuff, write_map
 
-from extract.cocostuff import CocoStuffSource
+from extract.segmentation.voc_ade_coco import CocoStuffSource
 from stores.errors import DatasetError
 
 

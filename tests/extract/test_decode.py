@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from tiny_net import Scaled, Unresized
 
-from extract.decode import Batch, Decode, decoded
-from extract.images import open_folder
+from extract.datasets import open_folder
+from extract.loader import Batch, Decode, decoded
 from stores.errors import EDDPError, ImageError, UsageError
 
 Images = Callable[..., Path]
@@ -77,7 +77,7 @@ def test_want_of_memory_for_a_batch_is_told_by_a_worker(tiny_images: Images, mon
     def stack(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("extract.decode.torch.stack", stack)
+    monkeypatch.setattr("extract.loader.torch.stack", stack)
     decode = Decode(open_folder(tiny_images()), Scaled(), [[0, 1]])
     assert "not enough memory for the image 'cat/000.png'" in str(decode[0].failure)
 
@@ -151,7 +151,7 @@ def test_a_worker_that_dies_is_told_in_one_sentence(tiny_images: Images, monkeyp
         def __iter__(self) -> None:
             raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
 
-    monkeypatch.setattr("extract.decode.DataLoader", Dying)
+    monkeypatch.setattr("extract.loader.DataLoader", Dying)
     source = open_folder(tiny_images())
     with pytest.raises(EDDPError, match=r"A decoding process ended unexpectedly.*--workers 0"):
         next(decoded(Decode(source, Scaled(), [[0]]), workers=1))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from extract.digest import SAMPLE, digest_files
-from extract.images import PathSource, open_folder
+from extract.datasets import open_folder
+from extract.image_source import SAMPLE, PathSource, digest_files
 from stores.errors import EDDPError, ImageError
 
 NOON = 1_700_000_000
@@ -90,7 +90,7 @@ def test_a_disk_that_does_not_answer_is_no_other_content(
     def refused(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(f"extract.digest.os.{call}", refused)
+    monkeypatch.setattr(f"extract.image_source.os.{call}", refused)
     with pytest.raises(EDDPError, match=f"^'{tmp_path}/a/1.bmp' cannot be read: {os.strerror(number)}\\. Nothing was"):
         _ = source.digest
     monkeypatch.undo()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from extract.config import ExtractConfig
+from extract.datasets import open_source
 from extract.forward import Forward, computing_in, fitting_batch_size
-from extract.images import open_source
 from extract.plan import Plan, plan_extraction
 from extract.stream import _Batches
 from extract.stream import extract as run_extraction

@@ -7,8 +7,8 @@ import tiny_net
 import torch
 from tiny import trusted
 
+from extract.datasets import open_folder
 from extract.head import open_head, open_network
-from extract.images import open_folder
 from extract.stream import ExtractConfig, extract
 from stores.activations import ActivationStore
 from stores.errors import CorruptStoreError, MismatchError, UnknownNameError

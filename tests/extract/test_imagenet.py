@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from extract.images import PathSource, open_source
+from extract.datasets import open_source
+from extract.image_source import PathSource
 from stores.errors import DatasetError, NoImagesError
 
 KIT = "ILSVRC2012_devkit_t12"

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract.broden import BrodenSource
-from extract.decode import Decode
-from extract.images import PathSource, open_folder, open_source, read_image
-from extract.items import Items, Names
-from extract.reading import decode_image, shown
-from extract.rgb import to_mode
+from extract.datasets import open_folder, open_source
+from extract.image_io import decode_image, read_image, shown, to_mode
+from extract.image_source import PathSource
+from extract.loader import Decode
+from extract.segmentation.broden import BrodenSource
+from extract.string_array import Items, Names
 from stores.errors import ImageError, MissingPathError, NoImagesError, UsageError
 
 
@@ -175,7 +175,7 @@ def test_a_scheme_says_what_a_folder_is(tmp_path: Path, tiny_broden) -> None:
 def test_a_scheme_that_is_none_lists_those_there_are(tmp_path: Path, data: str) -> None:
     with pytest.raises(
         UsageError,
-        match=r"^There is no reader '\w+' for .* The readers are folder, broden, imagenet, tiny-imagenet, places365, cifar10, webdataset: give",
+        match=r"^There is no reader '\w+' for .* The readers are broden, voc, .*: give folder:DIR",
     ):
         open_source(data.format(tmp_path))
 
@@ -238,7 +238,7 @@ def test_a_look_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     put(tmp_path, "a.png")
     monkeypatch.setattr(Path, "is_file", refused)
-    with pytest.raises(UsageError, match=r"cannot be read: Permission denied\. Mend it, or fix its permissions"):
+    with pytest.raises(UsageError, match=r"cannot be read: Permission denied\. Fix it, or its permissions"):
         open_source(tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(Path, "exists", refused)

@@ -13,7 +13,7 @@ import pytest
 from killed import extract_in_a_process
 from tiny import contents
 
-from extract.images import open_source
+from extract.datasets import open_source
 from extract.stream import ExtractConfig, extract
 from stores import files
 from stores.activations import ActivationStore

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tiny import trusted
 
 import extract.labels
-from extract.broden import BrodenSource
 from extract.labels import align, labels_ahead, labels_on_raster, raster_index
+from extract.segmentation.broden import BrodenSource
 from stores.activations import ActivationStore
 from stores.errors import DatasetError, MismatchError
 

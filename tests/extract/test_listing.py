@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from extract.images import open_folder
-from extract.items import Names
-from extract.listed import check_listed
-from extract.listing import Listing, ending_of, files_below, label_maps
-from extract.lists import check_present
+from extract.datasets import open_folder
+from extract.file_list import check_listed, check_present
+from extract.folder_listing import Listing, ending_of, files_below, label_maps
+from extract.string_array import Names
 from stores.errors import DatasetError, UsageError
 
 

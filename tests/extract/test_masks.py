@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from concept_folders import ENOUGH, write_image, write_map, write_masks
 
-from extract.concepts import ConceptLabel
 from extract.labels import labels_on_raster
-from extract.masks import MasksSource
-from extract.splits import hashed_split
+from extract.segmentation.base import ConceptLabel
+from extract.segmentation.custom import MasksSource, hashed_split
 from stores.errors import DatasetError, MissingPathError
 
 

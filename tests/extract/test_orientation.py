@@ -11,11 +11,10 @@ import pytest
 from concept_folders import write_map
 from PIL import Image, ImageOps
 
-from extract.concepts import open_concepts
+from extract.datasets import open_concepts
+from extract.image_io import ORIENTATION, orientation_of, quiet_pillow, same_shape
 from extract.labels import labels_on_raster
-from extract.masks import MasksSource
-from extract.orientation import ORIENTATION, orientation_of, same_shape
-from extract.reading import quiet_pillow
+from extract.segmentation.custom import MasksSource
 from stores.errors import DatasetError
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract.images import PathSource, open_source
+from extract.datasets import open_source
+from extract.image_source import PathSource
 from stores.errors import DatasetError, NoImagesError
 
 PATHS = ["/a/airfield", "/a/airplane_cabin", "/a/apartment_building/outdoor", "/b/beach", "/z/zen_garden"]
@@ -211,7 +212,7 @@ def test_images_that_no_line_names_are_left_out(tmp_path: Path, caplog: pytest.L
 
 
 def test_folders_are_listed_once_and_no_file_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from extract.places365 import open_places365
+    from extract.datasets.places365 import open_places365
 
     places(tmp_path)
     asked: list[str] = []

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract import reading
-from extract.images import PathSource, open_folder
-from extract.reading import decode_image, read_image, read_range
-from extract.rgb import to_mode
+from extract import image_io as reading
+from extract.datasets import open_folder
+from extract.image_io import decode_image, read_image, read_range, to_mode
+from extract.image_source import PathSource
 from stores.errors import EDDPError, ImageError
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tiny import trusted
 
-from extract.images import open_source
-from extract.seen import crop, seen_images
+from extract.datasets import open_source
+from extract.store_images import crop, seen_images
 from extract.stream import ExtractConfig, extract
 from stores.activations import ActivationStore
 from stores.errors import MismatchError, MissingPathError

@@ -11,8 +11,8 @@ from PIL import Image
 from tiny import contents
 
 from extract.chunk import sampled_positions
+from extract.datasets import open_folder, open_source
 from extract.forward import Forward
-from extract.images import open_folder, open_source
 from extract.stream import ExtractConfig, ExtractSummary, extract
 from extract.zoo import load_model
 from stores.activations import ActivationStore

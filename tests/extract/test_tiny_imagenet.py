@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from extract.images import open_source
+from extract.datasets import open_source
 from stores.errors import DatasetError, MissingPathError, NoImagesError
 
 WNIDS = ["n01443537", "n01629819", "n01641577"]

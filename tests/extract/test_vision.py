@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from extract import rgb as colours
+from extract import image_io as colours
 from extract import vision
-from extract.rgb import to_mode
+from extract.image_io import to_mode
 from extract.vision import Preprocess, transforms
 from stores.errors import ImageError, UsageError
 

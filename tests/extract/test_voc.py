@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from concept_folders import write_map, write_voc
 
-from extract.voc import CLASSES, VocSource
+from extract.segmentation.voc_ade_coco import CLASSES, VocSource
 from stores.errors import DatasetError, NoImagesError
 
 LIST = "ImageSets/Segmentation/val.txt"

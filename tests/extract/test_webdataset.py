@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract.images import open_source
-from extract.webdataset import WebDatasetSource, open_webdataset
+from extract.datasets import open_source
+from extract.datasets.webdataset import WebDatasetSource, open_webdataset
 from stores.errors import DatasetError, EDDPError, ImageError, MissingPathError, NoImagesError, UsageError
 
 Members = Iterable[tuple[str, bytes | tarfile.TarInfo]]
@@ -493,7 +493,7 @@ def test_images_that_are_none(tmp_path: Path) -> None:
 def test_a_pipe_that_is_called_like_a_shard_is_not_waited_for(tmp_path: Path) -> None:
     shards(tmp_path)
     os.mkfifo(tmp_path / "pipe.tar")
-    code = "import sys; from extract.images import open_source; open_source(sys.argv[1])"
+    code = "import sys; from extract.datasets import open_source; open_source(sys.argv[1])"
     ended = subprocess.run(
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False, timeout=60
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from extract.broden import BrodenSource
+from extract.segmentation.broden import BrodenSource
 from stores.activations import ActivationStore
 from stores.layers import LayerSpec
 from stores.plan import StorePlan

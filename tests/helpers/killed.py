@@ -37,7 +37,7 @@ def extract_in_a_process(
 def _work(root: Path, out: Path, options: dict[str, Any], stop_at: tuple[str, int] | None, steps: Path | None) -> None:
     import torch
 
-    from extract.images import open_source
+    from extract.datasets import open_source
     from extract.stream import ExtractConfig, extract
 
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from evaluate.dissect import (
     Dissector,
 )
 from evaluate.scores import choose_labels, s1, s2, score
-from extract.broden import BrodenSource
+from extract.segmentation.broden import BrodenSource
 from stores.directions import Directions
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)

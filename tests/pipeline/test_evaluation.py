@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from tiny import trusted
 
-from extract.broden import BrodenSource
-from extract.images import open_folder
+from extract.datasets import open_folder
+from extract.segmentation.broden import BrodenSource
 from extract.stream import ExtractConfig, extract
 from fit.synthetic import SyntheticConfig, make_synthetic
 from pipeline.evaluation import _predictions, evaluate_directions, load_sets, read_summary, summary_lines

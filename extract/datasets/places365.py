@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from extract.images import PathSource, files_below, no_images
-from extract.items import Items
-from extract.listing import Listing, is_folder
-from extract.lists import at, check_present, find_near, inside, lines_of, nearby, peek
-from extract.reading import shown
+from extract.file_list import at, check_present, find_near, inside, lines_of, nearby, peek
+from extract.folder_listing import Listing, files_below, is_folder, no_images
+from extract.image_io import shown
+from extract.image_source import PathSource, register
+from extract.string_array import Items
 from stores.errors import DatasetError
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def is_places365(root: Path) -> bool:
     return bool(folders) and folders <= known.keys()
 
 
+@register("places365", is_places365)
 def open_places365(root: Path) -> PathSource:
     """Open Places365: its root (all image folders in it are taken), one image folder, or the easy layout or a split of it.
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from PIL import Image
 
+from extract.datasets import open_source
 from extract.geometry import Box, visible_box
 from extract.head import open_model
-from extract.images import LABELLED, SCHEMES, ImageSource, open_source
-from extract.rgb import to_mode
+from extract.image_io import to_mode
+from extract.image_source import READERS, ImageSource
 from stores.activations import ActivationStore
 from stores.errors import MismatchError
 
@@ -85,7 +86,7 @@ def seen_images(store: ActivationStore, *, data: str | Path | None = None) -> Se
 def place_of(store: ActivationStore) -> str:
     """Where a store's images lay, as ``open_source`` takes it: what kind they are is known, and need not be guessed again."""
     dataset = store.provenance["dataset"]
-    kind = dataset["kind"] if dataset["kind"] in (*SCHEMES, *LABELLED) else "folder"
+    kind = dataset["kind"] if dataset["kind"] in READERS else "folder"
     return f"{kind}:{dataset['path']}"
 
 

@@ -1,4 +1,7 @@
-"""Concept datasets whose label maps are PNG files called like the images: what their readers have in common."""
+"""Label maps in PNG files: what every pixel holds, exactly, or one sentence why that cannot be told.
+
+Concept datasets whose label maps are PNG files called like the images: what their readers have in common.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,126 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from io import BufferedReader
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader, BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from extract.concepts import ConceptLabel
-from extract.digest import digest_files
-from extract.images import files_below, read_image
-from extract.items import Names
-from extract.label_maps import RGB, map_values, opened_map
-from extract.listing import Listing
-from extract.orientation import is_turned, orientation_of, same_shape, turned_back
-from extract.reading import formats_of, open_regular, quiet_pillow, reason, shown
+from extract.folder_listing import Listing, files_below
+from extract.image_io import (
+    LARGEST,
+    formats_of,
+    is_turned,
+    open_regular,
+    orientation_of,
+    quiet_pillow,
+    read_image,
+    reason,
+    same_shape,
+    shown,
+    turned_back,
+)
+from extract.image_source import ImageSource, digest_files
+from extract.string_array import Names
 from stores.errors import DatasetError, EDDPError, ImageError, NoImagesError
+
+
+@dataclass(frozen=True)
+class ConceptLabel:
+    """One label: its number in the masks, its name and its (most frequent) category."""
+
+    number: int
+    name: str
+    category: str
+
+
+class ConceptSource(ImageSource, Protocol):
+    """Images with label maps: all that labelling, scoring and supervised methods use of a concept dataset.
+
+    ``categories`` in the dataset's order, ``labels`` all that may occur, ``by_number`` the same by their numbers.
+    ``listing`` says, in a sentence, where the images and their splits stand. ``split`` is ``train`` (to label or learn on),
+    ``val`` (to score on) or anything else (not used). ``image_size`` and ``mask_size`` are (height, width); maps cover the
+    whole image, whatever their size.
+
+    ``masks``: category -> (layers, h, w) int32 label maps, 0 where unlabelled, only for the categories that the image is
+    annotated in; raises DatasetError naming the file for one that is missing, unreadable or holds an unknown label.
+    """
+
+    labels: list[ConceptLabel]
+    categories: list[str]
+    by_number: dict[int, ConceptLabel]
+    listing: str
+
+    def split(self, i: int) -> str: ...
+    def image_size(self, i: int) -> tuple[int, int]: ...
+    def mask_size(self, i: int) -> tuple[int, int]: ...
+    def masks(self, i: int) -> dict[str, np.ndarray]: ...
+
+
+def holds(*marks: str) -> Callable[[Path], bool]:
+    """Whether a folder holds all of some files or folders."""
+    return lambda root: all((root / mark).exists() for mark in marks)
+
+
+# How Pillow names the pixels of a PNG before it makes them its own: other greys it would scale or clip.
+_INDICES = ("L", "P", "P;1", "P;2", "P;4", "I;16B")
+_COLOURS = ("RGB", "RGBA")
+RGB = "RGB is read as label = R + 256·G"
+
+
+@contextmanager
+def opened_map(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
+    """A PNG, opened and not yet decoded. Whatever goes wrong with it within the block is a DatasetError.
+
+    ``what`` is the beginning of the sentence, such as "The mask 'a.png'". No other format is read, whatever the file is
+    called; and what has more pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` is refused before it is decoded.
+    """
+    quiet_pillow()
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > LARGEST:
+                raise DatasetError(f"{what} is refused: it is larger than {LARGEST} bytes. Write it again, compressed.")
+            data = file.readall()
+        with Image.open(BytesIO(data), formats=("PNG",)) as image:
+            yield image
+    except EDDPError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DatasetError(f"{what} cannot be read: cannot identify it as a PNG. Unpack or write it again.") from error
+    except Exception as error:  # decoders of damaged files raise whatever they like
+        raise DatasetError(f"{what} cannot be read: {reason(error)}. Unpack or write it again.") from error
+
+
+def map_values(image: ImageFile.ImageFile, what: str, *, colour: bool) -> np.ndarray:
+    """(h, w) integers of a PNG with one channel of 8 or 16 bits or a palette (its indices), as they are in the file.
+
+    With ``colour`` RGB is taken too, as R + 256·G with B = 0. Raises DatasetError for any other PNG.
+    """
+    (tile,) = image.tile
+    pixels = str(tile.args)
+    if pixels in _INDICES:
+        return np.asarray(image)
+    if colour and pixels in _COLOURS:
+        return rgb_labels(np.asarray(image), what)
+    allowed = "a palette or one channel of 8 or 16 bits" + (", or RGB (label = R + 256·G)" if colour else "")
+    raise DatasetError(f"{what} has pixels of the kind {pixels}: a label map has {allowed}. Write it again.")
+
+
+def rgb_labels(rgb: np.ndarray, what: str) -> np.ndarray:
+    """Labels (h, w) of RGB or RGBA pixels: R + 256·G. Raises DatasetError where B is not 0: those are colours, not labels."""
+    if (wrong := rgb[..., 2] > 0).any():
+        example = tuple(rgb[wrong][0, :3].tolist())
+        raise DatasetError(
+            f"{what} has the colour {example}: {RGB}, and B must be 0. Write it again with label numbers instead of colours, "
+            "one channel of 8 or 16 bits."
+        )
+    return rgb[..., 0] + 256 * rgb[..., 1].astype(np.int32)
+
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +203,7 @@ class MapSource(ABC):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all images in order (``extract.digest``). The maps are not in it: they are read in every run."""
+        """SHA-256 over all images in order (``extract.image_source``). The maps are not in it: they are read in every run."""
         if self._digest is None:
             self._digest = digest_files(self.root, ((name, -1) for name in self.names))
         return self._digest

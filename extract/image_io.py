@@ -4,6 +4,10 @@ Two kinds of failure are kept apart. What a decoder says of bytes that were read
 run may skip. What the system says when a file is opened or read (it is gone, the disk does not answer, too many files are
 open), and want of memory, say nothing of the image: EDDPError, which ends the run, so that no image is left out for good
 because a disk was away for a while.
+
+How an image of any mode becomes 8-bit RGB or grey: which values of deep grey are black and white.
+
+EXIF orientation and label maps: images are read as they are stored, so a map drawn on the turned picture is turned back.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ import threading
 import warnings
 from io import BytesIO, FileIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stores.errors import EDDPError, ImageError, OutOfMemoryError
+from stores.errors import EDDPError, ImageError, OutOfMemoryError, UsageError
 
 # Not read: what Pillow cannot decode itself (stubs, and EPS and WMF, for which it starts other programs), and what has no
 # magic number, so that any file would do. TGA has none either: it is tried for files with its endings alone.
@@ -35,7 +41,7 @@ LARGEST = 2**30  # bytes of a file; the largest image that Pillow reads has half
 # Resized to 512 pixels at its shorter side, a longer image would have more pixels than twice Pillow's limit (2 * 89478485).
 LONGEST = 682  # times its shorter side
 _KEPT = "What is done so far is kept: run the same command again"
-_READ = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 
 # What Pillow warns of is decided here: an image below twice MAX_IMAGE_PIXELS is read (above, Pillow raises), and broken
 # metadata beside sound pixels, common in ImageNet, changes nothing that is read.
@@ -77,7 +83,7 @@ class IrregularError(OSError):
 def open_regular(path: Path) -> FileIO:
     """Open a file for reading; a pipe or a device is not waited for. Raises OSError, IrregularError, IsADirectoryError."""
     try:
-        handle = os.open(path, _READ)
+        handle = os.open(path, OPEN_FLAGS)
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP) and _is_special(path):  # a socket, say
             raise IrregularError("it is no regular file") from error
@@ -256,3 +262,113 @@ def reason(error: BaseException) -> str:
     """What went wrong, in one line without a full stop."""
     text = str(getattr(error, "strerror", None) or error or type(error).__name__)
     return shown(" ".join(text.split())).rstrip(".")
+
+
+GreyRange = tuple[float, float]  # the values that stand for black and for white
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_MIN_IS_WHITE, _UNSIGNED, _SIGNED = 0, 1, 2
+_BAND = 2**20  # pixels of deep grey that are converted at a time
+
+
+def _tag(image: Image.Image, number: int) -> int | None:
+    """A tag of a TIFF, the first of several values."""
+    value: Any = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def grey_values(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """(h, w) float64 values of a deep grey image, or of a part of it, as they are in its file."""
+    values = np.asarray(image if box is None else image.crop(box))
+    if image.mode == "I" and _tag(image, _BITS) == 32 and _tag(image, _SAMPLE_FORMAT) in (None, _UNSIGNED):
+        values = values.view(np.uint32)  # Pillow has no mode for them
+    return values.astype(np.float64)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image is grey of more than 8 bits, or of floating point."""
+    return image.mode.startswith(("I", "F"))
+
+
+def range_of_depth(image: Image.Image) -> GreyRange | None:
+    """Black and white of a deep grey image by the depth of its file; None where the file does not say: 32 bits, signed, float."""
+    if image.mode.startswith("I;16"):
+        white = 2 ** (_tag(image, _BITS) or 16) - 1
+        return (white, 0) if _tag(image, _PHOTOMETRIC) == _MIN_IS_WHITE else (0, white)
+    # Pillow scales portable grey maps to 16 bits, and some versions open PNGs of 16 bits as I
+    return (0, 65535) if image.mode == "I" and image.format in ("PNG", "PPM") else None
+
+
+def to_mode(image: Image.Image, mode: str = "RGB", grey_range: GreyRange | None = None) -> Image.Image:
+    """Turn a PIL image of any mode into 8-bit "RGB" or "L".
+
+    Alpha is dropped, not blended. Grey of more than 8 bits is scaled by ``grey_range``, else by the depth of its file: by the
+    same rule for every image, whatever values it holds.
+
+    Raises
+    ------
+    UsageError
+        The file's depth does not say which values are black and white, and no range is given.
+    """
+    if _tag(image, _SAMPLE_FORMAT) == _SIGNED and not is_deep(image):
+        raise UsageError("a TIFF of signed values of 8 bits is not read: save it as unsigned, or as floating point")
+    if image.mode == mode:
+        return image
+    if is_deep(image):
+        if grey_range is not None and _tag(image, _PHOTOMETRIC) == _MIN_IS_WHITE:
+            grey_range = grey_range[::-1]
+        grey_range = grey_range or range_of_depth(image)
+        if grey_range is None:
+            raise UsageError(
+                f"a {image.format or 'grey'} image of mode {image.mode} does not say which values are black and white. Give "
+                "--grey-range LOW,HIGH (such as 0,1 or 0,255)"
+            )
+        image = _scaled(image, *grey_range)
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _scaled(image: Image.Image, black: float, white: float) -> Image.Image:
+    """Deep grey as "L", in bands of rows: as float64 a large image would take eight bytes a pixel several times over."""
+    width, height = image.size
+    rows = max(1, _BAND // max(1, width))
+    grey = Image.new("L", image.size)
+    for top in range(0, height, rows):
+        band = np.nan_to_num(grey_values(image, (0, top, width, min(top + rows, height))), nan=black)
+        levels = np.clip(np.rint((band - black) * (255 / (white - black))), 0, 255)
+        grey.paste(Image.fromarray(levels.astype(np.uint8)), (0, top))
+    return grey
+
+
+ORIENTATION = 0x0112
+
+
+def orientation_of(image: Image.Image) -> int:
+    """1 to 8 from an image that is opened and not decoded; 1 where its pixels are read as viewers show them."""
+    if image.format == "TIFF":  # Pillow turns it itself, its size as well
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode all of it to look behind the pixels
+        return 1
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001  (broken metadata next to sound pixels changes nothing that is read)
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def is_turned(orientation: int) -> bool:
+    """Whether viewers show the picture with width and height exchanged."""
+    return orientation >= 5
+
+
+def turned_back(values_hw: np.ndarray, orientation: int) -> np.ndarray:
+    """An array drawn on the picture as viewers show it, as the image's pixels are stored. For orientations 5 to 8."""
+    if orientation in (5, 7):
+        return values_hw.T if orientation == 5 else values_hw[::-1, ::-1].T
+    return np.rot90(values_hw, 1 if orientation == 6 else -1)
+
+
+def same_shape(map_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
+    """Whether two sizes (h, w) are of one aspect ratio, up to rounding each side of the smaller to a whole pixel."""
+    (h, w), (height, width) = map_size, image_size
+    return abs(h * width - w * height) <= max(h + w, height + width)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.listing import holds_images, holds_maps, is_split, some
-from extract.reading import shown
+from extract.folder_listing import Listing, files_below, holds_images, holds_maps, is_split, no_images, some
+from extract.image_io import shown
+from extract.image_source import PathSource, register
 
 log = logging.getLogger(__name__)
 
@@ -159,3 +161,29 @@ def _check(root: Path, depth: int, paths: list[list[str]], classes: set[str], lo
 
 def _is_word(name: str) -> bool:
     return is_split(name) or holds_images(name) or holds_maps(name)
+
+
+@register("folder", lambda root: False)  # what no other reader recognises
+def open_folder(root: Path, part: str = "") -> PathSource:
+    """Open a folder of images: flat, one subfolder a class, or such class folders below ``train/``, ``val/``, ``images/``, ...
+
+    ``part`` is a subfolder: only that is read, and names stay relative to ``root``. Classes are numbered in the order of
+    their sorted names, or by their numbers where these are 0 to K - 1 (``extract.class_folders``). Label maps next to images
+    are left out (``extract.listing``). Raises NoImagesError, and UsageError for a folder that cannot be listed.
+    """
+    found = Listing()
+    prefix = f"{part}/" if part else ""
+    files = sorted(prefix + file for file in files_below(root / part, found=found))
+    if not files:
+        raise no_images(root, found)
+    if holds_maps(root.name) or holds_maps(os.path.basename(os.path.realpath(root))):  # noqa: PTH119
+        log.warning("'%s' is called like a folder of label maps; they are read as images", shown(root))
+    classes = find_class_folders(root, files, [part] * bool(part) + [prefix + folder for folder in found.folders])
+    return PathSource(
+        root,
+        zip(files, classes.labels(files), strict=True),
+        classes.names or None,
+        "class folders" if classes.names else "flat folder",
+        left_out=found.left_out,
+        empty_classes=classes.empty,
+    )

@@ -1,19 +1,24 @@
-"""Text files that list images: finding them beside the images, reading them line by line, checking them with the disk."""
+"""Text files that list images: finding them beside the images, reading them line by line, checking them with the disk.
+
+Seeing that what a table lists is on disk, by names alone.
+
+Rows of CSV files with the lines they stand in, and the whole numbers in them.
+"""
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from extract.images import ENDINGS
-from extract.items import Names
-from extract.listing import names_in
-from extract.reading import reason, shown
+from extract.folder_listing import names_in
+from extract.image_io import ENDINGS, reason, shown
+from extract.string_array import Names
 from stores.errors import DatasetError
 
 log = logging.getLogger(__name__)
@@ -117,3 +122,69 @@ def check_present(root: Path, names: Names, lines: array, path: Path) -> None:
         )
     if extra:
         log.warning("'%s' does not name all images beside it; left out: %d", shown(path), extra)
+
+
+def check_listed(root: Path, names: Names, lines: array | Sequence[int], table: Path, what: str) -> None:
+    """See that every file that a table names is below ``root``, and named once; each folder is listed once.
+
+    ``lines`` are the lines of ``names`` in ``table``, ``what`` they are: image, mask. Raises DatasetError naming the first
+    line at fault and, of missing files, how many there are.
+    """
+    folders: dict[str, int] = {}
+    of = np.fromiter((folders.setdefault(n.rpartition("/")[0], len(folders)) for n in names), np.int64, len(names))
+    rows = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=len(folders)))[:-1])
+    missing: list[int] = []
+    for folder, members in zip(folders, rows, strict=False):
+        there = names_in(root / folder)
+        seen: dict[str, int] = {}
+        for i in members.tolist():
+            name = names[i].rpartition("/")[2]
+            if name in seen:
+                raise DatasetError(
+                    f"{at(table, lines[i])}: the {what} '{shown(names[i])}' is already in line {lines[seen[name]]}. Take one "
+                    "of the lines out."
+                )
+            seen[name] = i
+            if name not in there:
+                missing.append(i)
+    if missing:
+        first = min(missing)
+        raise DatasetError(
+            f"{at(table, lines[first])}: there is no {what} '{shown(root / names[first])}' (missing: {len(missing)} of "
+            f"{len(names)} listed). Unpack them all, or take the lines out."
+        )
+
+
+def csv_rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a CSV file, one at a time, each with its line's number; cells that a row lacks are empty.
+
+    Raises DatasetError when columns are missing or it is no CSV.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in needed if name not in (reader.fieldnames or [])]
+            if missing:
+                raise DatasetError(
+                    f"'{shown(path)}' lacks the column {', '.join(missing)}; its first line must name the columns."
+                )
+            for row in reader:
+                yield reader.line_num, {k: (v or "") for k, v in row.items() if isinstance(k, str)}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(
+            f"'{shown(path)}' cannot be read: {reason(error)}. It must be a CSV file in UTF-8."
+        ) from error
+
+
+def whole(row: dict[str, str], column: str, least: int, most: int) -> int:
+    """The whole number in a cell. Raises ValueError with the words of a sentence."""
+    text = row[column]
+    try:
+        number = int(text)
+    except ValueError as error:
+        raise ValueError(f"'{column}' must be a whole number, got '{shown(text[:40])}'") from error
+    if number < least:
+        raise ValueError(f"'{column}' must be at least {least}, got {number}")
+    if number > most:
+        raise ValueError(f"'{column}' must be at most {most}")
+    return number

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from extract.images import ImageSource
-from extract.reading import out_of_memory, reason, shown
-from extract.signals import end_with_parent, held
+from extract.image_io import out_of_memory, reason, shown
+from extract.image_source import ImageSource
+from extract.worker_processes import end_with_parent, held
 from stores.errors import EDDPError, ImageError, UsageError
 
 Transform = Callable[[Image.Image], torch.Tensor]

@@ -22,11 +22,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from extract.digest import Entry, digest_items, sample
-from extract.images import ENDINGS, files_below
-from extract.items import Items
-from extract.listing import ending_of, label_maps, warn_of_maps
-from extract.reading import decode_image, open_regular, read_range, reason, shown
+from extract.folder_listing import ending_of, files_below, label_maps, warn_of_maps
+from extract.image_io import ENDINGS, decode_image, open_regular, read_range, reason, shown
+from extract.image_source import Entry, digest_items, register, sample
+from extract.string_array import Items
 from stores.errors import DatasetError, EDDPError, MissingPathError, NoImagesError, UsageError
 
 log = logging.getLogger(__name__)
@@ -119,6 +118,7 @@ def holds_shards(root: Path) -> bool:
     return next(files_below(root, (".tar", *COMPRESSED)), None) is not None
 
 
+@register("webdataset", lambda root: is_pattern(root) or is_shard(root), files=True)
 def open_webdataset(root: Path) -> WebDatasetSource:
     """Open a folder of ``.tar`` files (sorted, those in subfolders too), one such file, or ``shard-{000..012}.tar``.
 

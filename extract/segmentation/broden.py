@@ -15,15 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from extract.concepts import ConceptLabel
-from extract.digest import digest_files
-from extract.images import read_image
-from extract.items import Names
-from extract.label_maps import RGB, opened_map, rgb_labels
-from extract.listed import check_listed
-from extract.lists import at
-from extract.reading import shown
-from extract.rows import csv_rows, whole
+from extract.file_list import at, check_listed, csv_rows, whole
+from extract.image_io import read_image, shown
+from extract.image_source import digest_files, register
+from extract.segmentation.base import RGB, ConceptLabel, opened_map, rgb_labels
+from extract.string_array import Names
 from stores.errors import DatasetError, MissingPathError, NoImagesError
 
 __all__ = ["BrodenSource", "ConceptLabel"]
@@ -34,6 +30,12 @@ LARGEST_SIDE = 2**16
 LARGEST_MASK = 2**27  # points; larger ones Pillow would refuse as well
 
 
+@register(
+    "broden",
+    lambda root: (root / "index.csv").exists() or (root / "label.csv").exists(),
+    maps="index.csv (Broden)",
+    needs=("index.csv", "images"),
+)
 class BrodenSource:
     """A Broden folder. Raises MissingPathError or DatasetError, naming file and line, when its tables are unusable.
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from pathlib import Path
 
-from extract.reading import ENDINGS, reason, shown
-from stores.errors import UsageError
+from extract.image_io import ENDINGS, reason, shown
+from stores.errors import NoImagesError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -253,3 +253,13 @@ def _identity(path: str, real: str) -> object:
     except OSError:  # reported when it is listed
         return real
     return (found.st_dev, found.st_ino) if found.st_ino else real
+
+
+def no_images(root: Path, found: Listing) -> NoImagesError:
+    """For a folder in which no file is read."""
+    other = ", ".join(f"{ending} ({count})" for ending, count in found.left_out.most_common(8))
+    return NoImagesError(
+        f"There is no image in '{shown(root)}' (--data) or its subfolders"
+        + (f", only other files: {other}" if other else "")
+        + ". Give a folder of image files such as .jpg, .png or .tif; archives must be unpacked."
+    )

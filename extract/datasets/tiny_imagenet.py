@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from extract.devkit import WNID
-from extract.images import PathSource, files_below, no_images
-from extract.items import Items
-from extract.listing import Listing
-from extract.lists import at, find_near, lines_of, nearby
-from extract.reading import shown
+from extract.classes import WNID
+from extract.file_list import at, find_near, lines_of, nearby
+from extract.folder_listing import Listing, files_below, no_images
+from extract.image_io import shown
+from extract.image_source import PathSource, register
+from extract.string_array import Items
 from stores.errors import DatasetError, MissingPathError
 
 CLASSES, WORDS, TRUTH = "wnids.txt", "words.txt", "val_annotations.txt"
@@ -30,6 +30,7 @@ def is_tiny_imagenet(root: Path) -> bool:
     return any(path.name in SPLITS and (path.parent / CLASSES).is_file() for path in nearby(root, 0))
 
 
+@register("tiny-imagenet", is_tiny_imagenet)
 def open_tiny_imagenet(root: Path) -> PathSource:
     """Open Tiny ImageNet: its root (all splits are taken) or one split's folder.
 

@@ -1,0 +1,221 @@
+"""Ordered lists of images with labels: the contract, lists of files, and the registry of readers."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from extract.image_io import OPEN_FLAGS, read_image, reason, shown
+from extract.string_array import Items, Names
+from stores.errors import EDDPError, UsageError
+
+SAMPLE = 256  # bytes at the start, in the middle and at the end of a file
+Entry = tuple[str, int, int, int, bytes]
+
+
+class ImageSource(Protocol):
+    """N images in a fixed order. A source is pickled to every decoding process: flat arrays, no open files.
+
+    ``name`` is unique and stable, ``path`` the file that holds the image, ``label`` the class number or -1. ``image`` is in
+    the mode of its file; it raises ImageError for a bad image and EDDPError for a disk that cannot be read now.
+    ``digest`` identifies the list and its content. ``left_out`` counts the files that were found and are not read, by ending
+    (also "_seg.png" and "masks/" for label maps next to images).
+    """
+
+    kind: str
+    root: Path
+    class_names: list[str] | None
+    left_out: dict[str, int]
+
+    def __len__(self) -> int: ...
+    def name(self, i: int) -> str: ...
+    def path(self, i: int) -> Path: ...
+    def label(self, i: int) -> int: ...
+    def image(self, i: int) -> Image.Image: ...
+    @property
+    def digest(self) -> str: ...
+
+
+class ListSource:
+    """Names and labels kept as ``Items``; a subclass says where an image is, how it is read and what its digest is."""
+
+    kind: str
+    class_names: list[str] | None = None
+
+    def __init__(self, root: Path, items: Iterable[tuple[str, int]], left_out: Mapping[str, int] | None = None) -> None:
+        self.root = root
+        self.items = items if isinstance(items, Items) else Items(items)
+        self.left_out = dict(left_out or {})
+        self._digest: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def names(self) -> Names:
+        """All names, each decoded when it is asked for."""
+        return self.items.names
+
+    def name(self, i: int) -> str:
+        return self.items.names[i]
+
+    def path(self, i: int) -> Path:
+        return self.root / self.items.names[i]
+
+    def label(self, i: int) -> int:
+        return int(self.items.labels[i])
+
+    def image(self, i: int) -> Image.Image:
+        """The image in its file's mode. Raises ImageError if it cannot be decoded, EDDPError if its file cannot be read."""
+        return read_image(self.path(i), self.name(i))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over name, label, size, modification time and sampled bytes of each image, in order."""
+        if self._digest is None:
+            self._digest = self._compute_digest()
+        return self._digest
+
+    def _compute_digest(self) -> str:
+        return digest_files(self.root, self.items)
+
+
+class PathSource(ListSource):
+    """Images that are files: pairs of (path relative to the root, label).
+
+    ``empty_classes`` are those of ``class_names`` that have a folder, but no image in it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        items: Iterable[tuple[str, int]],
+        class_names: list[str] | None,
+        kind: str,
+        *,
+        left_out: Mapping[str, int] | None = None,
+        empty_classes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(root, items, left_out)
+        self.class_names = class_names
+        self.kind = kind
+        self.empty_classes = list(empty_classes)
+        self._missing: set[str] | None = None  # broken links at the time of the digest
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int32 class numbers, -1 for none."""
+        return self.items.labels
+
+    def image(self, i: int) -> Image.Image:
+        name = self.name(i)
+        return read_image(self.root / name, name, known_gone=None if self._missing is None else name in self._missing)
+
+    def _compute_digest(self) -> str:
+        missing: set[str] = set()
+        digest = digest_files(self.root, self.items, missing)
+        self._missing = missing
+        return digest
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One layout of images: how it is recognised and opened."""
+
+    detect: Callable[[Path], bool]
+    open: Callable[[Path], Any]
+    files: bool = False  # whether it may be a file, or several
+    maps: str = ""  # for images with label maps: what they are recognised by
+    needs: tuple[str, ...] = ()  # tables without which only the images are read ...
+    images: str = "images"  # ... of this subfolder
+
+
+READERS: dict[str, Reader] = {}  # by name, in the order in which they are tried
+Opener = TypeVar("Opener", bound=Callable[..., ImageSource])
+
+
+def register(name: str, detect: Callable[[Path], bool], **options: Any) -> Callable[[Opener], Opener]:
+    """Register what is decorated, ``Path -> ImageSource``, as the reader of ``NAME:PATH`` (options: see ``Reader``)."""
+
+    def add(opener: Opener) -> Opener:
+        READERS[name] = Reader(detect, opener, **options)
+        return opener
+
+    return add
+
+
+def scheme_of(data: str | Path) -> tuple[str | None, Path]:
+    """Split ``NAME:PATH`` into the reader's name and the path; the name is None for a path alone."""
+    text = str(data)
+    scheme, colon, place = text.partition(":")
+    # one letter is a drive of Windows, and a path that exists is a path, whatever its name
+    if not colon or not re.fullmatch(r"[A-Za-z][\w+.-]+", scheme) or os.path.exists(text):  # noqa: PTH110
+        return None, Path(text)
+    if scheme.lower() not in READERS:
+        raise UsageError(
+            f"There is no reader '{shown(scheme)}' for '{shown(text)}' (--data), nor a folder of that name. "
+            f"The readers are {', '.join(READERS)}: give folder:DIR, say, or only DIR."
+        )
+    if not place:
+        raise UsageError(f"'{text}' (--data) names no folder: give {scheme}:DIR.")
+    return scheme.lower(), Path(place).expanduser() if place.startswith("~") else Path(
+        place
+    )  # no shell does it after ":"
+
+
+def digest_items(entries: Iterable[Entry]) -> str:
+    """SHA-256 over (name, label, size in bytes, modification time in seconds, sampled bytes) of images, in order."""
+    hasher = hashlib.sha256()
+    for name, label, size, changed, sampled in entries:
+        hasher.update(f"{name}\0{label}\0{size}\0{changed}\n".encode("utf-8", "surrogateescape") + sampled)
+    return "sha256:" + hasher.hexdigest()
+
+
+def digest_files(root: Path, items: Iterable[tuple[str, int]], gone: set[str] | None = None) -> str:
+    """``digest_items`` of files, given as (name, label). A link to nothing or to itself is put into ``gone``, if given.
+
+    Raises EDDPError for a file that cannot be read: a disk that is away is not another set of images.
+    """
+    above = f"{root}{os.sep}"
+    return digest_items((name, label, *_look(above + name, name, gone)) for name, label in items)
+
+
+def sample(handle: int, start: int, size: int) -> bytes:
+    """A few bytes of the ``size`` that begin at ``start`` in an open file."""
+    if size <= 3 * SAMPLE:
+        return os.pread(handle, max(size, 0), start)
+    places = (start, start + (size - SAMPLE) // 2, start + size - SAMPLE)
+    return b"".join(os.pread(handle, SAMPLE, place) for place in places)
+
+
+def _look(path: str, name: str, gone: set[str] | None) -> tuple[int, int, bytes]:
+    """(size, modification time, sampled bytes) of a file; (-1, -1, b"") for what is no file and never was."""
+    try:
+        handle = os.open(path, OPEN_FLAGS)
+        try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):  # a bad image, when it is read
+                return -1, -1, b""
+            return found.st_size, int(found.st_mtime), sample(handle, 0, found.st_size)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path):  # noqa: PTH114
+            if gone is not None:
+                gone.add(name)
+        elif error.errno not in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP):  # a socket
+            raise EDDPError(
+                f"'{shown(path)}' cannot be read: {reason(error)}. Nothing was changed. Fix its permissions, or run again once "
+                "the disk is back; if the file is gone, remove it from the list."
+            ) from error
+        return -1, -1, b""
