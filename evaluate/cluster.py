@@ -24,10 +24,10 @@ from extract.cluster import settled, workers_of
 from extract.geometry import Box
 from extract.labels import Alignment
 from extract.segmentation.base import ConceptSource
-from stores.activations import ActivationStore
 from stores.errors import CorruptStoreError
 from stores.progress import Progress
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 T = TypeVar("T")
 PARTS = 4  # per worker: enough to even out, few enough that their results are no burden

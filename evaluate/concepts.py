@@ -16,9 +16,9 @@ from extract.layout import LayerLayout
 from extract.layout_probe import as_asked
 from extract.segmentation.base import ConceptSource
 from extract.stream import ExtractConfig, extract
-from stores.activations import ActivationStore, read_attributes
 from stores.errors import ImageError, MismatchError
 from stores.progress import Progress, silent
+from stores.store import ActivationStore, read_attributes
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from evaluate.compare import KEYS
-from stores.files import write_atomically, write_json
+from stores.io import write_atomically, write_json
 
 
 @dataclass(frozen=True)

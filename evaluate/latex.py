@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.report.columns import DASH, number
-from stores.files import write_atomically
+from stores.io import write_atomically
 
 PAGE_ROWS = 45  # a longer table runs over pages
 ESCAPES = str.maketrans(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from stores.attachments import Truth
 from stores.directions import Directions
 from stores.readers import LayerReader
-from stores.truth import Truth
 
 
 def positives(directions: Directions, z: np.ndarray) -> np.ndarray:

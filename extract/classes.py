@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from extract.image_io import reason, shown
-from stores.activations import ActivationStore
 from stores.errors import MismatchError, MissingPathError, UsageError
+from stores.store import ActivationStore
 
 WNID = re.compile(r"n\d{8}")
 _WNID = re.compile(r"(n\d{8})(?:[ _-]+(.*))?")  # n02085620, "n01440764 tench", n02085620-Chihuahua

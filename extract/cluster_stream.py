@@ -22,7 +22,7 @@ from extract.image_source import ImageSource, scheme_of
 from extract.plan import TRIED, Forecast, forecast, plan_extraction, require_room
 from extract.stream import ExtractSummary, batch_size_of, summary_of
 from stores.errors import EDDPError, UsageError
-from stores.places import place
+from stores.paths import as_path
 from stores.plan import shard_chunks
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
@@ -58,7 +58,7 @@ def extract_on(
     """
     if config.shard is not None:
         raise UsageError("'shard' cannot go with a cluster: its workers share out the whole store.")
-    out = place(out)
+    out = as_path(out)
     progress("loading the model", 0)
     order = _order(data, out, config, code_version)
     if config.batch_size is None and config.device != "cpu":  # what suits the workers, whatever is here
@@ -99,7 +99,7 @@ def forecast_on(
     client: Any, data: str, out: str | Path, config: ExtractConfig, *, overwrite: bool = False, code_version: str = ""
 ) -> Forecast:
     """``extract.plan.forecast`` as one worker measures it, times the workers there are."""
-    found: Forecast = _first_result(client, look_ahead, _order(data, place(out), config, code_version), overwrite)
+    found: Forecast = _first_result(client, look_ahead, _order(data, as_path(out), config, code_version), overwrite)
     return found.at(found.rate and found.rate * workers_of(client))
 
 

@@ -20,10 +20,10 @@ from extract.config import ExtractConfig
 from extract.datasets import open_source
 from extract.plan import Forecast, Plan, forecast, plan_extraction
 from extract.stream import fill
-from stores.activations import read_attributes
 from stores.errors import EDDPError, StoreBusyError, StoreError, StoreExistsError, UsageError
-from stores.places import place
+from stores.paths import as_path
 from stores.plan import StorePlan
+from stores.store import read_attributes
 from stores.writer import StoreWriter
 
 PATIENCE = 120.0  # seconds to wait for whoever holds the same chunks, perhaps a worker that is believed dead
@@ -84,7 +84,7 @@ def batch_size(order: Order) -> int:
 def look_ahead(order: Order, overwrite: bool) -> Forecast:
     """What lies ahead, with the rate of this one worker."""
     with _alone:
-        return forecast(_open(order), place(order.out), overwrite=overwrite, measure=True)
+        return forecast(_open(order), as_path(order.out), overwrite=overwrite, measure=True)
 
 
 def own_device(device: str) -> str:
@@ -125,7 +125,7 @@ def _open(order: Order) -> Plan:
 
 def _writer(order: Order, plan: Plan, part: tuple[int, int], teller: _Teller) -> StoreWriter:
     """A writer of a part of the store that the client has laid out."""
-    out = place(order.out)
+    out = as_path(order.out)
     if not (out / "zarr.json").exists():
         raise EDDPError(f"{_here()} finds no store at '{out}' (--dask). Give all workers the same file system.")
     store = _where_it_was(plan.store, read_attributes(out)["provenance"])

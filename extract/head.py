@@ -13,8 +13,8 @@ import torch
 
 from extract.image_io import shown
 from extract.layout import LayerLayout
-from stores.activations import ActivationStore
 from stores.errors import EDDPError, MismatchError, UsageError
+from stores.store import ActivationStore
 
 if TYPE_CHECKING:
     from extract.network import Network

@@ -14,8 +14,8 @@ import numpy as np
 from extract.geometry import Box, visible_box
 from extract.head import open_model
 from extract.segmentation.base import ConceptSource
-from stores.activations import ActivationStore
 from stores.errors import MismatchError
+from stores.store import ActivationStore
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from extract.probe import probe_images
 from extract.zoo import PreparedModel, load_model, prepare_model
 from stores.errors import StoreError
 from stores.layers import LayerSpec
-from stores.places import is_remote
+from stores.paths import is_remote
 from stores.plan import StorePlan
 from stores.progress import readable
 from stores.writer import StoreWriter

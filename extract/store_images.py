@@ -15,8 +15,8 @@ from extract.geometry import Box, visible_box
 from extract.head import open_model
 from extract.image_io import to_mode
 from extract.image_source import READERS, ImageSource
-from stores.activations import ActivationStore
 from stores.errors import MismatchError
+from stores.store import ActivationStore
 
 log = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], Any]

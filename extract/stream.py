@@ -20,7 +20,7 @@ from extract.loader import Batch, Decode, decoded
 from extract.overview import as_record
 from extract.plan import TRIED, Forecast, Plan, forecast, plan_extraction, require_room
 from stores.errors import ImageError
-from stores.places import place
+from stores.paths import as_path
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
 
@@ -67,7 +67,7 @@ def extract(
     ImageError for an image that is damaged unless ``on_bad_image`` is "skip", EDDPError where the disk does not answer; NonFiniteError naming the first image
     whose activations are NaN or do not fit float16. Everything committed before stays; the same call goes on from there.
     """
-    out = place(out)
+    out = as_path(out)
     progress("loading the model", 0)
     plan = plan_extraction(source, config, code_version=code_version)
     ahead = forecast(plan, out, overwrite=overwrite)

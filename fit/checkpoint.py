@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
+from stores.documents import MOST_IMAGES, UNREADABLE, brief, entries_problem, finite, whole
 from stores.errors import CheckpointError, MismatchError, StoreError
-from stores.files import remove_abandoned
+from stores.io import remove_abandoned
 from stores.ranks import ALONE, Ranks
 from stores.tensors import read_tensors, reading, write_tensors
-from stores.validate import MOST_IMAGES, UNREADABLE, brief, entries_problem, finite, whole
 
 log = logging.getLogger(__name__)
 OBJECT = (lambda v: isinstance(v, dict), "an object")

@@ -20,12 +20,12 @@ from extract.head import Head, open_head
 from fit.checkpoint import Checkpoint
 from fit.refits import found_again
 from fit.settings import refuse_unknown
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MismatchError, NotFittedError, UsageError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from stores.errors import FitError, UsageError
-from stores.parts import Part
 from stores.progress import Progress, silent
-from stores.readers import LayerReader
+from stores.readers import LayerReader, Part
 from stores.similarity import logit_correlation
 from stores.statistics import statistics
 

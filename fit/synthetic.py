@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from stores.attachments import write_attachment
 from stores.errors import UsageError
 from stores.layers import LayerSpec
-from stores.places import place
+from stores.paths import as_path
 from stores.plan import StorePlan
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
@@ -206,7 +206,7 @@ def make_synthetic(
                 "values": values.astype(np.float32),
                 "present": present.astype(np.uint8),
             }
-            write_attachment(place(out) / "truth.safetensors", truth, {})
+            write_attachment(as_path(out) / "truth.safetensors", truth, {})
             writer.seal()
     finally:
         writer.close()

@@ -13,12 +13,12 @@ from evaluate.detectors import Bank, make_bank
 from evaluate.monosemanticity import monosemanticity
 from evaluate.stability import firing_iou, stability_of, stability_rows
 from pipeline.tables import Tables
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
 from stores.statistics import statistics
+from stores.store import ActivationStore
 from stores.tables import rows_to_columns
 
 OWN = "own"  # --monosemanticity without a store: the model's own features

@@ -22,12 +22,12 @@ from extract.image_source import ImageSource
 from pipeline.evaluated import Evaluated, Label, title_of
 from pipeline.influence import class_names
 from pipeline.tables import Tables
-from stores.activations import ActivationStore
 from stores.errors import MismatchError, UnknownNameError, UsageError
-from stores.files import write_json
 from stores.folders import Ours, check_replaceable, replacing
+from stores.io import write_json
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 from stores.tables import rows_to_columns
 
 SETS = ("clean", "poisoned")

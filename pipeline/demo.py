@@ -18,10 +18,10 @@ from pipeline.records import Place, beside, within
 from pipeline.run import Run, code_version
 from pipeline.scene_net import train_scene_net
 from pipeline.world import World, build_world
-from stores.activations import ActivationStore
 from stores.errors import StoreExistsError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 MODEL = "pipeline.scene_net:scene_net"
 LAYER = "features.14"

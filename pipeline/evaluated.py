@@ -13,13 +13,8 @@ import pyarrow as pa
 import pyarrow.compute
 
 from evaluate.dictionary import kinds_of
-from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.errors import MismatchError, MissingPathError, StoreError, UnknownNameError
-from stores.folders import listed_problem
-from stores.places import is_remote, place
-from stores.tables import column_problem, read_table, reading_table
-from stores.validate import (
+from stores.documents import (
     MOST_IMAGES,
     MOST_NUMBER,
     UNREADABLE,
@@ -32,6 +27,11 @@ from stores.validate import (
     shown,
     whole,
 )
+from stores.errors import MismatchError, MissingPathError, StoreError, UnknownNameError
+from stores.folders import listed_problem
+from stores.paths import as_path, is_remote
+from stores.store import ActivationStore
+from stores.tables import column_problem, read_table, reading_table
 
 Label = tuple[str, str]  # (label, category), both empty where a direction has none
 MADE_BY = "eddp evaluate"
@@ -261,7 +261,7 @@ class Evaluated:
         return rows
 
     def _place(self, kept: str) -> Path:
-        found = place(kept)
+        found = as_path(kept)
         return found if is_remote(found) else Path(os.path.normpath(self.folder.absolute() / kept))
 
 

@@ -35,15 +35,15 @@ from pipeline.comparing import add_monosemanticity, add_stability
 from pipeline.evaluated import MADE_BY, made_from
 from pipeline.influence import add_influence, influence_lines, steering_file
 from pipeline.tables import Tables
-from stores.activations import ActivationStore
+from stores.attachments import read_truth
 from stores.directions import Directions
 from stores.errors import DatasetError, MissingPathError, UsageError
-from stores.files import write_json
 from stores.folders import Ours, check_replaceable, replacing
+from stores.io import write_json
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 from stores.tables import rows_to_columns
-from stores.truth import read_truth
 
 TILES = 8
 TILE_SIZE = 132
@@ -84,7 +84,7 @@ def evaluate_directions(
     """
     layer = _one_layer(store, sets)
     source = _broden(broden) if broden is not None else None
-    truth = read_truth(LayerReader(store, layer)) if ground_truth else None
+    truth = read_truth(store.path) if ground_truth else None
     if source is not None or (influence is not None and store.affine_head(layer) is None):
         check_trusted(store)
     summary: dict[str, Any] = {

@@ -18,7 +18,6 @@ from extract.folder_listing import files_below
 from extract.image_io import ENDINGS, read_image, shown
 from extract.store_images import place_of
 from pipeline.evaluated import Evaluated
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import (
     EDDPError,
@@ -28,6 +27,7 @@ from stores.errors import (
     UnknownNameError,
     UsageError,
 )
+from stores.store import ActivationStore
 
 log = logging.getLogger(__name__)
 

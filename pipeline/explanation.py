@@ -27,11 +27,11 @@ from pipeline.explained_inputs import Inputs, Item, class_number, find_images
 from pipeline.explanation_files import Drawn
 from pipeline.explanation_folder import Folder
 from pipeline.influence import class_names
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import EDDPError, ImageError, NonFiniteError, UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 log = logging.getLogger(__name__)
 MOST = 500  # images on a page

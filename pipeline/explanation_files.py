@@ -17,7 +17,7 @@ from evaluate.explain.values import Usual
 from evaluate.explain.words import probability, signed
 from pipeline.explained_inputs import Item
 from pipeline.explanation_folder import Folder
-from stores.files import json_bytes
+from stores.io import json_bytes
 
 TILE = 240  # pixels of a picture's side
 PALE = 0.25  # maps that reach less than this share of the strongest are paler

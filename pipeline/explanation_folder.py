@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from stores.documents import UNREADABLE, parse_json, read_small
 from stores.errors import StoreError, UsageError
-from stores.files import aside, asides, is_abandoned, json_bytes, write_atomically
 from stores.folders import MANIFEST, write_manifest
-from stores.validate import UNREADABLE, parse_json, read_small
+from stores.io import aside, asides, is_abandoned, json_bytes, write_atomically
 
 MADE_BY = "eddp explain"
 DOCUMENT, PAGE, PICTURES = "explanation.json", "index.html", "pictures"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.records import Place, beside, within
-from stores.validate import UNREADABLE, parse_json
+from stores.documents import UNREADABLE, parse_json
 
 MOST_BYTES = 64 * 2**20  # of a document that is read
 

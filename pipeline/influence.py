@@ -29,10 +29,10 @@ from evaluate.tables import with_found_again
 from extract.labels import align
 from extract.segmentation.base import ConceptSource
 from pipeline.tables import Tables
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.progress import Progress
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 from stores.tables import rows_to_columns
 
 TABLES = ("influence_directions", "influence_classes", "steering", "suspects")

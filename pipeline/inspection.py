@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from stores.activations import ActivationStore, StoreBase, read_attributes
 from stores.layers import LayerSpec
 from stores.ledger import gaps
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.sketch import EDGES, ZERO, Sketch, quantile_sketch, sketch_chunks
+from stores.store import ActivationStore, StoreBase, read_attributes
 
 QUANTILES = {"1": 0.01, "25": 0.25, "50": 0.5, "75": 0.75, "99": 0.99, "99.9": 0.999}
 BARS = 14  # of a histogram, at most, and two more for the tails

@@ -10,7 +10,7 @@ import click
 
 from stores.cache import VARIABLE, kept_in
 from stores.errors import UsageError
-from stores.places import is_url, place
+from stores.paths import as_path, is_url
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,7 +21,7 @@ class StorePath(click.ParamType):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return place(value) if isinstance(value, str) else value
+        return as_path(value) if isinstance(value, str) else value
 
 
 class LocalPath(click.Path):

@@ -59,7 +59,7 @@ class Place:
 
     def write(self, data: bytes, *, done: bool) -> Path:
         """Write a record; the one aside goes when there is one in the folder. Raises StoreError where the disk takes none."""
-        from stores.files import write_atomically
+        from stores.io import write_atomically
 
         target = self.target(done=done)
         write_atomically(target, data)

@@ -16,8 +16,8 @@ from evaluate.site.influence import Pushes
 from evaluate.site.pictures import example_file, strip_file, tile_file
 from evaluate.site.similarity import cosines, nearest
 from evaluate.tables import agreement
-from stores.activations import ActivationStore
 from stores.directions import Directions
+from stores.store import ActivationStore
 
 NEIGHBOURS = 6
 PUSHED = {"signal": 8, "filter": 3}  # classes each way on a direction's page

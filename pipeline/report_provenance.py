@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from evaluate.site.histogram import Survey
 from pipeline.evaluated import Evaluated
-from stores.activations import ActivationStore
 from stores.directions import HEADER, Directions
+from stores.store import ActivationStore
 from stores.tables import TableError, read_table
 
 APART = (

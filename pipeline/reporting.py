@@ -28,13 +28,13 @@ from pipeline.report_provenance import facts_of, fit_log, log_picture, settings_
 from pipeline.tables import Tables
 from pipeline.visualizing import Features as Drawn
 from pipeline.visualizing import draw_features
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import EDDPError, MismatchError
-from stores.files import json_bytes
 from stores.folders import Ours, check_replaceable, replacing
+from stores.io import json_bytes
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 from stores.tables import rows_to_columns
 
 OURS = Ours("report.json", "eddp report", "a report")

@@ -19,7 +19,7 @@ from pipeline.messages import plain, ranks, speaker
 from pipeline.records import Place, merged
 from pipeline.stages import Stages
 from stores.errors import EDDPError, UsageError
-from stores.files import json_bytes
+from stores.io import json_bytes
 from stores.progress import Progress
 
 __all__ = ["Run", "code_version", "peak_memory_mib", "pick_device"]

@@ -16,12 +16,12 @@ from evaluate.visualize.maximise import VisualizeConfig
 from evaluate.visualize.natural import Natural, assumed, sampled
 from extract.head import open_network
 from extract.store_images import seen_images
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import EDDPError
-from stores.files import Together
+from stores.io import Together
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,15 @@ They are no part of the ledger: they come later, or in addition. A file is compl
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stores import objects
-from stores.errors import CorruptStoreError, StoreError
-from stores.places import is_remote
+from stores.errors import CorruptStoreError, MismatchError, StoreError
+from stores.paths import is_remote
 from stores.tensors import read_tensors, reading, write_tensors
 
 log = logging.getLogger(__name__)
@@ -63,3 +64,27 @@ def write_cache(file: Path, key: dict[str, Any], arrays: dict[str, np.ndarray], 
         write_attachment(file, arrays, {**attributes, "key": key})
     except (StoreError, OSError) as error:
         log.info("'%s' is not stored: %s", file, error)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """``signals`` (C, I*) of unit norm, ``values`` α (N·P, I*), ``present`` (N·P, I*) bool."""
+
+    signals: np.ndarray
+    values: np.ndarray
+    present: np.ndarray
+
+
+def read_truth(path: Path) -> Truth:
+    """The truth kept with the synthetic store at ``path``.
+
+    Raises MismatchError for a store without one, CorruptStoreError when it is damaged.
+    """
+    found = read_attachment(path / "truth.safetensors")
+    if found is None:
+        raise MismatchError(
+            f"The store '{path}' has no ground truth: --ground-truth is for stores made by `eddp synthetic`."
+        )
+    signals, values, present = (found[0][name] for name in ("signals", "values", "present"))
+    concepts = signals.shape[1]
+    return Truth(signals, values.reshape(-1, concepts), present.reshape(-1, concepts).astype(bool))

@@ -13,22 +13,22 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from stores import objects
-from stores.ahead import ahead
 from stores.cache import ChunkCache
-from stores.checksums import checksum
 from stores.chunks import ChunkedArray
+from stores.documents import MOST_JSON_BYTES, UNREADABLE, array_problem, plan_problem, read_small, shown, small_object
 from stores.errors import (
     CorruptStoreError,
     MissingPathError,
     StoreError,
     UnknownNameError,
 )
+from stores.io import checksum
 from stores.layers import LayerSpec
 from stores.ledger import Ledger, Record
-from stores.places import is_remote
+from stores.paths import is_remote
+from stores.prefetch import prefetch
 from stores.progress import Progress, silent
 from stores.remote import RemoteArray
-from stores.validate import MOST_JSON_BYTES, UNREADABLE, array_problem, plan_problem, read_small, shown, small_object
 
 FORMAT = 2  # see FORMAT.md; others are refused
 
@@ -159,7 +159,7 @@ class StoreBase:
         if not is_remote(self.path):
             return None
         arrays = self.image_arrays()
-        listed = ahead(objects.sizes_below, [self.path / name for name in arrays], threads=8, depth=16)
+        listed = prefetch(objects.sizes_below, [self.path / name for name in arrays], threads=8, depth=16)
         return {
             f"{name}/{key}": size for name, found in zip(arrays, listed, strict=True) for key, size in found.items()
         }
@@ -201,7 +201,7 @@ class StoreBase:
 
         found, done = [], 0
         results = (
-            ahead(check, pairs, threads=min(8, os.cpu_count() or 1), depth=16) if every_byte else map(check, pairs)
+            prefetch(check, pairs, threads=min(8, os.cpu_count() or 1), depth=16) if every_byte else map(check, pairs)
         )
         for (array, record), problem in zip(pairs, results, strict=True):
             if problem:

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stores.checksums import checksum, file_checksum
+from stores.documents import UNREADABLE, record_problem
 from stores.errors import CorruptStoreError, UsageError
+from stores.io import checksum, file_checksum
 from stores.ledger import Record, digest
-from stores.validate import UNREADABLE, record_problem
 
 log = logging.getLogger(__name__)
 

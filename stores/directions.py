@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from stores.documents import MOST_IMAGES, finite, is_text, shown, whole
 from stores.errors import MismatchError, MissingPathError, StoreError
-from stores.files import write_json
+from stores.io import write_json
 from stores.layers import check_name
 from stores.tensors import FORMAT, read_tensors, reading, write_tensors
-from stores.validate import MOST_IMAGES, finite, is_text, shown, whole
 
 HEADER = ("digest", "format", "method", "layer", "channels", "directions", "quantile")  # ``info`` cannot replace these
 ENTRIES = {

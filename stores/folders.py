@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from stores.checksums import checksum, file_checksum
+from stores.documents import UNREADABLE, is_plain, parse_json, read_small
 from stores.errors import EDDPError, StoreError, StoreExistsError
-from stores.files import aside, asides, is_abandoned, json_bytes, sync, sync_folder
-from stores.places import is_remote
-from stores.validate import UNREADABLE, is_plain, parse_json, read_small
+from stores.io import aside, asides, checksum, file_checksum, is_abandoned, json_bytes, sync, sync_folder
+from stores.paths import is_remote
 
 DAY = 86400  # seconds
 MANIFEST = "manifest.json"

@@ -14,15 +14,15 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
 from stores import objects
-from stores.activations import read_attributes
-from stores.checksums import checksum, file_checksum
 from stores.chunks import ZSTD_LEVEL
+from stores.documents import MOST_JSON_BYTES
 from stores.errors import CorruptStoreError, StoreError, StoreExistsError
-from stores.files import Together, json_bytes, remove_partial, write_json
+from stores.io import Together, checksum, file_checksum, json_bytes, remove_partial, write_json
 from stores.ledger import MARK_BYTES
-from stores.places import ObjectPath, is_remote
+from stores.objects import ObjectPath
+from stores.paths import is_remote
 from stores.plan import StorePlan
-from stores.validate import MOST_JSON_BYTES
+from stores.store import read_attributes
 
 log = logging.getLogger(__name__)
 

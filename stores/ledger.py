@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from stores import objects
+from stores.documents import MOST_JSON_BYTES, UNREADABLE, read_small, record_problem, small_object
 from stores.errors import CorruptStoreError, StoreError
-from stores.files import json_bytes, sync_folder, write_atomically
-from stores.places import is_remote
-from stores.validate import MOST_JSON_BYTES, UNREADABLE, read_small, record_problem, small_object
+from stores.io import json_bytes, sync_folder, write_atomically
+from stores.paths import is_remote
 
 MARK = {"attributes": {"eddp": "ledger"}, "zarr_format": 3, "node_type": "group"}  # of the folder: it is ours
 MARK_BYTES = json.dumps(MARK).encode()

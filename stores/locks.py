@@ -18,7 +18,8 @@ from pathlib import Path
 from stores import objects
 from stores.errors import StoreError
 from stores.ledger import MARK_BYTES
-from stores.places import ObjectPath, is_remote
+from stores.objects import ObjectPath
+from stores.paths import is_remote
 
 try:
     import fcntl

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from fnmatch import fnmatchcase
+from functools import total_ordering
+from pathlib import PurePosixPath
+from types import SimpleNamespace
+from typing import Any
 
 from stores.errors import EDDPError, MissingPathError, StoreError, UnknownNameError, UsageError
-
-if TYPE_CHECKING:
-    from stores.places import ObjectPath
 
 AT_ONCE = 64  # requests of one call that are under way together
 PIECES = 128  # objects whose bytes one call may hold on their way
@@ -28,10 +30,131 @@ _NO_BUCKET = re.compile(r"NoSuchBucket|bucket does ?n[o']t exist|bucket not foun
 SILENT_SECONDS = (
     60.0  # for which nobody is asked who has not answered the first time: a run asks several times before it ends
 )
+MOST_BYTES = 2**40  # of an object that is read whole
 _systems: dict[tuple[str, int], Any] = {}
 _heard: set[tuple[str, int]] = set()
 _silent: dict[tuple[str, int], tuple[float, str]] = {}
 _opening = threading.Lock()
+
+
+@total_ordering
+class ObjectPath:
+    """An object, or the prefix of objects that is a folder's place: the part of ``pathlib.Path`` that stores use.
+
+    Parameters
+    ----------
+    protocol : such as ``s3``.
+    parts : names between the slashes, the bucket first.
+
+    Whatever asks the object store raises StoreError, in one sentence, when it refuses or cannot be reached.
+    """
+
+    def __init__(self, protocol: str, parts: tuple[str, ...]) -> None:
+        self.protocol = protocol
+        self.parts = parts
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{'/'.join(self.parts)}"
+
+    def __repr__(self) -> str:
+        return f"ObjectPath('{self}')"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectPath) and (self.protocol, self.parts) == (other.protocol, other.parts)
+
+    def __lt__(self, other: ObjectPath) -> bool:
+        return (self.protocol, self.parts) < (other.protocol, other.parts)
+
+    def __hash__(self) -> int:
+        return hash((self.protocol, self.parts))
+
+    def __truediv__(self, other: str | PurePosixPath) -> ObjectPath:
+        return ObjectPath(self.protocol, (*self.parts, *(part for part in str(other).split("/") if part)))
+
+    @property
+    def bucket(self) -> str:
+        return self.parts[0] if self.parts else ""
+
+    @property
+    def name(self) -> str:
+        """The last part; empty for a bucket, as for the root of a disk."""
+        return self.parts[-1] if len(self.parts) > (self.protocol != "memory") else ""
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def parent(self) -> ObjectPath:
+        return ObjectPath(self.protocol, self.parts[:-1] or self.parts)
+
+    @property
+    def parents(self) -> list[ObjectPath]:
+        """What is above, the nearest first, down to the bucket."""
+        return [ObjectPath(self.protocol, self.parts[:k]) for k in range(len(self.parts) - 1, 0, -1)]
+
+    def with_name(self, name: str) -> ObjectPath:
+        return self.parent / name
+
+    def absolute(self) -> ObjectPath:
+        return self
+
+    def resolve(self) -> ObjectPath:
+        return self
+
+    def exists(self) -> bool:
+        """Whether there is an object by that name, or below it."""
+        return info(self) is not None
+
+    def is_file(self) -> bool:
+        return size_of(self) is not None
+
+    def is_dir(self) -> bool:
+        found = info(self)
+        return found is not None and found["type"] == "directory"
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def stat(self) -> Any:
+        """``st_size`` and ``st_mode``. Raises FileNotFoundError."""
+        found = info(self)
+        if found is None:
+            raise FileNotFoundError(2, "No such object", str(self))
+        kind = stat.S_IFDIR if found["type"] == "directory" else stat.S_IFREG
+        return SimpleNamespace(st_size=int(found["size"] or 0), st_mode=kind)
+
+    def read_bytes(self) -> bytes:
+        """Raises FileNotFoundError."""
+        try:
+            return fetch(self, MOST_BYTES)
+        except MissingPathError:
+            raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(2, "No such object", str(self)) from error
+
+    def iterdir(self) -> Iterator[ObjectPath]:
+        return (self / name for name in children(self))
+
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:
+        """Objects and prefixes as many parts below as the pattern has, each part of which matches."""
+        wanted = pattern.split("/")
+        names = (
+            children(self)
+            if len(wanted) == 1
+            else sorted({"/".join(name.split("/")[: len(wanted)]) for name in sizes_below(self)})
+        )
+        for name in names:
+            parts = name.split("/")
+            if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)):
+                yield self / name
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        remove([self])
 
 
 def filesystem(protocol: str) -> Any:

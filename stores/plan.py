@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from stores.activations import FORMAT, head_checksum, read_attributes
 from stores.errors import StoreExistsError, UsageError
-from stores.files import write_json
+from stores.io import write_json
 from stores.layers import LayerSpec
+from stores.store import FORMAT, head_checksum, read_attributes
 
 # What may differ between runs that go on with each other: a head is computed, and may round differently elsewhere; where
 # images and weights lie says nothing, as their digests are compared; an older format is gone on with as it is.

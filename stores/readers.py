@@ -7,17 +7,47 @@ over these images and their positions: row r is position ``r % P`` of image ``im
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from stores.activations import ActivationStore
-from stores.ahead import ahead
+from stores.chunks import Mapping
 from stores.errors import UsageError
 from stores.layers import LayerSpec
-from stores.mapping import Mapping
-from stores.parts import Part
+from stores.prefetch import prefetch
+from stores.store import ActivationStore
+
+
+@dataclass(frozen=True)
+class Part:
+    """The ``index``-th (from 0) of ``of`` parts of a store's images, of a split drawn by ``seed``."""
+
+    index: int
+    of: int
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.of} of seed {self.seed}"
+
+    def choose(self, labels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """(N,) bool: which of the valid images are in this part.
+
+        The images of each class (of all images without one, label -1) are shared out in a random order, so that the parts hold
+        as many of each class as any other part, and as many in all, but for one. They are disjoint and cover all valid images.
+
+        Parameters
+        ----------
+        labels : (N,) class of each image.
+        valid : (N,) bool, the images that could be read.
+        """
+        generator = np.random.default_rng([self.seed, 0x9A])
+        images = np.flatnonzero(valid)
+        order = images[np.lexsort((generator.random(len(images)), labels[images]))]  # class by class, shuffled within
+        chosen = np.zeros(len(valid), bool)
+        chosen[order[self.index :: self.of]] = True
+        return chosen
 
 
 class LayerReader:
@@ -28,7 +58,7 @@ class LayerReader:
     store : an open store, or the path of one.
     layer : the layer's name; may be left out when the store holds one layer.
     prefix : also give the positions that lie nowhere on the image (class token, registers), first. Off by default.
-    part : only the images of this part (``stores.parts``); the others are as if they could not be read.
+    part : only the images of this part (``stores.readers``); the others are as if they could not be read.
 
     Raises UsageError for a part that holds no readable image.
     """
@@ -107,7 +137,7 @@ class LayerReader:
     def chunks(self, numbers: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Several chunks as ``chunk`` gives them, in order: read ahead, in threads, where they are decoded or fetched."""
         depth = self.array.ahead
-        return ahead(self.chunk, numbers, threads=depth, depth=depth) if depth else map(self.chunk, numbers)
+        return prefetch(self.chunk, numbers, threads=depth, depth=depth) if depth else map(self.chunk, numbers)
 
     def blocks(self, images: int | None = None, of: range | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All images in order, as pairs (image numbers (n,), activations (n, P, C)), ``images`` at a time.

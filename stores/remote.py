@@ -14,13 +14,12 @@ from itertools import islice
 import numpy as np
 
 from stores import objects
-from stores.ahead import ahead
 from stores.cache import ChunkCache
-from stores.checksums import checksum
-from stores.chunks import ChunkedArray
+from stores.chunks import ChunkedArray, Mapping, can_map
 from stores.errors import CorruptStoreError, StoreError
-from stores.mapping import Mapping, can_map
-from stores.places import ObjectPath
+from stores.io import checksum
+from stores.objects import ObjectPath
+from stores.prefetch import prefetch
 
 AHEAD = 4  # chunks on their way while one is looked at
 BATCH_BYTES = 2**26  # fetched in one call
@@ -37,7 +36,7 @@ class RemoteArray(ChunkedArray):
     _all_kept = False
 
     @property
-    def ahead(self) -> int:
+    def prefetch(self) -> int:
         return AHEAD
 
     @property
@@ -100,7 +99,7 @@ class RemoteArray(ChunkedArray):
         """The rows of several chunks, in order, many small ones fetched at once, and the next ones meanwhile."""
         upcoming, size = iter(chunks), max(1, min(BATCH_CHUNKS, BATCH_BYTES // max(1, self.chunk_bytes)))
         batches = iter(lambda: list(islice(upcoming, size)), [])
-        for blocks in ahead(self._read_several, batches, threads=2, depth=2):
+        for blocks in prefetch(self._read_several, batches, threads=2, depth=2):
             yield from blocks
 
     def whole(self) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The seal: what the root's zarr.json says once a store is complete, and how any later change of it is found.
 
 It holds the digest of the ledger and a checksum of every other zarr.json, and a checksum of the root document itself, taken
-before that last number is entered. Documents are written in one form (``stores.files.json_bytes``), so that a file which
+before that last number is entered. Documents are written in one form (``stores.io.json_bytes``), so that a file which
 says the same in other bytes was touched as well.
 """
 
@@ -11,8 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stores.checksums import checksum
-from stores.files import json_bytes
+from stores.io import checksum, json_bytes
 
 
 def seal_document(document: dict[str, Any], sealed: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stores.ahead import ahead
 from stores.errors import UsageError
+from stores.prefetch import prefetch
 from stores.readers import LayerReader
 
 WINDOW_BYTES = 2**30
@@ -79,7 +79,7 @@ def shuffled(reader: LayerReader, how: Shuffle | None = None) -> Iterator[Rows]:
         (window, places, torch.empty((len(places), reader.channels), dtype=stored, pin_memory=pin))
         for window, places in ((window, batch[how.share[0] :: how.share[1]]) for window, batch in _draws(reader, how))
     )
-    yield from ahead(lambda job: _gather(reader, how, *job), jobs, threads=1, depth=2)
+    yield from prefetch(lambda job: _gather(reader, how, *job), jobs, threads=1, depth=2)
 
 
 def _draws(reader: LayerReader, how: Shuffle) -> Iterator[tuple[_Window, np.ndarray]]:
@@ -89,7 +89,7 @@ def _draws(reader: LayerReader, how: Shuffle) -> Iterator[tuple[_Window, np.ndar
     size = max(2, how.window_bytes // reader.array.chunk_bytes)
     groups = [chunks[i : i + size] for i in range(0, len(chunks), size)]
     left: _Window | None = None
-    for k, window in enumerate(ahead(lambda group: _load(reader, group), groups, threads=1, depth=1)):
+    for k, window in enumerate(prefetch(lambda group: _load(reader, group), groups, threads=1, depth=1)):
         mixed = window if left is None else _joined(left, window)
         places = generator.permutation(len(mixed.numbers))
         last = k == len(groups) - 1
@@ -107,7 +107,7 @@ def _load(reader: LayerReader, chunks: np.ndarray) -> _Window:
         for k in chunks:
             reader.mapping.will_need(int(k))
         return _Window(np.concatenate([_numbers(reader, int(k)) for k in chunks]), None)
-    blocks = [block.reshape(-1, reader.channels) for _, block in ahead(reader.chunk, [int(k) for k in chunks])]
+    blocks = [block.reshape(-1, reader.channels) for _, block in prefetch(reader.chunk, [int(k) for k in chunks])]
     return _Window(np.concatenate([_numbers(reader, int(k)) for k in chunks]), np.concatenate(blocks))
 
 

@@ -21,7 +21,7 @@ import torch
 
 from stores.attachments import read_cache, write_cache
 from stores.chunks import ChunkedArray
-from stores.places import is_remote
+from stores.paths import is_remote
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 

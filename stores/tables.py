@@ -17,9 +17,9 @@ import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
+from stores.documents import UNREADABLE, brief
 from stores.errors import StoreError
-from stores.files import Data, aside, remove_abandoned, rename, sync, sync_folder, write_bytes
-from stores.validate import UNREADABLE, brief
+from stores.io import Data, aside, remove_abandoned, rename, sync, sync_folder, write_bytes
 
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 MOST_ROWS = 10**7  # of a table that is read at once

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from stores import objects
+from stores.documents import UNREADABLE, Entries, brief, entries_problem, parse_json, whole
 from stores.errors import EDDPError, StoreError
-from stores.files import write_atomically
-from stores.places import is_remote
-from stores.validate import UNREADABLE, Entries, brief, entries_problem, parse_json, whole
+from stores.io import write_atomically
+from stores.paths import is_remote
 
 FORMAT = 1
 _ZEROS = b"0" * 64

@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from stores.activations import StoreBase, read_attributes
 from stores.errors import CorruptStoreError, StoreBusyError, StoreError, UnsealedStoreError, UsageError
-from stores.extremes import extremes
-from stores.files import Together, remove_partial, write_json
+from stores.io import Together, remove_partial, write_json
 from stores.layout import changed_files, clear, lay_out, mend, refuse_foreign
 from stores.ledger import Record, digest, in_words
 from stores.locks import StoreLock, lock_of
-from stores.places import is_remote, place
+from stores.paths import as_path, is_remote
 from stores.plan import StorePlan, follow, refuse_another, shard_chunks
 from stores.seal import seal_document
+from stores.store import StoreBase, read_attributes
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class StoreWriter(StoreBase):
         Raises StoreExistsError when something else is there (it is touched only with ``overwrite``), StoreError when
         another process is writing to one of the chunks.
         """
-        path = place(path)
+        path = as_path(path)
         if shard is not None and overwrite:
             raise UsageError(
                 "'overwrite' cannot go with 'shard': each shard would delete the others' work. Delete the old store first."
@@ -113,7 +112,7 @@ class StoreWriter(StoreBase):
 
         Nothing is written. Raises StoreExistsError as that does.
         """
-        path = place(path)
+        path = as_path(path)
         refuse_foreign(path, overwrite=overwrite)
         attributes, done = plan.attributes, set()
         if (path / "zarr.json").exists() and not overwrite:
@@ -304,3 +303,29 @@ def _taken(path: Path) -> StoreBusyError:
         f"Another process is writing to the store '{path}', to this part of it. Wait until it has ended, then run the command "
         "again, or give each process a --shard of its own."
     )
+
+
+BLOCK = 2**18  # values looked at at a time
+
+
+def extremes(x: np.ndarray) -> tuple[float, int]:
+    """The largest finite absolute value, and how many values are NaN or infinite.
+
+    By their bits, in two passes without a copy: as integers, positive floats lie in their own order, and so do negative
+    ones read as unsigned; what is not finite lies above the bits of infinity.
+    """
+    signed, unsigned = (np.int16, np.uint16) if x.dtype == np.float16 else (np.int32, np.uint32)
+    infinity = int(np.array(np.inf, x.dtype).view(signed))
+    sign = int(np.iinfo(signed).max) + 1
+    flat = np.ascontiguousarray(x).reshape(-1)
+    peak, nonfinite = 0, 0
+    for start in range(0, len(flat), BLOCK):  # so that the second pass finds the block in the cache
+        block = flat[start : start + BLOCK]
+        top, low = int(block.view(signed).max()), int(block.view(unsigned).max()) - sign
+        if max(top, low) >= infinity:
+            finite = np.isfinite(block)
+            nonfinite += int(block.size - np.count_nonzero(finite))
+            magnitudes = block[finite].view(unsigned) & np.array(sign - 1, unsigned)
+            top, low = int(magnitudes.max(initial=0)), 0
+        peak = max(peak, top, low)
+    return float(np.array(peak, unsigned).view(x.dtype)), nonfinite

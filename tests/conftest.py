@@ -21,7 +21,7 @@ from pretended_cuda import pretended_cuda
 from tiny import TinyBroden, write_broden, write_store
 
 from extract.segmentation.broden import BrodenSource
-from stores.activations import ActivationStore
+from stores.store import ActivationStore
 
 # A shell starts what runs in the background with SIGINT ignored, and every process started from there takes that over:
 # tests that interrupt a command would wait in vain.

@@ -22,10 +22,10 @@ import torch
 from torch import nn
 
 from evaluate.correct.wrapped import Corrected, hooked_layer
+from stores.documents import MOST_PER_IMAGE, finite, is_text, whole
 from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
 from stores.layers import check_name
 from stores.tensors import read_tensors, reading, write_tensors
-from stores.validate import MOST_PER_IMAGE, finite, is_text, whole
 
 ENTRIES = {
     "strength": (lambda v: finite(v, 0), "a number from 0 on"),

@@ -14,10 +14,10 @@ from evaluate.correct.correction import Correction
 from extract.classes import image_classes
 from extract.forward import computing_in
 from extract.head import Head
-from stores.activations import ActivationStore
 from stores.errors import UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 FLOOR = 1e-3  # gates below are taken for shut while strengths are tried; what is reported is computed with every gate
 _NUMBERS = 2**24  # of float32 at once

@@ -18,8 +18,8 @@ from evaluate.correct.pictures import changed_pictures
 from evaluate.correct.study import Study, confusion
 from evaluate.correct.trade_off import trade_off
 from evaluate.report.page import url
-from stores.activations import ActivationStore
-from stores.files import write_atomically
+from stores.io import write_atomically
+from stores.store import ActivationStore
 
 SHOWN = 12  # classes up to which a confusion matrix is drawn whole; of more, those that change most
 WIDTH, HEIGHT, PAD = 560, 220, 44

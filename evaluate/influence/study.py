@@ -18,11 +18,11 @@ from evaluate.influence.significance import deviations, rounds, standardised
 from evaluate.influence.steering import random_units
 from extract.forward import computing_in
 from extract.head import open_head
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 log = logging.getLogger(__name__)
 

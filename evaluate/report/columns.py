@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from evaluate.report.data import ReportData
-from stores.validate import MOST_NUMBER
+from stores.documents import MOST_NUMBER
 
 DASH = "–"
 NAMES = {word.lower(): word for word in ("IoU", "RMSE", "F1", "S1", "S2", "S3", "AP", "SDC", "SCDP")}

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from stores.errors import UsageError
-from stores.files import write_atomically
+from stores.io import write_atomically
 
 COLUMNS = 3
 PANEL = (3.3, 1.9)  # inches

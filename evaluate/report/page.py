@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from evaluate.report.columns import DASH, again, column_groups, comparison, name, number, points, short, shown_columns
 from evaluate.report.data import Card, ReportData, Section
-from stores.files import write_atomically
+from stores.io import write_atomically
 
 KNOWN = {"object": 0, "part": 1, "material": 2, "scene": 3, "texture": 4, "color": 5, "action": 6}
 COLOURS = 10  # how many colours of categories the style sheet has; 0-6 are those of Broden

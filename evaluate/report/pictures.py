@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from stores.errors import UsageError
-from stores.files import write_atomically
+from stores.io import write_atomically
 
 DIM = 0.45  # brightness left outside the region
 COLOUR = 0.35  # share of the colour left outside the region; the rest is grey

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stores.files import write_atomically
+from stores.io import write_atomically
 
 INK, FAINT = "#22262b", "#d9dce1"
 COLOURS = {"signal": "#0072b2", "filter": "#d55e00", "random": "#8a9099"}

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from extract.classes import image_classes
-from stores.activations import ActivationStore
 from stores.errors import MismatchError
+from stores.store import ActivationStore
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 
 from extract.datasets import open_concepts
 from extract.labels import Alignment, ImageLabels, align, labels_ahead
+from stores.attachments import Truth, read_truth
 from stores.errors import DatasetError, MismatchError, UsageError
 from stores.readers import LayerReader
-from stores.truth import Truth, read_truth
 
 
 class LabelledImages(Protocol):
@@ -139,7 +139,7 @@ class TruthLabels:
     """The concepts of a synthetic store, present or not at each position; every image is annotated in all of them."""
 
     def at(self, reader: LayerReader) -> LabelledImages:
-        return _TruthImages(reader, read_truth(reader))
+        return _TruthImages(reader, read_truth(reader.store.path))
 
 
 class _TruthImages:

@@ -18,7 +18,7 @@ from pipeline.progress import format_seconds, showing
 from pipeline.records import within
 from pipeline.run import Run, pick_device
 from stores.errors import UsageError
-from stores.places import place
+from stores.paths import as_path
 
 FEW_NULLS = 20
 PASSES = ("extraction", "quantiles", "dissection", "average precision", "top images", "sampling", "class means")
@@ -92,7 +92,7 @@ def evaluate(
     from evaluate.influence.study import InfluenceConfig
     from extract.cluster import workers_of
     from pipeline.evaluation import evaluate_directions, load_sets, summary_lines
-    from stores.activations import ActivationStore
+    from stores.store import ActivationStore
 
     run = Run("evaluate", {"store": store, "directions": directions, "broden": broden, "ground_truth": ground_truth,
                            "influence": influence, "alphas": alphas, "influence_images": influence_images,
@@ -136,7 +136,7 @@ def evaluate(
             broden=folder,
             ground_truth=ground_truth,
             influence=how if influence else None,
-            encoder=place(monosemanticity) if monosemanticity else None,
+            encoder=as_path(monosemanticity) if monosemanticity else None,
             resolution=cast(Resolution, resolution),
             device=chosen,
             progress=progress,

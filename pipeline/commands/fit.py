@@ -18,7 +18,7 @@ from pipeline.progress import format_seconds, showing
 from pipeline.records import Place
 from pipeline.run import Run, code_version
 from stores.errors import UsageError
-from stores.files import check_writable
+from stores.io import check_writable
 
 if TYPE_CHECKING:
     from stores.readers import LayerReader
@@ -128,9 +128,8 @@ def fit(
     from fit.supervised.labels import ConceptLabels
     from pipeline.fitting import fit_to_file, warnings_of
     from pipeline.ranks import joined
-    from stores.activations import ActivationStore
-    from stores.parts import Part
-    from stores.readers import LayerReader
+    from stores.readers import LayerReader, Part
+    from stores.store import ActivationStore
 
     run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method,
                       "steps": steps, "concepts": concepts, "part": part, "part_seed": part_seed, "out": out,

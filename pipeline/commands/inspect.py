@@ -18,12 +18,12 @@ from pipeline.paths import STORE
 from pipeline.progress import showing
 from pipeline.recorded import run_lines, runs_at, shard_lines, shards_at, text_of
 from pipeline.records import Place, beside
-from stores.activations import ActivationStore, StoreBase, read_attributes
 from stores.directions import Directions
 from stores.errors import CorruptStoreError, MissingPathError, UnsealedStoreError
 from stores.folders import MANIFEST, folder_problems
-from stores.places import is_remote
+from stores.paths import is_remote
 from stores.progress import Progress
+from stores.store import ActivationStore, StoreBase, read_attributes
 from stores.tensors import key_of, read_tensors, reading
 
 BAR = 40  # characters of a histogram's longest bar

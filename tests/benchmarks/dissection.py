@@ -26,10 +26,10 @@ from evaluate.dissect import Dissector
 from evaluate.scores import choose_labels
 from extract.labels import Alignment, labels_on_raster
 from extract.segmentation.broden import BrodenSource
-from stores.activations import ActivationStore
 from stores.layers import LayerSpec
 from stores.plan import StorePlan
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 from stores.writer import StoreWriter
 from tests.benchmarks.measure import Row, in_turns
 

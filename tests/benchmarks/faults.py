@@ -50,8 +50,8 @@ from evaluate.correct import Correction  # noqa: E402
 from fit.checkpoint import Checkpoint  # noqa: E402
 from pipeline.main import group  # noqa: E402
 from pipeline.options import run_command  # noqa: E402
-from stores.files import json_bytes  # noqa: E402
 from stores.folders import folder_problems  # noqa: E402
+from stores.io import json_bytes  # noqa: E402
 from stores.seal import seal_document  # noqa: E402
 
 FAULTS = ("lost", "silent", "hanging", "unexpected")

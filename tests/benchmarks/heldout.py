@@ -19,8 +19,7 @@ from fit import make_fitter
 from fit.eddp import SHARP, SOFT
 from fit.synthetic import make_synthetic
 from stores.directions import Directions
-from stores.parts import Part
-from stores.readers import LayerReader
+from stores.readers import LayerReader, Part
 from tests.benchmarks.recovery import DATA
 
 

@@ -17,11 +17,11 @@ from evaluate.detectors import make_bank
 from evaluate.influence.nulls import permuted_labels
 from evaluate.influence.sampling import balanced_samples
 from evaluate.influence.study import InfluenceConfig, effect_of, measure_influence
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.layers import LayerSpec
 from stores.plan import StorePlan
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 from stores.writer import StoreWriter
 from tests.benchmarks.measure import Row
 

@@ -25,10 +25,10 @@ from extract.datasets import open_source
 from extract.stream import extract
 from fit.eddp import EDDP
 from pipeline.evaluation import evaluate_directions
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.layers import LayerSpec
 from stores.plan import StorePlan
+from stores.store import ActivationStore
 from stores.writer import StoreWriter
 from tests.benchmarks.dissection import status
 from tests.benchmarks.measure import Row

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from stores import objects
-from stores.activations import ActivationStore
 from stores.cache import kept_in
 from stores.layers import LayerSpec
-from stores.places import place
+from stores.paths import as_path
 from stores.plan import StorePlan
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 from stores.writer import StoreWriter
 from tests.benchmarks.measure import Row, in_turns
 
@@ -103,14 +103,14 @@ def rows(folder: Path) -> Iterator[Row]:
     size = x.nbytes / 2**20
     write(folder / "local.zarr", x, CHUNK)
     local = LayerReader(folder / "local.zarr")
-    write(place("memory://bench/many.zarr"), np.zeros((MANY, 1, 1), np.float16), 1)
+    write(as_path("memory://bench/many.zarr"), np.zeros((MANY, 1, 1), np.float16), 1)
     with asked() as found:
         ActivationStore.open("memory://bench/many.zarr")
     yield Row(f"open a store of {MANY} chunks: objects read", "its records", found["requests"] / MANY, "lower",
               f"{found['requests']} requests")  # fmt: skip
     with server():
         begun = time.perf_counter()
-        write(place(URL), x, CHUNK)
+        write(as_path(URL), x, CHUNK)
         written = size / (time.perf_counter() - begun)
         remote = LayerReader(URL)
 

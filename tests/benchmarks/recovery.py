@@ -28,10 +28,10 @@ from evaluate.truth import cosines, distinct_matches, ideal_filters
 from extract.head import open_head
 from fit import SUPERVISED, make_fitter
 from fit.synthetic import SyntheticConfig, make_synthetic
+from stores.attachments import Truth, read_truth
 from stores.directions import Directions
 from stores.errors import EDDPError
 from stores.readers import LayerReader
-from stores.truth import Truth, read_truth
 
 DATA = {
     "3": (SyntheticConfig(), 20),
@@ -127,7 +127,7 @@ def main(data: str, seeds: int | None, fits: tuple[str, ...], each: bool) -> Non
             path = Path(folder) / f"{seed}.zarr"
             make_synthetic(path, replace(config, seed=seed))
             reader = LayerReader(path)
-            stores.append((reader, read_truth(reader)))
+            stores.append((reader, read_truth(reader.store.path)))
         for text in fits or FITS:
             begun, results = time.perf_counter(), []
             try:

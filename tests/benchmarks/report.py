@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from pipeline.evaluated import made_from
-from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.files import write_json
 from stores.folders import write_manifest
+from stores.io import write_json
 from stores.layers import LayerSpec
 from stores.plan import StorePlan
+from stores.store import ActivationStore
 from stores.tables import write_parts, write_table
 from stores.writer import StoreWriter
 from tests.benchmarks.measure import Row

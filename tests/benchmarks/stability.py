@@ -22,8 +22,7 @@ from evaluate.stability import ALIKE, firing_iou, stability_rows
 from extract.head import open_head
 from fit import make_fitter
 from stores.directions import Directions
-from stores.parts import Part
-from stores.readers import LayerReader
+from stores.readers import LayerReader, Part
 from stores.similarity import logit_correlation
 from stores.statistics import statistics
 

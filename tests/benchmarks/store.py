@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from stores.activations import ActivationStore
 from stores.layers import LayerSpec
 from stores.plan import StorePlan
 from stores.readers import LayerReader
 from stores.shuffle import Shuffle, shuffled
+from stores.store import ActivationStore
 from stores.writer import StoreWriter
 from tests.benchmarks.measure import Row, in_turns
 

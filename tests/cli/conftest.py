@@ -16,7 +16,7 @@ from pipeline.commands.extract import extract
 from pipeline.commands.fit import fit
 from pipeline.main import group
 from pipeline.options import run_command
-from stores.activations import ActivationStore
+from stores.store import ActivationStore
 
 COMMANDS = {"extract": extract, "fit": fit, "evaluate": evaluate, "eddp": group}
 

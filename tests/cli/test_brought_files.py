@@ -17,7 +17,7 @@ from PIL import Image
 from tiny import write_broden
 
 from extract.classes import image_classes
-from stores.activations import ActivationStore
+from stores.store import ActivationStore
 
 Run = Callable[..., object]
 

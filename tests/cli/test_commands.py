@@ -17,7 +17,7 @@ import zarr
 from own_process import end, start
 from tiny import contents
 
-from stores.activations import ActivationStore
+from stores.store import ActivationStore
 
 Run = Callable[..., object]
 KILLED_MIDWAY = """

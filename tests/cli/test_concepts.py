@@ -12,8 +12,8 @@ import pytest
 from concept_folders import WRITERS, write_bomb, write_image, write_map, write_masks, write_voc
 from tiny import TinyBroden, write_broden, write_mask
 
-from stores.activations import ActivationStore
 from stores.directions import Directions
+from stores.store import ActivationStore
 
 Run = Callable[..., object]
 LABELS = {"voc": {1, 15, 20}, "ade20k": {1, 2, 150, 151, 152}, "cocostuff": {1, 35, 182}, "masks": {1, 200}}

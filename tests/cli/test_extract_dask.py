@@ -28,9 +28,9 @@ from extract.datasets import open_source
 from extract.plan import plan_extraction
 from extract.stream import ExtractConfig
 from extract.stream import extract as extract_here
-from stores.activations import ActivationStore
 from stores.errors import EDDPError, ImageError, NonFiniteError, StoreError, UnsealedStoreError
 from stores.ledger import Ledger
+from stores.store import ActivationStore
 from stores.writer import StoreWriter
 
 Run = Callable[..., Any]

@@ -18,7 +18,7 @@ from own_process import HELPERS, SLOW, end, start, wait_for
 from tiny import contents
 
 from extract import plan
-from stores.activations import ActivationStore
+from stores.store import ActivationStore
 
 Run = Callable[..., object]
 NET = ("--model", "tiny_net:build", "--layer", "second")

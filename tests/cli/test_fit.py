@@ -257,9 +257,9 @@ def test_what_cannot_be_written_is_refused_before_the_fit(
 
     opened = os.open
     with monkeypatch.context() as disk:
-        disk.setattr("stores.files.write_bytes", full)
+        disk.setattr("stores.io.write_bytes", full)
         refused(tmp_path / "d.safetensors", "No space left")
-        disk.setattr("stores.files.os.open", read_only)
+        disk.setattr("stores.io.os.open", read_only)
         refused(tmp_path / "d.safetensors", "Read-only file system")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from extract.head import open_head, open_network
-from stores.activations import ActivationStore
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 # model, layer, positions, channels, images: inception on the 64 images of a real batch, the others on a few
 MODELS = [

@@ -68,7 +68,7 @@ ABANDON = """
 import os, sys
 from pathlib import Path
 from typing import Any
-from stores.files import aside
+from stores.io import aside
 for path in map(Path, sys.argv[1:]):
     aside(path).write_bytes(b"half of it")
 os._exit(9)

@@ -25,10 +25,10 @@ from object_store import Server, forget, remote_contents, serving
 
 from pipeline.evaluated import Evaluated
 from stores import objects, plan
-from stores.activations import ActivationStore
 from stores.directions import Directions
-from stores.places import place
+from stores.paths import as_path
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 Run = Callable[..., object]
 NET = ("--model", "tiny_net:build", "--layer", "second")
@@ -88,7 +88,7 @@ def test_the_whole_job_is_that_of_a_disk(
         assert ended.out.splitlines()[-1] == str(out)
     assert f"how much is free at '{remote}' an object store does not say" in ended.err
     assert remote_contents(remote) == contents(local)
-    assert json.loads(place(f"{remote}.run.json").read_bytes())["options"]["out"] == remote
+    assert json.loads(as_path(f"{remote}.run.json").read_bytes())["options"]["out"] == remote
     again = ok(run("extract", *NET, "--data", broden, "--out", remote, "--json"))
     assert json.loads(again.out)["done_now"] == 0
     assert ok(run("eddp", "verify", remote)).out == f"{remote}: sound\n"
@@ -125,7 +125,7 @@ def test_the_whole_job_is_that_of_a_disk(
             )
         )
         evaluated = Evaluated(tmp_path / name / "evaluation")
-        assert evaluated.store().path == place(store)  # what follows finds it there
+        assert evaluated.store().path == as_path(store)  # what follows finds it there
         numbers[name] = evaluated.summary["directions"]
     assert numbers["kept"] == numbers["local"]
     kept = {path.relative_to(tmp_path / "cache").parts[1] for path in (tmp_path / "cache").rglob("c.*")}
@@ -137,7 +137,7 @@ def test_the_whole_job_is_that_of_a_disk(
 def test_two_shards_begin_at_once_and_one_is_killed(
     run: Run, bucket: str, tiny_images: Callable[..., Path], tmp_path: Path, small_chunks: None
 ) -> None:
-    options, out = (*SLOW, "--data", tiny_images(60)), place(f"{bucket}/s.zarr")
+    options, out = (*SLOW, "--data", tiny_images(60)), as_path(f"{bucket}/s.zarr")
 
     def committed() -> set[int]:
         return {int(path.parent.name) for path in (out / "ledger").glob("*/zarr.json")}
@@ -176,7 +176,7 @@ def test_two_shards_begin_at_once_and_one_is_killed(
 def test_what_was_damaged_is_found_and_made_good(
     run: Run, server: Server, bucket: str, tiny_images: Callable[..., Path], tmp_path: Path, small_chunks: None
 ) -> None:
-    out = place(f"{bucket}/s.zarr")
+    out = as_path(f"{bucket}/s.zarr")
     options = ("extract", *NET, "--data", tiny_images(12), "--out", out, "--quiet")
     ok(run(*options))
     whole = remote_contents(out)
@@ -206,7 +206,7 @@ def test_what_was_damaged_is_found_and_made_good(
 def test_overwritten_and_another_one_left_alone(
     run: Run, bucket: str, tiny_images: Callable[..., Path], tmp_path: Path, small_chunks: None
 ) -> None:
-    out, data = place(f"{bucket}/s.zarr"), tiny_images(20)
+    out, data = as_path(f"{bucket}/s.zarr"), tiny_images(20)
     ok(run("extract", *NET, "--data", data, "--out", out, "--quiet"))
     other = ("extract", *NET, "--data", data, "--limit", 8, "--quiet")
     ended = run(*other, "--out", out)
@@ -231,7 +231,7 @@ def test_any_zarr_reader_opens_it(bucket: str, tiny_store: Callable[..., Path]) 
     from zarr.core.sync import sync
 
     x = np.random.default_rng(0).standard_normal((10, 3, 2)).astype(np.float32)
-    write_store(place(f"{bucket}/s.zarr"), {"a": x}, compress="zstd")
+    write_store(as_path(f"{bucket}/s.zarr"), {"a": x}, compress="zstd")
     group = zarr.open_group(f"{bucket}/s.zarr", mode="r", storage_options={"skip_instance_cache": True})
     assert np.array_equal(np.asarray(group["layers/a/activations"][:]), x)  # type: ignore[index]
     system = group.store.fs  # type: ignore[attr-defined]
@@ -244,7 +244,7 @@ def test_kept_chunks_are_asked_for_once(
     from tiny import write_store
 
     x = {"a": np.random.default_rng(0).standard_normal((40, 1024, 1)).astype(np.float32)}
-    out = write_store(place(f"{bucket}/s.zarr"), x)
+    out = write_store(as_path(f"{bucket}/s.zarr"), x)
     monkeypatch.setenv("EDDP_CACHE", str(tmp_path / "cache"))
 
     def read() -> list[tuple[str, str, int]]:
@@ -333,7 +333,7 @@ def test_a_full_cache_is_told_once(
     from tiny import write_store
 
     x = {"a": np.arange(40 * 1024, dtype=np.float32).reshape(40, 1024, 1)}
-    out = write_store(place(f"{bucket}/s.zarr"), x)
+    out = write_store(as_path(f"{bucket}/s.zarr"), x)
     (tmp_path / "full").touch()
     monkeypatch.setenv("EDDP_CACHE", str(tmp_path / "full" / "cache"))
     with caplog.at_level(logging.WARNING):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny import contents
 
-from stores.activations import ActivationStore
+from stores.store import ActivationStore
 
 Run = Callable[..., Any]
 NET = ("--model", "tiny_net:build", "--layer", "second")

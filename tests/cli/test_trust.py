@@ -14,10 +14,10 @@ import pytest
 
 from extract.head import open_model, open_network
 from fit import EDDP
-from stores.activations import ActivationStore
 from stores.errors import UsageError
-from stores.files import json_bytes
+from stores.io import json_bytes
 from stores.seal import seal_document
+from stores.store import ActivationStore
 
 Run = Callable[..., Any]
 EVIL = "from pathlib import Path\nMARK = Path(__file__).resolve().parent / 'ran'\nMARK.touch()\n\n\ndef run():\n    MARK.touch()\n    from tiny_net import build\n    return build()\n"
@@ -187,7 +187,7 @@ def test_from_python(place: Path) -> None:
 def test_the_demos_network_is_the_installed_one(place: Path) -> None:
     """A folder called like our package, which Python would search first, is not where the demo's network comes from."""
     rename(place / "acts.zarr", model="pipeline.scene_net:scene_net")
-    code = "import os, sys\nfrom extract.head import open_model\nfrom stores.activations import ActivationStore\n"
+    code = "import os, sys\nfrom extract.head import open_model\nfrom stores.store import ActivationStore\n"
     code += "sys.path.insert(0, '')\ntry:\n    open_model(ActivationStore.open('acts.zarr'))\n"
     code += "finally:\n    print(os.getcwd() in sys.path)  # what is imported later is not searched there either\n"
     for shadowed, said in ((False, "loads with other weights"), (True, "That is code")):

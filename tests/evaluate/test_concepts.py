@@ -23,9 +23,9 @@ from extract.network import Network
 from extract.segmentation.broden import BrodenSource
 from extract.stream import ExtractConfig, extract
 from fit.synthetic import SyntheticConfig, make_synthetic
-from stores.activations import ActivationStore
 from stores.errors import ImageError, MismatchError, UnsealedStoreError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 Broden = Callable[..., BrodenSource]
 LABELS = [(1, "sky", "object")]

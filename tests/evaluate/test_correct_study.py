@@ -20,10 +20,10 @@ from evaluate.correct.tables import class_rows, confusion_rows, correction_rows,
 from extract.datasets import open_source
 from extract.head import open_head
 from extract.stream import ExtractConfig, extract
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import UsageError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 
 def store_of(

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import evaluate.detectors
 from evaluate.detectors import block_images, make_bank, top_quantile
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MismatchError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 Store = Callable[..., ActivationStore]
 Make = Callable[..., Directions]

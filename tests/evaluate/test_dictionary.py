@@ -17,9 +17,9 @@ from evaluate.influence.tables import class_influence_rows, direction_influence_
 from evaluate.stability import STABILITY, stability_rows
 from evaluate.tables import COLUMNS
 from fit.synthetic import SyntheticConfig, make_synthetic
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.statistics import Statistics
+from stores.store import ActivationStore
 from stores.tables import rows_to_columns
 
 TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool}

@@ -37,9 +37,9 @@ from evaluate.dissect import (
 from evaluate.scores import choose_labels
 from extract.labels import Alignment
 from extract.segmentation.base import ConceptLabel
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 Store = Callable[..., ActivationStore]
 Make = Callable[..., Directions]

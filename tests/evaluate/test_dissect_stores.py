@@ -13,10 +13,10 @@ from evaluate.detectors import make_bank
 from evaluate.dissect import Counts, Dissector, Resolution, raster_size
 from extract.labels import Alignment
 from extract.segmentation.broden import BrodenSource
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import DatasetError, UsageError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 Store = Callable[..., ActivationStore]
 Make = Callable[..., Directions]

@@ -10,10 +10,10 @@ import pytest
 
 from evaluate.explain import values as module
 from evaluate.explain.values import RIDGE, readout, usual_values
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import NonFiniteError, UsageError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 
 def directions(filters: np.ndarray, signals: np.ndarray, mean: np.ndarray | None = None) -> Directions:

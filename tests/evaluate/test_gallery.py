@@ -16,9 +16,9 @@ import evaluate.gallery
 from evaluate.detectors import Bank, make_bank
 from evaluate.gallery import Top, draw_strips, on_grid, top_images
 from extract.image_io import read_image
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 SIZE = 16

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import evaluate.monosemanticity
 from evaluate.detectors import Bank, make_bank
 from evaluate.monosemanticity import monosemanticity
-from stores.activations import ActivationStore
 from stores.errors import MismatchError, UsageError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 Store = Callable[..., ActivationStore]
 

@@ -29,11 +29,11 @@ from evaluate.parallel import cores, ranges
 from evaluate.scores import choose_labels
 from extract.cluster import cluster
 from extract.labels import Alignment
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import CorruptStoreError, EDDPError, UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 Make = Callable[..., Directions]
 Store = Callable[..., ActivationStore]

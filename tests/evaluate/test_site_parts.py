@@ -17,10 +17,10 @@ from evaluate.site.classes import class_titles, taken_for, true_classes
 from evaluate.site.influence import Pushes, read_pushes, read_steering
 from evaluate.site.pictures import EXAMPLE, GAP, SMALL, TILE, draw_pictures, example_file, strip_file, tile_file
 from evaluate.site.similarity import cosines, nearest, scaled, similarity_map
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import ImageError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 from stores.tables import TableError, write_parts, write_table
 
 # similarity

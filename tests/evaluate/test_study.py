@@ -21,11 +21,11 @@ from evaluate.influence.tables import (
     influence_summary,
 )
 from fit.synthetic import SyntheticConfig, make_synthetic
-from stores.activations import ActivationStore
+from stores.attachments import read_truth
 from stores.directions import Directions
 from stores.errors import UsageError
 from stores.readers import LayerReader
-from stores.truth import read_truth
+from stores.store import ActivationStore
 
 CLASSES = ((0, 1), (0, 2), (1, 2))  # class k of the synthetic recipe holds these concepts
 
@@ -37,7 +37,7 @@ def known(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-
     make_synthetic(path, SyntheticConfig(channels=32, concepts=3, distractors=2, images=300))
     store = ActivationStore.open(path)
     reader = LayerReader(store)
-    truth = read_truth(reader).signals.astype(np.float32)
+    truth = read_truth(reader.store.path).signals.astype(np.float32)
     x = reader.rows(np.arange(reader.n_rows)).astype(np.float32)
     g = np.random.default_rng(0)
     noise = g.standard_normal((32, 200)).astype(np.float32)

@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 
 from evaluate.truth import against_truth, cosines, distinct_matches, ideal_filters, positives
 from fit.synthetic import SyntheticConfig, make_synthetic
-from stores.activations import ActivationStore
+from stores.attachments import Truth, read_truth
 from stores.directions import Directions
 from stores.errors import MismatchError
 from stores.readers import LayerReader
-from stores.truth import Truth, read_truth
+from stores.store import ActivationStore
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[LayerReader, Truth,
     path = tmp_path_factory.mktemp("truth") / "s.zarr"
     make_synthetic(path, SyntheticConfig(images=200, concepts=4, seed=3))
     reader = LayerReader(ActivationStore.open(path))
-    truth = read_truth(reader)
+    truth = read_truth(reader.store.path)
     distractors = load_file(path / "truth.safetensors")["distractors"]
     dual = np.linalg.pinv(np.concatenate([truth.signals, distractors], 1).astype(float)).T[:, :4]
     x = np.concatenate([block for _, block in reader.blocks()]).reshape(-1, 16)

@@ -26,10 +26,10 @@ from extract.network import Network
 from extract.store_images import seen_images
 from extract.stream import ExtractConfig, extract
 from pipeline.visualizing import Features, draw_features
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import MismatchError, NonFiniteError, UsageError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 QUICK = VisualizeConfig(steps=30)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from extract.classes import as_class_names, image_classes, imagenet_classes, map_classes, read_class_names
-from stores.activations import ActivationStore
 from stores.errors import MismatchError, UsageError
+from stores.store import ActivationStore
 
 WORDS = list(imagenet_classes().values())
 

@@ -15,9 +15,9 @@ from extract.forward import Forward, computing_in, fitting_batch_size
 from extract.plan import Plan, plan_extraction
 from extract.stream import _Batches
 from extract.stream import extract as run_extraction
-from stores.activations import ActivationStore
 from stores.errors import EDDPError, UsageError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 Images = Callable[..., Path]
 

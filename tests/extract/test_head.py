@@ -10,9 +10,9 @@ from tiny import trusted
 from extract.datasets import open_folder
 from extract.head import open_head, open_network
 from extract.stream import ExtractConfig, extract
-from stores.activations import ActivationStore
 from stores.errors import CorruptStoreError, MismatchError, UnknownNameError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from tiny import contents
 
 from extract.datasets import open_source
 from extract.stream import ExtractConfig, extract
-from stores import files
-from stores.activations import ActivationStore
+from stores import io
 from stores.errors import MissingPathError, StoreError, UnsealedStoreError
+from stores.store import ActivationStore
 
 OPTIONS = {
     "none": {"layers": ("act", "second"), "dtype": "float16"},
@@ -65,11 +65,11 @@ def test_killed_at_every_phase_of_a_commit_it_goes_on_to_the_same_bytes(
         assert contents(out) == wanted, point
 
 
-def full(number: int) -> Callable[[int, files.Data], None]:
+def full(number: int) -> Callable[[int, io.Data], None]:
     """A disk that is full from the n-th write on, in the midst of it."""
-    write, calls = files.write_bytes, itertools.count()
+    write, calls = io.write_bytes, itertools.count()
 
-    def fails(handle: int, data: files.Data) -> None:
+    def fails(handle: int, data: io.Data) -> None:
         if next(calls) < number:
             return write(handle, data)
         write(handle, memoryview(data).cast("B")[: len(data) // 2])
@@ -78,11 +78,11 @@ def full(number: int) -> Callable[[int, files.Data], None]:
     return fails
 
 
-def short(number: int) -> Callable[[int, files.Data], None]:
+def short(number: int) -> Callable[[int, io.Data], None]:
     """A disk that says it took the n-th write, but kept only half of it."""
-    write, calls = files.write_bytes, itertools.count()
+    write, calls = io.write_bytes, itertools.count()
 
-    def lies(handle: int, data: files.Data) -> None:
+    def lies(handle: int, data: io.Data) -> None:
         write(handle, memoryview(data).cast("B")[: len(data) // 2] if next(calls) == number and len(data) > 1 else data)
 
     return lies
@@ -100,7 +100,7 @@ def test_a_disk_that_fails_at_any_write_loses_nothing(
     for number in itertools.count():
         out = tmp_path / f"{number}"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(files, "write_bytes", fault(number))
+            patch.setattr(io, "write_bytes", fault(number))
             try:
                 extract(source, out, config)
                 break  # it has fewer writes than that
@@ -121,14 +121,14 @@ def test_a_filesystem_that_goes_away_is_told(
     tmp_path: Path, tiny_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     root, config = tiny_images(10), ExtractConfig(**{**COMMON, **OPTIONS["none"]})
-    calls, real = itertools.count(), getattr(files, step)
+    calls, real = itertools.count(), getattr(io, step)
 
     def gone(*arguments: object) -> None:
         if next(calls) >= 25:
             raise OSError(errno.ESTALE, "Stale file handle")
         real(*arguments)
 
-    monkeypatch.setattr(files, step, gone)
+    monkeypatch.setattr(io, step, gone)
     with pytest.raises(StoreError, match="Stale file handle. Nothing committed before is lost"):
         extract(open_source(root), tmp_path / "s", config)
     monkeypatch.undo()

@@ -18,8 +18,8 @@ from tiny import trusted
 import extract.labels
 from extract.labels import align, labels_ahead, labels_on_raster, raster_index
 from extract.segmentation.broden import BrodenSource
-from stores.activations import ActivationStore
 from stores.errors import DatasetError, MismatchError
+from stores.store import ActivationStore
 
 Store = Callable[..., ActivationStore]
 WHOLE = (0.0, 0.0, 1.0, 1.0)

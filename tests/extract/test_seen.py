@@ -12,8 +12,8 @@ from tiny import trusted
 from extract.datasets import open_source
 from extract.store_images import crop, seen_images
 from extract.stream import ExtractConfig, extract
-from stores.activations import ActivationStore
 from stores.errors import MismatchError, MissingPathError
+from stores.store import ActivationStore
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 

@@ -15,10 +15,10 @@ from extract.datasets import open_folder, open_source
 from extract.forward import Forward
 from extract.stream import ExtractConfig, ExtractSummary, extract
 from extract.zoo import load_model
-from stores.activations import ActivationStore
 from stores.errors import ImageError, NonFiniteError, StoreError, StoreExistsError, UnsealedStoreError, UsageError
 from stores.layers import LayerSpec
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 Images = Callable[..., Path]
 LAYERS = ("first", "act", "second")

@@ -9,9 +9,9 @@ import pytest
 
 from fit import EDDP, PCA, EDDPConfig, make_fitter
 from fit.synthetic import SyntheticConfig, make_synthetic
-from stores.activations import ActivationStore
 from stores.errors import MismatchError, NotFittedError, UnknownNameError, UsageError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 QUICK = {"n_directions": 3, "refine_steps": 20, "restarts": 1, "refits": 2}
 

@@ -11,10 +11,10 @@ from evaluate.truth import against_truth
 from extract.head import open_head
 from fit import METHODS, SUPERVISED, make_fitter
 from fit.synthetic import SyntheticConfig, make_synthetic
+from stores.attachments import read_truth
 from stores.directions import Directions
 from stores.errors import FitError, NonFiniteError, UnknownNameError
 from stores.readers import LayerReader
-from stores.truth import read_truth
 
 QUICK = {
     "eddp": {"refine_steps": "30"},
@@ -132,7 +132,7 @@ def test_kmeans_thresholds_detect_its_own_clusters(reader: LayerReader, space: s
 
 
 def test_eddp_recovers_the_truth_and_whitened_clusters_come_close(reader: LayerReader) -> None:
-    truth = read_truth(reader)
+    truth = read_truth(reader.store.path)
     found = against_truth(fit("eddp", reader, 3, refine_steps="400"), reader, truth)
     assert min(found["iou"]) > 0.98
     assert min(found["cos"]) > 0.98  # a third of the paper's images

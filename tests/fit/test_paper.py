@@ -30,10 +30,10 @@ from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.whiten import whiten_store
 from pipeline.commands.fit import fit as command
 from pipeline.options import run_command
+from stores.attachments import read_truth
 from stores.errors import FitError, MismatchError, NonFiniteError, UnknownNameError, UsageError
 from stores.readers import LayerReader
 from stores.statistics import Statistics, statistics
-from stores.truth import read_truth
 from tests.helpers.keeping import Killed, killed_at
 from tests.helpers.naive import naive_losses, naive_orthogonality
 
@@ -367,7 +367,7 @@ def test_the_lagrangian_form_keeps_its_bounds_and_finds_the_concepts(reader: Lay
     assert last["maximum_activation"] < 0.8
     assert last["margin"] < 8 * 1.1
     assert last["inactive"] < 0.1 * 1.1
-    found = against_truth(fitted.directions_, reader, read_truth(reader))
+    found = against_truth(fitted.directions_, reader, read_truth(reader.store.path))
     assert min(found["iou"]) > 0.85
 
 

@@ -33,9 +33,8 @@ from fit.signals import moments_of
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.whiten import Held, whiten_store, whitening, whitening_of_rank_0
 from stores.errors import FitError, NonFiniteError, UsageError
-from stores.parts import Part
 from stores.ranks import Ranks
-from stores.readers import LayerReader
+from stores.readers import LayerReader, Part
 from stores.statistics import statistics
 from tests.helpers.keeping import Killed, killed_at
 from tests.helpers.threads import Member, on_ranks

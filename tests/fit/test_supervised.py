@@ -20,11 +20,11 @@ from fit.supervised.pool import draw, fair_share, mine
 from fit.supervised.probe import Probe, Standardise, choose, signals_of
 from fit.supervised.thresholds import best_f1_of_labels
 from fit.synthetic import SyntheticConfig, make_synthetic
-from stores.activations import ActivationStore
 from stores.errors import FitError, UnknownNameError, UsageError
 from stores.progress import silent
 from stores.readers import LayerReader
 from stores.statistics import statistics
+from stores.store import ActivationStore
 
 Store = Callable[..., ActivationStore]
 
@@ -301,11 +301,11 @@ def test_counts_are_of_annotated_positions(data: tuple[LayerReader, ByHand, np.n
 
 def test_both_find_the_truth_of_a_synthetic_store(tmp_path: Path) -> None:
     from evaluate.truth import against_truth
-    from stores.truth import read_truth
+    from stores.attachments import read_truth
 
     make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=900))
     reader = LayerReader(tmp_path / "s.zarr")
-    truth = read_truth(reader)
+    truth = read_truth(reader.store.path)
     probe = against_truth(Probe(l2=1e-4).fit(reader).directions_, reader, truth)
     assert probe["match"] == [0, 1, 2]
     assert min(probe["iou"]) > 0.97

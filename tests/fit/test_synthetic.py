@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from fit.synthetic import LAYER, SyntheticConfig, make_synthetic, random_directions, realistic_presence
-from stores.activations import ActivationStore
 from stores.errors import StoreExistsError, UsageError
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 RECIPE = SyntheticConfig(images=1500, seed=1)
 

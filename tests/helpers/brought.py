@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from extract.classes import image_classes
-from stores.activations import ActivationStore
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 NETS = importlib.import_module("own_nets")
 

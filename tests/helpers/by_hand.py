@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from extract.segmentation.broden import BrodenSource
-from stores.activations import ActivationStore
 from stores.layers import LayerSpec
 from stores.plan import StorePlan
+from stores.store import ActivationStore
 from stores.writer import StoreWriter
 
 NETWORK = '''

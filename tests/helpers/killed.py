@@ -1,6 +1,6 @@
 """An extraction in a process of its own that ends itself, by SIGKILL, at a chosen moment of its writing.
 
-The four functions through which ``stores.files`` touches the disk tell each step they take: which kind of file (the store's
+The four functions through which ``stores.io`` touches the disk tell each step they take: which kind of file (the store's
 root, a record of the ledger, a chunk) and what is being done to it. The process stops at the n-th such step, or says at the
 end which steps there were.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stores import files
+from stores import io
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["extract.stream", "extract.zoo", "timm"])
@@ -64,9 +64,9 @@ def watch(out: Path, stop_at: tuple[str, int] | None) -> list[str]:
     def path_of(handle: int) -> Path:
         return Path(f"/proc/self/fd/{handle}").readlink()
 
-    write, sync, rename, sync_folder = files.write_bytes, files.sync, files.rename, files.sync_folder
+    write, sync, rename, sync_folder = io.write_bytes, io.sync, io.rename, io.sync_folder
 
-    def write_half_and_half(handle: int, data: files.Data) -> None:
+    def write_half_and_half(handle: int, data: io.Data) -> None:
         view = memoryview(data).cast("B")
         step("before a byte", path_of(handle))
         write(handle, view[: len(view) // 2])
@@ -74,10 +74,10 @@ def watch(out: Path, stop_at: tuple[str, int] | None) -> list[str]:
         write(handle, view[len(view) // 2 :])
         step("written", path_of(handle))
 
-    files.write_bytes = write_half_and_half
-    files.sync = _told("synced", sync, step, path_of)
-    files.rename = lambda old, new: (step("before the rename", new), rename(old, new), step("renamed", new))  # type: ignore[assignment]
-    files.sync_folder = _told("sync folder", sync_folder, step, Path)
+    io.write_bytes = write_half_and_half
+    io.sync = _told("synced", sync, step, path_of)
+    io.rename = lambda old, new: (step("before the rename", new), rename(old, new), step("renamed", new))  # type: ignore[assignment]
+    io.sync_folder = _told("sync folder", sync_folder, step, Path)
     return taken
 
 

@@ -15,7 +15,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from stores import objects
-from stores.places import place
+from stores.paths import as_path
 
 LINE = re.compile(r'"(GET|PUT|HEAD|POST|DELETE) (\S+) HTTP/[\d.]+" (\d+)')
 
@@ -94,5 +94,5 @@ def forget() -> None:
 
 def remote_contents(url: str | Path) -> dict[str, bytes]:
     """Every object below a URL by its relative name."""
-    root: Any = place(url)
+    root: Any = as_path(url)
     return {name: (root / name).read_bytes() for name in objects.sizes_below(root)}

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stores.activations import ActivationStore, read_attributes
 from stores.layers import LayerSpec
 from stores.plan import StorePlan
+from stores.store import ActivationStore, read_attributes
 from stores.writer import StoreWriter
 
 LABELS = {

@@ -22,9 +22,9 @@ from extract.stream import ExtractConfig, extract
 from fit.synthetic import SyntheticConfig, make_synthetic
 from pipeline.evaluation import _predictions, evaluate_directions, load_sets, read_summary, summary_lines
 from pipeline.world import World, build_world
-from stores.activations import ActivationStore
 from stores.directions import Directions
 from stores.errors import DatasetError, MismatchError, MissingPathError, StoreError, StoreExistsError, UsageError
+from stores.store import ActivationStore
 
 NETWORK = '''
 """A network that sees colours: its channels are those of the picture, over patches of 8 x 8 pixels."""

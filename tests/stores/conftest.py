@@ -9,14 +9,14 @@ import fsspec
 import pytest
 from object_places import URL, Asked, asking
 
-from stores.places import place
+from stores.paths import as_path
 
 
 @pytest.fixture
 def remote() -> Iterator[Path]:
     """The place of a store, with nothing at it."""
     fsspec.filesystem("memory").store.clear()
-    yield place(URL)
+    yield as_path(URL)
     fsspec.filesystem("memory").store.clear()
 
 

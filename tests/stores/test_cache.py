@@ -15,12 +15,12 @@ from object_places import URL, Asked, X
 from tiny import write_store
 
 from stores import objects
-from stores.activations import ActivationStore
 from stores.cache import kept_in
 from stores.errors import (
     CorruptStoreError,
 )
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numcodecs import Zstd
 from zarr.codecs import ZstdCodec
 
-from stores.checksums import checksum
 from stores.chunks import ChunkedArray, content_size
 from stores.errors import CorruptStoreError
+from stores.io import checksum
 
 
 def make(root: Path, shape: tuple[int, ...], rows: int, dtype: str, codec: str, fill: float = 0) -> ChunkedArray:

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tiny import fill, names_for, open_writer
 
-from stores import files
-from stores.activations import ActivationStore
+from stores import io
 from stores.errors import StoreError
-from stores.extremes import extremes
-from stores.writer import StoreWriter
+from stores.store import ActivationStore
+from stores.writer import StoreWriter, extremes
 
 X = {"a": np.random.default_rng(0).normal(size=(10, 3, 2)).astype(np.float32)}
 
@@ -81,15 +80,15 @@ def test_commits_that_are_nobodys_to_make(tmp_path: Path) -> None:
 def test_two_threads_do_not_commit_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = open_writer(tmp_path / "s", X)
     inside, go_on = threading.Event(), threading.Event()
-    real = files.Together.publish
+    real = io.Together.publish
 
-    def waits(self: files.Together) -> None:
+    def waits(self: io.Together) -> None:
         if threading.current_thread().name == "first":
             inside.set()
             go_on.wait(10)
         real(self)
 
-    monkeypatch.setattr(files.Together, "publish", waits)
+    monkeypatch.setattr(io.Together, "publish", waits)
     first = threading.Thread(target=commit, args=(writer,), name="first")
     first.start()
     inside.wait(10)
@@ -125,7 +124,7 @@ def test_the_record_counts_what_is_not_finite(tmp_path: Path, dtype: str) -> Non
 )
 def test_extremes_by_bits_are_those_by_value(x: np.ndarray, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stores.extremes.BLOCK", block)
+        patch.setattr("stores.writer.BLOCK", block)
         peak, nonfinite = extremes(x)
     finite = x[np.isfinite(x)]
     assert peak == float(np.abs(finite).max(initial=0))

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tiny import contents, fill, open_writer, write_store
 
-from stores import files
-from stores.activations import ActivationStore
+from stores import io
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UnsealedStoreError
 from stores.layers import LayerSpec
 from stores.plan import shard_chunks
 from stores.readers import LayerReader
+from stores.store import ActivationStore
 from stores.writer import StoreWriter
 
 N, ROWS = 11, 2
@@ -98,7 +98,7 @@ class Stores(RuleBasedStateMachine):
         if k is None or self.sealed:
             return
         steps = 0
-        real = {name: getattr(files, name) for name in ("write_bytes", "rename", "sync_folder")}
+        real = {name: getattr(io, name) for name in ("write_bytes", "rename", "sync_folder")}
 
         def step(name: str) -> None:
             nonlocal steps
@@ -121,8 +121,8 @@ class Stores(RuleBasedStateMachine):
         self.committed.discard(k)
         with pytest.MonkeyPatch.context() as patch:
             for name in real:
-                patch.setattr(files, name, killing(name))
-            patch.setattr(files.Together, "__exit__", lambda *_: None)
+                patch.setattr(io, name, killing(name))
+            patch.setattr(io.Together, "__exit__", lambda *_: None)
             try:
                 fill(writer, X, chunks=[k], **CONTENT)
                 self.committed.add(k)

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from stores.checksums import checksum
 from stores.errors import StoreError, StoreExistsError, UsageError
-from stores.files import json_bytes
 from stores.folders import MANIFEST, Ours, check_replaceable, folder_problems, replacing
+from stores.io import checksum, json_bytes
 
 OURS = Ours("report.json", "eddp report", "a report")
 

@@ -10,10 +10,10 @@ import zarr
 from kept import CONTENT, LAYERS, NAMES, OPTIONS, POSITIONS, VALID
 from tiny import fill, open_writer
 
-from stores.activations import FORMAT, ActivationStore
 from stores.errors import StoreError
 from stores.readers import LayerReader
 from stores.shuffle import shuffled
+from stores.store import FORMAT, ActivationStore
 
 FIXTURE = Path(__file__).parents[1] / f"fixtures/format-{FORMAT}"
 

@@ -17,7 +17,6 @@ from object_places import URL, Asked, X
 from tiny import contents, fill, open_writer, write_store
 
 from stores import objects
-from stores.activations import ActivationStore
 from stores.attachments import read_cache, write_attachment, write_cache
 from stores.errors import (
     CorruptStoreError,
@@ -28,12 +27,14 @@ from stores.errors import (
     UnsealedStoreError,
     UsageError,
 )
-from stores.places import ObjectPath, is_remote, place
+from stores.objects import ObjectPath
+from stores.paths import as_path, is_remote
 from stores.readers import LayerReader
 from stores.remote import GAP_BYTES, RemoteArray, batches_of, merged
 from stores.shuffle import Shuffle, shuffled
 from stores.sketch import quantile_sketch
 from stores.statistics import statistics
+from stores.store import ActivationStore
 
 
 def below(path: Any) -> dict[str, bytes]:
@@ -52,10 +53,10 @@ def below(path: Any) -> dict[str, bytes]:
     ],
 )
 def test_urls_stay_what_they_are(given_: str | Path, text: str) -> None:
-    found = place(given_)
+    found = as_path(given_)
     assert is_remote(found)
     assert str(found) == text
-    assert place(str(found)) == found == place(found)
+    assert as_path(str(found)) == found == as_path(found)
     assert str(found / "layers/x" / "zarr.json") == f"{text}/layers/x/zarr.json"
     assert (found / "y").parent == found
 
@@ -68,7 +69,7 @@ def test_urls_stay_what_they_are(given_: str | Path, text: str) -> None:
     ],
 )  # fmt: skip
 def test_paths_stay_paths(given_: str | Path, path: str) -> None:
-    found = place(given_)
+    found = as_path(given_)
     assert not is_remote(found)
     assert found == Path(path)
 
@@ -76,7 +77,7 @@ def test_paths_stay_paths(given_: str | Path, path: str) -> None:
 @pytest.mark.parametrize("text", ["s3://", "s3:///", "s3://b/../c", "blockcache::s3://b/c"])
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no URL of a store|several protocols"):
-        place(text)
+        as_path(text)
 
 
 def test_an_unknown_protocol_and_a_missing_package() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.parts import Part
+from stores.readers import Part
 
 
 @given(

@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_store
 
-from stores.activations import ActivationStore
 from stores.errors import CorruptStoreError, UsageError
 from stores.layers import LayerSpec
-from stores.parts import Part
-from stores.readers import LayerReader
+from stores.readers import LayerReader, Part
 from stores.shuffle import Shuffle, shuffled
 from stores.statistics import statistics
+from stores.store import ActivationStore
 
 Make = Callable[..., Path]
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import contents, fill, open_writer, write_store
 
-from stores.activations import ActivationStore
 from stores.errors import StoreError, UnsealedStoreError, UsageError
 from stores.locks import StoreLock
 from stores.plan import shard_chunks
+from stores.store import ActivationStore
 
 X = {"a": np.random.default_rng(0).normal(size=(21, 3, 2)).astype(np.float32)}
 

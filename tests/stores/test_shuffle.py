@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_store
 
-from stores.ahead import ahead
+from stores.chunks import Mapping, can_map
 from stores.errors import CorruptStoreError, UsageError
 from stores.layers import LayerSpec
-from stores.mapping import Mapping, can_map
+from stores.prefetch import prefetch
 from stores.readers import LayerReader
 from stores.shuffle import Shuffle, shuffled
 
@@ -155,11 +155,11 @@ def test_a_chunk_that_is_gone_is_never_read_as_zeros(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers()), st.integers(1, 5), st.integers(1, 5))
 def test_ahead_is_map(items: list[int], threads: int, depth: int) -> None:
-    assert list(ahead(lambda i: i * 2, items, threads=threads, depth=depth)) == [i * 2 for i in items]
+    assert list(prefetch(lambda i: i * 2, items, threads=threads, depth=depth)) == [i * 2 for i in items]
 
 
 def test_errors_ahead_are_raised_in_their_turn() -> None:
-    values = ahead(lambda i: 1 // i, [1, 1, 0, 1])
+    values = prefetch(lambda i: 1 // i, [1, 1, 0, 1])
     assert [next(values), next(values)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(values)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from tiny import contents, write_store
 
-import stores.activations
-from stores.activations import ActivationStore
+import stores.store
 from stores.attachments import write_attachment
 from stores.errors import CorruptStoreError, MissingPathError, StoreError
-from stores.files import json_bytes
+from stores.io import json_bytes
 from stores.layers import LayerSpec
 from stores.ledger import Record, digest
 from stores.readers import LayerReader
 from stores.seal import seal_document
 from stores.sketch import quantile_sketch
 from stores.statistics import statistics
+from stores.store import ActivationStore
 
 Make = Callable[..., Path]
 
@@ -41,9 +41,7 @@ def reseal(path: Path) -> None:
     sealed = document["attributes"]["eddp"].pop("sealed")
     files = sorted((path / "ledger").glob("*/zarr.json"))
     records = {k: Record(**json.loads(file.read_bytes())["attributes"]) for k, file in enumerate(files)}
-    metadata = {
-        name: stores.activations.checksum((path / name / "zarr.json").read_bytes()) for name in sealed["metadata"]
-    }
+    metadata = {name: stores.store.checksum((path / name / "zarr.json").read_bytes()) for name in sealed["metadata"]}
     document = seal_document(document, {"ledger": digest(records), "metadata": metadata})
     (path / "zarr.json").write_bytes(json_bytes(document))
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from tiny import contents, fill, open_writer, write_store
 
-from stores import files
-from stores.activations import ActivationStore
+from stores import io
 from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError
 from stores.layers import LayerSpec
 from stores.ledger import MARK_BYTES
 from stores.plan import default_chunk_images
+from stores.store import ActivationStore
 
 X = {"a": np.random.default_rng(0).normal(size=(10, 3, 2)).astype(np.float32)}
 
@@ -314,14 +314,14 @@ def test_a_full_disk_loses_nothing_committed(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("after", [0, 1, 5, 8])
 def test_a_full_disk_while_laying_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    write, calls = files.write_bytes, itertools.count()
+    write, calls = io.write_bytes, itertools.count()
 
-    def full(handle: int, data: files.Data) -> None:
+    def full(handle: int, data: io.Data) -> None:
         if next(calls) >= after:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(handle, data)
 
-    monkeypatch.setattr(files, "write_bytes", full)
+    monkeypatch.setattr(io, "write_bytes", full)
     with pytest.raises(StoreError, match=r"could not be written: No space left on device"):
         open_writer(tmp_path / "s", X)
     monkeypatch.undo()

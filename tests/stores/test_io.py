@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stores.errors import StoreError
-from stores.files import Together, write_atomically, write_json
+from stores.io import Together, write_atomically, write_json
 
 
 def test_writes_into_folders_that_are_made(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_failure_in_the_background_is_told(tmp_path: Path, monkeypatch: pytest
     def full(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("stores.files.sync", full)
+    monkeypatch.setattr("stores.io.sync", full)
     with ThreadPoolExecutor(1) as pool, Together(pool) as files:
         files.add(tmp_path / "a", b"x")
         with pytest.raises(StoreError, match="'.*a' could not be written: Input/output"):
@@ -109,7 +109,7 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
 
 def test_folders_are_synced_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
-    monkeypatch.setattr("stores.files.sync_folder", lambda folder: synced.append(folder))
+    monkeypatch.setattr("stores.io.sync_folder", lambda folder: synced.append(folder))
     write_atomically(tmp_path / "c" / "0" / "0", b"x")
     assert set(synced) == {tmp_path, tmp_path / "c", tmp_path / "c" / "0"}
     synced.clear()

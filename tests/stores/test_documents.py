@@ -17,15 +17,14 @@ from tiny import fill, open_writer, write_store
 
 from pipeline.commands.inspect import _check
 from pipeline.inspection import Inspection
-from stores.activations import ActivationStore
-from stores.checksums import checksum
+from stores.documents import plan_problem, read_small, record_problem
 from stores.errors import EDDPError, UsageError
-from stores.files import json_bytes
+from stores.io import checksum, json_bytes
 from stores.layers import check_name
 from stores.progress import silent
 from stores.readers import LayerReader
 from stores.seal import seal_document
-from stores.validate import plan_problem, read_small, record_problem
+from stores.store import ActivationStore
 
 X = {"a": np.random.default_rng(0).normal(size=(6, 4, 2)).astype(np.float32)}
 HEAD = {"a": (np.ones((3, 2), np.float32), np.ones(3, np.float32))}

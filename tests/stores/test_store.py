@@ -10,13 +10,13 @@ import pytest
 import zarr
 from tiny import fill, open_writer, write_store
 
-import stores.activations
-from stores.activations import ActivationStore, StoreBase, read_attributes
+import stores.store
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UnknownNameError, UnsealedStoreError
-from stores.files import json_bytes
+from stores.io import json_bytes
 from stores.layers import LayerSpec
 from stores.ledger import Record, digest
 from stores.seal import seal_document
+from stores.store import ActivationStore, StoreBase, read_attributes
 
 Make = Callable[..., Path]
 
@@ -38,9 +38,7 @@ def reseal(path: Path) -> None:
     sealed = document["attributes"]["eddp"].pop("sealed")
     files = sorted((path / "ledger").glob("*/zarr.json"))
     records = {k: Record(**json.loads(file.read_bytes())["attributes"]) for k, file in enumerate(files)}
-    metadata = {
-        name: stores.activations.checksum((path / name / "zarr.json").read_bytes()) for name in sealed["metadata"]
-    }
+    metadata = {name: stores.store.checksum((path / name / "zarr.json").read_bytes()) for name in sealed["metadata"]}
     document = seal_document(document, {"ledger": digest(records), "metadata": metadata})
     (path / "zarr.json").write_bytes(json_bytes(document))
 

@@ -27,20 +27,20 @@ from stores import objects
 from stores.attachments import attachment_problem, exists
 from stores.base import FORMAT, StoreBase, read_attributes
 from stores.cache import ChunkCache, cache_of
-from stores.checksums import checksum
 from stores.chunks import ChunkedArray
+from stores.documents import UNREADABLE
 from stores.errors import (
     CorruptStoreError,
     MismatchError,
     StoreError,
     UnsealedStoreError,
 )
+from stores.io import checksum
 from stores.ledger import Record, digest, gaps, ranges_in_words
-from stores.places import is_remote, place
+from stores.paths import as_path, is_remote
 from stores.progress import Progress, silent
 from stores.remote import RemoteArray
 from stores.seal import seal_problem
-from stores.validate import UNREADABLE
 
 __all__ = ["FORMAT", "ActivationStore", "StoreBase", "head_checksum", "read_attributes"]
 
@@ -68,7 +68,7 @@ class ActivationStore(StoreBase):
         CorruptStoreError : the ledger, the metadata and the chunk files contradict each other.
         MismatchError : the store names another model than ``model``.
         """
-        path = place(path)
+        path = as_path(path)
         attributes = read_attributes(path)
         store = cls(path, attributes)
         if model not in (None, named := store.provenance.get("model")):
@@ -117,7 +117,7 @@ class ActivationStore(StoreBase):
 
         Raises MissingPathError, UnsealedStoreError, and CorruptStoreError where there is no telling what it should hold.
         """
-        path = place(path)
+        path = as_path(path)
         store = cls(path, read_attributes(path))
         if not store.attributes.get("sealed"):
             raise UnsealedStoreError(f"The store '{path}' is unfinished. Run the same extract command again.")
@@ -254,7 +254,7 @@ def _read_block(path: str, array: str, fingerprint: str, block_id: tuple[int, ..
 
     Raises CorruptStoreError when another store lies there by now.
     """
-    root = place(path) / "zarr.json"
+    root = as_path(path) / "zarr.json"
     version: tuple[object, ...]
     try:
         if is_remote(root):
@@ -271,10 +271,10 @@ def _read_block(path: str, array: str, fingerprint: str, block_id: tuple[int, ..
 @lru_cache(maxsize=64)
 def _open_chunked(path: str, array: str, fingerprint: str, root: tuple[object, ...]) -> ChunkedArray:
     """``root`` is what the file system says of the root's zarr.json: when that was written again, it is read again."""
-    attributes = read_attributes(place(path))
+    attributes = read_attributes(as_path(path))
     if (attributes.get("sealed") or {}).get("ledger") != fingerprint:
         raise CorruptStoreError(f"The store '{path}' was replaced after it was opened. Open it again.")
-    store = StoreBase(place(path), attributes)
+    store = StoreBase(as_path(path), attributes)
     store.records.update(store.ledger.records())
     return store.array(array)
 

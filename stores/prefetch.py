@@ -12,13 +12,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int = 2, depth: int = 2) -> Iterator[R]:
+def prefetch(work: Callable[[T], R], items: Iterable[T], *, threads: int = 2, depth: int = 2) -> Iterator[R]:
     """``map(work, items)``, with up to ``depth`` results computed before they are asked for.
 
     For work that lets go of the interpreter's lock: decoding, reading, gathering.
     """
     upcoming = iter(items)
-    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as pool:
         waiting: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(upcoming, depth))
         try:
             while waiting:

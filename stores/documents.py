@@ -19,7 +19,7 @@ import zarr
 from stores import objects
 from stores.errors import UsageError
 from stores.layers import LayerSpec, check_name
-from stores.places import is_remote
+from stores.paths import is_remote
 
 MOST_IMAGES = 2**40
 MOST_CHUNKS = 10**8  # a record's folder is named by 8 digits
