@@ -21,7 +21,7 @@ from evaluate.detectors import Bank
 from evaluate.material import Material, Resolution
 from evaluate.parallel import ranges
 from extract.cluster import settled, workers_of
-from extract.geometry import Box
+from extract.crop_geometry import Box
 from extract.labels import Alignment
 from extract.segmentation.base import ConceptSource
 from stores.errors import CorruptStoreError

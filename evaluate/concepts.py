@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from extract.cluster_stream import extract_on
-from extract.head import open_model
 from extract.image_source import ImageSource
-from extract.layout import LayerLayout
-from extract.layout_probe import as_asked
+from extract.network import layout_of, open_model
 from extract.segmentation.base import ConceptSource
 from extract.stream import ExtractConfig, extract
 from stores.errors import ImageError, MismatchError
@@ -100,8 +98,7 @@ def activations_on(
 
 def config_of(store: ActivationStore, layer: str) -> ExtractConfig:
     """How to extract the same layer of other images as a store was made."""
-    made, spec = store.provenance, store.layer(layer)
-    layout = LayerLayout(spec.layout, spec.grid, spec.channels, spec.prefix)  # type: ignore[arg-type]
+    made = store.provenance
     grey = made.get("grey_range")
     return ExtractConfig(
         model=made["model"],
@@ -110,7 +107,7 @@ def config_of(store: ActivationStore, layer: str) -> ExtractConfig:
         dtype=store.attributes["dtype"],
         seed=int(made.get("seed", 0)),
         output=made.get("output"),
-        layouts=((layer, as_asked(layout)),),
+        layouts=((layer, layout_of(store, layer).option),),
         grey_range=None if grey is None else (grey[0], grey[1]),
         class_names=None if store.class_names is None else tuple(store.class_names),
     )

@@ -15,7 +15,7 @@ from evaluate.detectors import Bank, block_images
 from evaluate.material import Material
 from evaluate.report.data import Tile
 from evaluate.report.pictures import region_tile, save_strip
-from extract.geometry import Box
+from extract.crop_geometry import Box
 from extract.store_images import crop
 from stores.errors import EDDPError
 from stores.progress import Progress, silent

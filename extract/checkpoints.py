@@ -1,4 +1,4 @@
-"""Find the weights of a model in a checkpoint as training scripts leave it, and load them.
+"""Find the weights of a model in a checkpoint as training scripts write it, and load them.
 
 A checkpoint may hold several sets of weights (the model's and their moving average) in nested dictionaries, and the names of
 its tensors may begin with the name of what the model was wrapped in. Both are found by trying what fits the model;
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from extract.checkpoint_file import ARRAYS, Array, read_checkpoint
+from extract.checkpoint_file import read_checkpoint
 from stores.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -85,14 +85,11 @@ def load_weights(
         for name, found in _mappings(content)
         for prefix in _prefixes(_unwrapped(found), _unwrapped(own))
     ]
-    if not sets and _holds_arrays(content):
-        raise WeightsError(f"{path} holds NumPy arrays, not tensors: {ARRAYS}.")
     if not sets:
         raise WeightsError(f"{path} holds no tensors by name: a state dict is needed.")
     chosen, source = _choose(sets, path, key)
     more = keywords(chosen.state)
-    built = build(**more) if more else module
-    return load_state(built, chosen.state, source, build=build, versions=chosen.versions, **more), source
+    return _load_state(build, build(**more) if more else module, chosen, source, more), source
 
 
 class WeightSet:
@@ -107,7 +104,6 @@ class WeightSet:
                 self.left_out += [name] * (name != "n_averaged")  # the counter of torch's AveragedModel
             elif (known := rename(name.removeprefix(prefix))) is not None and (known in own or known != "n_averaged"):
                 self.state[own_name.get(known, known)] = tensor
-        self.arrays = [name for name, value in content.items() if isinstance(value, Array)]
         metadata = getattr(content, "_metadata", None)
         self.versions = {
             name.removeprefix(prefix).removesuffix("."): version
@@ -122,35 +118,28 @@ class WeightSet:
         return not self.differences[0] and not self.differences[1]
 
 
-def load_state(
-    module: nn.Module,
-    state: State,
-    source: str,
-    *,
-    build: Build | None = None,
-    versions: Mapping[str, Any] | None = None,
-    **keywords: Any,
+def _load_state(
+    build: Build, module: nn.Module, chosen: WeightSet, source: str, keywords: Mapping[str, Any]
 ) -> nn.Module:
-    """Load tensors into a module; for another number of classes ``build`` makes another one, with ``num_classes``.
-
-    ``versions`` are those of the submodules' states ("_metadata" of a state dict), where they are known.
-
-    Raises
-    ------
-    WeightsError
-        Tensors are missing, unexpected, of another shape, or no plain floating-point numbers; the message gives examples.
-    """
-    own = _tensors(module.state_dict())
+    """Load tensors into a module; for another number of classes ``build`` makes another one, with ``num_classes``."""
+    own, state = _tensors(module.state_dict()), chosen.state
     classes = _other_classes(own, state)
-    if classes is not None and build is not None and _takes_classes(build):
+    if classes is not None and any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
         module = build(**keywords, num_classes=classes)
         own = _tensors(module.state_dict())
     differences = _differences(own, state)
     if any(differences):
         raise WeightsError(_complaint(source, own, differences))
-    _check_values(own, state, source)
+    integers = [
+        key for key, t in state.items() if key in own and own[key].is_floating_point() and not t.is_floating_point()
+    ]
+    if integers:
+        raise WeightsError(
+            f"The weights of {source} are not usable: {_some(integers, 'tensors')} are not floating-point numbers. Quantised "
+            "weights must be dequantised first."
+        )
     given: Any = OrderedDict(state)
-    given._metadata = {**getattr(module.state_dict(), "_metadata", {}), **(versions or {})}
+    given._metadata = {**getattr(module.state_dict(), "_metadata", {}), **chosen.versions}
     try:
         module.load_state_dict(given, strict=False)
     except RuntimeError as error:
@@ -169,8 +158,7 @@ def _choose(sets: list[WeightSet], path: Path, key: str) -> tuple[WeightSet, str
     fitting = [s for s in asked if s.fits]
     if not fitting:
         nearest = min(asked, key=lambda s: len(s.differences[0]) + len(s.differences[1]))
-        arrays = f" {_some(nearest.arrays, 'are NumPy arrays')}: {ARRAYS}." if nearest.arrays else ""
-        raise WeightsError(_complaint(spelled(path, nearest.label), nearest.own, nearest.differences) + arrays)
+        raise WeightsError(_complaint(spelled(path, nearest.label), nearest.own, nearest.differences))
     fitting = [s for s in fitting if not s.differences[2] or _other_classes(s.own, s.state)] or fitting
     best = [s for s in fitting if key in (s.key, s.label)] if key else []
     plain = [s for s in fitting if _PLAIN.issuperset(s.key.split("."))]
@@ -201,14 +189,7 @@ def _mappings(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str
 
 
 def _tensors(content: Mapping[str, Any]) -> State:
-    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
-    return {k: v for k, v in tensors.items() if not v.is_nested}  # those have no shape
-
-
-def _holds_arrays(content: Any, depth: int = 0) -> bool:
-    """Tell whether there are NumPy arrays in (nested) dictionaries."""
-    inner = content.values() if isinstance(content, Mapping) and depth <= _DEPTH else ()
-    return isinstance(content, Array) or any(_holds_arrays(value, depth + 1) for value in inner)
+    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
 
 
 def _plain(name: str) -> str:
@@ -221,24 +202,6 @@ def _unwrapped(content: Mapping[str, Any]) -> State:
     tensors = _tensors(content)
     plain = {_plain(name): tensor for name, tensor in tensors.items()}
     return plain if len(plain) == len(tensors) else tensors
-
-
-def _check_values(own: State, state: State, source: str) -> None:
-    """Raise WeightsError for tensors that torch would load as other numbers, or cannot load."""
-    for name, tensor in state.items():
-        if name not in own or name.endswith(_COUNTERS):
-            continue
-        wanted = own[name].dtype
-        if tensor.layout is not torch.strided:
-            what, remedy = "is a sparse tensor", "make it dense (tensor.to_dense()), and save the weights again"
-        elif tensor.is_meta:
-            what, remedy = "has no values (a meta tensor)", "save the weights of a model that is loaded"
-        elif wanted.is_floating_point and not tensor.is_floating_point():
-            kind = f"{tensor.dtype} for {wanted}".replace("torch.", "")
-            what, remedy = f"is {kind}", "save floating-point weights; quantised ones must be dequantised first"
-        else:
-            continue
-        raise WeightsError(f"The weights of {source} are not usable, the tensor {name} {what}: {remedy}.")
 
 
 def _prefixes(state: State, own: State) -> list[str]:
@@ -257,10 +220,6 @@ def _other_classes(own: State, state: State) -> int | None:
         return None
     ((_, (classes,)),) = pairs
     return int(classes)
-
-
-def _takes_classes(build: Build) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values())
 
 
 def _differences(own: State, state: State) -> tuple[list[str], list[str], list[str]]:

@@ -18,7 +18,7 @@ class ExtractConfig:
 
     Parameters
     ----------
-    model, weights : see ``extract.zoo.load_model``.
+    model, weights : see ``extract.models.load_model``.
     layers : dotted module names.
     device : ``cpu``, ``cuda`` or ``cuda:N``; on a cluster also ``auto``, what each worker has.
     dtype : of the stored activations.

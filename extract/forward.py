@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from extract.layout import LayerLayout
 from extract.memory import is_out_of_memory, memory_used_again
 from extract.model_output import ModelOutput
 from extract.network import capture
+from extract.tensor_layout import LayerLayout
 from stores.errors import OutOfMemoryError
 
 log = logging.getLogger(__name__)

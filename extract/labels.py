@@ -11,8 +11,8 @@ from itertools import islice
 
 import numpy as np
 
-from extract.geometry import Box, visible_box
-from extract.head import open_model
+from extract.crop_geometry import Box, visible_box
+from extract.network import open_model
 from extract.segmentation.base import ConceptSource
 from stores.errors import MismatchError
 from stores.store import ActivationStore

@@ -42,12 +42,7 @@ class ModelOutput:
 
 
 def find_output(
-    returned: Any,
-    n: int,
-    *,
-    asked: str | None = None,
-    named: int | None = None,
-    folders: int | None = None,
+    returned: Any, n: int, asked: str | None = None, named: int | None = None, folders: int | None = None
 ) -> ModelOutput:
     """Decide which tensor of what a model returned for n images are the logits.
 
@@ -56,12 +51,9 @@ def find_output(
 
     Parameters
     ----------
-    asked : str, optional
-        ``--output``: a key, or a number for the n-th of a tuple; dotted where one is inside another.
-    named : int, optional
-        How many class names the model, or the user, gives.
-    folders : int, optional
-        How many class folders the images have.
+    asked : ``--output``: a key, or a number for the n-th of a tuple; dotted where one is inside another.
+    named : how many class names the model, or the user, gives.
+    folders : how many class folders the images have.
 
     Raises
     ------
@@ -70,16 +62,12 @@ def find_output(
     """
     found = _find(returned, n, asked, named, folders)
     values = found(returned)
-    if found.classes > 2 and bool(((values >= 0) & (values <= 1)).all()):
-        probable = bool(((values.sum(1) - 1).abs() < 1e-3).all())
-        what = (
-            "sum to 1 like the probabilities of a softmax"
-            if probable
-            else "lie between 0 and 1 like those of a sigmoid"
-        )
-        doubt = f"the model's outputs {what}, but they are read as logits: return what the softmax or sigmoid is given"
-        return replace(found, doubt=doubt)
-    return found
+    if found.classes <= 2 or not bool(((values >= 0) & (values <= 1)).all()):
+        return found
+    probable = bool(((values.sum(1) - 1).abs() < 1e-3).all())
+    what = "sum to 1 like the probabilities of a softmax" if probable else "lie between 0 and 1 like those of a sigmoid"
+    doubt = f"the model's outputs {what}, but they are read as logits: return what the softmax or sigmoid is given"
+    return replace(found, doubt=doubt)
 
 
 def _find(returned: Any, n: int, asked: str | None, named: int | None, folders: int | None) -> ModelOutput:
@@ -95,15 +83,15 @@ def _find(returned: Any, n: int, asked: str | None, named: int | None, folders: 
             raise UsageError(
                 f"--output {asked}: the model returns no logits (n, K) of that name. For {n} images it returns {offered}."
             )
-        return _named(ModelOutput(asked, fitting[asked], "--output"), named)
+        return _checked(ModelOutput(asked, fitting[asked], "--output"), named)
     if not fitting:
-        maps = [key for key, t in tensors.items() if t.ndim == 4 and t.shape[0] == n]
+        maps = any(t.ndim == 4 and t.shape[0] == n for t in tensors.values())
         what = "a map of logits for every pixel, as segmentation networks do" if maps else "no logits (n, K)"
         average = ", such as the mean over the pixels (out.mean((2, 3)))" if maps else ""
         raise UsageError(f"The model returns {what}: for {n} images {offered}. {_WRAP}{average}.")
+    first = next(iter(fitting))
     if len(tensors) == 1:
-        ((key, classes),) = fitting.items()
-        return _named(ModelOutput(key, classes, "the only tensor that the model returns"), named)
+        return _checked(ModelOutput(first, fitting[first], "the only tensor that the model returns"), named)
     count, whose = (folders, "class folders") if named is None else (named, "class names")
     wanted = [key for key, classes in fitting.items() if classes == count]
     if "logits" in (fitting if named is None else wanted):
@@ -111,8 +99,7 @@ def _find(returned: Any, n: int, asked: str | None, named: int | None, folders: 
     if len(wanted) == 1:
         return ModelOutput(wanted[0], fitting[wanted[0]], f"{count} columns, as many as {whose}")
     if named is None and len(fitting) == 1:
-        ((key, classes),) = fitting.items()
-        return ModelOutput(key, classes, "the only tensor (n, K) of several")
+        return ModelOutput(first, fitting[first], "the only tensor (n, K) of several")
     reason = "" if count is None else f", and {len(wanted) or 'none'} of them with as many columns as {whose} ({count})"
     raise UsageError(
         f"The model returns several tensors{reason}: for {n} images {offered}. Give --output KEY (one of {', '.join(fitting)}) "
@@ -129,7 +116,7 @@ def tensors_of(value: Any, key: str = "", depth: int = 5) -> Iterator[tuple[str,
             yield from tensors_of(part, f"{key}.{name}" if key else name, depth - 1)
 
 
-def _named(output: ModelOutput, named: int | None) -> ModelOutput:
+def _checked(output: ModelOutput, named: int | None) -> ModelOutput:
     if named is not None and named != output.classes:
         raise UsageError(
             f"There are {named} class names for {output.classes} logits of the model. Correct its class_names, or give "

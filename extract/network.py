@@ -1,4 +1,4 @@
-"""A network seen from one of its layers: the backbone up to it, the head after it.
+"""A network seen from one of its layers: the backbone up to it, the head after it; from a model, or from a store.
 
 ``Network.backbone`` gives activations as images x positions x channels, ``Network.head`` takes them from there to the
 logits, differentiably. At construction both are checked against the model itself.
@@ -6,32 +6,38 @@ logits, differentiably. At construction both are checked against the model itsel
 
 from __future__ import annotations
 
+import importlib.util
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from extract.heads import PooledAffine, head_logits, pooled_affine
-from extract.layout import LayerLayout
+from extract.affine_head import PooledAffine, head_logits, pooled_affine
+from extract.graph_split import Split, trace
+from extract.image_io import shown
 from extract.layout_probe import FoundLayout, find_layouts, output_shapes
 from extract.model_output import ModelOutput
-from extract.probe import check_repeatable, probe_images
-from extract.split import Split, trace
-from stores.errors import NonFiniteError, UsageError
+from extract.probe import check_repeatable, prepare_model, prepared, probe_images
+from extract.tensor_layout import LayerLayout
+from stores.errors import EDDPError, MismatchError, NonFiniteError, UsageError
+from stores.store import ActivationStore
 
 if TYPE_CHECKING:
-    from extract.zoo import LoadedModel, PreparedModel
+    from extract.models import LoadedModel
 
 _TOLERANCE = 1e-4  # of the largest logit
+_DEMO = "pipeline.scene_net:scene_net"  # the network of eddp demo
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What there is to know of a layer before choosing it; ``shape`` is its output's, for one image; ``how`` its layout was found."""
+    """A layer: ``shape`` is its output's, for one image; ``how`` its layout was found; whether it cuts the network in two."""
 
     name: str
     type: str
@@ -67,17 +73,18 @@ class Network:
 
     def __init__(
         self,
-        loaded: PreparedModel,
+        loaded: LoadedModel,
+        output: ModelOutput,
         layer: str,
         found: FoundLayout,
         split: Split,
         device: torch.device,
         probe: torch.Tensor,
     ) -> None:
-        self.module, self.transform, self.output, self.device = loaded.module, loaded.transform, loaded.output, device
+        self.module, self.transform, self.output, self.device = loaded.module, loaded.transform, output, device
         self.layer, self.layout, self.found, self.split_kind = layer, found.layout, found, split.kind
         self._backbone = split.backbone(layer).eval().to(device)
-        self._head = LogitsOf(split.head(layer).eval().to(device), loaded.output)
+        self._head = LogitsOf(split.head(layer).eval().to(device), output)
         self.n_classes = self._check(probe)
         self.provenance: dict[str, Any] = {
             **loaded.provenance,
@@ -92,8 +99,8 @@ class Network:
     def load(
         cls, model: str, weights: str, layer: str, *, device: str | torch.device = "cpu", seed: int = 0
     ) -> Network:
-        """Load a model (see ``load_model``) and cut it at a layer (see ``from_loaded``)."""
-        from extract.zoo import load_model  # with it comes torchvision, which takes seconds to load
+        """Load a model (see ``load_model``) and cut it at a layer (see ``cut``)."""
+        from extract.models import load_model  # torchvision takes seconds to load
 
         return cls.from_loaded(load_model(model, weights, seed=seed), layer, device)
 
@@ -127,7 +134,7 @@ class Network:
         return pooled_affine(self._head, self.layout)
 
     def _check(self, probe: torch.Tensor) -> int:
-        """Hold backbone, hook and head against the model itself; give the number of classes."""
+        """Compare backbone, hook and head with the model itself; give the number of classes."""
         with capture(self.module, {self.layer: self.layout}) as taken, torch.no_grad():
             wanted = self.output(self.module(probe))
         x = self.backbone(probe)
@@ -163,14 +170,14 @@ def cut(
     device: str | torch.device = "cpu",
     *,
     layouts: Mapping[str, str] | None = None,
-    known: bool = False,
+    repeatable: bool = False,
 ) -> dict[str, Network]:
     """Cut a loaded model at each of some layers; the model itself is moved to ``device``.
 
     Parameters
     ----------
     layouts : {layer: layout as ``--layout`` takes it}, for those that are not to be found.
-    known : whether an earlier run has found that the model gives the same values for an image each time.
+    repeatable : whether the model is known to give the same values for an image each time.
 
     Raises
     ------
@@ -180,14 +187,8 @@ def cut(
         A layer's output is no tensor of images, or its layout cannot be determined; the model gives no logits, or an image's values
         depend on chance or on the other images of a batch.
     """
-    from extract.zoo import PreparedModel, prepare_model
-
     device = torch.device(device)
-    loaded = loaded if isinstance(loaded, PreparedModel) else prepare_model(loaded)
-    probe = probe_images(loaded.transform).to(device)
-    if not known:
-        check_repeatable(loaded.module.to(device), probe)
-    split = trace(loaded.module.to(device), probe, loaded.output)
+    loaded, output, probe, split = _traced(loaded, device, repeatable)
     names = [split.require_single(layer) for layer in layers]
     asked = {split.canonical(layer): layout for layer, layout in (layouts or {}).items()}
     found = find_layouts(loaded.module, names, probe, asked=asked)
@@ -196,8 +197,41 @@ def cut(
         layout = found[name]
         if isinstance(layout, str):
             raise UsageError(layout)
-        networks[name] = Network(loaded, split.require_cut(name), layout, split, device, probe)
+        networks[name] = Network(loaded, output, split.require_cut(name), layout, split, device, probe)
     return networks
+
+
+def list_layers(loaded: LoadedModel) -> list[LayerInfo]:
+    """List the layers that give a tensor, in the order in which they finish, and whether each is a cut."""
+    loaded, _, probe, split = _traced(loaded, torch.device("cpu"), repeatable=True)
+    cuts = set(split.cuts())
+    shapes = output_shapes(loaded.module, list(split.runs), probe)
+    layouts = find_layouts(loaded.module, list(split.runs), probe)
+    return [
+        LayerInfo(
+            name,
+            type(loaded.module.get_submodule(name)).__name__,
+            shape[1:],
+            found.layout if isinstance(found := layouts[name], FoundLayout) else None,
+            found.how if isinstance(found, FoundLayout) else "",
+            name in cuts and isinstance(found, FoundLayout),
+        )
+        for name in split.runs
+        if (shape := shapes.get(name))
+    ]
+
+
+def _traced(
+    loaded: LoadedModel, device: torch.device, repeatable: bool
+) -> tuple[LoadedModel, ModelOutput, torch.Tensor, Split]:
+    """The model prepared, where its logits are, images to probe it with, and its graph."""
+    if loaded.output is None:
+        loaded = prepare_model(loaded)
+    assert loaded.output is not None
+    probe = probe_images(loaded.transform).to(device)
+    if not repeatable:
+        check_repeatable(loaded.module.to(device), probe)
+    return loaded, loaded.output, probe, trace(loaded.module.to(device), probe, loaded.output)
 
 
 @contextmanager
@@ -229,7 +263,11 @@ def capture(
         def take(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if name in taken:
                 raise UsageError(f"Layer {name!r} runs several times in one forward pass, so it has no single output.")
-            x = layout.to_npc(_tensor(name, output).detach())
+            if not isinstance(output, torch.Tensor):
+                raise UsageError(
+                    f"Layer {name!r} must give a tensor, got {type(output).__name__}. --layer ? lists those that do."
+                )
+            x = layout.to_npc(output.detach())
             taken[name] = torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x)
 
         return take
@@ -245,33 +283,83 @@ def capture(
             handle.remove()
 
 
-def list_layers(loaded: LoadedModel) -> list[LayerInfo]:
-    """List the layers that give a tensor, in the order in which they finish, and whether each is a cut."""
-    from extract.zoo import PreparedModel, prepare_model
+@dataclass(frozen=True)
+class Head:
+    """``__call__(x (n, P, C)) -> logits (n, K)``; ``affine`` is ``(A (K, C), c (K,))`` for pooled-affine heads."""
 
-    loaded = loaded if isinstance(loaded, PreparedModel) else prepare_model(loaded)
-    probe = probe_images(loaded.transform).to(next(loaded.module.parameters(), torch.empty(0)).device)
-    split = trace(loaded.module, probe, loaded.output)
-    cuts = set(split.cuts())
-    shapes = output_shapes(loaded.module, list(split.runs), probe)
-    layouts = find_layouts(loaded.module, list(split.runs), probe)
-    return [
-        LayerInfo(
-            name,
-            type(loaded.module.get_submodule(name)).__name__,
-            shape[1:],
-            found.layout if isinstance(found := layouts[name], FoundLayout) else None,
-            found.how if isinstance(found, FoundLayout) else "",
-            name in cuts and isinstance(found, FoundLayout),
+    function: Callable[[torch.Tensor], torch.Tensor]
+    affine: tuple[torch.Tensor, torch.Tensor] | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def open_head(store: ActivationStore, layer: str, *, device: str = "cpu") -> Head:
+    """Give the head after a layer, from the store itself if it is pooled-affine, else from the store's model (see ``open_model``)."""
+    kept = store.affine_head(layer)
+    if kept is not None:
+        weight, bias = (torch.from_numpy(part).to(device) for part in kept)
+        return Head(lambda x: x.float().mean(1) @ weight.T + bias, (weight, bias))
+    return Head(open_network(store, layer, device=device).head, None)
+
+
+def open_network(store: ActivationStore, layer: str, *, device: str = "cpu") -> Network:
+    """Give the model of a store, cut at a layer. Raises MismatchError for a synthetic store, else as ``open_model``."""
+    if "synthetic" in store.provenance:
+        raise MismatchError(f"The store '{store.path}' is synthetic: it has a head, but no images and no backbone.")
+    layouts = {layer: layout_of(store, layer).option}
+    return cut(open_model(store), [layer], device, layouts=layouts, repeatable=True)[layer]
+
+
+def layout_of(store: ActivationStore, layer: str) -> LayerLayout:
+    """The layout that a store's layer had in its model."""
+    spec = store.layer(layer)
+    return LayerLayout(spec.layout, spec.grid, spec.channels, spec.prefix)  # type: ignore[arg-type]
+
+
+def open_model(store: ActivationStore) -> LoadedModel:
+    """Load the model that made a store, with the same input and output.
+
+    Raises MismatchError when it now loads with other weights, UsageError when it is not trusted (see ``check_trusted``), and
+    the errors of ``load_model``.
+    """
+    check_trusted(store)
+    from extract.models import load_model  # torchvision takes seconds to load
+
+    made = store.provenance
+    try:
+        loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
+    except EDDPError as error:
+        raise type(error)(f"The model that made '{store.path}' cannot be loaded again: {error}") from error
+    if made.get("weights_digest") not in (None, loaded.provenance["weights_digest"]):
+        raise MismatchError(
+            f"The model '{made['model']}' now loads with other weights ({loaded.provenance['weights_source']}) than the "
+            f"store '{store.path}' was made with ({made.get('weights_source')}). Put the old weights back, or extract again."
         )
-        for name in split.runs
-        if (shape := shapes.get(name))
-    ]
+    grey = made.get("grey_range")
+    mode, grey_range = made.get("input_mode", "RGB"), None if grey is None else (grey[0], grey[1])
+    transform = replace(loaded.transform, mode=mode, grey_range=grey_range)
+    n_classes = int(store.array("images/logits").shape[1])
+    output = ModelOutput(str(made.get("output", "")), n_classes, "as the store was made")
+    return prepared(loaded, transform, output, loaded.class_names)
 
 
-def _tensor(name: str, output: Any) -> torch.Tensor:
-    if not isinstance(output, torch.Tensor):
-        raise UsageError(
-            f"Layer {name!r} must give a tensor, got {type(output).__name__}. --layer ? lists those that do."
-        )
-    return output
+def check_trusted(store: ActivationStore) -> None:
+    """Raise UsageError where a store names code as its model, and was opened without ``model=NAME``.
+
+    Anybody can write a store. Models of torchvision, timm and the demo are loaded by their names alone.
+    """
+    name = str(store.provenance.get("model", ""))
+    if ":" not in name or name.startswith("timm:") or name == store.trusted_model or _is_demo(name):
+        return
+    quoted = shlex.quote(shown(name))
+    raise UsageError(
+        f"The store '{store.path}' names {quoted} as its model. That is code, which would be imported and run. "
+        f"If you trust it, repeat the command with --model {quoted} (in Python: ActivationStore.open(path, model=…))."
+    )
+
+
+def _is_demo(name: str) -> bool:
+    """Whether a model is the demo's, and Python would import it from where this package is installed."""
+    found = importlib.util.find_spec("pipeline") if name == _DEMO else None
+    return found is not None and found.origin == str(Path(__file__).parents[1] / "pipeline" / "__init__.py")

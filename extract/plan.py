@@ -24,10 +24,10 @@ from extract.forward import Forward, fitting_batch_size
 from extract.image_io import reason
 from extract.image_source import ImageSource
 from extract.loader import Decode, decoded
+from extract.models import LoadedModel, load_model
 from extract.network import Network, cut
 from extract.overview import Overview, as_record, overview
-from extract.probe import probe_images
-from extract.zoo import PreparedModel, load_model, prepare_model
+from extract.probe import prepare_model, probe_images
 from stores.errors import StoreError
 from stores.layers import LayerSpec
 from stores.paths import is_remote
@@ -45,7 +45,7 @@ class Plan:
 
     source: ImageSource
     config: ExtractConfig
-    loaded: PreparedModel
+    loaded: LoadedModel
     networks: dict[str, Network]
     classes: ClassMapping
     code_version: str = ""

@@ -1,13 +1,11 @@
-"""What a few drawn images tell of a network before anything is extracted: what it is fed, what it returns, and whether its values
-depend on chance or on the batch.
-"""
+"""What a few drawn images show of a network: what it is fed, which of its outputs are the logits, whether its values repeat."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +18,83 @@ from extract.model_output import ModelOutput, find_output, tensors_of
 from stores.errors import EDDPError, UsageError
 
 if TYPE_CHECKING:
-    from extract.vision import Preprocess
+    from extract.image_io import GreyRange
+    from extract.models import LoadedModel, Preprocess
 
-PROBES = 2
 _REPEATED, _BATCHED = 1e-5, 1e-3  # largest difference of two passes, of the largest value: rounding stays below both
 
 
-def probe_images(transform: Callable[[Image.Image], torch.Tensor], n: int = PROBES) -> torch.Tensor:
+def prepare_model(
+    loaded: LoadedModel,
+    *,
+    output: str | None = None,
+    grey_range: GreyRange | None = None,
+    class_names: Sequence[str] | None = None,
+    folders: int | None = None,
+) -> LoadedModel:
+    """Find what a loaded model is fed and which tensor it returns are its logits, by running it on drawn images.
+
+    Images are given to the transform as RGB if the network takes the result, else as grey, else as four channels.
+
+    Parameters
+    ----------
+    output : where the logits are, see ``find_output``; None: found.
+    grey_range : see ``Preprocess``.
+    class_names : of the K classes, in place of the model's own.
+    folders : how many classes the images have; decides between several outputs where no names do.
+
+    Returns
+    -------
+    LoadedModel
+        With ``output``, and the mode of its transform.
+
+    Raises
+    ------
+    UsageError
+        The transform is random or gives no tensor, the model takes neither RGB, grey nor four channels or writes into its own
+        weights, its logits cannot be determined, or there are not K class names.
+    """
+    names = list(class_names) if class_names is not None else loaded.class_names
+    module, refusal = loaded.module, None
+    for mode in ("RGB", "L", "RGBA"):
+        transform = replace(loaded.transform, mode=mode, grey_range=grey_range)
+        try:
+            check_transform(transform)
+            images = probe_images(transform)
+        except EDDPError as error:
+            raise refusal or error from None
+        weights = _sums(module)
+        try:
+            returned = run_with_hooks(module, (), images)
+        except UsageError as error:  # another number of channels, perhaps
+            refusal = refusal or error
+            continue
+        if changed := [name for name, value in _sums(module).items() if value != weights.get(name)]:
+            raise UsageError(
+                f"The model writes into its own weights in evaluation mode ({changed[0]}): what an image gives would depend on those "
+                "before it. Set them before, and have forward leave them alone."
+            )
+        named = None if names is None else len(names)
+        return prepared(loaded, transform, find_output(returned, len(images), output, named, folders), names)
+    assert refusal is not None
+    raise refusal
+
+
+def prepared(
+    loaded: LoadedModel, transform: Preprocess, output: ModelOutput, names: Sequence[str] | None
+) -> LoadedModel:
+    """Give the loaded model with what it is fed and returns, also in its provenance."""
+    grey = transform.grey_range
+    found = {
+        "class_names": names,
+        "output": output.key,
+        "input_mode": transform.mode,
+        "grey_range": None if grey is None else list(grey),
+    }
+    return replace(loaded, transform=transform, output=output, provenance={**loaded.provenance, **found})
+
+
+def probe_images(transform: Callable[[Image.Image], torch.Tensor], n: int = 2) -> torch.Tensor:
     """Make a few preprocessed images (n, C, h, w), always the same: smooth colours under fine noise.
 
     Raises
@@ -58,6 +126,34 @@ def _drawn(mode: str, n: int) -> Iterator[Image.Image]:
         yield Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8)).convert(mode)
 
 
+def run_with_hooks(
+    module: nn.Module, layers: Iterable[str], images: torch.Tensor, note: Callable[[str, Any], None] | None = None
+) -> Any:
+    """Run a module once without gradients, and note what each of some layers gives: ``note(layer, output)``.
+
+    Raises UsageError where the model fails.
+    """
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: note(name, output) if note else None
+
+    device = next((t.device for t in module.parameters()), images.device)
+    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in layers]
+    try:
+        with torch.no_grad():
+            return module(images.to(device))
+    except EDDPError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"The model fails on preprocessed images of shape {tuple(images.shape[1:])}: {type(error).__name__}: "
+            f"{str(error).strip().partition(chr(10))[0]}."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def check_transform(transform: Preprocess) -> None:
     """Check that a transform gives one finite tensor (C, h, w), the same each time.
 
@@ -68,15 +164,22 @@ def check_transform(transform: Preprocess) -> None:
     """
     (picture,) = _drawn(transform.mode, 1)
     with random_state_kept():
-        found, drawn = _transformed(transform.inner, picture)
+        try:
+            found, drawn = run_twice(transform.inner, picture)
+        except Exception as error:
+            raise UsageError(
+                f"The model's transform fails on a PIL image: {type(error).__name__}: {reason(error)}. If it takes something else, "
+                "wrap it: lambda image: transform(image=np.asarray(image))['image'] for albumentations."
+            ) from error
         for size in ((400, 300), (300, 400), (40, 40)):  # some draw for images of one shape only
             if not drawn:
-                with suppress(UsageError):  # a small image may be none for it
-                    drawn = _transformed(transform.inner, picture.resize(size))[1]
+                with suppress(Exception):  # it may take no small image
+                    drawn = run_twice(transform.inner, picture.resize(size))[1]
                 picture = picture.resize(size) if drawn else picture
         if drawn:
+            step = _random_step(transform.inner, picture)
             raise UsageError(
-                f"The model's transform gives the same image differently each time{_drawing_step(transform.inner, picture)}. It is a "
+                f"The model's transform gives the same image differently each time{step}. It is a "
                 "training transform: give the one for evaluation, such as Resize, CenterCrop, ToTensor, Normalize."
             )
     what = None
@@ -93,19 +196,8 @@ def check_transform(transform: Preprocess) -> None:
         raise UsageError(f"The model's transform must turn a PIL image into one tensor (C, h, w), got {what}.")
 
 
-def _transformed(function: Callable[[Any], Any], picture: Image.Image) -> tuple[Any, bool]:
-    """``run_twice`` of a transform. Raises UsageError where it fails."""
-    try:
-        return run_twice(function, picture)
-    except Exception as error:
-        raise UsageError(
-            f"The model's transform fails on a PIL image: {type(error).__name__}: {reason(error)}. If it takes something else, wrap it: "
-            "lambda image: transform(image=np.asarray(image))['image'] for albumentations."
-        ) from error
-
-
-def _drawing_step(inner: Any, value: Any) -> str:
-    """Which step of a composed transform draws random numbers, for a message."""
+def _random_step(inner: Any, value: Any) -> str:
+    """Name the step of a composed transform that draws random numbers."""
     steps = getattr(inner, "transforms", None)
     for step in steps if isinstance(steps, list | tuple) else ():
         value, drawn = run_twice(step, value)
@@ -115,16 +207,19 @@ def _drawing_step(inner: Any, value: Any) -> str:
 
 
 def run_twice(function: Callable[[Any], Any], value: Any) -> tuple[Any, bool]:
-    """What a function gives, and whether it gives something else when called again, or draws random numbers."""
+    """Give what a function returns, and whether it returns something else when called again, or draws random numbers."""
+
+    def call() -> Any:
+        return function(value.copy() if isinstance(value, Image.Image) else value)
+
     outputs: list[Any] = []
-    drawn = _draws(lambda: outputs.append(function(value.copy() if isinstance(value, Image.Image) else value)))
-    if len(outputs) == 1:
-        outputs.append(function(value.copy() if isinstance(value, Image.Image) else value))
+    drawn = _draws(lambda: outputs.append(call()))
+    outputs += [call()] if len(outputs) == 1 else []
     return outputs[0], drawn or not all(_equal(outputs[0], other) for other in outputs[1:])
 
 
 def _draws(call: Callable[[], Any]) -> bool:
-    """Whether a call draws from the global generators. Other threads do, too: only what is seen three times in a row counts."""
+    """Whether a call draws from the global generators, three times in a row: other threads may draw once meanwhile."""
     for _ in range(3):
         before = _random_states()
         call()
@@ -151,7 +246,7 @@ def _random_states() -> list[Any]:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Leave the global random generators as they were."""
+    """Leave the global random generators unchanged."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         yield
@@ -160,64 +255,9 @@ def random_state_kept() -> Iterator[None]:
 
 
 def _sums(module: nn.Module) -> dict[str, str]:
-    """The sum of every weight and buffer, as text: NaN is equal to NaN then."""
+    """Sum every weight and buffer; as text, so that NaN equals NaN."""
     tensors = (*module.named_parameters(), *module.named_buffers())
     return {name: str(t.detach().sum(dtype=torch.float64)) for name, t in tensors if t.is_floating_point()}
-
-
-@dataclass(frozen=True)
-class Fed:
-    """What a network is fed and returns: ``transform`` with the mode that suits its input channels, and its ``output``."""
-
-    transform: Preprocess
-    output: ModelOutput
-
-
-def find_input_and_output(
-    module: nn.Module,
-    transform: Preprocess,
-    *,
-    asked: str | None = None,
-    named: int | None = None,
-    folders: int | None = None,
-) -> Fed:
-    """Find out how many channels a network takes and which tensor it returns are its logits (see ``find_output``).
-
-    Images are given to the transform as RGB if the network takes the result, else as grey, else as images of four channels.
-
-    Raises
-    ------
-    UsageError
-        The network takes none of them, or its logits cannot be determined.
-    """
-    device = next((t.device for t in module.parameters()), torch.device("cpu"))
-    refusal: Exception | None = None
-    shape: tuple[int, ...] = ()
-    for mode in ("RGB", "L", "RGBA"):
-        trial = replace(transform, mode=mode)
-        try:
-            check_transform(trial)
-            images = probe_images(trial)
-            weights = _sums(module)
-            with torch.no_grad():
-                returned = module(images.to(device))
-        except Exception as error:  # noqa: BLE001  (whatever the model's own code says of another number of channels)
-            refusal, shape = refusal or error, shape or (tuple(images.shape[1:]) if "images" in locals() else ())
-            if isinstance(error, EDDPError):
-                break
-            continue
-        if changed := [name for name, value in _sums(module).items() if value != weights.get(name)]:
-            raise UsageError(
-                f"The model writes into its own weights in evaluation mode ({changed[0]}): what an image gives would depend on those "
-                "before it. Set them before, and have forward leave them alone."
-            )
-        return Fed(trial, find_output(returned, len(images), asked=asked, named=named, folders=folders))
-    if isinstance(refusal, EDDPError):
-        raise refusal
-    raise UsageError(
-        f"The model fails on preprocessed images of shape {shape}: {type(refusal).__name__}: "
-        f"{str(refusal).strip().partition(chr(10))[0]}."
-    ) from refusal
 
 
 def check_repeatable(module: nn.Module, images: torch.Tensor) -> None:
@@ -255,26 +295,16 @@ def check_repeatable(module: nn.Module, images: torch.Tensor) -> None:
 
 def _leaf_outputs(module: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Some values (n, <= 1024) of each leaf module's first output, and of what the model returns, in the order they run."""
+    leaves = {name: child for name, child in module.named_modules() if name and not list(child.children())}
     found: dict[str, torch.Tensor] = {}
 
-    def keep(key: str, output: Any) -> None:
+    def keep(name: str, output: Any) -> None:
+        key = f"'{name}' ({type(leaves[name]).__name__})" if name in leaves else name
         if isinstance(output, torch.Tensor) and output.is_floating_point() and output.shape[:1] == images.shape[:1]:
             values = output.detach().flatten(1)
             found.setdefault(key, values[:, :: max(1, values.shape[1] // 1024)].float().clone())
 
-    def hook(key: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: keep(key, output)
-
-    leaves = (
-        (name, child) for name, child in module.named_modules() if name and not any(True for _ in child.children())
-    )
-    handles = [child.register_forward_hook(hook(f"'{name}' ({type(child).__name__})")) for name, child in leaves]
-    try:
-        with torch.no_grad():
-            returned = module(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    returned = run_with_hooks(module, leaves, images, keep)
     for key, tensor in tensors_of(returned):
         keep(f"what the model returns{key and f' ({key})'}", tensor)
     return found

@@ -10,9 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from extract.crop_geometry import Box, visible_box
 from extract.datasets import open_source
-from extract.geometry import Box, visible_box
-from extract.head import open_model
 from extract.image_io import to_mode
 from extract.image_source import READERS, ImageSource
 from stores.errors import MismatchError

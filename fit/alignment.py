@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 
-from extract.head import Head
 from extract.memory import is_out_of_memory
+from extract.network import Head
 from fit.uncertainty import constrained_step, uncertainty_loss, unconstrained_step
 from fit.whiten import WhitenedRows, Whitening
 from stores.errors import OutOfMemoryError

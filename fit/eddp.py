@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from extract.head import Head
+from extract.network import Head
 from fit.alignment import Manipulation, Uncertainty
 from fit.checkpoint import Checkpoint
 from fit.detectors import in_activation_space

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 
-from extract.head import Head, open_head
+from extract.network import Head, open_head
 from fit.checkpoint import Checkpoint
 from fit.refits import found_again
 from fit.settings import refuse_unknown

@@ -16,9 +16,9 @@ from evaluate.correct.study import CorrectConfig, Study, study_correction
 from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
 from evaluate.detectors import make_bank
 from extract.datasets import open_source
-from extract.head import check_trusted, open_head
 from extract.image_io import shown
 from extract.image_source import ImageSource
+from extract.network import check_trusted, open_head
 from pipeline.evaluated import Evaluated, Label, title_of
 from pipeline.influence import class_names
 from pipeline.tables import Tables

@@ -27,9 +27,9 @@ from evaluate.tables import agreement, category_rows, direction_rows, label_rows
 from evaluate.truth import against_truth
 from evaluate.unions import union_rows
 from extract.datasets import open_concepts
-from extract.head import check_trusted
 from extract.image_io import to_mode
 from extract.labels import align
+from extract.network import check_trusted
 from extract.segmentation.base import ConceptSource
 from pipeline.comparing import add_monosemanticity, add_stability
 from pipeline.evaluated import MADE_BY, made_from

@@ -17,11 +17,10 @@ from evaluate.explain.explainer import Explained, Explainer
 from evaluate.explain.notes import notes
 from evaluate.explain.page import PageData, Shown, render
 from evaluate.explain.values import Values, readout, usual_values
+from extract.crop_geometry import visible_box
 from extract.forward import computing_in
-from extract.geometry import visible_box
-from extract.head import open_network
 from extract.image_io import reason
-from extract.network import Network
+from extract.network import Network, open_network
 from extract.store_images import crop
 from pipeline.explained_inputs import Inputs, Item, class_number, find_images
 from pipeline.explanation_files import Drawn

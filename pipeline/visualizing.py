@@ -14,7 +14,7 @@ from evaluate.detectors import make_bank
 from evaluate.visualize.check import Check, Role, check_pairs, check_rows
 from evaluate.visualize.maximise import VisualizeConfig
 from evaluate.visualize.natural import Natural, assumed, sampled
-from extract.head import open_network
+from extract.network import open_network
 from extract.store_images import seen_images
 from stores.directions import Directions
 from stores.errors import EDDPError

@@ -13,7 +13,7 @@ import torch
 from evaluate.correct.correction import Correction
 from extract.classes import image_classes
 from extract.forward import computing_in
-from extract.head import Head
+from extract.network import Head
 from stores.errors import UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader

@@ -16,7 +16,7 @@ from evaluate.correct.correction import Correction
 from evaluate.correct.detectors import Detectors
 from evaluate.correct.judged import FLOOR, Judged, predict
 from evaluate.influence.steering import random_units
-from extract.head import Head
+from extract.network import Head
 from stores.errors import UsageError
 from stores.progress import Progress, silent
 

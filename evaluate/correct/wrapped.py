@@ -37,7 +37,7 @@ class Corrected(nn.Module):
 def hooked_layer(model: nn.Module, layer: str, change: Change, layout: str, prefix: int = 0) -> Iterator[None]:
     """Within the block the layer's output is changed: ``change`` maps (n, P, C) to (n, P, C), prefix positions stay.
 
-    ``layout`` is one of those of ``extract.layout.LayerLayout``; height and width may differ from those of the extraction.
+    ``layout`` is one of those of ``extract.tensor_layout.LayerLayout``; height and width may differ from those of the extraction.
     """
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> torch.Tensor:

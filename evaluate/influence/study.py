@@ -17,7 +17,7 @@ from evaluate.influence.sampling import balanced_samples
 from evaluate.influence.significance import deviations, rounds, standardised
 from evaluate.influence.steering import random_units
 from extract.forward import computing_in
-from extract.head import open_head
+from extract.network import open_head
 from stores.directions import Directions
 from stores.errors import UsageError
 from stores.progress import Progress, silent

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from extract.geometry import visible_box
+from extract.crop_geometry import visible_box
 from stores.errors import UsageError
 
 Transform = Callable[[Image.Image], Any]

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from extract.head import Head
+from extract.network import Head
 from fit.baselines.common import fitted
 from fit.checkpoint import Checkpoint
 from fit.clustering import spherical_kmeans

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from extract.head import Head
+from extract.network import Head
 from fit.baselines.common import fitted
 from fit.checkpoint import Checkpoint
 from fit.fitter import Fitted, Fitter, FitterConfig

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from extract.head import Head
+from extract.network import Head
 from fit.baselines.common import fitted
 from fit.checkpoint import Checkpoint
 from fit.fitter import Fitted, Fitter, FitterConfig

@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from extract.head import Head
+from extract.network import Head
 from fit.baselines.autoencoder import Autoencoder, Codes, gradients, positive_codes, top_codes
 from fit.baselines.common import fitted
 from fit.checkpoint import Checkpoint

@@ -12,7 +12,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import ClassVar, TypeVar
 
-from extract.head import Head
+from extract.network import Head
 from fit.checkpoint import Checkpoint
 from fit.detectors import in_activation_space
 from fit.diagnosis import diagnose

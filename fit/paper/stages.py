@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from extract.head import Head
+from extract.network import Head
 from fit.alignment import Manipulation, Uncertainty
 from fit.batches import Batches
 from fit.checkpoint import Checkpoint, State

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from extract.head import Head
+from extract.network import Head
 from fit.baselines.common import fitted
 from fit.checkpoint import Checkpoint
 from fit.fitter import Fitted

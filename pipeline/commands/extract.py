@@ -292,8 +292,8 @@ def _number(option: str, text: str | int, word: str) -> int | None:
 
 
 def _show_layers(model: str, weights: str, seed: int) -> None:
+    from extract.models import load_model
     from extract.network import list_layers
-    from extract.zoo import load_model
 
     loaded = load_model(model, weights, seed=seed)
     echo(f"{'layer':<44}{'type':<28}{'output':<20}{'cut':<5}layout")

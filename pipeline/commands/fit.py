@@ -123,7 +123,7 @@ def fit(
       fit --store broden.zarr --method probe --concepts broden1_224 --out probe.safetensors
       torchrun --nproc-per-node 4 --no-python fit --store acts.zarr --directions 500 --out large.safetensors
     """
-    from extract.head import check_trusted
+    from extract.network import check_trusted
     from fit.selection import NUMBERS, select_number
     from fit.supervised.labels import ConceptLabels
     from pipeline.fitting import fit_to_file, warnings_of

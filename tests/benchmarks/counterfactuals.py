@@ -15,7 +15,7 @@ import numpy as np
 
 from evaluate.explain.trial import another, runner_up, try_counterfactuals
 from extract.datasets import open_source
-from extract.head import open_network
+from extract.network import open_network
 from pipeline.explained_inputs import open_inputs
 from pipeline.explanation import make_explainer
 

@@ -19,10 +19,10 @@ from extract.datasets import open_source
 from extract.image_source import ImageSource
 from extract.loader import Decode, decoded
 from extract.memory import memory_used_again
+from extract.models import load_model
 from extract.network import capture
 from extract.plan import plan_extraction
 from extract.stream import extract
-from extract.zoo import load_model
 from tests.benchmarks.measure import Row, in_turns
 
 IMAGES = 1280

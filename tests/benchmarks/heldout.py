@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from extract.head import open_head
+from extract.network import open_head
 from fit import make_fitter
 from fit.eddp import SHARP, SOFT
 from fit.synthetic import make_synthetic

@@ -25,7 +25,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from evaluate.truth import cosines, distinct_matches, ideal_filters
-from extract.head import open_head
+from extract.network import open_head
 from fit import SUPERVISED, make_fitter
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.attachments import Truth, read_truth

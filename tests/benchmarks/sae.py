@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from extract.vision import load_torchvision
+from extract.models import load_torchvision
 from fit.baselines.sae import SAEConfig, Scaling, Training
 from stores.layers import LayerSpec
 from stores.plan import StorePlan

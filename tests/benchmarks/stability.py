@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from evaluate.detectors import make_bank
 from evaluate.stability import ALIKE, firing_iou, stability_rows
-from extract.head import open_head
+from extract.network import open_head
 from fit import make_fitter
 from stores.directions import Directions
 from stores.readers import LayerReader, Part

@@ -16,7 +16,7 @@ from evaluate.correct.judged import judged
 from evaluate.correct.page import write_page
 from evaluate.correct.tables import correction_summary
 from extract.datasets import open_source
-from extract.head import open_head
+from extract.network import open_head
 from extract.stream import ExtractConfig, extract
 from stores.directions import Directions
 from stores.readers import LayerReader

@@ -247,7 +247,7 @@ def test_debug_hears_more_of_eddp_and_not_of_its_libraries(
     capsys: pytest.CaptureFixture[str], debug: tuple[str, ...], heard: list[str]
 ) -> None:
     def work() -> None:
-        logging.getLogger("extract.zoo").debug("ours")
+        logging.getLogger("extract.models").debug("ours")
         logging.getLogger("PIL.PngImagePlugin").debug("STREAM b'IHDR' 16 13")
 
     before = logging.getLogger("extract").level

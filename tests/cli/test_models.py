@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from extract.head import open_head, open_network
+from extract.network import open_head, open_network
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 

@@ -41,7 +41,7 @@ def bucket() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, bucket: dict[str, str]) -> tuple[Path, dict[str, str]]:
     """A folder that holds, in small, what the README's user has: images, checkpoints, Broden, a network."""
-    from extract.vision import torchvision
+    from extract.models import torchvision
 
     folder = tmp_path_factory.mktemp("readme")
     g = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from extract.head import open_model, open_network
+from extract.network import open_model, open_network
 from fit import EDDP
 from stores.errors import UsageError
 from stores.io import json_bytes
@@ -187,7 +187,7 @@ def test_from_python(place: Path) -> None:
 def test_the_demos_network_is_the_installed_one(place: Path) -> None:
     """A folder called like our package, which Python would search first, is not where the demo's network comes from."""
     rename(place / "acts.zarr", model="pipeline.scene_net:scene_net")
-    code = "import os, sys\nfrom extract.head import open_model\nfrom stores.store import ActivationStore\n"
+    code = "import os, sys\nfrom extract.network import open_model\nfrom stores.store import ActivationStore\n"
     code += "sys.path.insert(0, '')\ntry:\n    open_model(ActivationStore.open('acts.zarr'))\n"
     code += "finally:\n    print(os.getcwd() in sys.path)  # what is imported later is not searched there either\n"
     for shadowed, said in ((False, "loads with other weights"), (True, "That is code")):

@@ -73,7 +73,7 @@ def test_layer_that_is_no_cut(run: Run, images: Path, tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model(run: Run, images: Path, tmp_path: Path) -> None:
-    from extract.vision import torchvision
+    from extract.models import torchvision
 
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
     ended = run(*extraction(images, tmp_path / "s", model="resnet18", layer="layer4", weights=tmp_path / "squeeze.pth"))

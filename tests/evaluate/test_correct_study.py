@@ -18,7 +18,7 @@ from evaluate.correct.judged import FLOOR, Judged, judged, predict
 from evaluate.correct.study import Study, accuracy, confusion
 from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
 from extract.datasets import open_source
-from extract.head import open_head
+from extract.network import open_head
 from extract.stream import ExtractConfig, extract
 from stores.directions import Directions
 from stores.errors import UsageError

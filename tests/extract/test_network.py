@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from extract.layout import LayerLayout
+from extract.graph_split import Traced
 from extract.layout_probe import find_layouts
+from extract.models import LoadedModel, Preprocess, load_model, transforms
 from extract.network import LayerInfo, Network, capture, list_layers
 from extract.probe import probe_images
-from extract.split import Traced
-from extract.vision import Preprocess, transforms
-from extract.zoo import LoadedModel, load_model
+from extract.tensor_layout import LayerLayout
 from stores.errors import NonFiniteError, NotACutError, UnknownNameError, UsageError
 
 # model, layer, P, C, kind, pooled-affine

@@ -13,8 +13,8 @@ from tiny import contents
 from extract.chunk import sampled_positions
 from extract.datasets import open_folder, open_source
 from extract.forward import Forward
+from extract.models import load_model
 from extract.stream import ExtractConfig, ExtractSummary, extract
-from extract.zoo import load_model
 from stores.errors import ImageError, NonFiniteError, StoreError, StoreExistsError, UnsealedStoreError, UsageError
 from stores.layers import LayerSpec
 from stores.readers import LayerReader

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluate.truth import against_truth
-from extract.head import open_head
+from extract.network import open_head
 from fit import METHODS, SUPERVISED, make_fitter
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.attachments import read_truth

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.truth import against_truth
-from extract.head import Head
+from extract.network import Head
 from fit import make_fitter
 from fit.alignment import Detecting, Manipulation, Uncertainty
 from fit.batches import Batches

@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.head import Head, open_head
+from extract.network import Head, open_head
 from fit import EDDP, KMeans, PaperEDDP
 from fit.alignment import Manipulation, Uncertainty
 from fit.batches import Batches

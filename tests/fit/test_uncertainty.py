@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.head import Head, open_head
+from extract.network import Head, open_head
 from fit.alignment import Manipulation, Uncertainty
 from fit.eddp import EDDP, EDDPConfig
 from fit.restarts import from_clusters

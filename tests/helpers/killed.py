@@ -19,7 +19,7 @@ from typing import Any
 from stores import io
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["extract.stream", "extract.zoo", "timm"])
+SERVER.set_forkserver_preload(["extract.stream", "extract.models", "timm"])
 
 
 def extract_in_a_process(

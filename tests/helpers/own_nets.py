@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from extract.vision import transforms as T
+from extract.models import transforms as T
 
 SIZE = (32, 48)
 SCALED = T.Compose([T.Resize(SIZE), T.ToTensor()])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from extract.heads import head_logits, pooled_affine
-from extract.layout import LayerLayout
+from extract.affine_head import head_logits, pooled_affine
+from extract.tensor_layout import LayerLayout
 
 LAYOUT = LayerLayout("nchw", (3, 4), 6)
 

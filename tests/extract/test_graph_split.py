@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from extract.split import Replayed, Split, Traced, hooked, trace
-from extract.vision import torchvision
+from extract.graph_split import Replayed, Split, Traced, hooked, trace
+from extract.models import torchvision
 from stores.errors import NotACutError, UnknownNameError, UsageError
 
 
@@ -183,7 +183,7 @@ def check_refusals(split: Split) -> None:
         split.head("")
     with pytest.raises(NotACutError, match=r"runs 2 times.*'stem' before it and 'mix' after it"):
         split.head("relu")
-    with pytest.raises(NotACutError, match=r"goes round it.*'stem' before it and 'mix' after it"):
+    with pytest.raises(NotACutError, match=r"a skip connection bypasses it.*'stem' before it and 'mix' after it"):
         split.head("block.a")
     with pytest.raises(UsageError, match="does not run"):
         split.head("unused")
@@ -239,5 +239,5 @@ def test_hooks_go_even_when_the_model_fails() -> None:
 
 
 def test_a_model_that_fails_on_the_example_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"fails on images of shape \(5, 4, 4\)"):
+    with pytest.raises(UsageError, match=r"fails on preprocessed images of shape \(5, 4, 4\)"):
         trace(make(Dynamic), torch.zeros(2, 5, 4, 4))

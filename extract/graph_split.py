@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from stores.errors import EDDPError, NotACutError, UnknownNameError, UsageError
+from extract.probe import run_with_hooks
+from stores.errors import NotACutError, UnknownNameError, UsageError
 
 logger = logging.getLogger(__name__)
 _STAND_IN = "image_like"  # the image of which a head reads the size alone
@@ -31,15 +32,8 @@ _WRITING = {"setitem", "delitem", "iadd", "iand", "ifloordiv", "ilshift", "imatm
 _WRITING |= {"irshift", "isub", "itruediv", "ixor"}  # of the module operator
 
 
-def _itself(returned: Any) -> torch.Tensor:
-    """The logits of a module that returns nothing else."""
-    if not isinstance(returned, torch.Tensor):
-        raise UsageError(f"The model must return a tensor of logits (n, K), got {type(returned).__name__}.")
-    return returned
-
-
 class Split(ABC):
-    """One module and the layers it can be cut at; ``kind`` says how: "fx" or "replay"."""
+    """One module and the layers it can be cut at; ``kind`` is "fx" or "replay"."""
 
     kind: str
 
@@ -49,7 +43,7 @@ class Split(ABC):
 
     @abstractmethod
     def is_cut(self, layer: str) -> bool:
-        """Tell whether everything after the layer, which runs exactly once, sees the image through it alone."""
+        """Whether everything after the layer, which runs exactly once, sees the image through it alone."""
 
     @abstractmethod
     def _backbone(self, layer: str) -> nn.Module: ...
@@ -59,21 +53,18 @@ class Split(ABC):
 
     def cuts(self) -> list[str]:
         """Give the dotted names of all layers that are cuts, in the order in which they finish."""
-        return [name for name in self.runs if self._is_single_cut(name)]
+        return [name for name, runs in self.runs.items() if runs == 1 and self.is_cut(name)]
 
     def backbone(self, layer: str) -> nn.Module:
         """Give the module from images (n, 3, h, w) to the layer's own output. Raises as ``require_cut`` does."""
         return self._backbone(self.require_cut(layer))
 
     def head(self, layer: str) -> nn.Module:
-        """Give the module from the layer's own output to the model's; it never writes into its input.
-
-        Raises as ``require_cut`` does.
-        """
+        """Give the module from the layer's own output to the model's; it never writes into its input. Raises as ``require_cut``."""
         return self._head(self.require_cut(layer))
 
     def canonical(self, layer: str) -> str:
-        """Give the first name of the module called ``layer``. Raises UnknownNameError as ``require_cut`` does."""
+        """Give the first name of the module called ``layer``. Raises UnknownNameError with the nearest names."""
         names = {name: child for name, child in self.module.named_modules(remove_duplicate=False) if name}
         if layer not in names:
             near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3)
@@ -84,14 +75,8 @@ class Split(ABC):
     def require_single(self, layer: str) -> str:
         """Give the canonical name of a layer that runs once.
 
-        Raises
-        ------
-        UnknownNameError
-            The model has no such layer; the message lists the nearest names.
-        UsageError
-            The layer never runs.
-        NotACutError
-            The layer runs several times; the message names the nearest layers that are cuts.
+        Raises UnknownNameError for no layer of the model, UsageError for one that never runs, NotACutError for one that runs
+        several times; the message names the nearest layers that are cuts.
         """
         layer = self.canonical(layer)
         runs = self.runs.get(layer, 0)
@@ -107,39 +92,32 @@ class Split(ABC):
         return layer
 
     def require_cut(self, layer: str) -> str:
-        """Give the canonical name of a layer that is a cut.
-
-        Raises
-        ------
-        UnknownNameError, UsageError
-            As ``require_single``.
-        NotACutError
-            Also where data goes round the layer.
-        """
+        """Give the canonical name of a layer that is a cut. Raises as ``require_single``; NotACutError for others."""
         layer = self.require_single(layer)
         if not self.is_cut(layer):
             raise NotACutError(
-                f"Layer {layer!r} is no cut of the network: part of the data goes round it{self._nearest(layer)}"
+                f"Layer {layer!r} is not a bottleneck: a skip connection bypasses it, so the rest of the network cannot be run "
+                f"from it alone{self._nearest(layer)}"
             )
         return layer
-
-    def _is_single_cut(self, layer: str) -> bool:
-        return self.runs[layer] == 1 and self.is_cut(layer)
 
     def _nearest(self, layer: str) -> str:
         order = list(self.runs)
         at = order.index(layer)
-        before = next((name for name in reversed(order[:at]) if self._is_single_cut(name)), None)
-        after = next((name for name in order[at + 1 :] if self._is_single_cut(name)), None)
-        told = [f"{name!r} {word}" for name, word in ((before, "before it"), (after, "after it")) if name]
-        return f". The nearest layers that are cuts: {' and '.join(told)}." if told else ". --layer ? lists the cuts."
+        sides = ((reversed(order[:at]), "before it"), (order[at + 1 :], "after it"))
+        near = [
+            f"{name!r} {side}"
+            for names, side in sides
+            if (name := next((n for n in names if self.runs[n] == 1 and self.is_cut(n)), None))
+        ]
+        return f". The nearest layers that are cuts: {' and '.join(near)}." if near else ". --layer ? lists the cuts."
 
 
 class _Recorder(fx.Tracer):
     """The tracer of torch.fx, which also notes what every module call, leaf or not, gave."""
 
     def __init__(self, functions: tuple[Callable[..., Any], ...], leaves: tuple[type, ...]) -> None:
-        from extract.vision import torchvision
+        from extract.models import torchvision
 
         opaque: Any = (math, torchvision.ops)
         super().__init__(autowrap_modules=opaque, autowrap_functions=functions)
@@ -241,7 +219,7 @@ class Traced(Split):
         return fx.GraphModule(parts, graph, name).eval()
 
     def _writes(self, node: fx.Node) -> bool:
-        """Tell whether a node may write into one of its inputs."""
+        """Whether a node may write into one of its inputs."""
         if node.op == "call_module":
             leaf = self.module.get_submodule(str(node.target))
             return any(getattr(child, "inplace", False) for child in leaf.modules())
@@ -249,14 +227,14 @@ class Traced(Split):
 
 
 def _reads_shape(node: fx.Node) -> bool:
-    """Tell whether a node asks its input only for its shape, type or place."""
+    """Whether a node asks its input only for its shape, type or device."""
     if node.op == "call_method":
         return node.target in _SHAPE_METHODS
     return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
 
 
 def _has_effect(node: fx.Node) -> bool:
-    """Tell whether a node may do more than return a value; functions of unknown modules are taken to."""
+    """Whether a node may do more than return a value, as functions of unknown modules may."""
     if node.op == "call_method":
         return str(node.target).endswith("_")
     if node.op != "call_function":
@@ -315,10 +293,7 @@ class ReplayHead(nn.Module):
         self.register_buffer("dummy", dummy)
 
     def forward(self, activations: torch.Tensor) -> Any:
-        def replace(_module: nn.Module, _inputs: Any, _output: Any) -> torch.Tensor:
-            return activations.clone()
-
-        with hooked(self.model, self.layer, replace):
+        with hooked(self.model, self.layer, lambda *_: activations.clone()):
             return self.model(self.dummy.expand(activations.shape[0], -1, -1, -1))
 
 
@@ -327,28 +302,16 @@ class Replayed(Split):
 
     kind = "replay"
 
-    def __init__(
-        self, module: nn.Module, example: torch.Tensor, output: Callable[[Any], torch.Tensor] = _itself
-    ) -> None:
+    def __init__(self, module: nn.Module, example: torch.Tensor, output: Callable[[Any], torch.Tensor]) -> None:
         super().__init__(module)
         self.example, self.logits = example, output
         self._known: dict[str, bool] = {}
-        names = {child: name for name, child in module.named_modules() if name}
-        handles = [child.register_forward_hook(lambda m, _i, _o: self._count(names[m])) for child in names]
-        try:
-            with torch.no_grad():
-                self.expected = output(module(example))
-        except EDDPError:
-            raise
-        except Exception as error:
-            shape = tuple(example.shape[1:])
-            raise UsageError(f"The model fails on images of shape {shape}: {type(error).__name__}: {error}.") from error
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _count(self, name: str) -> None:
-        self.runs[name] = self.runs.get(name, 0) + 1
+        def count(name: str, _output: Any) -> None:
+            self.runs[name] = self.runs.get(name, 0) + 1
+
+        layers = [name for name, _ in module.named_modules() if name]
+        self.expected = output(run_with_hooks(module, layers, example, count))
 
     def is_cut(self, layer: str) -> bool:
         if layer not in self._known:
@@ -356,7 +319,7 @@ class Replayed(Split):
         return self._known[layer]
 
     def _replays(self, layer: str) -> bool:
-        """Tell whether the layer's output, put into the run on another image, gives the model's own output."""
+        """Whether the layer's output, put into the run on another image, gives the model's own output."""
         with torch.no_grad():
             backbone, head = self._backbone(layer), self._head(layer)
             taken = backbone(self.example)
@@ -375,9 +338,11 @@ class Replayed(Split):
 
 
 def trace(
-    module: nn.Module, example: torch.Tensor | None = None, output: Callable[[Any], torch.Tensor] = _itself
+    module: nn.Module,
+    example: torch.Tensor | None = None,
+    output: Callable[[Any], torch.Tensor] = lambda logits: logits,
 ) -> Split:
-    """Follow the forward pass of a module in evaluation mode.
+    """Follow the forward pass of a module in evaluation mode, with torch.fx if it can.
 
     Parameters
     ----------
@@ -400,10 +365,7 @@ def trace(
     options = list(inspect.signature(module.forward).parameters.values())[1:]
     fixed = {option.name: option.default for option in options if option.default is not option.empty}
     reason = ""
-    for symbolic_buffers in (
-        False,
-        True,
-    ):  # as values they may steer, as symbols they can be sliced by the image's size
+    for symbolic_buffers in (False, True):  # values may decide branches, symbols can be sliced by the image's size
         tracer = _Recorder(*_opaque_parts())
         tracer.proxy_buffer_attributes = symbolic_buffers
         try:

@@ -1,13 +1,13 @@
-"""A layer's own tensor layout and ours: images x positions x channels, channel-last, row by row.
+"""A layer's own tensor layout and the common one: images x positions x channels, channel-last, row by row.
 
-Every layer's output is converted once, at the hook, by the layer's ``LayerLayout``; ``from_npc`` is the exact inverse,
-so that the head can be fed from stored activations.
+Every layer's output is converted once, at the hook; ``from_npc`` is the exact inverse, so that the head can be fed from
+stored activations.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from stores.errors import UsageError
 
 Kind = Literal["nchw", "nhwc", "tokens", "ncp", "vector"]
 MAX_PREFIX = 16  # class and register tokens in front of the image's own
+_OPTION = re.compile(r"(nchw|nhwc|vector)|(tokens|ncp)(?:\+(\d+))?(?::(\d+)x(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,9 @@ class LayerLayout:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UsageError(f"'kind' must be one of {', '.join(get_args(Kind))}, got {self.kind!r}.")
-        if self.prefix and self.kind not in ("tokens", "ncp"):
-            raise UsageError(f"'prefix' must be 0 for a layer laid out as {self.kind}, got {self.prefix}.")
-        if self.kind == "vector" and self.grid != (1, 1):
-            raise UsageError(f"'grid' must be (1, 1) for a vector, got {self.grid}.")
+        no_prefix, no_grid = self.kind not in ("tokens", "ncp"), self.kind == "vector"
+        if (no_prefix and self.prefix) or (no_grid and self.grid != (1, 1)):
+            raise UsageError(f"A layer laid out as {self.kind} cannot have grid {self.grid} and prefix {self.prefix}.")
         if min(*self.grid, self.channels) < 1 or self.prefix < 0:
             raise UsageError(f"'grid' and 'channels' must be positive, got {self.grid} and {self.channels}.")
 
@@ -58,35 +58,29 @@ class LayerLayout:
     @property
     def shape(self) -> tuple[int, ...]:
         """The layer's own shape for one image, without the batch dimension."""
-        (h, w), c = self.grid, self.channels
-        p = self.positions
+        (h, w), c, p = self.grid, self.channels, self.positions
         return {"nchw": (c, h, w), "nhwc": (h, w, c), "tokens": (p, c), "ncp": (c, p), "vector": (c,)}[self.kind]
+
+    @property
+    def option(self) -> str:
+        """The layout as ``--layout`` takes it."""
+        if self.kind not in ("tokens", "ncp"):
+            return self.kind
+        return f"{self.kind}+{self.prefix}:{self.grid[0]}x{self.grid[1]}"
 
     def __str__(self) -> str:
         tokens = f" after {self.prefix} class or register token{'s' * (self.prefix > 1)}" if self.prefix else ""
         return f"{self.kind}, {self.grid[0]} × {self.grid[1]} positions{tokens}, {self.channels} channels"
 
     def to_npc(self, t: torch.Tensor) -> torch.Tensor:
-        """Rearrange the layer's own tensor (n, *shape) as (n, P, C); a view where possible, any dtype.
-
-        Raises
-        ------
-        UsageError
-            The tensor has another shape, say because the image has another size.
-        """
+        """Rearrange the layer's own tensor (n, *shape) as (n, P, C); a view where possible. UsageError for other shapes."""
         self._check(t, self.shape)
         if self.kind in ("nchw", "ncp"):
             return t.flatten(2).transpose(1, 2)  # (n, C, h, w) -> (n, C, P) -> (n, P, C)
         return t.reshape(t.shape[0], self.positions, self.channels)
 
     def from_npc(self, x: torch.Tensor) -> torch.Tensor:
-        """Rearrange (n, P, C) as the layer's own tensor (n, *shape), contiguous: the exact inverse of ``to_npc``.
-
-        Raises
-        ------
-        UsageError
-            The array has another shape.
-        """
+        """Rearrange (n, P, C) as the layer's own tensor (n, *shape), contiguous. UsageError for other shapes."""
         self._check(x, (self.positions, self.channels))
         if self.kind in ("nchw", "ncp"):
             x = x.transpose(1, 2)  # (n, P, C) -> (n, C, P)
@@ -95,12 +89,6 @@ class LayerLayout:
     def to_dict(self) -> dict[str, Any]:
         """Give the layout as a JSON-able dictionary."""
         return {**asdict(self), "grid": list(self.grid)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> LayerLayout:
-        """Read what ``to_dict`` wrote."""
-        h, w = data["grid"]
-        return cls(data["kind"], (int(h), int(w)), int(data["channels"]), int(data["prefix"]))
 
     def _check(self, t: torch.Tensor, expected: tuple[int, ...]) -> None:
         if tuple(t.shape[1:]) != expected or t.ndim != len(expected) + 1:
@@ -131,7 +119,7 @@ def candidates(shape: Sequence[int], image_size: tuple[int, int]) -> list[LayerL
 def token_grids(positions: int, image_size: tuple[int, int]) -> list[tuple[int, tuple[int, int]]]:
     """Give every (prefix, (rows, columns)) of a sequence of tokens of square patches, the smallest prefix first.
 
-    Where patches that fill the image exactly give a grid, no others are thought of.
+    Where patches that fill the image exactly give a grid, no others are considered.
     """
     for grids in (exact_grids(image_size), grids_of(image_size)):
         found = ((positions - h * w, (h, w)) for h, w in grids if 0 <= positions - h * w <= MAX_PREFIX)
@@ -147,29 +135,20 @@ def exact_grids(image_size: tuple[int, int]) -> set[tuple[int, int]]:
 
 
 def grids_of(image_size: tuple[int, int]) -> set[tuple[int, int]]:
-    """Give every (rows, columns) of square patches of an image (h, w), what does not fill a patch cut off or padded."""
+    """Give every (rows, columns) of square patches of an image (h, w), the rest of the image cut off or padded."""
     height, width = image_size
     sides = range(1, max(height, width) + 1)
-    return {(height // s, width // s) for s in sides if s <= min(height, width)} | {
-        (-(-height // s), -(-width // s)) for s in sides
-    }
-
-
-_ASKED = re.compile(r"(nchw|nhwc|vector)|(tokens|ncp)(?:\+(\d+))?(?::(\d+)x(\d+))?")
+    cut = {(height // s, width // s) for s in sides if s <= min(height, width)}
+    return cut | {(-(-height // s), -(-width // s)) for s in sides}
 
 
 def parse_layout(text: str, shape: Sequence[int], image_size: tuple[int, int]) -> LayerLayout:
     """Read a layout as the user writes it: ``nchw``, ``nhwc``, ``vector``, ``tokens+5:5x20``, ``ncp:8x8``.
 
-    Behind tokens and ncp stand the number of class and register tokens, and the rows and columns of the rest; what is left
-    out is found from the shape (n, ...) of the layer's output and the image's size.
-
-    Raises
-    ------
-    UsageError
-        The text is no layout, or the output cannot have it.
+    tokens and ncp take the number of class and register tokens and the grid of the others; what is left out is found from
+    the shape (n, ...) of the layer's output and the image's size. Raises UsageError for anything else.
     """
-    match = _ASKED.fullmatch(text)
+    match = _OPTION.fullmatch(text)
     if not match:
         raise UsageError(
             f"--layout must be nchw, nhwc, vector, or tokens or ncp with +PREFIX and :ROWSxCOLUMNS (tokens+5:5x20), got '{text}'."

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from extract.layout import LayerLayout
+from extract.tensor_layout import LayerLayout
 
 _BYTES = 64 * 2**20  # of inputs at once while A is read off
 

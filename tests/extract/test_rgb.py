@@ -1,57 +1,12 @@
-import pickle
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from extract import image_io as colours
-from extract import vision
 from extract.image_io import to_mode
-from extract.vision import Preprocess, transforms
-from stores.errors import ImageError, UsageError
-
-
-def test_importing_extract_alone_does_not_import_torchvision() -> None:
-    code = "import sys, extract; sys.exit('torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_only_the_missing_operator_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str) -> None:
-        raise RuntimeError("something else is broken")
-
-    monkeypatch.setattr(vision.importlib, "import_module", fail)
-    with pytest.raises(RuntimeError, match="something else"):
-        vision.load_torchvision()
-
-
-def test_missing_operator_is_declared_once_and_import_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    class Library:
-        def __init__(self, *arguments: str) -> None:
-            self.defined: list[str] = []
-
-        def define(self, schema: str) -> None:
-            self.defined.append(schema)
-
-    def import_module(name: str) -> str:
-        calls.append(name)
-        if len(calls) == 1:
-            raise RuntimeError("operator torchvision::nms does not exist")
-        return "mended"
-
-    kept: list = []
-    monkeypatch.setattr(vision.importlib, "import_module", import_module)
-    monkeypatch.setattr(vision.torch.library, "Library", Library)
-    monkeypatch.setattr(vision, "_declared", kept)
-    assert vision.load_torchvision() == "mended"
-    assert len(kept) == 1
-    assert [schema.partition("(")[0] for schema in kept[0].defined] == ["nms", "qnms"]
+from stores.errors import UsageError
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"])
@@ -128,26 +83,3 @@ def test_palette_with_transparency_gives_no_warning() -> None:
     image = Image.new("RGB", (4, 4), (10, 20, 30)).quantize(2)
     image.info["transparency"] = b"\x00\xff"
     assert to_mode(image).getpixel((0, 0)) == (10, 20, 30)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "RGB"])
-def test_preprocess_takes_any_mode_and_travels(mode: str) -> None:
-    preprocess = Preprocess(transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor()]))
-    again = pickle.loads(pickle.dumps(preprocess))  # noqa: S301 - our own, as a spawned worker does
-    image = Image.new("RGB", (20, 10), (200, 200, 200)).convert(mode)
-    out = again(image)
-    assert out.shape == (3, 8, 8)
-    assert out.dtype == torch.float32
-    assert torch.equal(out, preprocess(image))
-    assert "\n" not in repr(preprocess)
-
-
-def test_networks_of_other_channels_get_what_they_take() -> None:
-    def shape(mode: str, image: Image.Image) -> tuple[int, ...]:
-        return tuple(Preprocess(transforms.ToTensor(), mode)(image).shape)
-
-    picture = Image.new("RGB", (20, 10), (200, 100, 0))
-    assert shape("L", picture) == (1, 10, 20)
-    assert shape("RGBA", picture.convert("RGBA")) == shape("RGBA", picture.convert("CMYK")) == (4, 10, 20)
-    with pytest.raises(ImageError, match=r"has 3 channels \(mode RGB\), and the network takes 4"):
-        shape("RGBA", picture)

@@ -8,7 +8,7 @@ import torch
 from tiny import trusted
 
 from extract.datasets import open_folder
-from extract.head import open_head, open_network
+from extract.network import open_head, open_network
 from extract.stream import ExtractConfig, extract
 from stores.errors import CorruptStoreError, MismatchError, UnknownNameError
 from stores.readers import LayerReader

@@ -1,4 +1,3 @@
-import json
 import math
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.layout import LayerLayout, candidates, parse_layout, token_grids
+from extract.tensor_layout import LayerLayout, candidates, parse_layout, token_grids
 from stores.errors import UsageError
 
 small = st.integers(1, 5)
@@ -27,7 +26,7 @@ def test_both_directions_are_exact_inverses(layout: LayerLayout, n: int) -> None
     assert torch.equal(layout.from_npc(x), own)
     assert layout.from_npc(x).is_contiguous()
     assert torch.equal(layout.to_npc(layout.from_npc(x)), x)
-    assert LayerLayout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+    assert parse_layout(layout.option, (n, *layout.shape), (64, 64)) == layout
 
 
 def test_positions_run_row_by_row_and_channels_last() -> None:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from extract.geometry import visible_box
-from extract.vision import Preprocess, torchvision, transforms
+from extract.crop_geometry import visible_box
+from extract.models import Preprocess, torchvision, transforms
 from stores.errors import UsageError
 
 SIZES = [(224, 224), (375, 500), (500, 375), (40, 30), (301, 1000)]
