@@ -14,6 +14,7 @@ from extract.crop_geometry import Box, visible_box
 from extract.datasets import open_source
 from extract.image_io import to_mode
 from extract.image_source import READERS, ImageSource
+from extract.network import open_model
 from stores.errors import MismatchError
 from stores.store import ActivationStore
 
