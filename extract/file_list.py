@@ -1,15 +1,11 @@
-"""Text files that list images: finding them beside the images, reading them line by line, checking them with the disk.
-
-Seeing that what a table lists is on disk, by names alone.
-
-Rows of CSV files with the lines they stand in, and the whole numbers in them.
-"""
+"""Text files and tables that list images: found near the images, read line by line, compared with the disk."""
 
 from __future__ import annotations
 
 import csv
 import logging
 import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,25 +31,24 @@ def nearby(root: Path, levels: int) -> list[Path]:
 
 
 def find_near(root: Path, names: Iterable[str], levels: int) -> Path | None:
-    """The first of some files that is in a folder or its parents; what is nearest wins."""
+    """The first of some files that is in a folder or its parents, the nearest folder first."""
     names = tuple(names)
-    for folder in nearby(root, levels):
-        for name in names:
-            try:
-                if (folder / name).is_file():
-                    return folder / name
-            except PermissionError:  # a folder above need not be one that may be entered
-                continue
-    return None
+    files = (folder / name for folder in nearby(root, levels) for name in names)
+    return next((file for file in files if os.path.isfile(file)), None)  # noqa: PTH113  (a folder above may be closed)
 
 
 def peek(folder: Path, most: int = 2000) -> list[os.DirEntry[str]]:
-    """The first entries of a folder, enough to tell what it is; none where it cannot be listed."""
+    """The first entries of a folder, enough to recognise it; none where it cannot be listed."""
     try:
         with os.scandir(folder) as listed:
             return [entry for _, entry in zip(range(most), listed, strict=False)]
     except OSError:
         return []
+
+
+def at(path: Path | str, line: int) -> str:
+    """Where in a file, for a message."""
+    return f"'{shown(path)}', line {line}"
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -66,25 +61,69 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
             number = 0
             while raw := file.readline(LONGEST):
                 number += 1
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
                 if b"\0" in raw or len(raw) == LONGEST:
                     raise DatasetError(f"{at(path, number)} is no line of text. The file must be a list in UTF-8.")
                 text = raw.decode("utf-8", "surrogateescape").strip("\r\n\t ")
+                text = text.removeprefix("\ufeff") if number == 1 else text
                 if text:
                     yield number, text
     except OSError as error:
         raise DatasetError(f"'{shown(path)}' cannot be read: {reason(error)}.") from error
 
 
-def at(path: Path | str, line: int) -> str:
-    """Where in a file, for a sentence."""
-    return f"'{shown(path)}', line {line}"
+def read_pairs(path: Path, pattern: str, form: str, *, header: str = "") -> dict[str, tuple[str, int]]:
+    """Key -> (value, line) of a list with one of each a line: the first two groups of ``pattern``.
+
+    Raises DatasetError for a line that does not match and for a key that is there twice; ``form`` says what a line must be.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    for line, text in lines_of(path):
+        match = re.fullmatch(pattern, text)
+        if match and match[1] not in found:
+            found[match[1]] = (match[2] or "").strip(), line
+        elif text != header:
+            raise DatasetError(f"{at(path, line)} must read {form}, each once, got '{shown(text)[:80]}'.")
+    return found
 
 
-def inside(name: str, path: Path, line: int) -> str:
+class _Tabs(csv.excel_tab):
+    quoting = csv.QUOTE_NONE
+
+
+def csv_rows(path: Path, needed: tuple[str, ...], *, tabs: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a CSV file, or of one with tabs, one at a time, each with its line's number; cells that a row lacks are empty.
+
+    Raises DatasetError when columns are missing or it is no CSV.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, dialect=_Tabs if tabs else csv.excel)
+            if missing := [name for name in needed if name not in (reader.fieldnames or [])]:
+                raise DatasetError(
+                    f"'{shown(path)}' lacks the column {', '.join(missing)}; its first line must name the columns."
+                )
+            for row in reader:
+                yield reader.line_num, {k: (v or "") for k, v in row.items() if isinstance(k, str)}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(
+            f"'{shown(path)}' cannot be read: {reason(error)}. It must be a CSV file in UTF-8."
+        ) from error
+
+
+def whole(row: dict[str, str], column: str, least: int, most: int) -> int:
+    """The whole number in a cell. Raises ValueError with the words of a message."""
+    try:
+        number = int(row[column])
+    except ValueError as error:
+        raise ValueError(f"'{column}' must be a whole number, got '{shown(row[column][:40])}'") from error
+    if not least <= number <= most:
+        raise ValueError(f"'{column}' must be from {least} to {most}, got {row[column][:40]}")
+    return number
+
+
+def inside(name: str, path: Path | str, line: int) -> str:
     """A path from a list, which must stay in the folder it is relative to. Raises DatasetError."""
-    if name.startswith("/") or Path(name).is_absolute() or ".." in Path(name).parts:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
         raise DatasetError(f"{at(path, line)}: '{shown(name)}' points outside the folder of the images.")
     plain = os.path.normpath(name).replace(os.sep, "/")
     if plain == ".":
@@ -92,48 +131,25 @@ def inside(name: str, path: Path, line: int) -> str:
     return plain
 
 
-def check_present(root: Path, names: Names, lines: array, path: Path) -> None:
-    """See that every image a list names is on disk, once; each folder is listed once, no file is looked at.
+def check_listed(
+    root: Path,
+    names: Names,
+    lines: array[int] | Sequence[int],
+    table: Path,
+    what: str = "image",
+    *,
+    all_of: bool = False,
+) -> None:
+    """Check that every file that a table names is below ``root``, and named once; each folder is listed once.
 
-    ``lines`` are the line numbers of ``names`` (relative to ``root``) in the list ``path``. Raises DatasetError naming the
-    first image that is missing and how many are; images that no line names are left out, and logged.
+    ``lines`` are the lines of ``names`` in ``table``. With ``all_of``, images next to them that no line names are logged.
+    Raises DatasetError naming the first line at fault and, of missing files, how many there are.
     """
     folders: dict[str, int] = {}
     of = np.fromiter((folders.setdefault(n.rpartition("/")[0], len(folders)) for n in names), np.int64, len(names))
+    rows = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=len(folders)))[:-1])
     missing: list[int] = []
     extra = 0
-    rows = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=len(folders)))[:-1])
-    for folder, members in zip(folders, rows, strict=False):
-        there = names_in(root / folder)
-        seen: dict[str, int] = {}
-        for i in members.tolist():
-            name = names[i].rpartition("/")[2]
-            if name in seen:
-                raise DatasetError(f"{at(path, lines[i])}: '{shown(names[i])}' is already in line {lines[seen[name]]}.")
-            seen[name] = i
-            if name not in there:
-                missing.append(i)
-        extra += sum(name.lower().endswith(ENDINGS) for name in there.difference(seen) if not name.startswith("."))
-    if missing:
-        first = min(missing)
-        raise DatasetError(
-            f"{at(path, lines[first])}: there is no image '{shown(root / names[first])}' (missing: {len(missing)} of "
-            f"{len(names)} listed). Unpack them all, or give folder:DIR to take those that are there."
-        )
-    if extra:
-        log.warning("'%s' does not name all images beside it; left out: %d", shown(path), extra)
-
-
-def check_listed(root: Path, names: Names, lines: array | Sequence[int], table: Path, what: str) -> None:
-    """See that every file that a table names is below ``root``, and named once; each folder is listed once.
-
-    ``lines`` are the lines of ``names`` in ``table``, ``what`` they are: image, mask. Raises DatasetError naming the first
-    line at fault and, of missing files, how many there are.
-    """
-    folders: dict[str, int] = {}
-    of = np.fromiter((folders.setdefault(n.rpartition("/")[0], len(folders)) for n in names), np.int64, len(names))
-    rows = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=len(folders)))[:-1])
-    missing: list[int] = []
     for folder, members in zip(folders, rows, strict=False):
         there = names_in(root / folder)
         seen: dict[str, int] = {}
@@ -147,44 +163,12 @@ def check_listed(root: Path, names: Names, lines: array | Sequence[int], table: 
             seen[name] = i
             if name not in there:
                 missing.append(i)
+        extra += sum(name.lower().endswith(ENDINGS) for name in there.difference(seen) if not name.startswith("."))
     if missing:
         first = min(missing)
         raise DatasetError(
             f"{at(table, lines[first])}: there is no {what} '{shown(root / names[first])}' (missing: {len(missing)} of "
-            f"{len(names)} listed). Unpack them all, or take the lines out."
+            f"{len(names)} listed). Unpack them all, or take the lines out; folder:DIR takes those that are there."
         )
-
-
-def csv_rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a CSV file, one at a time, each with its line's number; cells that a row lacks are empty.
-
-    Raises DatasetError when columns are missing or it is no CSV.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in needed if name not in (reader.fieldnames or [])]
-            if missing:
-                raise DatasetError(
-                    f"'{shown(path)}' lacks the column {', '.join(missing)}; its first line must name the columns."
-                )
-            for row in reader:
-                yield reader.line_num, {k: (v or "") for k, v in row.items() if isinstance(k, str)}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(
-            f"'{shown(path)}' cannot be read: {reason(error)}. It must be a CSV file in UTF-8."
-        ) from error
-
-
-def whole(row: dict[str, str], column: str, least: int, most: int) -> int:
-    """The whole number in a cell. Raises ValueError with the words of a sentence."""
-    text = row[column]
-    try:
-        number = int(text)
-    except ValueError as error:
-        raise ValueError(f"'{column}' must be a whole number, got '{shown(text[:40])}'") from error
-    if number < least:
-        raise ValueError(f"'{column}' must be at least {least}, got {number}")
-    if number > most:
-        raise ValueError(f"'{column}' must be at most {most}")
-    return number
+    if extra and all_of:
+        log.warning("'%s' does not name all images next to those listed; left out: %d", shown(table), extra)

@@ -255,6 +255,15 @@ def _identity(path: str, real: str) -> object:
     return (found.st_dev, found.st_ino) if found.st_ino else real
 
 
+def list_images(root: Path, *prefixes: str) -> tuple[list[str], Listing]:
+    """The sorted images below a folder, or below some folders in it ("train/"). Raises NoImagesError where there is none."""
+    found = Listing()
+    files = sorted(prefix + file for prefix in prefixes or ("",) for file in files_below(root / prefix, found=found))
+    if not files:
+        raise no_images(root, found)
+    return files, found
+
+
 def no_images(root: Path, found: Listing) -> NoImagesError:
     """For a folder in which no file is read."""
     other = ", ".join(f"{ending} ({count})" for ending, count in found.left_out.most_common(8))

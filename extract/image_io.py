@@ -1,13 +1,8 @@
-"""From bytes to an image, and how a file's name is shown in a message.
+"""From a file's bytes to an image, and from any mode to 8-bit RGB or grey.
 
-Two kinds of failure are kept apart. What a decoder says of bytes that were read whole is a bad image: ImageError, which a
-run may skip. What the system says when a file is opened or read (it is gone, the disk does not answer, too many files are
-open), and want of memory, say nothing of the image: EDDPError, which ends the run, so that no image is left out for good
-because a disk was away for a while.
-
-How an image of any mode becomes 8-bit RGB or grey: which values of deep grey are black and white.
-
-EXIF orientation and label maps: images are read as they are stored, so a map drawn on the turned picture is turned back.
+Two kinds of failure are kept apart. What a decoder reports of bytes that were read whole is a bad image: ImageError, which
+a run may skip. What the system reports when a file is opened or read, and lack of memory, is not the image's fault:
+EDDPError, which ends the run, so that no image is dropped for good because a disk was away for a while.
 """
 
 from __future__ import annotations
@@ -43,33 +38,29 @@ LONGEST = 682  # times its shorter side
 _KEPT = "What is done so far is kept: run the same command again"
 OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 
-# What Pillow warns of is decided here: an image below twice MAX_IMAGE_PIXELS is read (above, Pillow raises), and broken
-# metadata beside sound pixels, common in ImageNet, changes nothing that is read.
-_QUIET: tuple[tuple[type[Warning], str], ...] = (
-    (Image.DecompressionBombWarning, ""),
-    (UserWarning, r"PIL\.\w+ImagePlugin"),
-)
+# Decided here: an image below twice MAX_IMAGE_PIXELS is read (above, Pillow raises), and broken metadata next to sound pixels,
+# common in ImageNet, changes nothing that is read.
+_QUIET = ((Image.DecompressionBombWarning, None), (UserWarning, re.compile(r"PIL\.\w+ImagePlugin")))
 _quieting = threading.Lock()
 
 
 def quiet_pillow() -> None:
-    """Keep Pillow's warnings about single images from the user's terminal.
+    """Silence Pillow's warnings about single images.
 
-    ``warnings.catch_warnings`` swaps the filters of the whole process and so is not for threads; these filters are put in
-    once and stay. Looking whether they are still there costs a microsecond.
+    ``warnings.catch_warnings`` swaps the filters of the whole process, so it is not for threads; these filters are added
+    once and stay. Checking that they are still there costs a microsecond.
     """
     for category, module in _QUIET:
-        entry = ("ignore", None, category, re.compile(module) if module else None, 0)
-        if entry not in warnings.filters:
+        if ("ignore", None, category, module, 0) not in warnings.filters:
             with _quieting:
-                warnings.filterwarnings("ignore", category=category, module=module)
+                warnings.filterwarnings("ignore", category=category, module=module.pattern if module else "")
 
 
 quiet_pillow()
 
 
 def shown(name: str | Path) -> str:
-    """A name for a sentence: line breaks, other control characters and bytes that are not UTF-8 are escaped."""
+    """A name for a message: line breaks, other control characters and bytes that are not UTF-8 are escaped."""
     text = str(name)
     if text.isprintable():
         return text
@@ -81,12 +72,12 @@ class IrregularError(OSError):
 
 
 def open_regular(path: Path) -> FileIO:
-    """Open a file for reading; a pipe or a device is not waited for. Raises OSError, IrregularError, IsADirectoryError."""
+    """Open a file for reading without waiting for a pipe or a device. Raises OSError, IrregularError, IsADirectoryError."""
     try:
         handle = os.open(path, OPEN_FLAGS)
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP) and _is_special(path):  # a socket, say
-            raise IrregularError("it is no regular file") from error
+        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP) and not (path.is_file() or path.is_dir()):
+            raise IrregularError("it is no regular file") from error  # a socket, say
         raise
     try:
         mode = os.fstat(handle).st_mode
@@ -123,11 +114,16 @@ def read_image(path: Path, name: str | None = None, *, known_gone: bool | None =
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode a file's bytes; ``name`` is what ImageError calls it. Raises EDDPError for want of memory."""
+    """Decode a file's bytes; ``name`` is what ImageError calls it. Raises EDDPError for lack of memory."""
     quiet_pillow()
     try:
         with Image.open(BytesIO(data), formats=formats_of(name)) as image:
-            _check_shape(image.size, name)
+            width, height = image.size
+            if max(image.size) > LONGEST * min(image.size):
+                raise ImageError(
+                    f"'{name}' is refused: it is {width} × {height} pixels, more than {LONGEST} times as long at one side as "
+                    "at the other; resized for a network it could fill the memory."
+                )
             image.load()
             return image
     except ImageError:
@@ -137,8 +133,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"'{name}' is refused: {error}") from error
     except Exception as error:  # decoders of damaged files raise whatever they like
-        # Pillow's decoders say it either way
-        if isinstance(error, MemoryError) or "out of memory" in str(error):
+        if isinstance(error, MemoryError) or "out of memory" in str(error):  # Pillow's decoders do either
             raise out_of_memory(name) from error
         if isinstance(error, OSError) and error.errno:  # decoders leave it out: this is the system's
             raise _lost(f"'{name}'", error) from error
@@ -177,7 +172,7 @@ def read_range(path: Path, offset: int, size: int, name: str) -> bytes:
 
 
 def out_of_memory(name: str) -> OutOfMemoryError:
-    """For an image that there was no memory for."""
+    """The error for an image that there is no memory for."""
     return OutOfMemoryError(
         f"There is not enough memory for the image '{name}'. {_KEPT}, with fewer --workers or a smaller --batch-size; if it "
         "is always this image, remove it."
@@ -228,34 +223,20 @@ def _own_fault(path: Path, error: OSError, known_gone: bool | None) -> str:
 
 def _lost(what: str, error: BaseException) -> EDDPError:
     number = getattr(error, "errno", None)
-    if number in (errno.EMFILE, errno.ENFILE):
-        then = "with fewer --workers, or after raising the limit (ulimit -n)."
-    elif number == errno.ENOMEM:
-        then = "with fewer --workers or a smaller --batch-size."
-    else:
-        then = (
-            "once the disk is back; if the file is really gone, remove it from the dataset, or its line from the list."
-        )
+    then = {
+        errno.EMFILE: "with fewer --workers, or after raising the limit (ulimit -n).",
+        errno.ENFILE: "with fewer --workers, or after raising the limit (ulimit -n).",
+        errno.ENOMEM: "with fewer --workers or a smaller --batch-size.",
+    }.get(
+        number or 0, "once the disk is back; if the file is really gone, remove it from the dataset, or from the list."
+    )
     kind = OutOfMemoryError if number == errno.ENOMEM else EDDPError
     return kind(f"{what} cannot be read: {reason(error)}. {_KEPT} {then}")
-
-
-def _is_special(path: Path) -> bool:
-    mode = path.stat().st_mode
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _check_bytes(size: int, name: str) -> None:
     if size > LARGEST:
         raise ImageError(f"'{name}' is refused: {size} bytes are too many for an image (at most {LARGEST}).")
-
-
-def _check_shape(size: tuple[int, int], name: str) -> None:
-    if max(size) > LONGEST * min(size):
-        raise ImageError(
-            f"'{name}' is refused: it is {size[0]} × {size[1]} pixels, more than {LONGEST} times as long at one side as at "
-            "the other; resized for a network it could fill the memory."
-        )
 
 
 def reason(error: BaseException) -> str:
@@ -354,21 +335,3 @@ def orientation_of(image: Image.Image) -> int:
     except Exception:  # noqa: BLE001  (broken metadata next to sound pixels changes nothing that is read)
         return 1
     return value if value in range(1, 9) else 1
-
-
-def is_turned(orientation: int) -> bool:
-    """Whether viewers show the picture with width and height exchanged."""
-    return orientation >= 5
-
-
-def turned_back(values_hw: np.ndarray, orientation: int) -> np.ndarray:
-    """An array drawn on the picture as viewers show it, as the image's pixels are stored. For orientations 5 to 8."""
-    if orientation in (5, 7):
-        return values_hw.T if orientation == 5 else values_hw[::-1, ::-1].T
-    return np.rot90(values_hw, 1 if orientation == 6 else -1)
-
-
-def same_shape(map_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
-    """Whether two sizes (h, w) are of one aspect ratio, up to rounding each side of the smaller to a whole pixel."""
-    (h, w), (height, width) = map_size, image_size
-    return abs(h * width - w * height) <= max(h + w, height + width)

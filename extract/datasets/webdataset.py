@@ -1,6 +1,6 @@
 """WebDataset: images in tar files, the shards, together with their labels; read in place, nothing is ever extracted.
 
-What lies in a shard under one key, the name up to the first dot after its last slash, is a sample: ``0001.jpg`` and
+What a shard holds under one key, the name up to the first dot after its last slash, is a sample: ``0001.jpg`` and
 ``0001.cls``, wherever in the shard they are. Shards are scanned once for where each image begins; an image is then read
 individually.
 """
@@ -24,8 +24,7 @@ from PIL import Image
 
 from extract.folder_listing import ending_of, files_below, label_maps, warn_of_maps
 from extract.image_io import ENDINGS, decode_image, open_regular, read_range, reason, shown
-from extract.image_source import Entry, digest_items, register, sample
-from extract.string_array import Items
+from extract.image_source import Entry, ListSource, digest_items, register, sample
 from stores.errors import DatasetError, EDDPError, MissingPathError, NoImagesError, UsageError
 
 log = logging.getLogger(__name__)
@@ -36,56 +35,56 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS = 1_000_000
 MOST_TEXT = 16 * 2**20  # bytes of a label's file; what is larger holds no label
 BLOCK = tarfile.BLOCKSIZE
-_TIME = 136  # byte of a header at which 12 bytes tell when the member was changed
+_TIME = 136  # byte of a header at which 12 bytes say when the member was changed
 
 
-class WebDatasetSource:
-    """Images within tar files, read one by one; made by ``open_webdataset``."""
+class WebDatasetSource(ListSource):
+    """Images within tar files, read one by one; the shards are scanned when it is made."""
 
     kind = "webdataset"
-    class_names: list[str] | None = None
 
-    def __init__(
-        self,
-        root: Path,
-        shards: list[str],
-        items: Items,
-        shard: np.ndarray,
-        offset: np.ndarray,
-        size: np.ndarray,
-        left_out: dict[str, int],
-    ) -> None:
-        self.root = root
+    def __init__(self, root: Path, shards: list[str]) -> None:
         self.shards = shards
-        self.items = items
-        self.left_out = left_out
-        self._shard, self._offset, self._size = shard, offset, size
-        self._digest: str | None = None
+        left_out: Counter[str] = Counter()
+        unused: list[str] = []
+        map_files: list[str] = []
+        shard, offset, size = array("i"), array("q"), array("q")
 
-    def __len__(self) -> int:
-        return len(self.items)
+        def entries() -> Iterator[tuple[str, int]]:
+            for k, name in enumerate(shards):
+                members = _scan(root / name, left_out, unused)
+                maps = label_maps([member for member, *_ in members])
+                left_out.update(maps.values())
+                map_files.extend(f"{name}/{member}" for member in maps)
+                for member, start, length, label in members:
+                    if member not in maps:
+                        shard.append(k)
+                        offset.append(start)
+                        size.append(length)
+                        yield f"{name}/{member}", label
 
-    def name(self, i: int) -> str:
-        return self.items.names[i]
+        super().__init__(root, entries())
+        self.left_out = dict(left_out)
+        self._shard, self._offset, self._size = np.array(shard, np.int32), np.array(offset), np.array(size)
+        warn_of_maps(root, map_files)
+        if unused:
+            log.warning(
+                f"'{shown(root)}': {len(unused)} label files have no image, such as '{shown(unused[0])}'. An image and its label "
+                "have the same key, the name up to the first dot (0001.jpg, 0001.cls), and are in the same shard: write the "
+                "shards again so"
+            )
 
     def path(self, i: int) -> Path:
         """The shard that holds the image."""
         return self.root / self.shards[int(self._shard[i])]
 
-    def label(self, i: int) -> int:
-        return int(self.items.labels[i])
-
     def image(self, i: int) -> Image.Image:
-        """The image as RGB. Raises ImageError when it cannot be decoded, EDDPError when its shard cannot be read."""
+        """The image. Raises ImageError when it cannot be decoded, EDDPError when its shard cannot be read."""
         name = shown(self.name(i))
         return decode_image(read_range(self.path(i), int(self._offset[i]), int(self._size[i]), name), name)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over name, label, size, modification time and a few bytes of each image, in order."""
-        if self._digest is None:
-            self._digest = digest_items(self._entries())
-        return self._digest
+    def _compute_digest(self) -> str:
+        return digest_items(self._entries())
 
     def _entries(self) -> Iterator[Entry]:
         """What the digest sees of each image: the time is that in its header, just before its bytes."""
@@ -103,13 +102,10 @@ class WebDatasetSource:
                 ) from error
 
 
-def is_pattern(root: Path) -> bool:
-    """Whether a name that is no file's stands for several: ``shard-{000000..000012}.tar``."""
-    return bool(_RANGE.search(str(root))) and not root.exists()
-
-
-def is_shard(root: Path) -> bool:
-    """Whether a place is one file that is called like a tar file."""
+def is_webdataset(root: Path) -> bool:
+    """Whether a path is a tar file, or a name that stands for several: ``shard-{000000..000012}.tar``."""
+    if _RANGE.search(str(root)) and not root.exists():
+        return True
     return root.name.lower().endswith((".tar", *COMPRESSED)) and root.is_file()
 
 
@@ -118,80 +114,46 @@ def holds_shards(root: Path) -> bool:
     return next(files_below(root, (".tar", *COMPRESSED)), None) is not None
 
 
-@register("webdataset", lambda root: is_pattern(root) or is_shard(root), files=True)
+@register("webdataset", is_webdataset, files=True)
 def open_webdataset(root: Path) -> WebDatasetSource:
     """Open a folder of ``.tar`` files (sorted, those in subfolders too), one such file, or ``shard-{000..012}.tar``.
 
     Every member whose name ends like an image's is an image, called ``SHARD.tar/MEMBER``, also where a sample has several.
     Its label is its sample's ``.cls``, a whole number as text; else "label" or "cls" of its ``.json``; else -1. ``0001.left.cls``
     is of ``0001.left.png`` alone. Label files without an image are logged. Classes have no names. Label maps next to an image
-    (``0001.seg.png``) are left out. Members that are no regular files, such as links, are passed over.
+    (``0001.seg.png``) are left out. Members that are no regular files, such as links, are skipped.
 
     Raises MissingPathError, NoImagesError, and DatasetError, naming shard and member or offset, for shards that are
     compressed, damaged or cut short, for names that are there twice and for labels that are no whole number.
     """
     root, shards = _shards(root)
-    shard, offset, size = array("i"), array("q"), array("q")
-    left_out: Counter[str] = Counter()
-    unused: list[str] = []
-    map_files: list[str] = []
-
-    def entries() -> Iterator[tuple[str, int]]:
-        for k, name in enumerate(shards):
-            members = _scan(root / name, left_out, unused)
-            maps = label_maps([member for member, *_ in members])
-            left_out.update(maps.values())
-            map_files.extend(f"{name}/{member}" for member in maps)
-            for member, at, length, label in members:
-                if member in maps:
-                    continue
-                shard.append(k)
-                offset.append(at)
-                size.append(length)
-                yield f"{name}/{member}", label
-
-    items = Items(entries())
-    warn_of_maps(root, map_files)
-    if unused:
-        log.warning(
-            "'%s': %d label files have no image, such as '%s'. An image and its label have the same key, the name up to the first "
-            "dot (0001.jpg, 0001.cls), and are in the same shard: write the shards again so",
-            shown(root),
-            len(unused),
-            shown(unused[0]),
-        )
-    if not len(items):
+    source = WebDatasetSource(root, shards)
+    if not len(source):
         raise NoImagesError(
             f"There is no image in the {len(shards)} tar files of '{shown(root)}' (--data), '{shown(shards[0])}' the first. "
             f"Looked for members ending in {', '.join(ENDINGS)}."
         )
-    arrays = np.array(shard, np.int32), np.array(offset, np.int64), np.array(size, np.int64)
-    return WebDatasetSource(root, shards, items, *arrays, dict(left_out))
+    return source
 
 
 def _shards(root: Path) -> tuple[Path, list[str]]:
     """The folder that names are relative to, and the shards."""
     if root.is_dir():
         shards = sorted(files_below(root, (".tar",)))
-        if not shards:
-            packed = next(files_below(root, COMPRESSED), None)
-            if packed:
-                raise DatasetError(
-                    f"The tar files in '{shown(root)}' (--data) are compressed, '{shown(packed)}' for one. Decompress them: "
-                    "an image is then read without all that is before it."
-                )
-            raise NoImagesError(f"There is no .tar file in '{shown(root)}' (--data) or its subfolders.")
-        return root, shards
+        if shards:
+            return root, shards
+        if packed := next(files_below(root, COMPRESSED), None):
+            raise DatasetError(
+                f"The tar files in '{shown(root)}' (--data) are compressed, '{shown(packed)}' for one. Decompress them: "
+                "an image is then read without all that is before it."
+            )
+        raise NoImagesError(f"There is no .tar file in '{shown(root)}' (--data) or its subfolders.")
     if root.is_file():
         return root.parent, [root.name]
     found = sorted(_expanded(str(root)))
     missing = [name for name in found if not Path(name).is_file()]
     if missing:
-        of = (
-            f"; {len(missing)} of the {len(found)} that '{shown(root)}' stands for are missing"
-            if len(found) > 1
-            else ""
-        )
+        of = f"; {len(missing)} of the {len(found)} that '{shown(root)}' stands for are missing" * (len(found) > 1)
         raise MissingPathError(f"There is no file '{shown(missing[0])}' (--data){of}. Give a folder with .tar files.")
     above = Path(str(root).partition("{")[0] + "x").parent
     return above, [str(Path(name).relative_to(above)) for name in found]
@@ -222,9 +184,7 @@ def _scan(path: Path, left_out: Counter[str], unused: list[str]) -> list[tuple[s
         key, ending = _split(name)
         if not key:
             continue
-        if not ending:
-            left_out["no ending"] += 1
-        elif ending.endswith(ENDINGS):
+        if ending.endswith(ENDINGS):
             if name in images:
                 raise DatasetError(
                     f"'{shown(path)}' holds '{shown(name)}' twice; the second is at byte {member.offset}."
@@ -236,7 +196,7 @@ def _scan(path: Path, left_out: Counter[str], unused: list[str]) -> list[tuple[s
             except DatasetError as error:  # raised where it is an image's
                 labels[key + ending] = error
         else:
-            left_out[ending_of(name)] += 1
+            left_out[ending_of(name) if ending else "no ending"] += 1
     found = []
     used: set[str] = set()
     for name, place in images.items():
@@ -244,14 +204,14 @@ def _scan(path: Path, left_out: Counter[str], unused: list[str]) -> list[tuple[s
         own = ending.rpartition(".")[0]  # .left of a.left.png
         files = [f"{key}{part}{kind}" for part in dict.fromkeys((own, "")) for kind in (".cls", ".json")]
         used.update(file for file in files if file in labels)
-        label = next((said for file in files if (said := labels.get(file)) is not None), -1)
+        label = next((given for file in files if (given := labels.get(file)) is not None), -1)
         if isinstance(label, DatasetError):
             raise label
         found.append((name, *place, label))
-    for name, said in labels.items():
+    for name, given in labels.items():
         if name not in used:
             left_out[ending_of(name)] += 1
-            if name.endswith(".cls") or isinstance(said, int):
+            if name.endswith(".cls") or isinstance(given, int):
                 unused.append(f"{path.name}/{name}")
     return found
 
@@ -270,12 +230,11 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
             size = file.seek(0, 2)
             file.seek(0)
             head = file.read(6)
-            for magic, how in _MAGIC.items():
-                if head.startswith(magic):
-                    raise DatasetError(
-                        f"'{shown(path)}' is compressed by {how}. Decompress it (images compress no further, and an image "
-                        "is then read without all that is before it)."
-                    )
+            if how := next((how for magic, how in _MAGIC.items() if head.startswith(magic)), None):
+                raise DatasetError(
+                    f"'{shown(path)}' is compressed by {how}. Decompress it (images compress no further, and an image is then "
+                    "read without all that is before it)."
+                )
             file.seek(0)
             offset = 0
             try:
@@ -318,40 +277,32 @@ def _check_end(file: BinaryIO, offset: int, size: int, path: Path) -> None:
 
 def _label(member: tarfile.TarInfo, file: BinaryIO, path: Path) -> int | None:
     """What a ``.cls`` or ``.json`` says; None for a ``.json`` that says nothing of a class."""
-    where = f"'{shown(path)}', member '{shown(member.name)}'"
+    where, must = f"'{shown(path)}', member '{shown(member.name)}'", "must be a whole number from 0 (or -1), got"
     if member.size > MOST_TEXT:
         raise DatasetError(f"{where}: {member.size} bytes are no label.")
     file.seek(member.offset_data)
     text = file.read(member.size)
     if member.name.lower().endswith(".cls"):
         digits = text.strip()
-        if not re.fullmatch(rb"[+-]?\d{1,9}", digits) or int(digits) < -1:
-            raise DatasetError(f"{where}: the label must be a whole number from 0 (or -1), got '{_some(digits)}'.")
+        if not re.fullmatch(rb"\+?\d{1,9}|-0*[01]", digits):
+            raise DatasetError(f"{where}: the label {must} '{_excerpt(digits)}'.")
         return int(digits)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where}: this is no JSON: {reason(error)}.") from error
-    given = [
-        (field, value[field]) for field in ("label", "cls") if isinstance(value, dict) and value.get(field) is not None
-    ]
-    for field, number in given:
-        if _is_whole(number):
+    fields = ("label", "cls") if isinstance(value, dict) else ()
+    given = {field: value[field] for field in fields if value.get(field) is not None}
+    for field, number in given.items():
+        if type(number) is int or (isinstance(number, float) and number.is_integer()):
             if not -1 <= number < 2**31:
-                raise DatasetError(f"{where}: '{field}' must be a whole number from 0 (or -1), got {number}.")
+                raise DatasetError(f"{where}: '{field}' {must} {number}.")
             return int(number)
-    if given:
-        field, number = given[0]
-        raise DatasetError(
-            f"{where}: '{field}' must be a whole number from 0 (or -1), got {_some(json.dumps(number).encode())}. Write the "
-            "class's number, there or in a .cls."
-        )
+    for field, number in given.items():
+        text = json.dumps(number).encode()
+        raise DatasetError(f"{where}: '{field}' {must} {_excerpt(text)}. Write the class's number, there or in a .cls.")
     return None
 
 
-def _is_whole(number: Any) -> bool:
-    return type(number) is int or (isinstance(number, float) and number.is_integer())
-
-
-def _some(text: bytes) -> str:
+def _excerpt(text: bytes) -> str:
     return shown(text[:40].decode("utf-8", "replace")) + ("..." if len(text) > 40 else "")

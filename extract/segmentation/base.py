@@ -1,14 +1,14 @@
-"""Label maps in PNG files: what every pixel holds, exactly, or one sentence why that cannot be told.
+"""Datasets with label maps: the contract, exact values of PNG maps, and maps that are named like their images.
 
-Concept datasets whose label maps are PNG files called like the images: what their readers have in common.
+In all of them label 0 is "unlabelled", and an image counts for a category only where it is annotated in it. A name in a
+table may not lead out of the dataset (no ``..``, no absolute path); links on the disk are followed, wherever they lead.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from abc import ABC, abstractmethod
-from collections import Counter
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,23 +19,19 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from extract.file_list import at, whole
 from extract.folder_listing import Listing, files_below
-from extract.image_io import (
-    LARGEST,
-    formats_of,
-    is_turned,
-    open_regular,
-    orientation_of,
-    quiet_pillow,
-    read_image,
-    reason,
-    same_shape,
-    shown,
-    turned_back,
-)
-from extract.image_source import ImageSource, digest_files
-from extract.string_array import Names
+from extract.image_io import LARGEST, formats_of, open_regular, orientation_of, quiet_pillow, reason, shown
+from extract.image_source import ImageSource, ListSource
 from stores.errors import DatasetError, EDDPError, ImageError, NoImagesError
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+VALUES = 65536  # that a pixel of 16 bits, or R + 256·G, can have
+# How Pillow names the pixels of a PNG before it makes them its own: other greys it would scale or clip.
+_INDICES = ("L", "P", "P;1", "P;2", "P;4", "I;16B")
+RGB = "RGB is read as label = R + 256·G"
 
 
 @dataclass(frozen=True)
@@ -50,10 +46,10 @@ class ConceptLabel:
 class ConceptSource(ImageSource, Protocol):
     """Images with label maps: all that labelling, scoring and supervised methods use of a concept dataset.
 
-    ``categories`` in the dataset's order, ``labels`` all that may occur, ``by_number`` the same by their numbers.
-    ``listing`` says, in a sentence, where the images and their splits stand. ``split`` is ``train`` (to label or learn on),
-    ``val`` (to score on) or anything else (not used). ``image_size`` and ``mask_size`` are (height, width); maps cover the
-    whole image, whatever their size.
+    ``categories`` in the dataset's order, ``labels`` all that may occur, ``by_number`` the same by their numbers;
+    ``listing`` names the files that list images and splits. ``split`` is ``train`` (to label or learn on), ``val`` (to score
+    on) or anything else (not used). ``image_size`` and ``mask_size`` are (height, width); maps cover the whole image,
+    whatever their size.
 
     ``masks``: category -> (layers, h, w) int32 label maps, 0 where unlabelled, only for the categories that the image is
     annotated in; raises DatasetError naming the file for one that is missing, unreadable or holds an unknown label.
@@ -71,22 +67,43 @@ class ConceptSource(ImageSource, Protocol):
 
 
 def holds(*marks: str) -> Callable[[Path], bool]:
-    """Whether a folder holds all of some files or folders."""
+    """A test whether a folder holds all of some files or folders."""
     return lambda root: all((root / mark).exists() for mark in marks)
 
 
-# How Pillow names the pixels of a PNG before it makes them its own: other greys it would scale or clip.
-_INDICES = ("L", "P", "P;1", "P;2", "P;4", "I;16B")
-_COLOURS = ("RGB", "RGBA")
-RGB = "RGB is read as label = R + 256·G"
+def read_labels(
+    table: Path,
+    rows: Iterable[tuple[int, dict[str, str]]],
+    category: Callable[[dict[str, str]], str],
+    *,
+    columns: tuple[str, str] = ("number", "name"),
+    most: int = VALUES - 1,
+    skip: int = -1,
+) -> list[ConceptLabel]:
+    """Labels of a table's rows, but for the number ``skip``; raises DatasetError naming the first line at fault."""
+    labels: dict[int, ConceptLabel] = {}
+    lines: dict[int, int] = {}
+    for line, row in rows:
+        try:
+            number = whole(row, columns[0], 0, most)
+            if number in lines:
+                raise ValueError(f"number {number} is already taken by line {lines[number]}")
+            labels[number] = ConceptLabel(number, row[columns[1]].strip(), category(row))
+        except ValueError as error:
+            raise DatasetError(f"{at(table, line)}: {error}.") from error
+        lines[number] = line
+    labels.pop(skip, None)
+    if not labels:
+        raise DatasetError(f"'{shown(table)}' lists no label.")
+    return list(labels.values())
 
 
 @contextmanager
 def opened_map(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
     """A PNG, opened and not yet decoded. Whatever goes wrong with it within the block is a DatasetError.
 
-    ``what`` is the beginning of the sentence, such as "The mask 'a.png'". No other format is read, whatever the file is
-    called; and what has more pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` is refused before it is decoded.
+    ``what`` begins the message, such as "The mask 'a.png'". No other format is read, whatever the file's name; what has
+    more pixels than twice ``PIL.Image.MAX_IMAGE_PIXELS`` is refused before it is decoded.
     """
     quiet_pillow()
     try:
@@ -98,22 +115,21 @@ def opened_map(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
             yield image
     except EDDPError:
         raise
-    except UnidentifiedImageError as error:
-        raise DatasetError(f"{what} cannot be read: cannot identify it as a PNG. Unpack or write it again.") from error
     except Exception as error:  # decoders of damaged files raise whatever they like
-        raise DatasetError(f"{what} cannot be read: {reason(error)}. Unpack or write it again.") from error
+        why = "cannot identify it as a PNG" if isinstance(error, UnidentifiedImageError) else reason(error)
+        raise DatasetError(f"{what} cannot be read: {why}. Unpack or write it again.") from error
 
 
 def map_values(image: ImageFile.ImageFile, what: str, *, colour: bool) -> np.ndarray:
     """(h, w) integers of a PNG with one channel of 8 or 16 bits or a palette (its indices), as they are in the file.
 
-    With ``colour`` RGB is taken too, as R + 256·G with B = 0. Raises DatasetError for any other PNG.
+    With ``colour`` RGB is accepted too, as R + 256·G with B = 0. Raises DatasetError for any other PNG.
     """
     (tile,) = image.tile
     pixels = str(tile.args)
     if pixels in _INDICES:
         return np.asarray(image)
-    if colour and pixels in _COLOURS:
+    if colour and pixels in ("RGB", "RGBA"):
         return rgb_labels(np.asarray(image), what)
     allowed = "a palette or one channel of 8 or 16 bits" + (", or RGB (label = R + 256·G)" if colour else "")
     raise DatasetError(f"{what} has pixels of the kind {pixels}: a label map has {allowed}. Write it again.")
@@ -130,13 +146,20 @@ def rgb_labels(rgb: np.ndarray, what: str) -> np.ndarray:
     return rgb[..., 0] + 256 * rgb[..., 1].astype(np.int32)
 
 
-log = logging.getLogger(__name__)
+def same_shape(map_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
+    """Whether two sizes (h, w) are of one aspect ratio, up to rounding each side of the smaller to a whole pixel."""
+    (h, w), (height, width) = map_size, image_size
+    return abs(h * width - w * height) <= max(h + w, height + width)
 
-SPLITS = ("train", "val", "test")
-VALUES = 65536  # that a pixel of 16 bits, or R + 256·G, can have
+
+def as_stored(values_hw: np.ndarray, orientation: int) -> np.ndarray:
+    """An array drawn on the picture as viewers show it, turned to the pixels as stored. For EXIF orientations 5 to 8."""
+    if orientation in (5, 7):
+        return values_hw.T if orientation == 5 else values_hw[::-1, ::-1].T
+    return np.rot90(values_hw, 1 if orientation == 6 else -1)
 
 
-class MapSource(ABC):
+class MapSource(ListSource):
     """Images with a PNG or more each; a reader fills this in and says by ``map_files`` where the PNGs are.
 
     Parameters
@@ -145,13 +168,11 @@ class MapSource(ABC):
     splits : (N,) number of each image's split in ``SPLITS``.
     labels : all labels; their numbers are those that ``masks`` gives, which need not be the pixels' values.
     number_of : pixel value -> label number, 0 for unlabelled. Values that are not in it are refused.
-    unknown : what is wrong with such a value, for a sentence.
-    listing : where images and splits stand, for a sentence.
+    unknown : what is wrong with such a value, for a message.
+    listing : the files that list images and splits, for a message.
     left_out : number of files next to the images that are not read, by ending.
     """
 
-    kind: str
-    class_names: list[str] | None = None
     colour = False  # whether a PNG may be RGB
 
     def __init__(
@@ -166,47 +187,21 @@ class MapSource(ABC):
         listing: str,
         left_out: Mapping[str, int] | None = None,
     ) -> None:
-        self.root = root
-        self.left_out = dict(left_out or {})
-        self.names = Names(names)
+        super().__init__(root, ((name, -1) for name in names), left_out)
         self.labels = labels
         self.categories = list(dict.fromkeys(label.category for label in labels))
         self.by_number = {label.number: label for label in labels}
         self.listing = listing
         self._splits = np.array(splits, np.uint8)
         self._number_of = np.full(VALUES, -1, np.int32)
-        for value, number in number_of.items():
-            self._number_of[value] = number
+        self._number_of[list(number_of)] = list(number_of.values())
         self._unknown = unknown
-        self._digest: str | None = None
         self._shapes: np.ndarray | None = None  # (N, 3) height, width, orientation of the images looked at, else 0
-        self._said: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, i: int) -> str:
-        return self.names[i]
-
-    def path(self, i: int) -> Path:
-        return self.root / self.names[i]
-
-    def label(self, i: int) -> int:
-        return -1
+        self._logged: set[str] = set()
 
     def split(self, i: int) -> str:
         """``train``, ``val`` or ``test``."""
         return SPLITS[self._splits[i]]
-
-    def image(self, i: int) -> Image.Image:
-        return read_image(self.path(i), self.name(i))
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all images in order (``extract.image_source``). The maps are not in it: they are read in every run."""
-        if self._digest is None:
-            self._digest = digest_files(self.root, ((name, -1) for name in self.names))
-        return self._digest
 
     def image_size(self, i: int) -> tuple[int, int]:
         """(height, width) of the image as it is stored, from the beginning of its file. Raises ImageError."""
@@ -224,22 +219,20 @@ class MapSource(ABC):
 
     def _read_shape(self, i: int) -> tuple[int, int, int]:
         quiet_pillow()
+        path = self.path(i)
         try:
             with (
-                open_regular(self.path(i)) as raw,
+                open_regular(path) as raw,
                 BufferedReader(raw) as file,
-                Image.open(file, formats=formats_of(self.names[i])) as image,
+                Image.open(file, formats=formats_of(path.name)) as image,
             ):
                 return image.height, image.width, orientation_of(image)
         except UnidentifiedImageError as error:
             raise ImageError(
-                f"'{shown(self.path(i))}' is no image file (its content is of no known format). Mend it, or take it "
-                "out."
+                f"'{shown(path)}' is no image file (its content is of no known format). Fix or remove it."
             ) from error
         except Exception as error:  # decoders of damaged files raise whatever they like
-            raise ImageError(
-                f"'{shown(self.path(i))}' cannot be read: {reason(error)}. Mend it, or take it out."
-            ) from error
+            raise ImageError(f"'{shown(path)}' cannot be read: {reason(error)}. Fix or remove it.") from error
 
     @abstractmethod
     def map_files(self, i: int) -> dict[str, Path]:
@@ -263,46 +256,43 @@ class MapSource(ABC):
         with opened_map(path, what) as image:
             values = map_values(image, what, colour=self.colour)
             coloured = image.mode in ("RGB", "RGBA")
-            if coloured:
-                self._say_once(
-                    logging.INFO, "'%s' is RGB, and other masks may be: read as label = R + 256·G", shown(path)
-                )
+        if coloured:
+            self._log_once(logging.INFO, "'%s' is RGB, and other masks may be: read as label = R + 256·G", shown(path))
         numbers = self._number_of[values]
-        wrong = numbers < 0
-        if wrong.any():
+        if (wrong := numbers < 0).any():
             hint = f" ({RGB}: write label numbers, not colours)" * coloured
             raise DatasetError(f"{what} holds the value {int(values[wrong].min())}{hint}, {self._unknown}.")
-        h, w = numbers.shape
-        turn = self._turn(i, (h, w), path)
-        return numbers if turn == 1 else turned_back(numbers, turn)
+        turn = self._turn(i, numbers.shape, path)
+        return numbers if turn == 1 else as_stored(numbers, turn)
 
-    def _turn(self, i: int, size: tuple[int, int], path: Path) -> int:
+    def _turn(self, i: int, size: tuple[int, ...], path: Path) -> int:
         """The EXIF orientation in which a mask of a size was drawn on image i: 1, or the image's own.
 
         Raises DatasetError where the shapes do not fit.
         """
         height, width, orientation = self._shape(i)
-        turned = is_turned(orientation) and same_shape(size, (width, height))
-        if same_shape(size, (height, width)):
+        h, w = size
+        turned = orientation >= 5 and same_shape((h, w), (width, height))
+        if same_shape((h, w), (height, width)):
             if turned or orientation in (2, 3, 4):
-                self._say_once(
+                self._log_once(
                     logging.WARNING,
                     "the image '%s' has EXIF orientation %d, and so may others: the mask's shape does not tell whether it was "
                     "drawn on the turned picture; taken as drawn on the pixels as they are stored, as the network sees them",
-                    shown(self.names[i]),
+                    shown(self.name(i)),
                     orientation,
                 )
             return 1
         if turned:
             return orientation
         raise DatasetError(
-            f"The mask '{shown(path)}' has {size[1]} × {size[0]} pixels, but its image '{shown(self.names[i])}' {width} × "
-            f"{height}, another aspect ratio: a mask must cover the whole image. Write it again in the image's size."
+            f"The mask '{shown(path)}' has {w} × {h} pixels, but its image '{shown(self.name(i))}' {width} × {height}, "
+            "another aspect ratio: a mask must cover the whole image. Write it again in the image's size."
         )
 
-    def _say_once(self, level: int, message: str, *values: object) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _log_once(self, level: int, message: str, *values: object) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
             log.log(level, message, *values)
 
 
@@ -313,9 +303,8 @@ def stem(name: str) -> str:
 
 def stems_below(folder: Path) -> set[str]:
     """The paths, without ``.png``, of all PNGs below a folder; none where there is no such folder."""
-    if not folder.is_dir():
-        return set()
-    return {stem(name) for name in files_below(folder, (".png",)) if name.endswith((".png", ".PNG"))}
+    files = files_below(folder, (".png",)) if folder.is_dir() else ()
+    return {stem(name) for name in files if name.endswith((".png", ".PNG"))}
 
 
 def png(base: Path, name: str) -> Path:
@@ -331,7 +320,7 @@ def images_below(folder: Path, listing: Listing) -> dict[str, str]:
     for name in sorted(files_below(folder, found=listing)) if folder.is_dir() else []:
         if stem(name) in found:
             raise DatasetError(
-                f"'{shown(folder / name)}' and '{shown(found[stem(name)])}' differ in their endings only, so it cannot be told "
+                f"'{shown(folder / name)}' and '{shown(found[stem(name)])}' differ in their endings only, so it is not clear "
                 "which of them the mask is of. Rename one, and its mask."
             )
         found[stem(name)] = name
@@ -347,34 +336,6 @@ def paired(images: dict[str, str], masks: set[str], folder: Path) -> list[str]:
     return kept
 
 
-class TwinSource(MapSource):
-    """``images/FOLDER/NAME`` has ``annotations/FOLDER/NAME.png``, with a folder a split."""
-
-    def map_files(self, i: int) -> dict[str, Path]:
-        return {"object": png(self.root / "annotations", stem(self.names[i].removeprefix("images/")))}
-
-
-def twins(root: Path, folders: dict[str, str]) -> tuple[list[str], list[int], Counter[str]]:
-    """Names below ``root`` and split numbers of all images of such folders, given by split; of those with a map only.
-
-    Third, the number of other files by ending.
-
-    Raises NoImagesError where there are none.
-    """
-    names: list[str] = []
-    splits: list[int] = []
-    listing = Listing()
-    for split, folder in folders.items():
-        below = root / "images" / folder
-        found = paired(images_below(below, listing), stems_below(root / "annotations" / folder), below)
-        names += [f"images/{folder}/{name}" for name in found]
-        splits += [SPLITS.index(split)] * len(found)
-    if not names:
-        train, val = folders.values()
-        raise no_images(root, f"images/{train}/NAME.jpg with annotations/{train}/NAME.png, and in {val}/")
-    return names, splits, listing.left_out
-
-
-def no_images(root: Path, looked_for: str) -> EDDPError:
-    """For a dataset in which no image has a map."""
+def no_masks(root: Path, looked_for: str) -> NoImagesError:
+    """The error for a dataset in which no image has a map."""
     return NoImagesError(f"There is no image with a mask in '{shown(root)}': looked for {looked_for}.")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from extract.datasets import open_source
-from extract.datasets.cifar10 import Cifar10Source, open_cifar10, read_pickled
+from extract.datasets.cifar10 import Cifar10Source, open_cifar10
 from stores.errors import DatasetError, EDDPError, ImageError, MissingPathError, UsageError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

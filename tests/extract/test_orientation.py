@@ -12,8 +12,9 @@ from concept_folders import write_map
 from PIL import Image, ImageOps
 
 from extract.datasets import open_concepts
-from extract.image_io import ORIENTATION, orientation_of, quiet_pillow, same_shape
+from extract.image_io import ORIENTATION, orientation_of, quiet_pillow
 from extract.labels import labels_on_raster
+from extract.segmentation.base import same_shape
 from extract.segmentation.custom import MasksSource
 from stores.errors import DatasetError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from concept_folders import write_map, write_voc
 
-from extract.segmentation.voc_ade_coco import CLASSES, VocSource
+from extract.segmentation.voc_ade_coco import VOC_CLASSES, VocSource
 from stores.errors import DatasetError, NoImagesError
 
 LIST = "ImageSets/Segmentation/val.txt"
@@ -22,7 +22,7 @@ def test_background_and_void_are_unlabelled_and_a_number_is_its_index(tmp_path: 
     found = source.masks(0)["object"][0]
     np.testing.assert_array_equal(found[:3], values)
     assert not found[3:].any()
-    assert len(CLASSES) == 21
+    assert len(VOC_CLASSES) == 21
     assert [label.number for label in source.labels] == list(range(1, 21))
     assert (source.labels[0].name, source.labels[19].name) == ("aeroplane", "tvmonitor")
 
