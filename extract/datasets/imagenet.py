@@ -219,12 +219,8 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
         with tarfile.open(archive, "r|gz") as tar:
             for member in tar:
                 name = member.name.rpartition("/")[2]
-                if (
-                    name in (META, TRUTH)
-                    and member.size < 2**26
-                    and (file := tar.extractfile(member))
-                    and member.isreg()
-                ):
+                wanted = name in (META, TRUTH) and member.isreg() and member.size < 2**26
+                if wanted and (file := tar.extractfile(member)):
                     files[name] = file.read()
     except Exception as error:  # damaged archives fail wherever they like
         raise DatasetError(f"'{shown(archive)}' is damaged: {reason(error)}. Download it again.") from error

@@ -135,7 +135,7 @@ def _of_folder(
         last = len(categories.names) - 1 if categories else 10**9
 
         def parsed(text: str, line: int) -> tuple[str, int]:
-            match = re.fullmatch(r"(.+\S)\s+(\d{1,9})|(.+)", text)
+            match = re.fullmatch(r"(.*\S)\s+(\d{1,9})|(.+)", text)
             if folder.kind != "test" and not (match and match[2]):
                 raise DatasetError(f"{at(path, line)} must read PATH NUMBER, got '{shown(text)}'.")
             name, label = (text, -1) if folder.kind == "test" or not match else (match[1], int(match[2]))

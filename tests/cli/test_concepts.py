@@ -126,11 +126,11 @@ HARMS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "unknown in a cell": (
         replaced("index.csv", ROW, ROW.replace("sub/1_color_0.png", "99")),
-        ("index.csv', line 3", "label 99", "Add it there, or mend the cell"),
+        ("index.csv', line 3", "label 99", "Add it there, or fix the cell"),
     ),
     "another size": (
         mask(lambda path: write_mask(path, np.ones((11, 12), int))),
-        ("1_color_0.png", "index.csv', line 3", "(11, 12)", "(12, 12)", "Mend the one or the other"),
+        ("1_color_0.png", "index.csv', line 3", "(11, 12)", "(12, 12)", "Fix one of them"),
     ),
     "truncated": (
         mask(lambda path: path.write_bytes(path.read_bytes()[:60])),

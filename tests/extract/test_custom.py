@@ -1,18 +1,25 @@
-"""``images/``, ``masks/`` and ``labels.csv``: labels, categories, splits."""
+"""``images/``, ``masks/`` and ``labels.csv``: labels, categories, splits; and masks of images that viewers turn."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from concept_folders import ENOUGH, write_image, write_map, write_masks
+from PIL import Image, ImageOps
 
+from extract.datasets import open_concepts
+from extract.image_io import ORIENTATION
 from extract.labels import labels_on_raster
-from extract.segmentation.base import ConceptLabel
+from extract.segmentation.base import ConceptLabel, same_shape
 from extract.segmentation.custom import MasksSource, hashed_split
 from stores.errors import DatasetError, MissingPathError
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("bits", [8, 16, 24])
@@ -84,7 +91,7 @@ def test_without_a_list_the_name_decides(tmp_path: Path) -> None:
     assert [source.split(i) for i in range(ENOUGH)] == [
         ("train", "val")[hashed_split(f"a/image {k}")] for k in range(ENOUGH)
     ]
-    assert "a split.csv beside it would say otherwise" in source.listing
+    assert "a split.csv next to it would override it" in source.listing
     assert len(source) == len(made.names)
 
 
@@ -123,62 +130,14 @@ def test_names_with_dots(tmp_path: Path) -> None:
     assert source.labels == [ConceptLabel(7, "sky", "object")]
 
 
-@pytest.mark.parametrize(
-    ("row", "wanted"),
-    [
-        ("a/image 0,training", "the split must be one of train, val, test, got 'training'"),
-        ("a/image 0,", "the split must be one of train, val, test, got ''"),
-        ("a/nothing,val", "there is no image '{root}/images/a/nothing'. Put it there, or take the line out."),
-        ("a/image 0.jpg.jpg,val", "there is no image"),
-        ("a/image 0.png,val", "there is no image"),
-        ("../secret.jpg,val", "'../secret.jpg' points outside the folder of the images"),
-        ("/etc/passwd,val", "'/etc/passwd' points outside the folder of the images"),
-        ("a/image 1,val", "'a/image 1' is already in '{root}/split.csv', line 2. An image is of one split"),
-        ("a/bare,val", "the image 'a/bare' has no mask 'a/bare.png' in '{root}/masks'"),
-    ],
-)
-def test_a_bad_line_of_the_split(tmp_path: Path, row: str, wanted: str) -> None:
-    write_masks(tmp_path)
-    write_image(tmp_path / "images/a/bare.jpg", 0)
-    (tmp_path / "split.csv").write_text(f"image,split\na/image 1.jpg,train\n{row}\n")
-    with pytest.raises(DatasetError) as caught:
-        MasksSource(tmp_path)
-    assert f"'{tmp_path}/split.csv', line 3: {wanted.format(root=tmp_path)}" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("rows", "wanted"),
-    [
-        ("one,sky", "line 2: 'number' must be a whole number, got 'one'"),
-        ("1.5,sky", "line 2: 'number' must be a whole number, got '1.5'"),
-        ("-1,sky", "line 2: 'number' must be at least 0, got -1"),
-        ("65536,sky", "line 2: 'number' must be at most 65535"),
-        ("1,sky\n2,sea\n1,sun", "line 4: number 1 is already taken by line 2"),
-        ("1,", "line 2: the name is missing"),
-        ("0,background", "lists no label"),
-    ],
-)
-def test_a_bad_line_of_the_labels(tmp_path: Path, rows: str, wanted: str) -> None:
-    write_masks(tmp_path)
-    (tmp_path / "labels.csv").write_text(f"number,name\n{rows}\n")
-    with pytest.raises(DatasetError) as caught:
-        MasksSource(tmp_path)
-    assert f"labels.csv', {wanted}" in str(caught.value).replace("' lists", "', lists")
-
-
-def test_an_empty_category_and_missing_columns(tmp_path: Path) -> None:
-    write_masks(tmp_path)
-    (tmp_path / "labels.csv").write_text("number,name,category\n1,sky,\n")
-    with pytest.raises(DatasetError, match=r"labels\.csv', line 2: the category is missing"):
-        MasksSource(tmp_path)
-    (tmp_path / "labels.csv").write_text("id,name\n1,sky\n")
-    with pytest.raises(DatasetError, match=r"labels\.csv' lacks the column number"):
-        MasksSource(tmp_path)
-
-
-def test_a_missing_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_or_mask(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(MissingPathError, match="lacks masks/: it must hold images/, masks/ and labels.csv"):
+        MasksSource(tmp_path)
+    write_masks(tmp_path)
+    write_image(tmp_path / "images/a/bare.jpg", 0)
+    (tmp_path / "split.csv").write_text("image,split\na/bare,val\n")
+    with pytest.raises(DatasetError, match=r"line 2: the image 'a/bare' has no mask 'a/bare\.png' in '.*masks'"):
         MasksSource(tmp_path)
 
 
@@ -200,3 +159,117 @@ def test_colours_are_not_read_as_labels(tmp_path: Path, colour: tuple[int, ...],
     with pytest.raises(DatasetError, match=wanted) as caught:
         MasksSource(tmp_path).masks(0)
     assert "'" + str(tmp_path / "masks/1.png") in str(caught.value)
+
+
+def stored(root: Path, orientation: int, size: tuple[int, int] = (6, 9), ending: str = "png") -> np.ndarray:
+    """An image, (h, w), that is to be turned, with random labels; the labels where its pixels are stored."""
+    g = np.random.default_rng(orientation)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    (root / "images").mkdir(parents=True)
+    image = Image.fromarray(g.integers(0, 256, (*size, 3), np.uint8))
+    image.save(root / f"images/x.{ending}", exif=exif)
+    (root / "labels.csv").write_text("number,name\n1,a\n2,b\n")
+    return g.choice([1, 2], size).astype(np.uint8)
+
+
+def as_seen(labels: np.ndarray, orientation: int) -> np.ndarray:
+    """What somebody draws who sees the turned picture."""
+    image = Image.fromarray(labels)
+    image.getexif()[ORIENTATION] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_a_mask_of_the_turned_picture_is_turned_back(
+    tmp_path: Path, orientation: int, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = stored(tmp_path, orientation, ending=ending)
+    write_map(tmp_path / "masks/x.png", as_seen(labels, orientation) if orientation >= 5 else labels)
+    source = MasksSource(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(source.masks(0)["object"][0], labels)
+        source.masks(0)
+    assert source.mask_size(0) == source.image_size(0) == (6, 9)
+    found = labels_on_raster(source, 0, (6, 9), WHOLE)
+    np.testing.assert_array_equal(found.maps[0].reshape(6, 9), labels == 1)
+    assert len(caplog.records) == (orientation in (2, 3, 4))  # which its shape does not tell
+    if caplog.records:
+        assert f"'images/x.{ending}' has EXIF orientation {orientation}" in caplog.text
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_tiff_is_read_turned(tmp_path: Path, orientation: int, caplog: pytest.LogCaptureFixture) -> None:
+    seen = as_seen(stored(tmp_path, orientation, ending="tif"), orientation)
+    write_map(tmp_path / "masks/x.png", seen)
+    source = MasksSource(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(source.masks(0)["object"][0], seen)
+    assert source.image(0).size == (seen.shape[1], seen.shape[0])
+    assert not caplog.records
+
+
+def test_a_mask_of_the_pixels_as_stored_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = stored(tmp_path, 6)
+    write_map(tmp_path / "masks/x.png", labels)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(MasksSource(tmp_path).masks(0)["object"][0], labels)
+    assert not caplog.records
+    write_map(tmp_path / "square/masks/x.png", stored(tmp_path / "square", 8, (8, 8)))
+    with caplog.at_level(logging.WARNING):
+        MasksSource(tmp_path / "square").masks(0)
+    assert "the mask's shape does not tell" in caplog.text
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("shape", [(96, 64), (64, 64), (20, 96)])
+def test_another_shape_is_refused(tmp_path: Path, orientation: int, shape: tuple[int, int]) -> None:
+    stored(tmp_path, orientation, (64, 96))
+    write_map(tmp_path / "masks/x.png", np.ones(shape, np.uint8))
+    source = open_concepts(tmp_path)
+    if shape == (96, 64) and orientation == 6:
+        assert source.masks(0)["object"].shape == (1, 64, 96)
+        assert source.mask_size(0) == (64, 96)
+        return
+    wanted = rf"^The mask '.*masks/x\.png' has {shape[1]} × {shape[0]} pixels, but its image 'images/x\.png' 96 × 64"
+    with pytest.raises(DatasetError, match=wanted):
+        source.masks(0)
+    with pytest.raises(DatasetError, match=wanted):
+        source.mask_size(0)
+
+
+def test_shapes_up_to_rounding() -> None:
+    for scale in (2, 3, 4, 7, 8, 16):
+        for size in ((375, 500), (1333, 800), (224, 224), (97, 640)):
+            for rounded in (np.floor, np.ceil, np.rint):
+                h, w = (max(int(rounded(side / scale)), 1) for side in size)
+                assert same_shape((h, w), size)
+                assert same_shape(size, (h, w))
+    assert not same_shape((374, 480), (375, 500))
+    assert not same_shape((500, 375), (375, 500))
+
+
+def test_an_image_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_map(tmp_path / "masks/x.png", stored(tmp_path, 6))
+    opened: list[str] = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, *a, **k: opened.append(str(path)) or real(path, *a, **k))
+    source = MasksSource(tmp_path)
+    source.mask_size(0), source.image_size(0)
+    source.masks(0), source.masks(0)
+    assert sum(path.endswith("images/x.png") for path in opened) == 1
+
+
+def test_capital_endings_and_colours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = stored(tmp_path, 1)
+    rgb = np.stack([labels, 0 * labels, 0 * labels], -1)
+    write_map(tmp_path / "masks/x.png", rgb)
+    (tmp_path / "masks/x.png").rename(tmp_path / "masks/x.PNG")
+    source = MasksSource(tmp_path)
+    with caplog.at_level(logging.INFO):
+        np.testing.assert_array_equal(source.masks(0)["object"][0], labels)
+        source.masks(0)
+    (message,) = caplog.messages
+    assert message.startswith(f"'{tmp_path}/masks/x.PNG' is RGB")
+    assert "label = R + 256·G" in message

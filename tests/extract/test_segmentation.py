@@ -1,28 +1,36 @@
-"""Concept datasets of every kind: what their readers give, how kinds are told apart, and what all refuse."""
+"""Datasets with label maps: what all readers give and refuse, and what is special to VOC, ADE20K and COCO-Stuff."""
 
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from concept_folders import WRITERS, TinyConcepts, write_ade20k, write_bomb, write_image, write_map
+from concept_folders import (
+    WRITERS,
+    TinyConcepts,
+    write_ade20k,
+    write_bomb,
+    write_cocostuff,
+    write_image,
+    write_map,
+    write_voc,
+)
 from tiny import TinyBroden
 
 from extract.datasets import open_concepts, open_source
 from extract.image_source import PathSource
 from extract.labels import labels_on_raster
 from extract.segmentation.broden import BrodenSource
+from extract.segmentation.voc_ade_coco import Ade20kSource, CocoStuffSource, VocSource
 from stores.errors import DatasetError, ImageError, MissingPathError, NoImagesError, UsageError
 
-KINDS = sorted(WRITERS)
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=sorted(WRITERS))
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> TinyConcepts:
     return WRITERS[request.param](tmp_path / request.param)
 
@@ -54,21 +62,6 @@ def test_all_masks_and_facts(made: TinyConcepts) -> None:
             assert masks[category].dtype == np.int32
             assert masks[category].shape[1:] == source.mask_size(i)
             np.testing.assert_array_equal(masks[category], layers)
-
-
-def test_extract_takes_its_images_and_no_others(made: TinyConcepts) -> None:
-    for given in (made.root, f"{made.root.name}:{made.root}"):
-        source = open_source(given)
-        assert source.kind == made.root.name
-        assert [source.name(i) for i in range(len(source))] == made.names
-        assert source.digest == open_concepts(given).digest
-
-
-def test_a_source_is_pickled_as_it_is(made: TinyConcepts) -> None:
-    source = open_concepts(made.root)
-    again = pickle.loads(pickle.dumps(source))  # noqa: S301
-    assert again.name(3) == source.name(3)
-    np.testing.assert_array_equal(again.masks(3)["object"], source.masks(3)["object"])
 
 
 def test_the_digest_is_of_the_images(made: TinyConcepts) -> None:
@@ -103,20 +96,9 @@ def test_an_image_without_any_label_counts_for_no_category(made: TinyConcepts) -
         assert masks["scene"].shape == (1, 4, 4)
 
 
-# maps that cannot be read, or say what cannot be
-
-
-def gone(path: Path) -> None:
+def missing(path: Path) -> None:
     path.unlink()
     path.symlink_to(path.with_name("nowhere"))
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:50])
-
-
-def text(path: Path) -> None:
-    path.write_text("hello")
 
 
 def jpeg(path: Path) -> None:
@@ -124,28 +106,26 @@ def jpeg(path: Path) -> None:
     path.with_suffix(".jpg").rename(path)
 
 
-def unknown_value(path: Path) -> None:
-    write_map(path, np.full((3, 3), 222, np.uint8))
-
-
-def one_bit(path: Path) -> None:
-    write_map(path, np.ones((3, 3), bool))
-
-
-def grey_and_alpha(path: Path) -> None:
-    write_map(path, np.ones((3, 3, 2), np.uint8))
+def values(array: np.ndarray) -> Callable[[Path], None]:
+    return lambda path: write_map(path, array)
 
 
 @pytest.mark.parametrize(
     ("harm", "wanted"),
     [
-        (gone, "cannot be read: No such file or directory"),
-        (truncated, "cannot be read: "),
-        (text, "cannot be read: cannot identify it as a PNG. Unpack or write it again."),
+        (missing, "cannot be read: No such file or directory"),
+        (lambda path: path.write_bytes(path.read_bytes()[:50]), "cannot be read: "),
+        (
+            lambda path: path.write_text("hello"),
+            "cannot be read: cannot identify it as a PNG. Unpack or write it again.",
+        ),
         (jpeg, "cannot be read: cannot identify it as a PNG"),
-        (unknown_value, "holds the value 222, "),
-        (one_bit, "has pixels of the kind 1: a label map has a palette or one channel of 8 or 16 bits"),
-        (grey_and_alpha, "has pixels of the kind LA: a label map has"),
+        (values(np.full((3, 3), 222, np.uint8)), "holds the value 222, "),
+        (
+            values(np.ones((3, 3), bool)),
+            "has pixels of the kind 1: a label map has a palette or one channel of 8 or 16 bits",
+        ),
+        (values(np.ones((3, 3, 2), np.uint8)), "has pixels of the kind LA: a label map has"),
         (write_bomb, "cannot be read: Image size (3600000000 pixels) exceeds limit"),
     ],
 )
@@ -191,9 +171,6 @@ def test_links_are_followed_wherever_they_lead(made: TinyConcepts, tmp_path: Pat
     np.testing.assert_array_equal(source.masks(1)["object"], made.masks[1]["object"])
 
 
-# which kind it is
-
-
 def test_broden_is_one_of_them(tiny_broden: Callable[..., TinyBroden]) -> None:
     made = tiny_broden()
     for given in (made.root, str(made.root), f"broden:{made.root}"):
@@ -201,14 +178,6 @@ def test_broden_is_one_of_them(tiny_broden: Callable[..., TinyBroden]) -> None:
     (made.root / "index.csv").unlink()
     with pytest.raises(MissingPathError, match=r"no Broden folder: index\.csv is missing"):
         open_concepts(made.root)
-
-
-def test_what_was_looked_for_is_listed(tmp_path: Path) -> None:
-    write_image(tmp_path / "flat" / "x.png", 0)
-    with pytest.raises(MissingPathError) as caught:
-        open_concepts(tmp_path / "flat")
-    for wanted in ("index.csv", "SegmentationClass", "annotations/validation", "annotations/val2017", "masks"):
-        assert wanted in str(caught.value)
 
 
 def test_a_place_that_is_none(tmp_path: Path) -> None:
@@ -220,32 +189,31 @@ def test_a_place_that_is_none(tmp_path: Path) -> None:
         open_concepts(f"cifar10:{tmp_path}")
     with pytest.raises(UsageError, match="no reader 's3'"):
         open_concepts("s3://bucket")
+    write_image(tmp_path / "flat" / "x.png", 0)
+    with pytest.raises(MissingPathError) as caught:
+        open_concepts(tmp_path / "flat")
+    for wanted in ("index.csv", "SegmentationClass", "annotations/validation", "annotations/val2017", "masks"):
+        assert wanted in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("kind", "table", "wanted"),
+    ("kind", "table"),
     [
-        ("voc", "ImageSets/Segmentation/val.txt", "lacks ImageSets/Segmentation/val.txt"),
-        ("ade20k", "objectInfo150.txt", "lacks objectInfo150.txt, which names the labels"),
-        ("cocostuff", "labels.txt", "lacks labels.txt, which names the labels"),
-        ("masks", "labels.csv", "lacks labels.csv: it must name the labels in masks/"),
+        ("voc", "ImageSets/Segmentation/val.txt"),
+        ("ade20k", "objectInfo150.txt"),
+        ("cocostuff", "labels.txt"),
+        ("masks", "labels.csv"),
     ],
 )
-def test_a_missing_table_is_named(tmp_path: Path, kind: str, table: str, wanted: str) -> None:
-    made = WRITERS[kind](tmp_path / kind)
-    (made.root / table).unlink()
-    with pytest.raises(MissingPathError, match=wanted):
-        open_concepts(made.root)
-
-
-@pytest.mark.parametrize(
-    ("kind", "table"), [("ade20k", "objectInfo150.txt"), ("cocostuff", "labels.txt"), ("masks", "labels.csv")]
-)
-def test_without_its_table_it_is_a_folder_of_images_to_extract(
+def test_without_its_table_it_is_a_folder_of_images(
     tmp_path: Path, kind: str, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = WRITERS[kind](tmp_path / kind)
     (made.root / table).unlink()
+    with pytest.raises(MissingPathError, match=f"lacks {table}: "):
+        open_concepts(made.root)
+    if kind == "voc":  # which needs the folder of lists, and has the other one
+        return
     with caplog.at_level(logging.WARNING):
         assert isinstance(open_source(made.root), PathSource)
     assert f"looks like a concept dataset ({kind}) but lacks {table}" in caplog.text
@@ -281,3 +249,76 @@ def test_two_images_for_one_mask(tmp_path: Path) -> None:
     write_image((made.root / made.names[0]).with_suffix(".png"), 1)
     with pytest.raises(DatasetError, match="differ in their endings only"):
         open_concepts(made.root)
+
+
+def test_background_and_void_are_unlabelled_and_a_number_is_its_index(tmp_path: Path) -> None:
+    made = write_voc(tmp_path)
+    values = np.arange(21, dtype=np.uint8).reshape(3, 7)
+    write_map(tmp_path / "SegmentationClass/2007_000000.png", np.vstack([values, values * 0 + 255]), palette=True)
+    source = VocSource(made.root)
+    found = source.masks(0)["object"][0]
+    np.testing.assert_array_equal(found[:3], values)
+    assert not found[3:].any()
+    assert [label.number for label in source.labels] == list(range(1, 21))
+    assert (source.labels[0].name, source.labels[19].name) == ("aeroplane", "tvmonitor")
+
+
+def test_empty_lists(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    for split in ("train", "val"):
+        (tmp_path / f"ImageSets/Segmentation/{split}.txt").write_text("\n")
+    with pytest.raises(NoImagesError, match=r"names no image: train\.txt and val\.txt are empty"):
+        VocSource(tmp_path)
+
+
+def test_without_scenes_there_are_objects_alone(tmp_path: Path) -> None:
+    made = write_ade20k(tmp_path, scenes=False)
+    source = Ade20kSource(made.root)
+    assert source.categories == ["object"]
+    assert all(set(source.masks(i)) == {"object"} for i in range(len(source)))
+
+
+def test_the_table_of_the_first_release_has_one_column_less(tmp_path: Path) -> None:
+    write_ade20k(tmp_path, scenes=False)
+    before = Ade20kSource(tmp_path).labels
+    rows = "".join(f"{label.number}\t0.1\t1\t1\t{label.name}\n" for label in before)
+    (tmp_path / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n" + rows)
+    assert Ade20kSource(tmp_path).labels == before
+
+
+def test_only_one_of_the_splits(tmp_path: Path) -> None:
+    made = write_ade20k(tmp_path)
+    for name in made.names[:4]:
+        (tmp_path / name).unlink()
+    source = Ade20kSource(tmp_path)
+    assert [source.split(i) for i in range(len(source))] == ["val", "val"]
+    assert source.masks(0)["scene"][0, 0, 0] == 152  # numbered as ever
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+def test_both_forms_of_the_list_name_the_same_pixels(tmp_path: Path, by_value: bool) -> None:
+    made = write_cocostuff(tmp_path, by_value=by_value)
+    write_map(tmp_path / "annotations/train2017/000000000000.png", np.array([[0, 34, 181, 255]] * 3, np.uint8))
+    source = CocoStuffSource(tmp_path)
+    numbers = source.masks(0)["object"][0, 0].tolist()
+    assert numbers == [1, 35, 182, 0]
+    assert [source.by_number[n].name for n in numbers[:3]] == ["person", "skis", "wood"]
+    assert {label.number: (label.name, label.category) for label in source.labels} == made.labels
+    np.testing.assert_array_equal(source.masks(4)["object"], made.masks[4]["object"])
+
+
+def test_the_first_form_without_its_unlabelled_line(tmp_path: Path) -> None:
+    write_cocostuff(tmp_path)
+    before = CocoStuffSource(tmp_path).labels
+    (tmp_path / "labels.txt").write_text("1: person\n35: skis\n182:wood\n")
+    assert CocoStuffSource(tmp_path).labels == before
+
+
+@pytest.mark.parametrize(("by_value", "more"), [(False, " (its number would be one more)"), (True, "")])
+def test_a_value_without_a_label(tmp_path: Path, by_value: bool, more: str) -> None:
+    write_cocostuff(tmp_path, by_value=by_value)
+    write_map(tmp_path / "annotations/train2017/000000000000.png", np.array([[182, 183]], np.uint8))
+    with pytest.raises(DatasetError) as caught:
+        CocoStuffSource(tmp_path).masks(0)
+    wanted = f"holds the value 182, for which '{tmp_path / 'labels.txt'}' has no label{more}: fix the mask"
+    assert wanted in str(caught.value)

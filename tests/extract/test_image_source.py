@@ -1,9 +1,10 @@
-"""What the digest of images sees: names, labels, sizes, times and content; and a disk that does not answer."""
+"""Lists of images: names in flat arrays, and what their digest sees."""
 
 from __future__ import annotations
 
 import errno
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,40 @@ import pytest
 from PIL import Image, ImageOps
 
 from extract.datasets import open_folder
+from extract.image_io import shown
 from extract.image_source import SAMPLE, PathSource, digest_files
+from extract.loader import Decode
+from extract.string_array import Items, Names
 from stores.errors import EDDPError, ImageError
+
+
+def test_names_and_labels_in_flat_arrays() -> None:
+    pairs = [("grün/猫.png", 3), ("", -1), ("caf\udce9\n.png", 2**31 - 1)]
+    for items in (Items(iter(pairs)), pickle.loads(pickle.dumps(Items(pairs)))):  # noqa: S301
+        assert list(items) == pairs
+        assert items[::-1] == pairs[::-1]
+        assert (items[-1], items[np.int64(1)]) == (pairs[2], pairs[1])
+        assert items.names[1:] == [name for name, _ in pairs[1:]]
+        assert items.labels.tolist() == [label for _, label in pairs]
+        for beyond in (3, -4):
+            with pytest.raises(IndexError):
+                items[beyond]
+    assert (len(Items([])), list(Names([]))) == (0, [])
+
+
+def test_a_source_of_many_images_is_small_for_every_worker(tmp_path: Path) -> None:
+    items = ((f"train/n{k // 1300:08d}/n{k // 1300:08d}_{k}.JPEG", k // 1300) for k in range(100_000))
+    source = PathSource(tmp_path, items, [f"n{k:08d}" for k in range(1000)], "imagenet")
+    data = pickle.dumps(source)
+    assert len(data) < 6_000_000
+    copy = pickle.loads(data)  # noqa: S301
+    assert (copy.name(99_999), copy.label(99_999)) == ("train/n00000076/n00000076_99999.JPEG", 76)
+    assert (copy.path(0), len(copy)) == (tmp_path / "train/n00000000/n00000000_0.JPEG", 100_000)
+    assert copy.names[-1] == copy.name(99_999)
+    assert copy.labels[-1] == 76
+    decode = pickle.loads(pickle.dumps(Decode(source, shown, [[0, 1, 2], [], [3, 5], [7, 6], [9]])))  # noqa: S301
+    assert decode.batches == [range(3), [], [3, 5], [7, 6], range(9, 10)]  # runs take no room in a worker
+
 
 NOON = 1_700_000_000
 
