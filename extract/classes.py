@@ -1,4 +1,4 @@
-"""Which of the model's classes the images of a dataset are labelled with, whatever either calls them: one answer for all commands."""
+"""Which of the model's classes a dataset's labels are, whatever names either gives them: one answer for all commands."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ _DECIDE = "Say what the network's classes are by --class-names FILE (a name a li
 
 @dataclass(frozen=True)
 class ClassMapping:
-    """``numbers`` (n,) among the model's classes of a dataset's n classes, None where they cannot be determined; ``how`` they were,
-    or why not; ``doubt``: whether that is to be warned of; ``refused``: whether the user has to decide."""
+    """``numbers`` (n,) among the model's classes of a dataset's n classes, None where they cannot be determined.
+
+    ``how`` they were determined, or why not; ``doubt``: whether that deserves a warning; ``refused``: whether the user has to decide.
+    """
 
     numbers: np.ndarray | None
     how: str
@@ -67,17 +69,13 @@ def map_classes(
     known = _by_name(names, model_names)
     if known is not None:
         return ClassMapping(known, "by name")
-    by_wnid = _by_wnid(names, model_names, n_classes)
-    if by_wnid is not None:
-        sure = model_names is not None
-        return ClassMapping(
-            by_wnid, "by WordNet number" + ("" if sure else ", as ImageNet's 1000 classes"), doubt=not sure
-        )
+    known = _by_wnid(names, model_names, n_classes)
+    if known is not None:
+        assumed = ", as ImageNet's 1000 classes" * (model_names is None)
+        return ClassMapping(known, f"by WordNet number{assumed}", doubt=bool(assumed))
     if _are_numbers(names, n_classes):
         as_text = model_names is None and sorted(names) != sorted(names, key=int)
-        how = "the folders are the class numbers" + (
-            ", not their order as text, as ImageFolder has it" if as_text else ""
-        )
+        how = "the folders are the class numbers" + ", not their order as text, as ImageFolder has it" * as_text
         return ClassMapping(np.array([int(name) for name in names], np.int64), how, doubt=as_text)
     if model_names is not None:
         some = sum(_plain(name) in {_plain(other) for other in model_names} for name in names)
@@ -117,12 +115,8 @@ def image_classes(store: ActivationStore) -> np.ndarray:
             f"The class folders of '{dataset.get('path', store.path)}' cannot be matched with the model's classes: {found.how}. "
             f"{_DECIDE} when the images are extracted, or name the folders like the classes."
         )
-    known = (stored >= 0) & (stored < len(found.numbers))
-    return (
-        np.where(known, found.numbers[np.where(known, stored, 0)], -1)
-        if len(found.numbers)
-        else np.full(len(stored), -1)
-    )
+    numbers = np.append(found.numbers, -1)  # the last for images without a class
+    return numbers[np.where((stored >= 0) & (stored < len(found.numbers)), stored, -1)]
 
 
 def require_decided(found: ClassMapping, place: str | Path) -> None:
@@ -149,7 +143,7 @@ def as_class_names(named: Any, what: str) -> list[str] | None:
         keys, values = list(named), list(named.values())
         by_key, by_value = _are_numbers(keys, len(named)), _are_numbers(values, len(named))
         if by_key and by_value:  # class_to_idx of folders that are numbers: those that are no text count
-            by_key, by_value = not _are_texts(keys), not _are_texts(values)
+            by_key, by_value = (not all(isinstance(one, str) for one in side) for side in (keys, values))
         if by_key == by_value:
             raise UsageError(f"{what} must map the numbers 0 to {len(named) - 1} to names, or names to these numbers.")
         numbers, names = (keys, values) if by_key else (values, keys)
@@ -173,10 +167,6 @@ def _as_text(name: Any, what: str) -> str:
     return str(name)
 
 
-def _are_texts(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
 def read_class_names(path: Path) -> list[str]:
     """Class names of a file: a name a line in the order of the classes, or JSON (see ``as_class_names``).
 
@@ -189,17 +179,15 @@ def read_class_names(path: Path) -> list[str]:
         content = json.loads(text) if text.lstrip()[:1] in ("{", "[") else _lines(text)
     except FileNotFoundError as error:
         raise MissingPathError(f"There is no file '{shown(path)}' (--class-names).") from error
-    except json.JSONDecodeError as error:
-        raise UsageError(f"'{shown(path)}' (--class-names) begins like JSON and is none: {reason(error)}.") from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"'{shown(path)}' (--class-names) cannot be read as text or JSON: {reason(error)}.") from error
+        what = "begins like JSON and is none" if isinstance(error, json.JSONDecodeError) else "cannot be read as text"
+        raise UsageError(f"'{shown(path)}' (--class-names) {what}: {reason(error)}.") from error
     names = as_class_names(content, f"'{shown(path)}' (--class-names)") or []
     while names and not names[-1]:
         names.pop()
     if not names or not all(names):
-        raise UsageError(
-            f"'{shown(path)}' (--class-names) must hold a name for every class: line {names.index('') + 1 if names else 1} is empty."
-        )
+        line = names.index("") + 1 if names else 1
+        raise UsageError(f"'{shown(path)}' (--class-names) must hold a name for every class: line {line} is empty.")
     return names
 
 
@@ -228,22 +216,21 @@ def _by_name(names: Sequence[str], model_names: Sequence[str] | None) -> np.ndar
 
 def _by_wnid(names: Sequence[str], model_names: Sequence[str] | None, n_classes: int) -> np.ndarray | None:
     """The numbers of WordNet numbers: among the model's own, or of ImageNet's 1000 where the model's classes are these."""
-    wnids = [match[1] if (match := _WNID.fullmatch(name)) else None for name in names]
-    if None in wnids or len(set(wnids)) < len(wnids):
+    wnids = [match[1] for name in names if (match := _WNID.fullmatch(name))]
+    if len(wnids) < len(names) or len(set(wnids)) < len(wnids):
         return None
     own = [match[1] if (match := _WNID.fullmatch(name)) else name for name in model_names or []]
     if own and set(wnids) <= set(own):
-        return np.array([own.index(str(wnid)) for wnid in wnids], np.int64)
-    number = {wnid: k for k, wnid in enumerate(imagenet_classes())}
-    if n_classes != len(number) or not set(wnids) <= set(number):
+        return np.array([own.index(wnid) for wnid in wnids], np.int64)
+    known = imagenet_classes()
+    if n_classes != len(known) or not set(wnids) <= set(known):
         return None
-    words = [_plain(word) for word in imagenet_classes().values()]
-    if (
-        model_names is not None
-        and sum(_plain(a.split(",")[0]) == b for a, b in zip(model_names, words, strict=True)) < 900
-    ):
-        return None
-    return np.array([number[str(wnid)] for wnid in wnids], np.int64)
+    if model_names is not None:
+        pairs = zip(model_names, known.values(), strict=True)
+        if sum(_plain(a.split(",")[0]) == _plain(b) for a, b in pairs) < 900:
+            return None
+    order = list(known)
+    return np.array([order.index(wnid) for wnid in wnids], np.int64)
 
 
 @cache
@@ -256,11 +243,7 @@ def imagenet_classes() -> dict[str, str]:
 def _are_numbers(values: Sequence[Any], count: int) -> bool:
     """Whether values, as text or not, are the numbers 0 to count-1, in any order, with or without leading zeros."""
     names = list(map(str, values))
-    return (
-        len(names) == count
-        and all(name.isdecimal() for name in names)
-        and sorted(map(int, names)) == list(range(count))
-    )
+    return all(name.isdecimal() for name in names) and sorted(map(int, names)) == list(range(count))
 
 
 def _natural(name: str) -> list[Any]:

@@ -1,9 +1,9 @@
 """What is in a folder: its images, its subfolders, and how many files of which kind are left out.
 
-Label maps are no images. Left out are files called like another one with a suffix (``a_seg.png`` next to ``a.jpg``; suffixes
+Label maps are no images. Left out are files named like another one with a suffix (``a_seg.png`` next to ``a.jpg``; suffixes
 that photos have, too, such as ``_part`` and ``_color``, only where the other has another ending), and folders of maps
-(``masks/``, ``annotations/``, ``gtFine/``) next to a folder of images (``images/``, ``train/``). A warning says what was left
-out, except for folders that are called so for certain.
+(``masks/``, ``annotations/``, ``gtFine/``) next to a folder of images (``images/``, ``train/``). What may have been meant as
+images or classes is logged.
 """
 
 from __future__ import annotations
@@ -68,10 +68,28 @@ def holds_maps(name: str) -> bool:
 
 @dataclass
 class Listing:
-    """What ``files_below`` passed: ``folders`` that it entered, relative, and the number of files left out by ending."""
+    """What ``files_below`` saw: ``folders`` that it entered, relative, and the number of files left out by ending."""
 
     folders: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+
+
+def list_images(root: Path, *prefixes: str) -> tuple[list[str], Listing]:
+    """The sorted images below a folder, or below some folders in it ("train/"). Raises NoImagesError where there is none."""
+    found = Listing()
+    files = sorted(prefix + file for prefix in prefixes or ("",) for file in files_below(root / prefix, found=found))
+    if not files:
+        raise no_images(root, found)
+    return files, found
+
+
+def no_images(root: Path, found: Listing) -> NoImagesError:
+    """The error for a folder in which no file is read."""
+    other = ", ".join(f"{ending} ({count})" for ending, count in found.left_out.most_common(8))
+    return NoImagesError(
+        f"There is no image in '{shown(root)}' (--data) or its subfolders{other and f', only other files: {other}'}. Give a "
+        "folder of image files such as .jpg, .png or .tif; archives must be unpacked."
+    )
 
 
 def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing | None = None) -> Iterator[str]:
@@ -91,7 +109,7 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
     map_files: list[str] = []
     map_images: Counter[str] = Counter()  # folder of label maps -> its image files
     doubtful: dict[str, list[str]] = {}  # folder of label maps -> folders next to it that look like classes
-    holding: set[str] = set()  # folders with images in or below them
+    holding: set[str] = set()  # folders with images directly in them
     while ahead:
         _, path, prefix, above, maps_folder = heappop(ahead)
         real = os.path.realpath(path)
@@ -103,57 +121,50 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
         folders, files = _entries(path)
         names = [entry.name for entry in folders]
         maps = _map_folders(names) if images and not maps_folder else set()
-        classes = [prefix + name for name in names if name not in maps and not _says_images(name)] if maps else []
-        doubtful.update({prefix + name: classes for name in maps})
+        doubtful.update(
+            (prefix + name, [prefix + n for n in names if n not in maps and not _says_images(n)]) for name in maps
+        )
         for entry in folders:
             below = maps_folder or (prefix + entry.name if entry.name in maps else "")
             heappush(ahead, (entry.is_symlink(), entry.path, f"{prefix}{entry.name}/", (*above, real), below))
+        read = [name for name in files if name.lower().endswith(endings)]
         if maps_folder:
             found.left_out[f"{maps_folder.rpartition('/')[2]}/"] += len(files)
-            map_images[maps_folder] += sum(name.lower().endswith(endings) for name in files)
+            map_images[maps_folder] += len(read)
             continue
         if prefix:
             found.folders.append(prefix[:-1])
-        read = [name for name in files if name.lower().endswith(endings)]
         found.left_out.update(ending_of(name) for name in files if not name.lower().endswith(endings))
         left = label_maps(read) if images else {}
         found.left_out.update(left.values())
         map_files += (prefix + name for name in left)
-        folder = prefix[:-1] if len(read) > len(left) else ""
-        while folder and folder not in holding:
-            holding.add(folder)
-            folder = folder.rpartition("/")[0]
+        if len(read) > len(left):
+            holding.add(prefix)
         yield from (f"{prefix}{name}" for name in read if name not in left)
     if links:
         log.warning(
-            "'%s' holds %d links to folders that are listed already or that lead back up; left out",
-            shown(root),
-            links,
+            f"'{shown(root)}' holds {links} links to folders that are listed already or that lead back up; left out"
         )
-
     warn_of_maps(root, map_files)
-    lost = [
-        f"{folder}/"
-        for folder, classes in doubtful.items()
-        if map_images[folder] and (_maps_of_container(folder) or not holding.isdisjoint(classes))
-    ]
+    lost = {
+        f"{folder}/": map_images[folder]
+        for folder, classes in sorted(doubtful.items())
+        if map_images[folder]
+        and (_maps_of_container(folder) or any(f.startswith(f"{name}/") for f in holding for name in classes))
+    }
     if lost:
         log.warning(
-            "'%s': folders left out as label maps of those next to them: %s (%d images). Rename them if they are classes",
-            shown(root),
-            some(sorted(lost)),
-            sum(map_images[folder[:-1]] for folder in lost),
+            f"'{shown(root)}': folders left out as label maps of those next to them: {some(list(lost))} "
+            f"({sum(lost.values())} images). Rename them if they are classes"
         )
 
 
 def warn_of_maps(root: Path, files: Collection[str]) -> None:
-    """Log the files that are left out since they are called like label maps of images next to them."""
+    """Log the files that are left out since they are named like label maps of images next to them."""
     if files:
         log.warning(
-            "'%s': %d image files left out as label maps of the images next to them, such as '%s'. Rename them if they are images",
-            shown(root),
-            len(files),
-            shown(min(files)),
+            f"'{shown(root)}': {len(files)} image files left out as label maps of the images next to them, such as "
+            f"'{shown(min(files))}'. Rename them if they are images"
         )
 
 
@@ -227,12 +238,9 @@ def _map_folders(names: Collection[str]) -> set[str]:
     """Those of the folders next to each other that hold label maps of others."""
     images = {name.lower() for name in names if is_split(name) or holds_images(name)}
     of = images | {match[1].lower() for name in names if (match := _IMAGES_OF.fullmatch(name))}
-    return {
-        name
-        for name in names
-        if name.lower() not in images
-        and ((images and holds_maps(name)) or ((match := _MAP_FOLDER_OF.fullmatch(name)) and match[1].lower() in of))
-    }
+    maps = {name for name in names if (match := _MAP_FOLDER_OF.fullmatch(name)) and match[1].lower() in of}
+    maps |= {name for name in names if images and holds_maps(name)}
+    return {name for name in maps if name.lower() not in images}
 
 
 def _says_images(name: str) -> bool:
@@ -253,22 +261,3 @@ def _identity(path: str, real: str) -> object:
     except OSError:  # reported when it is listed
         return real
     return (found.st_dev, found.st_ino) if found.st_ino else real
-
-
-def list_images(root: Path, *prefixes: str) -> tuple[list[str], Listing]:
-    """The sorted images below a folder, or below some folders in it ("train/"). Raises NoImagesError where there is none."""
-    found = Listing()
-    files = sorted(prefix + file for prefix in prefixes or ("",) for file in files_below(root / prefix, found=found))
-    if not files:
-        raise no_images(root, found)
-    return files, found
-
-
-def no_images(root: Path, found: Listing) -> NoImagesError:
-    """For a folder in which no file is read."""
-    other = ", ".join(f"{ending} ({count})" for ending, count in found.left_out.most_common(8))
-    return NoImagesError(
-        f"There is no image in '{shown(root)}' (--data) or its subfolders"
-        + (f", only other files: {other}" if other else "")
-        + ". Give a folder of image files such as .jpg, .png or .tif; archives must be unpacked."
-    )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
@@ -37,6 +41,37 @@ def test_imports_point_down() -> None:
             if "pickle" in found and floor != "extract":  # extract names its error, to refuse what it finds
                 wrong.append(f"{file.relative_to(ROOT)} imports pickle")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("floor", ["stores", "extract"])
+def test_no_import_cycle_inside_a_folder(floor: str) -> None:
+    """Imports inside functions count."""
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in (ROOT / floor).rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for name, file in modules.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            graph.setdefault(name, set()).update(set(names) & modules.keys() - {name})
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_no_name_has_two_meanings() -> None:
+    """Neither a module's nor a class's, within and across the two folders that everything else is built on."""
+    files = [file for floor in ("stores", "extract") for file in (ROOT / floor).rglob("*.py")]
+    modules = Counter(file.stem for file in files if file.stem not in ("__init__", "base"))
+    del modules["plan"]  # of a store's arrays, and of an extraction: not renamed yet
+    nodes = (node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body)
+    classes = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert [name for name, count in (modules + classes).items() if count > 1] == []
 
 
 def test_every_version_is_pinned_once() -> None:

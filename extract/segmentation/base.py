@@ -196,7 +196,7 @@ class MapSource(ListSource):
         self._number_of = np.full(VALUES, -1, np.int32)
         self._number_of[list(number_of)] = list(number_of.values())
         self._unknown = unknown
-        self._shapes: np.ndarray | None = None  # (N, 3) height, width, orientation of the images looked at, else 0
+        self._shapes: dict[int, tuple[int, int, int]] = {}  # height, width, EXIF orientation of the images looked at
         self._logged: set[str] = set()
 
     def split(self, i: int) -> str:
@@ -210,29 +210,9 @@ class MapSource(ListSource):
 
     def _shape(self, i: int) -> tuple[int, int, int]:
         """Height, width and EXIF orientation of an image, whose file is opened once."""
-        if self._shapes is None:
-            self._shapes = np.zeros((len(self), 3), np.int32)
-        if not self._shapes[i, 0]:
-            self._shapes[i] = self._read_shape(i)
-        height, width, orientation = self._shapes[i].tolist()
-        return height, width, orientation
-
-    def _read_shape(self, i: int) -> tuple[int, int, int]:
-        quiet_pillow()
-        path = self.path(i)
-        try:
-            with (
-                open_regular(path) as raw,
-                BufferedReader(raw) as file,
-                Image.open(file, formats=formats_of(path.name)) as image,
-            ):
-                return image.height, image.width, orientation_of(image)
-        except UnidentifiedImageError as error:
-            raise ImageError(
-                f"'{shown(path)}' is no image file (its content is of no known format). Fix or remove it."
-            ) from error
-        except Exception as error:  # decoders of damaged files raise whatever they like
-            raise ImageError(f"'{shown(path)}' cannot be read: {reason(error)}. Fix or remove it.") from error
+        if i not in self._shapes:
+            self._shapes[i] = _read_shape(self.path(i))
+        return self._shapes[i]
 
     @abstractmethod
     def map_files(self, i: int) -> dict[str, Path]:
@@ -294,6 +274,21 @@ class MapSource(ListSource):
         if message not in self._logged:
             self._logged.add(message)
             log.log(level, message, *values)
+
+
+def _read_shape(path: Path) -> tuple[int, int, int]:
+    quiet_pillow()
+    try:
+        with (
+            open_regular(path) as raw,
+            BufferedReader(raw) as file,
+            Image.open(file, formats=formats_of(path.name)) as image,
+        ):
+            return image.height, image.width, orientation_of(image)
+    except Exception as error:  # decoders of damaged files raise whatever they like
+        unknown = isinstance(error, UnidentifiedImageError)
+        what = "is no image file (its content is of no known format)" if unknown else f"cannot be read: {reason(error)}"
+        raise ImageError(f"'{shown(path)}' {what}. Fix or remove it.") from error
 
 
 def stem(name: str) -> str:

@@ -36,8 +36,10 @@ from image_folders import (
 )
 from tiny import write_broden
 
+from extract import image_source
 from extract.datasets import open_source
-from extract.image_source import READERS
+from extract.file_list import read_pairs
+from extract.image_source import READERS, PathSource, register
 from stores.errors import DatasetError, EDDPError, ImageError, MissingPathError, NoImagesError, UsageError
 
 Pairs = list[tuple[str, int]]
@@ -269,6 +271,20 @@ def test_a_reader_can_be_forced(tmp_path: Path) -> None:
     forced = open_source(Path(f"FOLDER:{tmp_path}"))
     assert (forced.kind, forced.class_names, forced.left_out) == ("class folders", ["sub"], {".csv": 2})
     assert forced.root == tmp_path
+
+
+def test_a_reader_is_added_by_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extract.image_source.READERS", {})
+    monkeypatch.setattr("extract.datasets.READERS", image_source.READERS)
+
+    @register("listed", lambda root: (root / "list.txt").is_file())
+    def open_listed(root: Path) -> PathSource:
+        pairs = read_pairs(root / "list.txt", r"(\S+) (\d+)", "NAME CLASS")
+        return PathSource(root, [(name, int(label)) for name, (label, _) in pairs.items()], ["cat", "dog"], "listed")
+
+    (put(tmp_path, "x.png", "y.png") / "list.txt").write_text("y.png 1\nx.png 0\n")
+    for data in (tmp_path, f"listed:{tmp_path}"):
+        assert (open_source(data).kind, listed(open_source(data))) == ("listed", [("y.png", 1), ("x.png", 0)])
 
 
 @pytest.mark.parametrize("data", ["folders:{}", "s3://bucket/images", "http:{}"])
