@@ -18,7 +18,7 @@ from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader
 from stores.tables import rows_to_columns, write_table
 
-DESCENTS = ("refinement", "training", "parts", "components")  # stages whose steps are those of a method
+DESCENTS = ("refinement", "training")  # stages whose steps are those of a method
 IN_HEADER = ("begun", "seconds", "peak_memory_mib", "code_version", "libraries")
 
 

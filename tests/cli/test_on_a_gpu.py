@@ -106,7 +106,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
         ("kmeans", ()),
         ("pca", ()),
         ("ica", ("--set", "iterations=20")),
-        ("nmf", ("--set", "epochs=1")),
+        ("nmf", ("--set", "iterations=5")),
         ("sae", ("--set", "epochs=1")),
         ("sae", ("--set", "epochs=1", "--set", "kind=l1")),
         ("neurons", ()),

@@ -18,7 +18,6 @@ from stores.readers import LayerReader
 
 QUICK = {
     "eddp": {"refine_steps": "30"},
-    "nmf": {"epochs": "5"},
     "sae": {"epochs": "5"},
     "uibe": {"a.epochs": "8"},
     "cbe": {"a.epochs": "8"},

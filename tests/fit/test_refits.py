@@ -42,7 +42,7 @@ def test_concepts_that_are_there_are_found_again_and_noise_is_not(
     ("method", "settings"),
     [
         ("kmeans", {"space": "whitened"}),
-        ("nmf", {"negative": "clip", "epochs": "1"}),
+        ("nmf", {"negative": "clip"}),
         ("ica", {}),
         ("sae", {"epochs": "2"}),
         ("pca", {}),
