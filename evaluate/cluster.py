@@ -20,8 +20,8 @@ import torch
 from evaluate.detectors import Bank
 from evaluate.material import Material, Resolution
 from evaluate.parallel import ranges
-from extract.cluster import settled, workers_of
 from extract.crop_geometry import Box
+from extract.dask import settled, workers_of
 from extract.labels import Alignment
 from extract.segmentation.base import ConceptSource
 from stores.errors import CorruptStoreError

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from extract.cluster_stream import extract_on
+from extract.dask import extract_on
 from extract.image_source import ImageSource
 from extract.network import layout_of, open_model
 from extract.segmentation.base import ConceptSource

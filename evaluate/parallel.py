@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from evaluate.material import Material
-from extract.cluster import cores
+from extract.worker_processes import cores
 from stores.errors import UsageError
 from stores.progress import Progress, silent
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from stores.errors import UsageError
-
-DTYPES, CODECS = ("float16", "float32"), ("none", "zstd")
-PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -20,13 +18,13 @@ class ExtractConfig:
     ----------
     model, weights : see ``extract.models.load_model``.
     layers : dotted module names.
-    device : ``cpu``, ``cuda`` or ``cuda:N``; on a cluster also ``auto``, what each worker has.
+    device : ``cpu``, ``cuda`` or ``cuda:N``; with dask also ``auto``, what each worker has.
     dtype : of the stored activations.
     precision : what the network computes in. ``float32`` is exact; ``tf32`` (CUDA) rounds the factors of its products,
         ``bfloat16`` and ``float16`` run it under autocast. Recorded with the store.
     positions : None keeps all positions, a number that many per image, drawn by a seed of the image's own.
     compress : ``none`` (chunks are memory-mapped) or ``zstd``.
-    batch_size : images per forward pass; None: what the store was begun with, else what the device takes. It changes the
+    batch_size : images per forward pass; None: that of the unfinished store, else what the device takes. It changes the
         last bits of values at most, and what no longer fits is halved.
     workers : decoding processes, 0 for threads; None: chosen for the machine. Changes nothing in the store.
     limit : take the first N images only.
@@ -36,6 +34,8 @@ class ExtractConfig:
     layouts : (layer, layout as ``--layout`` has it) of layers whose layout is not to be found; "" stands for every layer.
     grey_range : the values that are black and white in grey images of more than 8 bits; None: by the depth of their file.
     class_names : of the network's classes, in place of what the model says.
+
+    Raises UsageError for values that are not allowed.
     """
 
     model: str
@@ -67,23 +67,21 @@ class ExtractConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"'{name}' must be at least 1, got {value}.")
-        choices = (
-            ("dtype", DTYPES), ("compress", CODECS), ("on_bad_image", ("skip", "fail")), ("precision", PRECISIONS)
-        )  # fmt: skip
-        for name, allowed in choices:
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"'{name}' must be one of {', '.join(allowed)}, got '{getattr(self, name)}'.")
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise UsageError(f"'{name}' must be one of {', '.join(get_args(kind))}, got '{getattr(self, name)}'.")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"'seed' must not be negative, nor 2^63 or more, got {self.seed}.")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"'workers' must not be negative, got {self.workers}.")
-        if self.grey_range is not None and (
-            not all(map(math.isfinite, self.grey_range)) or self.grey_range[0] == self.grey_range[1]
-        ):
+        low, high = self.grey_range or (0, 1)
+        if low == high or not math.isfinite(low) or not math.isfinite(high):
             raise UsageError(f"'grey_range' must be two different numbers, got {self.grey_range}.")
         if unknown := {layer for layer, _ in self.layouts if layer} - set(self.layers):
             raise UsageError(f"--layout names {', '.join(sorted(unknown))}, which no --layer does.")
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise UsageError(f"'shard' must be i/n with 0 <= i < n, got {self.shard[0]}/{self.shard[1]}.")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got '{self.device}'.")
         if self.precision == "tf32" and not self.device.startswith("cuda") and self.device != "auto":
             raise UsageError(f"'precision' tf32 needs a CUDA device, got '{self.device}'.")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,67 +16,50 @@ from extract.classes import ClassMapping, imagenet_classes
 from extract.image_io import grey_values, is_deep, orientation_of, range_of_depth, shown
 from extract.image_source import ImageSource
 from extract.loader import Decode
+from extract.network import Network
 from extract.probe import probe_images
 from stores.errors import EDDPError, UsageError
 
-if TYPE_CHECKING:
-    from extract.network import Network
-
-SAMPLE = 32  # images looked at, spread evenly
+SAMPLE = 32  # images that are read, spread evenly
 _LITTLE = 0.25  # of its range: deep grey that uses less is likely to have another
 _MUCH = 0.5  # of an image outside its range
 _MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette"}
+Rows = list[list[str]]
 
 
-@dataclass(frozen=True)
-class Overview:
-    """``rows`` of (what, how it is), and ``warnings`` of what is doubtful."""
+def overview(source: ImageSource, classes: ClassMapping, networks: Sequence[Network]) -> dict[str, Any]:
+    """Describe an extraction of some layers (one network a layer) of a source's images, some of which are read.
 
-    rows: list[tuple[str, str]]
-    warnings: list[str] = field(default_factory=list)
-
-
-def overview(source: ImageSource, classes: ClassMapping, networks: Sequence[Network]) -> Overview:
-    """Describe an extraction of some layers (one network a layer) of a source's images. Some of the images are read."""
-    looks = _look(source, networks[0])
-    rows = [("images", f"{len(source)}, read as {source.kind}")]
+    Returns
+    -------
+    dict, JSON-able
+        ``rows`` of [what, how it is], and ``warnings`` of what is doubtful.
+    """
     warnings: list[str] = []
+    rows = [["images", f"{len(source)}, read as {source.kind}"]]
     if source.left_out:
         kinds = sorted(source.left_out.items(), key=lambda item: (-item[1], item[0]))
-        listed = ", ".join(f"{count} {shown(ending)}" for ending, count in kinds[:8])
-        rows.append(
-            (
-                "not read",
-                f"{sum(getattr(source, 'left_out', {}).values())} files: {listed}{', …' if len(kinds) > 8 else ''}",
-            )
-        )
-    rows += _classes(source, classes, networks[0], warnings)
-    rows += _pixels(looks, networks[0], warnings)
+        named = ", ".join(f"{count} {shown(ending)}" for ending, count in kinds[:8])
+        more = ", …" if len(kinds) > 8 else ""
+        rows.append(["not read", f"{sum(source.left_out.values())} files: {named}{more}"])
+    rows += _classes(source, classes, warnings)
+    rows += _pixels(_sample(source, networks[0]), networks[0], warnings)
     rows += _network(networks, warnings)
-    return Overview(rows, warnings)
+    return {"rows": rows, "warnings": warnings}
 
 
-def _classes(
-    source: ImageSource, classes: ClassMapping, network: Network, warnings: list[str]
-) -> list[tuple[str, str]]:
-    names = source.class_names
-    if not names:
-        rows = [("classes", "none")]
-    else:
-        more = ", …" if len(names) > 4 else ""
-        titles = (f"{shown(name)} {imagenet_classes().get(name, '')}".strip() for name in names[:4])
-        rows = [("classes", f"{len(names)}: {', '.join(titles)}{more}")]
-    if source.class_names or classes.doubt:
-        rows.append(
-            ("as the network's", f"{classes.how}" if classes.numbers is not None else f"not known: {classes.how}")
+def _classes(source: ImageSource, classes: ClassMapping, warnings: list[str]) -> Rows:
+    names, known = source.class_names, classes.numbers is not None
+    titles = ", ".join(f"{shown(name)} {imagenet_classes().get(name, '')}".strip() for name in (names or [])[:4])
+    rows = [["classes", f"{len(names)}: {titles}{', …' if len(names) > 4 else ''}" if names else "none"]]
+    if names or classes.doubt:
+        rows.append(["as the network's", classes.how if known else f"not known: {classes.how}"])
+    if classes.doubt and known:
+        warnings.append(
+            f"the classes of the images are matched with the network's {classes.how}; --class-names FILE makes sure"
         )
-    if classes.doubt:
-        if classes.numbers is None:
-            warnings.append(f"the classes of the images are not the network's, so accuracy is not known: {classes.how}")
-        else:
-            warnings.append(
-                f"the classes of the images are matched with the network's {classes.how}; --class-names FILE makes sure"
-            )
+    elif classes.doubt:
+        warnings.append(f"the classes of the images are not the network's, so accuracy is not known: {classes.how}")
     return rows
 
 
@@ -88,18 +72,18 @@ class _Look:
     size: tuple[int, int]
     turned: bool = False
     frames: bool = False
-    used: float | None = None
+    used: float = 1.0
     deep: str = ""
     outside: float = 0.0
 
 
-def _look(source: ImageSource, network: Network) -> list[_Look | None]:
+def _sample(source: ImageSource, network: Network) -> list[_Look | None]:
     rows = np.unique(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).round().astype(int)).tolist()
     with ThreadPoolExecutor(2, thread_name_prefix="look") as pool:
-        return list(pool.map(lambda row: _looked_at(source, row, network), rows))
+        return list(pool.map(lambda row: _look(source, row, network), rows))
 
 
-def _looked_at(source: ImageSource, row: int, network: Network) -> _Look | None:
+def _look(source: ImageSource, row: int, network: Network) -> _Look | None:
     """None for an image that cannot be read or used: that is reported when its turn comes.
 
     Raises UsageError where the user has to decide how such images are read.
@@ -118,27 +102,24 @@ def _looked_at(source: ImageSource, row: int, network: Network) -> _Look | None:
             f"{size[0]} × {size[1]} for a square image: all must reach the network in one size. End it with CenterCrop or "
             "Resize((HEIGHT, WIDTH))."
         )
-    again = network.transform(image)
-    if not torch.equal(given.nan_to_num(), again.nan_to_num()):
+    if not torch.equal(given.nan_to_num(), network.transform(image).nan_to_num()):
         raise UsageError(
             f"The model's transform gives '{shown(source.name(row))}' differently each time: it draws random numbers. Give the one for "
             "evaluation."
         )
-    turned = orientation_of(image) != 1
-    frames = getattr(image, "n_frames", 1) > 1
+    turned, frames = orientation_of(image) != 1, getattr(image, "n_frames", 1) > 1
     if not is_deep(image):
         return _Look(_MODES.get(image.mode, image.mode), image.size, turned, frames)
-    values = np.nan_to_num(grey_values(image))
-    seen = f"{values.min():g} to {values.max():g}"
-    depth = range_of_depth(image)
+    values, depth = np.nan_to_num(grey_values(image)), range_of_depth(image)
     black, white = network.transform.grey_range or depth or (0, 1)
     share = (values - black) / (white - black)
     kind = f"grey of {int(max(depth)).bit_length()} bits" if depth else f"grey of more than 8 bits ({image.mode})"
     outside = float(((share < 0) | (share > 1)).mean())
-    return _Look(kind, image.size, turned, frames, float(share.max()), seen, outside)
+    deep = f"{values.min():g} to {values.max():g}"
+    return _Look(kind, image.size, turned, frames, float(share.max()), deep, outside)
 
 
-def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]) -> list[tuple[str, str]]:
+def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]) -> Rows:
     read = [look for look in looks if look is not None]
     of = f"of {len(looks)} looked at"
     if not read:
@@ -147,29 +128,24 @@ def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(look.kind for look in read).most_common())
     missing = f", {len(looks) - len(read)} cannot be read" if len(read) < len(looks) else ""
     sizes = [look.size for look in read]
-    smallest, largest = min(sizes, key=lambda s: s[0] * s[1]), max(sizes, key=lambda s: s[0] * s[1])
+    smallest, largest = min(sizes, key=math.prod), max(sizes, key=math.prod)
     size = f"{smallest[0]} × {smallest[1]}" + (f" to {largest[0]} × {largest[1]}" if smallest != largest else "")
-    rows = [("pixels", f"{kinds} {of}{missing}; {size}")]
-    turned, frames = sum(look.turned for look in read), sum(look.frames for look in read)
-    if turned:
-        rows.append(("orientation", f"not applied, as by torchvision ({turned} {of} have one in their EXIF)"))
+    rows = [["pixels", f"{kinds} {of}{missing}; {size}"]]
+    if turned := sum(look.turned for look in read):
+        rows.append(["orientation", f"not applied, as by torchvision ({turned} {of} have one in their EXIF)"])
         warnings.append(
             f"{turned} {of} carry an EXIF orientation, which is not applied: the network sees them as they are stored"
         )
-    if frames:
-        rows.append(("frames", f"the first of each image ({frames} {of} have several)"))
-    deep = [look for look in read if look.deep]
-    grey_range = network.transform.grey_range
+    if frames := sum(look.frames for look in read):
+        rows.append(["frames", f"the first of each image ({frames} {of} have several)"])
+    deep, grey_range = [look for look in read if look.deep], network.transform.grey_range
     if not deep and grey_range is None:
         return rows
-    how = (
-        f"{grey_range[0]:g} is black, {grey_range[1]:g} white (--grey-range)"
-        if grey_range
-        else "scaled by the depth of the file"
-    )
-    rows.append(("grey of > 8 bits", f"{how}; values {deep[0].deep} in the first" if deep else how))
-    used = max((look.used for look in deep if look.used is not None), default=1.0)
-    outside = max((look.outside for look in deep), default=0.0)
+    how = "scaled by the depth of the file"
+    if grey_range:
+        how = f"{grey_range[0]:g} is black, {grey_range[1]:g} white (--grey-range)"
+    rows.append(["grey of > 8 bits", f"{how}; values {deep[0].deep} in the first" if deep else how])
+    used, outside = max((look.used for look in deep), default=1.0), max((look.outside for look in deep), default=0.0)
     if not deep:
         warnings.append("--grey-range is for grey images of more than 8 bits; none of those looked at is one")
     elif used < _LITTLE:
@@ -184,33 +160,18 @@ def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]
     return rows
 
 
-def _network(networks: Sequence[Network], warnings: list[str]) -> list[tuple[str, str]]:
-    first = networks[0]
+def _network(networks: Sequence[Network], warnings: list[str]) -> Rows:
+    first, output = networks[0], networks[0].output
     probe = probe_images(first.transform)
     channels, height, width = probe.shape[1:]
     given = {"RGB": "RGB", "L": "grey", "RGBA": "four channels as they are"}[first.transform.mode]
-    rows = [
-        (
-            "network input",
-            f"{given}, {channels} × {height} × {width}, values about {probe.min():.2g} to {probe.max():.2g}",
-        ),
-        (
-            "network output",
-            f"{first.output.classes} logits: {first.output.key and f'{first.output.key!r}, '}{first.output.how}",
-        ),
-    ]
-    if first.output.doubt:
-        warnings.append(first.output.doubt)
+    fed = f"{given}, {channels} × {height} × {width}, values about {probe.min():.2g} to {probe.max():.2g}"
+    returned = f"{output.classes} logits: {output.key and f'{output.key!r}, '}{output.how}"
+    rows = [["network input", fed], ["network output", returned]]
     for network in networks:
         found = network.found
         seen = "" if found.seen is None else f"; {found.seen:.0%} of changed patches show in the right place"
         how = "as --layout says" if found.how == "--layout" else f"found {found.how}"
-        rows.append((f"layer {network.layer}", f"{found.layout} ({how}{seen})"))
-        if found.doubt:
-            warnings.append(found.doubt)
+        rows.append([f"layer {network.layer}", f"{found.layout} ({how}{seen})"])
+    warnings += [doubt for doubt in (output.doubt, *(network.found.doubt for network in networks)) if doubt]
     return rows
-
-
-def as_record(found: Overview) -> dict[str, Any]:
-    """The table for JSON."""
-    return {"rows": [list(row) for row in found.rows], "warnings": found.warnings}

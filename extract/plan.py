@@ -1,4 +1,4 @@
-"""What an extraction will do, known before it begins: networks, shapes, names, bytes, and how long it may take."""
+"""What an extraction will do, known before it starts: networks, shapes, names, bytes, and how long it may take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pickle
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,7 +26,7 @@ from extract.image_source import ImageSource
 from extract.loader import Decode, decoded
 from extract.models import LoadedModel, load_model
 from extract.network import Network, cut
-from extract.overview import Overview, as_record, overview
+from extract.overview import overview
 from extract.probe import prepare_model, probe_images
 from stores.errors import StoreError
 from stores.layers import LayerSpec
@@ -41,7 +41,7 @@ TRIED = 4  # batches measured for an estimate, after one to warm up
 
 @dataclass
 class Plan:
-    """An extraction that can begin; made by ``plan_extraction``."""
+    """An extraction that can start; made by ``plan_extraction``."""
 
     source: ImageSource
     config: ExtractConfig
@@ -49,15 +49,10 @@ class Plan:
     networks: dict[str, Network]
     classes: ClassMapping
     code_version: str = ""
-    heads: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @property
     def first(self) -> Network:
         return next(iter(self.networks.values()))
-
-    @cached_property
-    def specs(self) -> list[LayerSpec]:
-        return [layer_spec(network, self.config.positions) for network in self.networks.values()]
 
     @property
     def n_images(self) -> int:
@@ -72,8 +67,11 @@ class Plan:
 
     @cached_property
     def workers(self) -> int:
-        chosen = self.config.workers
-        workers = chosen if chosen is not None else default_workers(self.config.device, self.n_images)
+        """Decoding processes: threads suffice for few images or a slow device, and start at once."""
+        cores, workers = os.cpu_count() or 1, self.config.workers
+        if workers is None:
+            many = self.config.device.startswith("cuda") and self.n_images >= 4096 and cores >= 4
+            workers = min(16, cores - 1) if many else 0
         if workers:
             try:
                 pickle.dumps(self.first.transform)
@@ -95,14 +93,26 @@ class Plan:
         )  # fmt: skip
 
     @cached_property
-    def overview(self) -> Overview:
-        """What the extraction is about."""
+    def specs(self) -> list[LayerSpec]:
+        """What the store keeps of each layer."""
+        specs = []
+        for name, network in self.networks.items():
+            layout, sampled = network.layout, self.config.positions
+            if sampled is not None and sampled >= layout.grid[0] * layout.grid[1]:
+                sampled = None
+            specs.append(LayerSpec(name, layout.grid, layout.channels, layout.prefix, sampled, layout.kind))
+        return specs
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What the extraction is about; see ``extract.overview``."""
         return overview(self.source, self.classes, list(self.networks.values()))
 
     @cached_property
     def store(self) -> StorePlan:
         """The store that it makes."""
         config, made, source = self.config, self.loaded.provenance, self.source
+        affine = {name: network.pooled_affine for name, network in self.networks.items() if not network.layout.prefix}
         provenance = {
             **{k: v for k, v in made.items() if k != "class_names"},
             # a file is recorded by its full path: fit and evaluate may be run from another folder
@@ -122,7 +132,7 @@ class Plan:
                 "class_names": source.class_names,
             },
             "layouts": {name: network.found.how for name, network in self.networks.items()},
-            "about": as_record(self.overview),
+            "about": self.about,
             "positions": config.positions,
             "code_version": self.code_version,
         }
@@ -135,12 +145,12 @@ class Plan:
             dtype=config.dtype,
             compress=config.compress,
             chunk_images=config.chunk_images,
-            heads=self.heads,
+            heads={name: (head.A.cpu().numpy(), head.c.cpu().numpy()) for name, head in affine.items() if head},
         )
 
 
 def plan_extraction(source: ImageSource, config: ExtractConfig, *, code_version: str = "") -> Plan:
-    """Load the model, find out what it is fed and returns, and cut it at every layer.
+    """Load the model, find what it is fed and returns, and cut it at every layer.
 
     Raises the errors of ``load_model``, ``prepare_model`` and ``cut``; UsageError where the user has to say which of the network's
     classes the images have.
@@ -163,39 +173,17 @@ def plan_extraction(source: ImageSource, config: ExtractConfig, *, code_version:
         largest=largest, kind=source.kind, model=config.model,
     )  # fmt: skip
     require_decided(classes, source.root)
-    heads = {}
-    for name, network in networks.items():
-        affine = network.pooled_affine
-        if affine is not None and not network.layout.prefix:
-            heads[name] = (affine.A.cpu().numpy(), affine.c.cpu().numpy())
-    return Plan(source, config, loaded, networks, classes, code_version, heads)
-
-
-def layer_spec(network: Network, positions: int | None = None) -> LayerSpec:
-    """What the store keeps of a network's layer; ``positions`` samples that many per image."""
-    layout = network.layout
-    spec = LayerSpec(network.layer, layout.grid, layout.channels, layout.prefix, None, layout.kind)
-    if positions is None or positions >= spec.grid_positions:
-        return spec
-    return LayerSpec(network.layer, layout.grid, layout.channels, layout.prefix, positions, layout.kind)
-
-
-def default_workers(device: str, images: int) -> int:
-    """Decoding processes: threads suffice for few images or a slow device, and start at once."""
-    cores = os.cpu_count() or 1
-    if not device.startswith("cuda") or images < 4096 or cores < 4:
-        return 0
-    return min(16, cores - 1)
+    return Plan(source, config, loaded, networks, classes, code_version)
 
 
 @dataclass
 class Forecast:
-    """What a run has before it: ``images`` and ``bytes`` still to do, of those of this shard; sizes before compression.
+    """What is still to do: ``images`` and ``bytes``, of those of this shard; sizes before compression.
 
-    ``layers`` maps each layer to its bytes in the finished store. ``free`` are the disk's free bytes (None: an object store,
+    ``layers`` maps each layer to its bytes in the finished store. ``free`` is the disk's free bytes (None: an object store,
     which has no such number), ``fits`` whether they suffice (None: compressed, so only an upper bound is known and it exceeds
-    them, or nothing is known of them). ``rate`` is images a second and
-    ``seconds`` what is left at that rate, where it was measured; ``unreadable`` counts images that failed then. ``about`` is the overview of the run.
+    them, or nothing is known of them). ``rate`` is images a second and ``seconds`` what is left at that rate, where it was
+    measured; ``unreadable`` counts images that failed then. ``about`` is what the run is about.
     """
 
     images: int
@@ -218,7 +206,7 @@ class Forecast:
 
 
 def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = False) -> Forecast:
-    """Look ahead without writing anything; with ``measure`` some images are decoded and run for an estimate of time.
+    """Forecast an extraction without writing; with ``measure`` some images are decoded and run for an estimate of time.
 
     Raises StoreExistsError when something else is at ``out``.
     """
@@ -228,63 +216,59 @@ def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = 
     itemsize = np.dtype(attributes["dtype"]).itemsize
     layers = {spec.name: n_chunks * rows * spec.positions * spec.channels * itemsize for spec in plan.specs}
     longest = max((len(os.fsencode(name)) for name in plan.store.names), default=1)
-    beside = longest + 9 + 4 * attributes["n_classes"] + sum(4 * s.positions for s in plan.specs if s.sampled)
-    per_chunk = rows * beside + sum(layers.values()) // n_chunks
-    images = sum(min(rows, n - k * rows) for k in missing)
+    per_image = longest + 9 + 4 * attributes["n_classes"] + sum(4 * s.positions for s in plan.specs if s.sampled)
+    per_chunk = rows * per_image + sum(layers.values()) // n_chunks
     free, needed = None if is_remote(out) else _free(out), per_chunk * len(missing)
     if free is not None and overwrite:
-        free += _size(out)
+        free += sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     fits = None if free is None else needed <= free
-    if not fits and plan.config.compress != "none":
-        fits = None
     found = Forecast(
-        images, n, layers, needed, per_chunk * n_chunks, free, fits, int(attributes["provenance"]["batch_size"]),
-        about=as_record(plan.overview),
-    )  # fmt: skip
-    if measure and images:
-        first = [
-            i
-            for k in missing[: -(-(TRIED + 1) * found.batch_size // rows)]
-            for i in range(k * rows, min(n, (k + 1) * rows))
-        ]
-        found.tried, found.unreadable, rate = _measure(plan, first, found.batch_size)
-        found = found.at(rate)
-    return found
+        sum(min(rows, n - k * rows) for k in missing),
+        n,
+        layers,
+        needed,
+        per_chunk * n_chunks,
+        free,
+        None if not fits and plan.config.compress != "none" else fits,
+        int(attributes["provenance"]["batch_size"]),
+        about=plan.about,
+    )
+    if not measure or not missing:
+        return found
+    size = found.batch_size
+    tried = [i for k in missing[: -(-(TRIED + 1) * size // rows)] for i in range(k * rows, min(n, (k + 1) * rows))]
+    return _measured(found, plan, tried[: (TRIED + 1) * size])
 
 
-def require_room(found: Forecast, out: Path) -> None:
-    """Raise StoreError when the disk certainly does not suffice."""
+def announce_and_check(found: Forecast, out: Path, announce: Callable[[Forecast], None] | None) -> None:
+    """Announce a forecast before anything is written. Raises StoreError when the disk certainly does not suffice."""
     if found.fits is False and found.free is not None:
         raise StoreError(
             f"The disk of '{out}' has {readable(found.free)} free, but {readable(found.bytes)} are still to be written. Free "
             "some space, give an --out elsewhere, or store less: --compress zstd, --positions N, --limit N."
         )
+    if announce is not None:
+        announce(found)
+    for doubt in found.about["warnings"]:
+        log.warning("%s", doubt)
 
 
-def _measure(plan: Plan, rows: Sequence[int], size: int) -> tuple[int, int, float | None]:
-    """Images tried, how many of them could not be read, and images a second once things are warm."""
-    batches = [list(rows[i : i + size]) for i in range(0, min(len(rows), (TRIED + 1) * size), size)]
-    decode = Decode(plan.source, plan.first.transform, batches)
-    tried, unreadable, warm, begun = 0, 0, 0, 0.0
+def _measured(found: Forecast, plan: Plan, rows: Sequence[int]) -> Forecast:
+    """Decode and run some images: how many could not be read, and images a second once things are warm."""
+    size = found.batch_size
+    decode = Decode(plan.source, plan.first.transform, [rows[i : i + size] for i in range(0, len(rows), size)])
+    unreadable, warm, start = 0, 0, 0.0
     with closing(decoded(decode, workers=plan.workers)) as stream, plan.forward() as forward:
         for k, batch in enumerate(stream):
             if batch.images is not None:
                 nothing = {s.name: np.zeros((len(batch.images), s.positions), int) for s in plan.specs if s.sampled}
                 for outcome in forward(batch.images, nothing):
                     outcome.wait()
-            tried, unreadable = tried + len(batch.rows), unreadable + len(batch.reasons)
-            if k == 0:
-                begun = time.perf_counter()
-            else:
-                warm += len(batch.rows)
-    if not warm:
-        return tried, unreadable, None
-    return tried, unreadable, warm / (time.perf_counter() - begun)
-
-
-def _size(folder: Path) -> int:
-    """Bytes of all files below a folder: what deleting it gives back."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            unreadable += len(batch.reasons)
+            warm += len(batch.rows) if k else 0
+            start = start or time.perf_counter()
+    rate = warm / (time.perf_counter() - start) if warm else None
+    return replace(found, tried=len(rows), unreadable=unreadable).at(rate)
 
 
 def _free(path: Path) -> int:

@@ -14,6 +14,11 @@ from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def held(*signals: signal.Signals) -> Iterator[None]:
     """Have threads and processes that begin in the block not see some signals; what arrives here meanwhile is answered after it."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from extract.cluster import cores
+from extract.worker_processes import cores
 
 LIBRARIES = ("torch", "torchvision", "zarr", "numpy", "numcodecs")
 FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")  # one of them: they are the same files

@@ -39,7 +39,7 @@ def limited_address_space(command: str) -> str | None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return None
-    from extract.cluster import cores  # not loaded for nothing: most processes have no limit
+    from extract.worker_processes import cores  # not loaded for nothing: most processes have no limit
 
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -90,7 +90,7 @@ def evaluate(
     """
     from evaluate.dissect import Resolution
     from evaluate.influence.study import InfluenceConfig
-    from extract.cluster import workers_of
+    from extract.dask import workers_of
     from pipeline.evaluation import evaluate_directions, load_sets, summary_lines
     from stores.store import ActivationStore
 
@@ -181,7 +181,7 @@ def _workers(address: str | None) -> Iterator[Any]:
     if address is None:
         yield None
         return
-    from extract.cluster import cluster
+    from extract.dask import cluster
 
     with cluster(address) as client:
         yield client

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import contents
 
-import extract.cluster
+import extract.dask
 
 Run = Callable[..., object]
 NET = ("--model", "tiny_net:build", "--layer", "second")
@@ -37,7 +37,7 @@ def fitted(
 def test_processes_of_this_machine_give_the_same(
     run: Run, fitted: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extract.cluster, "cores", lambda: 2)
+    monkeypatch.setattr(extract.dask, "cores", lambda: 2)
     plain, spread = tmp_path / "plain", tmp_path / "spread"
     ok(run("evaluate", *fitted, "--out", plain))
     (beside,) = tmp_path.glob("acts.second.broden-*.zarr")
@@ -60,7 +60,7 @@ def test_processes_of_this_machine_give_the_same(
 def test_an_address_where_nobody_listens(
     run: Run, fitted: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extract.cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(extract.dask, "PATIENCE", 0.5)
     ended = run("evaluate", *fitted, "--out", tmp_path / "out", "--dask", "tcp://127.0.0.1:9")
     assert ended.code == 1
     assert ended.out == ""
@@ -70,5 +70,5 @@ def test_an_address_where_nobody_listens(
 
 
 def test_nothing_of_distributed_is_loaded_without_it() -> None:
-    code = "import sys, pipeline.commands.extract, pipeline.evaluation, extract.cluster_stream; sys.exit('distributed' in sys.modules)"
+    code = "import sys, pipeline.commands.extract, pipeline.evaluation, extract.dask; sys.exit('distributed' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,10 +20,8 @@ import pytest
 from PIL import Image
 from tiny import contents
 
-import extract.cluster
-from extract.cluster import cluster
-from extract.cluster_stream import extract_on
-from extract.cluster_worker import Order, fill_part
+import extract.dask
+from extract.dask import Order, cluster, extract_on, fill_part
 from extract.datasets import open_source
 from extract.plan import plan_extraction
 from extract.stream import ExtractConfig
@@ -53,7 +51,7 @@ def fate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def client(fate: Path) -> Iterator[Any]:
     """Three worker processes, as ``--dask local`` starts them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract.cluster, "cores", lambda: 3)
+        patch.setattr(extract.dask, "cores", lambda: 3)
         with cluster("local") as client:
             client.wait_for_workers(3)
             yield client
@@ -230,7 +228,7 @@ def test_wrong_use_is_one_sentence(
     run: Run, tmp_path: Path, tiny_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
     options: tuple[str, ...], code: int, told: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(extract.cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(extract.dask, "PATIENCE", 0.5)
     ended = run("extract", *NET, "--data", tiny_images(2), "--out", tmp_path / "s", "--quiet", *options)
     assert (ended.code, ended.out) == (code, "")
     assert ended.err.startswith(f"Error: {told}")

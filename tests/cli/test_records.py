@@ -288,7 +288,7 @@ def test_warnings_are_counted(
     ok(run("extract", *NET, "--data", tmp_path / "data", "--out", out, "--batch-size", 5, "--shard", "1/2"))
     told = record(tmp_path / "s.zarr.shard-1-of-2.run.json")["warnings"]
     assert [(one["level"], one["logger"], one["count"]) for one in told] == [("warning", "extract.stream", 1)]
-    assert "was begun with batches of 4 images" in told[0]["message"]
+    assert "was started with batches of 4 images" in told[0]["message"]
     found = run_module.Warnings()
     with found:
         for k in range(run_module.MOST_WARNINGS + 5):

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slow_dissection import LABELS, WHOLE, Broden, random_rows
 
-import extract.cluster
+import extract.dask
 from evaluate.cluster import added_up, on_cluster, pack
 from evaluate.counts import Counts, count_images
 from evaluate.detectors import make_bank
@@ -27,7 +27,7 @@ from evaluate.gallery import top_images
 from evaluate.material import Material
 from evaluate.parallel import cores, ranges
 from evaluate.scores import choose_labels
-from extract.cluster import cluster
+from extract.dask import cluster
 from extract.labels import Alignment
 from stores.directions import Directions
 from stores.errors import CorruptStoreError, EDDPError, UsageError
@@ -263,7 +263,7 @@ def test_workers_that_die_are_a_sentence(make_dissector: Callable[..., Dissector
 
 
 def test_nobody_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract.cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(extract.dask, "PATIENCE", 0.5)
     for address in ("tcp://127.0.0.1:9", "nonsense://"):
         with pytest.raises(EDDPError, match=f"No dask scheduler answers at '{address}'"), cluster(address):
             pass
@@ -274,7 +274,7 @@ def test_a_scheduler_without_workers_is_a_sentence(
 ) -> None:
     from distributed import LocalCluster
 
-    monkeypatch.setattr(extract.cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(extract.dask, "PATIENCE", 0.5)
     with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as empty:
         address = empty.scheduler_address
         with pytest.raises(EDDPError, match="has no worker"), cluster(address):
@@ -286,7 +286,7 @@ def test_workers_that_left_are_not_waited_for(
 ) -> None:
     from distributed import Client, LocalCluster
 
-    monkeypatch.setattr(extract.cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(extract.dask, "PATIENCE", 0.5)
     with (
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as empty,
         Client(empty, set_as_default=False) as client,
@@ -296,7 +296,7 @@ def test_workers_that_left_are_not_waited_for(
 
 
 def test_a_cluster_of_this_machine(make_dissector: Callable[..., Dissector], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract.cluster, "cores", lambda: 1)
+    monkeypatch.setattr(extract.dask, "cores", lambda: 1)
     with cluster("local") as client:
         found = make_dissector(client).count()
     np.testing.assert_array_equal(found.both, make_dissector("here").count().both)

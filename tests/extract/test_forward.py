@@ -13,7 +13,7 @@ from extract.config import ExtractConfig
 from extract.datasets import open_source
 from extract.forward import Forward, computing_in, fitting_batch_size
 from extract.plan import Plan, plan_extraction
-from extract.stream import _Batches
+from extract.stream import batches_of
 from extract.stream import extract as run_extraction
 from stores.errors import EDDPError, UsageError
 from stores.readers import LayerReader
@@ -138,23 +138,18 @@ def test_a_store_is_gone_on_with_in_batches_of_its_own(
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         assert run(2, (2, 3)) == 2
-    assert "was begun with batches of 3 images; with 2 the last bits" in caplog.text
+    assert "was started with batches of 3 images; with 2 the last bits" in caplog.text
     store = ActivationStore.open(tmp_path / "s")
     assert store.provenance["batch_size"] == 3
     assert store.verify() == []
 
 
-@pytest.mark.parametrize("chunks", [[0, 1, 2], [1], [2], [0, 2], []])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 100])
-def test_batches_cover_chunks_and_never_cross_one(chunks: list[int], size: int) -> None:
-    batches = _Batches(chunks, 4, 10, size)
-    found = [batches[k] for k in range(len(batches))]
-    wanted = [
-        list(range(s, min(s + size, e))) for k in chunks for e in [min(10, 4 * k + 4)] for s in range(4 * k, e, size)
-    ]
-    assert found == wanted
-    with pytest.raises(IndexError):
-        batches[len(batches)]
+def test_batches_cover_a_chunk(size: int) -> None:
+    batches = batches_of(range(4, 8), size)
+    assert [i for batch in batches for i in batch] == [4, 5, 6, 7]
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    assert 1 <= len(batches[-1]) <= size
 
 
 def test_hooks_and_settings_go_with_the_block(tiny_images: Images) -> None:

@@ -10,11 +10,10 @@ import zarr
 from PIL import Image
 from tiny import contents
 
-from extract.chunk import sampled_positions
 from extract.datasets import open_folder, open_source
 from extract.forward import Forward
 from extract.models import load_model
-from extract.stream import ExtractConfig, ExtractSummary, extract
+from extract.stream import ExtractConfig, ExtractSummary, extract, sampled_positions
 from stores.errors import ImageError, NonFiniteError, StoreError, StoreExistsError, UnsealedStoreError, UsageError
 from stores.layers import LayerSpec
 from stores.readers import LayerReader
@@ -441,6 +440,7 @@ def test_a_broden_folder_is_a_source_like_any_other(tmp_path: Path, tiny_broden:
         ({"seed": -1}, "'seed' must not be negative"),
         ({"dtype": "float64"}, "'dtype' must be one of float16, float32, got 'float64'"),
         ({"compress": "gzip"}, "'compress' must be one of none, zstd"),
+        ({"device": "cuda:x"}, "--device must be auto, cpu, cuda or cuda:N, got 'cuda:x'"),
         ({"on_bad_image": "ignore"}, "'on_bad_image' must be one of skip, fail"),
     ],
 )
