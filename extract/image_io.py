@@ -99,18 +99,87 @@ def read_image(path: Path, name: str | None = None, *, known_gone: bool | None =
     name : str, optional
         What ImageError calls the file (its path where none is given).
     known_gone : bool, optional
-        For a link to nothing: whether it already was one when the images were listed. Then it is a bad image; if it was
-        none, the disk that it leads to is away. Where that is not known, the folder that it leads to must still be there.
+        For a broken link: whether it already was one when the images were listed. Then it is a bad image; if it was none,
+        the disk that it leads to is away. Where that is not known, the folder that it leads to must still be there.
 
     Raises
     ------
     ImageError
-        With one sentence, for bytes that cannot be decoded whole, and for what is no readable file and never was.
+        For bytes that cannot be decoded whole, and for what is no readable file and never was.
     EDDPError
-        For a file that cannot be opened or read, and for want of memory: that is not the image's fault.
+        For a file that cannot be opened or read, and for lack of memory: that is not the image's fault.
     """
     name = shown(path if name is None else name)
-    return decode_image(_read_file(path, name, known_gone), name)
+    return decode_image(_read(path, name, f"'{shown(path)}'", known_gone=known_gone), name)
+
+
+def read_range(path: Path, offset: int, size: int, name: str) -> bytes:
+    """Bytes from within a file, opened for this alone: nothing to share between threads or to pickle. Raises as ``read_image``."""
+    return _read(path, name, f"'{name}' in '{shown(path)}'", offset, size)
+
+
+def _read(
+    path: Path, name: str, what: str, offset: int = 0, size: int | None = None, known_gone: bool | None = None
+) -> bytes:
+    whole = size is None
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size if size is None else size
+            if size > LARGEST:
+                raise ImageError(f"'{name}' is refused: {size} bytes are too many for an image (at most {LARGEST}).")
+            file.seek(offset)
+            data = file.read(size)
+            while len(data) < size and (more := file.read(size - len(data))):
+                data += more
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise out_of_memory(name) from error
+    except ValueError as error:  # a name, from a list, that no disk takes
+        raise ImageError(f"'{name}' cannot be read: {reason(error)}.") from error
+    except OSError as error:
+        if whole and (fault := _own_fault(path, error, known_gone)):
+            raise ImageError(f"'{name}' {fault}.") from error
+        raise _lost(what, error) from error
+    if len(data) < size:
+        raise EDDPError(
+            f"{what} ends {size - len(data)} bytes too early; has it changed? {_KEPT} once the file is whole again."
+        )
+    return data
+
+
+def _own_fault(path: Path, error: OSError, known_gone: bool | None) -> str:
+    """Why a file that cannot be opened is a bad image and always was; nothing where the disk may be away."""
+    if isinstance(error, IrregularError):
+        return "is no regular file"
+    if isinstance(error, IsADirectoryError):
+        return f"cannot be decoded: {reason(error)}"
+    why = {errno.ELOOP: "it is a link that leads to itself", errno.ENAMETOOLONG: "no disk takes it"}.get(
+        error.errno or 0
+    )
+    try:
+        if error.errno == errno.ENOENT and stat.S_ISLNK(path.lstat().st_mode):
+            if known_gone is None:
+                known_gone = os.path.isdir(os.path.dirname(os.path.realpath(path)))  # noqa: PTH112, PTH120
+            why = "it is a link to nothing" if known_gone else ""
+        elif error.errno == errno.EACCES and stat.S_ISREG(path.stat().st_mode):
+            with os.scandir(path.parent) as entries:  # asks the disk
+                next(entries, None)
+            why = "others in its folder may be"
+    except OSError:
+        return ""
+    return f"cannot be read: {reason(error)} ({why})" if why else ""
+
+
+def _lost(what: str, error: OSError) -> EDDPError:
+    """The error for a file that the system does not give now."""
+    then = "once the disk is back; if the file is really gone, remove it from the dataset, or from the list."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        then = "with fewer --workers, or after raising the limit (ulimit -n)."
+    if error.errno == errno.ENOMEM:
+        then = "with fewer --workers or a smaller --batch-size."
+    kind = OutOfMemoryError if error.errno == errno.ENOMEM else EDDPError
+    return kind(f"{what} cannot be read: {reason(error)}. {_KEPT} {then}")
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -118,11 +187,10 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     quiet_pillow()
     try:
         with Image.open(BytesIO(data), formats=formats_of(name)) as image:
-            width, height = image.size
             if max(image.size) > LONGEST * min(image.size):
                 raise ImageError(
-                    f"'{name}' is refused: it is {width} × {height} pixels, more than {LONGEST} times as long at one side as "
-                    "at the other; resized for a network it could fill the memory."
+                    f"'{name}' is refused: it is {image.width} × {image.height} pixels, more than {LONGEST} times as long at one "
+                    "side as at the other; resized for a network it could fill the memory."
                 )
             image.load()
             return image
@@ -146,97 +214,12 @@ def formats_of(name: str) -> tuple[str, ...]:
     return (*FORMATS, by_ending) if by_ending in _BY_ENDING else FORMATS
 
 
-def read_range(path: Path, offset: int, size: int, name: str) -> bytes:
-    """Bytes from within a file, opened for this alone: nothing to share between threads or to pickle.
-
-    Raises EDDPError when the file cannot be read or has become shorter (it was whole when its images were listed), and
-    ImageError when they are too many for an image.
-    """
-    _check_bytes(size, name)
-    try:
-        with open_regular(path) as file:
-            file.seek(offset)
-            data = bytearray()
-            while len(data) < size and (more := file.read(size - len(data))):
-                data += more
-    except OSError as error:
-        raise _lost(f"'{name}' in '{shown(path)}'", error) from error
-    except MemoryError as error:
-        raise out_of_memory(name) from error
-    if len(data) != size:
-        raise EDDPError(
-            f"'{name}' cannot be read: '{shown(path)}' ends {size - len(data)} bytes too early; has it changed? {_KEPT} "
-            "once the file is whole again."
-        )
-    return bytes(data)
-
-
 def out_of_memory(name: str) -> OutOfMemoryError:
     """The error for an image that there is no memory for."""
     return OutOfMemoryError(
         f"There is not enough memory for the image '{name}'. {_KEPT}, with fewer --workers or a smaller --batch-size; if it "
         "is always this image, remove it."
     )
-
-
-def _read_file(path: Path, name: str, known_gone: bool | None) -> bytes:
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            _check_bytes(size, name)
-            data = file.readall()
-    except ImageError:
-        raise
-    except IrregularError as error:
-        raise ImageError(f"'{name}' is no regular file.") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"'{name}' cannot be decoded: {reason(error)}.") from error
-    except OSError as error:
-        if what := _own_fault(path, error, known_gone):
-            raise ImageError(f"'{name}' cannot be read: {reason(error)} ({what}).") from error
-        raise _lost(f"'{shown(path)}'", error) from error
-    except MemoryError as error:
-        raise out_of_memory(name) from error
-    except ValueError as error:  # a name, from a list, that no disk takes
-        raise ImageError(f"'{name}' cannot be read: {reason(error)}.") from error
-    if len(data) < size:
-        raise _lost(f"'{shown(path)}'", EOFError(f"it ended {size - len(data)} bytes too early while it was read"))
-    return data
-
-
-def _own_fault(path: Path, error: OSError, known_gone: bool | None) -> str:
-    """Why a file that cannot be opened is a bad image and always was; nothing where the disk may be away."""
-    try:
-        if error.errno == errno.ENOENT and stat.S_ISLNK(path.lstat().st_mode):
-            if known_gone is None:
-                known_gone = os.path.isdir(os.path.dirname(os.path.realpath(path)))  # noqa: PTH112, PTH120
-            return "it is a link to nothing" if known_gone else ""
-        if error.errno == errno.EACCES and stat.S_ISREG(path.stat().st_mode):
-            with os.scandir(path.parent) as entries:  # asks the disk; of what it may be, others can be read
-                next(entries, None)
-            return "others in its folder may be"
-    except OSError:
-        return ""
-    always = {errno.ELOOP: "it is a link that leads to itself", errno.ENAMETOOLONG: "no disk takes it"}
-    return always.get(error.errno or 0, "")
-
-
-def _lost(what: str, error: BaseException) -> EDDPError:
-    number = getattr(error, "errno", None)
-    then = {
-        errno.EMFILE: "with fewer --workers, or after raising the limit (ulimit -n).",
-        errno.ENFILE: "with fewer --workers, or after raising the limit (ulimit -n).",
-        errno.ENOMEM: "with fewer --workers or a smaller --batch-size.",
-    }.get(
-        number or 0, "once the disk is back; if the file is really gone, remove it from the dataset, or from the list."
-    )
-    kind = OutOfMemoryError if number == errno.ENOMEM else EDDPError
-    return kind(f"{what} cannot be read: {reason(error)}. {_KEPT} {then}")
-
-
-def _check_bytes(size: int, name: str) -> None:
-    if size > LARGEST:
-        raise ImageError(f"'{name}' is refused: {size} bytes are too many for an image (at most {LARGEST}).")
 
 
 def reason(error: BaseException) -> str:
@@ -326,9 +309,8 @@ ORIENTATION = 0x0112
 
 def orientation_of(image: Image.Image) -> int:
     """1 to 8 from an image that is opened and not decoded; 1 where its pixels are read as viewers show them."""
-    if image.format == "TIFF":  # Pillow turns it itself, its size as well
-        return 1
-    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode all of it to look behind the pixels
+    # Pillow turns a TIFF when it opens it; of a PNG it would decode all to look behind the pixels
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     try:
         value = image.getexif().get(ORIENTATION, 1)

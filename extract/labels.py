@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 
 import numpy as np
 
@@ -15,6 +12,7 @@ from extract.crop_geometry import Box, visible_box
 from extract.network import open_model
 from extract.segmentation.base import ConceptSource
 from stores.errors import MismatchError
+from stores.prefetch import prefetch
 from stores.store import ActivationStore
 
 
@@ -114,15 +112,4 @@ def labels_ahead(
     threads: int = 2,
 ) -> Generator[ImageLabels, None, None]:
     """``labels_on_raster`` of many images in order, read ahead in threads within a bounded window."""
-    pending = iter(images)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="masks")
-    try:
-        window = deque(pool.submit(labels_on_raster, source, i, raster, box_of(i)) for i in islice(pending, 32))
-        while window:
-            ready = window.popleft()
-            following = next(pending, None)
-            if following is not None:
-                window.append(pool.submit(labels_on_raster, source, following, raster, box_of(following)))
-            yield ready.result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # left early, by an error or by the reader: nothing more is read
+    yield from prefetch(lambda i: labels_on_raster(source, i, raster, box_of(i)), images, threads=threads, depth=32)

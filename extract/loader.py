@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from extract.image_io import out_of_memory, reason, shown
 from extract.image_source import ImageSource
 from extract.worker_processes import end_with_parent, held
 from stores.errors import EDDPError, ImageError, UsageError
+from stores.prefetch import prefetch
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -51,49 +52,48 @@ class Decode(Dataset[Batch]):
             return Batch(list(self.batches[k]), [], None, {}, error)
 
     def one(self, row: int) -> torch.Tensor | str:
-        """The transformed image, or the reason why it is a bad one.
-
-        Raises UsageError where the transform fails, and EDDPError for what is not the image's fault: a disk that is away,
-        or want of memory.
-        """
+        """The transformed image, or the reason why it is a bad one. Raises as ``transformed`` does, and for a missing disk."""
         try:
-            image = self.source.image(row)
+            return self.transformed(row, self.source.image(row))
         except ImageError as error:
             return str(error)
-        return self.transformed(row, image)
 
     def transformed(self, row: int, image: Image.Image) -> torch.Tensor | str:
-        """What the transform makes of an image, or the reason why it is a bad one. Raises as ``one`` does."""
+        """What the transform makes of an image, or the reason why it is a bad one.
+
+        Raises UsageError where the transform fails, OutOfMemoryError for lack of memory.
+        """
+        name = shown(self.source.name(row))
         try:
             return self.transform(image)
         except MemoryError as error:
-            raise out_of_memory(shown(self.source.name(row))) from error
+            raise out_of_memory(name) from error
         except ImageError as error:
-            return f"'{shown(self.source.name(row))}' cannot be used: {error}."
+            return f"'{name}' cannot be used: {error}."
         except UsageError as error:
-            raise UsageError(f"'{shown(self.source.name(row))}' cannot be used: {error}.") from error
+            raise UsageError(f"'{name}' cannot be used: {error}.") from error
         except Exception as error:
             raise UsageError(
-                f"The model's transform fails on image '{shown(self.source.name(row))}': {type(error).__name__}: "
-                f"{reason(error)}."
+                f"The model's transform fails on image '{name}': {type(error).__name__}: {reason(error)}."
             ) from error
 
     def join(self, k: int, results: Sequence[torch.Tensor | str]) -> Batch:
+        """One batch of its rows' results."""
         rows = list(self.batches[k])
-        good = [row for row, result in zip(rows, results, strict=True) if not isinstance(result, str)]
-        tensors = [result for result in results if not isinstance(result, str)]
-        for row, tensor in zip(good, tensors, strict=True):
-            if tensor.shape != tensors[0].shape:
-                raise UsageError(
-                    f"The model's transform must give tensors of one size; image '{shown(self.source.name(good[0]))}' "
-                    f"becomes {tuple(tensors[0].shape)}, image '{shown(self.source.name(row))}' {tuple(tensor.shape)}."
-                )
+        tensors = {row: result for row, result in zip(rows, results, strict=True) if not isinstance(result, str)}
         reasons = {row: result for row, result in zip(rows, results, strict=True) if isinstance(result, str)}
+        first = next(iter(tensors), -1)
+        for row, tensor in tensors.items():
+            if tensor.shape != tensors[first].shape:
+                raise UsageError(
+                    f"The model's transform must give tensors of one size; image '{shown(self.source.name(first))}' "
+                    f"becomes {tuple(tensors[first].shape)}, image '{shown(self.source.name(row))}' {tuple(tensor.shape)}."
+                )
         try:
-            images = torch.stack(tensors) if tensors else None
+            images = torch.stack(list(tensors.values())) if tensors else None
         except MemoryError as error:
-            raise out_of_memory(shown(self.source.name(good[0]))) from error
-        return Batch(rows, good, images, reasons)
+            raise out_of_memory(shown(self.source.name(first))) from error
+        return Batch(rows, list(tensors), images, reasons)
 
 
 def _as_range(rows: Sequence[int]) -> Sequence[int]:
@@ -107,40 +107,25 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Bat
     ``workers`` 0 decodes in two threads of this process (Pillow lets go of the interpreter's lock while it decodes and
     resizes); more start that many processes by *spawn*: a fork after Zarr or FAISS was used can hang.
     """
-    if workers > 0:
-        loader: Any = DataLoader(
-            decode,
-            batch_size=None,
-            shuffle=False,
-            num_workers=workers,
-            multiprocessing_context="spawn",
-            prefetch_factor=2,
-            pin_memory=False,
-            persistent_workers=False,
-            worker_init_fn=end_with_parent,  # torch's own watch misses a parent that ends while workers import torch
-        )
-        for batch in _alive(loader):
-            if batch.failure is not None:
-                raise batch.failure
-            if pin and batch.images is not None:
-                batch.images = batch.images.pin_memory()
-            yield batch
+    if not workers:
+        depth = 3 * max(map(len, decode.batches), default=1)
+        with closing(prefetch(decode.one, chain.from_iterable(decode.batches), threads=2, depth=depth)) as results:
+            for k, rows in enumerate(decode.batches):
+                yield decode.join(k, list(islice(results, len(rows))))
         return
-    with ThreadPoolExecutor(2, thread_name_prefix="decode") as pool:
-        window: deque[tuple[int, list[Future[torch.Tensor | str]]]] = deque()
-        upcoming = iter(range(len(decode)))
-        try:
-            while True:
-                while len(window) < 3 and (k := next(upcoming, None)) is not None:
-                    window.append((k, [pool.submit(decode.one, row) for row in decode.batches[k]]))
-                if not window:
-                    return
-                k, futures = window.popleft()
-                yield decode.join(k, [future.result() for future in futures])
-        finally:
-            for _, futures in window:
-                for future in futures:
-                    future.cancel()
+    loader: Any = DataLoader(
+        decode,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn",
+        worker_init_fn=end_with_parent,  # torch's own watch misses a parent that ends while workers import torch
+    )
+    for batch in _alive(loader):
+        if batch.failure is not None:
+            raise batch.failure
+        if pin and batch.images is not None:
+            batch.images = batch.images.pin_memory()
+        yield batch
 
 
 def _alive(loader: Any) -> Iterator[Batch]:
@@ -152,6 +137,6 @@ def _alive(loader: Any) -> Iterator[Batch]:
         if "exited unexpectedly" not in str(error):
             raise
         raise EDDPError(
-            "A decoding process ended unexpectedly, perhaps for want of memory. What is done so far is kept: run the "
+            "A decoding process ended unexpectedly, perhaps for lack of memory. What is done so far is kept: run the "
             "same command again, with fewer --workers or --workers 0."
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -12,7 +12,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def prefetch(work: Callable[[T], R], items: Iterable[T], *, threads: int = 2, depth: int = 2) -> Iterator[R]:
+def prefetch(
+    work: Callable[[T], R], items: Iterable[T], *, threads: int = 2, depth: int = 2
+) -> Generator[R, None, None]:
     """``map(work, items)``, with up to ``depth`` results computed before they are asked for.
 
     For work that lets go of the interpreter's lock: decoding, reading, gathering.

@@ -225,7 +225,7 @@ def test_leaving_the_images_early_ends_the_reading(
     blocks = dissector.material.blocks(range(3), "stage", splits=("train", "val"))
     next(next(blocks).images)
     blocks.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("masks")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -233,7 +233,7 @@ def test_leaving_the_images_early_ends_the_reading(
     with pytest.raises(KeyboardInterrupt) as held:  # its traceback keeps the frames alive
         dissector.count(stop)
     assert held.tb is not None
-    assert not [t for t in threading.enumerate() if t.name.startswith("masks")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 def test_no_more_than_a_window_of_images_is_held(

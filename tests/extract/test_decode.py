@@ -111,7 +111,7 @@ def test_the_window_is_bounded(tiny_images: Images) -> None:
     next(stream)
     assert len(begun) <= 4
     stream.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
     assert len(begun) <= 5
 
 

@@ -38,9 +38,6 @@ def failing(monkeypatch: pytest.MonkeyPatch, number: int, *, when: str = "open")
         return
 
     class Failing(io.FileIO):
-        def readall(self) -> bytes:
-            raise OSError(number, os.strerror(number))
-
         def read(self, size: int = -1, /) -> bytes:
             raise OSError(number, os.strerror(number))
 
@@ -138,11 +135,11 @@ def test_a_file_that_may_not_be_read_beside_others_is_a_bad_image(
 
 def test_a_file_that_ends_while_it_is_read_is_no_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Ending(io.FileIO):
-        def readall(self) -> bytes:
-            return super().readall()[:-9]
+        def read(self, size: int = -1, /) -> bytes:
+            return super().read(size)[:-9]
 
     monkeypatch.setattr(image_io, "FileIO", Ending)
-    with pytest.raises(EDDPError, match="it ended 9 bytes too early while it was read") as caught:
+    with pytest.raises(EDDPError, match=r"a\.png' ends \d bytes too early; has it changed") as caught:
         read_image(put(tmp_path, "a.png") / "a.png")
     stopped(caught)
 
@@ -172,7 +169,7 @@ def test_what_the_system_says_to_a_decoder_is_no_bad_image(
 def test_a_range_that_cannot_be_read_is_no_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(b"0123456789")
     assert read_range(tmp_path / "a", 3, 4, "x") == b"3456"
-    with pytest.raises(EDDPError, match=r"^'x' cannot be read: '.*a' ends 2 bytes too early; has it changed") as caught:
+    with pytest.raises(EDDPError, match=r"^'x' in '.*a' ends 2 bytes too early; has it changed") as caught:
         read_range(tmp_path / "a", 8, 4, "x")
     stopped(caught)
     with pytest.raises(EDDPError, match=r"^'x' in '.*b' cannot be read: No such file") as caught:

@@ -130,14 +130,14 @@ def test_leaving_early_reads_no_further_and_leaves_no_thread(
     next(ahead)
     ahead.close()
     assert len(read) < 10
-    assert not [t for t in threading.enumerate() if t.name.startswith("masks")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 def test_a_bad_mask_is_told_and_ends_the_threads(source: BrodenSource) -> None:
     (source.root / "images" / "a_object_0.png").write_bytes(b"no picture")
     with pytest.raises(DatasetError, match=r"a_object_0\.png.*line 2"):
         list(labels_ahead(source, [1, 1, 0, 1], (2, 4), lambda i: WHOLE))
-    assert not [t for t in threading.enumerate() if t.name.startswith("masks")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 @pytest.fixture
