@@ -7,7 +7,8 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from extract.image_io import OPEN_FLAGS, read_image, reason, shown
+from extract.image_io import OPEN_FLAGS, read_image, read_range, reason, shown
 from extract.string_array import Items, Names
 from stores.errors import EDDPError, UsageError
 
@@ -126,6 +127,30 @@ class PathSource(ListSource):
         digest = digest_files(self.root, self.items, missing)
         self._missing = missing
         return digest
+
+
+class PackedSource(ListSource):
+    """Images within files: entries of (name, label, number of the file, offset, bytes). ``path`` is the file."""
+
+    def __init__(self, root: Path, files: list[str], entries: Iterable[tuple[str, int, int, int, int]]) -> None:
+        self.files = files
+        file, offset, size = array("i"), array("q"), array("q")
+
+        def items() -> Iterator[tuple[str, int]]:
+            for name, label, *place in entries:
+                for kept, value in zip((file, offset, size), place, strict=True):
+                    kept.append(value)
+                yield name, label
+
+        super().__init__(root, items())
+        self._file, self._offset, self._size = np.array(file), np.array(offset), np.array(size)
+
+    def path(self, i: int) -> Path:
+        return self.root / self.files[int(self._file[i])]
+
+    def read(self, i: int) -> bytes:
+        """The image's bytes. Raises EDDPError when its file is missing or has become shorter."""
+        return read_range(self.path(i), int(self._offset[i]), int(self._size[i]), shown(self.name(i)))
 
 
 @dataclass(frozen=True)

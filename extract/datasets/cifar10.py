@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from extract.file_list import lines_of
-from extract.image_io import read_range, reason, shown
-from extract.image_source import ListSource, register
+from extract.image_io import reason, shown
+from extract.image_source import PackedSource, register
 from stores.errors import DatasetError, MissingPathError
 
 log = logging.getLogger(__name__)
@@ -32,60 +32,21 @@ BATCHES = (*(f"{stem}.bin" for stem in STEMS), *STEMS)
 FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
 
 
-class Cifar10Source(ListSource):
-    """Images within batch files, read one by one: image k of a file begins at byte ``offset + k * step``."""
+class Cifar10Source(PackedSource):
+    """Images within batch files, read one by one."""
 
     kind = "cifar10"
 
-    def __init__(self, root: Path, files: list[str], class_names: list[str] | None) -> None:
-        self.class_names = class_names
-        self._files = files
-        self._places: list[tuple[int, int]] = []  # (offset, step) of each file
-        self._starts = [0]  # its first image
-        super().__init__(root, self._read(root))
-
-    def _read(self, root: Path) -> Iterator[tuple[str, int]]:
-        n_classes = len(self.class_names or range(10))
-        for file in self._files:
-            offset, step, labels, names = (_binary if file.endswith(".bin") else _python)(root / file)
-            wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
-            if len(wrong):
-                raise DatasetError(
-                    f"'{shown(root / file)}', image {wrong[0]}: there is no class {labels[wrong[0]]}; the classes are 0 to "
-                    f"{n_classes - 1}."
-                )
-            if len(labels) != IN_ORIGINAL:
-                message = f"'{shown(root / file)}' holds {len(labels)} images, CIFAR-10's own {IN_ORIGINAL}"
-                if len(labels) > IN_ORIGINAL:
-                    raise DatasetError(f"{message}.")
-                log.warning("%s", message)
-            self._places.append((offset, step))
-            self._starts.append(self._starts[-1] + len(labels))
-            yield from zip(names, labels.tolist(), strict=True)
-
-    def path(self, i: int) -> Path:
-        """The batch file that holds the image."""
-        return self.root / self._files[self._file_of(i)]
-
     def image(self, i: int) -> Image.Image:
-        """The image as RGB. Raises EDDPError when its file is missing or has become shorter."""
-        i = range(len(self))[i]
-        k = self._file_of(i)
-        offset, step = self._places[k]
-        start = offset + (i - self._starts[k]) * step
-        data = read_range(self.root / self._files[k], start, PIXELS, shown(self.name(i)))
-        pixels_chw = np.frombuffer(data, np.uint8).reshape(3, 32, 32)
+        pixels_chw = np.frombuffer(self.read(i), np.uint8).reshape(3, 32, 32)
         return Image.fromarray(np.ascontiguousarray(pixels_chw.transpose(1, 2, 0)))
-
-    def _file_of(self, i: int) -> int:
-        return int(np.searchsorted(self._starts, range(len(self))[i], "right")) - 1
 
     def _compute_digest(self) -> str:
         """SHA-256 over the names, labels and the files' content: all images are of one size."""
         hasher = hashlib.sha256()
         for name, label in self.items:
             hasher.update(f"{name}\0{label}\n".encode("utf-8", "surrogateescape"))
-        for name in self._files:
+        for name in self.files:
             with (self.root / name).open("rb") as file:
                 hasher.update(hashlib.file_digest(file, "sha256").digest())
         return "sha256:" + hasher.hexdigest()
@@ -129,7 +90,28 @@ def open_cifar10(root: Path) -> Cifar10Source:
             raise DatasetError(
                 f"'{shown(root)}' lacks {', '.join(missing)} of CIFAR-10. Unpack the whole archive, or give one batch file."
             )
-    return Cifar10Source(root, files, _class_names(root, binary=files[0].endswith(".bin")))
+    class_names = _class_names(root, binary=files[0].endswith(".bin"))
+    source = Cifar10Source(root, files, _entries(root, files, len(class_names or range(10))))
+    source.class_names = class_names
+    return source
+
+
+def _entries(root: Path, files: list[str], n_classes: int) -> Iterator[tuple[str, int, int, int, int]]:
+    for number, file in enumerate(files):
+        offset, step, labels, names = (_binary if file.endswith(".bin") else _python)(root / file)
+        wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
+        if len(wrong):
+            raise DatasetError(
+                f"'{shown(root / file)}', image {wrong[0]}: there is no class {labels[wrong[0]]}; the classes are 0 to "
+                f"{n_classes - 1}."
+            )
+        if len(labels) != IN_ORIGINAL:
+            message = f"'{shown(root / file)}' holds {len(labels)} images, CIFAR-10's own {IN_ORIGINAL}"
+            if len(labels) > IN_ORIGINAL:
+                raise DatasetError(f"{message}.")
+            log.warning(message)
+        for k, (name, label) in enumerate(zip(names, labels.tolist(), strict=True)):
+            yield name, label, number, offset + k * step, PIXELS
 
 
 def _folder(root: Path) -> Path | None:

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import tarfile
-from array import array
 from collections import Counter
 from collections.abc import Iterator
 from io import BufferedReader
@@ -23,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from extract.folder_listing import ending_of, files_below, label_maps, warn_of_maps
-from extract.image_io import ENDINGS, decode_image, open_regular, read_range, reason, shown
-from extract.image_source import Entry, ListSource, digest_items, register, sample
+from extract.image_io import ENDINGS, decode_image, open_regular, reason, shown
+from extract.image_source import Entry, PackedSource, digest_items, register, sample
 from stores.errors import DatasetError, EDDPError, MissingPathError, NoImagesError, UsageError
 
 log = logging.getLogger(__name__)
@@ -38,34 +37,28 @@ BLOCK = tarfile.BLOCKSIZE
 _TIME = 136  # byte of a header at which 12 bytes say when the member was changed
 
 
-class WebDatasetSource(ListSource):
+class WebDatasetSource(PackedSource):
     """Images within tar files, read one by one; the shards are scanned when it is made."""
 
     kind = "webdataset"
 
     def __init__(self, root: Path, shards: list[str]) -> None:
-        self.shards = shards
         left_out: Counter[str] = Counter()
         unused: list[str] = []
         map_files: list[str] = []
-        shard, offset, size = array("i"), array("q"), array("q")
 
-        def entries() -> Iterator[tuple[str, int]]:
+        def entries() -> Iterator[tuple[str, int, int, int, int]]:
             for k, name in enumerate(shards):
                 members = _scan(root / name, left_out, unused)
                 maps = label_maps([member for member, *_ in members])
                 left_out.update(maps.values())
                 map_files.extend(f"{name}/{member}" for member in maps)
-                for member, start, length, label in members:
+                for member, label, offset, size in members:
                     if member not in maps:
-                        shard.append(k)
-                        offset.append(start)
-                        size.append(length)
-                        yield f"{name}/{member}", label
+                        yield f"{name}/{member}", label, k, offset, size
 
-        super().__init__(root, entries())
+        super().__init__(root, shards, entries())
         self.left_out = dict(left_out)
-        self._shard, self._offset, self._size = np.array(shard, np.int32), np.array(offset), np.array(size)
         warn_of_maps(root, map_files)
         if unused:
             log.warning(
@@ -74,22 +67,16 @@ class WebDatasetSource(ListSource):
                 "shards again so"
             )
 
-    def path(self, i: int) -> Path:
-        """The shard that holds the image."""
-        return self.root / self.shards[int(self._shard[i])]
-
     def image(self, i: int) -> Image.Image:
-        """The image. Raises ImageError when it cannot be decoded, EDDPError when its shard cannot be read."""
-        name = shown(self.name(i))
-        return decode_image(read_range(self.path(i), int(self._offset[i]), int(self._size[i]), name), name)
+        return decode_image(self.read(i), shown(self.name(i)))
 
     def _compute_digest(self) -> str:
         return digest_items(self._entries())
 
     def _entries(self) -> Iterator[Entry]:
         """What the digest sees of each image: the time is that in its header, just before its bytes."""
-        begins = np.searchsorted(self._shard, np.arange(len(self.shards) + 1))
-        for k, name in enumerate(self.shards):
+        begins = np.searchsorted(self._file, np.arange(len(self.files) + 1))
+        for k, name in enumerate(self.files):
             try:
                 with open_regular(self.root / name) as file:
                     for i in range(*begins[k : k + 2].tolist()):
@@ -173,7 +160,7 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def _scan(path: Path, left_out: Counter[str], unused: list[str]) -> list[tuple[str, int, int, int]]:
-    """(name, offset, size, label) of each image in a shard, in its order.
+    """(name, label, offset, size) of each image in a shard, in its order.
 
     What is neither an image nor its label is counted by ending in ``left_out``; labels without an image are added to ``unused``.
     """
@@ -207,7 +194,7 @@ def _scan(path: Path, left_out: Counter[str], unused: list[str]) -> list[tuple[s
         label = next((given for file in files if (given := labels.get(file)) is not None), -1)
         if isinstance(label, DatasetError):
             raise label
-        found.append((name, *place, label))
+        found.append((name, label, *place))
     for name, given in labels.items():
         if name not in used:
             left_out[ending_of(name)] += 1

@@ -14,9 +14,8 @@ and what for; without them all images with a mask are read, three of ten for val
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -119,79 +118,52 @@ def _images(root: Path, stems: dict[str, set[str]], found: Listing) -> tuple[lis
     """Names relative to ``images/``, in order, their splits, and which files list them."""
     images = images_below(root / "images", found)
     masked = set().union(*stems.values())
-    entries = listed_splits(root)
-    if entries is None:
-        names = paired(images, masked, root)
-        splits = [hashed_split(stem(name)) for name in names]
-        listing = f"'{shown(root / 'images')}' (split by a hash of the names; a split.csv next to it would override it)"
-    else:
-        listed = _by_key(root, entries, images, masked)
-        keys = sorted(listed, key=images.__getitem__)
-        names, splits = [images[key] for key in keys], [listed[key].split for key in keys]
-        table = root / "split.csv"
-        listing = f"'{shown(table if table.is_file() else root / 'splits')}'"
-    if not names:
-        raise no_masks(root, "images/NAME.jpg (or .png ...) with masks/NAME.png, or masks/CATEGORY/NAME.png")
-    return names, splits, listing
-
-
-class Listed(NamedTuple):
-    """An image as a list names it, relative to the images' folder, with or without its ending."""
-
-    name: str
-    split: int
-    where: str
-
-
-def _by_key(root: Path, entries: Iterator[Listed], images: dict[str, str], masked: set[str]) -> dict[str, Listed]:
-    """The entries by their images' stems. Every image must be there, once, and have a mask."""
-    found: dict[str, Listed] = {}
-    for entry in entries:
-        key = entry.name if entry.name in images else stem(entry.name)
-        if images.get(key) not in (entry.name, f"{entry.name}{Path(images.get(key, '')).suffix}"):
-            raise DatasetError(
-                f"{entry.where}: there is no image '{shown(root / 'images' / entry.name)}'. Put it there, or take the line out."
-            )
-        if key in found:
-            raise DatasetError(
-                f"{entry.where}: '{shown(entry.name)}' is already in {found[key].where}. An image is of one split: take one of "
-                "the lines out."
-            )
-        if key not in masked:
-            raise DatasetError(
-                f"{entry.where}: the image '{shown(entry.name)}' has no mask '{shown(key)}.png' in '{shown(root / 'masks')}'. "
-                "Put it there, or take the line out."
-            )
-        found[key] = entry
-    return found
-
-
-def listed_splits(root: Path) -> Iterator[Listed] | None:
-    """What ``split.csv`` (image, split) says, or else ``splits/train.txt``, ``val.txt``, ``test.txt``; None without any.
-
-    Raises DatasetError, naming file and line, for an unknown split and for a name that leads elsewhere.
-    """
-    table = root / "split.csv"
-    files = {split: root / "splits" / f"{split}.txt" for split in SPLITS}
+    table, files = root / "split.csv", {split: root / "splits" / f"{split}.txt" for split in SPLITS}
     if table.is_file():
-        return _of_table(table)
-    if not any(file.is_file() for file in files.values()):
-        return None
-    return (
-        Listed(inside(name, file, line), SPLITS.index(split), at(file, line))
-        for split, file in files.items()
-        if file.is_file()
-        for line, name in lines_of(file)
-    )
+        rows = csv_rows(table, ("image", "split"))
+        listed = _listed(root, ((row["image"], row["split"], table, line) for line, row in rows), images, masked)
+    elif any(file.is_file() for file in files.values()):
+        table = root / "splits"
+        there = ((split, file) for split, file in files.items() if file.is_file())
+        lines = ((name, split, file, line) for split, file in there for line, name in lines_of(file))
+        listed = _listed(root, lines, images, masked)
+    else:
+        table = root / "images"
+        listed = {stem(name): hashed_split(stem(name)) for name in paired(images, masked, root)}
+    if not listed:
+        raise no_masks(root, "images/NAME.jpg (or .png ...) with masks/NAME.png, or masks/CATEGORY/NAME.png")
+    keys = sorted(listed, key=images.__getitem__)
+    hashed = " (split by a hash of the names; a split.csv next to it would override it)" * (table.name == "images")
+    return [images[key] for key in keys], [listed[key] for key in keys], f"'{shown(table)}'{hashed}"
 
 
-def _of_table(table: Path) -> Iterator[Listed]:
-    for line, row in csv_rows(table, ("image", "split")):
-        if row["split"] not in SPLITS:
-            raise DatasetError(
-                f"{at(table, line)}: the split must be one of {', '.join(SPLITS)}, got '{shown(row['split'])}'."
+def _listed(
+    root: Path, entries: Iterable[tuple[str, str, Path, int]], images: dict[str, str], masked: set[str]
+) -> dict[str, int]:
+    """Stem -> split of the images that entries (name, split, file, line) list; each must be there, once, with a mask.
+
+    A name is relative to ``images/``, with or without its ending, and may not lead elsewhere. Raises DatasetError.
+    """
+    splits: dict[str, int] = {}
+    lines: dict[str, str] = {}
+    for given, split, file, line in entries:
+        where, name = at(file, line), inside(given, file, line)
+        if split not in SPLITS:
+            raise DatasetError(f"{where}: the split must be one of {', '.join(SPLITS)}, got '{shown(split)}'.")
+        key = name if name in images else stem(name)
+        if images.get(key) not in (name, f"{name}{Path(images.get(key, '')).suffix}"):
+            fault = f"there is no image '{shown(root / 'images' / name)}'. Put it there"
+        elif key in splits:
+            fault = f"'{shown(name)}' is already in {lines[key]}. An image is of one split: leave it there"
+        elif key not in masked:
+            fault = (
+                f"the image '{shown(name)}' has no mask '{shown(key)}.png' in '{shown(root / 'masks')}'. Put it there"
             )
-        yield Listed(inside(row["image"], table, line), SPLITS.index(row["split"]), at(table, line))
+        else:
+            splits[key], lines[key] = SPLITS.index(split), where
+            continue
+        raise DatasetError(f"{where}: {fault}, or take the line out.")
+    return splits
 
 
 def hashed_split(name: str) -> int:
