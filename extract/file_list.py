@@ -156,10 +156,8 @@ def check_listed(
         for i in members.tolist():
             name = names[i].rpartition("/")[2]
             if name in seen:
-                raise DatasetError(
-                    f"{at(table, lines[i])}: the {what} '{shown(names[i])}' is already in line {lines[seen[name]]}. Take one "
-                    "of the lines out."
-                )
+                twice = f"'{shown(names[i])}' is already in line {lines[seen[name]]}"
+                raise DatasetError(f"{at(table, lines[i])}: the {what} {twice}. Take one of the lines out.")
             seen[name] = i
             if name not in there:
                 missing.append(i)

@@ -62,12 +62,9 @@ def open_cifar10(root: Path) -> Cifar10Source:
     """Open CIFAR-10's batch files, or a single one: training batches 1 to 5, then the test batch.
 
     ``root`` is a folder with the files, the folder that ``cifar-10-batches-bin`` or ``-py`` is in (the binary version wins),
-    or one file, such as ``test_batch.bin``. Classes are numbered as in the files; their names are those of
-    ``batches.meta.txt`` or ``batches.meta``. Images are called ``train/00000`` ... and ``test/00000`` ... in the binary
-    version, ``data_batch_1/FILENAME`` in the one for Python.
-
-    Raises MissingPathError where there is no batch file, DatasetError (naming file and sizes) for files that are missing,
-    cut short, damaged or hold something else.
+    or one file, such as ``test_batch.bin``. Classes are numbered as in the files, and named by ``batches.meta.txt`` or
+    ``batches.meta``. Images are called ``train/00000`` ... and ``test/00000`` ... in the binary version,
+    ``data_batch_1/FILENAME`` in the one for Python. Raises MissingPathError, and DatasetError naming file and sizes.
     """
     if root.is_file():
         if root.name not in BATCHES:

@@ -50,19 +50,15 @@ def is_imagenet(root: Path) -> bool:
 
 @register("imagenet", is_imagenet)
 def open_imagenet(root: Path) -> PathSource:
-    """Open ImageNet: its root (all splits are taken), one split's folder, or the root of Kaggle's ``ILSVRC``.
+    """Open ImageNet: its root (all splits are read), one split's folder, or the root of Kaggle's ``ILSVRC``.
 
-    An image's class is the wnid (such as n01440764) of the folder it lies in, or in its own name. Images in a flat
-    validation folder get theirs from ILSVRC2012's development kit (its folder or its .tar.gz) or from Kaggle's
-    LOC_val_solution.csv, next to them or up to four folders above; without either they have none (-1) and a warning says
-    what to put where. Test images have none.
+    An image's class is the wnid (such as n01440764) of the folder it is in, or in its own name. Images in a flat validation
+    folder get theirs from ILSVRC2012's development kit (its folder or its .tar.gz) or from Kaggle's LOC_val_solution.csv,
+    next to them or up to four folders above; without either they have none (-1), with a warning. Test images have none.
 
-    Classes are numbered by the sorted wnids, as torchvision and its models do: by all 1000 where the kit or Kaggle's
-    LOC_synset_mapping.txt is found, also if only some of them are here; else by those that are here. ``class_names`` are
-    the wnids, each with the first of its words where they are known: "n01440764 tench".
-
-    Raises NoImagesError, and DatasetError for a folder that is no ImageNet, for class folders that the kit does not list and
-    for damaged lists, naming file and line.
+    Classes are numbered by the sorted wnids, as torchvision does: by all 1000 where the kit or Kaggle's
+    LOC_synset_mapping.txt is found, else by those that are here. ``class_names`` are the wnids, each with the first of its
+    words where they are known: "n01440764 tench". Raises NoImagesError, and DatasetError, naming file and line.
     """
     base = next((base for base in BASES if any((root / base / split).is_dir() for split in SPLITS[1:])), "")
     files, found = list_images(root, base)
@@ -93,21 +89,21 @@ def open_imagenet(root: Path) -> PathSource:
     number = {wnid: k for k, wnid in enumerate(sorted(words))}
     # codes: 0 none, k a wnid's place, -k a validation image's number
     labels = np.array([-1, *(number[wnid] for wnid in wnids)], np.int32)[np.maximum(codes, 0)]
-    for i in np.flatnonzero(codes < 0).tolist() if truth else []:
-        wnid = truth[0].get(-int(codes[i]), "") if truth else ""
-        if wnid not in number:
-            raise DatasetError(
-                f"'{shown(truth[1] if truth else '')}' does not give the class of '{shown(files[i])}': "
-                + (f"'{shown(source)}' does not list {wnid}." if wnid else "that image is not in it.")
-            )
-        labels[i] = number[wnid]
-    if flat and not truth:
+    if truth:
+        for i in np.flatnonzero(codes < 0).tolist():
+            wnid = truth[0].get(-int(codes[i]), "")
+            if wnid not in number:
+                why = f"'{shown(source)}' does not list {wnid}" if wnid else "that image is not in it"
+                raise DatasetError(f"'{shown(truth[1])}' does not give the class of '{shown(files[i])}': {why}.")
+            labels[i] = number[wnid]
+    elif flat:
         log.warning(
             f"the {int((codes < 0).sum())} validation images of '{shown(root)}' have no labels: put {DEVKIT}.tar.gz, or "
             f"{SOLUTION} of Kaggle, into '{shown(root / base)}'"
         )
-    lost = [file for file, code in zip(files, codes.tolist(), strict=True) if not code and not _is_test(root, file)]
-    if lost:
+    if lost := [
+        file for file, code in zip(files, codes.tolist(), strict=True) if not code and not _is_test(root, file)
+    ]:
         log.warning(
             f"{len(lost)} images of '{shown(root)}' are in no wnid's folder and have no class: '{shown(lost[0])}'"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -78,18 +78,15 @@ def is_places365(root: Path) -> bool:
 
 @register("places365", is_places365)
 def open_places365(root: Path) -> PathSource:
-    """Open Places365: its root (all image folders in it are taken), one image folder, or the easy layout or a split of it.
+    """Open Places365: its root (all image folders in it are read), one image folder, or the easy layout or a split of it.
 
-    Labels are those of places365_train_standard.txt (or _challenge), places365_val.txt; test images have none (-1). Without
-    a list, training images get the class of their folder, and validation images none, with a warning that says what to put
-    where. In the easy layout the class is the folder's; train.txt and val.txt, where they are, say which images there are.
-    Lists are looked for in the folder, in ``filelist_places365-standard/`` or ``-challenge/``, and up to three folders above.
+    Labels are those of places365_train_standard.txt (or _challenge) and places365_val.txt; test images have none (-1).
+    Without a list, training images get the class of their folder, and validation images none, with a warning. In the easy
+    layout the class is the folder's; train.txt and val.txt, where they exist, say which images there are. Lists are looked
+    for in the folder, in ``filelist_places365-standard/`` or ``-challenge/``, and up to three folders above.
 
-    Classes are numbered as in categories_places365.txt, their names are those in it without the letter
-    ("apartment_building/outdoor"); where it is missing, by the lists' own numbers, or by the folders' sorted names.
-
-    Raises NoImagesError, and DatasetError, naming list and line, for lines that make no sense or point elsewhere, for
-    classes that there are not, and for images that are listed and not on disk.
+    Classes are numbered and named as in categories_places365.txt ("apartment_building/outdoor"); where it is missing, by
+    the lists' own numbers, or by the folders' sorted names. Raises NoImagesError, and DatasetError, naming list and line.
     """
     path = _find(root, CATEGORIES)
     categories = _Categories(path) if path else None
@@ -128,36 +125,39 @@ def _folder_classes(folders: list[_Folder]) -> dict[str, int]:
 
 def _of_folder(
     root: Path, folder: _Folder, classes: dict[str, int], categories: _Categories | None, found: Listing
-) -> Iterator[tuple[str, int]]:
-    """Names and labels of an image folder: ``/a/airfield/00000001.jpg 0`` in its list, without a number for test images."""
-    path = folder.list()
-    if path is not None:
-        last = len(categories.names) - 1 if categories else 10**9
-
-        def parsed(text: str, line: int) -> tuple[str, int]:
-            match = re.fullmatch(r"(.*\S)\s+(\d{1,9})|(.+)", text)
-            if folder.kind != "test" and not (match and match[2]):
-                raise DatasetError(f"{at(path, line)} must read PATH NUMBER, got '{shown(text)}'.")
-            name, label = (text, -1) if folder.kind == "test" or not match else (match[1], int(match[2]))
-            if label > last and categories:
-                raise DatasetError(
-                    f"{at(path, line)}: there is no class {label}; '{shown(categories.path)}' lists 0 to {last}."
-                )
-            return name.removeprefix("/"), label  # the lists write the image folder as the root of all
-
-        yield from _listed(root, folder.prefix, path, parsed)
-        return
+) -> Iterable[tuple[str, int]]:
+    """Names and labels of an image folder, by its list or else by its own folders."""
+    if path := folder.list():
+        return _listed(root, folder.prefix, path, partial(_in_list, folder.kind, categories, path))
     files = sorted(files_below(folder.path, found=found))
     if folder.kind == "val" and files:
         log.warning(
             f"the {len(files)} images of '{shown(folder.path)}' have no labels: put places365_val.txt into "
             f"'{shown(folder.path.absolute().parent)}'"
         )
-    for file in files:
-        name = "/" + file.rpartition("/")[0]
-        if folder.kind == "data" and name != "/" and name not in classes:
-            raise DatasetError(f"'{shown(categories.path if categories else root)}' lists no class '{shown(name)}'.")
-        yield folder.prefix + file, classes.get(name, -1)
+    names = ["/" + file.rpartition("/")[0] for file in files]
+    unknown = {name for name in names if name != "/"} - classes.keys() if folder.kind == "data" else set()
+    if unknown:
+        raise DatasetError(
+            f"'{shown(categories.path if categories else root)}' lists no class '{shown(min(unknown))}'."
+        )
+    return ((folder.prefix + file, classes.get(name, -1)) for file, name in zip(files, names, strict=True))
+
+
+def _in_list(kind: str, categories: _Categories | None, path: Path, text: str, line: int) -> tuple[str, int]:
+    """An entry of an image folder's list: ``/a/airfield/00000001.jpg 0``, or without a number for test images."""
+    name, label = text, -1
+    if kind != "test":
+        match = re.fullmatch(r"(.*\S)\s+(\d{1,9})", text)
+        if not match:
+            raise DatasetError(f"{at(path, line)} must read PATH NUMBER, got '{shown(text)}'.")
+        name, label = match[1], int(match[2])
+        if categories and label >= len(categories.names):
+            raise DatasetError(
+                f"{at(path, line)}: there is no class {label}; '{shown(categories.path)}' lists 0 to "
+                f"{len(categories.names) - 1}."
+            )
+    return name.removeprefix("/"), label  # the lists write the image folder as the root of all
 
 
 def _listed(root: Path, prefix: str, path: Path, parsed: Callable[[str, int], tuple[str, int]]) -> Items:

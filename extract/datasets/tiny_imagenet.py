@@ -34,9 +34,7 @@ def open_tiny_imagenet(root: Path) -> PathSource:
 
     Classes are the sorted wnids of wnids.txt (of val_annotations.txt where val was given without it), called by wnid and the
     first of their words in words.txt: "n01443537 goldfish". Test images have no class (-1).
-
-    Raises MissingPathError, NoImagesError, and DatasetError, naming file and line, for lists that contradict themselves, the
-    classes or the images.
+    Raises MissingPathError, NoImagesError, and DatasetError, naming file and line.
     """
     splits = [f"{split}/" for split in SPLITS if (root / split).is_dir()]
     files, found = list_images(root, *splits)

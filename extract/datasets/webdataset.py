@@ -108,10 +108,9 @@ def open_webdataset(root: Path) -> WebDatasetSource:
     Every member whose name ends like an image's is an image, called ``SHARD.tar/MEMBER``, also where a sample has several.
     Its label is its sample's ``.cls``, a whole number as text; else "label" or "cls" of its ``.json``; else -1. ``0001.left.cls``
     is of ``0001.left.png`` alone. Label files without an image are logged. Classes have no names. Label maps next to an image
-    (``0001.seg.png``) are left out. Members that are no regular files, such as links, are skipped.
+    (``0001.seg.png``) are left out, and members that are no regular files are skipped.
 
-    Raises MissingPathError, NoImagesError, and DatasetError, naming shard and member or offset, for shards that are
-    compressed, damaged or cut short, for names that are there twice and for labels that are no whole number.
+    Raises MissingPathError, NoImagesError, and DatasetError, naming shard and member or offset.
     """
     root, shards = _shards(root)
     source = WebDatasetSource(root, shards)
