@@ -7,8 +7,10 @@ import logging
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from image_folders import listed, put
@@ -28,39 +30,21 @@ def test_what_is_not_read_is_counted_by_ending(tmp_path: Path) -> None:
     assert source.left_out == {".heic": 2, ".txt": 1, "no ending": 2}
 
 
-@pytest.mark.parametrize(
-    "folder", ["__MACOSX", "@eaDir", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
-)
-def test_folders_that_are_no_data_are_not_entered(tmp_path: Path, folder: str) -> None:
-    source = open_folder(put(tmp_path, "cat/1.png", f"cat/{folder}/2.png", "dog/3.png", f"{folder}/cat/4.png"))
+def test_folders_that_are_no_data_are_not_entered(tmp_path: Path) -> None:
+    no_data = ["__MACOSX", "@eaDir", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
+    put(tmp_path, "cat/1.png", "dog/3.png", *(f"{place}{name}/2.png" for name in no_data for place in ("cat/", "")))
+    source = open_folder(tmp_path)
     assert list(source.names) == ["cat/1.png", "dog/3.png"]
-    assert source.class_names == ["cat", "dog"]
-    assert source.left_out == {}
+    assert (source.class_names, source.left_out) == (["cat", "dog"], {})
 
 
-@pytest.mark.parametrize(
-    ("name", "counted"),
-    [
-        ("x_seg.png", "_seg.png"),
-        ("x_parts_1.png", "_parts_N.png"),
-        ("x_mask.PNG", "_mask.png"),
-        ("x_mask.tif", "_mask.tif"),
-        ("x-label.png", "-label.png"),
-        ("x_labels.png", "_labels.png"),
-        ("x.seg.png", ".seg.png"),
-        ("x_gt.png", "_gt.png"),
-        ("x_segmentation.jpg", "_segmentation.jpg"),
-        ("x_annotation.png", "_annotation.png"),
-        ("x_labelIds.png", "_labelids.png"),
-        ("x_gtFine_labelTrainIds.png", "_gtfine_labeltrainids.png"),
-        ("x_instanceIds.png", "_instanceids.png"),
-        ("x_color.png", "_color.png"),
-    ],
-)
-def test_a_label_map_next_to_its_image_is_left_out(tmp_path: Path, name: str, counted: str) -> None:
-    source = open_folder(put(tmp_path, "a/x.jpg", f"a/{name}", "b/y_mask.png"))
-    assert list(source.names) == ["a/x.jpg", "b/y_mask.png"]  # of no other image, so one itself
-    assert source.left_out == {counted: 1}
+def test_label_maps_next_to_their_image_are_left_out(tmp_path: Path) -> None:
+    maps = ["_seg.png", "_mask.PNG", "_mask.tif", "-label.png", "_labels.png", ".seg.png", "_gt.png", "_segmentation.jpg",
+            "_annotation.png", "_labelIds.png", "_gtFine_labelTrainIds.png", "_instanceIds.png", "_color.png"]  # fmt: skip
+    source = open_folder(put(tmp_path, "a/x.jpg", *(f"a/x{name}" for name in maps), "a/x_parts_1.png", "b/y_mask.png"))
+    assert list(source.names) == ["a/x.jpg", "b/y_mask.png"]  # the mask of no image is an image
+    assert source.left_out["_parts_N.png"] == 1
+    assert set(source.left_out) - {"_parts_N.png"} == {name.lower() for name in maps}
 
 
 @pytest.mark.parametrize(
@@ -117,25 +101,20 @@ def test_other_suffixes_are_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "maps"),
-    [
-        ("images", "masks"),
-        ("images", "annotations/trimaps"),
-        ("images/train", "labels/train"),
-        ("leftImg8bit/train", "gtFine/train"),
-        ("JPEGImages", "SegmentationObject"),
-        ("train", "train_masks"),
-        ("train", "trainannot"),
-        ("training/image_2", "training/semantic_rgb"),
-        ("MSRA_Image", "MSRA_Mask"),
-        ("stage1_train/a/images", "stage1_train/a/masks"),
-    ],
-)
-def test_folders_of_label_maps_next_to_images_are_left_out(tmp_path: Path, images: str, maps: str) -> None:
+    "folders",
+    ["images masks", "images annotations/trimaps", "images/train labels/train", "leftImg8bit/train gtFine/train",
+     "JPEGImages SegmentationObject", "train train_masks", "train trainannot", "training/image_2 training/semantic_rgb",
+     "MSRA_Image MSRA_Mask", "stage1_train/a/images stage1_train/a/masks"],
+)  # fmt: skip
+def test_folders_of_label_maps_next_to_images_are_left_out(tmp_path: Path, folders: str) -> None:
+    images, maps = folders.split()
     source = open_folder(put(tmp_path, f"{images}/x.png", f"{maps}/x.png", f"{maps}/y.txt"))
     assert list(source.names) == [f"{images}/x.png"]
     assert list(source.left_out.values()) == [2]
-    classes = open_folder(put(tmp_path / "other", "face/1.png", "face_mask/2.png", "mask/3.png"))
+
+
+def test_classes_called_like_label_maps_are_classes(tmp_path: Path) -> None:
+    classes = open_folder(put(tmp_path, "face/1.png", "face_mask/2.png", "mask/3.png"))
     assert classes.class_names == ["face", "face_mask", "mask"]
 
 
@@ -147,34 +126,26 @@ def test_only_some_endings_are_asked_for_and_maps_are_files(tmp_path: Path) -> N
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, number: int, what: str) -> None:
-    """``os.scandir`` of a folder called ``what`` fails, or looking what its entry of that name is."""
+    """``os.scandir`` of a folder ``what``! fails, or looking what its entry ``what`` is."""
     real = os.scandir
 
-    class Entry:
-        def __init__(self, entry: os.DirEntry[str]) -> None:
-            self.name, self.path, self.entry = entry.name, entry.path, entry
+    def is_dir(entry: os.DirEntry[str]) -> bool:
+        if entry.name == what:
+            raise OSError(number, os.strerror(number))
+        return entry.is_dir()
 
-        def is_dir(self) -> bool:
-            if self.name == what:
-                raise OSError(number, os.strerror(number))
-            return self.entry.is_dir()
+    def scan(path: str) -> object:
+        if str(path).endswith(f"{what}!"):
+            raise OSError(number, os.strerror(number))
+        with real(path) as entries:
+            return nullcontext(
+                [
+                    SimpleNamespace(name=e.name, path=e.path, is_symlink=e.is_symlink, is_dir=partial(is_dir, e))
+                    for e in entries
+                ]
+            )
 
-        def is_symlink(self) -> bool:
-            return self.entry.is_symlink()
-
-    class Scan:
-        def __init__(self, path: str) -> None:
-            if str(path).endswith(f"{what}!"):
-                raise OSError(number, os.strerror(number))
-            self.scanned = real(path)
-
-        def __enter__(self) -> Iterator[Entry]:
-            return (Entry(entry) for entry in self.scanned.__enter__())
-
-        def __exit__(self, *_: object) -> None:
-            self.scanned.close()
-
-    monkeypatch.setattr(os, "scandir", Scan)
+    monkeypatch.setattr(os, "scandir", scan)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOENT])

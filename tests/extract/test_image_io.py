@@ -6,8 +6,8 @@ import os
 import socket
 import stat
 import struct
-import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -299,60 +299,31 @@ def test_names_as_they_are_shown() -> None:
     assert shown(Path("a\x1b[31m\udce9\u2028")) == "a\\x1b[31m\\udce9\\u2028"
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "I;16", "F"])
-def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    grey = np.linspace(0, 255, 16).astype(np.uint8).reshape(4, 4)
-    image = Image.fromarray(grey)
-    if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
-    elif mode not in ("L", "RGB"):
-        image = image.convert(mode)
-    else:
-        image = image.convert(mode)
-    file = tmp_path / ("a.tif" if mode in ("CMYK", "F") else "a.png")
-    image.save(file)
-    read = to_mode(read_image(file), "RGB", (0, 255) if mode == "F" else None)
-    assert (read.mode, read.size) == ("RGB", (4, 4))
-    if mode not in ("1", "CMYK"):
-        assert np.abs(np.asarray(read)[..., 0].astype(int) - grey).max() <= 1  # 16 bits are scaled, never clipped
-
-
-def bad_image(path: Path, kind: str) -> Path:
-    g = np.random.default_rng(0)
-    if kind == "zero bytes":
-        path.write_bytes(b"")
-    elif kind == "text":
-        path.write_text("I am no picture")
-    elif kind == "truncated":
-        Image.fromarray(g.integers(0, 256, (40, 40, 3), np.uint8)).save(path, "JPEG")
-        path.write_bytes(path.read_bytes()[:-900])
-    elif kind == "bomb":
-        Image.new("L", (400, 400)).save(path, "PNG")
-    elif kind == "folder":
-        path.mkdir()
-    return path
+def truncated(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:-900])
 
 
 @pytest.mark.parametrize(
-    ("kind", "wanted"),
+    ("make", "wanted"),
     [
-        ("zero bytes", "is no image file"),
-        ("text", "is no image file"),
-        ("truncated", "cannot be decoded: image file is truncated"),
-        ("bomb", "is refused: Image size .* exceeds limit"),
-        ("folder", "cannot be decoded: Is a directory"),
+        (lambda path: path.write_bytes(b""), "is no image file"),
+        (lambda path: path.write_text("I am no picture"), "is no image file"),
+        (truncated, "cannot be decoded: image file is truncated"),
+        (lambda path: Image.new("L", (400, 400)).save(path, "PNG"), "is refused: Image size .* exceeds limit"),
+        (Path.mkdir, "cannot be decoded: Is a directory"),
     ],
 )
-def test_bad_images_end_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, wanted: str
+def test_bad_images_end_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object], wanted: str
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    path = bad_image(tmp_path / "x.jpg", kind)
+    path = tmp_path / "x.jpg"
+    make(path)
     with pytest.raises(ImageError, match=wanted) as caught:
         read_image(path)
     assert f"'{path}'" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert ".." not in str(caught.value)
 
 
 def test_a_large_image_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,27 +345,6 @@ def test_a_large_image_is_read_without_a_warning(tmp_path: Path, monkeypatch: py
         warnings.warn("others are still heard", UserWarning, stacklevel=1)
     assert {image.size for image in images} == {(120, 120)}
     assert raw == ["others are still heard"]
-
-
-def test_threads_that_swap_filters_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    Image.new("L", (120, 120)).save(tmp_path / "large.png")
-    read_image(tmp_path / "large.png")  # as in a process of its own, whose filters hold ours from the first import on
-    stop = threading.Event()
-
-    def swap() -> None:
-        while not stop.is_set():
-            with warnings.catch_warnings():
-                pass
-
-    other = threading.Thread(target=swap)
-    other.start()
-    try:
-        for _ in range(300):
-            read_image(tmp_path / "large.png")  # a warning would be an error here
-    finally:
-        stop.set()
-        other.join()
 
 
 def test_broken_metadata_beside_sound_pixels_warns_nobody(tmp_path: Path) -> None:
