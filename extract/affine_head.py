@@ -1,7 +1,7 @@
 """Recognise a head that averages over positions and is affine after that: ``logits = A mean_p(x_p) + c``.
 
 Method §5: pooling then commutes with the manipulation of the uncertainty term, one vector per image instead of one per
-position. The head is asked, not read: what it does to random inputs decides, whatever modules it is made of.
+position. What the head does to random inputs decides, whatever modules it is made of.
 """
 
 from __future__ import annotations
@@ -20,13 +20,7 @@ _BYTES = 64 * 2**20  # of inputs at once while A is read off
 
 @dataclass(frozen=True)
 class PooledAffine:
-    """``logits = A mean_p(x_p) + c``.
-
-    Parameters
-    ----------
-    A : tensor (K, C), float32
-    c : tensor (K,), float32
-    """
+    """``logits = A mean_p(x_p) + c`` with A (K, C) and c (K,), float32."""
 
     A: torch.Tensor
     c: torch.Tensor
@@ -45,28 +39,15 @@ def head_logits(head: nn.Module, layout: LayerLayout, x_npc: torch.Tensor) -> to
     return head(layout.from_npc(x_npc)).flatten(1)
 
 
-def pooled_affine(head: nn.Module, layout: LayerLayout, *, seed: int = 0) -> PooledAffine | None:
-    """Find A and c of a head that is global average pooling and affine maps only.
+def pooled_affine(head: nn.Module, layout: LayerLayout) -> PooledAffine | None:
+    """Find A and c of a head that is global average pooling and affine maps only; None for any other.
 
     A few random inputs in float32 turn most heads away: positions are permuted, and an affine combination of inputs
     must give the same combination of logits. What passes is copied in float64; A is read off by feeding each channel
     alone, and must then predict the logits of large random activations of both signs to 1e-9.
-
-    Parameters
-    ----------
-    head : nn.Module
-        The layer's own output -> logits, in evaluation mode. It is not changed.
-    layout : LayerLayout
-    seed : int
-        Of the random inputs.
-
-    Returns
-    -------
-    PooledAffine or None
-        On the head's device; None where the head is anything else.
     """
     device = next((t.device for t in (*head.parameters(), *head.buffers())), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def random(n: int, scale: float, dtype: torch.dtype) -> torch.Tensor:
         p, c = layout.positions, layout.channels

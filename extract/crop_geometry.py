@@ -1,7 +1,7 @@
 """Which part of the original image the network sees.
 
-Transforms resize, crop and pad; a detector's map must be laid over the part of the image that is left. Rather than
-reading each library's transforms, two ramps are sent through: where they start and stop tells the box.
+Transforms resize, crop and pad; a detector's map must be laid over the part of the image that is left. Two ramps are sent
+through the transform: where they start and stop gives the box, whatever library it is of.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def visible_box(transform: Callable[[Image.Image], Any], size: tuple[int, int]) 
     """
     height, width = size
     if min(height, width) < 2:
-        raise UsageError(f"'size' must be at least 2 x 2 to tell its geometry, got {size}.")
+        raise UsageError(f"'size' must be at least 2 x 2, got {size}.")
     black = _run(transform, np.zeros((height, width)))  # (3, h, w)
     gain = _run(transform, np.ones((height, width))) - black
     channel = int(np.abs(gain).max(axis=(1, 2)).argmax())

@@ -1,6 +1,6 @@
 """The forward pass of an extraction: what the layers give, in the store's dtype, checked and on its way to the host.
 
-On a GPU the copies to the host run beside the next batch's pass; on running out of memory a batch is halved.
+On a GPU the copies to the host overlap with the next batch's pass. A batch that does not fit in memory is halved.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from extract.config import ExtractConfig
 from extract.memory import is_out_of_memory, memory_used_again
-from extract.model_output import ModelOutput
-from extract.network import capture
-from extract.tensor_layout import LayerLayout
+from extract.network import Network, capture
 from stores.errors import OutOfMemoryError
 
 log = logging.getLogger(__name__)
@@ -51,26 +50,16 @@ class Forward:
 
     Parameters
     ----------
-    output : where in what the module returns its logits are.
-    layouts : {layer: LayerLayout} of the layers to keep.
-    dtype : ``float16`` or ``float32``, of the activations.
-    precision : see ``ExtractConfig``.
+    networks : {layer: Network} of one model; their layers are kept.
+    config : device, dtype and precision.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        output: ModelOutput,
-        layouts: Mapping[str, LayerLayout],
-        *,
-        device: str,
-        dtype: str,
-        precision: str,
-    ) -> None:
-        self.module, self.output = module, output
-        self.layouts, self.device = dict(layouts), torch.device(device)
-        self.dtype = torch.float16 if dtype == "float16" else torch.float32
-        self.precision = precision
+    def __init__(self, networks: Mapping[str, Network], config: ExtractConfig) -> None:
+        first = next(iter(networks.values()))
+        self.module, self.output = first.module, first.output
+        self.layouts = {name: network.layout for name, network in networks.items()}
+        self.device, self.precision = torch.device(config.device), config.precision
+        self.dtype = torch.float16 if config.dtype == "float16" else torch.float32
         self.most: int | None = None  # images a pass, once more did not fit
         self._stack = ExitStack()
 

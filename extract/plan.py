@@ -85,12 +85,7 @@ class Plan:
 
     def forward(self) -> Forward:
         """The forward pass that gives what is stored."""
-        layouts = {name: network.layout for name, network in self.networks.items()}
-        config = self.config
-        return Forward(
-            self.first.module, self.first.output, layouts,
-            device=config.device, dtype=config.dtype, precision=config.precision,
-        )  # fmt: skip
+        return Forward(self.networks, self.config)
 
     @cached_property
     def specs(self) -> list[LayerSpec]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import struct
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from brought import NETS, folders, logits, loop, picture, stored
+from brought import folders, loop, picture, stored
 from concept_folders import write_ade20k, write_masks, write_voc
 from PIL import Image
 from tiny import write_broden
@@ -255,68 +254,3 @@ def test_a_dry_run_and_json_say_the_same(run: Run, animals: Path, tmp_path: Path
     assert planned == done
     assert dict(done["rows"])["classes"] == "5: a, b, c, d, …"
     assert any("matched with the network's by their order" in warning for warning in done["warnings"])
-
-
-# Weights
-
-
-def averaged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value + 0.5 for key, value in state.items()}
-
-
-@pytest.mark.parametrize(
-    ("content", "key", "taken"),
-    [
-        (lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()}, "", dict),  # DDP, then compiled
-        (lambda s: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in s.items()}}, "", dict),  # SWA
-        (lambda s: {"state_dict": s, "args": argparse.Namespace(lr=0.1), "best": np.float64(1)}, "", dict),
-        (lambda s: {"model": s, "model_ema": averaged(s)}, "", dict),
-        (lambda s: {"model": s, "model_ema": averaged(s)}, "#model_ema", averaged),
-        (lambda s: {"ema": averaged(s), "epoch": 1}, "", averaged),
-    ],
-)
-def test_checkpoints_as_training_leaves_them(
-    run: Run, animals: Path, tmp_path: Path, content: Callable, key: str, taken: Callable
-) -> None:
-    module, transform = NETS.plain()
-    state = {name: value + 0.1 for name, value in module.state_dict().items()}
-    torch.save(content(state), tmp_path / "net.pth")
-    out = tmp_path / "s.zarr"
-    options = (
-        "--model",
-        "own_nets:plain",
-        "--layer",
-        "features",
-        "--data",
-        animals,
-        "--out",
-        out,
-        "--dtype",
-        "float32",
-    )
-    ended = run("extract", *options, "--weights", f"{tmp_path / 'net.pth'}{key}")
-    assert ended.code == 0, ended.err
-    module.load_state_dict(taken(state))
-    store = ActivationStore.open(out)
-    with torch.no_grad():
-        images = torch.stack([transform(Image.open(animals / name).convert("RGB")) for name in store.names])
-        np.testing.assert_allclose(logits(store), module.eval()(images), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (b"<!DOCTYPE html><html>Quota exceeded</html>", "web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4952222\n", "Git LFS"),
-        (b"PK\x03\x04" + bytes(100), "pth"),
-        (b"", "empty"),
-    ],
-)
-def test_files_that_are_no_weights(run: Run, animals: Path, tmp_path: Path, data: bytes, said: str) -> None:
-    (tmp_path / "net.pth").write_bytes(data)
-    options = ("--model", "own_nets:plain", "--layer", "features", "--data", animals, "--out", tmp_path / "s.zarr")
-    ended = run("extract", *options, "--weights", tmp_path / "net.pth")
-    assert ended.code in (1, 2)
-    assert said in ended.err
-    assert "unexpected" not in ended.err
-    assert not (tmp_path / "s.zarr").exists()

@@ -14,18 +14,18 @@ from extract.network import open_head, open_network
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 
-# model, layer, positions, channels, images: inception on the 64 images of a real batch, the others on a few
+# model, layer, positions, channels, prefix, pooled-affine, images: inception on the 64 images of a real batch, the others on a few
 MODELS = [
-    ("inception_v3", "Mixed_7c", 64, 2048, 64),
-    ("resnet18", "layer4", 49, 512, 5),
-    ("resnet50", "layer3", 196, 1024, 5),
-    ("efficientnet_b0", "features", 49, 1280, 5),
-    ("vgg16", "features", 49, 512, 3),
-    ("densenet121", "features", 49, 1024, 5),
-    ("convnext_tiny", "features", 49, 768, 5),
-    ("vit_b_16", "encoder.layers.encoder_layer_11", 197, 768, 3),
-    ("swin_t", "features", 49, 768, 5),
-    ("mobilenet_v2", "features.18", 49, 1280, 5),
+    ("inception_v3", "Mixed_7c", 64, 2048, 0, True, 64),
+    ("resnet18", "layer4", 49, 512, 0, True, 5),
+    ("resnet50", "layer3", 196, 1024, 0, False, 5),
+    ("efficientnet_b0", "features", 49, 1280, 0, True, 5),
+    ("vgg16", "features", 49, 512, 0, False, 3),
+    ("densenet121", "features", 49, 1024, 0, False, 5),
+    ("convnext_tiny", "features", 49, 768, 0, False, 5),
+    ("vit_b_16", "encoder.layers.encoder_layer_11", 197, 768, 1, False, 3),
+    ("swin_t", "features", 49, 768, 0, False, 5),
+    ("mobilenet_v2", "features.18", 49, 1280, 0, True, 5),
 ]
 
 
@@ -42,7 +42,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "layer", "positions", "channels", "images"), MODELS, ids=[m[0] for m in MODELS])
+@pytest.mark.parametrize(
+    ("model", "layer", "positions", "channels", "prefix", "affine", "images"), MODELS, ids=[m[0] for m in MODELS]
+)
 def test_store_and_head(
     run: Callable[..., object],
     photos: Path,
@@ -51,6 +53,8 @@ def test_store_and_head(
     layer: str,
     positions: int,
     channels: int,
+    prefix: int,
+    affine: bool,
     images: int,
 ) -> None:
     out = tmp_path / "acts.zarr"
@@ -65,6 +69,7 @@ def test_store_and_head(
     reader = LayerReader(store, layer, prefix=True)
     x = torch.from_numpy(reader.images(range(min(images, 3))))
     assert (store.n_images, reader.positions, reader.channels) == (images, positions, channels)
+    assert (store.layer(layer).prefix, store.affine_head(layer) is not None) == (prefix, affine)
     wanted = torch.from_numpy(store.logits[: len(x)])
     scale = wanted.abs().max()
     for head in (open_head(store, layer), open_network(store, layer).head):

@@ -15,7 +15,7 @@ from extract.forward import Forward, computing_in, fitting_batch_size
 from extract.plan import Plan, plan_extraction
 from extract.stream import batches_of
 from extract.stream import extract as run_extraction
-from stores.errors import EDDPError, UsageError
+from stores.errors import EDDPError
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 
@@ -115,13 +115,6 @@ def test_precision_is_as_asked_and_written_down(
     a, b = (LayerReader(tmp_path / name).images(range(10)) for name in ("exact", "asked"))
     gap = np.abs(a - b).max() / np.abs(a).max()
     assert gap == 0 if not off else 0 < gap < off
-
-
-def test_tf32_is_for_gpus() -> None:
-    with pytest.raises(UsageError, match="'precision' tf32 needs a CUDA device, got 'cpu'"):
-        ExtractConfig("m", ("a",), precision="tf32")
-    with pytest.raises(UsageError, match="'precision' must be one of float32, tf32, bfloat16, float16, got 'int8'"):
-        ExtractConfig("m", ("a",), precision="int8")  # type: ignore[arg-type]
 
 
 def test_a_store_is_gone_on_with_in_batches_of_its_own(

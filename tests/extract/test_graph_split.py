@@ -1,10 +1,8 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
 
-from extract.graph_split import Replayed, Split, Traced, hooked, trace
+from extract.graph_split import Replayed, Traced, hooked, trace
 from extract.models import torchvision
 from stores.errors import NotACutError, UnknownNameError, UsageError
 
@@ -77,15 +75,6 @@ class Optional(nn.Module):
 
 def shallow_resnet() -> nn.Module:
     return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Many small passes are slowed by threads, all the more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(build, **keywords) -> nn.Module:
@@ -176,7 +165,9 @@ def test_the_head_is_differentiable(build) -> None:
     assert taken.grad.abs().sum() > 0
 
 
-def check_refusals(split: Split) -> None:
+@pytest.mark.parametrize("build", [Residual, Dynamic])
+def test_refusals_name_the_nearest_cuts(build) -> None:
+    split = trace(make(build), images())
     with pytest.raises(UnknownNameError, match=r"no layer 'stemm'; the nearest are stem.*--layer \?"):
         split.backbone("stemm")
     with pytest.raises(UnknownNameError, match="no layer ''"):
@@ -188,17 +179,6 @@ def check_refusals(split: Split) -> None:
     with pytest.raises(UsageError, match="does not run"):
         split.head("unused")
     assert split.require_cut("alias") == "fc"
-
-
-def test_refusals_name_the_nearest_cuts() -> None:
-    check_refusals(trace(make(Residual)))
-    check_refusals(trace(make(Dynamic), images()))
-
-
-def test_a_layer_inside_a_block_of_resnet_suggests_its_neighbours() -> None:
-    split = trace(make(torchvision.models.resnet18))
-    with pytest.raises(NotACutError, match=r"'layer2' before it and 'layer3\.0' after it"):
-        split.require_cut("layer3.0.conv1")
 
 
 def test_the_size_of_the_image_may_go_round_a_layer() -> None:

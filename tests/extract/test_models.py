@@ -49,7 +49,9 @@ def test_what_is_loaded_is_ready_for_evaluation(random_net: zoo.LoadedModel) -> 
     assert json.loads(json.dumps(random_net.provenance)) == random_net.provenance
     transform = pickle.loads(pickle.dumps(random_net.transform))  # noqa: S301 - as a spawned worker does
     for mode in ("L", "P", "RGBA", "CMYK"):
-        assert transform(Image.new("RGB", (300, 280)).convert(mode)).shape == (3, 224, 224)
+        out = transform(Image.new("RGB", (300, 280)).convert(mode))
+        assert (out.shape, out.dtype) == ((3, 224, 224), torch.float32)
+    assert "\n" not in repr(transform)
     assert "Weights" in random_net.provenance["transform_source"]
 
 
@@ -95,8 +97,6 @@ def test_unknown_models_and_weights_list_the_nearest(tmp_path: Path, monkeypatch
         load_model(NET, "IMAGENET1K_V7")
     with pytest.raises(MissingPathError, match=r"no weights file .*gone\.pth"):
         load_model(NET, "gone.pth")
-    with pytest.raises(MissingPathError, match="folder"):
-        load_model(NET, str(tmp_path))
 
 
 def test_a_failed_download_says_what_where_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -213,11 +213,6 @@ def seeded(size=(20, 30)):
 def compiled():
     return torch.compile(seeded(), backend="eager")
 
-def warm():
-    net = compiled().eval()
-    net(torch.zeros(1, 3, 20, 30))
-    return net
-
 def in_place():
     net = seeded()
     net.compile(backend="eager")
@@ -240,17 +235,9 @@ def averaged():
 def half():
     return seeded().half()
 
-def double():
-    return seeded().double()
-
 def scripted():
     net = seeded()
     net[0] = torch.jit.trace(net[0], torch.zeros(1, 3, 20, 30))
-    return net
-
-def segments():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
-    net.input_size = (20, 30)
     return net
 """
 
@@ -293,7 +280,7 @@ def test_what_ones_own_callable_does_wrong_is_told(own: str, suffix: str, error:
         load_model(own + suffix)
 
 
-@pytest.mark.parametrize("wrapped", ["compiled", "warm", "in_place", "parts", "parallel", "averaged"])
+@pytest.mark.parametrize("wrapped", ["compiled", "in_place", "parts", "parallel", "averaged"])
 def test_a_wrapped_network_is_the_network_itself(own: str, wrapped: str, tmp_path: Path) -> None:
     plain, loaded = load_model(f"{own}:seeded"), load_model(f"{own}:{wrapped}")
     assert loaded.provenance["weights_digest"] == plain.provenance["weights_digest"]
@@ -307,16 +294,10 @@ def test_a_wrapped_network_is_the_network_itself(own: str, wrapped: str, tmp_pat
     assert torch.equal(load_model(f"{own}:{wrapped}", "own.pth").module[3].bias, plain.module[3].bias + 1)
 
 
-@pytest.mark.parametrize("kind", ["half", "double"])
-def test_a_network_of_another_precision_is_run_in_float32(
-    own: str, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    loaded = load_model(f"{own}:{kind}")
+def test_a_network_of_another_precision_is_run_in_float32(own: str, caplog: pytest.LogCaptureFixture) -> None:
+    loaded = load_model(f"{own}:half")
     assert "it is run in float32" in caplog.text
     assert Network.from_loaded(loaded, "0").logits(probe_images(loaded.transform)).dtype == torch.float32
-    caplog.clear()
-    load_model(f"{own}:seeded")
-    assert not caplog.text
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -325,14 +306,7 @@ def test_torchscript_is_refused(own: str) -> None:
         load_model(f"{own}:scripted")
 
 
-def test_a_map_of_logits_is_refused_before_a_layer_is_chosen(own: str) -> None:
-    loaded = load_model(f"{own}:segments")
-    for look in (list_layers, lambda loaded: Network.from_loaded(loaded, "0")):
-        with pytest.raises(UsageError, match=r"map of logits.*\(2, 2, 18, 28\).*out\.mean\(\(2, 3\)\)"):
-            look(loaded)
-
-
-@pytest.mark.parametrize("home", ["stores", "code", "zarr.mine"])
+@pytest.mark.parametrize("home", ["stores", "zarr.mine"])
 def test_a_file_named_like_another_module_is_named(own: str, home: str, tmp_path: Path) -> None:
     top = home.partition(".")[0]
     importlib.import_module(top)
@@ -387,18 +361,6 @@ def test_torchvision_of_another_torch_is_imported_all_the_same(monkeypatch: pyte
     assert defined == ["nms", "qnms"]
     with pytest.raises(RuntimeError, match="something else"):
         zoo.load_torchvision()
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "RGB"])
-def test_preprocess_takes_any_mode_and_travels(mode: str) -> None:
-    preprocess = Preprocess(transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor()]))
-    again = pickle.loads(pickle.dumps(preprocess))  # noqa: S301 - our own, as a spawned worker does
-    image = Image.new("RGB", (20, 10), (200, 200, 200)).convert(mode)
-    out = again(image)
-    assert out.shape == (3, 8, 8)
-    assert out.dtype == torch.float32
-    assert torch.equal(out, preprocess(image))
-    assert "\n" not in repr(preprocess)
 
 
 def test_networks_of_other_channels_get_what_they_take() -> None:

@@ -1,71 +1,16 @@
 import dataclasses
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
-from extract.graph_split import Traced
 from extract.layout_probe import find_layouts
-from extract.models import LoadedModel, Preprocess, load_model, transforms
+from extract.models import LoadedModel, Preprocess, transforms
 from extract.network import LayerInfo, Network, capture, list_layers
 from extract.probe import probe_images
 from extract.tensor_layout import LayerLayout
 from stores.errors import NonFiniteError, NotACutError, UnknownNameError, UsageError
-
-# model, layer, P, C, kind, pooled-affine
-REAL = [
-    ("inception_v3", "Mixed_7c", 64, 2048, "nchw", True),
-    ("resnet18", "layer4", 49, 512, "nchw", True),
-    ("resnet50", "layer3", 196, 1024, "nchw", False),
-    ("mobilenet_v2", "features.18", 49, 1280, "nchw", True),
-    ("efficientnet_b0", "features", 49, 1280, "nchw", True),
-    ("vgg16", "features", 49, 512, "nchw", False),
-    ("densenet121", "features", 49, 1024, "nchw", False),
-    ("convnext_tiny", "features", 49, 768, "nchw", False),
-    ("vit_b_16", "encoder.layers.encoder_layer_11", 197, 768, "tokens", False),
-    ("swin_t", "features", 49, 768, "nhwc", False),
-]
-
-
-def loaded_with_live_head(model: str) -> LoadedModel:
-    """Random weights; a classifier that starts at zero (vision transformers) gets random ones too."""
-    loaded = load_model(model, "none")
-    generator = torch.Generator().manual_seed(0)
-    for module in loaded.module.modules():
-        if isinstance(module, nn.Linear) and not module.weight.any():
-            module.weight.normal_(0, 0.05, generator=generator)
-    return loaded
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two images at a time gain nothing from threads, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", params=REAL, ids=lambda param: param[0])
-def case(request: pytest.FixtureRequest) -> tuple[Network, tuple]:
-    return Network.from_loaded(loaded_with_live_head(request.param[0]), request.param[1]), request.param
-
-
-@pytest.fixture(scope="module")
-def images(case) -> torch.Tensor:
-    shape = probe_images(case[0].transform).shape[1:]
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(7))
-
-
-@pytest.fixture(scope="module")
-def seen(case, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What one pass of the whole model gives, and the backbone: logits, captured, activations."""
-    network, _ = case
-    with capture(network.module, {network.layer: network.layout}) as taken:
-        logits = network.logits(images)
-    return logits, taken[network.layer], network.backbone(images)
 
 
 def assert_near(a: torch.Tensor, b: torch.Tensor, relative: float = 1e-4) -> None:
@@ -73,51 +18,36 @@ def assert_near(a: torch.Tensor, b: torch.Tensor, relative: float = 1e-4) -> Non
     assert (a - b).abs().max() <= relative * b.abs().max()
 
 
-def test_layout_and_provenance(case) -> None:
-    network, (model, layer, positions, channels, kind, _) = case
-    assert (network.layout.kind, network.layout.positions, network.layout.channels) == (kind, positions, channels)
-    assert network.split_kind == "fx"
-    assert network.n_classes == 1000
-    assert network.provenance["model"] == model
-    assert network.provenance["layer"] == layer
+@pytest.mark.parametrize(
+    ("model", "layer", "layout", "affine"),
+    [
+        ("resnet18", "layer4", LayerLayout("nchw", (7, 7), 512), True),
+        ("mobilenet_v2", "features.18", LayerLayout("nchw", (7, 7), 1280), True),
+        ("swin_t", "features", LayerLayout("nhwc", (7, 7), 768), False),
+    ],
+)
+def test_backbone_and_head_are_the_model(model: str, layer: str, layout: LayerLayout, affine: bool) -> None:
+    """More models are in tests/cli/test_models.py."""
+    network = Network.load(model, "none", layer)
+    assert (network.layout, network.split_kind, network.n_classes) == (layout, "fx", 1000)
+    assert (network.provenance["model"], network.provenance["layer"]) == (model, layer)
     assert json.loads(json.dumps(network.provenance)) == network.provenance
-    if model == "vit_b_16":
-        assert (network.layout.prefix, network.layout.grid) == (1, (14, 14))
-
-
-def test_head_of_backbone_is_the_model(case, seen) -> None:
-    network, _ = case
-    logits, _, x = seen
-    assert x.dtype == torch.float32
-    assert x.is_contiguous()
-    before = x.clone()
-    with torch.no_grad():
-        assert_near(network.head(x), logits)
-    assert torch.equal(x, before)
-
-
-def test_capture_is_the_backbone(case, seen) -> None:
-    _, captured, x = seen
-    assert_near(captured, x, 1e-5)
-
-
-def test_head_gives_gradients(case, seen) -> None:
-    network, _ = case
-    x = seen[2].clone().requires_grad_()
-    network.head(x)[:, 0].sum().backward()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
-    assert x.grad.abs().max() > 0
-
-
-def test_pooled_affine_heads_are_recognised(case, seen) -> None:
-    network, (_, _, _, channels, _, expected) = case
-    found = network.pooled_affine
-    assert (found is not None) == expected
-    if found is not None:
-        assert found.A.shape == (1000, channels)
-        assert_near(found(seen[2]), seen[0])
-    assert network.pooled_affine is found
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(7))
+    with capture(network.module, {layer: layout}) as taken:
+        logits = network.logits(images)
+    x = network.backbone(images)
+    assert (x.dtype, x.is_contiguous()) == (torch.float32, True)
+    assert_near(taken[layer], x, 1e-5)
+    found = network.head(x.clone().requires_grad_())
+    assert_near(found, logits)
+    assert (network.pooled_affine is not None) == affine
+    if affine:
+        assert_near(network.pooled_affine(x), logits)
+    y = x.clone().requires_grad_()
+    network.head(y)[:, 0].sum().backward()
+    assert y.grad.isfinite().all()
+    assert y.grad.abs().max() > 0
+    assert torch.equal(x, y)  # never written into
 
 
 class Small(nn.Module):
@@ -183,16 +113,6 @@ def test_captured_copies_survive_what_follows_in_place() -> None:
     assert no_hooks(loaded.module)
 
 
-def test_each_half_of_a_cut_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[str] = []
-    compile_graph = Traced._compile
-    monkeypatch.setattr(
-        Traced, "_compile", lambda self, graph, name: built.append(name) or compile_graph(self, graph, name)
-    )
-    Network.from_loaded(small(), "one")
-    assert built == ["Backbone", "Head"]
-
-
 def test_hooks_go_after_exceptions() -> None:
     loaded = small()
     layout = LayerLayout("nchw", (16, 16), 4)
@@ -233,12 +153,6 @@ def test_wrapped_logits(wrap) -> None:
     assert torch.equal(wrapped.logits(images), plain.logits(images))
     assert_near(wrapped.head(wrapped.backbone(images)), plain.logits(images))
     assert wrapped.n_classes == 3
-
-
-def test_half_precision_activations_are_taken() -> None:
-    network = Network.from_loaded(small(), "two")
-    x = network.backbone(probe_images(network.transform))
-    assert_near(network.head(x.half()), network.head(x), 1e-2)
 
 
 def test_layers_that_cannot_be_used_are_told() -> None:
