@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from extract.image_io import OPEN_FLAGS, read_image, read_range, reason, shown
-from extract.string_array import Items, Names
+from extract.string_array import Names
 from stores.errors import EDDPError, UsageError
 
 SAMPLE = 256  # bytes at the start, in the middle and at the end of a file
@@ -47,38 +47,70 @@ class ImageSource(Protocol):
     def digest(self) -> str: ...
 
 
-class ListSource:
-    """Names and labels kept as ``Items``; a subclass says where an image is, how it is read and what its digest is."""
+class PathSource:
+    """Images that are files: pairs of (path, label), kept in flat arrays.
+
+    Parameters
+    ----------
+    root : the dataset's folder.
+    items : pairs of path, relative to ``root`` (or to ``folder`` in it), and class number, -1 for none.
+    class_names, kind : of the source; a subclass may set its own kind.
+    left_out : number of files that were found and are not read, by ending.
+    empty_classes : those of ``class_names`` that have a folder, but no image in it.
+    """
 
     kind: str
-    class_names: list[str] | None = None
 
-    def __init__(self, root: Path, items: Iterable[tuple[str, int]], left_out: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        items: Iterable[tuple[str, int]],
+        class_names: list[str] | None = None,
+        kind: str = "",
+        *,
+        left_out: Mapping[str, int] | None = None,
+        empty_classes: Sequence[str] = (),
+        folder: str = "",
+    ) -> None:
+        labels = array("i")
+
+        def names() -> Iterator[str]:
+            for name, label in items:
+                labels.append(label)
+                yield name
+
         self.root = root
-        self.items = items if isinstance(items, Items) else Items(items)
+        self.names = Names(names())
+        self._labels = np.array(labels)
+        self.class_names = class_names
+        self.kind = kind or self.kind
         self.left_out = dict(left_out or {})
+        self.empty_classes = list(empty_classes)
+        self._folder = root / folder
         self._digest: str | None = None
+        self._missing: set[str] | None = None  # broken links at the time of the digest
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.names)
 
     @property
-    def names(self) -> Names:
-        """All names, each decoded when it is asked for."""
-        return self.items.names
+    def items(self) -> Iterable[tuple[str, int]]:
+        """Name and label of each image."""
+        return zip(self.names, self._labels.tolist(), strict=True)
 
     def name(self, i: int) -> str:
-        return self.items.names[i]
+        return self.names[i]
 
     def path(self, i: int) -> Path:
-        return self.root / self.items.names[i]
+        return self._folder / self.names[i]
 
     def label(self, i: int) -> int:
-        return int(self.items.labels[i])
+        return int(self._labels[i])
 
     def image(self, i: int) -> Image.Image:
         """The image in its file's mode. Raises ImageError if it cannot be decoded, EDDPError if its file cannot be read."""
-        return read_image(self.path(i), self.name(i))
+        name = self.name(i)
+        return read_image(self.path(i), name, known_gone=None if self._missing is None else name in self._missing)
 
     @property
     def digest(self) -> str:
@@ -88,48 +120,13 @@ class ListSource:
         return self._digest
 
     def _compute_digest(self) -> str:
-        return digest_files(self.root, self.items)
-
-
-class PathSource(ListSource):
-    """Images that are files: pairs of (path relative to the root, label).
-
-    ``empty_classes`` are those of ``class_names`` that have a folder, but no image in it.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        items: Iterable[tuple[str, int]],
-        class_names: list[str] | None,
-        kind: str,
-        *,
-        left_out: Mapping[str, int] | None = None,
-        empty_classes: Sequence[str] = (),
-    ) -> None:
-        super().__init__(root, items, left_out)
-        self.class_names = class_names
-        self.kind = kind
-        self.empty_classes = list(empty_classes)
-        self._missing: set[str] | None = None  # broken links at the time of the digest
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(N,) int32 class numbers, -1 for none."""
-        return self.items.labels
-
-    def image(self, i: int) -> Image.Image:
-        name = self.name(i)
-        return read_image(self.root / name, name, known_gone=None if self._missing is None else name in self._missing)
-
-    def _compute_digest(self) -> str:
         missing: set[str] = set()
-        digest = digest_files(self.root, self.items, missing)
+        digest = digest_files(self._folder, self.items, missing)
         self._missing = missing
         return digest
 
 
-class PackedSource(ListSource):
+class PackedSource(PathSource):
     """Images within files: entries of (name, label, number of the file, offset, bytes). ``path`` is the file."""
 
     def __init__(self, root: Path, files: list[str], entries: Iterable[tuple[str, int, int, int, int]]) -> None:

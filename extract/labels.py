@@ -11,7 +11,7 @@ import numpy as np
 from extract.crop_geometry import Box, visible_box
 from extract.network import open_model
 from extract.segmentation.base import ConceptSource
-from stores.errors import MismatchError
+from extract.store_images import match_rows
 from stores.prefetch import prefetch
 from stores.store import ActivationStore
 
@@ -34,21 +34,8 @@ def align(store: ActivationStore, source: ConceptSource) -> Alignment:
     Raises MismatchError when no image is in both, or when the model's weights are no longer those of the store.
     """
     transform = open_model(store).transform
-    number = {source.name(i): i for i in range(len(source))}
-    rows = {row: number[name] for row, name in enumerate(store.names) if name in number}
-    if not rows:
-        raise MismatchError(
-            f"None of the images in '{store.path}' is in '{source.root}': the store belongs to another dataset."
-        )
-
-    @lru_cache(maxsize=4096)
-    def box(size: tuple[int, int]) -> Box:
-        return visible_box(transform, size)
-
-    def box_of(image: int) -> Box:
-        return box(source.image_size(image))
-
-    return Alignment(source, rows, box_of)
+    box = lru_cache(maxsize=4096)(lambda size: visible_box(transform, size))
+    return Alignment(source, match_rows(store, source), lambda image: box(source.image_size(image)))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,15 @@ log = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], Any]
 
 
+def match_rows(store: ActivationStore, source: ImageSource) -> dict[int, int]:
+    """Store row -> number of the image of that name in a source. Raises MismatchError when no image is in both."""
+    number = {source.name(i): i for i in range(len(source))}
+    rows = {row: number[name] for row, name in enumerate(store.names) if name in number}
+    if not rows:
+        raise MismatchError(f"None of the images in '{store.path}' is in '{source.root}': they are other images.")
+    return rows
+
+
 class SeenImages:
     """Images of a store by their row.
 
@@ -37,10 +46,7 @@ class SeenImages:
     def __init__(self, source: ImageSource, transform: Transform, store: ActivationStore) -> None:
         self.source, self.store = source, store
         self._names = store.names
-        number = {source.name(i): i for i in range(len(source))}
-        self._place = {row: number[name] for row, name in enumerate(self._names) if name in number}
-        if not self._place:
-            raise MismatchError(f"None of the images in '{store.path}' is in '{source.root}': they are other images.")
+        self._place = match_rows(store, source)
         self._picture = getattr(transform, "picture", to_mode)
         self._box = lru_cache(maxsize=4096)(lambda size: visible_box(transform, size))
 

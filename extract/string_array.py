@@ -1,11 +1,11 @@
-"""Names and labels of millions of images in a few flat arrays: what a source hands to each decoding process."""
+"""Names of millions of images in two flat arrays: what a source hands to each decoding process."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from operator import index
-from typing import overload
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +23,7 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
+    def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         k = range(len(self))[index(i)]
@@ -35,33 +31,3 @@ class Names(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return (self[k] for k in range(len(self)))
-
-
-class Items(Sequence[tuple[str, int]]):
-    """Pairs of name and label: ``names`` as ``Names``, ``labels`` (N,) int32 with -1 for none."""
-
-    def __init__(self, items: Iterable[tuple[str, int]]) -> None:
-        labels = array("i")
-
-        def names() -> Iterator[str]:
-            for name, label in items:
-                labels.append(label)
-                yield name
-
-        self.names = Names(names())
-        self.labels = np.array(labels, np.int32)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @overload
-    def __getitem__(self, i: int) -> tuple[str, int]: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[tuple[str, int]]: ...
-    def __getitem__(self, i: int | slice) -> tuple[str, int] | list[tuple[str, int]]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        return self.names[i], int(self.labels[i])
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        return zip(self.names, self.labels.tolist(), strict=True)

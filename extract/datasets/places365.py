@@ -19,7 +19,7 @@ from extract.file_list import at, check_listed, find_near, inside, lines_of, nea
 from extract.folder_listing import Listing, files_below, is_folder, no_images
 from extract.image_io import shown
 from extract.image_source import PathSource, register
-from extract.string_array import Items
+from extract.string_array import Names
 from stores.errors import DatasetError
 
 log = logging.getLogger(__name__)
@@ -93,15 +93,18 @@ def open_places365(root: Path) -> PathSource:
     folders, found = _image_folders(root), Listing()
     if folders:
         classes = categories.number if categories else _folder_classes(folders)
-        items = Items(chain.from_iterable(_of_folder(root, folder, classes, categories, found) for folder in folders))
         names = categories.names if categories else [name[3:] for name in classes]
         if not categories and any(folder.list() for folder in folders):
             names = []  # the lists' numbers need not be those of the folders that are here
+        items: Iterable[tuple[str, int]] = chain.from_iterable(
+            _of_folder(root, folder, classes, categories, found) for folder in folders
+        )
     else:
         items, names = _easy(root, categories, found)
-    if not len(items):
+    source = PathSource(root, items, names or None, "places365", left_out=found.left_out)
+    if not len(source):
         raise no_images(root, found)
-    return PathSource(root, items, names or None, "places365", left_out=found.left_out)
+    return source
 
 
 def _find(root: Path, *names: str) -> Path | None:
@@ -160,19 +163,22 @@ def _in_list(kind: str, categories: _Categories | None, path: Path, text: str, l
     return name.removeprefix("/"), label  # the lists write the image folder as the root of all
 
 
-def _listed(root: Path, prefix: str, path: Path, parsed: Callable[[str, int], tuple[str, int]]) -> Items:
+def _listed(
+    root: Path, prefix: str, path: Path, parsed: Callable[[str, int], tuple[str, int]]
+) -> Iterator[tuple[str, int]]:
     """What a list says, in its order; every image must be there, once."""
-    lines = array("q")
+    labels, lines = array("i"), array("q")
 
-    def entries() -> Iterator[tuple[str, int]]:
+    def names() -> Iterator[str]:
         for line, text in lines_of(path):
             name, label = parsed(text, line)
+            labels.append(label)
             lines.append(line)
-            yield prefix + inside(name, path, line), label
+            yield prefix + inside(name, path, line)
 
-    items = Items(entries())
-    check_listed(root, items.names, lines, path, all_of=True)
-    return items
+    found = Names(names())
+    check_listed(root, found, lines, path, all_of=True)
+    return zip(found, labels, strict=True)
 
 
 def _easy_splits(root: Path) -> list[str]:
@@ -180,7 +186,7 @@ def _easy_splits(root: Path) -> list[str]:
     return [split for split in _EASY if (root / split).is_dir()] or [""]
 
 
-def _easy(root: Path, categories: _Categories | None, found: Listing) -> tuple[Items, list[str]]:
+def _easy(root: Path, categories: _Categories | None, found: Listing) -> tuple[Iterator[tuple[str, int]], list[str]]:
     """The easy layout: ``train/apartment_building-outdoor/00000001.jpg``."""
     files: list[str] = []
     for split in _easy_splits(root):
@@ -189,7 +195,7 @@ def _easy(root: Path, categories: _Categories | None, found: Listing) -> tuple[I
         path = find_near(root / split, (f"{own}.txt",), 1) if own in _EASY else None
         prefix = f"{split}/" if split else ""
         if path:
-            files += _listed(root, prefix, path, partial(_in_split, own, path)).names
+            files += (name for name, _ in _listed(root, prefix, path, partial(_in_split, own, path)))
         else:
             files += [prefix + file for file in sorted(files_below(root / split, found=found))]
     depth = 1 if _easy_splits(root) != [""] else 0
@@ -202,7 +208,7 @@ def _easy(root: Path, categories: _Categories | None, found: Listing) -> tuple[I
             f"'{shown(root)}' (--data) holds {len(unknown)} class folders that '{shown(categories.path)}' does not list, "
             f"'{shown(unknown[0])}' the first. Give folder:{shown(root)} to number the classes by its own folders."
         )
-    items = Items((file, number.get(name, -1)) for file, name in zip(files, folders, strict=True))
+    items = ((file, number.get(name, -1)) for file, name in zip(files, folders, strict=True))
     return items, categories.names if categories else here
 
 

@@ -82,7 +82,7 @@ class WebDatasetSource(PackedSource):
                     for i in range(*begins[k : k + 2].tolist()):
                         start, size = int(self._offset[i]), int(self._size[i])
                         changed = os.pread(file.fileno(), 12, start - BLOCK + _TIME)
-                        yield *self.items[i], size, 0, changed + sample(file.fileno(), start, size)
+                        yield self.name(i), self.label(i), size, 0, changed + sample(file.fileno(), start, size)
             except OSError as error:
                 raise EDDPError(
                     f"'{shown(self.root / name)}' cannot be read: {reason(error)}. Run again once the disk is back."

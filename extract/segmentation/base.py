@@ -22,7 +22,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from extract.file_list import at, whole
 from extract.folder_listing import Listing, files_below
 from extract.image_io import LARGEST, formats_of, open_regular, orientation_of, quiet_pillow, reason, shown
-from extract.image_source import ImageSource, ListSource
+from extract.image_source import ImageSource, PathSource
 from stores.errors import DatasetError, EDDPError, ImageError, NoImagesError
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def as_stored(values_hw: np.ndarray, orientation: int) -> np.ndarray:
     return np.rot90(values_hw, 1 if orientation == 6 else -1)
 
 
-class MapSource(ListSource):
+class MapSource(PathSource):
     """Images with a PNG or more each; a reader fills this in and says by ``map_files`` where the PNGs are.
 
     Parameters
@@ -187,7 +187,7 @@ class MapSource(ListSource):
         listing: str,
         left_out: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__(root, ((name, -1) for name in names), left_out)
+        super().__init__(root, ((name, -1) for name in names), left_out=left_out)
         self.labels = labels
         self.categories = list(dict.fromkeys(label.category for label in labels))
         self.by_number = {label.number: label for label in labels}

@@ -16,7 +16,7 @@ import numpy as np
 
 from extract.file_list import at, check_listed, csv_rows, whole
 from extract.image_io import shown
-from extract.image_source import ListSource, digest_files, register
+from extract.image_source import PathSource, register
 from extract.segmentation.base import RGB, opened_map, read_labels, rgb_labels
 from extract.string_array import Names
 from stores.errors import DatasetError, MissingPathError, NoImagesError
@@ -33,7 +33,7 @@ LARGEST_MASK = 2**27  # points; larger ones Pillow would refuse as well
     maps="index.csv (Broden)",
     needs=("index.csv", "images"),
 )
-class BrodenSource(ListSource):
+class BrodenSource(PathSource):
     """A Broden folder. Raises MissingPathError or DatasetError, naming file and line, when its tables are unusable."""
 
     kind = "broden"
@@ -70,7 +70,7 @@ class BrodenSource(ListSource):
                     kept.append(row.get(category, ""))
                 yield row["image"], -1
 
-        super().__init__(root, names())
+        super().__init__(root, names(), folder="images")
         if not len(self):
             raise NoImagesError(f"'{self._table}' lists no image.")
         self.categories = list(cells)
@@ -80,15 +80,9 @@ class BrodenSource(ListSource):
         self._sizes = np.array(sizes, np.int32).reshape(-1, 4)  # ih, iw, sh, sw
         check_listed(root / "images", self.names, lines, self._table)
 
-    def path(self, i: int) -> Path:
-        return self.root / "images" / self.name(i)
-
     def split(self, i: int) -> str:
         """``train`` or ``val``."""
         return self._split_names[self._splits[i]]
-
-    def _compute_digest(self) -> str:
-        return digest_files(self.root / "images", self.items)
 
     def image_size(self, i: int) -> tuple[int, int]:
         """(height, width) of the image, as index.csv says."""

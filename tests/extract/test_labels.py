@@ -163,5 +163,5 @@ def test_a_store_without_any_of_the_images_is_refused(
 ) -> None:
     made = {"model": network, "weights": "DEFAULT"}
     store = make_store(tmp_path / "s.zarr", np.zeros((1, 1, 4), np.float32), grid=(1, 1), provenance=made)
-    with pytest.raises(MismatchError, match=r"None of the images .* belongs to another dataset"):
+    with pytest.raises(MismatchError, match=r"None of the images .* they are other images"):
         align(trusted(store.path), four)
