@@ -15,8 +15,9 @@ from extract.network import layout_of, open_model
 from extract.segmentation.base import ConceptSource
 from extract.stream import ExtractConfig, extract
 from stores.errors import ImageError, MismatchError
+from stores.format import read_attributes
 from stores.progress import Progress, silent
-from stores.store import ActivationStore, read_attributes
+from stores.store import ActivationStore
 
 log = logging.getLogger(__name__)
 

@@ -31,10 +31,10 @@ from extract.plan import TRIED, Forecast, Plan, announce_and_check, forecast, pl
 from extract.stream import ExtractSummary, batch_size_of, fill, images_of, summary_of
 from extract.worker_processes import cores, held
 from stores.errors import EDDPError, StoreBusyError, StoreError, StoreExistsError, UsageError
+from stores.format import read_attributes
 from stores.paths import as_path
 from stores.plan import shard_chunks
 from stores.progress import Progress, silent
-from stores.store import read_attributes
 from stores.writer import StoreWriter
 
 PATIENCE = 10.0  # seconds without any worker after which there will be none

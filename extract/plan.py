@@ -29,7 +29,7 @@ from extract.network import Network, cut
 from extract.overview import overview
 from extract.probe import prepare_model, probe_images
 from stores.errors import StoreError
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.paths import is_remote
 from stores.plan import StorePlan
 from stores.progress import readable

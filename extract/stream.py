@@ -21,7 +21,7 @@ from extract.image_source import ImageSource
 from extract.loader import Batch, Decode, decoded
 from extract.plan import TRIED, Forecast, Plan, announce_and_check, forecast, plan_extraction
 from stores.errors import ImageError, NonFiniteError
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.paths import as_path
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
@@ -106,8 +106,8 @@ def summary_of(
     plan: Plan, writer: StoreWriter, chunks: range, done: int, batch_size: int, missing: int
 ) -> ExtractSummary:
     """What is in some chunks of a store; ``done`` images by this run, ``missing`` chunks in all."""
-    records = [record for k, record in writer.ledger.records().items() if k in chunks]
-    skipped = [entry for record in records for entry in record.skipped]
+    records = [record for k, record in writer.committed().items() if k in chunks]
+    skipped: list[Any] = [entry for record in records for entry in record.skipped]
     size = sum(entry["bytes"] for record in records for entry in record.arrays.values())
     images = sum(record.rows for record in records) - len(skipped)
     shapes = {spec.name: (plan.n_images, spec.positions, spec.channels) for spec in plan.specs}

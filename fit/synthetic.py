@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from stores.attachments import write_attachment
 from stores.errors import UsageError
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.paths import as_path
 from stores.plan import StorePlan
 from stores.progress import Progress, silent

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from stores.layers import LayerSpec
-from stores.ledger import gaps
+from stores.errors import UnsealedStoreError
+from stores.format import LayerSpec, read_attributes
+from stores.manifest import gaps
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.sketch import EDGES, ZERO, Sketch, quantile_sketch, sketch_chunks
-from stores.store import ActivationStore, StoreBase, read_attributes
+from stores.store import ActivationStore, StoreBase
 
 QUANTILES = {"1": 0.01, "25": 0.25, "50": 0.5, "75": 0.75, "99": 0.99, "99.9": 0.999}
 BARS = 14  # of a histogram, at most, and two more for the tails
@@ -34,16 +35,15 @@ class Inspection:
     """
 
     def __init__(self, path: Path) -> None:
-        attributes = read_attributes(path)
         self.sealed: ActivationStore | None = None
         self.missing: list[list[int]] = []
-        if attributes.get("sealed"):
+        try:
             self.sealed = ActivationStore.open(path)
             self.store: StoreBase = self.sealed
             self.records = self.sealed.records
-        else:
-            self.store = StoreBase(path, attributes)
-            self.records = {k: r for k, r in self.store.ledger.records().items() if self.store.is_there(r)}
+        except UnsealedStoreError:
+            self.store = StoreBase(path, read_attributes(path))
+            self.records = {k: r for k, r in self.store.committed().items() if self.store.is_there(r)}
             self.store.records.update(self.records)
             self.missing = gaps(self.records, self.store.n_chunks)
 

@@ -1,6 +1,6 @@
 """Arrays stored next to a store's activations, each set in one safetensors file with a digest: statistics, sketches, a synthetic store's truth.
 
-They are no part of the ledger: they come later, or in addition. A file is complete or absent, also when several processes write it at once.
+The manifest does not cover them: they come later, or in addition. A file is complete or absent, also when several processes write it at once.
 """
 
 from __future__ import annotations

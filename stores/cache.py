@@ -2,17 +2,15 @@
 
 ::
 
-    <EDDP_CACHE>/<fingerprint>/ledger.json              the records, so that they are not fetched one by one
-                               <array path>/<chunk>     as in the store, to the byte
+    <EDDP_CACHE>/<fingerprint>/<array path>/<chunk>     as in the store, to the byte
 
-Only sealed stores are kept, under what they hold: a store that is written anew has another fingerprint. A file is what the
-ledger says: its checksum was right when it was put here, and its time of change, which is set to tell the checksum, says
-that nobody has written to it since. Any number of processes may fill and use the same folder.
+Only sealed stores are kept, under their fingerprint: a store that is written anew has another one. A file's checksum is compared
+when it is put here, and its mtime encodes the checksum, so a later write is detected. Any number of processes may fill and use the
+same folder.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import uuid
@@ -20,10 +18,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stores.documents import UNREADABLE, record_problem
 from stores.errors import CorruptStoreError, UsageError
 from stores.io import checksum, file_checksum
-from stores.ledger import Record, digest
+from stores.manifest import Record
 
 log = logging.getLogger(__name__)
 
@@ -51,36 +48,19 @@ def kept_in(folder: Path | None) -> Iterator[None]:
                 os.environ[VARIABLE] = before
 
 
-def cache_of(fingerprint: str) -> ChunkCache | None:
-    """Where a store of this content is kept; None unless the environment names a folder for it."""
+def cache_of(fingerprint: str, records: Mapping[int, Record]) -> ChunkCache | None:
+    """Where the store of this fingerprint is kept; None unless the environment names a folder for it."""
     folder = os.environ.get(VARIABLE)
-    name = fingerprint.rpartition(":")[2]
-    return ChunkCache(Path(folder) / name) if folder and name.isalnum() else None
+    return ChunkCache(Path(folder) / fingerprint.rpartition(":")[2], records) if folder else None
 
 
 class ChunkCache:
     """The kept part of one store, in ``folder``; ``records`` are what its chunks must be."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, records: Mapping[int, Record]) -> None:
         self.folder = folder
-        self.records: dict[int, Record] = {}
+        self.records = records
         self.full = False
-
-    def ledger(self, fingerprint: str) -> dict[int, Record] | None:
-        """The records that are kept, if they are those of the store to the byte."""
-        try:
-            listed = json.loads((self.folder / "ledger.json").read_bytes())
-            if any(record_problem(values) for values in listed):
-                return None
-            found = {values["chunk"]: Record(**values) for values in listed}
-            return found if digest(found) == fingerprint else None
-        except (OSError, *UNREADABLE):
-            return None
-
-    def keep_ledger(self, records: Mapping[int, Record]) -> None:
-        """Keep the records of a store that was found complete."""
-        data = json.dumps([vars(records[k]) for k in sorted(records)]).encode()
-        self._write(self.folder / "ledger.json", data, None)
 
     def kept(self, array: str, name: str, chunk: int) -> Path | None:
         """The file of a chunk, if it is here and what it must be."""
@@ -101,18 +81,18 @@ class ChunkCache:
     def keep(self, array: str, name: str, chunk: int, data: bytes) -> Path | None:
         """Put a chunk here that was fetched; None where there is no room.
 
-        Raises CorruptStoreError when it is not what the ledger says.
+        Raises CorruptStoreError when it does not have its recorded checksum.
         """
         entry = self.records[chunk].arrays[array]
         if len(data) != entry["bytes"] or checksum(data) != entry["crc32c"]:
             raise CorruptStoreError(
-                f"Chunk {chunk} of '{array}' is not what the store's ledger says. Run `eddp verify` on the store for a list of all "
+                f"Chunk {chunk} of '{array}' does not have its recorded checksum. Run `eddp verify` on the store for a list of all "
                 "bad chunks."
             )
         file = self.folder / array / name
         return file if self._write(file, data, entry["crc32c"]) else None
 
-    def _write(self, file: Path, data: bytes, crc: int | None) -> bool:
+    def _write(self, file: Path, data: bytes, crc: int) -> bool:
         """Put a file in its place; False, and one warning, where that is not possible."""
         if self.full:
             return False
@@ -124,8 +104,7 @@ class ChunkCache:
                     opened.write(data)
                     opened.flush()
                     os.fsync(opened.fileno())
-                if crc is not None:
-                    _mark(temporary, crc)
+                _mark(temporary, crc)
                 temporary.replace(file)
             finally:
                 temporary.unlink(missing_ok=True)

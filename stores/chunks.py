@@ -19,14 +19,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import zarr
 from numcodecs import Zstd
 
 from stores.errors import CorruptStoreError
+from stores.format import ZSTD_LEVEL, ArraySpec, chunk_name
 from stores.io import Together, checksum, file_checksum, write_atomically
-from stores.ledger import Record
-
-ZSTD_LEVEL = 1  # post-ReLU activations shrink 1.6-4.4 times already there; higher levels cost time and gain little
+from stores.manifest import Entry, Record
 
 
 class ChunkedArray:
@@ -36,22 +34,20 @@ class ChunkedArray:
     ----------
     root : the store's folder.
     path : the array's path in the store, such as ``layers/features.18/activations``.
-    array : the open Zarr array (for shape, chunks, dtype, fill value and codecs).
+    spec : its shape, chunks, dtype, fill value and codec.
 
-    Chunks that are in ``records`` are compared with the ledger's checksum when they are first read.
+    Chunks that are in ``records`` are compared with its recorded checksum when they are first read.
     """
 
-    def __init__(self, root: Path, path: str, array: zarr.Array) -> None:
+    def __init__(self, root: Path, path: str, spec: ArraySpec) -> None:
         self.path = path
-        self.array = array
+        self.spec = spec
         self.folder = root / path
-        self.shape: tuple[int, ...] = array.shape
-        self.chunk_rows: int = array.chunks[0]
-        self.chunk_shape: tuple[int, ...] = array.chunks
-        self.dtype: np.dtype = np.dtype(array.dtype)
-        self.raw = not array.compressors and not array.filters
-        self._key = array.metadata.chunk_key_encoding.encode_chunk_key  # type: ignore[union-attr]
-        self._rest = (0,) * (len(self.shape) - 1)
+        self.shape = spec.shape
+        self.chunk_shape = spec.chunks
+        self.chunk_rows = spec.chunks[0]
+        self.dtype = np.dtype(spec.dtype)
+        self.raw = not spec.zstd
         self.records: dict[int, Record] = {}
         self._compared = np.zeros(self.n_chunks, bool)
 
@@ -80,14 +76,14 @@ class ChunkedArray:
 
     def name(self, chunk: int) -> str:
         """A chunk's file within the array's folder."""
-        return str(self._key((chunk, *self._rest)))
+        return chunk_name(chunk, len(self.shape))
 
     def rows(self, chunk: int) -> int:
         """How many rows of a chunk belong to the array (the last chunk is padded beyond them)."""
         return min(self.chunk_rows, self.shape[0] - chunk * self.chunk_rows)
 
-    def write(self, chunk: int, rows: np.ndarray, files: Together | None = None) -> dict[str, int]:
-        """Write one chunk; returns its file's CRC-32C and size for the ledger.
+    def write(self, chunk: int, rows: np.ndarray, files: Together | None = None) -> Entry:
+        """Write one chunk; returns its file's CRC-32C and size for its record.
 
         With ``files`` it is only added to them, and durable once they are published; else at once.
         """
@@ -98,7 +94,7 @@ class ChunkedArray:
             )
         block = rows
         if len(rows) < self.chunk_rows:
-            block = np.full(self.chunk_shape, self.array.fill_value, self.dtype)
+            block = np.full(self.chunk_shape, self.spec.fill, self.dtype)
             block[: len(rows)] = rows
         block = np.ascontiguousarray(block, dtype=self.dtype.newbyteorder("<"))
         data = block.view(np.uint8).reshape(-1).data if self.raw else memoryview(Zstd(level=ZSTD_LEVEL).encode(block))
@@ -137,13 +133,13 @@ class ChunkedArray:
         if crc() != self.records[chunk].arrays[self.path]["crc32c"]:
             raise CorruptStoreError(
                 f"Chunk {chunk} of '{self.path}' in '{file}' was changed after it was written: its bytes do not match "
-                "the ledger's checksum. Restore it from a copy, or extract again with --overwrite; `eddp verify` on the store "
+                "its recorded checksum. Restore it from a copy, or extract again with --overwrite; `eddp verify` on the store "
                 "lists all bad chunks."
             )
         self._compared[chunk] = True
 
     def compare(self, chunks: np.ndarray, files: Sequence[Path]) -> None:
-        """Compare chunks that are mapped from ``files`` with the ledger. Raises CorruptStoreError as ``read``."""
+        """Compare chunks that are mapped from ``files`` with their checksums. Raises CorruptStoreError as ``read``."""
         for k in np.unique(chunks[~self._compared[chunks]]).tolist():
             try:
                 self._compare(k, files[k], partial(file_checksum, files[k]))
@@ -172,10 +168,6 @@ class ChunkedArray:
     def each(self, chunks: Iterable[int]) -> Iterator[np.ndarray]:
         """The rows of several chunks, in order."""
         return map(self.read, chunks)
-
-    def whole(self) -> np.ndarray:
-        """The whole array, which is a small one. Raises what Zarr raises."""
-        return np.asarray(self.array[:])
 
     def take(self, numbers: np.ndarray, axes: int = 1, out: np.ndarray | None = None) -> np.ndarray:
         """Chosen rows, in the order given, each as often as it is named.
@@ -225,9 +217,7 @@ class ChunkedArray:
                 f"'{self.path}' cannot be mapped: {error}. Run `eddp verify` on the store for a list of all bad chunks."
             ) from error
 
-    def check(
-        self, chunk: int, entry: dict[str, int], *, every_byte: bool, sizes: dict[str, int] | None = None
-    ) -> str | None:
+    def check(self, chunk: int, entry: Entry, *, every_byte: bool, sizes: dict[str, int] | None = None) -> str | None:
         """What is wrong with a chunk's file, or None. Without ``every_byte`` only presence and size are looked at.
 
         ``sizes`` are bytes of all objects of the store by their names, where it is one of objects: listed once for all chunks.
@@ -238,7 +228,7 @@ class ChunkedArray:
             if size != entry["bytes"]:
                 return f"chunk {chunk} of {self.path}: {size} bytes instead of {entry['bytes']}"
             if every_byte and file_checksum(file) != entry["crc32c"]:
-                return f"chunk {chunk} of {self.path}: its bytes do not match the ledger's checksum"
+                return f"chunk {chunk} of {self.path}: its bytes do not match its recorded checksum"
         except OSError as error:
             return f"chunk {chunk} of {self.path}: {error.strerror}"
         return None

@@ -14,8 +14,8 @@ import numpy as np
 
 from stores.documents import MOST_IMAGES, finite, is_text, shown, whole
 from stores.errors import MismatchError, MissingPathError, StoreError
+from stores.format import check_name
 from stores.io import write_json
-from stores.layers import check_name
 from stores.tensors import FORMAT, read_tensors, reading, write_tensors
 
 HEADER = ("digest", "format", "method", "layer", "channels", "directions", "quantile")  # ``info`` cannot replace these

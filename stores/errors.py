@@ -60,7 +60,7 @@ class UnsealedStoreError(StoreError):
 
 
 class CorruptStoreError(StoreError):
-    """The bytes on disk contradict the ledger or the metadata."""
+    """The bytes on disk contradict the manifest or the metadata."""
 
 
 class StoreExistsError(StoreError, FileExistsError):

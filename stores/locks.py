@@ -17,7 +17,6 @@ from pathlib import Path
 
 from stores import objects
 from stores.errors import StoreError
-from stores.ledger import MARK_BYTES
 from stores.objects import ObjectPath
 from stores.paths import is_remote
 
@@ -27,6 +26,8 @@ except ImportError:  # no such locks on this system: two writers are then the us
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
+LOCK = "eddp.lock"
+LOCK_BYTES = b"Whoever writes to this store of eddp locks this file.\n"
 LAYOUT = 1 << 40  # the byte that stands for the store as a whole; chunks lie below it
 PATIENCE = 120.0  # seconds to wait for another process that lays out or seals the store: moments, on a healthy disk
 
@@ -41,7 +42,7 @@ class StoreLock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._told = False
-        file = path / "ledger" / "zarr.json"
+        file = path / LOCK
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -59,12 +60,12 @@ class StoreLock:
         To be called within ``layout()``.
         """
         try:
-            if os.pread(self._handle, len(MARK_BYTES) + 1, 0) != MARK_BYTES and not self.read_only:
+            if os.pread(self._handle, len(LOCK_BYTES) + 1, 0) != LOCK_BYTES and not self.read_only:
                 os.ftruncate(self._handle, 0)
-                os.pwrite(self._handle, MARK_BYTES, 0)
+                os.pwrite(self._handle, LOCK_BYTES, 0)
                 os.fsync(self._handle)
         except OSError as error:
-            name = self.path / "ledger" / "zarr.json"
+            name = self.path / LOCK
             raise StoreError(f"'{name}' could not be written: {error.strerror or error}.") from error
 
     @contextmanager
@@ -138,9 +139,9 @@ class NoLock(StoreLock):
 
     def mark(self) -> None:
         """Write the object that says whose the store is, unless it is there."""
-        file = self.objects / "ledger" / "zarr.json"
-        if objects.fetch_all([file], len(MARK_BYTES)) != [MARK_BYTES]:
-            objects.put({file: MARK_BYTES})
+        file = self.objects / LOCK
+        if objects.fetch_all([file], len(LOCK_BYTES)) != [LOCK_BYTES]:
+            objects.put({file: LOCK_BYTES})
 
     @contextmanager
     def layout(self, patience: float = PATIENCE) -> Iterator[None]:

@@ -224,7 +224,7 @@ def fetch(path: ObjectPath, most: int) -> bytes:
     return found
 
 
-def fetch_all(paths: Sequence[ObjectPath], most: int) -> list[bytes | None]:
+def fetch_all(paths: Sequence[Any], most: int) -> list[bytes | None]:
     """The bytes of small objects, no more than ``most`` + 1 of each, many at once; None for those that are not there."""
     found: list[bytes | None] = []
     for start in range(0, len(paths), PIECES * 16):
@@ -239,13 +239,13 @@ def fetch_all(paths: Sequence[ObjectPath], most: int) -> list[bytes | None]:
     return found
 
 
-def fetch_ranges(paths: Sequence[ObjectPath], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
+def fetch_ranges(paths: Sequence[Any], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
     """Bytes ``start`` up to ``stop`` of each object, many at once. Raises FileNotFoundError, StoreError."""
     with told(paths[0]):
         return list(_ranges(paths, starts, stops, on_error="raise"))
 
 
-def _ranges(paths: Sequence[ObjectPath], starts: Sequence[int], stops: Sequence[int], on_error: str) -> list[Any]:
+def _ranges(paths: Sequence[Any], starts: Sequence[int], stops: Sequence[int], on_error: str) -> list[Any]:
     system = filesystem(paths[0].protocol)
     more = {"batch_size": AT_ONCE} if getattr(system, "async_impl", False) else {}
     keys = [_key(path) for path in paths]
@@ -319,7 +319,7 @@ def children(folder: ObjectPath) -> list[str]:
     return sorted(name for name in names if name)
 
 
-def remove(paths: Sequence[ObjectPath]) -> None:
+def remove(paths: Sequence[Any]) -> None:
     """Delete objects, also where some are gone already. Raises StoreError."""
     if not paths:
         return

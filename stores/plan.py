@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from stores.errors import StoreExistsError, UsageError
-from stores.io import write_json
-from stores.layers import LayerSpec
-from stores.store import FORMAT, head_checksum, read_attributes
+from stores.format import FORMAT, ROOT, LayerSpec, documents_of, head_checksum, parse_attributes, read_attributes
+from stores.io import write_atomically
 
 # What may differ between runs that go on with each other: a head is computed, and may round differently elsewhere; where
-# images and weights lie says nothing, as their digests are compared; an older format is gone on with as it is.
+# images and weights lie says nothing, as their digests are compared.
 PLACES = {"provenance.dataset.path", "provenance.weights", "provenance.weights_source", "provenance.about"}
-UNIMPORTANT = PLACES | {"heads", "files", "format", "provenance.batch_size"}
+UNIMPORTANT = PLACES | {"heads", "provenance.batch_size"}
 TARGET_CHUNK_BYTES = 32 * 2**20  # large enough to stream at the disk's rate, small enough to hold several per writer
 
 
@@ -60,6 +59,7 @@ class StorePlan:
             "n_images": n,
             "n_classes": self.n_classes,
             "chunk_images": rows,
+            "name_bytes": max([1, *(len(name.encode("utf-8", "surrogateescape")) for name in self.names)]),
             "dtype": self.dtype,
             "compress": self.compress,
             "layers": {layer.name: layer.to_dict() for layer in self.layers},
@@ -67,7 +67,16 @@ class StorePlan:
             "heads": {name: head_checksum(*head) for name, head in (self.heads or {}).items()},
             "provenance": self.provenance,
         }
-        return dict(json.loads(json.dumps(found)))
+        found = json.loads(json.dumps(found))
+        try:
+            parse_attributes(found)
+        except ValueError as error:
+            raise UsageError(f"There can be no such store: {error}.") from error
+        return dict(found)
+
+    @property
+    def n_chunks(self) -> int:
+        return -(-self.attributes["n_images"] // self.attributes["chunk_images"])
 
 
 def default_chunk_images(layers: Sequence[LayerSpec], itemsize: int, n_images: int) -> int:
@@ -90,10 +99,9 @@ def shard_chunks(shard: tuple[int, int] | None, n_chunks: int) -> range:
     return range(i * n_chunks // n, (i + 1) * n_chunks // n)
 
 
-def follow(path: Path, plan: StorePlan) -> None:
-    """Where images or weights lie elsewhere than when an unfinished store was begun, let it say where."""
-    document = json.loads((path / "zarr.json").read_bytes())
-    attributes, changed = document["attributes"]["eddp"], False
+def follow(path: Path, plan: StorePlan) -> dict[str, Any]:
+    """Update where images and weights lie, if they were moved since an unfinished store was begun; gives its attributes."""
+    attributes, changed = read_attributes(path), False
     for place in PLACES:
         *above, key = place.split(".")
         there, here = attributes, plan.attributes
@@ -102,13 +110,13 @@ def follow(path: Path, plan: StorePlan) -> None:
         if key in there and key in here and there[key] != here[key]:
             there[key], changed = here[key], True
     if changed:
-        write_json(path / "zarr.json", document)
+        write_atomically(path / ROOT, documents_of(attributes)[ROOT])
+    return attributes
 
 
 def refuse_another(path: Path, plan: StorePlan) -> None:
     """Raise StoreExistsError when the store at ``path`` was made from something else than the plan says."""
-    existing = {k: v for k, v in read_attributes(path).items() if k != "sealed"}
-    different = _differences(existing, plan.attributes)
+    different = _differences(read_attributes(path), plan.attributes)
     if different:
         raise StoreExistsError(
             f"'{path}' already holds a store made from something else ({'; '.join(different)}). "

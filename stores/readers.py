@@ -15,7 +15,7 @@ import numpy as np
 
 from stores.chunks import Mapping
 from stores.errors import UsageError
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.prefetch import prefetch
 from stores.store import ActivationStore
 

@@ -18,6 +18,7 @@ from stores.cache import ChunkCache
 from stores.chunks import ChunkedArray, Mapping, can_map
 from stores.errors import CorruptStoreError, StoreError
 from stores.io import checksum
+from stores.manifest import Entry
 from stores.objects import ObjectPath
 from stores.prefetch import prefetch
 
@@ -102,11 +103,6 @@ class RemoteArray(ChunkedArray):
         for blocks in prefetch(self._read_several, batches, threads=2, depth=2):
             yield from blocks
 
-    def whole(self) -> np.ndarray:
-        if self.chunk_shape[1:] != self.shape[1:]:
-            raise ValueError(f"its chunks are {self.chunk_shape} instead of {self.shape}")
-        return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self.each(range(self.n_chunks))])
-
     def take(self, numbers: np.ndarray, axes: int = 1, out: np.ndarray | None = None) -> np.ndarray:
         """Chosen rows, as ``ChunkedArray.take``: from chunks that are kept, and as ranges of all others that have ranges."""
         numbers = np.asarray(numbers, np.int64)
@@ -172,9 +168,7 @@ class RemoteArray(ChunkedArray):
         except OSError:
             return None
 
-    def check(
-        self, chunk: int, entry: dict[str, int], *, every_byte: bool, sizes: dict[str, int] | None = None
-    ) -> str | None:
+    def check(self, chunk: int, entry: Entry, *, every_byte: bool, sizes: dict[str, int] | None = None) -> str | None:
         """As ``ChunkedArray.check``; what is kept of the object elsewhere does not count."""
         file = self.folder / self.name(chunk)
         size = objects.size_of(file) if sizes is None else sizes.get(f"{self.path}/{self.name(chunk)}")
@@ -188,7 +182,7 @@ class RemoteArray(ChunkedArray):
             except FileNotFoundError:
                 return f"chunk {chunk} of {self.path}: no such object"
             if len(data) != size or checksum(data) != entry["crc32c"]:
-                return f"chunk {chunk} of {self.path}: its bytes do not match the ledger's checksum"
+                return f"chunk {chunk} of {self.path}: its bytes do not match its recorded checksum"
         return None
 
 

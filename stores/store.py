@@ -1,22 +1,22 @@
-"""The activation store: a Zarr v3 hierarchy on a file system or in an object store, complete or refused.
+"""The activation store (``FORMAT.md``): a Zarr v3 hierarchy on a file system or in an object store, complete or refused.
 
 ::
 
-    acts.zarr/                       attributes["eddp"]: format, n_images, chunk_images, provenance, sealed
+    acts.zarr/                       attributes["eddp"]: format, n_images, chunk_images, provenance, …
       images/names (N, L) uint8      UTF-8, zero-padded      images/labels (N,) int64, -1: none
       images/valid (N,) uint8        0: the image could not be read (its activations are NaN)
       images/logits (N, K) float32   the model's own
       layers/<layer>/activations     (N, P, C) float16 or float32, channel-last
       layers/<layer>/positions       (N, P) int32, only when positions are sampled
       layers/<layer>/head_weight, head_bias   (K, C), (K,): when the head is average pooling followed by an affine map
-      ledger/<chunk>                 what was committed (see ``stores.ledger``)
+      manifest.jsonl                 which chunks there are, with the checksums of their files (``stores.manifest``)
 
-``sealed`` holds the digest of the ledger and the checksums of all zarr.json; FORMAT.md specifies the rest. All arrays along
-images have chunks of the same ``chunk_images`` rows; such a range of images is the unit of commit.
+All arrays along images have chunks of the same ``chunk_images`` rows; such a range of images is the unit of commit.
 """
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,30 +25,189 @@ import numpy as np
 
 from stores import objects
 from stores.attachments import attachment_problem, exists
-from stores.base import FORMAT, StoreBase, read_attributes
 from stores.cache import ChunkCache, cache_of
 from stores.chunks import ChunkedArray
-from stores.documents import UNREADABLE
-from stores.errors import (
-    CorruptStoreError,
-    MismatchError,
-    StoreError,
-    UnsealedStoreError,
+from stores.documents import read_documents, read_small
+from stores.errors import CorruptStoreError, MismatchError, UnknownNameError, UnsealedStoreError
+from stores.format import (
+    ROOT,
+    LayerSpec,
+    arrays_of,
+    attributes_of,
+    documents_of,
+    head_checksum,
+    parse_attributes,
+    read_attributes,
 )
 from stores.io import checksum
-from stores.ledger import Record, digest, gaps, ranges_in_words
+from stores.locks import LOCK, LOCK_BYTES
+from stores.manifest import (
+    MANIFEST,
+    MOST_BYTES,
+    Manifest,
+    Record,
+    gaps,
+    in_words,
+    parse_manifest,
+    read_commits,
+    read_manifest,
+)
 from stores.paths import as_path, is_remote
+from stores.prefetch import prefetch
 from stores.progress import Progress, silent
 from stores.remote import RemoteArray
-from stores.seal import seal_problem
 
-__all__ = ["FORMAT", "ActivationStore", "StoreBase", "head_checksum", "read_attributes"]
+
+class StoreBase:
+    """What readers and writers of a store share: its metadata, arrays and records."""
+
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        self.path = path
+        self.attributes = attributes
+        try:
+            checked = parse_attributes(attributes)
+        except ValueError as error:
+            raise CorruptStoreError(
+                f"'{path / ROOT}' is damaged ({error}). Restore it from a copy, or extract again with --overwrite."
+            ) from error
+        self.layers: dict[str, LayerSpec] = checked.layers
+        self.n_images, self.chunk_images, self.n_chunks = checked.n_images, checked.chunk_images, checked.n_chunks
+        self.specs = arrays_of(checked)
+        self.records: dict[int, Record] = {}  # known ones: their chunks are checked when they are first read
+        self.cache: ChunkCache | None = None
+        self._arrays: dict[str, ChunkedArray] = {}
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What made the store: model, digest of the weights, transform, dataset, code version."""
+        return dict(self.attributes["provenance"])
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.attributes.get("class_names")
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the store is complete. Raises CorruptStoreError for a damaged manifest."""
+        manifest = read_manifest(self.path)
+        return manifest is not None and len(manifest.records) == self.n_chunks
+
+    def image_arrays(self) -> list[str]:
+        """Paths of all arrays that have a row an image: these make up a chunk."""
+        return [path for path in self.specs if not path.endswith(("/head_weight", "/head_bias"))]
+
+    def array(self, path: str) -> ChunkedArray:
+        """One array of the store, by its path."""
+        if path not in self._arrays:
+            array = (RemoteArray if is_remote(self.path) else ChunkedArray)(self.path, path, self.specs[path])
+            if path in self.image_arrays():
+                array.records = self.records
+                if isinstance(array, RemoteArray):
+                    array.cache = self.cache
+            self._arrays[path] = array
+        return self._arrays[path]
+
+    def read_records(self) -> tuple[dict[int, Record], dict[str, str]]:
+        """The records of all committed chunks, and what is wrong with damaged ones by the name of their file.
+
+        Raises CorruptStoreError for a damaged manifest.
+        """
+        commits, bad = read_commits(self.path)  # first: whoever seals the store writes the manifest, then deletes them
+        manifest = read_manifest(self.path)
+        found = {**(manifest.records if manifest else {}), **commits}
+        bad |= {f"{k:08d}": problem for k, record in found.items() if (problem := self._misfit(record))}
+        return {k: found[k] for k in sorted(found) if f"{k:08d}" not in bad}, bad
+
+    def committed(self) -> dict[int, Record]:
+        """The records of all committed chunks by number. Raises CorruptStoreError naming every one that is damaged."""
+        found, bad = self.read_records()
+        if bad:
+            listed = ", ".join(f"{name} ({reason})" for name, reason in bad.items())
+            raise CorruptStoreError(
+                f"The store '{self.path}' has damaged records of chunks in commits/: {listed}. "
+                "Delete those files and run the same extract command again: it redoes just these chunks."
+            )
+        return found
+
+    def _misfit(self, record: Record) -> str | None:
+        """Why a record is not one of this store's, or None."""
+        if record.chunk >= self.n_chunks:
+            return f"the store has {self.n_chunks} chunks only"
+        first = record.chunk * self.chunk_images
+        if record.first != first or record.rows != min(self.chunk_images, self.n_images - first):
+            return f"it has {record.rows} images from {record.first} on, which is no chunk of the store"
+        if record.arrays.keys() != set(self.image_arrays()):
+            return "it is not of the store's arrays"
+        if record.max_abs.keys() != self.layers.keys() or record.nonfinite.keys() != self.layers.keys():
+            return "it is not of the store's layers"
+        return None
+
+    def sizes(self) -> dict[str, int] | None:
+        """Bytes of all chunks of a remote store by name, listed at once; None for a local one, whose files are asked for singly."""
+        if not is_remote(self.path):
+            return None
+        arrays = self.image_arrays()
+        listed = prefetch(objects.sizes_below, [self.path / name for name in arrays], threads=8, depth=16)
+        return {
+            f"{name}/{key}": size for name, found in zip(arrays, listed, strict=True) for key, size in found.items()
+        }
+
+    def is_there(self, record: Record, sizes: dict[str, int] | None = None) -> bool:
+        """Whether the files of a record's chunk are there in full size; ``sizes`` as ``sizes()`` gives them."""
+        return self._misfit(record) is None and not any(
+            self.array(path).check(record.chunk, entry, every_byte=False, sizes=sizes)
+            for path, entry in record.arrays.items()
+        )
+
+    def check_chunks(
+        self,
+        records: dict[int, Record],
+        *,
+        every_byte: bool,
+        progress: Progress = silent,
+    ) -> list[str]:
+        """What is wrong with the files of committed chunks; with ``every_byte`` each is read whole, several at a time."""
+        arrays = [self.array(path) for path in self.image_arrays()]
+        pairs = [(array, record) for array in arrays for record in records.values()]
+        total = sum(record.arrays[array.path]["bytes"] for array, record in pairs) if every_byte else 0
+        sizes = self.sizes() if pairs else None
+
+        def check(pair: tuple[ChunkedArray, Record]) -> str | None:
+            array, record = pair
+            return array.check(record.chunk, record.arrays[array.path], every_byte=every_byte, sizes=sizes)
+
+        found, done = [], 0
+        results = (
+            prefetch(check, pairs, threads=min(8, os.cpu_count() or 1), depth=16) if every_byte else map(check, pairs)
+        )
+        for (array, record), problem in zip(pairs, results, strict=True):
+            if problem:
+                found.append(problem)
+            if every_byte:
+                done += record.arrays[array.path]["bytes"]
+                progress("verifying", done >> 20, total >> 20, "MiB")
+        return found
+
+    def layer(self, name: str | None = None) -> LayerSpec:
+        """A layer by name; without a name the only one. Raises UnknownNameError listing the layers there are."""
+        if name is None and len(self.layers) == 1:
+            return next(iter(self.layers.values()))
+        if name is None:
+            raise UnknownNameError(
+                f"The store '{self.path}' holds several layers ({', '.join(self.layers)}): name one with --layer."
+            )
+        if name not in self.layers:
+            raise UnknownNameError(
+                f"The store '{self.path}' has no layer '{name}'. It holds: {', '.join(self.layers)}."
+            )
+        return self.layers[name]
 
 
 class ActivationStore(StoreBase):
     """A sealed store, open for reading. Make one with ``ActivationStore.open(path)``."""
 
     trusted_model: str | None = None  # the ``model`` that it was opened with
+    fingerprint: str  # identity of the content: the digest of all records
 
     @classmethod
     def open(cls, path: str | Path, *, model: str | None = None) -> ActivationStore:
@@ -64,80 +223,74 @@ class ActivationStore(StoreBase):
         Raises
         ------
         MissingPathError : nothing there, or no eddp store.
-        UnsealedStoreError : extraction has not finished; says how much is missing and how to go on.
-        CorruptStoreError : the ledger, the metadata and the chunk files contradict each other.
+        UnsealedStoreError : extraction has not finished; says how much is missing and how to resume.
+        CorruptStoreError : the manifest, the metadata and the chunk files contradict each other.
         MismatchError : the store names another model than ``model``.
         """
         path = as_path(path)
-        attributes = read_attributes(path)
-        store = cls(path, attributes)
+        root, data = read_documents([path / ROOT, path / MANIFEST], MOST_BYTES)
+        store = cls(path, attributes_of(path, root))
         if model not in (None, named := store.provenance.get("model")):
             raise MismatchError(f"The store '{path}' names the model {named!r}, not {model!r} (--model).")
         store.trusted_model = model
-        sealed = attributes.get("sealed")
-        cache = cache_of(sealed["ledger"]) if sealed and is_remote(path) else None
-        kept = cache.ledger(sealed["ledger"]) if cache and sealed else None
-        records = store.ledger.records() if kept is None else kept
-        if not sealed:
+        manifest = None if data is None else parse_manifest(path, data)
+        if manifest is None or len(manifest.records) < store.n_chunks:
+            records = store.committed()
             raise UnsealedStoreError(
                 f"The store '{path}' is unfinished: {len(records)} of {store.n_chunks} chunks are committed, "
-                f"{ranges_in_words(gaps(records, store.n_chunks)) or 'none'} are missing. "
-                "Run the same extract command again: it goes on where it stopped."
+                f"{in_words(gaps(records, store.n_chunks)) or 'none'} are missing. "
+                "Run the same extract command again: it resumes."
             )
-        if len(records) != store.n_chunks:
-            raise CorruptStoreError(
-                f"The store '{path}' was sealed with {store.n_chunks} chunks, but its ledger now holds {len(records)}. "
-                "Restore it from a copy, or run the same extract command again: it redoes what is gone."
-            )
-        if digest(records) != sealed["ledger"]:
-            raise CorruptStoreError(
-                f"The ledger of the store '{path}' was changed after the store was sealed. Restore it from a copy, or "
-                "extract it again with --overwrite."
-            )
-        store.records.update(records)
-        if problems := store._root_problems() or store._problems(records, every_byte=False):
+        problems = store._use(manifest, root or b"")
+        if not is_remote(path):  # elsewhere a chunk that is missing is found when it is read
+            problems = problems or store.check_chunks(store.records, every_byte=False)
+        if problems:
             raise CorruptStoreError(_list_problems(path, problems))
-        if cache is not None:
-            store._use(cache, known=kept is not None)
+        if is_remote(path):
+            store.cache = cache_of(manifest.header.fingerprint, store.records)
         return store
-
-    def _use(self, cache: ChunkCache, *, known: bool) -> None:
-        """Keep what is read in ``cache``; ``known``: it knows the ledger already."""
-        cache.records = self.records
-        if not known:
-            cache.keep_ledger(self.records)
-        self.cache = cache
-        for path, array in self._arrays.items():
-            if isinstance(array, RemoteArray) and path in self._image_arrays:
-                array.cache = cache
 
     @classmethod
     def examine(cls, path: str | Path) -> ActivationStore:
-        """A sealed store however damaged it is, for ``verify`` alone: nothing but its plan was looked at.
+        """A sealed store however damaged it is, for ``verify`` alone: nothing but its attributes was looked at.
 
-        Raises MissingPathError, UnsealedStoreError, and CorruptStoreError where there is no telling what it should hold.
+        Raises MissingPathError, UnsealedStoreError, and CorruptStoreError where its attributes are damaged.
         """
         path = as_path(path)
         store = cls(path, read_attributes(path))
-        if not store.attributes.get("sealed"):
+        if not exists(path / MANIFEST):
             raise UnsealedStoreError(f"The store '{path}' is unfinished. Run the same extract command again.")
         return store
 
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the store's content: the digest of its ledger."""
-        return str(self.attributes["sealed"]["ledger"])
+    def _use(self, manifest: Manifest, root: bytes) -> list[str]:
+        """Take over what a manifest says; returns what contradicts it."""
+        problems = [f"chunk {k}: {why}" for k, record in manifest.records.items() if (why := self._misfit(record))]
+        if checksum(root) != manifest.header.root:
+            problems.append(f"{ROOT}: changed since the store was sealed")
+        self.fingerprint = manifest.header.fingerprint
+        self.records.update(manifest.records)
+        return problems
 
     def verify(self, progress: Progress = silent) -> list[str]:
-        """Check every byte against the ledger; returns one sentence for everything that is wrong, none for a sound store."""
-        records, bad = self.ledger.examine()
-        found = self._root_problems()
-        found += [f"ledger/{name}/zarr.json: {reason}" for name, reason in bad.items()]
-        missing = gaps(sorted({*records, *(int(name) for name in bad if name.isdecimal())}), self.n_chunks)
-        found += [f"ledger: the {_records(first, last)} missing" for first, last in missing]
-        if not bad and not missing and digest(records) != self.fingerprint:
-            found.append("ledger: changed since the store was sealed")
-        found += self._problems(records, every_byte=True, progress=progress)
+        """Check every byte against the manifest; returns a message for each problem, none for a sound store."""
+        found: list[str] = []
+        expected = {**documents_of(self.attributes), LOCK: LOCK_BYTES}
+        for name in expected:
+            try:
+                if read_small(self.path / name) != expected[name]:
+                    found.append(f"{name}: changed since it was written")
+            except OSError as error:
+                found.append(f"{name}: {error.strerror or error}")
+        try:
+            manifest = read_manifest(self.path)
+            if manifest is None:
+                raise UnsealedStoreError(f"{MANIFEST}: missing")
+            problems = self._use(manifest, read_small(self.path / ROOT))
+            missing = in_words(gaps(self.records, self.n_chunks))
+            problems += [f"{MANIFEST}: records of chunks {missing} are missing"] if missing else []
+            found += problems or self.check_chunks(self.records, every_byte=True, progress=progress)
+        except (OSError, CorruptStoreError) as error:
+            found.append(f"{str(error).rstrip('.')}; no chunks were checked")
         for layer in self.attributes["heads"]:
             try:
                 self.affine_head(layer)
@@ -152,36 +305,13 @@ class ActivationStore(StoreBase):
         return found
 
     def attachments(self) -> list[Path]:
-        """Files stored with the store outside its ledger, whether there or not (see ``stores.attachments``)."""
+        """Files stored with the store outside its manifest, whether there or not (see ``stores.attachments``)."""
         caches = [
             self.path / "layers" / name / f"{what}.safetensors"
             for name in self.layers
             for what in ("statistics", "sketch")
         ]
         return [*caches, self.path / "truth.safetensors"]
-
-    def _problems(self, records: dict[int, Record], *, every_byte: bool, progress: Progress = silent) -> list[str]:
-        """What is wrong with all metadata but the root's, and with the files of these chunks."""
-        now = self.metadata()
-        then = self.attributes["sealed"].get("metadata", now)
-        changed = [path for path in sorted({*now, *then}) if now.get(path) != then.get(path)]
-        unusable = self.array_problems()
-        found = [
-            f"{path}/zarr.json".lstrip("/")
-            + ": missing, or changed since the store was sealed"
-            + ("; its chunks were not checked" if path in unusable else "")
-            for path in changed
-        ]
-        found += [problem for path, problem in unusable.items() if path not in changed]
-        return found + self.check_chunks(records, leave_out=unusable, every_byte=every_byte, progress=progress)
-
-    def _root_problems(self) -> list[str]:
-        """What is wrong with the root's metadata, if anything."""
-        try:
-            problem = seal_problem(self.path / "zarr.json")
-        except (OSError, *UNREADABLE) as error:
-            problem = f"zarr.json: {error}"
-        return [problem] if problem else []
 
     def column(self, name: str) -> np.ndarray:
         """A whole per-image array of ``images/``: ``labels`` (N,), ``valid`` (N,), ``logits`` (N, K)."""
@@ -217,24 +347,13 @@ class ActivationStore(StoreBase):
         expected = self.attributes.get("heads", {}).get(layer)
         if expected is None:
             return None
-        weight, bias = (self._whole(f"layers/{layer}/{name}") for name in ("head_weight", "head_bias"))
+        weight, bias = (self.array(f"layers/{layer}/{name}").read(0).copy() for name in ("head_weight", "head_bias"))
         if head_checksum(weight, bias) != expected:
             raise CorruptStoreError(
                 f"The head of layer '{layer}' in the store '{self.path}' does not match its checksum. "
                 "Restore it from a copy, or extract again with --overwrite."
             )
         return weight, bias
-
-    def _whole(self, path: str) -> np.ndarray:
-        try:
-            return self.array(path).whole()
-        except StoreError:
-            raise
-        except (OSError, RuntimeError, *UNREADABLE) as error:
-            raise CorruptStoreError(
-                f"'{path}' in the store '{self.path}' cannot be read ({error}). "
-                "Restore it from a copy, or extract again with --overwrite."
-            ) from error
 
     def dask(self, layer: str | None = None) -> Any:
         """The layer's activations as a lazy dask array (N, P, C), one block a chunk; skipped images are NaN."""
@@ -254,45 +373,35 @@ def _read_block(path: str, array: str, fingerprint: str, block_id: tuple[int, ..
 
     Raises CorruptStoreError when another store lies there by now.
     """
-    root = as_path(path) / "zarr.json"
+    file = as_path(path) / MANIFEST
     version: tuple[object, ...]
     try:
-        if is_remote(root):
-            version = (objects.version_of(root),)
+        if is_remote(file):
+            version = (objects.version_of(file),)
         else:
-            found = root.stat()
+            found = file.stat()
             version = (found.st_ino, found.st_mtime_ns, found.st_size)
     except OSError as error:
         raise CorruptStoreError(f"The store '{path}' cannot be read any more: {error.strerror or error}.") from error
     opened = _open_chunked(path, array, fingerprint, version)
-    return np.asarray(opened.read(block_id[0]))  # whose shape is the plan's, and so what was declared
+    return np.asarray(opened.read(block_id[0]))  # whose shape is the attributes', and so what was declared
 
 
 @lru_cache(maxsize=64)
-def _open_chunked(path: str, array: str, fingerprint: str, root: tuple[object, ...]) -> ChunkedArray:
-    """``root`` is what the file system says of the root's zarr.json: when that was written again, it is read again."""
-    attributes = read_attributes(as_path(path))
-    if (attributes.get("sealed") or {}).get("ledger") != fingerprint:
+def _open_chunked(path: str, array: str, fingerprint: str, version: tuple[object, ...]) -> ChunkedArray:
+    """``version`` is what the file system says of the manifest: when that was written again, it is read again."""
+    manifest = read_manifest(as_path(path))
+    if manifest is None or manifest.header.fingerprint != fingerprint:
         raise CorruptStoreError(f"The store '{path}' was replaced after it was opened. Open it again.")
-    store = StoreBase(as_path(path), attributes)
-    store.records.update(store.ledger.records())
+    store = StoreBase(as_path(path), read_attributes(as_path(path)))
+    store.records.update(manifest.records)
     return store.array(array)
-
-
-def _records(first: int, last: int) -> str:
-    return f"record of chunk {first} is" if first == last else f"records of chunks {first}-{last} are"
 
 
 def _list_problems(path: Path, problems: list[str]) -> str:
     shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
     return (
         f"The store '{path}' is damaged: {shown}. `eddp verify {path}` lists everything; "
-        "restore it from a copy, or run the same extract command again, which redoes chunks that are gone or cut short "
+        "restore it from a copy, or run the same extract command again, which redoes chunks that are missing or cut short "
         "(with --overwrite everything)."
     )
-
-
-def head_checksum(weight: np.ndarray, bias: np.ndarray) -> int:
-    """CRC-32C of an affine head's float32 bytes."""
-    parts = [np.ascontiguousarray(part, "<f4").tobytes() for part in (weight, bias)]
-    return checksum(memoryview(b"".join(parts)))

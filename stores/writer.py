@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,15 +12,27 @@ from typing import Any
 
 import numpy as np
 
+from stores.documents import read_small
 from stores.errors import CorruptStoreError, StoreBusyError, StoreError, UnsealedStoreError, UsageError
-from stores.io import Together, remove_partial, write_json
-from stores.layout import changed_files, clear, lay_out, mend, refuse_foreign
-from stores.ledger import Record, digest, in_words
+from stores.format import ROOT, read_attributes
+from stores.io import Together, checksum, remove_partial
+from stores.layout import changed_files, clear, lay_out, refuse_foreign, repair
 from stores.locks import StoreLock, lock_of
+from stores.manifest import (
+    COMMITS,
+    MANIFEST,
+    Record,
+    commit,
+    forget,
+    in_words,
+    ranges,
+    read_commits,
+    remove_commits,
+    write_manifest,
+)
 from stores.paths import as_path, is_remote
 from stores.plan import StorePlan, follow, refuse_another, shard_chunks
-from stores.seal import seal_document
-from stores.store import StoreBase, read_attributes
+from stores.store import StoreBase
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +46,10 @@ class StoreWriter(StoreBase):
 
     span: range
     _met = False  # another writer, in a remote store
-    _seen: int
     _busy: set[int]
     _guard: threading.Lock
     _syncing: ThreadPoolExecutor
     _lock: StoreLock
-    _name_bytes: int
 
     @classmethod
     def create_or_resume(
@@ -51,7 +60,7 @@ class StoreWriter(StoreBase):
         shard: tuple[int, int] | None = None,
         overwrite: bool = False,
     ) -> StoreWriter:
-        """Lay out a new store, or go on with an unfinished one that was made from exactly the same.
+        """Lay out a new store, or resume an unfinished one that was made from exactly the same.
 
         ``shard`` (i, n) takes the i-th of n parts of the chunks; the others are left to other writers, now or later.
 
@@ -64,17 +73,16 @@ class StoreWriter(StoreBase):
                 "'overwrite' cannot go with 'shard': each shard would delete the others' work. Delete the old store first."
             )
         refuse_foreign(path, overwrite=overwrite)
-        attributes = plan.attributes
-        span = shard_chunks(shard, -(-attributes["n_images"] // attributes["chunk_images"]))
+        span = shard_chunks(shard, plan.n_chunks)
         lock = lock_of(path)  # before anything is compared, deleted or laid out
         try:
             with lock.layout():
                 lock.mark()
-                if overwrite or not (path / "zarr.json").exists():
+                if overwrite or not (path / ROOT).exists():
                     if not overwrite and _is_headless(path):
                         raise CorruptStoreError(
-                            f"'{path / 'zarr.json'}' is gone, but chunks of a store are there. Restore it from a copy, "
-                            "give another --out, or --overwrite to begin anew."
+                            f"'{path / ROOT}' is missing, but chunks of a store are there. Restore it from a copy, "
+                            "give another --out, or --overwrite to start anew."
                         )
                     if not lock.claim_all():
                         raise _taken(path)
@@ -83,22 +91,17 @@ class StoreWriter(StoreBase):
                     lay_out(path, plan)
                     lock.release()
                 refuse_another(path, plan)
-                if not read_attributes(path).get("sealed"):
-                    mend(path, plan)
-                    follow(path, plan)
+                writer = cls(path, read_attributes(path))
                 if not lock.claim(span.start, span.stop):
                     raise _taken(path)
-                writer = cls(path, read_attributes(path))
                 writer._lock, writer.span = lock, span
-                writer._seen = 0
                 writer._busy, writer._guard = set(), threading.Lock()
-                writer._name_bytes = writer.array("images/names").shape[1]
                 writer._syncing = ThreadPoolExecutor(4, thread_name_prefix="sync")
-                if writer.sealed and (gone := writer.missing()):
-                    log.warning(
-                        "%d chunks of the sealed store '%s' are gone or cut short; redoing them", len(gone), path
-                    )
-                    writer._mark_sealed(None)
+                if writer.sealed:
+                    writer._reopen()
+                if not writer.sealed:
+                    repair(path, plan)
+                    writer.attributes = follow(path, plan)
         except BaseException:
             lock.close()
             raise
@@ -114,33 +117,40 @@ class StoreWriter(StoreBase):
         """
         path = as_path(path)
         refuse_foreign(path, overwrite=overwrite)
-        attributes, done = plan.attributes, set()
-        if (path / "zarr.json").exists() and not overwrite:
+        exists = (path / ROOT).exists() and not overwrite
+        if exists:
             refuse_another(path, plan)
-            attributes = read_attributes(path)
-            there = cls(path, attributes)
-            records = there.ledger.records()
-            sizes = there.sizes() if records else None
-            done = {k for k, record in records.items() if there.is_there(record, sizes)}
-        span = shard_chunks(shard, -(-attributes["n_images"] // attributes["chunk_images"]))
-        return attributes, [k for k in span if k not in done]
-
-    @property
-    def sealed(self) -> bool:
-        return bool(self.attributes.get("sealed"))
+        there = cls(path, read_attributes(path) if exists else plan.attributes)
+        there.span = shard_chunks(shard, there.n_chunks)
+        return there.attributes, there.missing() if exists else list(there.span)
 
     def missing(self, *, anywhere: bool = False) -> list[int]:
-        """Chunks of this writer that are not committed yet, or whose files are gone or cut short since, in order.
+        """Chunks of this writer that are not committed yet, or whose files are missing or cut short since, in order.
 
         With ``anywhere`` those of all writers.
         """
-        done = self.ledger.records()
+        done = self.committed()
         sizes = self.sizes() if done else None
         return [
             k
             for k in (range(self.n_chunks) if anywhere else self.span)
             if k not in done or not self.is_there(done[k], sizes)
         ]
+
+    def _reopen(self) -> None:
+        """Unseal a store of which chunks are missing: its manifest keeps the others."""
+        if not (missing := self.missing()):
+            remove_commits(self.path)  # what a writer left that was killed after it sealed
+            return
+        log.warning(
+            "%d chunks of the sealed store '%s' are missing or cut short; redoing them", len(missing), self.path
+        )
+        left = {k: record for k, record in self.committed().items() if k not in missing}
+        remove_commits(self.path)
+        if left:
+            write_manifest(self.path, left, checksum(read_small(self.path / ROOT)))
+        else:
+            (self.path / MANIFEST).unlink()
 
     def commit(
         self,
@@ -152,9 +162,9 @@ class StoreWriter(StoreBase):
         logits: np.ndarray,
         activations: dict[str, np.ndarray],
         positions: dict[str, np.ndarray] | None = None,
-        skipped: list[dict[str, Any]] | None = None,
+        skipped: Sequence[Any] = (),
     ) -> None:
-        """Write one range of images and, when all its bytes are on disk, enter it in the ledger.
+        """Write one range of images and, when all its bytes are on disk, record it.
 
         Parameters
         ----------
@@ -172,7 +182,7 @@ class StoreWriter(StoreBase):
             if self._is_taken(chunk):
                 return
             valid = np.asarray(valid, bool)
-            encoded = np.zeros((len(names), self._name_bytes), np.uint8)
+            encoded = np.zeros((len(names), self.specs["images/names"].shape[1]), np.uint8)
             for row, name in zip(encoded, names, strict=True):
                 data = name.encode("utf-8", "surrogateescape")
                 row[: len(data)] = np.frombuffer(data, np.uint8)
@@ -194,9 +204,7 @@ class StoreWriter(StoreBase):
             with Together(self._syncing) as files:
                 entries = {path: self.array(path).write(chunk, blocks[path], files) for path in largest}
                 found = {layer: extremes(x if valid.all() else x[valid]) for layer, x in activations.items()}
-                self.ledger.forget(
-                    chunk
-                )  # of a chunk that was lost: its record must not vouch for what takes its place
+                forget(self.path, chunk)  # of a chunk that was lost: its record must not vouch for what replaces it
                 files.publish()
             record = Record(
                 chunk=chunk,
@@ -205,16 +213,16 @@ class StoreWriter(StoreBase):
                 arrays={path: entries[path] for path in blocks},
                 max_abs={layer: peak for layer, (peak, _) in found.items()},
                 nonfinite={layer: count for layer, (_, count) in found.items()},
-                skipped=list(skipped or []),
+                skipped=list(skipped),
             )
-            self.ledger.commit(record)
+            commit(self.path, record)
 
     @contextmanager
     def _alone_with(self, chunk: int) -> Iterator[None]:
         """Hold a chunk that is this writer's against its other threads."""
         if chunk not in self.span:
-            raise ValueError(f"chunk {chunk} is not among this writer's: {in_words(list(self.span))}")
-        if self._is_sealed_now():
+            raise ValueError(f"chunk {chunk} is not among this writer's: {in_words(ranges(self.span))}")
+        if self.sealed:
             raise StoreError(f"The store '{self.path}' is sealed: nothing is written to it any more.")
         with self._guard:
             if chunk in self._busy:
@@ -229,7 +237,7 @@ class StoreWriter(StoreBase):
         """Whether another writer, whom no lock keeps away, has committed a chunk of a remote store."""
         if not is_remote(self.path):
             return False
-        record = self.ledger.one(chunk)
+        record = read_commits(self.path, [chunk])[0].get(chunk)
         if record is None or not self.is_there(record):
             return False
         if not self._met:
@@ -237,52 +245,31 @@ class StoreWriter(StoreBase):
         self._met = True
         return True
 
-    def _is_sealed_now(self) -> bool:
-        """Whether the store is sealed, perhaps by another writer since this one looked."""
-        if is_remote(self.path):
-            self.attributes = read_attributes(self.path)
-            return self.sealed
-        changed = (self.path / "zarr.json").stat().st_mtime_ns
-        if changed != self._seen:
-            self.attributes, self._seen = read_attributes(self.path), changed
-        return self.sealed
-
     def seal(self) -> None:
         """Declare the store complete. Raises UnsealedStoreError when chunks are missing."""
         if not self.seal_if_complete():
             missing = self.missing(anywhere=True)
             raise UnsealedStoreError(
                 f"The store '{self.path}' cannot be sealed: {len(missing)} of {self.n_chunks} chunks are missing "
-                f"({in_words(missing)}). Run the same extract command again."
+                f"({in_words(ranges(missing))}). Run the same extract command again."
             )
 
     def seal_if_complete(self) -> bool:
         """Seal the store if the chunks of all writers are in; whoever finishes last does."""
         with self._lock.layout():
-            self.attributes = read_attributes(self.path)
             if self.sealed:
                 return True
             if self.missing(anywhere=True):
-                return False
+                return self.sealed  # by a writer in an object store, at this moment
             if changed := changed_files(self.path):
                 raise CorruptStoreError(
                     f"'{self.path / changed[0]}' was changed while the store was written. Run the same extract command again: "
-                    "it mends it."
+                    "it writes it again."
                 )
-            remove_partial(
-                {self.path, self.path / "ledger", *(self.array(path).folder for path in self.image_arrays())}
-            )
-            remove_partial(self.ledger.path(k).parent for k in range(self.n_chunks))
-            self._mark_sealed({"ledger": digest(self.ledger.records()), "metadata": self.metadata()})
+            remove_partial([self.path, *(self.path / path for path in self.image_arrays())])
+            write_manifest(self.path, self.committed(), checksum(read_small(self.path / ROOT)))
+            remove_commits(self.path)
         return True
-
-    def _mark_sealed(self, sealed: dict[str, Any] | None) -> None:
-        document = json.loads((self.path / "zarr.json").read_bytes())
-        document["attributes"]["eddp"].pop("sealed", None)
-        if sealed:
-            document = seal_document(document, sealed)
-        write_json(self.path / "zarr.json", document)
-        self.attributes = document["attributes"]["eddp"]
 
     def close(self) -> None:
         """Let other processes write."""
@@ -292,10 +279,10 @@ class StoreWriter(StoreBase):
 
 def _is_headless(path: Path) -> bool:
     """Whether there are records of a store without a root."""
-    if not any((path / "ledger").glob("*/zarr.json")):
+    if not (path / MANIFEST).exists() and not any((path / COMMITS).glob("*.json")):
         return False
-    # a writer that has begun a remote store at this moment may have laid down its root since, and a record
-    return not (is_remote(path) and (path / "zarr.json").exists())
+    # another writer may have laid down the root of a remote store at this moment, and committed a chunk
+    return not (is_remote(path) and (path / ROOT).exists())
 
 
 def _taken(path: Path) -> StoreBusyError:

@@ -24,7 +24,7 @@ from torch import nn
 from evaluate.correct.wrapped import Corrected, hooked_layer
 from stores.documents import MOST_PER_IMAGE, finite, is_text, whole
 from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
-from stores.layers import check_name
+from stores.format import check_name
 from stores.tensors import read_tensors, reading, write_tensors
 
 ENTRIES = {

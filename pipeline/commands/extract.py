@@ -230,7 +230,7 @@ def _report(run: Run, summary: ExtractSummary, out: Path, as_json: bool) -> None
     for entry in summary.skipped[:10]:
         say(f"skipped {shown(entry['name'])}: {entry['reason']}", "warning")
     if len(summary.skipped) > 10:
-        say(f"and {len(summary.skipped) - 10} more, listed in the store's ledger and the run record", "warning")
+        say(f"and {len(summary.skipped) - 10} more, listed in the store's manifest and the run record", "warning")
     if summary.skipped and not summary.images:
         say("Warning: not one of the images could be read.", "warning")
     for name, shape in summary.layers.items():

@@ -21,9 +21,10 @@ from pipeline.records import Place, beside
 from stores.directions import Directions
 from stores.errors import CorruptStoreError, MissingPathError, UnsealedStoreError
 from stores.folders import MANIFEST, folder_problems
+from stores.format import read_attributes
 from stores.paths import is_remote
 from stores.progress import Progress
-from stores.store import ActivationStore, StoreBase, read_attributes
+from stores.store import ActivationStore, StoreBase
 from stores.tensors import key_of, read_tensors, reading
 
 BAR = 40  # characters of a histogram's longest bar
@@ -159,15 +160,17 @@ def _check(path: Path, progress: Progress) -> tuple[list[str], int]:
         attributes = read_attributes(path)
     except CorruptStoreError as error:  # nothing else can be said of it
         return [str(error).rstrip(".")], 0
-    if attributes.get("sealed"):
-        return ActivationStore.examine(path).verify(progress), 0
     store = StoreBase(path, attributes)
-    records, bad = store.ledger.examine()
-    problems = [f"ledger/{name}/zarr.json: {reason}" for name, reason in bad.items()]
-    unusable = store.array_problems()
-    problems += unusable.values()
-    problems += store.check_chunks(records, leave_out=unusable, every_byte=True, progress=progress)
-    return problems, max(1, store.n_chunks - len(records))  # all in, but not sealed: going on does that
+    try:
+        sealed = store.sealed
+    except CorruptStoreError:
+        sealed = True
+    if sealed:
+        return ActivationStore.examine(path).verify(progress), 0
+    records, bad = store.read_records()
+    problems = [f"commits/{name}: {reason}" for name, reason in bad.items()]
+    problems += store.check_chunks(records, every_byte=True, progress=progress)
+    return problems, max(1, store.n_chunks - len(records))  # all in, but not sealed: the same command does that
 
 
 def _directions_facts(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -26,7 +26,7 @@ from evaluate.dissect import Dissector
 from evaluate.scores import choose_labels
 from extract.labels import Alignment, labels_on_raster
 from extract.segmentation.broden import BrodenSource
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.plan import StorePlan
 from stores.readers import LayerReader
 from stores.store import ActivationStore

@@ -43,7 +43,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from brought import folders, picture  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
-from tiny import contents, write_broden  # noqa: E402
+from tiny import contents, reseal, write_broden  # noqa: E402
 
 import stores.plan  # noqa: E402
 from evaluate.correct import Correction  # noqa: E402
@@ -52,7 +52,6 @@ from pipeline.main import group  # noqa: E402
 from pipeline.options import run_command  # noqa: E402
 from stores.folders import folder_problems  # noqa: E402
 from stores.io import json_bytes  # noqa: E402
-from stores.seal import seal_document  # noqa: E402
 
 FAULTS = ("lost", "silent", "hanging", "unexpected")
 PATIENCE = 180  # seconds, on a busy machine
@@ -313,14 +312,14 @@ def flips(world: World, g: random.Random, trials: int) -> Iterator[Trial]:
     resume = (*world.fit, "--out", world.now / "e.safetensors")
     monosemanticity = ("evaluate", "--store", store, "--directions", world.directions, "--monosemanticity", "--out", world.out)  # fmt: skip
     files = [path for path in store.rglob("*") if path.is_file()]
-    ledger = [path for path in files if "ledger" in path.parts]
-    metadata = [path for path in files if path.name == "zarr.json" and path not in ledger]
-    chunks = [path for path in files if path.name != "zarr.json" and path not in ledger]
+    manifest = [path for path in files if path.name == "manifest.jsonl"]
+    metadata = [path for path in files if path.name == "zarr.json"]
+    chunks = [path for path in files if path not in metadata + manifest]
     correction, checkpoint = world.now / "c.safetensors", world.now / "e.checkpoint"
     kinds: dict[str, tuple[int, list[Path], Path, list[Words]]] = {  # shares, files, what verify is given, readers
         "chunk": (6, chunks, store, [world.pca, monosemanticity]),
         "zarr.json": (6, metadata, store, [world.pca, monosemanticity]),
-        "ledger": (4, ledger, store, [world.pca]),
+        "records": (4, manifest, store, [world.pca]),
         "correction": (3, [correction], correction, []),
         "checkpoint": (2, [checkpoint], checkpoint, [resume]),
         "directions": (4, [world.directions], world.directions, [monosemanticity, explain]),
@@ -426,8 +425,7 @@ def _files_of_other_kinds(world: World, mark: Path) -> Iterator[tuple[str, Calla
     weights = ("extract", "--model", "resnet18", "--layer", "layer1", "--data", world.images, "--weights", world.now / "w.pth", *out)  # fmt: skip
     targets: dict[str, Words] = {
         "acts.zarr/zarr.json": fit,
-        "acts.zarr/layers/second/activations/zarr.json": fit,
-        next(p.relative_to(world.now).as_posix() for p in (store / "ledger").rglob("*") if p.is_file() and p.parent.name != "ledger"): fit,
+        "acts.zarr/manifest.jsonl": fit,
         next(p.relative_to(world.now).as_posix() for p in (store / "layers/second/activations").rglob("c.*") if p.is_file()): fit,
         "d.safetensors": explain,
         "c.safetensors": ("verify", world.now / "c.safetensors"),
@@ -491,7 +489,7 @@ def _documents(world: World, mark: Path) -> Iterator[tuple[str, Callable[[], Non
         "heads": [{"second": "x"}, 3],
         "class_names": [[1, 2], "abc"],
         "provenance": [[], {"model": 3}, {"model": "evilmod:run"}, {"model": "os:abort"}, {"model": "a\x1b[2J:b"}],
-        "files": [{"../../etc/passwd": 1}, {"a\0b": 1}],
+        "name_bytes": [-1, 10**15, "x"],
     }
 
     def root(key: str, value: Any) -> None:
@@ -499,9 +497,8 @@ def _documents(world: World, mark: Path) -> Iterator[tuple[str, Callable[[], Non
         document = json.loads(path.read_bytes())
         plan = document["attributes"]["eddp"]
         plan[key] = value if key != "provenance" or not isinstance(value, dict) else plan[key] | value
-        sealed = plan.pop("sealed")
-        sealed.pop("crc32c")
-        path.write_bytes(json_bytes(seal_document(document, sealed)))
+        path.write_bytes(json_bytes(document))
+        reseal(world.store)
 
     def summary(key: str, value: Any) -> None:
         path = world.evaluation / "summary.json"

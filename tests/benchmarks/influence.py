@@ -18,7 +18,7 @@ from evaluate.influence.nulls import permuted_labels
 from evaluate.influence.sampling import balanced_samples
 from evaluate.influence.study import InfluenceConfig, effect_of, measure_influence
 from stores.directions import Directions
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.plan import StorePlan
 from stores.readers import LayerReader
 from stores.store import ActivationStore

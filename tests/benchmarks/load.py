@@ -26,7 +26,7 @@ from extract.stream import extract
 from fit.eddp import EDDP
 from pipeline.evaluation import evaluate_directions
 from stores.directions import Directions
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.plan import StorePlan
 from stores.store import ActivationStore
 from stores.writer import StoreWriter

@@ -18,7 +18,7 @@ import numpy as np
 
 from stores import objects
 from stores.cache import kept_in
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.paths import as_path
 from stores.plan import StorePlan
 from stores.readers import LayerReader

@@ -18,8 +18,8 @@ from PIL import Image, ImageFilter
 from pipeline.evaluated import made_from
 from stores.directions import Directions
 from stores.folders import write_manifest
+from stores.format import LayerSpec
 from stores.io import write_json
-from stores.layers import LayerSpec
 from stores.plan import StorePlan
 from stores.store import ActivationStore
 from stores.tables import write_parts, write_table

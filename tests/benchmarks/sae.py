@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from extract.models import load_torchvision
 from fit.baselines.sae import SAEConfig, Scaling, Training
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.plan import StorePlan
 from stores.readers import LayerReader
 from stores.statistics import statistics

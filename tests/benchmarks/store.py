@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.plan import StorePlan
 from stores.readers import LayerReader
 from stores.shuffle import Shuffle, shuffled
@@ -82,7 +82,7 @@ def rows(folder: Path) -> Iterator[Row]:
 
     ours, plain = in_turns(lambda p: write(p, x), lambda p: write_plain(p, x), prepare=fresh)
     yield Row(
-        "store write, with checksums and ledger",
+        "store write, with checksums and records",
         "raw files, synced",
         plain / ours,
         "higher",

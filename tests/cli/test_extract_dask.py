@@ -27,7 +27,7 @@ from extract.plan import plan_extraction
 from extract.stream import ExtractConfig
 from extract.stream import extract as extract_here
 from stores.errors import EDDPError, ImageError, NonFiniteError, StoreError, UnsealedStoreError
-from stores.ledger import Ledger
+from stores.manifest import commit_file
 from stores.store import ActivationStore
 from stores.writer import StoreWriter
 
@@ -78,7 +78,7 @@ def test_a_worker_that_is_killed_in_the_midst_of_its_chunk_changes_nothing(
         while not (fate.exists() and fate.read_text().endswith("\n")):
             time.sleep(0.01)
         killed.append(int(fate.read_text()))
-        assert not Ledger(out / "ledger").path(black // 4).exists()
+        assert not commit_file(out, black // 4).exists()
         os.kill(killed[0], signal.SIGKILL)
 
     def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
@@ -133,7 +133,7 @@ def test_what_nobody_waits_for_lets_go_of_its_chunks(
     plan = plan_extraction(open_source(root), config)
     StoreWriter.create_or_resume(out, plan.store).close()
     future = client.submit(fill_part, Order("eddp-test", str(root), str(out), config), (0, 1), pure=False)
-    while not list(out.glob("ledger/0*/zarr.json")):
+    while not list(out.glob("commits/*.json")):
         time.sleep(0.05)
         assert future.status == "pending"
     with pytest.raises(StoreError, match="Another process is writing"):
@@ -200,7 +200,7 @@ def test_the_command_gives_the_store_of_one_process(
     found, alone = json.loads(ended.out), json.loads(plain.out)
     for key in set(alone) - {"store", "seconds"}:
         assert found[key] == alone[key], key
-    assert len(list(Path("spread.zarr/ledger").glob("0*"))) == 5
+    assert len(Path("spread.zarr/manifest.jsonl").read_bytes().splitlines()) == 1 + 5
     assert contents(Path("spread.zarr")) == contents(Path("plain.zarr"))
     assert json.loads(Path("spread.zarr.run.json").read_text())["options"]["dask"] == address
     looked = run("extract", *NET, "--data", "data", "--out", "other.zarr", "--json", "--dry-run", "--dask", address)

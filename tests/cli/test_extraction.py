@@ -103,7 +103,7 @@ def test_a_shard_that_is_none(run: Run, tiny_images: Callable[..., Path], tmp_pa
 def test_the_same_store_twice_at_once_is_refused(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     options = (*SLOW, "--data", tiny_images(400), "--out", tmp_path / "s.zarr")
     first = start(*options)
-    wait_for(tmp_path / "s.zarr" / "ledger" / "00000000" / "zarr.json")
+    wait_for(tmp_path / "s.zarr" / "commits" / "00000000.json")
     first.send_signal(signal.SIGSTOP)  # or on a busy machine it may end before the other one begins
     try:
         code, err = end(start(*options))
@@ -124,7 +124,7 @@ def test_killed_at_random_times_it_goes_on(tiny_images: Callable[..., Path], tmp
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         process = start(*options, "--out", tmp_path / "s")
         wait_for(tmp_path / "s" / "zarr.json")
-        wait_for(tmp_path / "s" / "ledger" / f"{len(done) * 4:08d}" / "zarr.json")
+        wait_for(tmp_path / "s" / "commits" / f"{len(done) * 4:08d}.json")
         time.sleep(g.uniform(0, 0.1))
         process.send_signal(number)
         code, err = end(process)
@@ -132,7 +132,7 @@ def test_killed_at_random_times_it_goes_on(tiny_images: Callable[..., Path], tmp
         if number != signal.SIGKILL:
             assert "Interrupted. What was committed is kept" in err
             assert "Traceback" not in err
-        done.append(len(list((tmp_path / "s" / "ledger").glob("*/zarr.json"))))
+        done.append(len(list((tmp_path / "s" / "commits").glob("*.json"))))
     assert done == sorted(done)
     assert done[-1] < 25
     code, err = end(start(*options, "--out", tmp_path / "s"))
@@ -200,7 +200,7 @@ def test_places_that_cannot_be_written_to_end_in_a_sentence(
     assert run("extract", *NET, "--data", root, "--out", ".", "--overwrite").code == 0
     assert (tmp_path / "s.run.json").is_file()
     run("extract", *NET, "--data", root, "--out", tmp_path / "u")
-    (tmp_path / "u/ledger/00000000/zarr.json").unlink()
+    (tmp_path / "u/images/names/c.0.0").unlink()
     (tmp_path / "u.run.json").unlink()
     (tmp_path / "u.run.json").mkdir()  # the record cannot be written, but the store can
     ended = run("extract", *NET, "--data", root, "--out", tmp_path / "u")

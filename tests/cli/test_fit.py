@@ -19,7 +19,7 @@ import torch
 
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.directions import Directions
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.plan import StorePlan
 from stores.writer import StoreWriter
 from tests.cli.conftest import Ended

@@ -19,7 +19,7 @@ from tiny import fill, open_writer, write_store
 
 from fit.synthetic import SyntheticConfig, make_synthetic
 from pipeline.inspection import BARS, QUANTILES, distribution, histogram
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.sketch import Sketch, torch
 
 Run = Callable[..., Any]
@@ -345,10 +345,9 @@ def test_verify_lists_all_that_is_wrong(run: Run, tiny_store: Make) -> None:
 def test_verify_lists_all_that_is_wrong_with_what_is_there(run: Run, unfinished: Path) -> None:
     flip(unfinished / "layers/a/activations/c.1.0.0")
     (unfinished / "layers/a/activations/c.4.0.0").unlink()
-    (unfinished / "ledger/00000009/zarr.json").write_text("{}")
-    (unfinished / "images/names/zarr.json").write_text("{}")
+    (unfinished / "commits/00000009.json").write_text("{}")
     problems = json.loads(run("eddp", "verify", unfinished, "--json").out)["problems"]
-    assert len(problems) == 4
+    assert len(problems) == 3
 
 
 def test_verify_misses_a_truth(run: Run, synthetic: Path) -> None:

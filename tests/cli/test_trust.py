@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import edit_attributes
 
 from extract.network import open_model, open_network
 from fit import EDDP
 from stores.errors import UsageError
-from stores.io import json_bytes
-from stores.seal import seal_document
 from stores.store import ActivationStore
 
 Run = Callable[..., Any]
@@ -26,13 +24,7 @@ TRUSTED = ("--model", "tiny_net:build")
 
 def rename(store: Path, **provenance: str) -> None:
     """Say something else of a store's model, with a seal that agrees."""
-    path = store / "zarr.json"
-    document = json.loads(path.read_bytes())
-    plan = document["attributes"]["eddp"]
-    plan["provenance"].update(provenance)
-    sealed = plan.pop("sealed")
-    sealed.pop("crc32c")
-    path.write_bytes(json_bytes(seal_document(document, sealed)))
+    edit_attributes(store, lambda attributes: attributes["provenance"].update(provenance))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stores.directions import Directions
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 
 
 class MemoryReader:

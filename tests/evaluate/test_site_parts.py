@@ -227,7 +227,7 @@ def test_labels_of_a_synthetic_store_are_classes(tmp_path: Path) -> None:
 def test_pictures_show_the_region_and_what_is_gone_is_told(tmp_path: Path, compress: str) -> None:
     g = np.random.default_rng(0)
     x = g.standard_normal((9, 4, 3)).astype(np.float32)
-    from stores.layers import LayerSpec
+    from stores.format import LayerSpec
 
     path = write_store(
         tmp_path / "s.zarr", {"conv": x}, compress=compress, specs={"conv": LayerSpec("conv", (2, 2), 3)}

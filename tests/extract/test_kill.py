@@ -25,7 +25,7 @@ OPTIONS = {
 }
 COMMON = {"model": "tiny_net:build", "chunk_images": 4, "batch_size": 3, "workers": 0, "on_bad_image": "skip"}
 PHASES = {
-    *(f"{kind}: {what}" for kind in ("chunk", "ledger", "root") for what in
+    *(f"{kind}: {what}" for kind in ("chunk", "commit", "root") for what in
       ("before a byte", "half written", "written", "synced", "before the rename", "renamed", "sync folder")),
     "layout: before a byte", "layout: half written", "layout: written", "layout: synced",
     "layout: before the rename", "layout: renamed",

@@ -15,7 +15,7 @@ from extract.forward import Forward
 from extract.models import load_model
 from extract.stream import ExtractConfig, ExtractSummary, extract, sampled_positions
 from stores.errors import ImageError, NonFiniteError, StoreError, StoreExistsError, UnsealedStoreError, UsageError
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 

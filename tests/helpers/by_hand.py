@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from extract.segmentation.broden import BrodenSource
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.plan import StorePlan
 from stores.store import ActivationStore
 from stores.writer import StoreWriter

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tiny import fill, open_writer
 
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 
 NAMES = ["a/1.jpg", "a/2.jpg", "b/grün.jpg", "b/broken.jpg", "c/5.jpg"]
 VALID = np.array([True, True, True, False, True])

@@ -1,7 +1,7 @@
 """An extraction in a process of its own that ends itself, by SIGKILL, at a chosen moment of its writing.
 
 The four functions through which ``stores.io`` touches the disk tell each step they take: which kind of file (the store's
-root, a record of the ledger, a chunk) and what is being done to it. The process stops at the n-th such step, or says at the
+root, a commit, a chunk) and what is being done to it. The process stops at the n-th such step, or says at the
 end which steps there were.
 """
 
@@ -53,7 +53,7 @@ def watch(out: Path, stop_at: tuple[str, int] | None) -> list[str]:
     lock = threading.Lock()
 
     def step(what: str, where: Path) -> None:
-        kind = "ledger" if "ledger" in where.parts else "root" if where.parent == out or where == out else "chunk"
+        kind = "commit" if "commits" in where.parts else "root" if where.parent == out or where == out else "chunk"
         if "sync folder" not in what and kind == "chunk" and where.name.lstrip(".").startswith("zarr.json"):
             kind = "layout"
         with lock:

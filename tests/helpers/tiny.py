@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stores.layers import LayerSpec
+from stores.format import LayerSpec, read_attributes
+from stores.io import checksum, json_bytes
+from stores.manifest import Header, fingerprint_of
 from stores.plan import StorePlan
-from stores.store import ActivationStore, read_attributes
+from stores.store import ActivationStore
 from stores.writer import StoreWriter
 
 LABELS = {
@@ -115,6 +118,24 @@ def write_store(path: Path, layers: Mapping[str, np.ndarray], **options: Any) ->
     finally:
         writer.close()
     return path
+
+
+def edit_attributes(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the attributes of a store and reseal it."""
+    document = json.loads((path / "zarr.json").read_bytes())
+    change(document["attributes"]["eddp"])
+    (path / "zarr.json").write_bytes(json_bytes(document))
+    reseal(path)
+
+
+def reseal(path: Path) -> None:
+    """Have a store's manifest agree with whatever is there, as an attacker would."""
+    file = path / "manifest.jsonl"
+    if file.exists():
+        body = file.read_bytes().partition(b"\n")[2]
+        root = checksum((path / "zarr.json").read_bytes())
+        header = Header(body.count(b"\n"), fingerprint_of(body.removesuffix(b"\n")), root)
+        file.write_bytes(header.line() + b"\n" + body)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

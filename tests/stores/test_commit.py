@@ -109,8 +109,8 @@ def test_the_record_counts_what_is_not_finite(tmp_path: Path, dtype: str) -> Non
     x[3] = np.nan  # the image that could not be read does not count
     writer = open_writer(tmp_path / "s", X, dtype=dtype)
     commit(writer, activations={"a": x}, valid=np.array([True, True, True, False]))
-    assert writer.ledger.records()[0].nonfinite == {"a": 3}
-    assert writer.ledger.records()[0].max_abs == {"a": 2.5}
+    assert writer.committed()[0].nonfinite == {"a": 3}
+    assert writer.committed()[0].max_abs == {"a": 2.5}
     writer.close()
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny import write_store
 
 from stores.errors import CorruptStoreError, UsageError
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.readers import LayerReader, Part
 from stores.shuffle import Shuffle, shuffled
 from stores.statistics import statistics

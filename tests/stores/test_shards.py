@@ -1,6 +1,5 @@
 """Several writers of one store: disjoint ranges, no two in one, and the last one seals."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import contents, fill, open_writer, write_store
 
 from stores.errors import StoreError, UnsealedStoreError, UsageError
-from stores.locks import StoreLock
+from stores.locks import LOCK, LOCK_BYTES, StoreLock
 from stores.plan import shard_chunks
 from stores.store import ActivationStore
 
@@ -105,7 +104,7 @@ def test_a_shard_done_twice_changes_nothing(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from stores.locks import StoreLock
+from stores.locks import LOCK, LOCK_BYTES, StoreLock
 lock = StoreLock(Path(sys.argv[1]))
 assert lock.claim(int(sys.argv[2]), int(sys.argv[3]))
 print("held", flush=True)
@@ -141,7 +140,7 @@ def test_waiting_for_the_layout_ends_in_a_sentence(tmp_path: Path) -> None:
         pass
     with two.layout(0.05):
         two.mark()
-    assert json.loads((tmp_path / "ledger" / "zarr.json").read_bytes())["attributes"] == {"eddp": "ledger"}
+    assert (tmp_path / LOCK).read_bytes() == LOCK_BYTES
     one.close()
     two.close()
 

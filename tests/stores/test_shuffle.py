@@ -14,7 +14,7 @@ from tiny import write_store
 
 from stores.chunks import Mapping, can_map
 from stores.errors import CorruptStoreError, UsageError
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.prefetch import prefetch
 from stores.readers import LayerReader
 from stores.shuffle import Shuffle, shuffled

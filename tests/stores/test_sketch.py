@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stores.sketch
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.readers import LayerReader
 from stores.sketch import BINS, EDGES, ZERO, Sketch, quantile_sketch
 

@@ -30,32 +30,25 @@ def test_a_reader_made_from_the_specification(tmp_path: Path, compress: str) -> 
     writer.seal()
     writer.close()
 
+    head, *lines = (root / "manifest.jsonl").read_bytes().removesuffix(b"\n").split(b"\n")
+    header, records = json.loads(head), [json.loads(line) for line in lines]
+    assert header["chunks"] == len(records)
+    assert header["fingerprint"] == "sha256:" + hashlib.sha256(b"\n".join(lines)).hexdigest()
+    assert header["root"] == crc(root / "zarr.json")
     document = json.loads((root / "zarr.json").read_bytes())
-    assert canonical(document) == (root / "zarr.json").read_bytes()
-    plan = document["attributes"]["eddp"]
-    sealed = plan["sealed"]
-    expected = sealed.pop("crc32c")
-    assert google_crc32c.value(canonical(document)) == expected
-    assert {path: crc(root / path / "zarr.json") for path in sealed["metadata"]} == sealed["metadata"]
+    plan, nodes = document["attributes"]["eddp"], document["consolidated_metadata"]["metadata"]
     groups = {str(p.parent.relative_to(root)) for p in root.rglob("zarr.json")} - {"."}
-    assert {g for g in groups if not g.startswith("ledger/")} == set(sealed["metadata"])
-
+    assert groups == nodes.keys()
+    for path, node in nodes.items():
+        assert (root / path / "zarr.json").read_bytes() == canonical(node)
     n, rows = plan["n_images"], plan["chunk_images"]
-    records = []
-    for k in range(-(-n // rows)):
-        file = root / f"ledger/{k:08d}/zarr.json"
-        record = json.loads(file.read_bytes())
-        assert canonical(record) == file.read_bytes()
-        records.append(record["attributes"])
-        assert (records[k]["chunk"], records[k]["first"], records[k]["rows"]) == (k, k * rows, min(rows, n - k * rows))
-        for path, entry in records[k]["arrays"].items():
-            metadata = json.loads((root / path / "zarr.json").read_bytes())
-            key = ".".join(["c", str(k), *["0"] * (len(metadata["shape"]) - 1)])
+    for k, record in enumerate(records):
+        assert (record["chunk"], record["first"], record["rows"]) == (k, k * rows, min(rows, n - k * rows))
+        for path, entry in record["arrays"].items():
+            key = ".".join(["c", str(k), *["0"] * (len(nodes[path]["shape"]) - 1)])
             assert crc(root / path / key) == entry["crc32c"]
             assert (root / path / key).stat().st_size == entry["bytes"]
-            assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [rows, *metadata["shape"][1:]]
-    lines = "\n".join(json.dumps(record, sort_keys=True) for record in records)
-    assert sealed["ledger"] == "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
+            assert nodes[path]["chunk_grid"]["configuration"]["chunk_shape"] == [rows, *nodes[path]["shape"][1:]]
 
     for name, x in LAYERS.items():
         found = zarr.open_array(root / "layers" / name / "activations", mode="r")[:]
@@ -70,9 +63,10 @@ def test_a_reader_made_from_the_specification(tmp_path: Path, compress: str) -> 
 
 def test_the_specification_names_every_key() -> None:
     text = SPECIFICATION.read_text(encoding="utf-8")
-    fixture = Path(__file__).parents[1] / "fixtures/format-2/none.zarr"
-    plan = json.loads((fixture / "zarr.json").read_bytes())["attributes"]["eddp"]
-    record = json.loads((fixture / "ledger/00000000/zarr.json").read_bytes())["attributes"]
-    for key in (*plan, *plan["sealed"], *plan["layers"]["late"], *record):
-        assert key in text, key
+    fixture = Path(__file__).parents[1] / "fixtures/format-3"
+    plan = json.loads((fixture / "none.zarr/zarr.json").read_bytes())["attributes"]["eddp"]
+    record = json.loads((fixture / "unfinished.zarr/commits/00000001.json").read_bytes())
+    header = json.loads((fixture / "none.zarr/manifest.jsonl").read_bytes().splitlines()[0])
+    for key in (*plan, *header, *plan["layers"]["late"], *record):
+        assert f"`{key}`" in text, key
     assert f"format {plan['format']}" in text

@@ -9,7 +9,7 @@ import stores.statistics
 import stores.tensors
 from stores.attachments import read_attachment, write_attachment
 from stores.errors import NonFiniteError, StoreError
-from stores.layers import LayerSpec
+from stores.format import LayerSpec
 from stores.readers import LayerReader
 from stores.statistics import compute, statistics
 

@@ -3,7 +3,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -16,8 +15,9 @@ from tiny import contents, fill, open_writer, write_store
 
 from stores import io
 from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError
-from stores.layers import LayerSpec
-from stores.ledger import MARK_BYTES
+from stores.format import LayerSpec
+from stores.locks import LOCK, LOCK_BYTES
+from stores.manifest import commit_file, forget
 from stores.plan import default_chunk_images
 from stores.store import ActivationStore
 
@@ -99,7 +99,7 @@ def test_a_store_of_something_else_is_refused_and_the_difference_named(
     with pytest.raises(StoreExistsError, match=rf"made from something else \({wanted}.*--overwrite to replace it"):
         open_writer(path, X, **options)
     assert contents(path) == before
-    open_writer(path, X).close()  # and nobody holds it
+    open_writer(path, X).close()  # and no lock is held
 
 
 def test_other_layers_and_numbers_of_images_are_named_together(tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def user_folder(path: Path) -> None:
 
 
 def accounts(path: Path) -> None:
-    (path / "ledger").mkdir(parents=True)
-    (path / "ledger" / "2024.csv").write_text("1,2")
+    (path / "commits").mkdir(parents=True)
+    (path / "commits" / "2024.csv").write_text("1,2")
 
 
 def broken_foreign_zarr(path: Path) -> None:
@@ -202,34 +202,28 @@ def test_an_empty_folder_and_odd_paths_are_fine(tmp_path: Path) -> None:
 
 
 def test_a_layout_that_was_cut_off_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import zarr
+    rename, calls = io.rename, []
 
-    make, calls = zarr.create_array, []
-
-    def stops(**options: object) -> object:
-        calls.append(options)
+    def stops(old: Path, new: Path) -> None:
+        calls.append(new)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return make(**options)
+        rename(old, new)
 
-    monkeypatch.setattr(zarr, "create_array", stops)
+    monkeypatch.setattr(io, "rename", stops)
     with pytest.raises(KeyboardInterrupt):
         open_writer(tmp_path / "s", X)
     monkeypatch.undo()
     finish(tmp_path / "s")
     write_store(tmp_path / "t", X)
     assert contents(tmp_path / "s") == contents(tmp_path / "t")
-    (tmp_path / "u" / "ledger").mkdir(parents=True)  # cut off even earlier
-    (tmp_path / "u" / "ledger" / "zarr.json").touch()
-    finish(tmp_path / "u")
-    assert contents(tmp_path / "u") == contents(tmp_path / "t")
 
 
 def test_committed_chunks_without_attributes_are_not_thrown_away(tmp_path: Path) -> None:
     path = write_store(tmp_path / "s", X)
     (path / "zarr.json").unlink()
     before = contents(path)
-    with pytest.raises(CorruptStoreError, match="is gone, but chunks of a store are there"):
+    with pytest.raises(CorruptStoreError, match="is missing, but chunks of a store are there"):
         open_writer(path, X)
     assert contents(path) == before
 
@@ -307,7 +301,7 @@ def test_a_full_disk_loses_nothing_committed(tmp_path: Path, monkeypatch: pytest
     writer.close()
     after = contents(path)
     assert {name: data for name, data in after.items() if name in before} == before
-    assert not any(name.endswith(".partial") or name.startswith("ledger/00000001") for name in after)
+    assert not any(name.endswith(".partial") or name.startswith("commits/00000001") for name in after)
     finish(path)
     assert contents(path) == contents(tmp_path / "whole")
 
@@ -347,7 +341,8 @@ def test_what_was_laid_out_and_has_changed_is_mended(tmp_path: Path, caplog: pyt
         else:
             (path / name).write_bytes(whole[name][:-1] + b"!")
         writer = open_writer(path, X, **options)
-        assert "are mended: " + name in caplog.text
+        assert name in caplog.text.partition("are written again: ")[2]
+        caplog.clear()
         fill(writer, X)
         (path / name).write_bytes(whole[name] + b" ")  # and changed once more, while it is written
         with pytest.raises(CorruptStoreError, match="was changed while the store was written. Run the same"):
@@ -360,25 +355,22 @@ def test_what_was_laid_out_and_has_changed_is_mended(tmp_path: Path, caplog: pyt
 def test_a_head_that_is_gone_and_would_now_be_another_is_refused(tmp_path: Path) -> None:
     open_writer(tmp_path / "s", X, heads={"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))}).close()
     (tmp_path / "s/layers/a/head_bias/c.0").unlink()
-    with pytest.raises(CorruptStoreError, match=r"head_bias.*is gone or was changed since the store was laid out"):
+    with pytest.raises(CorruptStoreError, match=r"head_weight.*is missing or was changed since the store was laid out"):
         open_writer(tmp_path / "s", X, heads={"a": (np.ones((3, 2), np.float32), np.full(3, 1e-7, np.float32))})
 
 
 @pytest.mark.parametrize("length", [0, 1, 20, -1])
 def test_a_lock_file_that_was_half_written_is_completed(tmp_path: Path, length: int) -> None:
     whole = contents(write_store(tmp_path / "whole", X))
-    (tmp_path / "s" / "ledger").mkdir(parents=True)
-    (tmp_path / "s/ledger/zarr.json").write_bytes(MARK_BYTES[:length])
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / LOCK).write_bytes(LOCK_BYTES[:length])
     finish(tmp_path / "s")
     assert contents(tmp_path / "s") == whole
-    (tmp_path / "other" / "ledger").mkdir(parents=True)
-    (tmp_path / "other/ledger/zarr.json").write_text('{"mine": 1}')
-    with pytest.raises(StoreExistsError, match="holds other things"):
-        finish(tmp_path / "other")
 
 
-@pytest.mark.parametrize("harm", ["record", "missing", "short"])
-@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize(
+    ("harm", "sealed"), [("record", False), ("missing", False), ("missing", True), ("short", False), ("short", True)]
+)
 def test_what_is_gone_is_done_again_and_only_that(tmp_path: Path, harm: str, sealed: bool) -> None:
     write_store(tmp_path / "whole", X)
     path = tmp_path / "s"
@@ -389,7 +381,7 @@ def test_what_is_gone_is_done_again_and_only_that(tmp_path: Path, harm: str, sea
     writer.close()
     chunk = path / "layers/a/activations/c.1.0.0"
     if harm == "record":
-        shutil.rmtree(path / "ledger" / "00000001")
+        forget(path, 1)
     elif harm == "missing":
         chunk.unlink()
     else:
@@ -405,14 +397,31 @@ def test_what_is_gone_is_done_again_and_only_that(tmp_path: Path, harm: str, sea
 
 
 def test_a_damaged_record_stops_going_on_with_advice_that_works(tmp_path: Path) -> None:
-    path = write_store(tmp_path / "s", X)
-    wanted = contents(path)
-    (path / "ledger/00000002/zarr.json").write_text("{")
-    with pytest.raises(CorruptStoreError, match=r"00000002 .*Delete those record folders"):
-        open_writer(path, X)
-    shutil.rmtree(path / "ledger/00000002")
+    path, wanted = tmp_path / "s", contents(write_store(tmp_path / "whole", X))
+    writer = open_writer(path, X)
+    fill(writer, X)
+    writer.close()
+    commit_file(path, 2).write_text("{")
+    writer = open_writer(path, X)
+    with pytest.raises(CorruptStoreError, match=r"00000002\.json .*Delete those files"):
+        writer.missing()
+    writer.close()
+    commit_file(path, 2).unlink()
     finish(path)
     assert contents(path) == wanted
+
+
+def test_a_seal_that_was_cut_off_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the manifest and the end of the commits."""
+    writer = open_writer(tmp_path / "s", X)
+    fill(writer, X)
+    monkeypatch.setattr("stores.writer.remove_commits", lambda path: None)
+    writer.seal()
+    writer.close()
+    monkeypatch.undo()
+    assert ActivationStore.open(tmp_path / "s").verify() == []
+    open_writer(tmp_path / "s", X).close()
+    assert contents(tmp_path / "s") == contents(write_store(tmp_path / "whole", X))
 
 
 @pytest.mark.parametrize(
