@@ -17,7 +17,7 @@ from extract.stream import ExtractConfig, extract
 from stores.errors import ImageError, MismatchError
 from stores.format import read_attributes
 from stores.progress import Progress, silent
-from stores.store import ActivationStore
+from stores.store import ActivationStore, StoreBase
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _holds(path: Path, layer: str, source: ImageSource, weights_digest: str) -> 
     found = read_attributes(path)
     made = found["provenance"]
     return (
-        "sealed" in found
+        StoreBase(path, found).sealed
         and layer in found["layers"]
         and made.get("dataset", {}).get("digest") == source.digest
         and made.get("dataset", {}).get("limit") is None
