@@ -146,7 +146,7 @@ class Traced(Split):
         module: nn.Module,
         graph: fx.Graph,
         calls: list[tuple[str, fx.Node | None]],
-        example: torch.Tensor | None = None,
+        example: torch.Tensor | None,
     ) -> None:
         super().__init__(module)
         self.example = example
@@ -189,9 +189,8 @@ class Traced(Split):
 
     def _head(self, layer: str) -> nn.Module:
         cut = self.output[layer]
-        after = self._after(cut) if cut is not None else None
         assert cut is not None
-        assert after is not None
+        after = self._after(cut) or set()
         needed = set(after)
         for node in reversed(self.nodes):  # whatever does not depend on the image is copied where it is needed
             if node in needed:
@@ -263,38 +262,29 @@ def hooked(module: nn.Module, layer: str, hook: Callable[..., Any]) -> Iterator[
         handle.remove()
 
 
-class ReplayBackbone(nn.Module):
-    """Run a model until one of its layers has given its output."""
+class Replay(nn.Module):
+    """Run a whole model: until a layer has given its output, or on a fixed image with that output replaced."""
 
-    def __init__(self, model: nn.Module, layer: str) -> None:
+    image: torch.Tensor | None
+
+    def __init__(self, model: nn.Module, layer: str, image: torch.Tensor | None = None) -> None:
         super().__init__()
         self.model, self.layer = model, layer
+        self.register_buffer("image", image)
 
-    def forward(self, images: torch.Tensor) -> Any:
+    def forward(self, x: torch.Tensor) -> Any:
         taken: list[Any] = []
 
         def take(_module: nn.Module, _inputs: Any, output: Any) -> None:
             taken.append(output)
             raise _Reached
 
+        if self.image is not None:
+            with hooked(self.model, self.layer, lambda *_: x.clone()):
+                return self.model(self.image.expand(len(x), -1, -1, -1))
         with hooked(self.model, self.layer, take), suppress(_Reached):
-            self.model(images)
+            self.model(x)
         return taken[0]
-
-
-class ReplayHead(nn.Module):
-    """Run a whole model on a fixed image, with one layer's output replaced."""
-
-    dummy: torch.Tensor
-
-    def __init__(self, model: nn.Module, layer: str, dummy: torch.Tensor) -> None:
-        super().__init__()
-        self.model, self.layer = model, layer
-        self.register_buffer("dummy", dummy)
-
-    def forward(self, activations: torch.Tensor) -> Any:
-        with hooked(self.model, self.layer, lambda *_: activations.clone()):
-            return self.model(self.dummy.expand(activations.shape[0], -1, -1, -1))
 
 
 class Replayed(Split):
@@ -331,10 +321,10 @@ class Replayed(Split):
         return bool((replayed - wanted).abs().max() <= 1e-3 * spread + 1e-6 * wanted.abs().max())
 
     def _backbone(self, layer: str) -> nn.Module:
-        return ReplayBackbone(self.module, layer)
+        return Replay(self.module, layer)
 
     def _head(self, layer: str) -> nn.Module:
-        return ReplayHead(self.module, layer, self.example[:1])
+        return Replay(self.module, layer, self.example[:1])
 
 
 def trace(
@@ -342,25 +332,10 @@ def trace(
     example: torch.Tensor | None = None,
     output: Callable[[Any], torch.Tensor] = lambda logits: logits,
 ) -> Split:
-    """Follow the forward pass of a module in evaluation mode, with torch.fx if it can.
+    """Follow the forward pass of a module in evaluation mode: with torch.fx, or by running it.
 
-    Parameters
-    ----------
-    module : nn.Module
-        In evaluation mode. It is not changed.
-    example : tensor (n >= 2, 3, h, w), optional
-        Different images, for the modules torch.fx cannot follow.
-    output : callable, optional
-        What the module returns -> its logits (n, K); see ``extract.model_output``.
-
-    Returns
-    -------
-    Traced or Replayed
-
-    Raises
-    ------
-    UsageError
-        torch.fx cannot follow the module and no ``example`` was given.
+    ``example`` (n >= 2, 3, h, w) are different images, without which UsageError is raised where torch.fx cannot follow the
+    module; ``output`` gives the logits (n, K) of what the module returns.
     """
     options = list(inspect.signature(module.forward).parameters.values())[1:]
     fixed = {option.name: option.default for option in options if option.default is not option.empty}

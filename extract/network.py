@@ -21,7 +21,7 @@ from torch import nn
 from extract.affine_head import PooledAffine, head_logits, pooled_affine
 from extract.graph_split import Split, trace
 from extract.image_io import shown
-from extract.layout_probe import FoundLayout, find_layouts, output_shapes
+from extract.layout_probe import FoundLayout, LayoutProbe
 from extract.model_output import ModelOutput
 from extract.probe import check_repeatable, prepare_model, prepared, probe_images
 from extract.tensor_layout import LayerLayout
@@ -52,23 +52,14 @@ class Network:
 
     Attributes
     ----------
-    module : nn.Module
-        The whole model, in evaluation mode, on ``device``, without gradients for its parameters.
-    transform : callable
-        PIL image -> float32 tensor (3, h, w); picklable.
-    layer : str
-        The layer's dotted name.
-    output : ModelOutput
-        Where in what the model returns the logits are.
-    layout : LayerLayout
-    found : FoundLayout
-        The same, and what decided it.
-    split_kind : {"fx", "replay"}
-    n_classes : int
-        K.
-    device : torch.device
-    provenance : dict
-        JSON-able: the model's, and layer, layout, split, n_classes, input_size.
+    module : the whole model, in evaluation mode, on ``device``, without gradients for its parameters.
+    transform : PIL image -> float32 tensor (3, h, w); picklable.
+    layer : the layer's dotted name.
+    output : where in what the model returns the logits are.
+    layout, found : the layer's layout; with what decided it.
+    split_kind : "fx" or "replay".
+    n_classes : K.
+    provenance : JSON-able: the model's, and layer, layout, split, n_classes, input_size.
     """
 
     def __init__(
@@ -182,19 +173,18 @@ def cut(
     Raises
     ------
     UnknownNameError, NotACutError
-        A layer does not exist, or is no cut; the message says which are near.
+        A layer does not exist, or is no cut; the message names the nearest.
     UsageError
-        A layer's output is no tensor of images, or its layout cannot be determined; the model gives no logits, or an image's values
-        depend on chance or on the other images of a batch.
+        A layer's layout, or the logits, cannot be determined, or an image's values depend on chance or on its batch.
     """
     device = torch.device(device)
     loaded, output, probe, split = _traced(loaded, device, repeatable)
     names = [split.require_single(layer) for layer in layers]
     asked = {split.canonical(layer): layout for layer, layout in (layouts or {}).items()}
-    found = find_layouts(loaded.module, names, probe, asked=asked)
+    layouts_of = LayoutProbe(loaded.module, names, probe)
     networks = {}
     for name in names:
-        layout = found[name]
+        layout = layouts_of.find(name, asked.get(name))
         if isinstance(layout, str):
             raise UsageError(layout)
         networks[name] = Network(loaded, output, split.require_cut(name), layout, split, device, probe)
@@ -204,21 +194,15 @@ def cut(
 def list_layers(loaded: LoadedModel) -> list[LayerInfo]:
     """List the layers that give a tensor, in the order in which they finish, and whether each is a cut."""
     loaded, _, probe, split = _traced(loaded, torch.device("cpu"), repeatable=True)
-    cuts = set(split.cuts())
-    shapes = output_shapes(loaded.module, list(split.runs), probe)
-    layouts = find_layouts(loaded.module, list(split.runs), probe)
-    return [
-        LayerInfo(
-            name,
-            type(loaded.module.get_submodule(name)).__name__,
-            shape[1:],
-            found.layout if isinstance(found := layouts[name], FoundLayout) else None,
-            found.how if isinstance(found, FoundLayout) else "",
-            name in cuts and isinstance(found, FoundLayout),
-        )
-        for name in split.runs
-        if (shape := shapes.get(name))
-    ]
+    cuts, layouts, layers = set(split.cuts()), LayoutProbe(loaded.module, list(split.runs), probe), []
+    for name in split.runs:
+        if shape := layouts.shapes.get(name):
+            kind, found = type(loaded.module.get_submodule(name)).__name__, layouts.find(name)
+            if isinstance(found, FoundLayout):
+                layers.append(LayerInfo(name, kind, shape[1:], found.layout, found.how, name in cuts))
+            else:
+                layers.append(LayerInfo(name, kind, shape[1:], None, "", False))
+    return layers
 
 
 def _traced(
@@ -238,19 +222,12 @@ def _traced(
 def capture(
     module: nn.Module, layouts: Mapping[str, LayerLayout], dtype: torch.dtype = torch.float32
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Take the activations of several layers out of each forward pass of the whole module.
-
-    Parameters
-    ----------
-    module : nn.Module
-    layouts : {layer name: LayerLayout}
-    dtype : torch.dtype, default float32
-        Of the copies.
+    """Capture the activations of several layers in each forward pass of the whole module.
 
     Yields
     ------
     dict of {layer name: tensor (n, P, C)}
-        Of the latest pass: contiguous copies on the module's device, which nothing after the layer can alter.
+        Of the latest pass: contiguous copies of ``dtype`` on the module's device, which nothing after the layer can alter.
 
     Raises
     ------

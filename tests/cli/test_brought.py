@@ -45,11 +45,6 @@ def test_names_of_a_models_classes(extracted: Callable, tmp_path: Path, model: s
     assert "by name" in said
 
 
-@pytest.mark.parametrize(("model", "count"), [("names_too_few", 1), ("names_too_many", 3)])
-def test_another_number_of_names_than_of_classes(refused: Callable, animals: Path, model: str, count: int) -> None:
-    assert f"{count} class names for 2 logits" in refused(model, "features", animals)
-
-
 def test_class_names_of_a_file(extracted: Callable, refused: Callable, tmp_path: Path) -> None:
     data = folders(tmp_path / "times", ("day", "night"), lambda k, j: level((0.8, 0.2)[k], j))
     file = tmp_path / "names.json"
@@ -83,19 +78,6 @@ def test_logits_among_other_tensors(
     np.testing.assert_allclose(logits(store), torch.cat([of(r) for r in returned]), atol=1e-5)
     np.testing.assert_allclose(stored(store, "features"), torch.cat(taken).flatten(2).transpose(1, 2), atol=1e-5)
     assert "5 logits: " in said
-
-
-@pytest.mark.parametrize("model", ["with_loss", "squeezed", "half_logits"])
-def test_logits_in_other_forms(extracted: Callable, tmp_path: Path, model: str) -> None:
-    data = folders(tmp_path / "few", "ab", lambda k, j: picture(k), count=1)
-    store, _ = extracted(model, "features", data, "--batch-size", 1)
-    _, returned = loop(model, "features", store, data)
-    wanted = [(r["pred"] if isinstance(r, dict) else r).reshape(1, -1).float() for r in returned]
-    np.testing.assert_allclose(logits(store), torch.cat(wanted), atol=1e-5)
-
-
-def test_probabilities_are_no_logits(extracted: Callable, animals: Path) -> None:
-    assert "like the probabilities of a softmax" in extracted("probabilities", "features", animals)[1]
 
 
 def test_logits_that_cannot_be_told(refused: Callable, animals: Path) -> None:
@@ -161,19 +143,3 @@ def test_a_transform_for_no_other_process(extracted: Callable, animals: Path) ->
     assert "cannot be sent to decoding processes" in said
     taken, _ = loop("local_function", "features", store, animals)
     np.testing.assert_allclose(stored(store, "features"), torch.cat(taken).flatten(2).transpose(1, 2), atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_network_without_its_python(refused: Callable, animals: Path) -> None:
-    assert "Give the Python module that it was made from" in refused("traced", "features", animals)
-
-
-def test_a_module_called_like_one_of_ours(
-    run: Run, animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "evaluate.py").write_text("def build(): ...\n")
-    monkeypatch.chdir(tmp_path)
-    ended = run("extract", "--model", "evaluate:build", "--layer", "x", "--data", animals, "--out", tmp_path / "s")
-    assert ended.code == 2
-    assert "Rename evaluate.py" in ended.err
-    assert "evaluate/__init__.py" in ended.err

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from extract.layout_probe import FoundLayout, find_layouts
+from extract.layout_probe import FoundLayout, LayoutProbe
 from extract.tensor_layout import LayerLayout
 
 
@@ -30,9 +30,9 @@ class Patches(nn.Module):
         return self.layer(self.arrange(x)).flatten(1).sum(1, keepdim=True)
 
 
-def found(module: nn.Module, size: tuple[int, int], **options: object) -> FoundLayout | str:
+def found(module: nn.Module, size: tuple[int, int], asked: str | None = None) -> FoundLayout | str:
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    return find_layouts(module, ["layer"], images, **options)["layer"]
+    return LayoutProbe(module, ["layer"], images).find("layer", asked)
 
 
 def as_is(x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_positions_that_are_nowhere_are_refused_until_the_user_says_what_they_ar
     assert "shape (2, 45, 6)" in answer
     assert "may be tokens, 6 × 6 positions after 9" in answer  # by their number; but no patch moves what it would
     assert "Say which by --layout" in answer
-    asked = found(module, (64, 64), asked={"layer": "tokens+0:5x9"})
+    asked = found(module, (64, 64), asked="tokens+0:5x9")
     assert isinstance(asked, FoundLayout)
     assert asked.layout.option == "tokens+0:5x9"
 

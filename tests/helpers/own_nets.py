@@ -87,14 +87,6 @@ def names_array() -> Any:
     return dark_bright(class_names=np.array(["Night", "DAY"]))
 
 
-def names_too_few() -> Any:
-    return dark_bright(class_names=["night"])
-
-
-def names_too_many() -> Any:
-    return dark_bright(class_names=["background", "night", "day"])
-
-
 def plain() -> Any:
     return made(Net())
 
@@ -212,26 +204,6 @@ def see_grey() -> Any:
 
 def see_four() -> Any:
     return made(See(4))
-
-
-def traced() -> Any:
-    return torch.jit.trace(made(Net())[0].eval(), torch.zeros(1, 3, *SIZE)), SCALED
-
-
-def with_loss() -> Any:
-    return made(Net(wrap=lambda pooled, logits: {"loss": logits.sum(), "pred": logits}))
-
-
-def squeezed() -> Any:
-    return made(Net(wrap=lambda pooled, logits: logits.squeeze()))
-
-
-def half_logits() -> Any:
-    return made(Net(wrap=lambda pooled, logits: logits.half()))
-
-
-def probabilities() -> Any:
-    return made(Net(wrap=lambda pooled, logits: logits.softmax(1)))
 
 
 class Sorting(Net):
