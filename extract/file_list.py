@@ -99,15 +99,12 @@ def csv_rows(path: Path, needed: tuple[str, ...], *, tabs: bool = False) -> Iter
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, dialect=_Tabs if tabs else csv.excel)
             if missing := [name for name in needed if name not in (reader.fieldnames or [])]:
-                raise DatasetError(
-                    f"'{shown(path)}' lacks the column {', '.join(missing)}; its first line must name the columns."
-                )
+                names = ", ".join(missing)
+                raise DatasetError(f"'{shown(path)}' lacks the column {names}; its first line must name the columns.")
             for row in reader:
                 yield reader.line_num, {k: (v or "") for k, v in row.items() if isinstance(k, str)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(
-            f"'{shown(path)}' cannot be read: {reason(error)}. It must be a CSV file in UTF-8."
-        ) from error
+        raise DatasetError(f"'{shown(path)}' cannot be read as CSV in UTF-8: {reason(error)}.") from error
 
 
 def whole(row: dict[str, str], column: str, least: int, most: int) -> int:

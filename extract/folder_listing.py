@@ -142,9 +142,7 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
             holding.add(prefix)
         yield from (f"{prefix}{name}" for name in read if name not in left)
     if links:
-        log.warning(
-            f"'{shown(root)}' holds {links} links to folders that are listed already or that lead back up; left out"
-        )
+        log.warning(f"'{shown(root)}' holds {links} links to folders that are listed already or lead back up; left out")
     warn_of_maps(root, map_files)
     lost = {
         f"{folder}/": map_images[folder]
@@ -225,10 +223,8 @@ def _entries(path: str) -> tuple[list[os.DirEntry[str]], list[str]]:
             entries = [entry for entry in scanned if not entry.name.startswith(".")]
         folders = [entry for entry in entries if is_folder(entry)]
     except OSError as error:
-        raise UsageError(
-            f"The folder '{shown(path)}' cannot be listed: {reason(error)}. Fix its permissions, or run again once the disk "
-            "is back."
-        ) from error
+        then = "Fix its permissions, or run again once the disk is back"
+        raise UsageError(f"The folder '{shown(path)}' cannot be listed: {reason(error)}. {then}.") from error
     skipped = {entry.name for entry in folders}
     files = [entry.name for entry in entries if entry.name not in skipped and entry.name.lower() not in _SYSTEM_FILES]
     return [entry for entry in folders if entry.name.lower() not in _NO_DATA], files

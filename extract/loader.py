@@ -73,9 +73,8 @@ class Decode(Dataset[Batch]):
         except UsageError as error:
             raise UsageError(f"'{name}' cannot be used: {error}.") from error
         except Exception as error:
-            raise UsageError(
-                f"The model's transform fails on image '{name}': {type(error).__name__}: {reason(error)}."
-            ) from error
+            what = f"{type(error).__name__}: {reason(error)}"
+            raise UsageError(f"The model's transform fails on image '{name}': {what}.") from error
 
     def join(self, k: int, results: Sequence[torch.Tensor | str]) -> Batch:
         """One batch of its rows' results."""
@@ -136,7 +135,5 @@ def _alive(loader: Any) -> Iterator[Batch]:
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise
-        raise EDDPError(
-            "A decoding process ended unexpectedly, perhaps for lack of memory. What is done so far is kept: run the "
-            "same command again, with fewer --workers or --workers 0."
-        ) from error
+        then = "What is done so far is kept: run the same command again, with fewer --workers or --workers 0"
+        raise EDDPError(f"A decoding process ended unexpectedly, perhaps for lack of memory. {then}.") from error

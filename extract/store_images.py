@@ -63,9 +63,7 @@ class SeenImages:
     def image(self, row: int) -> Image.Image:
         """The part of an image that the network saw, as RGB. Raises MismatchError where it is gone, else the errors of the source."""
         if row not in self._place:
-            raise MismatchError(
-                f"The image '{self._names[row]}' of '{self.store.path}' is not in '{self.source.root}'."
-            )
+            raise MismatchError(f"The image '{self.name(row)}' of '{self.store.path}' is not in '{self.source.root}'.")
         picture = self._picture(self.source.image(self._place[row]))
         width, height = picture.size
         return crop(picture, self._box((height, width)))
@@ -82,10 +80,9 @@ def seen_images(store: ActivationStore, *, data: str | Path | None = None) -> Se
     source = open_source(place_of(store) if data is None else data)
     if source.digest != made["dataset"].get("digest"):
         log.warning(
-            "the images in '%s' are not those that '%s' was made from, or were copied without their times: names, sizes, times "
-            "or bytes differ. Pictures may show something else than the network saw; extract again",
-            source.root, store.path,
-        )  # fmt: skip
+            f"the images in '{source.root}' are not those that '{store.path}' was made from, or were copied without their times: "
+            "names, sizes, times or bytes differ. Pictures may show something else than the network saw; extract again"
+        )
     return SeenImages(source, open_model(store).transform, store)
 
 

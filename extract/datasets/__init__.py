@@ -54,12 +54,8 @@ def _detected(root: Path) -> ImageSource:
             return reader.open(root)
         if (root / reader.images).is_dir():
             log.warning(
-                "'%s' looks like a concept dataset (%s) but lacks %s: only the images in %s/ are read, without label maps. "
-                "Put that there to read both",
-                shown(root),
-                name,
-                ", ".join(missing),
-                reader.images,
+                f"'{shown(root)}' looks like a concept dataset ({name}) but lacks {', '.join(missing)}: only the images in "
+                f"{reader.images}/ are read, without label maps. Put that there to read both"
             )
             return open_folder(root, reader.images)
     _check_folder(root)
@@ -81,8 +77,7 @@ def open_concepts(data: str | Path) -> ConceptSource:
     readers = {name: reader for name, reader in READERS.items() if reader.maps}
     if scheme is not None and scheme not in readers:
         raise UsageError(
-            f"'{shown(data)}' is read as images without label maps ({scheme}). Give a concept dataset, one of "
-            f"{', '.join(readers)}."
+            f"'{shown(data)}' is read as images without label maps ({scheme}). Give one of {', '.join(readers)}."
         )
     with _readable(root):
         if not root.is_dir():
@@ -115,6 +110,5 @@ def _check_folder(root: Path) -> None:
         raise MissingPathError(f"There is no folder '{shown(root)}' (--data). Give a folder of images.")
     if not root.is_dir():
         raise UsageError(
-            f"'{shown(root)}' (--data) is a file. Give a folder of images, a .tar file of a WebDataset or a batch file of "
-            "CIFAR-10."
+            f"'{shown(root)}' (--data) is a file. Give a folder, a WebDataset's .tar or a batch of CIFAR-10."
         )

@@ -68,25 +68,20 @@ def open_cifar10(root: Path) -> Cifar10Source:
     """
     if root.is_file():
         if root.name not in BATCHES:
-            raise DatasetError(
-                f"'{shown(root)}' (--data) is no batch file of CIFAR-10: it must be called {STEMS[0]}.bin, say."
-            )
+            raise DatasetError(f"'{shown(root)}' (--data) is no batch file of CIFAR-10, called {STEMS[0]}.bin, say.")
         root, files = root.parent, [root.name]
     else:
         found = _folder(root)
         if found is None:
             raise MissingPathError(
-                f"There is no CIFAR-10 in '{shown(root)}' (--data). Give the folder with data_batch_1.bin ... "
-                "test_batch.bin, or with data_batch_1 ... test_batch (the version for Python), or one of these files."
+                f"There is no CIFAR-10 in '{shown(root)}' (--data). Give the folder with data_batch_1.bin or data_batch_1."
             )
         root = found
         ending = ".bin" if any((root / f"{stem}.bin").is_file() for stem in STEMS) else ""
         files = [stem + ending for stem in STEMS]
         missing = [file for file in files if not (root / file).is_file()]
         if missing:
-            raise DatasetError(
-                f"'{shown(root)}' lacks {', '.join(missing)} of CIFAR-10. Unpack the whole archive, or give one batch file."
-            )
+            raise DatasetError(f"'{shown(root)}' lacks {', '.join(missing)} of CIFAR-10. Unpack the whole archive.")
     class_names = _class_names(root, binary=files[0].endswith(".bin"))
     source = Cifar10Source(root, files, _entries(root, files, len(class_names or range(10))))
     source.class_names = class_names
@@ -99,8 +94,7 @@ def _entries(root: Path, files: list[str], n_classes: int) -> Iterator[tuple[str
         wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
         if len(wrong):
             raise DatasetError(
-                f"'{shown(root / file)}', image {wrong[0]}: there is no class {labels[wrong[0]]}; the classes are 0 to "
-                f"{n_classes - 1}."
+                f"'{shown(root / file)}', image {wrong[0]}: class {labels[wrong[0]]} is not one of 0 to {n_classes - 1}."
             )
         if len(labels) != IN_ORIGINAL:
             message = f"'{shown(root / file)}' holds {len(labels)} images, CIFAR-10's own {IN_ORIGINAL}"
@@ -121,8 +115,7 @@ def _binary(path: Path) -> tuple[int, int, np.ndarray, list[str]]:
     size = path.stat().st_size
     if size == 0 or size % RECORD:
         raise DatasetError(
-            f"'{shown(path)}' has {size} bytes, which is no whole number of records of {RECORD} (CIFAR-10's own files have "
-            f"{RECORD * IN_ORIGINAL}): it is cut short or something else. Unpack or download it again."
+            f"'{shown(path)}' has {size} bytes, no whole number of records of {RECORD}. Unpack or download it again."
         )
     labels = np.fromfile(path, np.uint8).reshape(-1, RECORD)[:, 0].astype(np.int32)
     split, first = ("test", 0) if path.stem == "test_batch" else ("train", (int(path.stem[-1]) - 1) * IN_ORIGINAL)

@@ -64,10 +64,8 @@ def _class_folders(root: Path, images: Counter[str], folders: list[str]) -> tupl
     empty = {name for name in siblings - full if not _is_word(name) and name.lower() not in _ABOUT_DATA}
     names = _ordered(root, full | empty)
     if empty:
-        log.warning(
-            f"{len(empty)} class folders of '{shown(root)}' hold no image that is read, but keep their numbers: "
-            f"{some(sorted(empty))}. Fill or remove them"
-        )
+        unused = some(sorted(empty))
+        log.warning(f"{len(empty)} class folders of '{shown(root)}' without an image keep their numbers: {unused}")
     loose = sum(n for folder, n in images.items() if len(folder.split("/")) - (not folder) <= depth)
     for message in _oddities(root, depth, paths, full | empty, loose):
         log.warning(message)

@@ -77,9 +77,7 @@ def open_imagenet(root: Path) -> PathSource:
     folders = {name for folder in found.folders if WNID.fullmatch(name := folder.rpartition("/")[2])}
     empty = sorted(folders.difference(wnids))
     if empty:
-        log.warning(
-            f"{len(empty)} class folders of '{shown(root)}' hold no image that is read, but keep their numbers: {some(empty)}"
-        )
+        log.warning(f"{len(empty)} class folders of '{shown(root)}' without an image keep their numbers: {some(empty)}")
     if source and (unknown := sorted(set(wnids) - words.keys())):
         raise DatasetError(
             f"'{shown(root)}' (--data) holds {len(unknown)} classes that '{shown(source)}' does not list, {unknown[0]} "
@@ -104,9 +102,7 @@ def open_imagenet(root: Path) -> PathSource:
     if lost := [
         file for file, code in zip(files, codes.tolist(), strict=True) if not code and not _is_test(root, file)
     ]:
-        log.warning(
-            f"{len(lost)} images of '{shown(root)}' are in no wnid's folder and have no class: '{shown(lost[0])}'"
-        )
+        log.warning(f"{len(lost)} images of '{shown(root)}' are in no wnid's folder, without class: '{shown(lost[0])}'")
     called = {wnid: f"{wnid} {words[wnid].split(',')[0]}".strip() for wnid in number}
     return PathSource(
         root,
@@ -176,9 +172,8 @@ def _validation(folder: Path, kit: _Kit | None) -> tuple[dict[int, str], str] | 
             if not (text := text.strip()):
                 continue
             if not re.fullmatch(r"\d{1,9}", text) or int(text) not in kit.synsets:
-                raise DatasetError(
-                    f"{at(f'{kit.where}/{TRUTH}', line)}: '{shown(text)}' is no ILSVRC2012_ID of a class in '{META}'."
-                )
+                where = at(f"{kit.where}/{TRUTH}", line)
+                raise DatasetError(f"{where}: '{shown(text)}' is no ILSVRC2012_ID of a class in '{META}'.")
             labels[len(labels) + 1] = kit.synsets[int(text)][0]
         return labels, f"{kit.where}/{TRUTH}"
     path = find_near(folder, (SOLUTION,), LEVELS)

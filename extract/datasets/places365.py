@@ -141,9 +141,8 @@ def _of_folder(
     names = ["/" + file.rpartition("/")[0] for file in files]
     unknown = {name for name in names if name != "/"} - classes.keys() if folder.kind == "data" else set()
     if unknown:
-        raise DatasetError(
-            f"'{shown(categories.path if categories else root)}' lists no class '{shown(min(unknown))}'."
-        )
+        table = categories.path if categories else root
+        raise DatasetError(f"'{shown(table)}' lists no class '{shown(min(unknown))}'.")
     return ((folder.prefix + file, classes.get(name, -1)) for file, name in zip(files, names, strict=True))
 
 
@@ -156,10 +155,8 @@ def _in_list(kind: str, categories: _Categories | None, path: Path, text: str, l
             raise DatasetError(f"{at(path, line)} must read PATH NUMBER, got '{shown(text)}'.")
         name, label = match[1], int(match[2])
         if categories and label >= len(categories.names):
-            raise DatasetError(
-                f"{at(path, line)}: there is no class {label}; '{shown(categories.path)}' lists 0 to "
-                f"{len(categories.names) - 1}."
-            )
+            known = f"'{shown(categories.path)}' lists 0 to {len(categories.names) - 1}"
+            raise DatasetError(f"{at(path, line)}: there is no class {label}; {known}.")
     return name.removeprefix("/"), label  # the lists write the image folder as the root of all
 
 

@@ -63,8 +63,7 @@ class WebDatasetSource(PackedSource):
         if unused:
             log.warning(
                 f"'{shown(root)}': {len(unused)} label files have no image, such as '{shown(unused[0])}'. An image and its label "
-                "have the same key, the name up to the first dot (0001.jpg, 0001.cls), and are in the same shard: write the "
-                "shards again so"
+                "must have the same name up to the first dot (0001.jpg, 0001.cls) and be in the same shard"
             )
 
     def image(self, i: int) -> Image.Image:
@@ -130,8 +129,7 @@ def _shards(root: Path) -> tuple[Path, list[str]]:
             return root, shards
         if packed := next(files_below(root, COMPRESSED), None):
             raise DatasetError(
-                f"The tar files in '{shown(root)}' (--data) are compressed, '{shown(packed)}' for one. Decompress them: "
-                "an image is then read without all that is before it."
+                f"The tar files in '{shown(root)}' (--data) are compressed, '{shown(packed)}' for one. Decompress them."
             )
         raise NoImagesError(f"There is no .tar file in '{shown(root)}' (--data) or its subfolders.")
     if root.is_file():
@@ -172,9 +170,7 @@ def _scan(path: Path, left_out: Counter[str], unused: list[str]) -> list[tuple[s
             continue
         if ending.endswith(ENDINGS):
             if name in images:
-                raise DatasetError(
-                    f"'{shown(path)}' holds '{shown(name)}' twice; the second is at byte {member.offset}."
-                )
+                raise DatasetError(f"'{shown(path)}' holds '{shown(name)}' twice, again at byte {member.offset}.")
             images[name] = member.offset_data, member.size
         elif ending.endswith((".cls", ".json")):
             try:
@@ -217,10 +213,7 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
             file.seek(0)
             head = file.read(6)
             if how := next((how for magic, how in _MAGIC.items() if head.startswith(magic)), None):
-                raise DatasetError(
-                    f"'{shown(path)}' is compressed by {how}. Decompress it (images compress no further, and an image is then "
-                    "read without all that is before it)."
-                )
+                raise DatasetError(f"'{shown(path)}' is compressed by {how}. Decompress it: images are read in place.")
             file.seek(0)
             offset = 0
             try:
@@ -255,10 +248,7 @@ def _check_end(file: BinaryIO, offset: int, size: int, path: Path) -> None:
         raise DatasetError(f"'{shown(path)}' is damaged at byte {offset}: there is no header of a member.")
     while block := file.read(2**20):
         if any(block):
-            raise DatasetError(
-                f"'{shown(path)}' goes on after the mark that ends it at byte {offset}. If several files were joined, "
-                "give them one by one."
-            )
+            raise DatasetError(f"'{shown(path)}' goes on after its end at byte {offset}. Give joined files one by one.")
 
 
 def _label(member: tarfile.TarInfo, file: BinaryIO, path: Path) -> int | None:

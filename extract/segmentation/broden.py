@@ -42,9 +42,8 @@ class BrodenSource(PathSource):
         root = Path(root)
         for name in ("index.csv", "label.csv"):
             if not (root / name).is_file():
-                raise MissingPathError(
-                    f"'{root}' is no Broden folder: {name} is missing. It must hold index.csv, label.csv and images/."
-                )
+                needed = "index.csv, label.csv and images/"
+                raise MissingPathError(f"'{root}' is no Broden folder: {name} is missing. It must hold {needed}.")
         self._table = root / "index.csv"
         self.listing = f"'{shown(self._table)}'"
         rows = csv_rows(root / "label.csv", ("number", "name", "category"))
@@ -110,23 +109,19 @@ class BrodenSource(PathSource):
         if item.isdecimal():
             number = int(item) if len(item) < 12 else LARGEST_NUMBER + 1
             if number and number not in self.by_number:
-                raise DatasetError(
-                    f"{where}: label {item[:40]} is not listed in label.csv. Add it there, or fix the cell."
-                )
+                raise DatasetError(f"{where}: label {item[:40]} is not listed in label.csv. Add it, or fix the cell.")
             return np.full(size, number, np.int32)
         file = self._inside(self.root, item, where)
         what = f"The mask '{shown(file)}' ({where})"
         with opened_map(file, what) as image:
             shape = (image.height, image.width)
             if shape != size:  # before anything of it is decoded
-                raise DatasetError(
-                    f"The mask '{shown(file)}' is {shape}, but {where} says {size} (sh, sw). Fix one of them."
-                )
+                raise DatasetError(f"The mask '{shown(file)}' is {shape}, but {where} says {size} (sh, sw).")
             labels = rgb_labels(np.asarray(image.convert("RGB")), what)
         unknown = [int(n) for n in np.unique(labels) if n and int(n) not in self.by_number]
         if unknown:
             raise DatasetError(
-                f"{what} holds label {unknown[0]}, which label.csv does not list ({RGB}). Add it there, or fix the mask."
+                f"{what} holds label {unknown[0]}, which label.csv does not list ({RGB}). Add or fix it."
             )
         return labels
 
@@ -134,9 +129,7 @@ class BrodenSource(PathSource):
     def _inside(root: Path, item: str, where: str) -> Path:
         """The file an item names, which must be below images/: a table must not reach the rest of the disk."""
         if Path(item).is_absolute() or ".." in Path(item).parts:
-            raise DatasetError(
-                f"{where}: '{shown(item)}' points outside the folder images/. Name a file in it, without '..'."
-            )
+            raise DatasetError(f"{where}: '{shown(item)}' points outside the folder images/. Name a file in it.")
         return root / "images" / item
 
 

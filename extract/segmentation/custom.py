@@ -56,9 +56,9 @@ class MasksSource(MapSource):
             if not (root / name).is_dir():
                 raise MissingPathError(f"'{shown(root)}' lacks {name}/: it must hold images/, masks/ and labels.csv.")
         if not table.is_file():
+            columns = "number, name and, if there are several, category"
             raise MissingPathError(
-                f"'{shown(root)}' lacks labels.csv: it must name the labels in masks/, with the columns number, name and, if "
-                "there are several, category."
+                f"'{shown(root)}' lacks labels.csv, the labels in masks/ with the columns {columns}."
             )
         # 0 is unlabelled, and may be called "background" or whatever
         labels = read_labels(table, csv_rows(table, ("number", "name")), _category, skip=0)

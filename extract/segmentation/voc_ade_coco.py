@@ -69,8 +69,7 @@ class VocSource(MapSource):
             for line, name in zip(lines, listed, strict=True):
                 if name in split_of:
                     raise DatasetError(
-                        f"{at(file, line)}: '{shown(name)}' is in train.txt too. An image is of one split: take one of the "
-                        "lines out."
+                        f"{at(file, line)}: '{shown(name)}' is in train.txt too. Take one of the lines out."
                     )
                 split_of[name] = SPLITS.index(split)
         if not split_of:

@@ -112,7 +112,7 @@ def test_files_of_another_length(tmp_path: Path) -> None:
         open_source(file)
     for size in (0, 3072, 3073 * 2 + 1):
         os.truncate(file, size)
-        with pytest.raises(DatasetError, match=rf"batch\.bin' has {size} bytes, .* of 3073 .* 30730000.*Unpack or"):
+        with pytest.raises(DatasetError, match=rf"batch\.bin' has {size} bytes, .* of 3073\. Unpack or"):
             open_source(file)
 
 
@@ -166,7 +166,7 @@ def test_files_that_are_missing_or_called_otherwise(tmp_path: Path) -> None:
 def test_an_unknown_class(tmp_path: Path, put: Put) -> None:
     data = batches()
     data["data_batch_3"][1][2] = 10
-    with pytest.raises(DatasetError, match=r"data_batch_3.*', image 2: there is no class 10; the classes are 0 to 9\."):
+    with pytest.raises(DatasetError, match=r"data_batch_3.*', image 2: class 10 is not one of 0 to 9\."):
         open_cifar10(put(tmp_path / "c", data))
 
 

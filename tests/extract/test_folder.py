@@ -180,7 +180,7 @@ def test_links_that_lead_up_or_nowhere(tmp_path: Path, caplog: pytest.LogCapture
         names = [name for name, _ in listed(open_folder(root))]
     assert names == ["a/1.png", "b/2.png", "gone.png"]
     assert caplog.messages == [
-        f"'{root}' holds 3 links to folders that are listed already or that lead back up; left out",
+        f"'{root}' holds 3 links to folders that are listed already or lead back up; left out",
         f"1 images of '{root}' are next to its class folders (a, b): they have no class",
     ]
     with pytest.raises(ImageError, match="No such file"):
@@ -356,7 +356,7 @@ def test_a_class_without_images_keeps_its_number(tmp_path: Path, caplog: pytest.
     assert source.empty_classes == ["ant", "bird"]
     assert [source.label(i) for i in range(2)] == [2, 3]
     assert "2 class folders of" in caplog.text
-    assert "keep their numbers: ant, bird." in caplog.text
+    assert "keep their numbers: ant, bird" in caplog.text
 
 
 def test_a_folder_of_label_maps_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -221,7 +221,7 @@ def test_labels_that_are_none(tmp_path: Path, name: str, data: bytes, wanted: st
 
 def test_a_name_that_is_there_twice(tmp_path: Path) -> None:
     path = tar(tmp_path / "s.tar", [("a.png", png(0)), ("b.png", png(1)), ("./a.png", png(2))])
-    with pytest.raises(DatasetError, match=r"s\.tar' holds 'a\.png' twice; the second is at byte 2048"):
+    with pytest.raises(DatasetError, match=r"s\.tar' holds 'a\.png' twice, again at byte 2048"):
         open_source(path)
 
 
@@ -323,7 +323,7 @@ def test_files_that_were_joined(tmp_path: Path) -> None:
     one = tar(tmp_path / "s.tar", [("a.png", png(0))])
     data = one.read_bytes()
     one.write_bytes(data + tar(tmp_path / "t.tar", [("b.png", png(1))]).read_bytes())
-    with pytest.raises(DatasetError, match=r"s\.tar' goes on after the mark that ends it at byte 1024\. If several"):
+    with pytest.raises(DatasetError, match=r"s\.tar' goes on after its end at byte 1024\. Give"):
         open_source(one)
 
 
