@@ -109,20 +109,19 @@ class BrodenSource(PathSource):
         if item.isdecimal():
             number = int(item) if len(item) < 12 else LARGEST_NUMBER + 1
             if number and number not in self.by_number:
-                raise DatasetError(f"{where}: label {item[:40]} is not listed in label.csv. Add it, or fix the cell.")
+                raise DatasetError(f"{where}: label {item[:40]} is not in label.csv. Add it there, or fix the cell.")
             return np.full(size, number, np.int32)
         file = self._inside(self.root, item, where)
         what = f"The mask '{shown(file)}' ({where})"
         with opened_map(file, what) as image:
             shape = (image.height, image.width)
             if shape != size:  # before anything of it is decoded
-                raise DatasetError(f"The mask '{shown(file)}' is {shape}, but {where} says {size} (sh, sw).")
+                raise DatasetError(f"'{shown(file)}' is {shape}, but {where} says {size} (sh, sw). Fix one of them.")
             labels = rgb_labels(np.asarray(image.convert("RGB")), what)
         unknown = [int(n) for n in np.unique(labels) if n and int(n) not in self.by_number]
         if unknown:
-            raise DatasetError(
-                f"{what} holds label {unknown[0]}, which label.csv does not list ({RGB}). Add or fix it."
-            )
+            fault = f"holds label {unknown[0]}, which label.csv does not list ({RGB})"
+            raise DatasetError(f"{what} {fault}. Add it there, or fix the mask.")
         return labels
 
     @staticmethod

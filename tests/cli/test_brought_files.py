@@ -103,7 +103,7 @@ def test_every_format_that_pillow_reads(extracted: Callable, tmp_path: Path) -> 
     assert store.n_images == len(endings)
     assert "2 files: 1 .heic, 1 .npy" in said
     assert "classes" in said
-    assert "hold no image that is read, but keep their numbers: c" in said
+    assert "without an image keep their numbers: c" in said
     assert store.provenance["dataset"]["class_names"] == ["a", "b", "c"]
     x = stored(store, "features")
     assert np.abs(x - x[store.names.index("b/7.PNG")]).mean() < 0.05  # the same picture, but for JPEG
