@@ -138,7 +138,7 @@ class ChunkedArray:
             )
         self._compared[chunk] = True
 
-    def compare(self, chunks: np.ndarray, files: Sequence[Path]) -> None:
+    def compare(self, chunks: np.ndarray, files: Sequence[Path] | dict[int, Path]) -> None:
         """Compare chunks that are mapped from ``files`` with their checksums. Raises CorruptStoreError as ``read``."""
         for k in np.unique(chunks[~self._compared[chunks]]).tolist():
             try:

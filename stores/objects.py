@@ -1,4 +1,4 @@
-"""Objects of an object store, through fsspec: many of them in one call, and what goes wrong in one sentence.
+"""Objects of an object store, through fsspec: many of them in one call, and one clear message for what goes wrong.
 
 Every request that eddp makes to an object store is made here. An object is written whole or not at all: that is what the
 file systems behind these URLs promise, and all that the order of a store's writing needs.
@@ -10,11 +10,10 @@ import os
 import re
 import stat
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import total_ordering
 from pathlib import PurePosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -22,53 +21,30 @@ from typing import Any
 from stores.errors import EDDPError, MissingPathError, StoreError, UnknownNameError, UsageError
 
 AT_ONCE = 64  # requests of one call that are under way together
-PIECES = 128  # objects whose bytes one call may hold on their way
-# s3fs tries several times by itself; botocore's own tries within each of these would make minutes of a silent endpoint
-_S3 = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 0}, "max_pool_connections": AT_ONCE}
-FIRST_TRIES, TRIES = 1, 3  # of s3fs, squared where it reads: before anything was answered, the address may be wrong
-_NO_BUCKET = re.compile(r"NoSuchBucket|bucket does ?n[o']t exist|bucket not found", re.IGNORECASE)
-SILENT_SECONDS = (
-    60.0  # for which nobody is asked who has not answered the first time: a run asks several times before it ends
-)
 MOST_BYTES = 2**40  # of an object that is read whole
+# s3fs retries as well; botocore's own retries within each of these would make minutes of a silent endpoint
+_S3 = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 0}, "max_pool_connections": AT_ONCE}
+TRIES = 3  # of s3fs, squared where it reads
+_NO_BUCKET = re.compile(r"NoSuchBucket|bucket does ?n[o']t exist|bucket not found", re.IGNORECASE)
 _systems: dict[tuple[str, int], Any] = {}
-_heard: set[tuple[str, int]] = set()
-_silent: dict[tuple[str, int], tuple[float, str]] = {}
 _opening = threading.Lock()
 
 
-@total_ordering
+@dataclass(frozen=True, order=True)
 class ObjectPath:
-    """An object, or the prefix of objects that is a folder's place: the part of ``pathlib.Path`` that stores use.
+    """An object, or the prefix of objects that stands for a folder: the part of ``pathlib.Path`` that stores use.
 
-    Parameters
-    ----------
-    protocol : such as ``s3``.
-    parts : names between the slashes, the bucket first.
-
-    Whatever asks the object store raises StoreError, in one sentence, when it refuses or cannot be reached.
+    ``protocol`` is such as ``s3``; ``parts`` are the names between the slashes, the bucket first. Whatever asks the object store raises
+    StoreError when it refuses or cannot be reached.
     """
 
-    def __init__(self, protocol: str, parts: tuple[str, ...]) -> None:
-        self.protocol = protocol
-        self.parts = parts
+    protocol: str
+    parts: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"{self.protocol}://{'/'.join(self.parts)}"
 
-    def __repr__(self) -> str:
-        return f"ObjectPath('{self}')"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ObjectPath) and (self.protocol, self.parts) == (other.protocol, other.parts)
-
-    def __lt__(self, other: ObjectPath) -> bool:
-        return (self.protocol, self.parts) < (other.protocol, other.parts)
-
-    def __hash__(self) -> int:
-        return hash((self.protocol, self.parts))
-
-    def __truediv__(self, other: str | PurePosixPath) -> ObjectPath:
+    def __truediv__(self, other: str) -> ObjectPath:
         return ObjectPath(self.protocol, (*self.parts, *(part for part in str(other).split("/") if part)))
 
     @property
@@ -130,28 +106,17 @@ class ObjectPath:
 
     def read_bytes(self) -> bytes:
         """Raises FileNotFoundError."""
-        try:
-            return fetch(self, MOST_BYTES)
-        except MissingPathError:
-            raise
-        except FileNotFoundError as error:
-            raise FileNotFoundError(2, "No such object", str(self)) from error
+        (data,) = fetch_all([self], MOST_BYTES)
+        if data is None:
+            raise FileNotFoundError(2, "No such object", str(self))
+        return data
 
     def iterdir(self) -> Iterator[ObjectPath]:
         return (self / name for name in children(self))
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Objects and prefixes as many parts below as the pattern has, each part of which matches."""
-        wanted = pattern.split("/")
-        names = (
-            children(self)
-            if len(wanted) == 1
-            else sorted({"/".join(name.split("/")[: len(wanted)]) for name in sizes_below(self)})
-        )
-        for name in names:
-            parts = name.split("/")
-            if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)):
-                yield self / name
+        """Objects and prefixes directly below whose name matches."""
+        return (self / name for name in children(self) if fnmatchcase(name, pattern))
 
     def unlink(self, missing_ok: bool = False) -> None:
         remove([self])
@@ -168,14 +133,13 @@ def filesystem(protocol: str) -> Any:
         key = (protocol, os.getpid())
         if key not in _systems:
             options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-            if protocol in ("s3", "s3a"):
+            s3 = protocol in ("s3", "s3a")
+            if s3:
                 options["config_kwargs"] = {**_S3, **fsspec.config.conf.get("s3", {}).get("config_kwargs", {})}
             try:
                 _systems[key] = fsspec.filesystem(protocol, **options)
-                if "config_kwargs" in options:
-                    _systems[key].retries = FIRST_TRIES
             except ImportError as error:
-                package = "s3fs (or pip install 'eddp[s3]')" if protocol in ("s3", "s3a") else _package(protocol)
+                package = "s3fs (or pip install 'eddp[s3]')" if s3 else _package(protocol)
                 raise UsageError(
                     f"{protocol}:// needs a package that is not installed here: pip install {package}"
                 ) from error
@@ -185,6 +149,8 @@ def filesystem(protocol: str) -> Any:
                 ) from error
             except Exception as error:
                 raise StoreError(f"{protocol}:// cannot be used: {_first_line(error)}.") from error
+            if s3:
+                _systems[key].retries = TRIES
         return _systems[key]
 
 
@@ -192,24 +158,24 @@ def _package(protocol: str) -> str:
     """The package that fsspec names for a protocol, or all that it says of it."""
     from fsspec.registry import known_implementations
 
-    told = known_implementations.get(protocol, {}).get("err", "")
-    found = re.search(r"[Ii]nstall (?:the )?[\"'`]?([\w.-]+)", told)
-    return found[1] if found else told or "a package for it"
-
-
-def size_of(path: ObjectPath) -> int | None:
-    """Bytes of an object; None where there is none. Raises StoreError when the store of objects cannot be asked."""
-    found = info(path)
-    return None if found is None or found["type"] == "directory" else int(found["size"])
+    message = known_implementations.get(protocol, {}).get("err", "")
+    found = re.search(r"[Ii]nstall (?:the )?[\"'`]?([\w.-]+)", message)
+    return found[1] if found else message or "a package for it"
 
 
 def info(path: ObjectPath) -> dict[str, Any] | None:
     """What the file system says of an object or a prefix of objects; None where there is neither."""
-    with told(path):
+    with translated(path):
         try:
             return dict(filesystem(path.protocol).info(_key(path)))
         except FileNotFoundError:
             return None
+
+
+def size_of(path: ObjectPath) -> int | None:
+    """Bytes of an object; None where there is none."""
+    found = info(path)
+    return None if found is None or found["type"] == "directory" else int(found["size"])
 
 
 def version_of(path: ObjectPath) -> str | None:
@@ -218,34 +184,26 @@ def version_of(path: ObjectPath) -> str | None:
     return None if found is None else str(sorted((key, str(value)) for key, value in found.items()))
 
 
-def fetch(path: ObjectPath, most: int) -> bytes:
-    """An object's bytes, no more than ``most`` + 1 of them, in one request. Raises FileNotFoundError, StoreError."""
-    (found,) = fetch_ranges([path], [0], [most + 1])
-    return found
-
-
 def fetch_all(paths: Sequence[Any], most: int) -> list[bytes | None]:
-    """The bytes of small objects, no more than ``most`` + 1 of each, many at once; None for those that are not there."""
-    found: list[bytes | None] = []
-    for start in range(0, len(paths), PIECES * 16):
-        some = paths[start : start + PIECES * 16]
-        with told(some[0]):
-            results = _ranges(some, [0] * len(some), [most + 1] * len(some), on_error="return")
-            for path, result in zip(some, results, strict=True):
-                if isinstance(result, Exception) and not _is_missing(result):
-                    with told(path):
-                        raise result
-                found.append(None if isinstance(result, Exception) else bytes(result))
-    return found
+    """The bytes of objects, no more than ``most`` + 1 of each, many at once; None for those that are missing."""
+    if not paths:
+        return []
+    with translated(paths[0]):
+        found = _ranges(paths, [0] * len(paths), [most + 1] * len(paths), on_error="return")
+    for path, data in zip(paths, found, strict=True):
+        if isinstance(data, Exception) and not _is_missing(data):
+            with translated(path):
+                raise data
+    return [None if isinstance(data, Exception) else bytes(data) for data in found]
 
 
 def fetch_ranges(paths: Sequence[Any], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
     """Bytes ``start`` up to ``stop`` of each object, many at once. Raises FileNotFoundError, StoreError."""
-    with told(paths[0]):
-        return list(_ranges(paths, starts, stops, on_error="raise"))
+    with translated(paths[0]):
+        return _ranges(paths, starts, stops, on_error="raise")
 
 
-def _ranges(paths: Sequence[Any], starts: Sequence[int], stops: Sequence[int], on_error: str) -> list[Any]:
+def _ranges(paths: Sequence[ObjectPath], starts: Sequence[int], stops: Sequence[int], on_error: str) -> list[Any]:
     system = filesystem(paths[0].protocol)
     more = {"batch_size": AT_ONCE} if getattr(system, "async_impl", False) else {}
     keys = [_key(path) for path in paths]
@@ -253,12 +211,12 @@ def _ranges(paths: Sequence[Any], starts: Sequence[int], stops: Sequence[int], o
 
 
 def put(objects: Mapping[ObjectPath, bytes]) -> None:
-    """Write objects, many at once, and look whether they have arrived in full size. Raises StoreError."""
+    """Write objects, many at once, and check that they have arrived in full size."""
     if not objects:
         return
     first = next(iter(objects))
     system = filesystem(first.protocol)
-    with told(first, "written"):
+    with translated(first, "written"):
         system.pipe({_key(path): data for path, data in objects.items()})
         found = system.sizes([_key(path) for path in objects])
     for (path, data), size in zip(objects.items(), found, strict=True):
@@ -269,35 +227,31 @@ def put(objects: Mapping[ObjectPath, bytes]) -> None:
 
 
 def put_new(path: ObjectPath, data: bytes) -> bool:
-    """Write an object unless there is one by that name, as one step where the store of objects can do that.
-
-    Returns whether it was written. Raises StoreError.
-    """
+    """Write an object unless there is one by that name, as one step where the object store can do that; whether it was written."""
     if info(path) is not None:
         return False
-    with told(path, "written"):
+    with translated(path, "written"):
         try:
             filesystem(path.protocol).pipe_file(_key(path), data, mode="create")
             return True
         except FileExistsError:
             return False
         except (OSError, NotImplementedError, TypeError, ValueError) as error:
-            said = f"{error} {error.__cause__}"
-            if "PreconditionFailed" in said or "At least one of the pre-conditions" in said:
+            text = f"{error} {error.__cause__}".lower()
+            if "precondition" in text or "pre-condition" in text:
                 return False
-            if isinstance(error, OSError) and "not implemented" not in said.lower() and "NotImplemented" not in said:
+            if isinstance(error, OSError) and "implemented" not in text:
                 raise
     put({path: data})  # one that knows no such condition
     return True
 
 
 def sizes_below(folder: ObjectPath) -> dict[str, int]:
-    """Bytes of every object below a prefix, by its name from there on: a request a thousand objects. Raises StoreError."""
-    system = filesystem(folder.protocol)
+    """Bytes of every object below a prefix, by its name from there on: a request a thousand objects."""
     base = _key(folder).rstrip("/") + "/"
-    with told(folder):
+    with translated(folder):
         try:
-            found = system.find(_key(folder), detail=True)
+            found = filesystem(folder.protocol).find(_key(folder), detail=True)
         except FileNotFoundError:
             return {}
     return {
@@ -310,7 +264,7 @@ def sizes_below(folder: ObjectPath) -> dict[str, int]:
 def children(folder: ObjectPath) -> list[str]:
     """Names of the objects and prefixes directly below a prefix, in order."""
     base = _key(folder).rstrip("/") + "/"
-    with told(folder):
+    with translated(folder):
         try:
             found = filesystem(folder.protocol).ls(_key(folder), detail=False)
         except FileNotFoundError:
@@ -320,21 +274,21 @@ def children(folder: ObjectPath) -> list[str]:
 
 
 def remove(paths: Sequence[Any]) -> None:
-    """Delete objects, also where some are gone already. Raises StoreError."""
+    """Delete objects, also where some are missing already."""
     if not paths:
         return
     system = filesystem(paths[0].protocol)
-    with told(paths[0], "deleted"):
-        for start in range(0, len(paths), 1000):
-            keys = [_key(path) for path in paths[start : start + 1000]]
-            if len(keys) > 1 and not re.search(r"[*?\[\]]", "".join(keys)) and hasattr(system, "bulk_delete"):
-                system.rm(keys)
+    keys = [_key(path) for path in paths]
+    with translated(paths[0], "deleted"):
+        if hasattr(system, "bulk_delete") and not re.search(r"[*?\[\]]", "".join(keys)):  # rm would expand these
+            for start in range(0, len(keys), 1000):
+                system.rm(keys[start : start + 1000])
+            return
+        for key in keys:
+            try:
+                system.rm_file(key)
+            except FileNotFoundError:
                 continue
-            for key in keys:
-                try:
-                    system.rm_file(key)
-                except FileNotFoundError:
-                    continue
 
 
 def _key(path: ObjectPath) -> str:
@@ -343,18 +297,13 @@ def _key(path: ObjectPath) -> str:
 
 
 @contextmanager
-def told(path: ObjectPath, what: str = "read") -> Iterator[None]:
-    """Raise what an object store, or the way to it, refuses as one sentence; FileNotFoundError stays one.
+def translated(path: ObjectPath, what: str = "read") -> Iterator[None]:
+    """Raise what an object store, or the way to it, refuses as one message; FileNotFoundError stays one.
 
     Raises MissingPathError for a bucket that does not exist, StoreError for all else.
     """
-    key = (path.protocol, os.getpid())
-    silent = _silent.get(key)
-    if silent is not None and time.monotonic() < silent[0]:
-        raise StoreError(f"'{path}' cannot be {what}: {silent[1]}")
     try:
         yield
-        _answered(path)
     except EDDPError:
         raise
     except Exception as error:
@@ -364,7 +313,6 @@ def told(path: ObjectPath, what: str = "read") -> Iterator[None]:
                 f"There is no bucket '{path.bucket}' for '{path}'. Make it, or name another."
             ) from error
         if isinstance(error, FileNotFoundError) and what == "read":
-            _answered(path)
             raise
         if "Credentials" in name or "Unable to locate credentials" in text:
             reason = f"there are no credentials for it ({text}). " + (
@@ -373,30 +321,19 @@ def told(path: ObjectPath, what: str = "read") -> Iterator[None]:
                 else "Log in as the package for it says."
             )
         elif isinstance(error, PermissionError):
-            reason = f"access is refused ({text}). Look at the credentials, and at what they allow in '{path.bucket}'."
+            reason = f"access is refused ({text}). Check the credentials, and what they allow in '{path.bucket}'."
         elif isinstance(error, ConnectionError | TimeoutError) or re.search(
             "Connect|Timeout|Endpoint|HTTPClient", name
         ):
-            reason = f"nobody answers ({text}). Look at the network, and at the endpoint (AWS_ENDPOINT_URL for S3)."
-            if key not in _heard:
-                _silent[key] = time.monotonic() + SILENT_SECONDS, reason
+            reason = f"could not connect to the endpoint ({text}). Check the network and AWS_ENDPOINT_URL."
         else:
             reason = f"{text}. What was committed before is not lost; run the same command again."
         raise StoreError(f"'{path}' cannot be {what}: {reason}") from error
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether an object is not there, while its bucket is."""
+    """Whether an object is missing, while its bucket is there."""
     return isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(f"{error} {error.__cause__}")
-
-
-def _answered(path: ObjectPath) -> None:
-    """From now on an object store that is silent for a moment is asked again."""
-    key = (path.protocol, os.getpid())
-    _heard.add(key)
-    system: Any = _systems.get(key)
-    if getattr(system, "retries", None) == FIRST_TRIES:
-        system.retries = TRIES
 
 
 def _first_line(error: BaseException) -> str:

@@ -247,7 +247,7 @@ class ActivationStore(StoreBase):
         if problems:
             raise CorruptStoreError(_list_problems(path, problems))
         if is_remote(path):
-            store.cache = cache_of(manifest.header.fingerprint, store.records)
+            store.cache = cache_of(manifest.header.fingerprint)
         return store
 
     @classmethod

@@ -106,7 +106,7 @@ def rows(folder: Path) -> Iterator[Row]:
     write(as_path("memory://bench/many.zarr"), np.zeros((MANY, 1, 1), np.float16), 1)
     with asked() as found:
         ActivationStore.open("memory://bench/many.zarr")
-    yield Row(f"open a store of {MANY} chunks: objects read", "its records", found["requests"] / MANY, "lower",
+    yield Row(f"open a store of {MANY} chunks: objects read", "its chunks", found["requests"] / MANY, "lower",
               f"{found['requests']} requests")  # fmt: skip
     with server():
         begun = time.perf_counter()

@@ -88,8 +88,6 @@ def serving() -> Iterator[Server]:
 def forget() -> None:
     """Connect anew the next time, as the environment says then."""
     objects._systems.clear()
-    objects._heard.clear()
-    objects._silent.clear()
 
 
 def remote_contents(url: str | Path) -> dict[str, bytes]:

@@ -51,9 +51,7 @@ def test_kept_chunks_are_fetched_once_and_when_harmed(
     assert read()["get"] == few + 1
     chunk.write_bytes(bytes([good[0] ^ 1]) + good[1:])
     assert read()["get"] == few + 1
-    assert "was changed since it was fetched" in caplog.text
-    chunk.touch()  # written to, but the same: no reason to fetch it
-    assert read()["get"] == few
+    assert "Fetched again" in caplog.text
     assert chunk.read_bytes() == good
     assert not list(folder.rglob("*.partial"))
 
@@ -74,9 +72,7 @@ def test_what_is_kept_is_checked_when_it_comes(remote: Path, tmp_path: Path) -> 
     objects.put({remote / "layers/a/activations/c.2.0.0": data[:-1] + b"\x7f"})
     with kept_in(tmp_path / "cache"):
         reader = LayerReader(URL)
-    with pytest.raises(
-        CorruptStoreError, match="Chunk 2 of 'layers/a/activations' does not have its recorded checksum"
-    ):
+    with pytest.raises(CorruptStoreError, match="Chunk 2 of 'layers/a/activations' .* was changed after"):
         list(reader.blocks())
     assert not list((tmp_path / "cache").rglob("activations/c.2.0.0"))
 

@@ -28,10 +28,9 @@ from stores.errors import (
     UsageError,
 )
 from stores.manifest import forget
-from stores.objects import ObjectPath
 from stores.paths import as_path, is_remote
 from stores.readers import LayerReader
-from stores.remote import GAP_BYTES, RemoteArray, batches_of, merged
+from stores.remote import GAP_BYTES, RemoteArray, ranges_of
 from stores.shuffle import Shuffle, shuffled
 from stores.sketch import quantile_sketch
 from stores.statistics import statistics
@@ -89,50 +88,17 @@ def test_an_unknown_protocol_and_a_missing_package() -> None:
         ActivationStore.open("oci://a/b")
 
 
-def test_parts_of_a_path() -> None:
-    path = ObjectPath("s3", ("bucket", "a", "acts.x.zarr"))
-    assert (path.bucket, path.name, path.stem, path.suffix) == ("bucket", "acts.x.zarr", "acts.x", ".zarr")
-    assert [str(above) for above in path.parents] == ["s3://bucket/a", "s3://bucket"]
-    assert str(path.with_name("b")) == "s3://bucket/a/b"
-    assert ObjectPath("s3", ("bucket",)).name == ""  # nothing can lie beside a bucket
-    assert sorted([path, path.parent]) == [path.parent, path]
-
-
-@given(
-    numbers=st.lists(st.integers(0, 120), max_size=40),
-    per_chunk=st.integers(1, 40),
-    gap=st.integers(0, 12),
-    most=st.integers(1, 30),
-)
-def test_ranges_are_merged_as_they_should(numbers: list[int], per_chunk: int, gap: int, most: int) -> None:
+@given(numbers=st.lists(st.integers(0, 120), max_size=40), per_chunk=st.integers(1, 40), gap=st.integers(0, 12))
+def test_near_rows_of_one_object_are_one_range(numbers: list[int], per_chunk: int, gap: int) -> None:
     ordered = np.sort(np.array(numbers, np.int64))
-    spans = merged(ordered, per_chunk, gap, most)
+    spans = ranges_of(ordered, per_chunk, gap)
     assert [k for start, stop in spans for k in range(start, stop)] == list(range(len(ordered)))  # each once, in order
     for start, stop in spans:
         run = ordered[start:stop]
         assert run[0] // per_chunk == run[-1] // per_chunk
-        assert run[-1] - run[0] < most
         assert (np.diff(run) <= gap + 1).all()
-    # and as few as there can be: one number at a time, a run ends where the next one is far, or in another object
-    naive: list[list[int]] = []
-    begun = piece = 0
-    for k, number in enumerate(ordered.tolist()):
-        near = bool(k) and number - ordered[k - 1] <= gap + 1 and number // per_chunk == ordered[k - 1] // per_chunk
-        begun = begun if near else number
-        if near and (number - begun) // most == piece:
-            naive[-1][1] = k + 1
-        else:
-            naive.append([k, k + 1])
-        piece = (number - begun) // most
-    assert [list(span) for span in spans] == naive
-
-
-@given(st.lists(st.integers(0, 20), max_size=30), st.integers(1, 40), st.integers(1, 6))
-def test_batches(sizes: list[int], most_bytes: int, most: int) -> None:
-    found = list(batches_of(sizes, most_bytes, most))
-    assert [k for some in found for k in some] == list(range(len(sizes)))
-    for some in found:
-        assert len(some) == 1 or (sum(sizes[k] for k in some) <= most_bytes and len(some) <= most)
+        if stop < len(ordered):
+            assert ordered[stop] - run[-1] > gap + 1 or ordered[stop] // per_chunk > run[-1] // per_chunk
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
@@ -141,7 +107,6 @@ def test_rows_by_ranges_are_those_of_the_disk(
     remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: str, gap: int
 ) -> None:
     monkeypatch.setattr("stores.remote.GAP_BYTES", gap)
-    monkeypatch.setattr("stores.remote.MOST_BYTES", 1000)
     monkeypatch.setattr("stores.remote.BATCH_BYTES", 3000)
     valid = np.arange(26) % 5 != 3
     for path in (remote, tmp_path / "s"):
@@ -350,13 +315,6 @@ def test_many_begin_at_once(remote: Path, tmp_path: Path) -> None:
     assert wrong == []
     write_store(tmp_path / "s", X)
     assert below(remote) == contents(tmp_path / "s")
-
-
-def test_whoever_lays_the_root_down_first_has_it(remote: Path) -> None:
-    """Between the look whether there is a store and the root's object another writer may have begun one of other images."""
-    assert objects.put_new(remote / "zarr.json", b"one")
-    assert not objects.put_new(remote / "zarr.json", b"other")
-    assert below(remote) == {"zarr.json": b"one"}
 
 
 def test_a_root_that_is_gone_deletes_nothing(remote: Path) -> None:
