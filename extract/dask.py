@@ -29,7 +29,7 @@ from extract.datasets import open_source, scheme_of
 from extract.image_source import ImageSource
 from extract.plan import TRIED, Forecast, Plan, announce_and_check, forecast, plan_extraction
 from extract.stream import ExtractSummary, batch_size_of, fill, images_of, summary_of
-from extract.worker_processes import cores, held
+from extract.worker_processes import cores, signals_blocked
 from stores.errors import EDDPError, StoreBusyError, StoreError, StoreExistsError, UsageError
 from stores.format import read_attributes
 from stores.paths import as_path
@@ -85,7 +85,7 @@ def _local_cluster() -> Iterator[Any]:
     from distributed import LocalCluster
 
     with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
-        with held(signal.SIGINT):
+        with signals_blocked(signal.SIGINT):
             started = LocalCluster(
                 n_workers=cores(), threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL, env={"OMP_NUM_THREADS": "1"},

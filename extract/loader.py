@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from extract.image_io import out_of_memory, reason, shown
 from extract.image_source import ImageSource
-from extract.worker_processes import end_with_parent, held
+from extract.worker_processes import end_with_parent, signals_blocked
 from stores.errors import EDDPError, ImageError, UsageError
 from stores.prefetch import prefetch
 
@@ -129,7 +129,7 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Bat
 
 def _alive(loader: Any) -> Iterator[Batch]:
     try:
-        with held(signal.SIGTERM, signal.SIGINT):
+        with signals_blocked(signal.SIGTERM, signal.SIGINT):
             batches = iter(loader)
         yield from batches
     except RuntimeError as error:

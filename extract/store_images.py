@@ -31,7 +31,7 @@ def match_rows(store: ActivationStore, source: ImageSource) -> dict[int, int]:
     return rows
 
 
-class SeenImages:
+class StoreImages:
     """Images of a store by their row.
 
     Parameters
@@ -69,7 +69,7 @@ class SeenImages:
         return crop(picture, self._box((height, width)))
 
 
-def seen_images(store: ActivationStore, *, data: str | Path | None = None) -> SeenImages:
+def open_store_images(store: ActivationStore, *, data: str | Path | None = None) -> StoreImages:
     """Open the images that a store was made from, where they lay then or at ``data``.
 
     Raises MismatchError for a synthetic store, which has none, and the errors of ``open_source`` and ``load_model``.
@@ -83,7 +83,7 @@ def seen_images(store: ActivationStore, *, data: str | Path | None = None) -> Se
             f"the images in '{source.root}' are not those that '{store.path}' was made from, or were copied without their times: "
             "names, sizes, times or bytes differ. Pictures may show something else than the network saw; extract again"
         )
-    return SeenImages(source, open_model(store).transform, store)
+    return StoreImages(source, open_model(store).transform, store)
 
 
 def place_of(store: ActivationStore) -> str:

@@ -20,7 +20,7 @@ def cores() -> int:
 
 
 @contextmanager
-def held(*signals: signal.Signals) -> Iterator[None]:
+def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
     """Have threads and processes that begin in the block not see some signals; what arrives here meanwhile is answered after it."""
     if not hasattr(signal, "pthread_sigmask"):  # a system that knows no such thing
         yield

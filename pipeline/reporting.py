@@ -21,7 +21,7 @@ from evaluate.site.pictures import draw_pictures
 from evaluate.site.similarity import cosines, similarity_map
 from evaluate.site.terms import definitions
 from evaluate.tables import with_found_again
-from extract.store_images import SeenImages, seen_images
+from extract.store_images import StoreImages, open_store_images
 from pipeline.evaluated import Evaluated, Label
 from pipeline.report_parts import class_pages, concepts_of, direction_pages, marks_of
 from pipeline.report_provenance import facts_of, fit_log, log_picture, settings_of
@@ -159,13 +159,13 @@ def write_site(
     }
 
 
-def _seen(store: ActivationStore, data: str | None, notes: list[str]) -> SeenImages | None:
+def _seen(store: ActivationStore, data: str | None, notes: list[str]) -> StoreImages | None:
     """The store's images; None, and a note, where they are not at hand and nobody said that they are."""
     if data is None and "synthetic" in store.provenance:
         notes.append("The store is synthetic: there are no images to show.")
         return None
     try:
-        return seen_images(store, data=data)
+        return open_store_images(store, data=data)
     except EDDPError as error:
         if data is not None:
             raise
@@ -195,7 +195,7 @@ def _draw(
     top: Top,
     taken: Taken,
     folder: Path,
-    seen: SeenImages | None,
+    seen: StoreImages | None,
     notes: list[str],
     progress: Progress,
 ) -> set[int]:

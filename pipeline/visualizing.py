@@ -15,7 +15,7 @@ from evaluate.visualize.check import Check, Role, check_pairs, check_rows
 from evaluate.visualize.maximise import VisualizeConfig
 from evaluate.visualize.natural import Natural, assumed, sampled
 from extract.network import open_network
-from extract.store_images import seen_images
+from extract.store_images import open_store_images
 from stores.directions import Directions
 from stores.errors import EDDPError
 from stores.io import Together
@@ -128,7 +128,7 @@ def _natural(store: ActivationStore, network: Any, config: VisualizeConfig) -> N
     """Statistics of the store's own images; of images at large where none can be read any more."""
     size = config.picture_size(tuple(network.provenance["input_size"]))
     try:
-        return sampled(seen_images(store), size, seed=config.seed)
+        return sampled(open_store_images(store), size, seed=config.seed)
     except EDDPError as error:
         log.warning("pictures are drawn with the colours of everyday photographs, not of the store's images: %s", error)
         return assumed(size)

@@ -11,7 +11,7 @@ import numpy as np
 from evaluate.correct.study import Study
 from evaluate.gallery import on_grid
 from evaluate.report.pictures import region_tile, save_strip
-from extract.store_images import SeenImages, seen_images
+from extract.store_images import StoreImages, open_store_images
 from stores.errors import EDDPError
 from stores.readers import LayerReader
 
@@ -28,7 +28,7 @@ def changed_pictures(out: Path, study: Study, classes: Sequence[str]) -> list[di
     for which, of in study.sets().items():
         before, after, told = study.before[which], study.after[which], ~of.held
         try:
-            seen = seen_images(of.reader.store)
+            seen = open_store_images(of.reader.store)
         except EDDPError:
             seen = None
         kinds = {
@@ -50,7 +50,7 @@ def changed_pictures(out: Path, study: Study, classes: Sequence[str]) -> list[di
 
 
 def _draw(
-    out: Path, study: Study, which: str, place: int, classes: Sequence[str], seen: SeenImages | None
+    out: Path, study: Study, which: str, place: int, classes: Sequence[str], seen: StoreImages | None
 ) -> dict[str, Any] | None:
     if seen is None:
         return None

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from evaluate.visualize.spectra import falling
-from extract.store_images import SeenImages
+from extract.store_images import StoreImages
 from stores.errors import EDDPError
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def measured(images: Iterable[Image.Image], size: tuple[int, int]) -> Natural:
     return Natural(mean, (axes * deviation).float(), magnitude, size, len(pixels))
 
 
-def sampled(seen: SeenImages, size: tuple[int, int], *, images: int = SAMPLE, seed: int = 0) -> Natural:
+def sampled(seen: StoreImages, size: tuple[int, int], *, images: int = SAMPLE, seed: int = 0) -> Natural:
     """Measure the statistics on a random sample of a store's own images, as the network saw them.
 
     An image that cannot be read any more is left out.

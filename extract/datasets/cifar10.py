@@ -184,7 +184,7 @@ class _TextKeys(dict[str, Any]):
 
 
 def _refuse(_: Any) -> None:
-    raise _RefusedError("it holds a set or a dictionary in an old format")
+    raise _RefusedError("it holds a set, a bytearray or a dictionary in an old format")
 
 
 class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates whatever a damaged file asks for
@@ -193,7 +193,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates whatev
     dispatch = {  # noqa: RUF012
         **pickle._Unpickler.dispatch,
         pickle.EMPTY_DICT[0]: lambda self: self.append(_TextKeys()),  # type: ignore[attr-defined]
-        **{code[0]: _refuse for code in (pickle.DICT, pickle.EMPTY_SET, pickle.FROZENSET)},
+        **{code[0]: _refuse for code in (pickle.DICT, pickle.EMPTY_SET, pickle.FROZENSET, pickle.BYTEARRAY8)},
     }
 
     def find_class(self, module: str, name: str) -> type[_StandIn]:

@@ -23,7 +23,7 @@ from evaluate.visualize.maximise import VisualizeConfig
 from evaluate.visualize.natural import assumed, sampled
 from extract.datasets import open_folder
 from extract.network import Network
-from extract.store_images import seen_images
+from extract.store_images import open_store_images
 from extract.stream import ExtractConfig, extract
 from pipeline.visualizing import Features, draw_features
 from stores.directions import Directions
@@ -215,15 +215,15 @@ def test_pictures_of_a_stores_network(store: ActivationStore, found: Directions,
 def test_the_stores_own_images_tell_what_is_natural(
     store: ActivationStore, found: Directions, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    natural = sampled(seen_images(store), (16, 16), images=6)
+    natural = sampled(open_store_images(store), (16, 16), images=6)
     assert natural.images == 6
-    assert torch.equal(natural.magnitude, sampled(seen_images(store), (16, 16), images=6).magnitude)
-    assert not torch.equal(natural.magnitude, sampled(seen_images(store), (16, 16), images=6, seed=1).magnitude)
+    assert torch.equal(natural.magnitude, sampled(open_store_images(store), (16, 16), images=6).magnitude)
+    assert not torch.equal(natural.magnitude, sampled(open_store_images(store), (16, 16), images=6, seed=1).magnitude)
     config = VisualizeConfig("magnitude", steps=2)
     before = draw_features(store, found, [0], tmp_path / "v", config=config)
     images = Path(store.provenance["dataset"]["path"])
     next(images.rglob("*.png")).unlink()
-    sampled(seen_images(store), (16, 16))  # one image that is gone is no matter
+    sampled(open_store_images(store), (16, 16))  # one image that is gone is no matter
     images.rename(tmp_path / "elsewhere")
     after = draw_features(store, found, [0], tmp_path / "w", config=config)
     assert "colours of everyday photographs" in caplog.text

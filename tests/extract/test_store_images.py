@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import trusted
 
 from extract.datasets import open_source
-from extract.store_images import crop, seen_images
+from extract.store_images import crop, open_store_images
 from extract.stream import ExtractConfig, extract
 from stores.errors import MismatchError, MissingPathError
 from stores.store import ActivationStore
@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> ActivationStore:
 
 
 def test_every_row_gives_its_picture(store: ActivationStore) -> None:
-    seen = seen_images(store)
+    seen = open_store_images(store)
     for row in range(4):
         assert row in seen
         picture = seen.image(row)
@@ -44,9 +44,9 @@ def test_other_images_elsewhere_are_told_apart(store: ActivationStore, tmp_path:
     moved = tmp_path / "moved"
     (tmp_path / "data").rename(moved)
     with pytest.raises(MissingPathError):
-        seen_images(store)
+        open_store_images(store)
     (moved / "dog" / "3.png").unlink()
-    seen = seen_images(store, data=moved)
+    seen = open_store_images(store, data=moved)
     assert 2 in seen
     assert 3 not in seen
     assert seen.label(3) == -1
@@ -55,13 +55,13 @@ def test_other_images_elsewhere_are_told_apart(store: ActivationStore, tmp_path:
     (tmp_path / "other").mkdir()
     Image.new("RGB", (5, 5)).save(tmp_path / "other" / "x.png")
     with pytest.raises(MismatchError, match="other images"):
-        seen_images(store, data=tmp_path / "other")
+        open_store_images(store, data=tmp_path / "other")
 
 
 def test_a_synthetic_store_has_none(make_store, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     made = make_store(tmp_path / "s.zarr", np.zeros((2, 1, 3), np.float32), grid=(1, 1))
     with pytest.raises(MismatchError, match="not made from images"):
-        seen_images(made)
+        open_store_images(made)
 
 
 def test_crops_and_padding() -> None:
