@@ -12,9 +12,9 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from pipeline.messages import INTERRUPTED, json_line
+from pipeline.logging import INTERRUPTED, json_line
+from pipeline.options import wants_json
 from pipeline.shortage import limited_address_space
-from pipeline.speaking import wants_json
 
 
 def _run(script: str) -> None:
@@ -24,8 +24,8 @@ def _run(script: str) -> None:
         leave(INTERRUPTED, 130)
 
     def leave(message: str, code: int) -> NoReturn:
-        line = json_line("error", "error", command, message, exit_code=code) if as_json else message + "\n"
-        os.write(2, line.encode())
+        line = json_line("error", "error", command, message, exit_code=code) if as_json else message
+        os.write(2, f"{line}\n".encode())
         os._exit(code)
 
     command, as_json = script.removesuffix("_script"), False

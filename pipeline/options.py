@@ -8,21 +8,65 @@ import io
 import os
 import signal
 import sys
+import time
+import tomllib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from pipeline.messages import INTERRUPTED, Sentences, visible
+from pipeline.logging import INTERRUPTED, ended, error, is_json, logging_to_stderr, ranks, visible
 from pipeline.shortage import shortage, shortage_in
-from pipeline.speaking import read_config, speaking, wants_json
 from stores.errors import EDDPError, MissingPathError, OutOfMemoryError, UnknownNameError, UsageError
 
 LONGEST = 200  # characters of what is quoted from a configuration file
+TRUE = ("1", "true", "t", "yes", "y", "on")  # as click reads a flag from the environment
+MOST_BYTES = 2**16  # of a configuration file
+LONGEST_LINE = 2**13  # of a configuration file: tomllib's time grows with the square of a dotted key's length
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def wants_json(command: str, arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether ``--log-json`` holds, looked up before click does: its own errors are to be lines as well.
+
+    The command line, then ``EDDP_COMMAND_LOG_JSON``, then ``log_json`` in the command's section of ``--config``.
+    """
+    given = list(arguments)
+    if "--" in given:
+        given = given[: given.index("--")]
+    if "--log-json" in given:
+        return True
+    prefix = f"EDDP_{command.upper()}"
+    chosen = environ.get(f"{prefix}_LOG_JSON")
+    if chosen:
+        return chosen.strip().lower() in TRUE
+    config = environ.get(f"{prefix}_CONFIG")
+    for at, text in enumerate(given):
+        if text == "--config" and at + 1 < len(given):
+            config = given[at + 1]
+        elif text.startswith("--config="):
+            config = text.partition("=")[2]
+    if not config:
+        return False
+    try:  # what is wrong with the file is said by who reads it
+        section = read_config(Path(config))[command]
+        return section.get("log_json", section.get("log-json")) is True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a small TOML file; a pipe or a device is not opened. Raises OSError, ValueError, or RecursionError for deep nesting."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES or max(map(len, data.split(b"\n"))) > LONGEST_LINE:
+        raise ValueError(f"it has more than {MOST_BYTES} bytes, or more than {LONGEST_LINE} in a line")
+    return tomllib.loads(data.decode())
 
 
 def load_config(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -138,26 +182,27 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     debug = "--debug" in arguments
     signal.signal(signal.SIGTERM, _terminate)
     meant = _meant(command, name, arguments)
-    with speaking(meant, as_json=wants_json(meant, arguments), debug=debug) as who:
-        code = _run(command, name, arguments, who, debug)
+    started = time.monotonic()
+    with logging_to_stderr(meant, as_json=wants_json(meant, arguments), debug=debug):
+        code = _run(command, name, arguments, meant, debug)
         try:
             sys.stdout.flush()
-        except OSError as error:  # a full disk behind a redirection, a reader that is gone
+        except OSError as problem:  # a full disk behind a redirection, a reader that is gone
             sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (nothing tries to flush it again)
             code = code or 1
-            who.error(f"what was printed could not be written: {error.strerror or error}.", code)
-        who.ended(code)
+            error(f"what was printed could not be written: {problem.strerror or problem}.", code)
+        ended(meant, code, started)
     sys.exit(code)
 
 
-def _run(command: click.Command, name: str, arguments: list[str], who: Sentences, debug: bool) -> int:
+def _run(command: click.Command, name: str, arguments: list[str], meant: str, debug: bool) -> int:
     """Run a command and say what went wrong, if anything did; gives the exit code."""
 
     def failed(text: str, code: int = 1) -> int:
         trace = traceback.format_exc() if debug else ""
-        if trace and not who.json:
+        if trace and not is_json():
             sys.stderr.write(visible(trace))
-        who.error(text, code, **({"traceback": trace} if trace else {}))
+        error(text, code, **({"traceback": trace} if trace else {}))
         return code
 
     stdout = sys.stdout
@@ -167,26 +212,26 @@ def _run(command: click.Command, name: str, arguments: list[str], who: Sentences
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except SystemExit as stop:
-        if who.json and sys.stdout is not stdout:  # so click leaves it when its reader is gone, without a word
+        if is_json() and sys.stdout is not stdout:  # so click leaves it when its reader is gone, without a word
             return failed(f"what was printed could not be written: {os.strerror(errno.EPIPE)}.")
         return stop.code if isinstance(stop.code, int) else 1
-    except click.ClickException as error:
-        if who.rank == 0:  # what was typed is the same for all processes, and said once
-            if who.json:
-                who.error(error.format_message(), 2)
+    except click.ClickException as wrong:
+        if ranks()[0] == 0:  # what was typed is the same for all processes, and said once
+            if is_json():
+                error(wrong.format_message(), 2)
             else:
                 usage = io.StringIO()
-                error.show(usage)
+                wrong.show(usage)
                 sys.stderr.write(visible(usage.getvalue()))
         return 2
     except (KeyboardInterrupt, click.Abort):
-        who.interrupted(INTERRUPTED)
+        error(INTERRUPTED, 130)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except Exception as error:  # noqa: BLE001  (the last resort: a user gets a sentence, a developer --debug)
-        return failed(*_reason(error, who.command))
+    except Exception as problem:  # noqa: BLE001  (the last resort: a user gets a message, a developer --debug)
+        return failed(*_reason(problem, meant))
     return 0
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from pipeline.messages import Sentences, speaker, visible
+from pipeline.logging import emit, is_json, visible
 from stores.progress import Progress, silent
 
 LINE_SECONDS = 30.0
@@ -65,8 +65,7 @@ class Events:
     ``per_second`` is the mean since the stage began, from which the seconds that are left follow.
     """
 
-    def __init__(self, who: Sentences) -> None:
-        self.who = who
+    def __init__(self) -> None:
         self.lock = Lock()
         self.stage = ""
         self.begun = 0.0
@@ -110,7 +109,7 @@ class Events:
         rate = (done - self.first) / seconds if done > self.first and seconds > 0 else None
         left = (total - done) / rate if rate and total else None
         text = f"{self.stage}: {done} of {total}" if total else self.stage
-        self.who.emit(
+        emit(
             "progress", "info", f"{text}, {note}" if note else text, stage=self.stage, done=done, total=total,
             per_second=rate and float(f"{rate:.4g}"), seconds_left=left if left is None else round(left, 1),
         )  # fmt: skip
@@ -121,8 +120,8 @@ def showing(quiet: bool) -> Iterator[Progress]:
     """Give the Progress that suits stderr for as long as the block lasts."""
     if quiet:
         yield silent
-    elif speaker().json:
-        events = Events(speaker())
+    elif is_json():
+        events = Events()
         try:
             yield events
         finally:

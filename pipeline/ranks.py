@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from pipeline.messages import ranks as launched
+from pipeline.logging import ranks as launched
 from pipeline.run import pick_device
 from pipeline.shards import device_of
 from stores.errors import EDDPError, FitError, UsageError

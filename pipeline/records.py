@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.messages import plain
+from pipeline.logging import plain
 from stores.errors import EDDPError
 
 MOST_BYTES = 32 * 2**20  # of a record that is read: it lists every image that could not be

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from pipeline.logging import add_field, emit, is_json, plain, ranks
 from pipeline.machine import Busy, code_version, device_of, job, peak_gpu_memory_mib, peak_memory_mib, versions
-from pipeline.messages import plain, ranks, speaker
 from pipeline.records import Place, merged
 from pipeline.stages import Stages
 from stores.errors import EDDPError, UsageError
@@ -102,8 +102,8 @@ class Run:
         self._kept = place.read() if place else None
         self.stages = Stages()
         self.busy = Busy(device)
-        if speaker().json and "shard" in self.about:
-            speaker().fields["shard"] = self.about["shard"]
+        if "shard" in self.about:
+            add_field("shard", self.about["shard"])
 
         def told(stage: str, done: int, total: int | None = None, note: str = "") -> None:
             self.stages(stage, done, total)
@@ -150,15 +150,13 @@ class Run:
             where = self._keep(record)
         except (EDDPError, OSError, ValueError) as error:  # a read-only disk, a name that is too long
             log.warning("the record of this run is not kept: %s", error)
-        if speaker().json:
+        if is_json():
             shown = {
                 key: value
                 for key, value in record.items()
                 if key not in ("options", "libraries", "command", *self.about)
             }
-            speaker().emit(
-                "result", "info", f"{self.command}: {record['seconds']} s", record=where and str(where), **shown
-            )
+            emit("result", "info", f"{self.command}: {record['seconds']} s", record=where and str(where), **shown)
         return record
 
     def _keep(self, record: dict[str, Any]) -> str | None:

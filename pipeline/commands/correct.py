@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.messages import echo
+from pipeline.logging import echo
 from pipeline.options import common, model_option
 from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.messages import echo, say
+from pipeline.logging import echo, say
 from pipeline.options import common
 from pipeline.paths import LOCAL
 from pipeline.progress import format_seconds, showing

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import click
 
-from pipeline.messages import echo, say
+from pipeline.logging import echo, say
 from pipeline.options import common, model_option
 from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing

@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 
-from pipeline.messages import echo
+from pipeline.logging import echo
 from pipeline.options import common, model_option
 from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing

@@ -12,7 +12,7 @@ import click
 from torch.cuda import device_count
 
 from extract.config import ExtractConfig
-from pipeline.messages import echo, say
+from pipeline.logging import echo, say
 from pipeline.options import common
 from pipeline.paths import STORE
 from pipeline.progress import format_seconds, showing

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from fit import METHODS, SUPERVISED, make_fitter
-from pipeline.messages import echo, say
+from pipeline.logging import echo, say
 from pipeline.options import common, model_option, share_of
 from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing

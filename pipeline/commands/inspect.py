@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.folders import result_folder
 from pipeline.inspection import QUICK_IMAGES, Inspection
-from pipeline.messages import echo, say
+from pipeline.logging import echo, say
 from pipeline.options import common
 from pipeline.paths import STORE
 from pipeline.progress import showing

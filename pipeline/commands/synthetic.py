@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from fit.synthetic import SyntheticConfig
-from pipeline.messages import echo
+from pipeline.logging import echo
 from pipeline.options import common
 from pipeline.paths import STORE
 from pipeline.progress import showing

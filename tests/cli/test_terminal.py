@@ -64,10 +64,10 @@ def test_no_control_character_reaches_the_terminal(run: Run, store: Path, tmp_pa
 
 
 def test_warnings_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.speaking import speaking
+    from pipeline.logging import logging_to_stderr
 
     monkeypatch.setattr(logging.root, "handlers", [])
-    with speaking("fit", as_json=False):
+    with logging_to_stderr("fit", as_json=False):
         logging.getLogger("fit").warning("odd: %s", EVIL)
     assert capsys.readouterr().err == f"Warning: odd: {SHOWN}\n"
 
