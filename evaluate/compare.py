@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluate.latex import Latex, latex_cell, write_latex
-from evaluate.report.columns import COLUMNS, DASH, Column, known, number
+from evaluate.report.columns import COLUMNS, Column, known, number
 
 SUPERVISED = ("probe", "pattern-cav")  # methods that were told the labels they are scored on
 KEYS = (
@@ -132,66 +132,3 @@ def write_comparison_latex(path: str | Path, comparison: Comparison, *, caption:
     return write_latex(
         path, columns, caption=caption, label=label, rules=rules, align="ll" + "r" * len(comparison.measures)
     )
-
-
-def comparison_text(comparison: Comparison) -> str:
-    """The comparison for a terminal: the best with a star, supervised methods last, in brackets."""
-    lines = _aligned(
-        comparison,
-        heads=["directions", "method"],
-        name=lambda row, text: f"({text})" if row.supervised else text,
-        value=lambda row, text, best: f"{text}{'*' if best else ' '}",
-    )
-    notes = []
-    if any(row.best for row in comparison.rows):
-        notes.append("* best of its column")
-    if comparison.unsupervised < len(comparison.rows):
-        notes.append("(…) supervised: it knew the labels, and does not compete")
-    return "\n".join([*("  ".join(line).rstrip() for line in lines), *notes]) + "\n"
-
-
-def comparison_markdown(comparison: Comparison) -> str:
-    """The comparison as a Markdown table: the best in bold, supervised methods last and in italics."""
-    heads, *lines = _aligned(
-        comparison,
-        heads=["Directions", "Method"],
-        name=lambda row, text: f"*{_escaped(text)}*" if row.supervised else _escaped(text),
-        value=lambda row, text, best: (
-            f"**{text}**" if best else f"*{text}*" if row.supervised and text != DASH else text
-        ),
-    )
-    rule = ["-" * len(heads[k]) if k < 2 else "-" * (len(heads[k]) - 1) + ":" for k in range(len(heads))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rule, *lines)) + "\n"
-
-
-def _aligned(
-    comparison: Comparison,
-    *,
-    heads: Sequence[str],
-    name: Callable[[Row, str], str],
-    value: Callable[[Row, str, bool], str],
-) -> list[list[str]]:
-    """Heading and rows as cells of equal width: names left, numbers right."""
-    table = [[*heads, *(measure.title for measure in comparison.measures)]]
-    for row in comparison.rows:
-        cells = [name(row, row.name), name(row, row.method)]
-        for measure in comparison.measures:
-            key = measure.key
-            text = value(row, number(row.values.get(key)), key in row.best)
-            if key in row.intervals:
-                low, high = (number(end) for end in row.intervals[key])
-                text = f"{text} [{low}, {high}]"
-            cells.append(text)
-        table.append(cells)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        [
-            cell.ljust(w) if k < len(heads) else cell.rjust(w)
-            for k, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in table
-    ]
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\{c}" if c in "\\`*_|<[" else c for c in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -352,9 +351,3 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
                 f"RMSE {found['rmse']:.3f}"
             )
     return lines
-
-
-def read_summary(out: Path) -> dict[str, Any]:
-    """``summary.json`` of an evaluation."""
-    found: dict[str, Any] = json.loads((out / "summary.json").read_bytes())
-    return found

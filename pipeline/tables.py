@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluate.compare import compare, comparison_columns, comparison_text, write_comparison_latex
+from evaluate.compare import compare, comparison_columns, write_comparison_latex
 from evaluate.dictionary import TABLES, write_dictionary
 from evaluate.latex import write_latex
 from stores.tables import Columns, write_parts, write_table
@@ -56,8 +56,3 @@ class Tables:
     def finish(self) -> None:
         """Write ``dictionary.json`` and ``dictionary.csv`` of what was written."""
         write_dictionary(self.folder, self._written)
-
-
-def comparison_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The comparison for a terminal."""
-    return comparison_text(compare(summary)).splitlines()

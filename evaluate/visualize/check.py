@@ -138,22 +138,6 @@ def check_rows(check: Check, name: str, labels: Sequence[str]) -> list[dict[str,
     ]
 
 
-def check_summary(check: Check) -> dict[str, Any]:
-    """What ``summary.json`` may say of one set: how many pairs pass, and medians over the pairs.
-
-    ``beyond_all_random``: share of pairs whose signal picture beats all random ones; ``own_picture_best``: share of
-    detectors that respond to their own pair's signal picture more than to all others' (None for a single pair).
-    """
-    numbers = {key: v for key, v in _columns(check).items() if not key.startswith("beyond")}
-    return {
-        "pairs": len(check.indices),
-        "randoms": len(check.randoms),
-        "beyond_all_random": _cell((check.beyond_random == 1).mean()),
-        "own_picture_best": _cell((check.beyond_others == 1).mean()) if len(check.indices) > 1 else None,
-        **{f"median_{key}": _cell(np.median(values)) for key, values in numbers.items()},
-    }
-
-
 def _columns(check: Check) -> dict[str, np.ndarray]:
     """The table's numbers, (M,) each."""
     return {

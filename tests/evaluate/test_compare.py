@@ -16,8 +16,6 @@ from evaluate.compare import (
     SUPERVISED,
     compare,
     comparison_columns,
-    comparison_markdown,
-    comparison_text,
     write_comparison_latex,
 )
 from evaluate.report.columns import COLUMNS
@@ -38,21 +36,6 @@ SUMMARY: dict[str, Any] = {
         },
     }
 }  # fmt: skip
-TEXT = """\
-directions  method                       S1      S2  Interpretable  Redundancy        S3  Stability
-my_eddp     eddp      1.235* [1.100, 1.400]  0.500*             4*      1.500*    0.300      0.900
-pca         pca      0.200  [-0.100, 0.400]  0.500*             4*      2.500   -0.0001*         –
-(probe|x)   (probe)                  9.000       3              9       0.500         –          –
-* best of its column
-(…) supervised: it knew the labels, and does not compete
-"""
-MARKDOWN = r"""
-| Directions | Method  |                       S1 |        S2 | Interpretable | Redundancy |          S3 | Stability |
-| ---------- | ------- | -----------------------: | --------: | ------------: | ---------: | ----------: | --------: |
-| my\_eddp   | eddp    | **1.235** [1.100, 1.400] | **0.500** |         **4** |  **1.500** |       0.300 |     0.900 |
-| pca        | pca     |    0.200 [-0.100, 0.400] | **0.500** |         **4** |      2.500 | **-0.0001** |         – |
-| *probe\|x* | *probe* |                  *9.000* |       *3* |           *9* |    *0.500* |           – |         – |
-""".lstrip()
 LATEX = r"""% \usepackage{booktabs}
 \begin{table}
 \centering
@@ -79,14 +62,6 @@ def best_of(key: str, **values: Any) -> list[str]:
     """Names of the files that are best in a column, of files given as name=value."""
     found = compare({"directions": {name: entry(**{key: value}) for name, value in values.items()}})
     return [row.name for row in found.rows if key in row.best]
-
-
-def test_for_a_terminal() -> None:
-    assert comparison_text(compare(SUMMARY)) == TEXT
-
-
-def test_in_markdown() -> None:
-    assert comparison_markdown(compare(SUMMARY)) == MARKDOWN
 
 
 def test_in_latex(tmp_path: Path) -> None:
@@ -159,10 +134,6 @@ def test_the_best_is_no_worse_than_any_that_competes(files: list[tuple[str, floa
 @pytest.mark.parametrize("files", [{}, {"a": {"method": "eddp"}}, {"a": entry("probe", s1=1)}])
 def test_little_to_compare(files: dict[str, Any], tmp_path: Path) -> None:
     found = compare({"directions": files})
-    text = comparison_text(found)
-    assert text.splitlines()[0].startswith("directions")
-    assert "best" not in text
-    assert comparison_markdown(found).count("\n") == 2 + len(files)
     assert r"\midrule" in write_comparison_latex(tmp_path / "t.tex", found).read_text()
     assert comparison_columns(found)["best"] == [""] * len(files)
 
