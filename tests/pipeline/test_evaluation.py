@@ -316,7 +316,7 @@ def test_what_is_missing_is_found_before_anything_is_written(
     sets = load_sets(files)
     with pytest.raises(MissingPathError, match="There is no Broden folder"):
         evaluate_directions(store, sets, tmp_path / "out", broden=tmp_path / "nowhere")
-    with pytest.raises(MissingPathError, match=r"index\.csv is missing"):
+    with pytest.raises(MissingPathError, match=r"index\.csv"):
         evaluate_directions(store, sets, tmp_path / "out", broden=world.folders)
     with pytest.raises(MismatchError, match="no ground truth"):
         evaluate_directions(store, sets, tmp_path / "out", broden=world.root, ground_truth=True)
