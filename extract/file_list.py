@@ -91,9 +91,9 @@ class _Tabs(csv.excel_tab):
 
 
 def csv_rows(path: Path, needed: tuple[str, ...], *, tabs: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a CSV file, or of one with tabs, one at a time, each with its line's number; cells that a row lacks are empty.
+    """Rows of a CSV file, or of one with tabs, one at a time, each with its line's number.
 
-    Raises DatasetError when columns are missing or it is no CSV.
+    Raises DatasetError when columns are missing, a row has fewer cells than columns, or it is no CSV.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -102,7 +102,12 @@ def csv_rows(path: Path, needed: tuple[str, ...], *, tabs: bool = False) -> Iter
                 names = ", ".join(missing)
                 raise DatasetError(f"'{shown(path)}' lacks the column {names}; its first line must name the columns.")
             for row in reader:
-                yield reader.line_num, {k: (v or "") for k, v in row.items() if isinstance(k, str)}
+                if None in row.values():
+                    raise DatasetError(
+                        f"{at(path, reader.line_num)} has fewer cells than the first line has columns: is the file cut short? "
+                        "Unpack it again, or add the cells."
+                    )
+                yield reader.line_num, {k: v for k, v in row.items() if isinstance(k, str)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"'{shown(path)}' cannot be read as CSV in UTF-8: {reason(error)}.") from error
 

@@ -140,6 +140,16 @@ def test_tables_that_are_none(tiny_broden: Make, data: bytes) -> None:
         BrodenSource(root)
 
 
+@pytest.mark.parametrize("table", ["index.csv", "label.csv"])
+def test_a_table_that_is_cut_short(tiny_broden: Make, table: str) -> None:
+    made = tiny_broden()
+    file = made.root / table
+    lines = file.read_bytes().rstrip().split(b"\n")
+    file.write_bytes(b"\n".join([*lines[:-1], lines[-1].rpartition(b",")[0]]))
+    with pytest.raises(DatasetError, match=f"{table}', line {len(lines)} has fewer cells"):
+        BrodenSource(made.root)
+
+
 def test_empty_tables(tiny_broden: Make) -> None:
     root = tiny_broden().root
     for table, error in (("index.csv", NoImagesError), ("label.csv", DatasetError)):
