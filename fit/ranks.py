@@ -13,14 +13,14 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 
 from stores.errors import FitError
-from stores.ranks import ALONE, Alone, Ranks
+from stores.ranks import ALONE, Ranks
 
 
 class LostError(FitError):
     """Another process of the fit is gone, or does not answer within the time allowed."""
 
 
-class Group:
+class Group(Ranks):
     """The process group that ``torch.distributed`` was initialised with; CPU tensors need gloo in it, CUDA tensors NCCL.
 
     ``calls`` and ``bytes``: collective operations so far, and the size of what was handed to them here.
@@ -31,19 +31,19 @@ class Group:
         self.calls = self.bytes = 0
 
     def sum(self, *tensors: torch.Tensor) -> None:
-        """See ``stores.ranks.Ranks``. All in one operation: at these sizes a network's delay costs more than its width."""
+        """All in one operation: at these sizes a network's delay costs more than its width."""
         flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
         self._run(dist.all_reduce, flat)
         self._put_back(flat, tensors)
 
     def broadcast(self, *tensors: torch.Tensor) -> None:
-        """See ``stores.ranks.Ranks``; float64 holds every float32 exactly."""
+        """As ``Ranks.broadcast``; float64 holds every float32 exactly."""
         flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
         self._run(dist.broadcast, flat, src=0)
         self._put_back(flat, tensors)
 
     def share(self, tensors: Mapping[str, torch.Tensor] | None, source: int = 0) -> dict[str, torch.Tensor]:
-        """See ``stores.ranks.Ranks``. The tensors travel as the bytes of a safetensors file."""
+        """The tensors travel as the bytes of a safetensors file."""
         data = b""
         if self.rank == source:
             data = save({name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or {}).items()})
@@ -56,7 +56,7 @@ class Group:
         return load(buffer.numpy().tobytes())
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """See ``stores.ranks.Ranks``. One broadcast a rank: their numbers differ, and nothing is held twice."""
+        """One broadcast a rank: their numbers differ, and nothing is held twice."""
         lengths = torch.zeros(self.size, dtype=torch.float64, device=rows.device)
         lengths[self.rank] = len(rows)
         self._run(dist.all_reduce, lengths)
@@ -87,4 +87,4 @@ class Group:
                 tensor.copy_(part.view(tensor.shape))
 
 
-__all__ = ["ALONE", "Alone", "Group", "LostError", "Ranks"]
+__all__ = ["ALONE", "Group", "LostError", "Ranks"]

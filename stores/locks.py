@@ -1,7 +1,8 @@
 """Who may write where in a store: locks on byte ranges of one file, byte k standing for chunk k.
 
-The operating system keeps them and lets go when a process ends, however it ends, and NFS carries them between machines.
+The operating system keeps them and releases them when a process ends, however it ends, and NFS carries them between machines.
 Ranges need no agreement between the writers: whatever shards they were given, two whose chunks overlap exclude each other.
+An object store has no locks: everything is granted, and a record that is there is kept (``FORMAT.md``).
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from pathlib import Path
 
 from stores import objects
 from stores.errors import StoreError
-from stores.objects import ObjectPath
 from stores.paths import is_remote
 
 try:
     import fcntl
-except ImportError:  # no such locks on this system: two writers are then the user's care
+except ImportError:  # no such locks on this system
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
@@ -41,36 +41,37 @@ class StoreLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._told = False
-        file = path / LOCK
+        self.read_only = self._warned = False
+        self._handle = -1
+        if is_remote(path):
+            return
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             try:
-                self._handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)  # writable: NFS locks no other files
-                self.read_only = False
+                self._handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # writable: NFS locks no other files
             except OSError:
-                self._handle = os.open(file, os.O_RDONLY)  # a finished store on a read-only disk
+                self._handle = os.open(path / LOCK, os.O_RDONLY)  # a finished store on a read-only disk
                 self.read_only = True
         except OSError as error:
             raise StoreError(f"No store can be made at '{path}': {error.strerror or error}.") from error
 
     def mark(self) -> None:
-        """Write into the lock file whose it is, also where an earlier process did not get to its end.
-
-        To be called within ``layout()``.
-        """
+        """Write the file's text, also where an earlier process did not finish it. To be called within ``layout()``."""
+        if is_remote(self.path):
+            if objects.fetch_all([self.path / LOCK], len(LOCK_BYTES)) != [LOCK_BYTES]:
+                objects.put({self.path / LOCK: LOCK_BYTES})
+            return
         try:
             if os.pread(self._handle, len(LOCK_BYTES) + 1, 0) != LOCK_BYTES and not self.read_only:
                 os.ftruncate(self._handle, 0)
                 os.pwrite(self._handle, LOCK_BYTES, 0)
                 os.fsync(self._handle)
         except OSError as error:
-            name = self.path / LOCK
-            raise StoreError(f"'{name}' could not be written: {error.strerror or error}.") from error
+            raise StoreError(f"'{self.path / LOCK}' could not be written: {error.strerror or error}.") from error
 
     @contextmanager
     def layout(self, patience: float = PATIENCE) -> Iterator[None]:
-        """Hold the store as a whole for a moment. Raises StoreError when another process does not let go."""
+        """Hold the store as a whole for a moment. Raises StoreError when another process keeps it."""
         end = time.monotonic() + patience
         while not self._set(True, LAYOUT, 1):
             if time.monotonic() > end:
@@ -84,84 +85,42 @@ class StoreLock:
         finally:
             self._set(False, LAYOUT, 1)
 
-    def claim(self, first: int, stop: int) -> bool:
-        """Hold chunks ``first`` up to ``stop`` for writing; False when another process holds one of them."""
+    def claim(self, first: int, stop: int = LAYOUT) -> bool:
+        """Hold chunks ``first`` up to ``stop`` (all others by default) for writing; False when another process holds one of them."""
         return first >= stop or self._set(True, first, stop - first)
 
-    def claim_all(self) -> bool:
-        """Hold every chunk there can be."""
-        return self.claim(0, LAYOUT)
-
     def release(self) -> None:
-        """Let go of all chunks, but not of the store as a whole."""
+        """Release all chunks, but not the store as a whole."""
         self._set(False, 0, LAYOUT)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         if self._handle >= 0:
             os.close(self._handle)
         self._handle = -1
 
     def _set(self, hold: bool, start: int, length: int) -> bool:
-        """Take or let go of a byte range; whether it was to be had."""
-        if fcntl is None:
+        """Lock or unlock a byte range; whether that succeeded."""
+        if fcntl is None or self._handle < 0:
             return True
         # a lock for reading is all that a file on a read-only disk allows, and nothing can be written there anyhow
         kind = fcntl.F_UNLCK if not hold else fcntl.F_RDLCK if self.read_only else fcntl.F_WRLCK
         try:
             if hasattr(fcntl, "F_OFD_SETLK"):  # of the open file: two writers in one process exclude each other as well
-                fcntl.fcntl(self._handle, fcntl.F_OFD_SETLK, _flock(kind, start, length))
+                # C's ``struct flock`` on 64-bit Linux: type, whence, start, length, process (0)
+                fcntl.fcntl(
+                    self._handle, fcntl.F_OFD_SETLK, struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, length, 0)
+                )
             else:
                 operation = fcntl.LOCK_UN if not hold else fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX
                 fcntl.lockf(self._handle, operation | (fcntl.LOCK_NB if hold else 0), length, start)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
-            if not self._told:
+            if not self._warned:
                 log.warning(
-                    "'%s' lies on a disk without locks (%s): let no two processes write to the same shard",
-                    self.path,
-                    error.strerror,
-                )
-            self._told = True
+                    "'%s' is on a disk without locks (%s): let no two processes write to the same shard",
+                    self.path, error.strerror,
+                )  # fmt: skip
+            self._warned = True
         return True
-
-
-class NoLock(StoreLock):
-    """What stands for the lock of a store in an object store, where there are none: everything is granted.
-
-    What keeps writers apart there is said in ``FORMAT.md``: a record that is there is kept.
-    """
-
-    def __init__(self, path: ObjectPath) -> None:
-        self.objects = path
-        self.read_only = False
-
-    def mark(self) -> None:
-        """Write the object that says whose the store is, unless it is there."""
-        file = self.objects / LOCK
-        if objects.fetch_all([file], len(LOCK_BYTES)) != [LOCK_BYTES]:
-            objects.put({file: LOCK_BYTES})
-
-    @contextmanager
-    def layout(self, patience: float = PATIENCE) -> Iterator[None]:
-        yield
-
-    def claim(self, first: int, stop: int) -> bool:
-        return True
-
-    def release(self) -> None:
-        return
-
-    def close(self) -> None:
-        return
-
-
-def lock_of(path: Path) -> StoreLock:
-    """The lock of a store, wherever it lies."""
-    return NoLock(path) if is_remote(path) else StoreLock(path)
-
-
-def _flock(kind: int, start: int, length: int) -> bytes:
-    """C's ``struct flock`` on 64-bit Linux: type, whence, start, length, process (0)."""
-    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, length, 0)

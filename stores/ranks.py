@@ -6,60 +6,35 @@ Nothing here knows how they talk to each other: ``fit.ranks`` does. Every proces
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 
 
-class Ranks(Protocol):
-    """This process is number ``rank`` (from 0) of ``size``."""
+class Ranks:
+    """This process is number ``rank`` (from 0) of ``size``. This base is one process alone; ``fit.ranks`` has the group of many."""
 
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def size(self) -> int: ...
+    rank: int = 0
+    size: int = 1
 
     def sum(self, *tensors: torch.Tensor) -> None:
         """Add up each tensor over all ranks, in place and in float64; all on one device."""
-        ...
 
     def broadcast(self, *tensors: torch.Tensor) -> None:
         """Give all ranks the values that rank 0's tensors have, in place; all on one device."""
-        ...
 
     def share(self, tensors: Mapping[str, torch.Tensor] | None, source: int = 0) -> dict[str, torch.Tensor]:
         """What rank ``source`` gives, on all ranks; the others need not know names or shapes beforehand, and give None.
 
         Tensors of any kind; on the CPU but where there is one rank.
         """
-        ...
-
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows (m, r) of all ranks, in the order of ranks; m may differ, and be 0."""
-        ...
-
-
-class Alone:
-    """One process: nothing to do."""
-
-    rank = 0
-    size = 1
-
-    def sum(self, *tensors: torch.Tensor) -> None:
-        pass
-
-    def broadcast(self, *tensors: torch.Tensor) -> None:
-        pass
-
-    def share(self, tensors: Mapping[str, torch.Tensor] | None, source: int = 0) -> dict[str, torch.Tensor]:
         return dict(tensors or {})
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows (m, r) of all ranks, in the order of ranks; m may differ, and be 0."""
         return rows
 
 
-ALONE = Alone()
+ALONE = Ranks()
 
 
 def part_of(count: int, ranks: Ranks) -> range:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +17,7 @@ import pyarrow.parquet
 
 from stores.documents import UNREADABLE, brief
 from stores.errors import StoreError
-from stores.io import Data, aside, remove_abandoned, rename, sync, sync_folder, write_bytes
+from stores.io import aside, remove_abandoned, rename, sync, sync_folder
 
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 MOST_ROWS = 10**7  # of a table that is read at once
@@ -95,7 +93,7 @@ def write_parts(folder: Path, name: str, parts: Iterable[Columns]) -> list[Path]
         for path in paths:
             remove_abandoned(path)
         with ExitStack() as stack:
-            csv, parquet = (stack.enter_context(_Unfinished(path)) for path in unfinished)
+            csv, parquet = (stack.enter_context(path.open("xb")) for path in unfinished)
             with (
                 pyarrow.csv.CSVWriter(csv, first.schema) as rows,
                 pyarrow.parquet.ParquetWriter(parquet, first.schema) as groups,
@@ -104,7 +102,8 @@ def write_parts(folder: Path, name: str, parts: Iterable[Columns]) -> list[Path]
                     rows.write_table(_without_formulas(table))
                     groups.write_table(table)
             for file in (csv, parquet):
-                sync(file.handle)
+                file.flush()
+                sync(file.fileno())
         for path, target in zip(unfinished, paths, strict=True):
             rename(path, target)
         sync_folder(folder)
@@ -124,26 +123,6 @@ def rows_to_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Turn a list of rows into columns; keys absent from a row become empty cells."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return {key: [row.get(key) for row in rows] for key in keys}
-
-
-class _Unfinished(io.RawIOBase):
-    """A new file that pyarrow writes to as all files here are written; closed with its context, not by pyarrow."""
-
-    def __init__(self, path: Path) -> None:
-        self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Data) -> int:  # type: ignore[override]
-        view = memoryview(data).cast("B")
-        write_bytes(self.handle, view)
-        return len(view)
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self.handle)
-        super().close()
 
 
 def _table(columns: Columns) -> pa.Table:

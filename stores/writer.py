@@ -17,7 +17,7 @@ from stores.errors import CorruptStoreError, StoreBusyError, StoreError, Unseale
 from stores.format import ROOT, read_attributes
 from stores.io import Together, checksum, remove_partial
 from stores.layout import changed_files, clear, lay_out, refuse_foreign, repair
-from stores.locks import StoreLock, lock_of
+from stores.locks import StoreLock
 from stores.manifest import (
     COMMITS,
     MANIFEST,
@@ -74,7 +74,7 @@ class StoreWriter(StoreBase):
             )
         refuse_foreign(path, overwrite=overwrite)
         span = shard_chunks(shard, plan.n_chunks)
-        lock = lock_of(path)  # before anything is compared, deleted or laid out
+        lock = StoreLock(path)  # before anything is compared, deleted or laid out
         try:
             with lock.layout():
                 lock.mark()
@@ -84,7 +84,7 @@ class StoreWriter(StoreBase):
                             f"'{path / ROOT}' is missing, but chunks of a store are there. Restore it from a copy, "
                             "give another --out, or --overwrite to start anew."
                         )
-                    if not lock.claim_all():
+                    if not lock.claim(0):
                         raise _taken(path)
                     if overwrite or not is_remote(path):  # another writer may just have laid the objects out
                         clear(path)

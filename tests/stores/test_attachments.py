@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stores.attachments import attachment_problem, read_attachment, read_cache, write_attachment, write_cache
-from stores.errors import CorruptStoreError, StoreError
+from fit.synthetic import SyntheticConfig, make_synthetic
+from stores.attachments import (
+    attachment_problem,
+    read_attachment,
+    read_cache,
+    read_truth,
+    write_attachment,
+    write_cache,
+)
+from stores.errors import CorruptStoreError, MismatchError, StoreError
+from stores.readers import LayerReader
+from stores.store import ActivationStore
 
 ARRAYS = {
     "plain": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -115,3 +126,19 @@ def test_a_shortage_of_memory_is_no_damage(file: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "read_bytes", exhausted)
     with pytest.raises(MemoryError):
         read_attachment(file)
+
+
+def test_truth_is_read_as_it_was_made(tmp_path: Path) -> None:
+    make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=50, concepts=4, seed=3))
+    reader = LayerReader(tmp_path / "s.zarr")
+    truth = read_truth(reader.store.path)
+    assert truth.signals.shape == (16, 4)
+    assert truth.values.shape == truth.present.shape == (reader.n_rows, 4)
+    assert truth.present.dtype == bool
+    np.testing.assert_array_equal(truth.values > 2.5, truth.present)
+
+
+def test_other_stores_have_none(tmp_path: Path, make_store: Callable[..., ActivationStore]) -> None:
+    plain = make_store(tmp_path / "s.zarr", np.zeros((1, 1, 2), np.float32), grid=(1, 1))
+    with pytest.raises(MismatchError, match=r"no ground truth.*eddp synthetic"):
+        read_truth(plain.path)

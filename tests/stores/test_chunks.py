@@ -105,15 +105,6 @@ def test_every_flipped_byte_is_found(tmp_path: Path, codec: str) -> None:
             assert array.read(1).shape == (1, 3)
 
 
-def test_a_chunk_of_another_size_after_decoding(tmp_path: Path) -> None:
-    small = make(tmp_path / "a", (2, 3), 2, "float32", "zstd")
-    large = make(tmp_path / "b", (4, 3), 4, "float32", "zstd")
-    small.write(0, np.ones((2, 3), np.float32))
-    small.file(0).rename(large.file(0))
-    with pytest.raises(CorruptStoreError, match="24 decoded bytes instead of 48"):
-        large.read(0)
-
-
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 65_791, 65_792, 10**6])
 @pytest.mark.parametrize("level", [1, 19])
 def test_a_frame_says_how_large_it_is(size: int, level: int) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import contents, fill, open_writer, write_store
 
-from stores.errors import StoreError, UnsealedStoreError, UsageError
+from stores.errors import StoreError, UsageError
 from stores.locks import LOCK, LOCK_BYTES, StoreLock
 from stores.plan import shard_chunks
 from stores.store import ActivationStore
@@ -48,17 +48,6 @@ def test_shards_at_once_give_the_store_of_one_writer(tmp_path: Path, order: list
     assert ActivationStore.open(tmp_path / "s").verify() == []
 
 
-def test_only_the_last_one_seals(tmp_path: Path) -> None:
-    for i in (1, 0):
-        writer = open_writer(tmp_path / "s", X, shard=(i, 2))
-        fill(writer, X)
-        assert writer.seal_if_complete() == (i == 0)
-        writer.close()
-        if i:
-            with pytest.raises(UnsealedStoreError, match="3 of 6 chunks are committed"):
-                ActivationStore.open(tmp_path / "s")
-
-
 @pytest.mark.parametrize("other", [None, (0, 2), (1, 3), (0, 1)])
 def test_two_writers_of_one_chunk_are_refused(tmp_path: Path, other: tuple[int, int] | None) -> None:
     first = open_writer(tmp_path / "s", X, shard=(0, 2))
@@ -91,16 +80,6 @@ def test_more_shards_than_chunks(tmp_path: Path) -> None:
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 
 
-def test_a_shard_done_twice_changes_nothing(tmp_path: Path) -> None:
-    path = write_store(tmp_path / "s", X)
-    before = {name: (path / name).stat().st_mtime_ns for name in contents(path)}
-    writer = open_writer(path, X, shard=(0, 2))
-    assert writer.missing() == []
-    assert writer.seal_if_complete()
-    writer.close()
-    assert {name: (path / name).stat().st_mtime_ns for name in contents(path)} == before
-
-
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -123,7 +102,7 @@ def test_locks_are_between_processes_and_end_with_them(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         assert not ours.claim(5, 7)
-        assert not ours.claim_all()
+        assert not ours.claim(0)
         assert ours.claim(0, 3)
         assert ours.claim(6, 9)
     finally:

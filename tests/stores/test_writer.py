@@ -1,17 +1,18 @@
+"""Laying out, committing, resuming, sealing: what is written, and what is left alone."""
+
 import errno
-import itertools
 import json
 import logging
-import os
-import stat
-import subprocess
-import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import contents, fill, open_writer, write_store
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tiny import contents, fill, names_for, open_writer, write_store
 
 from stores import io
 from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError
@@ -20,6 +21,7 @@ from stores.locks import LOCK, LOCK_BYTES
 from stores.manifest import commit_file, forget
 from stores.plan import default_chunk_images
 from stores.store import ActivationStore
+from stores.writer import StoreWriter, extremes
 
 X = {"a": np.random.default_rng(0).normal(size=(10, 3, 2)).astype(np.float32)}
 
@@ -100,13 +102,6 @@ def test_a_store_of_something_else_is_refused_and_the_difference_named(
         open_writer(path, X, **options)
     assert contents(path) == before
     open_writer(path, X).close()  # and no lock is held
-
-
-def test_other_layers_and_numbers_of_images_are_named_together(tmp_path: Path) -> None:
-    write_store(tmp_path / "s", X)
-    other = {"a": X["a"][:9], "b": X["a"][:9]}
-    with pytest.raises(StoreExistsError, match=r"layers\.b.*n_images: 10 there, 9 asked for"):
-        open_writer(tmp_path / "s", other)
 
 
 def test_a_head_that_rounds_differently_is_no_other_store(tmp_path: Path) -> None:
@@ -201,24 +196,6 @@ def test_an_empty_folder_and_odd_paths_are_fine(tmp_path: Path) -> None:
         assert ActivationStore.open(path).dask().shape == (10, 3, 2)
 
 
-def test_a_layout_that_was_cut_off_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename, calls = io.rename, []
-
-    def stops(old: Path, new: Path) -> None:
-        calls.append(new)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        rename(old, new)
-
-    monkeypatch.setattr(io, "rename", stops)
-    with pytest.raises(KeyboardInterrupt):
-        open_writer(tmp_path / "s", X)
-    monkeypatch.undo()
-    finish(tmp_path / "s")
-    write_store(tmp_path / "t", X)
-    assert contents(tmp_path / "s") == contents(tmp_path / "t")
-
-
 def test_committed_chunks_without_attributes_are_not_thrown_away(tmp_path: Path) -> None:
     path = write_store(tmp_path / "s", X)
     (path / "zarr.json").unlink()
@@ -226,40 +203,6 @@ def test_committed_chunks_without_attributes_are_not_thrown_away(tmp_path: Path)
     with pytest.raises(CorruptStoreError, match="is missing, but chunks of a store are there"):
         open_writer(path, X)
     assert contents(path) == before
-
-
-def test_two_writers(tmp_path: Path) -> None:
-    writer = open_writer(tmp_path / "s", X)
-    fill(writer, X, chunks=[0])
-    before = contents(tmp_path / "s")
-    for overwrite in (False, True):
-        with pytest.raises(StoreError, match=r"Another process is writing to the store .*Wait until it has ended"):
-            open_writer(tmp_path / "s", X, overwrite=overwrite)
-    assert contents(tmp_path / "s") == before
-    writer.close()
-    writer.close()
-    open_writer(tmp_path / "s", X).close()
-
-
-def test_two_processes(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.path[:0] = sys.argv[2:]; import numpy as np; from pathlib import Path; from tiny import open_writer\n"
-        "try:\n    open_writer(Path(sys.argv[1]), {'a': np.zeros((10, 3, 2), np.float32)})\n"
-        "except OSError as error:\n    print(type(error).__name__, error)\n"
-    )
-    roots = [str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parents[2])]
-
-    def other() -> str:
-        run = subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path / "s"), *roots], capture_output=True, text=True, timeout=60
-        )
-        return run.stdout + run.stderr
-
-    writer = open_writer(tmp_path / "s", X)
-    assert other().startswith("StoreBusyError Another process is writing")
-    writer.close()
-    assert other() == ""  # and what ended without closing holds nothing
-    open_writer(tmp_path / "s", X).close()
 
 
 def test_a_disk_without_locks(
@@ -275,53 +218,6 @@ def test_a_disk_without_locks(
         write_store(tmp_path / "s", X)
     assert caplog.text.count("a disk without locks") == 1
     assert ActivationStore.open(tmp_path / "s").verify() == []
-
-
-@pytest.mark.parametrize("at", [0, 1, 4, 5])  # of the chunk's files, the last is its record
-def test_a_full_disk_loses_nothing_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    write_store(tmp_path / "whole", X)
-    path = tmp_path / "s"
-    writer = open_writer(path, X)
-    fill(writer, X, chunks=[0])
-    before = contents(path)
-    sync, calls = os.fsync, []
-
-    def full(handle: int) -> None:
-        if not stat.S_ISDIR(os.fstat(handle).st_mode):
-            calls.append(handle)
-            if len(calls) == at + 1:
-                raise OSError(errno.ENOSPC, "No space left on device")
-        sync(handle)
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match=r"No space left on device\. Nothing committed before is lost") as caught:
-        fill(writer, X, chunks=[1])
-    assert caught.value.exit_code == 1
-    monkeypatch.undo()
-    writer.close()
-    after = contents(path)
-    assert {name: data for name, data in after.items() if name in before} == before
-    assert not any(name.endswith(".partial") or name.startswith("commits/00000001") for name in after)
-    finish(path)
-    assert contents(path) == contents(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("after", [0, 1, 5, 8])
-def test_a_full_disk_while_laying_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    write, calls = io.write_bytes, itertools.count()
-
-    def full(handle: int, data: io.Data) -> None:
-        if next(calls) >= after:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(handle, data)
-
-    monkeypatch.setattr(io, "write_bytes", full)
-    with pytest.raises(StoreError, match=r"could not be written: No space left on device"):
-        open_writer(tmp_path / "s", X)
-    monkeypatch.undo()
-    finish(tmp_path / "s")
-    write_store(tmp_path / "whole", X)
-    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 
 
 def test_what_was_laid_out_and_has_changed_is_mended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -448,19 +344,113 @@ def test_provenance_of_any_folder_name(tmp_path: Path) -> None:
     open_writer(path, X, provenance={"dataset": {"path": "/data/caf\udce9", "digest": "x"}}).close()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(StoreError, match="Permission denied"):
-            open_writer(tmp_path / "s", X)
-    finally:
-        tmp_path.chmod(0o700)
-
-
 def test_another_commit_of_the_same_version_goes_on_and_another_version_does_not(tmp_path: Path) -> None:
     x = {"a": np.zeros((8, 2, 3), np.float32)}
     open_writer(tmp_path / "s", x, provenance={"code_version": "0.1.0+gaaaa"}).close()
     open_writer(tmp_path / "s", x, provenance={"code_version": "0.1.0+gbbbb"}).close()
     with pytest.raises(StoreExistsError, match="code_version"):
         open_writer(tmp_path / "s", x, provenance={"code_version": "0.2.0+gbbbb"})
+
+
+def commit(writer: StoreWriter, **changes: object) -> None:
+    values = {
+        "names": names_for(4),
+        "labels": np.zeros(4),
+        "valid": np.ones(4, bool),
+        "logits": np.zeros((4, 3)),
+        "activations": {"a": np.zeros((4, 3, 2), np.float32)},
+    }
+    writer.commit(0, **{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"names": names_for(3)},
+        {"names": ["much longer than any that was announced.jpg"] * 4},
+        {"labels": np.zeros(3)},
+        {"logits": np.zeros((4, 2))},
+        {"activations": {}},
+        {"activations": {"a": np.zeros((4, 3, 2), np.float32), "b": np.zeros((4, 3, 2), np.float32)}},
+        {"activations": {"a": np.zeros((4, 2, 3), np.float32)}},
+        {"activations": {"a": np.zeros((4, 3, 2), np.float16)}},
+        {"positions": {"a": np.zeros((4, 3))}},
+    ],
+)
+def test_a_commit_that_does_not_fit_is_no_commit(tmp_path: Path, changes: dict) -> None:
+    writer = open_writer(tmp_path / "s", X)
+    with pytest.raises(ValueError):
+        commit(writer, **changes)
+    assert writer.missing() == [0, 1, 2]
+    commit(writer)
+    with pytest.raises(ValueError):
+        commit(writer, **changes)
+    assert writer.missing() == [1, 2]  # the good one is still there
+    writer.close()
+
+
+def test_commits_that_are_nobodys_to_make(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "s", X, shard=(1, 2))
+    with pytest.raises(ValueError, match="chunk 0 is not among this writer's: 1-2"):
+        commit(writer)
+    writer.close()
+    finish(tmp_path / "s")
+    writer = open_writer(tmp_path / "s", X)
+    with pytest.raises(StoreError, match="is sealed: nothing is written to it any more"):
+        commit(writer)
+    writer.close()
+    assert ActivationStore.open(tmp_path / "s").verify() == []
+
+
+def test_two_threads_do_not_commit_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = open_writer(tmp_path / "s", X)
+    inside, go_on = threading.Event(), threading.Event()
+    real = io.Together.publish
+
+    def waits(self: io.Together) -> None:
+        if threading.current_thread().name == "first":
+            inside.set()
+            go_on.wait(10)
+        real(self)
+
+    monkeypatch.setattr(io.Together, "publish", waits)
+    first = threading.Thread(target=commit, args=(writer,), name="first")
+    first.start()
+    inside.wait(10)
+    with pytest.raises(ValueError, match="chunk 0 is being committed by another thread"):
+        commit(writer)
+    go_on.set()
+    first.join()
+    assert writer.missing() == [1, 2]
+    writer.close()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_record_counts_what_is_not_finite(tmp_path: Path, dtype: str) -> None:
+    x = np.zeros((4, 3, 2), dtype)
+    x[0, 0] = np.nan, np.inf
+    x[1, 2, 1] = -np.inf
+    x[2, 0, 0] = -2.5
+    x[3] = np.nan  # the image that could not be read does not count
+    writer = open_writer(tmp_path / "s", X, dtype=dtype)
+    commit(writer, activations={"a": x}, valid=np.array([True, True, True, False]))
+    assert writer.committed()[0].nonfinite == {"a": 3}
+    assert writer.committed()[0].max_abs == {"a": 2.5}
+    writer.close()
+
+
+@given(
+    x=hnp.arrays(
+        st.sampled_from([np.float16, np.float32]),
+        hnp.array_shapes(max_dims=3, max_side=9),
+        elements=st.floats(width=16) | st.sampled_from([0.0, -0.0, 65504.0, -65504.0, 6e-8]),
+    ),
+    block=st.integers(1, 64),
+)
+def test_extremes_by_bits_are_those_by_value(x: np.ndarray, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stores.writer.BLOCK", block)
+        peak, nonfinite = extremes(x)
+    finite = x[np.isfinite(x)]
+    assert peak == float(np.abs(finite).max(initial=0))
+    assert nonfinite == x.size - finite.size
