@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from extract.classes import WNID
-from extract.file_list import at, find_near, lines_of, nearby, read_pairs
+from extract.file_list import at, check_listed, find_near, lines_of, nearby, read_pairs
 from extract.folder_listing import list_images
 from extract.image_io import shown
 from extract.image_source import PathSource, register
+from extract.string_array import Names
 from stores.errors import DatasetError, MissingPathError
 
 CLASSES, WORDS, TRUTH = "wnids.txt", "words.txt", "val_annotations.txt"
@@ -49,12 +50,8 @@ def open_tiny_imagenet(root: Path) -> PathSource:
         raise DatasetError(f"'{shown(table or val)}' lists no class.")
     number = {wnid: k for k, wnid in enumerate(wnids)}
     prefix = "val/images/" if splits else "images/"
-    missing = sorted(truth.keys() - {file.removeprefix(prefix) for file in files if file.startswith(prefix)})
-    if missing:
-        raise DatasetError(
-            f"{at(val / TRUTH, truth[missing[0]][1])}: there is no image '{shown(root / prefix / missing[0])}' (missing: "
-            f"{len(missing)} of {len(truth)} listed). Unpack them all, or give folder:DIR to take those that are there."
-        )
+    lines = [line for _, line in truth.values()]
+    check_listed(root, Names(prefix + name for name in truth), lines, val / TRUTH)
 
     def label(file: str) -> int:
         wnid = next((part for part in reversed(file.split("/")[:-1]) if WNID.fullmatch(part)), "")

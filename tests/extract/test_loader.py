@@ -61,29 +61,21 @@ def test_a_disk_that_goes_away_ends_the_run_and_is_no_row_of_bad_images(tiny_ima
     assert not isinstance(batch.failure, ImageError)
 
 
-def test_want_of_memory_in_the_transform_is_told_in_one_sentence(tiny_images: Images) -> None:
+def test_lack_of_memory_in_a_transform_or_for_a_batch(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_folder(tiny_images())
 
-    def fails(image: Image.Image) -> torch.Tensor:
+    def fails(_: object) -> torch.Tensor:
         raise MemoryError
 
-    decode = Decode(source, fails, [[0]])
     with pytest.raises(EDDPError, match=r"not enough memory for the image 'cat/000\.png'\. What is .*--batch-size"):
-        next(decoded(decode, workers=0))
-    assert "not enough memory" in str(decode[0].failure)
-
-
-def test_want_of_memory_for_a_batch_is_told_by_a_worker(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stack(_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("extract.loader.torch.stack", stack)
-    decode = Decode(open_folder(tiny_images()), Scaled(), [[0, 1]])
+        next(decoded(Decode(source, fails, [[0]]), workers=0))
+    monkeypatch.setattr("extract.loader.torch.stack", fails)
+    decode = Decode(source, Scaled(), [[0, 1]])
     assert "not enough memory for the image 'cat/000.png'" in str(decode[0].failure)
 
 
-def test_sentences_show_a_name_in_one_line(tiny_images: Images) -> None:
-    root = tiny_images(2)
+def test_a_transform_that_fails_names_the_images_in_one_line(tiny_images: Images) -> None:
+    root = tiny_images(4)
     for file in sorted((root / "cat").iterdir()):
         file.rename(file.with_name(f"two\nlines {file.name}"))
     source = open_folder(root)
@@ -92,8 +84,12 @@ def test_sentences_show_a_name_in_one_line(tiny_images: Images) -> None:
     def fails(image: Image.Image) -> torch.Tensor:
         raise RuntimeError("first\nsecond")
 
-    for transform in (fails, Unresized()):
-        with pytest.raises(UsageError, match=r"two\\nlines") as caught:
+    name = r"'cat/two\\nlines 00{}\.png'"
+    for transform, wanted in (
+        (fails, f"transform fails on image {name.format(0)}: RuntimeError: first second"),
+        (Unresized(), rf"{name.format(0)} becomes \(3, 20, 20\), image {name.format(1)} \(3, 7, 9\)"),
+    ):
+        with pytest.raises(UsageError, match=wanted) as caught:
             next(decoded(Decode(source, transform, [[0, 1]]), workers=0))
         assert "\n" not in str(caught.value)
 
@@ -113,24 +109,6 @@ def test_the_window_is_bounded(tiny_images: Images) -> None:
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
     assert len(begun) <= 5
-
-
-def test_a_transform_that_fails_names_the_image(tiny_images: Images) -> None:
-    source = open_folder(tiny_images())
-
-    def fails(image: Image.Image) -> torch.Tensor:
-        raise RuntimeError("too small for me")
-
-    with pytest.raises(UsageError, match=r"transform fails on image 'cat/000.png': RuntimeError: too small for me"):
-        next(decoded(Decode(source, fails, [[0]]), workers=0))
-
-
-def test_a_transform_without_a_size_names_the_two_images(tiny_images: Images) -> None:
-    root = tiny_images()
-    source = open_folder(root)
-    Image.new("RGB", (9, 7)).save(source.path(2))
-    with pytest.raises(UsageError, match=r"'cat/000.png' becomes \(3, 20, 20\), image 'cat/002.png' \(3, 7, 9\)"):
-        next(decoded(Decode(source, Unresized(), [[0, 1, 2]]), workers=0))
 
 
 def test_an_error_travels_from_a_worker_as_a_value(tiny_images: Images) -> None:
