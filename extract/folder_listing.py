@@ -26,44 +26,34 @@ log = logging.getLogger(__name__)
 # folders of file managers, archives and notebooks; those whose names begin with "." are not entered either
 _NO_DATA = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
-_SPLIT = re.compile(
+# What a folder's name says. That it is a split: train, val2017, test_set
+is_split = re.compile(
     r"(?:seg[_-])?(?:train(?:ing|val)?|val(?:id|idation)?|test(?:ing)?|dev|eval|pred)(?:[_-]?(?:set|data|images?|imgs?|\d+))?",
     re.IGNORECASE,
-)
-_CONTAINER = re.compile(
+).fullmatch
+# only that images are in it: images, JPEGImages, data
+holds_images = re.compile(
     r"(?:jpeg|rgb|left)?(?:images?|imgs?)(?:8bit)?(?:[_-]?\d+)?|pictures?|pics|photos?|data(?:sets?)?(?:[_-]\d+)?|jpe?gs?|raw",
     re.IGNORECASE,
-)
+).fullmatch
+# that label maps or annotations are in it: masks, gtFine, SegmentationClass
 _MAP_WORDS = (
     r"(?:seg|segm|segmim|segmentations?|semantic(?:_rgb)?|instances?|panoptic|masks?|annot|annotations?|labels?|labelmaps?|label_?(?:train)?ids|"
     r"instance_?ids|trimaps?|gt|ground_?truths?|gt(?:fine|coarse)(?:_\w+)?)"
 )
-_MAP_FOLDER = re.compile(
+holds_maps = re.compile(
     rf"{_MAP_WORDS}(?:[_-]\d+)?|segmentation(?:class|object)\w*|object_?masks?|labels?_?maps?", re.IGNORECASE
-)
-_MAP_FOLDER_OF = re.compile(rf"(.+?)[_-]?{_MAP_WORDS}", re.IGNORECASE)  # train_masks next to train
-_IMAGES_OF = re.compile(r"(.+?)[_-](?:images?|imgs?)", re.IGNORECASE)  # DUTS-TR-Image, next to which is DUTS-TR-Mask
+).fullmatch
+_maps_of = re.compile(rf"(.+?)[_-]?{_MAP_WORDS}", re.IGNORECASE).fullmatch  # train_masks next to train
+_images_of = re.compile(
+    r"(.+?)[_-](?:images?|imgs?)", re.IGNORECASE
+).fullmatch  # DUTS-TR-Image, next to which is DUTS-TR-Mask
 _MAP_FILE = re.compile(
     rf"(.+?)([_.-](?:{_MAP_WORDS}|(?P<weak>parts?|objects?|material|colou?rs?(?=(?:[_-]?\d+)?\.png$))))"
     r"(?:(?P<dash>[_-])\d+)?(?P<ending>\.\w+)",
     re.IGNORECASE,
 )
 _PLAIN_ENDING = re.compile(r"\.(?=\w*[a-z])\w{1,9}")
-
-
-def is_split(name: str) -> bool:
-    """Whether a folder's name is that of a split: train, val2017, test_set."""
-    return bool(_SPLIT.fullmatch(name))
-
-
-def holds_images(name: str) -> bool:
-    """Whether a folder's name only says that images are in it: images, JPEGImages, data."""
-    return bool(_CONTAINER.fullmatch(name))
-
-
-def holds_maps(name: str) -> bool:
-    """Whether a folder's name says that label maps or annotations are in it: masks, gtFine, SegmentationClass."""
-    return bool(_MAP_FOLDER.fullmatch(name))
 
 
 @dataclass
@@ -121,9 +111,8 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
         folders, files = _entries(path)
         names = [entry.name for entry in folders]
         maps = _map_folders(names) if images and not maps_folder else set()
-        doubtful.update(
-            (prefix + name, [prefix + n for n in names if n not in maps and not _says_images(n)]) for name in maps
-        )
+        classes = [n for n in names if maps and n not in maps and not (is_split(n) or holds_images(n) or _images_of(n))]
+        doubtful.update((prefix + name, [prefix + n for n in classes]) for name in maps)
         for entry in folders:
             below = maps_folder or (prefix + entry.name if entry.name in maps else "")
             heappush(ahead, (entry.is_symlink(), entry.path, f"{prefix}{entry.name}/", (*above, real), below))
@@ -148,7 +137,11 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
         f"{folder}/": map_images[folder]
         for folder, classes in sorted(doubtful.items())
         if map_images[folder]
-        and (_maps_of_container(folder) or any(f.startswith(f"{name}/") for f in holding for name in classes))
+        # named after a container that may as well be a class (photo_mask, next to photo), or next to classes
+        and (
+            ((match := _maps_of(folder.rpartition("/")[2])) and holds_images(match[1]))
+            or any(f.startswith(f"{name}/") for f in holding for name in classes)
+        )
     }
     if lost:
         log.warning(
@@ -233,21 +226,10 @@ def _entries(path: str) -> tuple[list[os.DirEntry[str]], list[str]]:
 def _map_folders(names: Collection[str]) -> set[str]:
     """Those of the folders next to each other that hold label maps of others."""
     images = {name.lower() for name in names if is_split(name) or holds_images(name)}
-    of = images | {match[1].lower() for name in names if (match := _IMAGES_OF.fullmatch(name))}
-    maps = {name for name in names if (match := _MAP_FOLDER_OF.fullmatch(name)) and match[1].lower() in of}
+    of = images | {match[1].lower() for name in names if (match := _images_of(name))}
+    maps = {name for name in names if (match := _maps_of(name)) and match[1].lower() in of}
     maps |= {name for name in names if images and holds_maps(name)}
     return {name for name in maps if name.lower() not in images}
-
-
-def _says_images(name: str) -> bool:
-    """Whether a folder's name says that it holds the images of label maps, rather than a class."""
-    return is_split(name) or holds_images(name) or bool(_IMAGES_OF.fullmatch(name))
-
-
-def _maps_of_container(folder: str) -> bool:
-    """Whether a folder of label maps is called after one that may as well be a class: photo_mask, next to photo."""
-    match = _MAP_FOLDER_OF.fullmatch(folder.rpartition("/")[2])
-    return match is not None and holds_images(match[1])
 
 
 def _identity(path: str, real: str) -> object:

@@ -136,4 +136,4 @@ def _oddities(root: Path, depth: int, paths: list[list[str]], classes: set[str],
 
 
 def _is_word(name: str) -> bool:
-    return is_split(name) or holds_images(name) or holds_maps(name)
+    return bool(is_split(name) or holds_images(name) or holds_maps(name))
