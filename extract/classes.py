@@ -47,7 +47,7 @@ def map_classes(
     """Find the number among a model's classes of each of a dataset's classes.
 
     In this order: by name; by WordNet number (wnid), for the 1000 classes of ImageNet; class folders that are exactly the
-    numbers 0 to K-1 are these. A model without class names is taken to have been trained on the same folders, if there are K:
+    numbers 0 to K-1 are these. A model without class names is assumed to have been trained on the same folders, if there are K:
     in the order in which torchvision's ImageFolder (for ``timm:`` models timm) reads them, and only where the order of the
     text and of the numbers in it agree.
 

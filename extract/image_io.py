@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import stat
-import threading
 import warnings
 from io import BytesIO, FileIO
 from pathlib import Path
@@ -41,7 +40,6 @@ OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "
 # Decided here: an image below twice MAX_IMAGE_PIXELS is read (above, Pillow raises), and broken metadata next to sound pixels,
 # common in ImageNet, changes nothing that is read.
 _QUIET = ((Image.DecompressionBombWarning, None), (UserWarning, re.compile(r"PIL\.\w+ImagePlugin")))
-_quieting = threading.Lock()
 
 
 def quiet_pillow() -> None:
@@ -52,8 +50,7 @@ def quiet_pillow() -> None:
     """
     for category, module in _QUIET:
         if ("ignore", None, category, module, 0) not in warnings.filters:
-            with _quieting:
-                warnings.filterwarnings("ignore", category=category, module=module.pattern if module else "")
+            warnings.filterwarnings("ignore", category=category, module=module.pattern if module else "")
 
 
 quiet_pillow()
@@ -91,14 +88,14 @@ def open_regular(path: Path) -> FileIO:
         raise
 
 
-def read_image(path: Path, name: str | None = None, *, known_gone: bool | None = None) -> Image.Image:
+def read_image(path: Path, name: str | None = None, *, known_broken: bool | None = None) -> Image.Image:
     """Decode an image file: PIL image of the file's own mode, its first frame.
 
     Parameters
     ----------
     name : str, optional
         What ImageError calls the file (its path where none is given).
-    known_gone : bool, optional
+    known_broken : bool, optional
         For a broken link: whether it already was one when the images were listed. Then it is a bad image; if it was none,
         the disk that it leads to is away. Where that is not known, the folder that it leads to must still be there.
 
@@ -110,7 +107,7 @@ def read_image(path: Path, name: str | None = None, *, known_gone: bool | None =
         For a file that cannot be opened or read, and for lack of memory: that is not the image's fault.
     """
     name = shown(path if name is None else name)
-    return decode_image(_read(path, name, f"'{shown(path)}'", known_gone=known_gone), name)
+    return decode_image(_read(path, name, f"'{shown(path)}'", known_broken=known_broken), name)
 
 
 def read_range(path: Path, offset: int, size: int, name: str) -> bytes:
@@ -119,7 +116,7 @@ def read_range(path: Path, offset: int, size: int, name: str) -> bytes:
 
 
 def _read(
-    path: Path, name: str, what: str, offset: int = 0, size: int | None = None, known_gone: bool | None = None
+    path: Path, name: str, what: str, offset: int = 0, size: int | None = None, known_broken: bool | None = None
 ) -> bytes:
     whole = size is None
     try:
@@ -138,7 +135,7 @@ def _read(
     except ValueError as error:  # a name, from a list, that no disk takes
         raise ImageError(f"'{name}' cannot be read: {reason(error)}.") from error
     except OSError as error:
-        if whole and (fault := _own_fault(path, error, known_gone)):
+        if whole and (fault := _own_fault(path, error, known_broken)):
             raise ImageError(f"'{name}' {fault}.") from error
         raise _lost(what, error) from error
     if len(data) < size:
@@ -148,7 +145,7 @@ def _read(
     return data
 
 
-def _own_fault(path: Path, error: OSError, known_gone: bool | None) -> str:
+def _own_fault(path: Path, error: OSError, known_broken: bool | None) -> str:
     """Why a file that cannot be opened is a bad image and always was; nothing where the disk may be away."""
     if isinstance(error, IrregularError):
         return "is no regular file"
@@ -159,9 +156,9 @@ def _own_fault(path: Path, error: OSError, known_gone: bool | None) -> str:
     )
     try:
         if error.errno == errno.ENOENT and stat.S_ISLNK(path.lstat().st_mode):
-            if known_gone is None:
-                known_gone = os.path.isdir(os.path.dirname(os.path.realpath(path)))  # noqa: PTH112, PTH120
-            why = "it is a link to nothing" if known_gone else ""
+            if known_broken is None:
+                known_broken = os.path.isdir(os.path.dirname(os.path.realpath(path)))  # noqa: PTH112, PTH120
+            why = "it is a link to nothing" if known_broken else ""
         elif error.errno == errno.EACCES and stat.S_ISREG(path.stat().st_mode):
             with os.scandir(path.parent) as entries:  # asks the disk
                 next(entries, None)

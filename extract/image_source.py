@@ -110,7 +110,7 @@ class PathSource:
     def image(self, i: int) -> Image.Image:
         """The image in its file's mode. Raises ImageError if it cannot be decoded, EDDPError if its file cannot be read."""
         name = self.name(i)
-        return read_image(self.path(i), name, known_gone=None if self._missing is None else name in self._missing)
+        return read_image(self.path(i), name, known_broken=None if self._missing is None else name in self._missing)
 
     @property
     def digest(self) -> str:
@@ -203,13 +203,13 @@ def digest_items(entries: Iterable[Entry]) -> str:
     return "sha256:" + hasher.hexdigest()
 
 
-def digest_files(root: Path, items: Iterable[tuple[str, int]], gone: set[str] | None = None) -> str:
-    """``digest_items`` of files, given as (name, label). A link to nothing or to itself is put into ``gone``, if given.
+def digest_files(root: Path, items: Iterable[tuple[str, int]], broken: set[str] | None = None) -> str:
+    """``digest_items`` of files, given as (name, label). Broken links are added to ``broken``, if given.
 
     Raises EDDPError for a file that cannot be read: a disk that is away is not another set of images.
     """
     above = f"{root}{os.sep}"
-    return digest_items((name, label, *_look(above + name, name, gone)) for name, label in items)
+    return digest_items((name, label, *_look(above + name, name, broken)) for name, label in items)
 
 
 def sample(handle: int, start: int, size: int) -> bytes:
@@ -220,7 +220,7 @@ def sample(handle: int, start: int, size: int) -> bytes:
     return b"".join(os.pread(handle, SAMPLE, place) for place in places)
 
 
-def _look(path: str, name: str, gone: set[str] | None) -> tuple[int, int, bytes]:
+def _look(path: str, name: str, broken: set[str] | None) -> tuple[int, int, bytes]:
     """(size, modification time, sampled bytes) of a file; (-1, -1, b"") for what is no file and never was."""
     try:
         handle = os.open(path, OPEN_FLAGS)
@@ -233,8 +233,8 @@ def _look(path: str, name: str, gone: set[str] | None) -> tuple[int, int, bytes]
             os.close(handle)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path):  # noqa: PTH114
-            if gone is not None:
-                gone.add(name)
+            if broken is not None:
+                broken.add(name)
         elif error.errno not in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP):  # a socket
             raise EDDPError(
                 f"'{shown(path)}' cannot be read: {reason(error)}. Nothing was changed. Fix its permissions, or run again once "

@@ -61,7 +61,7 @@ class StoreImages:
         return self.source.label(self._place[row]) if row in self._place else -1
 
     def image(self, row: int) -> Image.Image:
-        """The part of an image that the network saw, as RGB. Raises MismatchError where it is gone, else the errors of the source."""
+        """The part of an image that the network saw, as RGB. Raises MismatchError if the source lacks it, else the errors of the source."""
         if row not in self._place:
             raise MismatchError(f"The image '{self.name(row)}' of '{self.store.path}' is not in '{self.source.root}'.")
         picture = self._picture(self.source.image(self._place[row]))
@@ -70,7 +70,7 @@ class StoreImages:
 
 
 def open_store_images(store: ActivationStore, *, data: str | Path | None = None) -> StoreImages:
-    """Open the images that a store was made from, where they lay then or at ``data``.
+    """Open the images that a store was made from, at their original path or at ``data``.
 
     Raises MismatchError for a synthetic store, which has none, and the errors of ``open_source`` and ``load_model``.
     """
@@ -87,7 +87,7 @@ def open_store_images(store: ActivationStore, *, data: str | Path | None = None)
 
 
 def place_of(store: ActivationStore) -> str:
-    """Where a store's images lay, as ``open_source`` takes it: what kind they are is known, and need not be guessed again."""
+    """``READER:PATH`` of a store's images, for ``open_source``: their kind is known and need not be detected again."""
     dataset = store.provenance["dataset"]
     kind = dataset["kind"] if dataset["kind"] in READERS else "folder"
     return f"{kind}:{dataset['path']}"

@@ -66,7 +66,7 @@ def open_imagenet(root: Path) -> PathSource:
     flat = bool((codes < 0).any())
     if not wnids and not flat and not any(_FLAT.match(file.rpartition("/")[2]) for file in files):
         raise DatasetError(
-            f"'{shown(root)}' (--data) is no ImageNet: none of its {len(files)} images lies in a folder like n01440764 or "
+            f"'{shown(root)}' (--data) is no ImageNet: none of its {len(files)} images is in a folder like n01440764 or "
             f"is called like ILSVRC2012_val_00000001.JPEG. Give folder:{shown(root)} to read its own folders as classes."
         )
     # the lists may be next to the flat images; from there on up is the root, too

@@ -257,8 +257,8 @@ class MapSource(PathSource):
             if turned or orientation in (2, 3, 4):
                 self._log_once(
                     logging.WARNING,
-                    "the image '%s' has EXIF orientation %d, and so may others: the mask's shape does not tell whether it was "
-                    "drawn on the turned picture; taken as drawn on the pixels as they are stored, as the network sees them",
+                    "the image '%s' has EXIF orientation %d, and so may others: the mask's shape does not show whether it was "
+                    "drawn on the turned picture; assumed to be drawn on the pixels as they are stored, as the network sees them",
                     shown(self.name(i)),
                     orientation,
                 )

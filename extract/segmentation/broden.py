@@ -1,4 +1,4 @@
-"""The Broden format (Bau et al. 2017): images with label maps in several categories, read as it lies on disk.
+"""The Broden format (Bau et al. 2017): images with label maps in several categories, read as distributed.
 
 ``index.csv`` names for each image its split, sizes and one cell a category: ``;``-separated items, each an integer
 (that label over the whole image) or a PNG below ``images/`` with ``label = R + 256·G`` and B = 0. Label 0 is unlabelled. Several

@@ -219,7 +219,7 @@ def test_a_mask_of_the_pixels_as_stored_stays(tmp_path: Path, caplog: pytest.Log
     write_map(tmp_path / "square/masks/x.png", stored(tmp_path / "square", 8, (8, 8)))
     with caplog.at_level(logging.WARNING):
         MasksSource(tmp_path / "square").masks(0)
-    assert "the mask's shape does not tell" in caplog.text
+    assert "the mask's shape does not show" in caplog.text
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
