@@ -85,11 +85,7 @@ def read_checkpoint(path: Path) -> Any:
     """Give what a checkpoint holds: tensors in (nested) dictionaries.
 
     Objects that hold data only (``argparse.Namespace``, NumPy values, paths, dates, settings) are replaced by empty ones.
-
-    Raises
-    ------
-    WeightsError
-        The file is no checkpoint, or holds an object of another type; the message says which and what to do.
+    Raises WeightsError for a file that is no checkpoint, or holds an object of another type, with what to do.
     """
     with path.open("rb") as file:
         start = file.read(4096)

@@ -63,14 +63,9 @@ def load_weights(
 
     Returns
     -------
-    module : nn.Module
-    source : str
-        The file, with #KEY where there was a choice; given as weights, it loads the same again.
+    The module, and the file, with #KEY where there was a choice: given as weights, it loads the same again.
 
-    Raises
-    ------
-    WeightsError
-        The file is no checkpoint, nothing in it fits the model, or several sets of weights do.
+    Raises WeightsError where the file is no checkpoint, nothing in it fits the model, or several sets of weights do.
     """
     module = build()
     own = _tensors(module.state_dict())

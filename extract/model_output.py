@@ -15,18 +15,10 @@ _WRAP = "Wrap the model so that it returns logits (n, K), and give that by --mod
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """Where the logits are in what a model returns.
+    """Where the logits (n, K) are in what a model returns.
 
-    Parameters
-    ----------
-    key : str
-        "" where the model returns a tensor; else the key or number to look up, dotted where one is inside another.
-    classes : int
-        K.
-    how : str
-        What decided.
-    doubt : str
-        What to warn of.
+    ``key`` is "" where it returns a tensor, else the key or number to look up, dotted where one is inside another; ``classes``
+    is K, ``how`` what decided, ``doubt`` what to warn of.
     """
 
     key: str

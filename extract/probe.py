@@ -32,9 +32,7 @@ def prepare_model(
     class_names: Sequence[str] | None = None,
     folders: int | None = None,
 ) -> LoadedModel:
-    """Find what a loaded model is fed and which tensor it returns are its logits, by running it on drawn images.
-
-    Images are given to the transform as RGB if the network takes the result, else as grey, else as four channels.
+    """Find what a loaded model is fed (RGB, else grey, else four channels) and where its logits are, by running it on drawn images.
 
     Parameters
     ----------
@@ -43,16 +41,11 @@ def prepare_model(
     class_names : of the K classes, in place of the model's own.
     folders : how many classes the images have; decides between several outputs where no names do.
 
-    Returns
-    -------
-    LoadedModel
-        With ``output``, and the mode of its transform.
-
     Raises
     ------
     UsageError
-        The transform is random or gives no tensor, the model takes neither RGB, grey nor four channels or writes into its own
-        weights, its logits cannot be determined, or there are not K class names.
+        The transform is random or gives no tensor, the model takes none of these images or writes into its own weights, its
+        logits cannot be determined, or there are not K class names.
     """
     names = list(class_names) if class_names is not None else loaded.class_names
     module, refusal = loaded.module, None
@@ -97,10 +90,7 @@ def prepared(
 def probe_images(transform: Callable[[Image.Image], torch.Tensor], n: int = 2) -> torch.Tensor:
     """Make a few preprocessed images (n, C, h, w), always the same: smooth colours under fine noise.
 
-    Raises
-    ------
-    UsageError
-        The transform fails, or gives something else than tensors (C, h, w) of one size.
+    Raises UsageError where the transform fails, or gives something else than tensors (C, h, w) of one size.
     """
     inputs = []
     for picture in _drawn(getattr(transform, "mode", "RGB"), n):
@@ -155,13 +145,7 @@ def run_with_hooks(
 
 
 def check_transform(transform: Preprocess) -> None:
-    """Check that a transform gives one finite tensor (C, h, w), the same each time.
-
-    Raises
-    ------
-    UsageError
-        It gives something else, or draws random numbers; the message names the step that does.
-    """
+    """Raise UsageError unless a transform gives one finite tensor (C, h, w), the same each time."""
     (picture,) = _drawn(transform.mode, 1)
     with random_state_kept():
         try:
@@ -261,17 +245,9 @@ def _sums(module: nn.Module) -> dict[str, str]:
 
 
 def check_repeatable(module: nn.Module, images: torch.Tensor) -> None:
-    """Check that a module gives an image the same values each time, alone, and in any batch.
+    """Raise UsageError unless a module gives an image the same values each time, alone, and in any batch.
 
-    Parameters
-    ----------
-    images : tensor (n >= 2, C, h, w)
-        Different ones.
-
-    Raises
-    ------
-    UsageError
-        It does not; the message names the first module whose output differs.
+    ``images`` (n >= 2, C, h, w) are different ones. The message names the first module whose output differs.
     """
     batch = torch.cat([images[:2], images[:2].flip(3), images[:1].flip(2)])
     with random_state_kept():

@@ -99,13 +99,6 @@ def bright_is_huge() -> tuple[nn.Module, Scaled]:
     return net, Scaled()
 
 
-def nan_weights() -> nn.Module:
-    net = Net()
-    with torch.no_grad():
-        net.second[0].weight[0, 0, 0, 0] = float("nan")
-    return net
-
-
 class Slow(Scaled):
     """Takes its time over every image."""
 
