@@ -1,1 +1,1 @@
-"""What lies on disk between the stages: activations, directions, tables. Knows no network and no method."""
+"""What is on disk between the stages: activations, directions, tables. Knows no network and no method."""

@@ -59,7 +59,7 @@ def read_cache(file: Path, key: dict[str, Any]) -> tuple[dict[str, np.ndarray], 
 
 
 def write_cache(file: Path, key: dict[str, Any], arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
-    """Write what can be computed again; where nothing can be written, only a log entry says so."""
+    """Write what can be computed again; a failure to write is only logged."""
     try:
         write_attachment(file, arrays, {**attributes, "key": key})
     except (StoreError, OSError) as error:

@@ -52,7 +52,7 @@ class ChunkedArray:
         self._compared = np.zeros(self.n_chunks, bool)
 
     @property
-    def ahead(self) -> int:
+    def prefetch_depth(self) -> int:
         """How many chunks are worth reading ahead, each in a thread: 0 where that takes no time (mapped), a few where they are
         decoded or fetched."""
         return 0 if self.raw else 2
@@ -235,7 +235,7 @@ class ChunkedArray:
 
 
 def content_size(data: bytes) -> int | None:
-    """How many bytes a Zstandard frame says it decodes to; None when it does not say, or is no frame (RFC 8878, 3.1.1)."""
+    """Decoded size of a Zstandard frame by its header; None where that has none, or there is no frame (RFC 8878, 3.1.1)."""
     if len(data) < 6 or data[:4] != b"\x28\xb5\x2f\xfd":
         return None
     flag, single, dictionary = data[4] >> 6, data[4] >> 5 & 1, data[4] & 3

@@ -115,7 +115,7 @@ class Directions:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the safetensors file, and beside it ``<stem>.json`` with the header for people to read.
+        """Write the safetensors file, and next to it ``<stem>.json`` with the header for people to read.
 
         What ``info`` holds under the names of the header's own entries (``HEADER``) is not kept.
         """
@@ -134,8 +134,8 @@ class Directions:
             if (value := getattr(self, name)) is not None:
                 tensors[name] = value
         write_tensors(path, "eddp", {k: v.astype(np.float32) for k, v in tensors.items()}, header)
-        beside = path.with_suffix(".json")
-        write_json(beside if beside != path else path.with_name(f"{path.name}.json"), header)
+        readable = path.with_suffix(".json")
+        write_json(readable if readable != path else path.with_name(f"{path.name}.json"), header)
 
     @classmethod
     def load(cls, path: str | Path) -> Directions:

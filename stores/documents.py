@@ -1,4 +1,4 @@
-"""Documents that anybody may have written: read with bounds, and what is wrong with them in few words."""
+"""JSON documents of unknown origin: bounded reading, and short messages about what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error a user can meet, one tree: each says what was given, what is allowed and what to do next.
+"""Every error a user can meet, one tree: each names what was given, what is allowed and what to do next.
 
 Leaves are also the builtin a Python user would catch. ``exit_code`` is what the command line ends with: 2 for wrong
 use (nothing was started), 1 for work that failed.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class EDDPError(Exception):
-    """Base of all errors raised on purpose by eddp; ``str(error)`` is one or more sentences for the user."""
+    """Base of all errors raised on purpose by eddp; ``str(error)`` is a message for the user."""
 
     exit_code = 1
 
@@ -32,7 +32,7 @@ class UnknownNameError(UsageError, LookupError):
 
 
 class NotACutError(UsageError):
-    """The layer is no cut of the network's graph: some data goes round it, so there is no head after it."""
+    """The layer is no cut of the network's graph: some data bypasses it, so there is no head after it."""
 
 
 class WeightsError(UsageError):
@@ -56,7 +56,7 @@ class StoreBusyError(StoreError):
 
 
 class UnsealedStoreError(StoreError):
-    """The store is unfinished; the message says what is missing and how to go on."""
+    """The store is unfinished; the message says what is missing and how to resume."""
 
 
 class CorruptStoreError(StoreError):

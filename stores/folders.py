@@ -1,4 +1,4 @@
-"""A folder that is whole or as it was: filled under another name, then put in the place of the old one."""
+"""Atomic replacement of a folder: filled under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check_replaceable(out: Path, ours: Ours, inputs: Iterable[Path] = ()) -> Non
 
 @contextmanager
 def replacing(out: Path, ours: Ours) -> Iterator[Path]:
-    """Give an empty folder beside ``out``; when the block ends it takes the place of ``out``, when it fails it goes.
+    """Give an empty folder next to ``out``; it replaces ``out`` when the block ends, and is deleted when the block fails.
 
     What was at ``out`` stays until all is on the disk; where a run was killed between the two renames that exchange them, the next one
     puts it back first. Raises StoreExistsError for a folder that is none of ours, StoreError when the disk is full or the place cannot

@@ -41,7 +41,7 @@ class LayerSpec:
     name : dotted module name, such as ``features.18``.
     grid : (height, width) of the positions on the image.
     channels : C.
-    prefix : positions before the grid that lie nowhere on the image (class token, registers).
+    prefix : positions before the grid without a place on the image (class token, registers).
     stored_positions : positions kept per image when they are sampled, None for all of them.
     layout : the layer's own tensor layout, for the network that made it.
     """
@@ -55,7 +55,7 @@ class LayerSpec:
 
     @property
     def grid_positions(self) -> int:
-        """Positions that lie on the image."""
+        """Positions on the image."""
         return self.grid[0] * self.grid[1]
 
     @property

@@ -1,8 +1,8 @@
-"""Files that are whole or absent: written under another name, synced, then renamed.
+"""Atomic files: written under another name, synced, then renamed.
 
 ``Together`` does this for several files at once, so that a chunk of a store costs a few waits for the disk and not a few
 a file. Every touch of the disk goes through the four small functions at the end: tests stop and spoil them one by one.
-Objects of an object store are whole or absent by themselves: they are written when all are to get their names.
+Writes of objects are atomic as they are: they happen when all files get their names.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from stores.paths import is_remote
 BLOCK_BYTES = 2**20  # what is read at a time to be checked: stays in the processor's cache
 
 
-def checksum(data: memoryview | bytes | bytearray, begun: int = 0) -> int:
-    """CRC-32C of bytes; ``begun`` is that of the bytes before them."""
+def checksum(data: memoryview | bytes | bytearray, before: int = 0) -> int:
+    """CRC-32C of bytes; ``before`` is that of the bytes before them."""
     view = np.frombuffer(data, np.uint8)
     view.flags.writeable = False  # the C implementation takes read-only buffers alone
-    return int(google_crc32c.extend(begun, view))
+    return int(google_crc32c.extend(before, view))
 
 
 def file_checksum(path: Path) -> int:
@@ -177,7 +177,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def aside(path: Path, ending: str = "partial") -> Path:
-    """A hidden name next to ``path``, for what is being written; it says which process of which machine writes."""
+    """A hidden name next to ``path``, for what is being written; it names the machine and the process."""
     return path.with_name(f".{path.name}.{_machine()}{os.getpid():06x}{uuid.uuid4().hex[:6]}.{ending}")
 
 

@@ -1,4 +1,4 @@
-"""A store's folder: laid out anew, repaired, cleared, or left alone because it is somebody else's."""
+"""A store's folder: laid out, repaired, cleared, or left alone because it is not a store."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _head_names(layer: str) -> list[str]:
 
 
 def changed_files(path: Path) -> list[str]:
-    """What was laid out and is missing or says something else now."""
+    """What was laid out and is missing or changed."""
     attributes = read_attributes(path)
     documents, heads = documents_of(attributes), attributes["heads"]
     names = [*documents, *(name for layer in heads for name in _head_names(layer))]
@@ -100,7 +100,7 @@ def refuse_foreign(path: Path, *, overwrite: bool) -> None:
     """Raise StoreExistsError unless there is nothing at ``path``, or a store of ours, finished or not."""
     for above in path.absolute().parents:
         if _says_eddp(above / ROOT):
-            raise StoreExistsError(f"'{path}' lies within the store '{above}'. Give another --out.")
+            raise StoreExistsError(f"'{path}' is within the store '{above}'. Give another --out.")
     if not path.exists():
         return
     if not path.is_dir():

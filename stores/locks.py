@@ -28,7 +28,7 @@ except ImportError:  # no such locks on this system
 log = logging.getLogger(__name__)
 LOCK = "eddp.lock"
 LOCK_BYTES = b"Whoever writes to this store of eddp locks this file.\n"
-LAYOUT = 1 << 40  # the byte that stands for the store as a whole; chunks lie below it
+LAYOUT = 1 << 40  # the byte that stands for the store as a whole; chunks are below it
 PATIENCE = 120.0  # seconds to wait for another process that lays out or seals the store: moments, on a healthy disk
 
 

@@ -2,7 +2,7 @@
 
 While a store is written, each commit is a small file ``commits/<chunk>.json`` of its own, written after the chunk's bytes are
 on disk: any number of writers can add theirs, on a disk or in an object store. Sealing writes ``manifest.jsonl``, a header and
-all records, a line each, and deletes the commits. A chunk without a record does not exist, whatever lies on disk.
+all records, a line each, and deletes the commits. A chunk without a record does not exist, whatever is on disk.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(NamedTuple):
-    """What a manifest says."""
+    """A parsed manifest."""
 
     header: Header
     records: dict[int, Record]

@@ -155,7 +155,7 @@ def filesystem(protocol: str) -> Any:
 
 
 def _package(protocol: str) -> str:
-    """The package that fsspec names for a protocol, or all that it says of it."""
+    """The package that fsspec names for a protocol, or its message."""
     from fsspec.registry import known_implementations
 
     message = known_implementations.get(protocol, {}).get("err", "")
@@ -164,7 +164,7 @@ def _package(protocol: str) -> str:
 
 
 def info(path: ObjectPath) -> dict[str, Any] | None:
-    """What the file system says of an object or a prefix of objects; None where there is neither."""
+    """The file system's entry of an object or a prefix of objects; None where there is neither."""
     with translated(path):
         try:
             return dict(filesystem(path.protocol).info(_key(path)))

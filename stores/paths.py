@@ -1,4 +1,4 @@
-"""Where a store lies: a folder, or a URL of an object store. Both are used as a ``pathlib.Path`` is.
+"""The path of a store: a folder, or a URL of an object store. Both are used as a ``pathlib.Path`` is.
 
 ``as_path`` is what every path of a store goes through that a user gives. A URL becomes an ``ObjectPath``: of ``pathlib.Path``
 it has what a store needs, in as few requests as that takes, and its text stays the URL (``Path`` makes one slash of two).

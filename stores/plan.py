@@ -1,4 +1,4 @@
-"""What a store is to be: decided once, written into it, and compared when a run goes on with it."""
+"""The plan of a store: made once, written into its attributes, and compared when a run resumes it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from stores.errors import StoreExistsError, UsageError
 from stores.format import FORMAT, ROOT, LayerSpec, documents_of, head_checksum, parse_attributes, read_attributes
 from stores.io import write_atomically
 
-# What may differ between runs that go on with each other: a head is computed, and may round differently elsewhere; where
-# images and weights lie says nothing, as their digests are compared.
+# What may differ when a run resumes another one's store: a head is computed, and may round differently elsewhere; paths of
+# images and weights do not matter, as their digests are compared.
 PLACES = {"provenance.dataset.path", "provenance.weights", "provenance.weights_source", "provenance.about"}
 UNIMPORTANT = PLACES | {"heads", "provenance.batch_size"}
 TARGET_CHUNK_BYTES = 32 * 2**20  # large enough to stream at the disk's rate, small enough to hold several per writer
@@ -100,7 +100,7 @@ def shard_chunks(shard: tuple[int, int] | None, n_chunks: int) -> range:
 
 
 def follow(path: Path, plan: StorePlan) -> dict[str, Any]:
-    """Update where images and weights lie, if they were moved since an unfinished store was begun; gives its attributes."""
+    """Update the paths of images and weights, if they were moved since an unfinished store was started; returns its attributes."""
     attributes, changed = read_attributes(path), False
     for place in PLACES:
         *above, key = place.split(".")
@@ -115,7 +115,7 @@ def follow(path: Path, plan: StorePlan) -> dict[str, Any]:
 
 
 def refuse_another(path: Path, plan: StorePlan) -> None:
-    """Raise StoreExistsError when the store at ``path`` was made from something else than the plan says."""
+    """Raise StoreExistsError when the store at ``path`` was made from something else than the plan."""
     different = _differences(read_attributes(path), plan.attributes)
     if different:
         raise StoreExistsError(

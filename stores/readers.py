@@ -57,7 +57,7 @@ class LayerReader:
     ----------
     store : an open store, or the path of one.
     layer : the layer's name; may be left out when the store holds one layer.
-    prefix : also give the positions that lie nowhere on the image (class token, registers), first. Off by default.
+    prefix : also give the positions without a place on the image (class token, registers), first. Off by default.
     part : only the images of this part (``stores.readers``); the others are as if they could not be read.
 
     Raises UsageError for a part that holds no readable image.
@@ -136,7 +136,7 @@ class LayerReader:
 
     def chunks(self, numbers: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Several chunks as ``chunk`` gives them, in order: read ahead, in threads, where they are decoded or fetched."""
-        depth = self.array.ahead
+        depth = self.array.prefetch_depth
         return prefetch(self.chunk, numbers, threads=depth, depth=depth) if depth else map(self.chunk, numbers)
 
     def blocks(self, images: int | None = None, of: range | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -146,7 +146,7 @@ class LayerReader:
 
         Parameters
         ----------
-        images : at most; a block never goes on in the next chunk. None: whole chunks.
+        images : at most; a block never crosses chunks. None: whole chunks.
         of : only the blocks that hold an image of these (counted over ``image_indices``). They are the same, whole, as
             without it: what is computed block by block does not depend on who reads which of them.
         """

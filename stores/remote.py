@@ -38,7 +38,7 @@ class RemoteArray(ChunkedArray):
     _all_kept = False
 
     @property
-    def prefetch(self) -> int:
+    def prefetch_depth(self) -> int:
         return AHEAD
 
     @property

@@ -39,7 +39,7 @@ class Shuffle:
     seed, epoch : give the order: the same for the same numbers, another for each epoch.
     window_bytes : memory for rows that are mixed with each other; at least two chunks are.
     dtype : of the tensors; None: as stored.
-    device : where they are wanted; for a GPU they go through pinned memory, beside its work.
+    device : where they are wanted; for a GPU they go through pinned memory, while it works.
     share : (k, n): of each batch only row k and every n-th one after it, so that n readers have the batches of one. Of a
         compressed store each of them decodes every chunk.
     """

@@ -36,7 +36,7 @@ _SHIFT = 23 - MANTISSA_BITS
 _BELOW = ((LOWEST + 127) << MANTISSA_BITS) - 1  # what shifted bits of magnitudes below 2^-24 do not exceed
 _MAGNITUDES = (torch.arange(_BELOW + 1, _BELOW + MAGNITUDES + 2, dtype=torch.int32) << _SHIFT).view(torch.float32)
 EDGES = np.concatenate([-_MAGNITUDES.double().numpy()[::-1], _MAGNITUDES.double().numpy()])
-"""(BINS + 1,) float64: bin k lies between EDGES[k] and EDGES[k + 1]; the edge nearer to 0 belongs to it."""
+"""(BINS + 1,) float64: bin k is between EDGES[k] and EDGES[k + 1]; the edge nearer to 0 belongs to it."""
 
 ROWS, COLUMNS = 4096, 64  # of a tile: 1 MiB of float32, which stays in a core's cache through all that is done to it
 RUNS = 64  # chunks that a quick look takes its images from
@@ -102,7 +102,7 @@ class Sketch:
     def quantiles(self, q: Sequence[float] | np.ndarray) -> np.ndarray:
         """(len(q), C) float64 estimates of the quantiles ``q`` in [0, 1] of each channel's finite values, NaN without any.
 
-        How near they are to the exact ones is said at the top of this file; q = 0 and q = 1 are exact.
+        How near they are to the exact ones is stated at the top of this file; q = 0 and q = 1 are exact.
         """
         q = np.asarray(q, np.float64)
         if q.ndim != 1 or not ((q >= 0) & (q <= 1)).all():

@@ -263,7 +263,7 @@ class ActivationStore(StoreBase):
         return store
 
     def _use(self, manifest: Manifest, root: bytes) -> list[str]:
-        """Take over what a manifest says; returns what contradicts it."""
+        """Take over the records of a manifest; returns what contradicts it."""
         problems = [f"chunk {k}: {why}" for k, record in manifest.records.items() if (why := self._misfit(record))]
         if checksum(root) != manifest.header.root:
             problems.append(f"{ROOT}: changed since the store was sealed")
@@ -371,7 +371,7 @@ class ActivationStore(StoreBase):
 def _read_block(path: str, array: str, fingerprint: str, block_id: tuple[int, ...] = (0,)) -> np.ndarray:
     """One chunk of the store of this fingerprint, wherever dask runs: memory-mapped where it can be.
 
-    Raises CorruptStoreError when another store lies there by now.
+    Raises CorruptStoreError when another store is there by now.
     """
     file = as_path(path) / MANIFEST
     version: tuple[object, ...]
@@ -389,7 +389,7 @@ def _read_block(path: str, array: str, fingerprint: str, block_id: tuple[int, ..
 
 @lru_cache(maxsize=64)
 def _open_chunked(path: str, array: str, fingerprint: str, version: tuple[object, ...]) -> ChunkedArray:
-    """``version`` is what the file system says of the manifest: when that was written again, it is read again."""
+    """``version`` is the file system's entry of the manifest: when that was written again, it is read again."""
     manifest = read_manifest(as_path(path))
     if manifest is None or manifest.header.fingerprint != fingerprint:
         raise CorruptStoreError(f"The store '{path}' was replaced after it was opened. Open it again.")

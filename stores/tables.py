@@ -49,7 +49,7 @@ def reading_table(path: Path) -> Iterator[None]:
 
 
 def read_table(path: Path, filters: pa.compute.Expression | None = None) -> pa.Table:
-    """Read a Parquet table that anybody may have written. Raises TableError."""
+    """Read a Parquet table of unknown origin. Raises TableError."""
     with reading_table(path):
         if (rows := pa.parquet.read_metadata(path).num_rows) > MOST_ROWS:
             raise ValueError(f"it has {rows} rows")

@@ -175,8 +175,8 @@ class StoreWriter(StoreBase):
         skipped : row, name and reason of each image that could not be read.
 
         Raises ValueError, and changes nothing, for a chunk that is not this writer's, that another thread is just committing,
-        or whose arrays do not fit the store; StoreError when it is sealed or the disk refuses. In a remote store, whose chunks nobody
-        can hold, one that another writer has committed meanwhile is left as it is.
+        or whose arrays do not fit the store; StoreError when it is sealed or the disk refuses. In a remote store, which has no
+        locks, one that another writer has committed meanwhile is left as it is.
         """
         with self._alone_with(chunk):
             if self._is_taken(chunk):
@@ -298,8 +298,8 @@ BLOCK = 2**18  # values looked at at a time
 def extremes(x: np.ndarray) -> tuple[float, int]:
     """The largest finite absolute value, and how many values are NaN or infinite.
 
-    By their bits, in two passes without a copy: as integers, positive floats lie in their own order, and so do negative
-    ones read as unsigned; what is not finite lies above the bits of infinity.
+    By their bits, in two passes without a copy: as integers, positive floats are in their own order, and so do negative
+    ones read as unsigned; what is not finite is above the bits of infinity.
     """
     signed, unsigned = (np.int16, np.uint16) if x.dtype == np.float16 else (np.int32, np.uint32)
     infinity = int(np.array(np.inf, x.dtype).view(signed))

@@ -192,7 +192,7 @@ def test_places_that_cannot_be_written_to_end_in_a_sentence(
     assert run("extract", *NET, "--data", root, "--out", tmp_path / "s").code == 0
     ended = run("extract", *NET, "--data", root, "--out", tmp_path / "s" / "images" / "inner.zarr")
     assert ended.code == 2
-    assert f"lies within the store '{tmp_path / 's'}'" in ended.err
+    assert f"is within the store '{tmp_path / 's'}'" in ended.err
     ended = run("extract", *NET, "--data", root, "--out", tmp_path / "t", "--seed", 2**63)
     assert ended.code == 2
     assert "'seed' must not be negative, nor 2^63 or more" in ended.err

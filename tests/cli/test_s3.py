@@ -215,7 +215,7 @@ def test_overwritten_and_another_one_left_alone(
     assert "already holds a store made from something else" in ended.err
     ended = run(*other, "--out", out / "layers")
     assert ended.code == 2
-    assert f"lies within the store '{out}'" in ended.err
+    assert f"is within the store '{out}'" in ended.err
     ok(run(*other, "--out", out, "--overwrite"))
     ok(run(*other, "--out", tmp_path / "s.zarr"))
     assert remote_contents(out) == contents(tmp_path / "s.zarr")

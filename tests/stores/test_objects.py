@@ -113,6 +113,7 @@ def test_rows_by_ranges_are_those_of_the_disk(
         write_store(path, X, compress=compress, valid=valid)
     ours, theirs = LayerReader(remote), LayerReader(tmp_path / "s")
     assert isinstance(ours.array, RemoteArray)
+    assert ours.array.prefetch_depth > 1
     g = np.random.default_rng(0)
     for count in (0, 1, 50, 3000):
         numbers = g.integers(0, theirs.n_rows, count)
