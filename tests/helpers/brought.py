@@ -54,7 +54,7 @@ def stored(store: ActivationStore, layer: str) -> np.ndarray:
 
 
 def logits(store: ActivationStore) -> np.ndarray:
-    return np.asarray(store.array("images/logits").whole())
+    return np.asarray(store.logits)
 
 
 def right(store: ActivationStore) -> float:
