@@ -188,34 +188,30 @@ def _find_kit(folder: Path) -> _Kit | None:
     path = find_near(folder, _KITS, LEVELS)
     if path is None:
         return None
+    where = str(path.parent) if path.name == META else f"{path}/{DEVKIT}/data"
+    files = _kit_files(path)
+    if META not in files:
+        raise DatasetError(f"'{shown(path)}' holds no {META}: it is no development kit of ILSVRC2012.")
+    truth = files[TRUTH].decode("utf-8-sig", "replace").split("\n") if TRUTH in files else None
+    return _Kit(where, _synsets(files[META], f"{where}/{META}"), truth)
+
+
+def _kit_files(path: Path) -> dict[str, bytes]:
+    """The two files of a kit, next to each other or in its archive, of which nothing is unpacked to disk."""
     try:
         if path.name == META:
-            where, meta = str(path.parent), path.read_bytes()
-            truth = (path.parent / TRUTH).read_bytes() if (path.parent / TRUTH).is_file() else None
-        else:
-            where, files = f"{path}/{DEVKIT}/data", _unpacked(path)
-            meta, truth = files.get(META, b""), files.get(TRUTH)
-            if META not in files:
-                raise DatasetError(f"'{shown(path)}' holds no {META}: it is no development kit of ILSVRC2012.")
-    except OSError as error:
-        raise DatasetError(f"'{shown(path)}' cannot be read: {reason(error)}.") from error
-    lines = None if truth is None else truth.decode("utf-8-sig", "replace").split("\n")
-    return _Kit(where, _synsets(meta, f"{where}/{META}"), lines)
-
-
-def _unpacked(archive: Path) -> dict[str, bytes]:
-    """The two files of a kit's archive; nothing is unpacked to disk."""
-    files: dict[str, bytes] = {}
-    try:
-        with tarfile.open(archive, "r|gz") as tar:
+            files = (path.parent / name for name in (META, TRUTH))
+            return {file.name: file.read_bytes() for file in files if file.is_file()}
+        found: dict[str, bytes] = {}
+        with tarfile.open(path, "r|gz") as tar:
             for member in tar:
                 name = member.name.rpartition("/")[2]
                 wanted = name in (META, TRUTH) and member.isreg() and member.size < 2**26
-                if wanted and (file := tar.extractfile(member)):
-                    files[name] = file.read()
+                if wanted and (content := tar.extractfile(member)):
+                    found[name] = content.read()
+        return found
     except Exception as error:  # damaged archives fail wherever they like
-        raise DatasetError(f"'{shown(archive)}' is damaged: {reason(error)}. Download it again.") from error
-    return files
+        raise DatasetError(f"'{shown(path)}' is damaged or unreadable: {reason(error)}. Download it again.") from error
 
 
 def _synsets(meta: bytes, where: str) -> dict[int, tuple[str, str]]:
