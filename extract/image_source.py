@@ -190,9 +190,8 @@ def scheme_of(data: str | Path) -> tuple[str | None, Path]:
         )
     if not place:
         raise UsageError(f"'{text}' (--data) names no folder: give {scheme}:DIR.")
-    return scheme.lower(), Path(place).expanduser() if place.startswith("~") else Path(
-        place
-    )  # no shell does it after ":"
+    path = Path(place)
+    return scheme.lower(), path.expanduser() if place.startswith("~") else path  # no shell does it after ":"
 
 
 def digest_items(entries: Iterable[Entry]) -> str:

@@ -99,4 +99,10 @@ def labels_ahead(
     threads: int = 2,
 ) -> Generator[ImageLabels, None, None]:
     """``labels_on_raster`` of many images in order, read ahead in threads within a bounded window."""
-    yield from prefetch(lambda i: labels_on_raster(source, i, raster, box_of(i)), images, threads=threads, depth=32)
+
+    def work(item: tuple[int, Box]) -> ImageLabels:
+        return labels_on_raster(source, item[0], raster, item[1])
+
+    # boxes are not for threads: the transform is run with a seed of its own
+    boxed = ((i, box_of(i)) for i in images)
+    yield from prefetch(work, boxed, threads=threads, depth=32)
