@@ -11,7 +11,8 @@ from fit.baselines.neurons import Neurons, NeuronsConfig
 from fit.baselines.nmf import NMF, NMFConfig
 from fit.baselines.pca import PCA, PCAConfig
 from fit.baselines.sae import SAE, SAEConfig
-from fit.eddp import EDDP, EDDPConfig
+from fit.config import EDDPConfig
+from fit.eddp import EDDP
 from fit.fitter import Fitter
 from fit.paper import CBE, UIBE, CBEConfig, PaperConfig, PaperEDDP, UIBEConfig
 from fit.settings import with_settings

@@ -36,7 +36,7 @@ TOLERANCE = 1e-4  # share of the loss: what a step must gain to count as progres
 
 @dataclass(frozen=True)
 class Refinement:
-    """Weights and steps; see ``fit.eddp.EDDPConfig``. ``rho`` is a number here."""
+    """Weights and steps; see ``fit.config.EDDPConfig``. ``rho`` is a number here."""
 
     rho: float
     steps: int

@@ -8,7 +8,7 @@ every direction of the refit being the partner of one at most.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,19 +16,29 @@ from scipy.optimize import linear_sum_assignment
 
 from stores.errors import FitError, UsageError
 from stores.progress import Progress, silent
+from stores.ranks import Ranks
 from stores.readers import LayerReader, Part
 from stores.similarity import logit_correlation
 from stores.statistics import statistics
-
-if TYPE_CHECKING:
-    from fit.fitter import Fitter
 
 log = logging.getLogger(__name__)
 CONTAINED = 0.9  # correlation of logits
 ROWS = 65536  # positions of a part, at least, or 1024 a direction: of more than twice as many, parts are smaller than halves
 
 
-def found_again(fitter: Fitter[Any], reader: LayerReader, progress: Progress = silent) -> np.ndarray | None:
+class Refittable(Protocol):
+    """What of a fitted ``fit.fitter.Fitter`` is used here."""
+
+    config: Any
+    ranks: Ranks
+
+    @property
+    def filters_(self) -> np.ndarray: ...
+
+    def brief(self, seed: int) -> Any: ...
+
+
+def found_again(fitter: Refittable, reader: LayerReader, progress: Progress = silent) -> np.ndarray | None:
     """Share of ``fitter.config.refits`` refits that contain each of its directions.
 
     Of several ranks each does some of the refits, alone; all of them end with the same numbers.
@@ -44,7 +54,7 @@ def found_again(fitter: Fitter[Any], reader: LayerReader, progress: Progress = s
     """
     ranks, refits, filters = fitter.ranks, fitter.config.refits, fitter.filters_
     moments = statistics(reader, device=fitter.config.device, ranks=ranks)
-    found = torch.zeros(refits, fitter.directions_.count, dtype=torch.float64, device=fitter.config.device)
+    found = torch.zeros(refits, filters.shape[1], dtype=torch.float64, device=fitter.config.device)
     failed = torch.zeros(1, dtype=torch.float64, device=fitter.config.device)
     for k in range(ranks.rank, refits, ranks.size):
         progress("refits", k, refits)
@@ -62,7 +72,7 @@ def found_again(fitter: Fitter[Any], reader: LayerReader, progress: Progress = s
     return None if failed.any() else found.mean(0).cpu().numpy().astype(np.float32)
 
 
-def part_of_refit(fitter: Fitter[Any], reader: LayerReader, k: int) -> Part:
+def part_of_refit(fitter: Refittable, reader: LayerReader, k: int) -> Part:
     """The images of refit ``k``: of numbers 2j and 2j + 1 no image is in both."""
     config = fitter.config
     halves = max(2, reader.n_rows // max(ROWS, 1024 * config.n_directions))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from fit.clustering import nearest, skewness_clusters, spherical_kmeans
+from fit.config import EDDPConfig
 from fit.detectors import Detectors
 from fit.positions import Positions, gathered, positions, ranks_of
 from fit.refine import refine
@@ -26,10 +26,6 @@ from fit.signals import moments_of
 from fit.start import SAMPLE, best_f1_thresholds, sample_rows
 from stores.progress import Progress, silent
 from stores.ranks import Ranks
-
-if TYPE_CHECKING:
-    from fit.eddp import EDDPConfig
-
 
 CLEARLY = (
     1.5  # times ``crisp``: where several concepts a position are likely, a first start that shares so much decides

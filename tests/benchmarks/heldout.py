@@ -16,7 +16,7 @@ import numpy as np
 
 from extract.network import open_head
 from fit import make_fitter
-from fit.eddp import SHARP, SOFT
+from fit.config import SHARP, SOFT
 from fit.synthetic import make_synthetic
 from stores.directions import Directions
 from stores.readers import LayerReader, Part

@@ -26,7 +26,7 @@ from extract.datasets import open_source
 from extract.plan import Forecast
 from extract.stream import extract
 from fit.clustering import spherical_kmeans
-from fit.eddp import EDDPConfig
+from fit.config import EDDPConfig
 from fit.losses import RowWeights, column_gradient, streamed_sums
 from fit.whiten import whiten_store, whitening
 from stores.progress import readable

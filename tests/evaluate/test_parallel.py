@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 from slow_dissection import LABELS, WHOLE, Broden, random_rows
 
 import extract.dask
-from evaluate.cluster import added_up, on_cluster, pack
 from evaluate.counts import Counts, count_images
 from evaluate.detectors import make_bank
 from evaluate.dissect import Dissector, Second
 from evaluate.gallery import top_images
 from evaluate.material import Material
-from evaluate.parallel import cores, ranges
+from evaluate.parallel import added_up, cores, on_cluster, pack, ranges
 from evaluate.scores import choose_labels
 from extract.dask import cluster
 from extract.labels import Alignment

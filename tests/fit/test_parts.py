@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from fit.clustering import _torch_kmeans, nearest, spherical_kmeans
+from fit.config import EDDPConfig
 from fit.diagnosis import diagnose
-from fit.eddp import EDDPConfig
 from fit.settings import with_settings
 from fit.signals import pattern
 from fit.start import best_f1_thresholds

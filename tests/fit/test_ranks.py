@@ -22,9 +22,9 @@ from fit import EDDP, KMeans, PaperEDDP
 from fit.alignment import Manipulation, Uncertainty
 from fit.batches import Batches
 from fit.checkpoint import Checkpoint
+from fit.config import EDDPConfig
 from fit.detectors import Detectors
 from fit.diagnosis import diagnose
-from fit.eddp import EDDPConfig
 from fit.losses import RowWeights, column_gradient, streamed_sums
 from fit.positions import InMemory, InParts, Positions, Stored, positions_of
 from fit.reseed import reseed

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 from fit.batches import Batches
 from fit.checkpoint import Checkpoint
+from fit.config import EDDPConfig
 from fit.descent import Plateau
 from fit.detectors import Detectors
-from fit.eddp import EDDP, EDDPConfig
+from fit.eddp import EDDP
 from fit.losses import RowWeights, streamed_sums
 from fit.positions import InMemory, Stored
 from fit.reseed import reseed, superfluous

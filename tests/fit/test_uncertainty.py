@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from extract.network import Head, open_head
 from fit.alignment import Manipulation, Uncertainty
-from fit.eddp import EDDP, EDDPConfig
+from fit.config import EDDPConfig
+from fit.eddp import EDDP
 from fit.restarts import from_clusters
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.uncertainty import constrained_step, uncertainty_loss, unconstrained_step
