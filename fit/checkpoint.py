@@ -14,40 +14,40 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta, Struct
 
-from stores.documents import MOST_IMAGES, UNREADABLE, brief, entries_problem, finite, whole
+from stores.documents import MOST_NUMBER, UNREADABLE, Whole, brief
 from stores.errors import CheckpointError, MismatchError, StoreError
 from stores.io import remove_abandoned
 from stores.ranks import ALONE, Ranks
 from stores.tensors import read_tensors, reading, write_tensors
 
 log = logging.getLogger(__name__)
-OBJECT = (lambda v: isinstance(v, dict), "an object")
-ENTRIES = {"identity": OBJECT, "values": OBJECT}
-COUNT = (lambda v: whole(v, 0, MOST_IMAGES), "a whole number from 0 on")
-VALUES = {
-    "step": COUNT,
-    "epoch": COUNT,
-    "reseeded": COUNT,
-    "soft": (lambda v: isinstance(v, bool), "true or false"),
-    "rate": (lambda v: finite(v, 0), "a number from 0 on"),
-    "stage": (lambda v: isinstance(v, str), "a text"),
-    "epochs": (
-        lambda v: isinstance(v, dict) and all(whole(n, 0, MOST_IMAGES) for n in v.values()),
-        "whole numbers by name",
-    ),
-    "log": (lambda v: isinstance(v, list) and all(map(_numbers, v)), "a list of numbers by name"),
-    "plateau": (
-        lambda v: isinstance(v, list) and len(v) == 2 and _number(v[0]) and whole(v[1], 0, MOST_IMAGES),
-        "two numbers",
-    ),
-    "scheduler": (lambda v: _numbers(v), "numbers by name"),
-    "multipliers": (lambda v: v is None or _numbers(v), "null or numbers by name"),
-}
 MINUTES = 10.0
+
+
+class Values(Struct, frozen=True):
+    """Numbers that a fit resumes from: which ones there are depends on the method. The best loss of a descent may be infinite."""
+
+    step: Whole = 0
+    epoch: Whole = 0
+    reseeded: Whole = 0
+    soft: bool = False
+    rate: Annotated[float, Meta(ge=0, le=MOST_NUMBER)] = 0
+    stage: str = ""
+    epochs: dict[str, Whole] = {}
+    log: list[dict[str, float]] = []
+    plateau: tuple[float, Whole] = (0, 0)
+    scheduler: dict[str, float] = {}
+    multipliers: dict[str, float] | None = None
+
+
+class Header(Struct, frozen=True):
+    identity: dict[str, Any]
+    values: Values
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,9 @@ class Checkpoint:
         with reading(self.path, "checkpoint", "To start the fit again, remove it.", CheckpointError):
             if not self.path.is_file():
                 raise ValueError("it is no file")
-            stored, header = read_tensors(self.path, "eddp-checkpoint", ENTRIES)
+            stored, header = read_tensors(self.path, "eddp-checkpoint", Header)
             tensors = {name: torch.from_numpy(value) for name, value in stored.items()}
             kept, values = header["identity"], header["values"]
-            if problem := _values_problem(values):
-                raise ValueError(problem)
         if kept != self._identity:
             raise MismatchError(
                 f"The checkpoint '{self.path}' is of another fit ({_difference(kept, self._identity)}). Run that fit's command "
@@ -149,21 +147,6 @@ class Checkpoint:
         """The result is there: the state is of no more use."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-
-def _number(value: Any) -> bool:
-    return type(value) is float or whole(
-        value, -(2**63), 2**63
-    )  # the best loss of a descent that has none yet is infinite
-
-
-def _numbers(values: Any) -> bool:
-    return isinstance(values, dict) and all(map(_number, values.values()))
-
-
-def _values_problem(values: dict[str, Any]) -> str | None:
-    """What is wrong with the values that a fit resumes from, or None: which ones there are depends on the method."""
-    return entries_problem(values, {key: kind for key, kind in VALUES.items() if key in values}, "values")
 
 
 def _as_bytes(values: dict[str, Any]) -> torch.Tensor:

@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from evaluate.dictionary import kinds_of
 from stores.directions import Directions
@@ -18,14 +19,14 @@ from stores.documents import (
     MOST_IMAGES,
     MOST_NUMBER,
     UNREADABLE,
+    Number,
+    Text,
+    Whole,
     brief,
-    entries_problem,
-    finite,
-    is_text,
+    check,
     parse_json,
     read_small,
     shown,
-    whole,
 )
 from stores.errors import MismatchError, MissingPathError, StoreError, UnknownNameError
 from stores.folders import listed_problem
@@ -37,29 +38,68 @@ Label = tuple[str, str]  # (label, category), both empty where a direction has n
 MADE_BY = "eddp evaluate"
 MOST_DIRECTIONS = 10**7  # of a set
 MOST_NAME = 255  # characters: sets are called like files
-OBJECT = (lambda v: isinstance(v, dict), "an object")
-TEXT = (is_text, "a text")
-COUNT = (lambda v: whole(v, 0, MOST_IMAGES), "a whole number from 0 on")
-NUMBER = (finite, "a number")
-NUMBERS = (lambda v: isinstance(v, list) and len(v) > 0 and all(map(finite, v)), "a list of numbers")
-MADE_FROM = {
-    "store": TEXT, "fingerprint": TEXT, "layer": TEXT, "directions": OBJECT, "digests": OBJECT,
-    "concepts": (lambda v: v is None or is_text(v), "null or a text"),
-}  # fmt: skip
-SET = {
-    "method": TEXT,
-    "directions": (lambda v: whole(v, 1, MOST_DIRECTIONS), f"a whole number from 1 to {MOST_DIRECTIONS}"),
-}
-INFLUENCE = {"alpha": NUMBER, "images": COUNT, "through": TEXT, "classes": COUNT, "nulls": COUNT, "randoms": COUNT}
-TRUTH = {
-    "iou": NUMBERS,
-    "cos": NUMBERS,
-    "filter_cos": NUMBERS,
-    "matched": COUNT,
-    "distinct_matches": NUMBER,
-    "rmse": NUMBER,
-}
-CATEGORY = {"distinct": COUNT, "detectors": COUNT}
+Numbers = Annotated[list[Number], Meta(min_length=1)]
+Name = Annotated[str, Meta(min_length=1, max_length=MOST_NAME, pattern=r"^[^\0]*$")]
+
+
+class MadeFrom(Struct, frozen=True):
+    """``made_from`` of a summary."""
+
+    store: Text
+    fingerprint: Text
+    layer: Text
+    directions: dict[str, Text]
+    digests: dict[str, Text]
+    concepts: Text | None
+
+
+class Influence(Struct, frozen=True):
+    alpha: Number
+    images: Whole
+    through: Text
+    classes: Whole
+    nulls: Whole
+    randoms: Whole
+
+
+class GroundTruth(Struct, frozen=True):
+    iou: Numbers
+    cos: Numbers
+    filter_cos: Numbers
+    matched: Whole
+    distinct_matches: Number
+    rmse: Number
+
+
+class Category(Struct, frozen=True):
+    distinct: Whole
+    detectors: Whole
+
+
+class DirectionSet(Struct, frozen=True):
+    """The entries of a set of directions that are read; others may be anything."""
+
+    method: Text
+    directions: Annotated[int, Meta(ge=1, le=MOST_DIRECTIONS)]
+    influence: Influence | UnsetType = UNSET
+    ground_truth: GroundTruth | UnsetType = UNSET
+    per_category: dict[str, Category] = {}
+    intervals: dict[str, tuple[Any, Any] | None] = {}
+
+
+class Summary(Struct, frozen=True):
+    made_by: Literal["eddp evaluate"]
+    made_from: MadeFrom
+    directions: Annotated[dict[Name, DirectionSet], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        for name, entry in self.directions.items():
+            if name not in self.made_from.directions or name not in self.made_from.digests:
+                raise ValueError(f"made_from has no entry {brief(name)}")
+            truth = entry.ground_truth
+            if isinstance(truth, GroundTruth) and len({len(x) for x in (truth.iou, truth.cos, truth.filter_cos)}) > 1:
+                raise ValueError(f"ground_truth of {brief(name)} has lists of several lengths")
+
 
 # columns that are read: (without an empty cell, others)
 READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -116,7 +156,8 @@ class Evaluated:
             )
         try:
             self.summary: dict[str, Any] = parse_json(read_small(path))
-            problem = _problem(self.summary) or listed_problem(path)
+            check(self.summary, Summary)
+            problem = listed_problem(path)
         except (OSError, *UNREADABLE) as error:
             problem = brief(error)
         if problem:
@@ -263,42 +304,6 @@ class Evaluated:
     def _place(self, kept: str) -> Path:
         found = as_path(kept)
         return found if is_remote(found) else Path(os.path.normpath(self.folder.absolute() / kept))
-
-
-def _problem(summary: Any) -> str | None:
-    """What is wrong with a summary, or None: entries that are read must be of their kind, others may be anything."""
-    if problem := entries_problem(summary, {"made_by": TEXT, "made_from": OBJECT, "directions": OBJECT}):
-        return problem
-    if summary["made_by"] != MADE_BY:
-        return f"it was made by {shown(summary['made_by'])}"
-    made, sets = summary["made_from"], summary["directions"]
-    if problem := entries_problem(made, MADE_FROM, "made_from"):
-        return problem
-    if not sets or not all(is_text(name) and len(name) <= MOST_NAME for name in sets):
-        return f"directions must have names of 1 to {MOST_NAME} characters"
-    for name, entry in sets.items():
-        where = f"directions.{brief(name)}"
-        problem = entries_problem(entry, SET, where)
-        for part in ("directions", "digests"):
-            problem = problem or entries_problem(made[part], {name: TEXT}, f"made_from.{part}")
-        for key, kinds in (("influence", INFLUENCE), ("ground_truth", TRUTH)):
-            if not problem and key in entry:
-                problem = entries_problem(entry[key], kinds, f"{where}.{key}")
-        for key in ("per_category", "intervals"):
-            problem = problem or entries_problem({key: {}, **entry}, {key: OBJECT}, where)
-        if problem:
-            return problem
-        for category, numbers in entry.get("per_category", {}).items():
-            problem = problem or entries_problem(numbers, CATEGORY, f"{where}.per_category.{brief(category)}")
-        for key, ends in entry.get("intervals", {}).items():
-            if not (ends is None or (isinstance(ends, list) and len(ends) == 2)):
-                problem = problem or f"{where}.intervals.{brief(key)} must have two ends, it is {shown(ends)}"
-        truth = entry.get("ground_truth")
-        if not problem and truth and len({len(truth[key]) for key in ("iou", "cos", "filter_cos")}) > 1:
-            problem = f"{where}.ground_truth has lists of several lengths"
-        if problem:
-            return problem
-    return None
 
 
 def _relative(path: Path, folder: Path) -> str:

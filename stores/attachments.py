@@ -36,7 +36,7 @@ def read_attachment(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] 
     if not exists(file):
         return None
     with reading(file, "attachment of a store", "Restore it from a copy, or make it again.", CorruptStoreError):
-        return read_tensors(file, KEY, {})
+        return read_tensors(file, KEY)
 
 
 def attachment_problem(file: Path) -> str | None:

@@ -7,23 +7,46 @@ The tensors are ``filters`` W (C, I), ``signals`` S (C, I), ``mean`` (C,) and, w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
-from stores.documents import MOST_IMAGES, finite, is_text, shown, whole
+from stores.documents import Text, Whole, check
 from stores.errors import MismatchError, MissingPathError, StoreError
 from stores.format import check_name
 from stores.io import write_json
 from stores.tensors import FORMAT, read_tensors, reading, write_tensors
 
 HEADER = ("digest", "format", "method", "layer", "channels", "directions", "quantile")  # ``info`` cannot replace these
-ENTRIES = {
-    "method": (is_text, "a text"),
-    "layer": (is_text, "a text"),
-    "quantile": (lambda v: finite(v, 0, 1), "a number from 0 to 1"),
-}
+
+
+class Config(Struct, frozen=True):
+    """The entry of ``config`` that is read."""
+
+    refits: Whole = 0
+
+
+class Diagnosis(Struct, frozen=True):
+    """The entries of ``diagnosis`` that are read: numbers of directions."""
+
+    dead: list[Whole] = []
+    overfull: list[Whole] = []
+    duplicates: list[tuple[Whole, Whole]] = []
+
+
+class Header(Struct, frozen=True):
+    """The entries of a file's header that are read; others may be anything."""
+
+    method: Text
+    layer: Text
+    quantile: Annotated[float, Meta(ge=0, le=1)]
+    config: Config = Config()
+    diagnosis: Diagnosis = Diagnosis()
+    store: dict[str, Any] = {}
+    run: dict[str, Any] = {}
 
 
 class DirectionsError(StoreError):
@@ -146,7 +169,7 @@ class Directions:
                 f"There is no directions file at '{path}'. Make one with: fit --store … --out {path}"
             )
         with reading(path, "directions file", "Fit it again.", DirectionsError):
-            stored, header = read_tensors(path, "eddp", ENTRIES)
+            stored, header = read_tensors(path, "eddp", Header)
             tensors = {name: value.astype(np.float32) for name, value in stored.items()}
             check_name(header["layer"])
             found = cls(
@@ -160,24 +183,8 @@ class Directions:
                 found_again=tensors.get("found_again"),
                 info={k: v for k, v in header.items() if k not in HEADER},
             )
-            if problem := _info_problem(found.info, found.count):
-                raise ValueError(problem)
+            listed = check(header, Header).diagnosis
+            numbers = [*listed.dead, *listed.overfull, *chain.from_iterable(listed.duplicates)]
+            if numbers and max(numbers) >= found.count:
+                raise ValueError(f"diagnosis must list directions from 0 to {found.count - 1}")
         return found
-
-
-def _info_problem(info: dict[str, Any], count: int) -> str | None:
-    """What is wrong with the provenance in a header, or None: entries that are read must be of their kind, others may be anything."""
-    for key in ("config", "diagnosis", "store", "run"):
-        if not isinstance(info.get(key, {}), dict):
-            return f"{key} must be an object, it is {shown(info[key])}"
-    if not whole(info.get("config", {}).get("refits", 0), 0, MOST_IMAGES):
-        return f"config.refits must be a whole number from 0 on, it is {shown(info['config']['refits'])}"
-    diagnosis = info.get("diagnosis", {})
-    for key, numbers in (("dead", 1), ("overfull", 1), ("duplicates", 2)):
-        listed = diagnosis.get(key, [])
-        groups = [[one] if numbers == 1 else one for one in listed] if isinstance(listed, list) else [None]
-        if not all(
-            isinstance(g, list) and len(g) == numbers and all(whole(i, 0, count - 1) for i in g) for g in groups
-        ):
-            return f"diagnosis.{key} must list directions from 0 to {count - 1}, it is {shown(listed)}"
-    return None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
 
 from stores import objects
 from stores.errors import StoreError
@@ -20,6 +23,10 @@ MOST_NUMBER = 1e30  # of a measure or a setting: a hundred times as much is stil
 MOST_DEPTH = 32  # of objects and lists within one another
 MOST_QUOTED = 150  # characters of an error's text
 MOST_TEXT = 4096  # characters of a name or a path
+Text = Annotated[str, Meta(min_length=1, max_length=MOST_TEXT, pattern=r"^[^\0]*$")]  # that can be a name or a path
+Whole = Annotated[int, Meta(ge=0, le=MOST_IMAGES)]
+Number = Annotated[float, Meta(ge=-MOST_NUMBER, le=MOST_NUMBER)]
+T = TypeVar("T")
 # What reading a document of any content may end in, apart from OSError: nested too deeply, numbers beyond all bounds
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
@@ -86,35 +93,12 @@ def is_plain(path: str) -> bool:
     return not {"", ".", ".."} & set(parts) and not any(c in path for c in "\\\0")
 
 
-Entries = Mapping[str, tuple[Callable[[Any], bool], str]]
-
-
-def entries_problem(values: Any, kinds: Entries, where: str = "") -> str | None:
-    """Which entry of an object is missing or not as it must be, or None. ``kinds``: per entry a test, and what passes it in words."""
-    if not isinstance(values, dict):
-        return f"{where or 'it'} must be an object, it is {shown(values)}"
-    for key, (passes, kind) in kinds.items():
-        name = f"{where}.{key}" if where else key
-        if key not in values:
-            return f"it has no entry {name}"
-        if not passes(values[key]):
-            return f"{name} must be {kind}, it is {shown(values[key])}"
-    return None
-
-
-def whole(value: Any, low: int, most: int) -> bool:
-    """Whether a value is a whole number within limits."""
-    return type(value) is int and low <= value <= most  # True is no number
-
-
-def finite(value: Any, low: float = -MOST_NUMBER, most: float = MOST_NUMBER) -> bool:
-    """Whether a value is a number within limits, no NaN."""
-    return type(value) in (int, float) and low <= value <= most
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be a name or a path."""
-    return isinstance(value, str) and 0 < len(value) <= MOST_TEXT and "\0" not in value
+def check(values: Any, kind: type[T]) -> T:
+    """Validate the value of a document, such as an object against a ``msgspec.Struct``. Raises ValueError naming the entry that is wrong."""
+    try:
+        return msgspec.convert(values, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(brief(error)) from error
 
 
 def brief(error: object) -> str:

@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from stores.documents import MOST_IMAGES, MOST_PER_IMAGE, UNREADABLE, brief, parse_json, read_documents, shown, whole
+from stores.documents import MOST_IMAGES, MOST_PER_IMAGE, UNREADABLE, brief, check, parse_json, read_documents, shown
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UsageError
 from stores.io import checksum, json_bytes
 
@@ -237,10 +236,7 @@ def head_checksum(weight: np.ndarray, bias: np.ndarray) -> int:
 
 def parse_attributes(attributes: Any) -> Attributes:
     """Validate the attributes of a store. Raises ValueError, naming the entry that is wrong."""
-    try:
-        return msgspec.convert(attributes, Attributes)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise ValueError(brief(error)) from error
+    return check(attributes, Attributes)
 
 
 def attributes_of(path: Path, data: bytes | None) -> dict[str, Any]:
@@ -257,7 +253,7 @@ def attributes_of(path: Path, data: bytes | None) -> dict[str, Any]:
     try:
         found = parse_json(data)["attributes"]["eddp"]
         version = found["format"]
-        if whole(version, 0, 2**31) and version != FORMAT:
+        if type(version) is int and version in range(2**31) and version != FORMAT:
             remedy = "Update eddp." if version > FORMAT else "Extract it again with --overwrite."
             raise StoreError(f"The store '{path}' has format {version}; this eddp reads format {FORMAT}. {remedy}")
         if version != FORMAT:

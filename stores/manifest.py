@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from stores import objects
-from stores.documents import MOST_IMAGES, UNREADABLE, brief, parse_json, read_documents
+from stores.documents import UNREADABLE, Whole, brief, check, parse_json, read_documents
 from stores.errors import CorruptStoreError
 from stores.format import Count, Crc, Images
 from stores.io import sync_folder, write_atomically
@@ -27,7 +27,6 @@ from stores.paths import is_remote
 MANIFEST = "manifest.jsonl"
 COMMITS = "commits"
 MOST_BYTES = 2**30  # of a manifest
-Number = Annotated[int, Meta(ge=0, le=MOST_IMAGES)]
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 
 
@@ -41,7 +40,7 @@ class Entry(TypedDict):
 class Skip(TypedDict):
     """An image that could not be read."""
 
-    row: Number
+    row: Whole
     name: str
     reason: str
 
@@ -53,8 +52,8 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     absolute activation and the number of NaN or infinite values; ``skipped`` lists the images that could not be read.
     """
 
-    chunk: Number
-    first: Number
+    chunk: Whole
+    first: Whole
     rows: Images
     arrays: dict[str, Entry]
     max_abs: dict[str, Annotated[float, Meta(ge=0, le=1e39)]]
@@ -106,7 +105,7 @@ def parse_manifest(path: Path, data: bytes) -> Manifest:
     """A manifest from its bytes. Raises CorruptStoreError where one of them was changed."""
     try:
         first, _, body = data.partition(b"\n")
-        header = msgspec.convert(parse_json(first), Header)
+        header = check(parse_json(first), Header)
         if header.line() != first or fingerprint_of(body.removesuffix(b"\n")) != header.fingerprint:
             raise ValueError("it was changed after it was written")
         records = [_record(line) for line in body.split(b"\n")[:-1]]
@@ -166,7 +165,7 @@ def read_commits(path: Path, chunks: Iterable[int] | None = None) -> tuple[dict[
 
 def _record(line: bytes) -> Record:
     """Raises one of UNREADABLE."""
-    return msgspec.convert(parse_json(line), Record)
+    return check(parse_json(line), Record)
 
 
 def ranges(numbers: Iterable[int]) -> list[list[int]]:

@@ -11,19 +11,27 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from stores.documents import UNREADABLE, Entries, brief, entries_problem, parse_json, whole
+from stores.documents import UNREADABLE, brief, check, parse_json
 from stores.errors import EDDPError, StoreError
 from stores.io import write_atomically
 from stores.paths import is_remote
 
 FORMAT = 1
 _ZEROS = b"0" * 64
+
+
+class _Common(Struct):
+    """What every header has."""
+
+    format: Annotated[int, Meta(ge=1, le=2**31)]
+    digest: str | None = None
 
 
 def write_tensors(path: Path, key: str, tensors: Mapping[str, np.ndarray], header: dict[str, Any]) -> None:
@@ -33,25 +41,22 @@ def write_tensors(path: Path, key: str, tensors: Mapping[str, np.ndarray], heade
     write_atomically(path, data.replace(_ZEROS, _digest(data), 1))
 
 
-def read_tensors(path: Path, key: str, entries: Entries) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors and the header of a file, within ``reading``; ``entries`` of the header are validated.
+def read_tensors(path: Path, key: str, kind: Any = dict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors and the header of a file, within ``reading``; the header is validated as ``kind``.
 
     Raises StoreError for a newer format.
     """
     data = _bytes(path)
     tensors = load(data)
     header = parse_json(_metadata(data).get(key, "{}"))
-    if isinstance(header, dict) and whole(header.get("format"), FORMAT + 1, 2**31):
-        raise StoreError(f"'{path}' has format {header['format']}; this eddp reads up to {FORMAT}. Update eddp.")
-    if problem := entries_problem(header, {"format": (lambda v: whole(v, 1, FORMAT), "a whole number from 1 on")}):
-        raise ValueError(problem)
+    if (version := check(header, _Common).format) > FORMAT:
+        raise StoreError(f"'{path}' has format {version}; this eddp reads up to {FORMAT}. Update eddp.")
     digest = header.pop("digest", None)
-    if not isinstance(digest, str):
+    if digest is None:
         raise ValueError("it has no digest: an older eddp wrote it")
     if _digest(data.replace(digest.encode(), _ZEROS, 1)) != digest.encode():
         raise ValueError("its bytes do not match its digest")
-    if problem := entries_problem(header, entries):
-        raise ValueError(problem)
+    check(header, kind)
     return {name: value.copy() for name, value in tensors.items()}, header  # a copy: it may be written to
 
 

@@ -15,27 +15,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta, Struct
 from torch import nn
 
 from evaluate.correct.wrapped import Corrected, hooked_layer
-from stores.documents import MOST_PER_IMAGE, finite, is_text, whole
+from stores.documents import MOST_NUMBER, MOST_PER_IMAGE, Number, Text
 from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
 from stores.format import check_name
 from stores.tensors import read_tensors, reading, write_tensors
 
-ENTRIES = {
-    "strength": (lambda v: finite(v, 0), "a number from 0 on"),
-    "shift": (finite, "a number"),
-    "rectify": (lambda v: isinstance(v, bool), "true or false"),
-    "layer": (is_text, "a text"),
-    "layout": (is_text, "a text"),
-    "prefix": (lambda v: whole(v, 0, MOST_PER_IMAGE), "a whole number from 0 on"),
-    "info": (lambda v: isinstance(v, dict), "an object"),
-}
+
+class Header(Struct, frozen=True):
+    """The entries of a file's header."""
+
+    strength: Annotated[float, Meta(ge=0, le=MOST_NUMBER)]
+    shift: Number
+    rectify: bool
+    layer: Text
+    layout: Text
+    prefix: Annotated[int, Meta(ge=0, le=MOST_PER_IMAGE)]
+    info: dict[str, Any]
 
 
 class CorrectionError(StoreError):
@@ -141,7 +144,7 @@ class Correction:
         if not path.is_file():
             raise MissingPathError(f"There is no correction file at '{path}'. Make one with: eddp correct")
         with reading(path, "correction file", "Make it again.", CorrectionError):
-            stored, header = read_tensors(path, "eddp_correction", ENTRIES)
+            stored, header = read_tensors(path, "eddp_correction", Header)
             tensors = {name: value.astype(np.float32) for name, value in stored.items()}
             check_name(header["layer"])
             return cls(

@@ -145,7 +145,7 @@ def _check_tensors(path: Path) -> None:
     ):
         key = key_of(path)
         if key not in ("eddp", "eddp_correction"):  # these two are read as what they are
-            read_tensors(path, key, {})
+            read_tensors(path, key)
     if key == "eddp":
         Directions.load(path)
     elif key == "eddp_correction":
