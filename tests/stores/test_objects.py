@@ -17,7 +17,7 @@ from object_places import URL, Asked, X
 from tiny import contents, fill, open_writer, write_store
 
 from stores import objects
-from stores.attachments import read_cache, write_attachment, write_cache
+from stores.attachments import write_attachment
 from stores.errors import (
     CorruptStoreError,
     MissingPathError,
@@ -183,24 +183,6 @@ def test_chosen_rows_cost_their_bytes(remote: Path, asked: Asked) -> None:
     assert requests["get"] == 1
 
 
-def test_a_store_that_is_written_anew_is_noticed(remote: Path) -> None:
-    write_store(remote, X)
-    lazily = ActivationStore.open(URL).dask("a")
-    write_store(remote, {"a": X["a"] + 1}, overwrite=True)
-    with pytest.raises(CorruptStoreError, match="was replaced"):
-        lazily[:1].compute(scheduler="synchronous")
-
-
-@pytest.mark.parametrize("compress", ["none", "zstd"])
-def test_a_changed_object_is_found_when_it_is_fetched(remote: Path, compress: str) -> None:
-    write_store(remote, X, compress=compress)
-    file = remote / "layers/a/activations/c.2.0.0"
-    data = file.read_bytes()
-    objects.put({file: data[:-1] + bytes([data[-1] ^ 1])})
-    with pytest.raises(CorruptStoreError, match="Chunk 2 of 'layers/a/activations' .* was changed after"):
-        list(LayerReader(URL).blocks())
-
-
 def test_damaged_truncated_and_gone(remote: Path) -> None:
     write_store(remote, X)
     whole = below(remote)
@@ -225,9 +207,8 @@ def test_damaged_truncated_and_gone(remote: Path) -> None:
     assert ActivationStore.examine(URL).verify() == []
     reader = LayerReader(URL)
     objects.put({remote / chunk: whole[chunk][:100]})
-    for read in (lambda: reader.rows([4 * 256 + 50]), lambda: reader.images([5]), lambda: list(reader.blocks())):
-        with pytest.raises(CorruptStoreError):
-            read()
+    with pytest.raises(CorruptStoreError):
+        list(reader.blocks())
     objects.remove([remote / chunk])
     for read in (lambda: reader.rows([4 * 256 + 50]), lambda: reader.images([5]), lambda: list(reader.blocks())):
         with pytest.raises(CorruptStoreError, match="Chunk 1 of"):
@@ -344,20 +325,4 @@ def test_an_object_that_arrives_cut_short_is_no_chunk(remote: Path, monkeypatch:
     assert writer.committed() == {}
     fill(writer, X)
     writer.seal()
-    assert ActivationStore.open(URL).verify() == []
-
-
-def test_attachments(remote: Path) -> None:
-    write_store(remote, X)
-    file = ActivationStore.open(URL).attachments()[0]
-    write_cache(file, {"v": 1}, {"x": np.arange(5.0)}, {"n": 2})
-    assert read_cache(file, {"v": 2}) is None
-    assert read_cache(file, {"v": 1})[0]["x"].tolist() == [0, 1, 2, 3, 4]  # type: ignore[index]
-    write_cache(file, {"v": 1}, {"x": np.arange(3.0)}, {})
-    assert read_cache(file, {"v": 1})[0]["x"].tolist() == [0, 1, 2]  # type: ignore[index]
-    objects.put({file: file.read_bytes()[:-1]})
-    assert read_cache(file, {"v": 1}) is None
-    assert any("is damaged" in problem for problem in ActivationStore.open(URL).verify())
-    objects.remove([file])
-    assert read_cache(file, {"v": 1}) is None
     assert ActivationStore.open(URL).verify() == []

@@ -55,12 +55,6 @@ def test_the_prefix_counts_only_when_asked_for(tiny_store: Make) -> None:
         np.testing.assert_allclose(statistics(LayerReader(path, prefix=prefix)).mean, exact(part)[0], rtol=1e-5)
 
 
-def test_one_row_has_no_spread(tiny_store: Make) -> None:
-    found = compute(LayerReader(tiny_store({"a": np.full((1, 1, 3), 5, np.float32)})))
-    assert found.mean.tolist() == [5, 5, 5]
-    assert not found.covariance.any()
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 5, 19])
 def test_the_first_bad_image_is_named(tiny_store: Make, bad: float, at: int) -> None:

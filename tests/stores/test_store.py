@@ -92,17 +92,6 @@ def test_a_layer_by_name(tiny_store: Make) -> None:
         two.layer("c")
 
 
-def test_the_head(tiny_store: Make) -> None:
-    weight, bias = noise(4, 3, 2)[0], np.array([1, 2, 3], np.float32)
-    path = tiny_store({"a": noise(4), "b": noise(4)}, heads={"a": (weight, bias)})
-    store = ActivationStore.open(path)
-    found = store.affine_head("a")
-    assert found is not None
-    assert np.array_equal(found[0], weight)
-    assert np.array_equal(found[1], bias)
-    assert store.affine_head("b") is None
-
-
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
 def test_a_damaged_head_is_refused(tiny_store: Make, harm: str) -> None:
     path = tiny_store({"a": noise(4)}, heads={"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))})
