@@ -180,7 +180,7 @@ def _validation(folder: Path, kit: _Kit | None) -> tuple[dict[int, str], str] | 
     if path is None:
         return None
     form = "ILSVRC2012_val_NUMBER,WNID BOX"
-    pairs = read_pairs(path, r"ILSVRC2012_val_(\d{8}),(n\d{8})(?: .*)?", form, header="ImageId,PredictionString")
+    pairs = read_pairs(path, r"ILSVRC2012_val_(\d{8}),(n\d{8})(?: [^,]*)?", form, header="ImageId,PredictionString")
     return {int(image): wnid for image, (wnid, _) in pairs.items()}, str(path)
 
 
