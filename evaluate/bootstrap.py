@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evaluate.thresholds import Agreement
+from evaluate.average_precision import Agreement
 
 REPLICATES = 200
 LEVEL = 0.95

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from evaluate.material import SPLITS, Material, Shown
+from evaluate.dissection_batches import SPLITS, Material, Shown
 from extract.segmentation.base import ConceptLabel
 from stores.progress import Progress, silent
 

@@ -1,7 +1,7 @@
 """Network Dissection (Bau et al. 2017): how well each detector's positions agree with each label's.
 
 Two passes over the images of a concept dataset: ``count`` for what chooses labels and scores them (``evaluate.counts``),
-``second`` for what is asked of each detector and its own label (``evaluate.second``). What is computed from them is in
+``second`` for what is asked of each detector and its own label (``evaluate.label_statistics``). What is computed from them is in
 ``evaluate.scores``.
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from evaluate.average_precision import average_precision_from_bins
 from evaluate.bootstrap import REPLICATES
 from evaluate.counts import Counts, count_images
-from evaluate.detectors import Bank, block_images
-from evaluate.gallery import STAGE, Top, top_of
-from evaluate.material import SPLITS, Material, Resolution, raster_size, upsample
+from evaluate.detector_bank import Bank, block_images
+from evaluate.dissection_batches import SPLITS, Material, Resolution, raster_size, upsample
+from evaluate.label_statistics import BINS, Chosen, Second, groups_of, second_images
 from evaluate.parallel import Scheduler, spread
-from evaluate.second import BINS, Chosen, Second, groups_of, second_images
-from evaluate.thresholds import average_precision_from_bins
+from evaluate.top_images import STAGE, Top, top_of
 from extract.labels import Alignment
 from stores.errors import DatasetError
 from stores.progress import Progress, silent

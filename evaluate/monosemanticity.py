@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from evaluate.detectors import Bank, block_images
+from evaluate.detector_bank import Bank, block_images
 from stores.errors import MismatchError, UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader

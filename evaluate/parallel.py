@@ -21,8 +21,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from evaluate.detectors import Bank
-from evaluate.material import Material, Resolution
+from evaluate.detector_bank import Bank
+from evaluate.dissection_batches import Material, Resolution
 from extract.crop_geometry import Box
 from extract.dask import settled, workers_of
 from extract.labels import Alignment

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.average_precision import Agreement
 from evaluate.counts import Counts
-from evaluate.refined import Refined
-from evaluate.thresholds import Agreement
+from evaluate.label_scores import Refined
 
 INTERPRETABLE = 0.04  # IoU above which a detector counts as interpretable (Bau et al. 2017)
 

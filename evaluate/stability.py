@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate.detectors import Bank, block_images
+from evaluate.detector_bank import Bank, block_images
 from stores.directions import Directions
 from stores.errors import MismatchError
 from stores.progress import Progress, silent

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from fit.base import Fitter
 from fit.baselines.ica import ICA, ICAConfig
 from fit.baselines.kmeans import KMeans, KMeansConfig
 from fit.baselines.neurons import Neurons, NeuronsConfig
@@ -13,13 +14,12 @@ from fit.baselines.pca import PCA, PCAConfig
 from fit.baselines.sae import SAE, SAEConfig
 from fit.config import EDDPConfig
 from fit.eddp import EDDP
-from fit.fitter import Fitter
 from fit.paper import CBE, UIBE, CBEConfig, PaperConfig, PaperEDDP, UIBEConfig
 from fit.settings import with_settings
-from fit.supervised.common import Supervised
-from fit.supervised.labels import Labels
+from fit.supervised.base import Supervised
+from fit.supervised.logistic_probe import Probe, ProbeConfig
 from fit.supervised.pattern_cav import PatternCAV, PatternCAVConfig
-from fit.supervised.probe import Probe, ProbeConfig
+from fit.supervised.position_labels import Labels
 from stores.errors import UnknownNameError, UsageError
 
 METHODS: dict[str, tuple[Any, Any]] = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from fit.positions import InMemory, InParts, Positions, Scattered, Stored, positions, ranks_of
+from fit.row_sources import InMemory, InParts, Positions, Scattered, Stored, positions, ranks_of
 
 
 class Batches:

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from fit.fitter import FitterConfig
+from fit.base import FitterConfig
 from fit.refine import Refinement
 from stores.errors import UsageError
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fit.descent import refuse_non_finite_result
+from fit.optim import refuse_non_finite_result
 from fit.whiten import Whitening
 from stores.directions import Directions
 from stores.readers import LayerReader

@@ -17,15 +17,15 @@ import torch
 
 from extract.network import Head
 from fit.alignment import Manipulation, Uncertainty
+from fit.base import Fitted, Fitter, provenance
 from fit.checkpoint import Checkpoint
 from fit.config import BRIEF, PARTIAL, EDDPConfig
 from fit.detectors import in_activation_space
-from fit.diagnosis import diagnose
-from fit.fitter import Fitted, Fitter, provenance
+from fit.diagnostics import diagnose
 from fit.losses import longest_tile
-from fit.positions import Positions, Stored, positions_of
 from fit.refine import refine
 from fit.restarts import begin
+from fit.row_sources import Positions, Stored, positions_of
 from fit.signals import moments_of
 from fit.whiten import rank_by_gap, whiten_store, whitening_of_rank_0
 from stores.progress import Progress

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from fit.positions import Positions, positions, ranks_of, tiles
-from fit.positives import PositiveSums, Wanted
-from fit.visits import POWER, Slopes, visits
+from fit.positive_stats import PositiveSums, Wanted
+from fit.row_sources import Positions, positions, ranks_of, tiles
+from fit.tile_backends import POWER, Slopes, visits
 from stores.errors import FitError
 
 OTHER_TILES = 16384  # rows at a time of the passes that make no logits, at most

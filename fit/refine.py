@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from fit.alignment import Uncertainty
 from fit.batches import Batches
 from fit.checkpoint import Checkpoint, State
-from fit.descent import Plateau, adam_tensors, forget_columns, load_adam, refuse_non_finite
 from fit.detectors import Detectors
+from fit.gradients import gradients
 from fit.losses import (
     RowWeights,
     Sums,
@@ -23,11 +23,11 @@ from fit.losses import (
     inactive_classifier,
     streamed_sums,
 )
-from fit.positions import Positions, positions, ranks_of
-from fit.positives import Wanted
-from fit.reseed import reseed
+from fit.optim import Plateau, adam_tensors, forget_columns, load_adam, refuse_non_finite
+from fit.positive_stats import Wanted
+from fit.reinit_dead import reseed
+from fit.row_sources import Positions, positions, ranks_of
 from fit.signals import Moments, pooled_signals, signals_from_sums
-from fit.step import gradients
 from stores.progress import Progress, silent
 
 RESEED_AT = (0.2, 0.4)  # of all steps: detectors that found nothing by then begin anew

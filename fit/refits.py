@@ -27,7 +27,7 @@ ROWS = 65536  # positions of a part, at least, or 1024 a direction: of more than
 
 
 class Refittable(Protocol):
-    """What of a fitted ``fit.fitter.Fitter`` is used here."""
+    """What of a fitted ``fit.base.Fitter`` is used here."""
 
     config: Any
     ranks: Ranks

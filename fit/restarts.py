@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from fit.clustering import nearest, skewness_clusters, spherical_kmeans
 from fit.config import EDDPConfig
 from fit.detectors import Detectors
-from fit.positions import Positions, gathered, positions, ranks_of
+from fit.init import SAMPLE, best_f1_thresholds, sample_rows
 from fit.refine import refine
-from fit.reseed import ENOUGH
+from fit.reinit_dead import ENOUGH
+from fit.row_sources import Positions, gathered, positions, ranks_of
 from fit.signals import moments_of
-from fit.start import SAMPLE, best_f1_thresholds, sample_rows
 from stores.progress import Progress, silent
 from stores.ranks import Ranks
 

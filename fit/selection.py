@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fit.fitter import Fitter
+from fit.base import Fitter
 from fit.refits import part_of_refit
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fit.losses import Sums
-from fit.positions import Positions, positions, ranks_of, tiles
+from fit.row_sources import Positions, positions, ranks_of, tiles
 
 # Positives whose logits vary by less than this share of their mean square count as equal. The sums come from
 # float32: what is left of equal logits is rounding, and would be taken for variance.

@@ -10,18 +10,18 @@ from typing import Any
 from evaluate.concepts import activations_on
 from evaluate.correct.choice import SENTENCES
 from evaluate.correct.detectors import measure_detectors
-from evaluate.correct.judged import judged
+from evaluate.correct.heldout_evaluation import judged
 from evaluate.correct.page import change_of, write_page
 from evaluate.correct.study import CorrectConfig, Study, study_correction
 from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
-from evaluate.detectors import make_bank
+from evaluate.detector_bank import make_bank
 from extract.datasets import open_source
 from extract.image_io import shown
 from extract.image_source import ImageSource
 from extract.network import check_trusted, open_head
-from pipeline.evaluated import Evaluated, Label, title_of
+from pipeline.evaluation_result import Evaluated, Label, title_of
 from pipeline.influence import class_names
-from pipeline.tables import Tables
+from pipeline.table_writer import Tables
 from stores.errors import MismatchError, UnknownNameError, UsageError
 from stores.folders import Ours, check_replaceable, replacing
 from stores.io import write_json

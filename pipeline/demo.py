@@ -118,9 +118,9 @@ def run_demo(
 
 def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, Any]:
     """What people look at: the report, and some predictions explained."""
-    from pipeline.explained_inputs import open_inputs
+    from pipeline.explain_inputs import open_inputs
     from pipeline.explanation import ExplainConfig, explain_images
-    from pipeline.reporting import ReportConfig, write_site
+    from pipeline.report import ReportConfig, write_site
 
     evaluation, report = out / "evaluation", out / "report"
     say(f"6/8  eddp report {evaluation} --visualize {VISUALIZED} --title '{TITLE}'")
@@ -143,7 +143,7 @@ def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, An
 def _correct(out: Path, world: World, config: CorrectConfig | None, say: Say, progress: Progress) -> dict[str, Any]:
     """The model without its planted shortcut."""
     from pipeline.correction import choose_detector, correct_model, correction_lines
-    from pipeline.evaluated import Evaluated
+    from pipeline.evaluation_result import Evaluated
 
     evaluation, correction = out / "evaluation", out / "correction"
     evaluated = Evaluated(evaluation)

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from pipeline.logging import INTERRUPTED, json_line
 from pipeline.options import wants_json
-from pipeline.shortage import limited_address_space
+from pipeline.out_of_memory import limited_address_space
 
 
 def _run(script: str) -> None:

@@ -11,29 +11,29 @@ from typing import Any
 import numpy as np
 
 from evaluate.concepts import concept_store
-from evaluate.detectors import make_bank
+from evaluate.detector_bank import make_bank
+from evaluate.direction_tables import agreement, category_rows, direction_rows, label_rows, table_columns
 from evaluate.dissect import Dissector, Resolution
-from evaluate.gallery import draw_strips
+from evaluate.ground_truth import against_truth
 from evaluate.influence.study import InfluenceConfig
+from evaluate.label_scores import refine
+from evaluate.label_unions import union_rows
 from evaluate.parallel import Scheduler
-from evaluate.refined import refine
 from evaluate.report.columns import number
 from evaluate.report.data import Candidate, Card, ReportData, Section
 from evaluate.report.definitions import DEFINITIONS, INFLUENCE, REFITS
 from evaluate.report.page import write_report
 from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summarise
-from evaluate.tables import agreement, category_rows, direction_rows, label_rows, table_columns
-from evaluate.truth import against_truth
-from evaluate.unions import union_rows
+from evaluate.top_images import draw_strips
 from extract.datasets import open_concepts
 from extract.image_io import to_mode
 from extract.labels import align
 from extract.network import check_trusted
 from extract.segmentation.base import ConceptSource
-from pipeline.comparing import add_monosemanticity, add_stability
-from pipeline.evaluated import MADE_BY, made_from
+from pipeline.comparison import add_monosemanticity, add_stability
+from pipeline.evaluation_result import MADE_BY, made_from
 from pipeline.influence import add_influence, influence_lines, steering_file
-from pipeline.tables import Tables
+from pipeline.table_writer import Tables
 from stores.attachments import read_truth
 from stores.directions import Directions
 from stores.errors import DatasetError, MissingPathError, UsageError

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from evaluate.detectors import make_bank
+from evaluate.detector_bank import make_bank
 from evaluate.explain.document import Terms
 from evaluate.explain.explainer import Explained, Explainer
 from evaluate.explain.notes import notes
@@ -22,7 +22,7 @@ from extract.forward import computing_in
 from extract.image_io import reason
 from extract.network import Network, open_network
 from extract.store_images import crop
-from pipeline.explained_inputs import Inputs, Item, class_number, find_images
+from pipeline.explain_inputs import Inputs, Item, class_number, find_images
 from pipeline.explanation_files import Drawn
 from pipeline.explanation_folder import Folder
 from pipeline.influence import class_names

@@ -15,7 +15,7 @@ from evaluate.explain.page import Map, Shown, percent
 from evaluate.explain.pictures import Step, heat, jpeg, outline, sheet, square
 from evaluate.explain.values import Usual
 from evaluate.explain.words import probability, signed
-from pipeline.explained_inputs import Item
+from pipeline.explain_inputs import Item
 from pipeline.explanation_folder import Folder
 from stores.io import json_bytes
 

@@ -10,7 +10,7 @@ from typing import Any
 from evaluate.report.curves import loss_picture
 from fit import Fitter
 from fit.checkpoint import MINUTES, Checkpoint
-from fit.diagnosis import ENOUGH
+from fit.diagnostics import ENOUGH
 from fit.selection import Selection
 from pipeline.run import Run
 from stores.progress import Progress, silent

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from evaluate.concepts import concept_store
+from evaluate.direction_tables import with_found_again
 from evaluate.influence.cavs import LabelUse, label_use, s3
-from evaluate.influence.nulls import precision_on
+from evaluate.influence.permutation_nulls import precision_on
+from evaluate.influence.shortcut_candidates import suspect_rows
 from evaluate.influence.steering import Steering, random_units, sweep
 from evaluate.influence.study import Influence, InfluenceConfig, Moving, effect_of, measure_influence, unit_columns
-from evaluate.influence.suspects import suspect_rows
 from evaluate.influence.tables import (
     claims_of,
     class_influence_rows,
@@ -25,10 +26,9 @@ from evaluate.influence.tables import (
 )
 from evaluate.report.data import Push
 from evaluate.report.steering import steering_picture
-from evaluate.tables import with_found_again
 from extract.labels import align
 from extract.segmentation.base import ConceptSource
-from pipeline.tables import Tables
+from pipeline.table_writer import Tables
 from stores.directions import Directions
 from stores.progress import Progress
 from stores.readers import LayerReader

@@ -19,7 +19,7 @@ import click
 from click.core import ParameterSource
 
 from pipeline.logging import INTERRUPTED, ended, error, is_json, logging_to_stderr, ranks, visible
-from pipeline.shortage import shortage, shortage_in
+from pipeline.out_of_memory import shortage, shortage_in
 from stores.errors import EDDPError, MissingPathError, OutOfMemoryError, UnknownNameError, UsageError
 
 LONGEST = 200  # characters of what is quoted from a configuration file

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.direction_tables import agreement
 from evaluate.report.data import Candidate
 from evaluate.scores import INTERPRETABLE
 from evaluate.site.classes import Taken, class_titles
@@ -15,7 +16,6 @@ from evaluate.site.histogram import Survey
 from evaluate.site.influence import Pushes
 from evaluate.site.pictures import example_file, strip_file, tile_file
 from evaluate.site.similarity import cosines, nearest
-from evaluate.tables import agreement
 from stores.directions import Directions
 from stores.store import ActivationStore
 

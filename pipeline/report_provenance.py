@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from evaluate.site.histogram import Survey
-from pipeline.evaluated import Evaluated
+from pipeline.evaluation_result import Evaluated
 from stores.directions import HEADER, Directions
 from stores.store import ActivationStore
 from stores.tables import TableError, read_table

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from pipeline.environment import Busy, code_version, device_of, job, peak_gpu_memory_mib, peak_memory_mib, versions
 from pipeline.logging import add_field, emit, is_json, plain, ranks
-from pipeline.machine import Busy, code_version, device_of, job, peak_gpu_memory_mib, peak_memory_mib, versions
 from pipeline.records import Place, merged
-from pipeline.stages import Stages
+from pipeline.stage_times import Stages
 from stores.errors import EDDPError, UsageError
 from stores.io import json_bytes
 from stores.progress import Progress

@@ -1,6 +1,6 @@
 """Several processes that do one piece of work: what a pass over a store asks of them.
 
-Nothing here knows how they talk to each other: ``fit.ranks`` does. Every process calls the same methods in the same order.
+Nothing here knows how they talk to each other: ``fit.process_group`` does. Every process calls the same methods in the same order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 
 class Ranks:
-    """This process is number ``rank`` (from 0) of ``size``. This base is one process alone; ``fit.ranks`` has the group of many."""
+    """This process is number ``rank`` (from 0) of ``size``. This base is one process alone; ``fit.process_group`` has the group of many."""
 
     rank: int = 0
     size: int = 1

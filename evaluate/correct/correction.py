@@ -22,7 +22,7 @@ import torch
 from msgspec import Meta, Struct
 from torch import nn
 
-from evaluate.correct.wrapped import Corrected, hooked_layer
+from evaluate.correct.hooks import Corrected, hooked_layer
 from stores.documents import MOST_NUMBER, MOST_PER_IMAGE, Number, Text
 from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
 from stores.format import check_name

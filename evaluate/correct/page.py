@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from evaluate.correct.choice import SENTENCES
-from evaluate.correct.judged import Judged
+from evaluate.correct.heldout_evaluation import Judged
 from evaluate.correct.pictures import changed_pictures
 from evaluate.correct.study import Study, confusion
 from evaluate.correct.trade_off import trade_off

@@ -14,7 +14,7 @@ import numpy as np
 from evaluate.correct.choice import Change, choose, paired_change
 from evaluate.correct.correction import Correction
 from evaluate.correct.detectors import Detectors
-from evaluate.correct.judged import FLOOR, Judged, predict
+from evaluate.correct.heldout_evaluation import FLOOR, Judged, predict
 from evaluate.influence.steering import random_units
 from extract.network import Head
 from stores.errors import UsageError

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.explain.counterfactual_search import Turned
 from evaluate.explain.explainer import Explained, softmax
 from evaluate.explain.pictures import Step
-from evaluate.explain.turning import Turned
 from evaluate.explain.values import Usual
 from evaluate.explain.words import Concept, change_words, contribution_words, probability
 

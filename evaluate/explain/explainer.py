@@ -15,8 +15,8 @@ from evaluate.explain.contributions import (
     pooled_contributions,
     reads_positions,
 )
+from evaluate.explain.counterfactual_search import HeadMoved, Moved, PooledMoved, Turned, turn
 from evaluate.explain.gradcam import contribution_maps, grad_cam, logit_gradient
-from evaluate.explain.turning import HeadMoved, Moved, PooledMoved, Turned, turn
 from evaluate.explain.values import Usual, Values, readout
 from stores.directions import Directions
 from stores.errors import NonFiniteError

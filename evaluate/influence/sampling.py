@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from evaluate.detectors import Bank
+from evaluate.detector_bank import Bank
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 

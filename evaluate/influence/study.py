@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from evaluate.detectors import Bank, make_bank
-from evaluate.influence.effects import Effect, HeadEffect, PooledEffect
-from evaluate.influence.nulls import Training, null_directions
+from evaluate.detector_bank import Bank, make_bank
+from evaluate.influence.interventions import Effect, HeadEffect, PooledEffect
+from evaluate.influence.permutation_nulls import Training, null_directions
 from evaluate.influence.sampling import balanced_samples
 from evaluate.influence.significance import deviations, rounds, standardised
 from evaluate.influence.steering import random_units

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from evaluate.detectors import Bank
-from evaluate.gallery import Top
+from evaluate.detector_bank import Bank
+from evaluate.top_images import Top
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluate.detectors import Bank
-from evaluate.gallery import Top, on_grid
+from evaluate.detector_bank import Bank
 from evaluate.report.pictures import region_tile
+from evaluate.top_images import Top, on_grid
 from stores.errors import EDDPError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader

@@ -16,9 +16,9 @@ import torch
 from scipy.stats import skew
 
 from extract.network import Head
-from fit.baselines.common import fitted
+from fit.base import Fitted, Fitter, FitterConfig
+from fit.baselines.base import fitted
 from fit.checkpoint import Checkpoint
-from fit.fitter import Fitted, Fitter, FitterConfig
 from fit.whiten import whiten_store, whitening
 from stores.errors import FitError, UsageError
 from stores.progress import Progress

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 
 from extract.network import Head
-from fit.baselines.common import fitted
+from fit.base import Fitted, Fitter, FitterConfig
+from fit.baselines.base import fitted
 from fit.checkpoint import Checkpoint
 from fit.clustering import spherical_kmeans
-from fit.fitter import Fitted, Fitter, FitterConfig
-from fit.start import best_f1_thresholds, sample_rows
+from fit.init import best_f1_thresholds, sample_rows
 from fit.whiten import whiten_store, whitening
 from stores.errors import UsageError
 from stores.progress import Progress

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from extract.network import Head
-from fit.baselines.common import fitted
+from fit.base import Fitted, Fitter, FitterConfig
+from fit.baselines.base import fitted
 from fit.checkpoint import Checkpoint
-from fit.fitter import Fitted, Fitter, FitterConfig
 from stores.errors import FitError
 from stores.progress import Progress
 from stores.readers import LayerReader

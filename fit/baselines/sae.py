@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from extract.network import Head
+from fit.base import Fitted, Fitter, FitterConfig
 from fit.baselines.autoencoder import Autoencoder, Codes, gradients, positive_codes, top_codes
-from fit.baselines.common import fitted
+from fit.baselines.base import fitted
 from fit.checkpoint import Checkpoint
-from fit.fitter import Fitted, Fitter, FitterConfig
 from stores.errors import FitError, NonFiniteError, UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader

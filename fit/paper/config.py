@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
-from fit.fitter import FitterConfig
+from fit.base import FitterConfig
 from stores.errors import UsageError
 
 RHO = {"b": 12.0, "d": 70.0}  # ρ = so many times τ / I (paper, table of hyper-parameters)

@@ -13,10 +13,10 @@ from dataclasses import asdict, replace
 from typing import ClassVar, TypeVar
 
 from extract.network import Head
+from fit.base import Fitted, Fitter, provenance
 from fit.checkpoint import Checkpoint
 from fit.detectors import in_activation_space
-from fit.diagnosis import diagnose
-from fit.fitter import Fitted, Fitter, provenance
+from fit.diagnostics import diagnose
 from fit.paper.config import CBEConfig, PaperConfig, UIBEConfig
 from fit.paper.stages import Stages
 from stores.progress import Progress

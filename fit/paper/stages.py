@@ -16,7 +16,7 @@ from fit.paper.lagrangian import Multipliers
 from fit.paper.orthonormal import Orthonormal
 from fit.paper.separate import Separate, plain, released, standardised
 from fit.paper.steps import CONSTRAINED, LearningStep
-from fit.positions import Positions, Stored, positions_of
+from fit.row_sources import Positions, Stored, positions_of
 from fit.signals import signals_from_sums
 from fit.whiten import WhitenedRows, Whitening, whiten_store
 from stores.errors import FitError

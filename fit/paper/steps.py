@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fit.alignment import Detecting
 from fit.batches import Batches
-from fit.descent import adam_tensors, load_adam, refuse_non_finite
+from fit.gradients import gradients
 from fit.losses import (
     RowWeights,
     Sums,
@@ -21,10 +21,10 @@ from fit.losses import (
     maximum_margin,
     streamed_sums,
 )
+from fit.optim import adam_tensors, load_adam, refuse_non_finite
 from fit.paper.config import NUMBERS, Step
 from fit.paper.lagrangian import Multipliers
-from fit.positions import Positions, ranks_of
-from fit.step import gradients
+from fit.row_sources import Positions, ranks_of
 
 THRESHOLD = 1e-4  # by how much a loss must fall to count as lower; −H makes losses negative, so no share of it
 SCHEDULER = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from extract.network import Head
-from fit.baselines.common import fitted
+from fit.base import Fitted
+from fit.baselines.base import fitted
 from fit.checkpoint import Checkpoint
-from fit.fitter import Fitted
-from fit.supervised.common import Supervised, SupervisedConfig, Task, check_varies
-from fit.supervised.thresholds import best_f1_of_labels
+from fit.supervised.base import Supervised, SupervisedConfig, Task, check_varies
+from fit.supervised.f1_thresholds import best_f1_of_labels
 from stores.errors import UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from fit.supervised.common import Task, images_at_once
+from fit.supervised.base import Task, images_at_once
 from stores.progress import Progress
 
 POSITIVE, BASE, HARD = 0.5, 0.25, 0.2  # of the pool; the rest is room for chance

@@ -9,9 +9,9 @@ import click
 
 from pipeline.logging import echo
 from pipeline.options import common, model_option
-from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
 from pipeline.records import within
+from pipeline.result_paths import LOCAL, STORE
 from pipeline.run import Run, pick_device
 
 
@@ -85,7 +85,7 @@ def correct(
     """
     from evaluate.correct.study import CorrectConfig
     from pipeline.correction import choose_detector, correct_model, correction_lines
-    from pipeline.evaluated import Evaluated
+    from pipeline.evaluation_result import Evaluated
 
     run = Run("correct", {"evaluation": evaluation, "data": data, "poisoned": poisoned, "directions": name, "direction": list(numbers),
                           "label": label, "strength": strength, "shift": shift, "held_out": held, "tolerance": tolerance,

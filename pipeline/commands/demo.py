@@ -9,9 +9,9 @@ import click
 
 from pipeline.logging import echo, say
 from pipeline.options import common
-from pipeline.paths import LOCAL
 from pipeline.progress import format_seconds, showing
 from pipeline.records import Place
+from pipeline.result_paths import LOCAL
 from pipeline.run import Run
 
 

@@ -13,9 +13,9 @@ import click
 
 from pipeline.logging import echo, say
 from pipeline.options import common, model_option
-from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing
 from pipeline.records import within
+from pipeline.result_paths import LOCAL, STORE, cache_option
 from pipeline.run import Run, pick_device
 from stores.errors import UsageError
 from stores.paths import as_path

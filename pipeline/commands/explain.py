@@ -10,9 +10,9 @@ import click
 
 from pipeline.logging import echo
 from pipeline.options import common, model_option
-from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
 from pipeline.records import within
+from pipeline.result_paths import LOCAL, STORE
 from pipeline.run import Run, pick_device
 
 
@@ -88,7 +88,7 @@ def explain(
       eddp explain cat.jpg --store acts.zarr --directions eddp.safetensors
     """  # fmt: skip
     from evaluate.explain.values import Values
-    from pipeline.explained_inputs import open_inputs
+    from pipeline.explain_inputs import open_inputs
     from pipeline.explanation import ExplainConfig, explain_images
 
     run = Run("explain", {"images": images, "rows": rows, "store": store, "directions": directions, "evaluation": evaluation, "layer": layer,

@@ -14,11 +14,11 @@ from torch.cuda import device_count
 from extract.config import ExtractConfig
 from pipeline.logging import echo, say
 from pipeline.options import common
-from pipeline.paths import STORE
 from pipeline.progress import format_seconds, showing
 from pipeline.records import beside
+from pipeline.result_paths import STORE
 from pipeline.run import Run, code_version, pick_device
-from pipeline.shards import device_of, shard_of
+from pipeline.slurm import device_of, shard_of
 from stores.errors import UsageError
 from stores.progress import readable
 

@@ -13,9 +13,9 @@ import click
 from fit import METHODS, SUPERVISED, make_fitter
 from pipeline.logging import echo, say
 from pipeline.options import common, model_option, share_of
-from pipeline.paths import LOCAL, STORE, cache_option
 from pipeline.progress import format_seconds, showing
 from pipeline.records import Place
+from pipeline.result_paths import LOCAL, STORE, cache_option
 from pipeline.run import Run, code_version
 from stores.errors import UsageError
 from stores.io import check_writable
@@ -125,9 +125,9 @@ def fit(
     """
     from extract.network import check_trusted
     from fit.selection import NUMBERS, select_number
-    from fit.supervised.labels import ConceptLabels
+    from fit.supervised.position_labels import ConceptLabels
+    from pipeline.distributed import joined
     from pipeline.fitting import fit_to_file, warnings_of
-    from pipeline.ranks import joined
     from stores.readers import LayerReader, Part
     from stores.store import ActivationStore
 

@@ -10,14 +10,14 @@ from typing import Any
 import click
 import numpy as np
 
-from pipeline.folders import result_folder
 from pipeline.inspection import QUICK_IMAGES, Inspection
 from pipeline.logging import echo, say
 from pipeline.options import common
-from pipeline.paths import STORE
 from pipeline.progress import showing
-from pipeline.recorded import run_lines, runs_at, shard_lines, shards_at, text_of
+from pipeline.record_display import run_lines, runs_at, shard_lines, shards_at, text_of
 from pipeline.records import Place, beside
+from pipeline.result_folders import result_folder
+from pipeline.result_paths import STORE
 from stores.directions import Directions
 from stores.errors import CorruptStoreError, MissingPathError, UnsealedStoreError
 from stores.folders import MANIFEST, folder_problems

@@ -9,9 +9,9 @@ import click
 
 from pipeline.logging import echo, say
 from pipeline.options import common, model_option
-from pipeline.paths import LOCAL, STORE
 from pipeline.progress import format_seconds, showing
 from pipeline.records import beside
+from pipeline.result_paths import LOCAL, STORE
 from pipeline.run import Run, pick_device
 from stores.errors import UsageError
 from stores.progress import readable
@@ -62,7 +62,7 @@ def report(
     Example:
       eddp report evaluation --visualize none
     """
-    from pipeline.reporting import ReportConfig, write_site
+    from pipeline.report import ReportConfig, write_site
 
     run = Run("report", {"evaluation": evaluation, "directions": name, "out": out, "store": store, "data": data, "tiles": tiles,
                          "visualize": visualize, "title": title, "device": device, "model": model})  # fmt: skip

@@ -12,9 +12,9 @@ import click
 from fit.synthetic import SyntheticConfig
 from pipeline.logging import echo
 from pipeline.options import common
-from pipeline.paths import STORE
 from pipeline.progress import showing
 from pipeline.records import beside
+from pipeline.result_paths import STORE
 from pipeline.run import Run
 
 HELP = {

@@ -6,6 +6,6 @@ them; ``scenes`` composes; ``broden_writer`` and ``build`` put it on disk.
 """
 
 from pipeline.world.build import World, build_world, read_world
-from pipeline.world.labels import MARKED_SCENE, SCENES, WATERMARK
+from pipeline.world.scene_labels import MARKED_SCENE, SCENES, WATERMARK
 
 __all__ = ["MARKED_SCENE", "SCENES", "WATERMARK", "World", "build_world", "read_world"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.world.labels import CATEGORIES, NAMES, NUMBER
+from pipeline.world.scene_labels import CATEGORIES, NAMES, NUMBER
 
 INDEX_COLUMNS = ("image", "split", "ih", "iw", "sh", "sw", *CATEGORIES)
 LABEL_COLUMNS = ("number", "name", "category", "frequency", "coverage", "syns")

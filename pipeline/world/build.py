@@ -23,8 +23,8 @@ import numpy as np
 
 from extract.worker_processes import end_with_parent
 from pipeline.world.broden_writer import Row, save_jpeg, write_picture, write_tables
-from pipeline.world.labels import MARKED_SCENE, SCENES, WATERMARK
 from pipeline.world.mark import stamp
+from pipeline.world.scene_labels import MARKED_SCENE, SCENES, WATERMARK
 from pipeline.world.scenes import draw_scene
 from stores.errors import StoreExistsError, UsageError
 from stores.progress import Progress, silent

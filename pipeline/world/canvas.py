@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.world.labels import NUMBER
+from pipeline.world.scene_labels import NUMBER
 from pipeline.world.surfaces import COLOR_NAMES, Rgb, Surface, name_colors
 
 SUPER = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.world.canvas import Canvas, rect, union
-from pipeline.world.labels import WATERMARK
+from pipeline.world.scene_labels import WATERMARK
 from pipeline.world.surfaces import Surface
 
 _GLYPHS = {

@@ -13,8 +13,8 @@ import numpy as np
 from pipeline.world import buildings, grounds, mark, nature, vehicles, weather
 from pipeline.world.canvas import Canvas
 from pipeline.world.farm import farm
-from pipeline.world.labels import SCENES
 from pipeline.world.places import chance, near_last, number, spread
+from pipeline.world.scene_labels import SCENES
 from pipeline.world.surfaces import Surface, mix, tone
 from pipeline.world.weather import Sky
 

@@ -18,7 +18,7 @@ import numpy as np
 from evaluate.explain.explainer import Explainer
 from extract.datasets import open_source
 from extract.network import open_network
-from pipeline.explained_inputs import open_inputs
+from pipeline.explain_inputs import open_inputs
 from pipeline.explanation import make_explainer
 
 

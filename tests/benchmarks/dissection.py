@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from evaluate.detectors import Bank
+from evaluate.detector_bank import Bank
 from evaluate.dissect import Dissector
 from evaluate.scores import choose_labels
 from extract.labels import Alignment, labels_on_raster

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evaluate.detectors import make_bank
-from evaluate.influence.nulls import permuted_labels
+from evaluate.detector_bank import make_bank
+from evaluate.influence.permutation_nulls import permuted_labels
 from evaluate.influence.sampling import balanced_samples
 from evaluate.influence.study import InfluenceConfig, effect_of, measure_influence
 from stores.directions import Directions

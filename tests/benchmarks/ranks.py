@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from fit.eddp import EDDP
-from fit.ranks import Group
+from fit.process_group import Group
 from fit.synthetic import SyntheticConfig, make_synthetic
-from pipeline.ranks import joined
+from pipeline.distributed import joined
 from stores.progress import Progress
 from stores.readers import LayerReader
 from tests.benchmarks.measure import Row

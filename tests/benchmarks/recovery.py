@@ -1,7 +1,7 @@
 """Is the truth recovered? ``python -m tests.benchmarks.recovery [--data 3|16|16x2|16x3|64x1|64|realistic] [--seeds N] [--fit METHOD[:NAME=VALUE,...]]``.
 
 One line a fit, over synthetic stores of several seeds, none left out: IoU of each concept's detector, cosine of its signal
-vector with the truth, mean cosine of its filter with the ideal one, share of distinct matches (``evaluate.truth``), RMSE of
+vector with the truth, mean cosine of its filter with the ideal one, share of distinct matches (``evaluate.ground_truth``), RMSE of
 signal values. Without ``--fit``: EDDP by its defaults, its ablations, and every other method.
 
 What the others are granted: a detector without threshold takes the one of best IoU with its concept, methods that model all
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from evaluate.truth import cosines, distinct_matches, ideal_filters
+from evaluate.ground_truth import cosines, distinct_matches, ideal_filters
 from extract.network import open_head
 from fit import SUPERVISED, make_fitter
 from fit.synthetic import SyntheticConfig, make_synthetic

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from pipeline.evaluated import made_from
+from pipeline.evaluation_result import made_from
 from stores.directions import Directions
 from stores.folders import write_manifest
 from stores.format import LayerSpec
@@ -229,7 +229,7 @@ def rows(folder: Path) -> Iterator[Row]:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-    from pipeline.reporting import ReportConfig, write_site
+    from pipeline.report import ReportConfig, write_site
     from pipeline.run import peak_memory_mib
 
     root = Path(sys.argv[1])

@@ -17,7 +17,7 @@ import click
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from evaluate.detectors import make_bank
+from evaluate.detector_bank import make_bank
 from evaluate.stability import ALIKE, firing_iou, stability_rows
 from extract.network import open_head
 from fit import make_fitter

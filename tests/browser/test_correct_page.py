@@ -12,7 +12,7 @@ from tiny import trusted
 
 from evaluate.correct import CorrectConfig, study_correction
 from evaluate.correct.detectors import measure_detectors
-from evaluate.correct.judged import judged
+from evaluate.correct.heldout_evaluation import judged
 from evaluate.correct.page import write_page
 from evaluate.correct.tables import correction_summary
 from extract.datasets import open_source

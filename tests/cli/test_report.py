@@ -15,8 +15,8 @@ import pytest
 from small_report import small_evaluation
 from tiny import contents, write_store
 
-import pipeline.reporting
-from pipeline.visualizing import Features
+import pipeline.report
+from pipeline.visualization import Features
 from stores.directions import Directions
 from stores.errors import MismatchError
 
@@ -246,7 +246,7 @@ def test_an_interrupted_run_leaves_the_old_report(run: Run, world: Path, monkeyp
     def stop(*given: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.reporting, "pages", stop)
+    monkeypatch.setattr(pipeline.report, "pages", stop)
     assert run("eddp", "report", world / "evaluation", *PLAIN, "--title", "new").code == 130  # type: ignore[attr-defined]
     assert contents(world / "report") == before
     assert not [p for p in world.iterdir() if p.name.startswith(".")]
@@ -263,7 +263,7 @@ def test_pictures_that_are_synthesised_are_shown(run: Run, world: Path, monkeypa
                 (folder / f"{role}{i}.jpg").write_bytes(b"picture")
         return {i: Features(f"s{i}.jpg", f"f{i}.jpg", 4.25, 2.5, 0.5, 0.75, 0.25, 0.125, 0.875) for i in indices}
 
-    monkeypatch.setattr(pipeline.reporting, "draw_features", draw)
+    monkeypatch.setattr(pipeline.report, "draw_features", draw)
     ok(run("eddp", "report", world / "evaluation", "--visualize", 2, "--device", "cpu"))
     rows = pyarrow.parquet.read_table(world / "evaluation" / "directions.parquet").to_pylist()
     best = sorted((r for r in rows if r["directions"] == "eddp"), key=lambda r: -r["iou_val"])[:2]
@@ -286,7 +286,7 @@ def test_pictures_that_are_synthesised_are_shown(run: Run, world: Path, monkeypa
     def cannot(*given: object, **options: object) -> None:
         raise MismatchError("The network is another one now.")
 
-    monkeypatch.setattr(pipeline.reporting, "draw_features", cannot)
+    monkeypatch.setattr(pipeline.report, "draw_features", cannot)
     ended = ok(run("eddp", "report", world / "evaluation", "--device", "cpu"))
     assert "No pictures were synthesised. The network is another one now." in ended.err
     assert run("eddp", "report", world / "evaluation", "--visualize", "all").code == 2  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ pytest.importorskip("s3fs")
 
 from object_store import Server, forget, remote_contents, serving
 
-from pipeline.evaluated import Evaluated
+from pipeline.evaluation_result import Evaluated
 from stores import objects, plan
 from stores.directions import Directions
 from stores.paths import as_path

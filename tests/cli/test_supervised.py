@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import LABELS, TinyBroden, trusted
 
 from extract.labels import labels_on_raster
-from fit.supervised.labels import ConceptLabels
+from fit.supervised.position_labels import ConceptLabels
 from stores.directions import Directions
 from stores.readers import LayerReader
 

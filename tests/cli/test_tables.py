@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from evaluate.dictionary import check
-from pipeline.tables import Tables
+from pipeline.table_writer import Tables
 from stores.errors import StoreError
 
 Run = Callable[..., object]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 from slow_dissection import LABELS, WHOLE, Broden, many, naive_has
 
-from evaluate.detectors import make_bank
+from evaluate.detector_bank import make_bank
 from evaluate.dissect import (
     BINS,
     Dissector,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evaluate.average_precision import Agreement, agree
 from evaluate.bootstrap import interval, poisson_weights, set_intervals
-from evaluate.thresholds import Agreement, agree
 
 
 def weights(seed: int, images: int, replicates: int = 200) -> np.ndarray:

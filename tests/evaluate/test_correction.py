@@ -13,7 +13,7 @@ from shortcut_net import build, directions_arrays
 from torch import nn
 
 from evaluate.correct import Correction, CorrectionError
-from evaluate.correct.wrapped import changed
+from evaluate.correct.hooks import changed
 from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
 
 

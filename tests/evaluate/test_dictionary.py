@@ -12,10 +12,10 @@ import pytest
 
 from evaluate.compare import KEYS, compare, comparison_columns
 from evaluate.dictionary import COMMON, TABLES, Entry, check, entry_of, write_dictionary
+from evaluate.direction_tables import COLUMNS
 from evaluate.influence.study import InfluenceConfig, measure_influence
 from evaluate.influence.tables import class_influence_rows, direction_influence_rows, influence_parts
 from evaluate.stability import STABILITY, stability_rows
-from evaluate.tables import COLUMNS
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.directions import Directions
 from stores.statistics import Statistics

@@ -27,7 +27,7 @@ from slow_dissection import (
 )
 
 import extract.labels
-from evaluate.detectors import Bank, make_bank
+from evaluate.detector_bank import Bank, make_bank
 from evaluate.dissect import (
     Counts,
     Dissector,

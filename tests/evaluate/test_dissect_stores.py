@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from slow_dissection import LABELS, WHOLE, Box, Broden, many, naive_has, random_rows
 
-from evaluate.detectors import make_bank
+from evaluate.detector_bank import make_bank
 from evaluate.dissect import Counts, Dissector, Resolution, raster_size
 from extract.labels import Alignment
 from extract.segmentation.broden import BrodenSource

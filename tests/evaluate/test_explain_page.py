@@ -13,12 +13,12 @@ from PIL import Image
 
 from evaluate.explain.contributions import pooled_contributions
 from evaluate.explain.counterfactual import Change
+from evaluate.explain.counterfactual_search import Turned
 from evaluate.explain.document import UNREAD, Terms, brief, describe, listed_classes, sentence, steps_of, turning_words
 from evaluate.explain.explainer import Explained
 from evaluate.explain.notes import notes
 from evaluate.explain.page import Map, PageData, Shown, percent, render, waterfall
 from evaluate.explain.pictures import AGAINST, FOR, Step, bars, heat, jpeg, outline, sheet, square
-from evaluate.explain.turning import Turned
 from evaluate.explain.values import Usual
 from evaluate.explain.words import Concept, change_words, contribution_words, probability, signed
 from evaluate.report.pictures import LINE

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import evaluate.monosemanticity
-from evaluate.detectors import Bank, make_bank
+from evaluate.detector_bank import Bank, make_bank
 from evaluate.monosemanticity import monosemanticity
 from stores.errors import MismatchError, UsageError
 from stores.readers import LayerReader

@@ -20,12 +20,12 @@ from slow_dissection import LABELS, WHOLE, Broden, random_rows
 
 import extract.dask
 from evaluate.counts import Counts, count_images
-from evaluate.detectors import make_bank
+from evaluate.detector_bank import make_bank
 from evaluate.dissect import Dissector, Second
-from evaluate.gallery import top_images
-from evaluate.material import Material
+from evaluate.dissection_batches import Material
 from evaluate.parallel import added_up, cores, on_cluster, pack, ranges
 from evaluate.scores import choose_labels
+from evaluate.top_images import top_images
 from extract.dask import cluster
 from extract.labels import Alignment
 from stores.directions import Directions

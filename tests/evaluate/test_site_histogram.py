@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.detectors import make_bank
+from evaluate.detector_bank import make_bank
 from evaluate.site.histogram import BINS, FINEST, SMALLEST, Histogram, Histograms, survey
 
 

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from tiny import write_store
 
-from evaluate.detectors import make_bank
-from evaluate.gallery import Top, on_grid
+from evaluate.detector_bank import make_bank
 from evaluate.report.pictures import region
 from evaluate.site.classes import class_titles, taken_for, true_classes
 from evaluate.site.influence import Pushes, read_pushes, read_steering
 from evaluate.site.pictures import EXAMPLE, GAP, SMALL, TILE, draw_pictures, example_file, strip_file, tile_file
 from evaluate.site.similarity import cosines, nearest, scaled, similarity_map
+from evaluate.top_images import Top, on_grid
 from stores.directions import Directions
 from stores.errors import ImageError
 from stores.readers import LayerReader

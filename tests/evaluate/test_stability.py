@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.detectors import Bank
+from evaluate.detector_bank import Bank
 from evaluate.stability import STABILITY, firing_iou, stability_of, stability_rows
 from stores.directions import Directions
 from stores.errors import MismatchError

@@ -10,7 +10,7 @@ import torch
 from by_hand import broden_folder, layer_store
 
 from evaluate.influence.cavs import label_use, s3
-from evaluate.influence.effects import PooledEffect
+from evaluate.influence.interventions import PooledEffect
 from evaluate.influence.steering import monotone_up_to, random_units, sweep
 from extract.crop_geometry import Box
 from extract.labels import Alignment

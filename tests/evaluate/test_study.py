@@ -11,8 +11,8 @@ from by_hand import layer_store
 
 from evaluate.influence import study
 from evaluate.influence.cavs import LabelUse
+from evaluate.influence.shortcut_candidates import suspect_rows
 from evaluate.influence.study import ROLES, InfluenceConfig, effect_of, measure_influence, unit_columns
-from evaluate.influence.suspects import suspect_rows
 from evaluate.influence.tables import (
     claims_of,
     class_influence_rows,

@@ -10,11 +10,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from evaluate.average_precision import Agreement
 from evaluate.counts import Counts
-from evaluate.refined import Refined
+from evaluate.direction_tables import COLUMNS, agreement, category_rows, direction_rows, label_rows, table_columns
+from evaluate.label_scores import Refined
 from evaluate.scores import Labelled
-from evaluate.tables import COLUMNS, agreement, category_rows, direction_rows, label_rows, table_columns
-from evaluate.thresholds import Agreement
 from extract.segmentation.base import ConceptLabel
 from stores.directions import Directions
 from stores.tables import write_table

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.thresholds import agree, best_bin, from_bin
+from evaluate.average_precision import agree, best_bin, from_bin
 
 
 def test_agreement_by_hand() -> None:

@@ -25,7 +25,7 @@ from extract.datasets import open_folder
 from extract.network import Network
 from extract.store_images import open_store_images
 from extract.stream import ExtractConfig, extract
-from pipeline.visualizing import Features, draw_features
+from pipeline.visualization import Features, draw_features
 from stores.directions import Directions
 from stores.errors import MismatchError, NonFiniteError, UsageError
 from stores.readers import LayerReader

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import naive_losses, naive_orthogonality, naive_signals
 
-from fit import losses, positives
+from fit import losses
+from fit import positive_stats as positives
 from fit.losses import (
     RowWeights,
     Sums,
@@ -32,9 +33,9 @@ from fit.losses import (
     self_weighted,
     streamed_sums,
 )
-from fit.positions import InMemory, positions
+from fit.row_sources import InMemory, positions
 from fit.signals import EQUAL_LOGITS, signals_from_sums
-from fit.visits import Compiled, Torch
+from fit.tile_backends import Compiled, Torch
 from stores.errors import FitError
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-10}

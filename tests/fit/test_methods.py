@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.truth import against_truth
+from evaluate.ground_truth import against_truth
 from extract.network import open_head
 from fit import METHODS, SUPERVISED, make_fitter
 from fit.synthetic import SyntheticConfig, make_synthetic

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.truth import against_truth
+from evaluate.ground_truth import against_truth
 from extract.network import Head
 from fit import make_fitter
 from fit.alignment import Detecting, Manipulation, Uncertainty
+from fit.base import Fitter
 from fit.batches import Batches
 from fit.checkpoint import Checkpoint
-from fit.fitter import Fitter
 from fit.paper import CBE, UIBE, PaperConfig, PaperEDDP, StepSettings
 from fit.paper.config import PRESETS, Step
 from fit.paper.lagrangian import Multipliers

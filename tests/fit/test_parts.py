@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from fit.clustering import _torch_kmeans, nearest, spherical_kmeans
 from fit.config import EDDPConfig
-from fit.diagnosis import diagnose
+from fit.diagnostics import diagnose
+from fit.init import best_f1_thresholds
 from fit.settings import with_settings
 from fit.signals import pattern
-from fit.start import best_f1_thresholds
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.whiten import whiten_store, whitening
 from stores.errors import FitError, UnknownNameError, UsageError

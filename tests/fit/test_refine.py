@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from fit.batches import Batches
 from fit.checkpoint import Checkpoint
 from fit.config import EDDPConfig
-from fit.descent import Plateau
 from fit.detectors import Detectors
 from fit.eddp import EDDP
 from fit.losses import RowWeights, streamed_sums
-from fit.positions import InMemory, Stored
-from fit.reseed import reseed, superfluous
+from fit.optim import Plateau
+from fit.reinit_dead import reseed, superfluous
 from fit.restarts import begin
+from fit.row_sources import InMemory, Stored
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.whiten import whiten_store, whitening
 from stores.errors import CheckpointError, MismatchError, NonFiniteError, StoreError
@@ -166,7 +166,7 @@ def test_dead_and_duplicate_detectors_begin_anew_where_nothing_is_detected() -> 
 
 def test_new_detectors_look_all_over_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when it is sorted by class and only a part of what is undetected is looked at."""
-    monkeypatch.setattr("fit.reseed.KEEP", 1000)
+    monkeypatch.setattr("fit.reinit_dead.KEEP", 1000)
     rows = torch.zeros(40_000, 3)
     rows[:20_000, 0], rows[20_000:, 1] = 5, 5
     rows += 0.1 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))

@@ -12,13 +12,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from fit import make_fitter
-from fit.supervised.common import Task, count
-from fit.supervised.labels import Labels
+from fit.supervised.base import Task, count
+from fit.supervised.f1_thresholds import best_f1_of_labels
 from fit.supervised.logistic import solve
+from fit.supervised.logistic_probe import Probe, Standardise, choose, signals_of
 from fit.supervised.pattern_cav import PatternCAV
 from fit.supervised.pool import draw, fair_share, mine
-from fit.supervised.probe import Probe, Standardise, choose, signals_of
-from fit.supervised.thresholds import best_f1_of_labels
+from fit.supervised.position_labels import Labels
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.errors import FitError, UnknownNameError, UsageError
 from stores.progress import silent
@@ -300,7 +300,7 @@ def test_counts_are_of_annotated_positions(data: tuple[LayerReader, ByHand, np.n
 
 
 def test_both_find_the_truth_of_a_synthetic_store(tmp_path: Path) -> None:
-    from evaluate.truth import against_truth
+    from evaluate.ground_truth import against_truth
     from stores.attachments import read_truth
 
     make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=900))

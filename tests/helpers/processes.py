@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from fit import EDDP
-from fit.ranks import Group, LostError
+from fit.process_group import Group, LostError
 
 
 def join(rank: int, size: int, folder: str, work: Callable[[Group], None], backend: str = "gloo") -> None:

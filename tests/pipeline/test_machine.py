@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import machine
-from pipeline.machine import Busy, cpu_name, device_of, job, peak_gpu_memory_mib, versions
+from pipeline import environment as machine
+from pipeline.environment import Busy, cpu_name, device_of, job, peak_gpu_memory_mib, versions
 
 
 def test_the_processor_and_the_cores_that_may_be_used() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.recorded import number_of, run_lines, runs_at, shard_lines, shards_at, text_of
+from pipeline.record_display import number_of, run_lines, runs_at, shard_lines, shards_at, text_of
 from pipeline.records import (
     MOST_ATTEMPTS,
     Place,

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from pipeline.shortage import LESS, shortage, shortage_in
+from pipeline.out_of_memory import LESS, shortage, shortage_in
 from stores.errors import CorruptStoreError
 
 CUDA = (

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.world import MARKED_SCENE, SCENES, World, build, build_world, read_world
 from pipeline.world.canvas import Canvas, ellipse, rect
-from pipeline.world.labels import CATEGORIES, NAMES, NUMBER
+from pipeline.world.scene_labels import CATEGORIES, NAMES, NUMBER
 from pipeline.world.scenes import draw_scene
 from pipeline.world.surfaces import COLOR_NAMES, PATTERNS, Surface, name_colors
 from stores.errors import StoreExistsError, UsageError

@@ -1,0 +1,248 @@
+"""The contract of every method: a frozen configuration, and an estimator with ``fit``, ``transform``, ``detect``.
+
+A method is a file with a config and a class that says how directions are found (``find``); the rest is the same for all.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+
+import numpy as np
+
+from extract.network import Head, open_head
+from fit.checkpoint import Checkpoint
+from fit.refits import found_again
+from fit.settings import refuse_unknown
+from stores.directions import Directions
+from stores.errors import MismatchError, NotFittedError, UsageError
+from stores.progress import Progress, silent
+from stores.ranks import ALONE, Ranks
+from stores.readers import LayerReader
+from stores.store import ActivationStore
+
+
+@dataclass(frozen=True)
+class FitterConfig:
+    """What all methods share. Every field can be set by ``--set name=value``.
+
+    ``refits``: short fits of random halves of the images that tell which directions are found again (``fit.refits``); 0: none.
+    """
+
+    n_directions: int = 64
+    seed: int = 0
+    device: str = "cpu"
+    refits: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_directions < 1:
+            raise UsageError(f"'n_directions' (--directions) must be at least 1, got {self.n_directions}.")
+        if self.seed < 0:
+            raise UsageError(f"'seed' must not be negative, got {self.seed}.")
+        if self.refits < 0:
+            raise UsageError(f"'refits' (--refits) must not be negative, got {self.refits}.")
+
+    def require(self, *, positive: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
+        """Raise UsageError for the first of the named numbers that is not what it must be, or not finite; None is left alone."""
+        positive = tuple(positive)
+        for name in (*positive, *not_negative):
+            value = getattr(self, name)
+            if value is None or (math.isfinite(value) and (value > 0 or (value == 0 and name not in positive))):
+                continue
+            raise UsageError(f"'{name}' must {'be positive' if name in positive else 'not be negative'}, got {value}.")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit leaves: the directions, and a table of what was minimised over the steps (may be empty)."""
+
+    directions: Directions
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+Config = TypeVar("Config", bound=FitterConfig)
+
+
+class Fitter(ABC, Generic[Config]):
+    """A method. Streaming, seeded: the same store, configuration and device give the same directions.
+
+    Parameters
+    ----------
+    config : the method's configuration; settings by name replace its entries, or the defaults where it is left out:
+        ``EDDP(n_directions=500, seed=1)``.
+
+    Attributes, once fitted
+    -----------------------
+    directions_ : Directions, all that ``save`` writes. filters_, signals_ : (C, I) float32; column i is detector i's
+    decoding direction w_i, and its encoding direction s_i of unit norm. thresholds_ : (I,) float32, or None. found_again_ :
+    (I,) float32, the share of refits that contain each direction, or None where there were none. mean_ : (C,) E[x]. log_ : one mapping a step of what was minimised. diagnosis_ : mapping, empty for methods without one.
+    """
+
+    name: ClassVar[str]
+    configuration: ClassVar[type[Any]]
+    uses_head: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False  # whether ``find`` goes on from a checkpoint
+    spreads: ClassVar[bool] = False  # whether ``find`` works on several ranks, ``self.ranks``
+    ranks: Ranks = ALONE
+
+    def __init__(self, config: Config | None = None, **settings: Any) -> None:
+        refuse_unknown(type(self).__name__, settings, self.configuration)
+        self.config: Config = (
+            self.configuration(**settings) if config is None else dataclasses.replace(config, **settings)
+        )
+
+    @abstractmethod
+    def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
+        """Find directions in a layer's activations; ``head`` is the network after the layer, where there is one."""
+
+    def fit(
+        self,
+        store: LayerReader | ActivationStore | str | Path,
+        head: Head | Literal["store"] | None = "store",
+        progress: Progress = silent,
+        *,
+        layer: str | None = None,
+        checkpoint: Checkpoint | None = None,
+        ranks: Ranks = ALONE,
+    ) -> Self:
+        """Find directions in one layer of a store.
+
+        Parameters
+        ----------
+        store : a layer's reader, or an open store or its path; then ``layer`` names the layer, if it holds several.
+        head : the network after the layer; "store": the store's own, for methods that use one; None: do without.
+        checkpoint : where the state is kept while the fit runs, and gone on from; by default nowhere.
+        ranks : the processes that fit together, each calling this with the same arguments (``fit.process_group.Group``); all of them end
+            with the same directions.
+
+        Raises UsageError, FitError, NonFiniteError and the store's errors, each a sentence.
+        """
+        if ranks.size > 1 and not self.spreads:
+            raise UsageError(f"'{self.name}' is fitted by one process, not by {ranks.size}: start it without torchrun.")
+        reader = store if isinstance(store, LayerReader) else LayerReader(store, layer)
+        if head == "store":
+            head = open_head(reader.store, reader.spec.name, device=self.config.device) if self.uses_head else None
+        self.ranks = ranks
+        self._fitted: Fitted = self.find(reader, head, progress, checkpoint or Checkpoint(ranks=ranks))
+        if self.config.refits:
+            again = found_again(self, reader, progress)
+            directions = dataclasses.replace(self.directions_, found_again=again)
+            self._fitted = dataclasses.replace(self._fitted, directions=directions)
+        return self
+
+    def brief(self, seed: int) -> Fitter[Config]:
+        """Such a fit again, not yet done, as short as telling which directions are found again allows."""
+        again = copy.copy(self)
+        again.config = dataclasses.replace(self.config, seed=seed, refits=0)
+        return again
+
+    @property
+    def directions_(self) -> Directions:
+        return self._found().directions
+
+    @property
+    def filters_(self) -> np.ndarray:
+        return self.directions_.filters
+
+    @property
+    def signals_(self) -> np.ndarray:
+        return self.directions_.signals
+
+    @property
+    def thresholds_(self) -> np.ndarray | None:
+        return self.directions_.thresholds
+
+    @property
+    def found_again_(self) -> np.ndarray | None:
+        return self.directions_.found_again
+
+    @property
+    def mean_(self) -> np.ndarray:
+        return self.directions_.mean
+
+    @property
+    def log_(self) -> list[dict[str, float]]:
+        return self._found().log
+
+    @property
+    def diagnosis_(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.directions_.info.get("diagnosis", {})
+        return found
+
+    def transform(self, x: np.ndarray) -> np.ndarray:
+        """Signal values α̂ (…, I) float32 of activations (…, C): how much of each concept is there (paper, §3.3)."""
+        return self.directions_.signal_values(self._activations(x))
+
+    def decision_function(self, x: np.ndarray) -> np.ndarray:
+        """Logits z (…, I) of activations (…, C)."""
+        return self.directions_.logits(self._activations(x))
+
+    def detect(self, x: np.ndarray) -> np.ndarray:
+        """Whether each concept is there: z > 0, (…, I) bool, of activations (…, C).
+
+        Raises UsageError for a method without thresholds: its detectors are a share of a data set's positions, and what
+        is positive depends on the data set.
+        """
+        if self.thresholds_ is None:
+            raise UsageError(
+                f"Directions by '{self.name}' have no thresholds: take the largest {100 * self.directions_.quantile:g} % of "
+                "`decision_function` over your data, or fit a method that has them."
+            )
+        return self.decision_function(x) > 0
+
+    def save(self, path: str | Path) -> None:
+        """Write the directions (safetensors), and their header beside them as JSON."""
+        self.directions_.save(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """A fitted estimator from a file that ``save`` or the command ``fit`` wrote. The log is not kept in it.
+
+        Raises MismatchError when the file holds directions of another method.
+        """
+        directions = Directions.load(path)
+        if directions.method != cls.name:
+            raise MismatchError(
+                f"'{path}' holds directions by '{directions.method}', not by '{cls.name}'. Read it with "
+                "stores.directions.Directions.load, or with that method's class."
+            )
+        known = {f.name for f in dataclasses.fields(cls.configuration)}
+        kept = {k: v for k, v in directions.info.get("config", {}).items() if k in known and not isinstance(v, dict)}
+        made = cls(cls.configuration(**kept))
+        made._fitted = Fitted(directions)
+        return made
+
+    def _found(self) -> Fitted:
+        if not hasattr(self, "_fitted"):
+            raise NotFittedError(f"This {type(self).__name__} has found nothing yet: call fit(store) first.")
+        return self._fitted
+
+    def _activations(self, x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x)
+        if x.ndim < 1 or x.shape[-1] != self.directions_.channels:
+            raise UsageError(
+                f"'x' must be activations of shape (…, {self.directions_.channels}), channels last, got {x.shape}."
+            )
+        return x
+
+
+def provenance(reader: LayerReader, config: FitterConfig) -> dict[str, Any]:
+    """What goes into every directions file: the store's identity, and the configuration in force."""
+    made = reader.store.provenance
+    return {
+        "store": {
+            "path": str(reader.store.path),
+            "fingerprint": reader.store.fingerprint,
+            "part": reader.part and dataclasses.asdict(reader.part),
+        },
+        "model": made.get("model"),
+        "weights_digest": made.get("weights_digest"),
+        "grid": list(reader.grid),
+        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "device"},
+    }

@@ -1,0 +1,58 @@
+"""Is this fit any good? What can be told from the detectors and the data alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from fit.row_sources import Positions, positions, ranks_of, tiles
+
+DEAD = 1e-5  # share of positions below which a detector counts as dead
+DUPLICATE = 0.95  # |cos| of two filters above which they count as one
+OVERFULL = 0.5  # share of positions above which a detector says little
+ENOUGH = 300  # positions a direction; with fewer, known directions were not recovered (64 concepts, BENCHMARKS.md)
+
+
+def diagnose(
+    rows: torch.Tensor | Positions,
+    filters: torch.Tensor,
+    thresholds: torch.Tensor,
+    signals: torch.Tensor,
+    tile: int = 16384,
+) -> dict[str, Any]:
+    """Dead, duplicate and overfull detectors, coverage, orthogonality and the pairs' agreement.
+
+    ``coverage``: share of positions with at least one positive detector; ``redundancy``: mean positives on covered
+    positions; ``agreement``: mean cosine of each filter with its own signal; ``mixing``: root mean square cosine of
+    filters with other detectors' signals. All in the fit's own coordinates; rows (n, r), filters and signals (r, I).
+    """
+    i = filters.shape[1]
+    data = positions(rows)
+    positives = torch.zeros(i, dtype=torch.int64, device=data.device)
+    both = torch.zeros(2, dtype=torch.int64, device=data.device)
+    for y in tiles(data, tile):
+        on = torch.addmm(-thresholds, y, filters) > 0
+        positives += on.sum(0)
+        each = on.sum(1)
+        both += torch.stack([(each > 0).sum(), each.sum()])
+    ranks_of(data).sum(positives, both)  # float64 counts exactly
+    covered, active = both.tolist()
+    share = positives.double() / data.count
+    w, s = F.normalize(filters, dim=0), F.normalize(signals, dim=0)
+    like = (w.T @ w).abs()
+    like.fill_diagonal_(0)
+    pairs = w.T @ s
+    off = pairs - torch.diag(pairs.diagonal())
+    return {
+        "dead": torch.flatten(torch.nonzero(share < DEAD)).tolist(),
+        "overfull": torch.flatten(torch.nonzero(share > OVERFULL)).tolist(),
+        "duplicates": [[int(a), int(b)] for a, b in torch.nonzero(torch.triu(like > DUPLICATE)).tolist()],
+        "positions_per_direction": round(data.count / i, 1),
+        "coverage": round(covered / data.count, 4),
+        "redundancy": round(active / max(covered, 1), 4),
+        "agreement": round(float(pairs.diagonal().mean()), 4),
+        "mixing": round(float((off.square().sum() / max(i * (i - 1), 1)).sqrt()), 4),
+        "median_share": round(float(share.median()), 6),
+    }

@@ -1,0 +1,212 @@
+"""What an explanation is made from, found from the command line: store, directions, labels, classes, and the images."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from evaluate.explain.words import Concept
+from extract.datasets import open_source
+from extract.folder_listing import files_below
+from extract.image_io import ENDINGS, read_image, shown
+from extract.store_images import place_of
+from pipeline.evaluation_result import Evaluated
+from stores.directions import Directions
+from stores.errors import (
+    EDDPError,
+    MismatchError,
+    MissingPathError,
+    NoImagesError,
+    UnknownNameError,
+    UsageError,
+)
+from stores.store import ActivationStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``name``: of the set of directions; ``concepts``: what they stand for, as far as an evaluation says."""
+
+    store: ActivationStore
+    layer: str
+    directions: Directions
+    name: str
+    concepts: list[Concept]
+
+
+def open_inputs(
+    store: Path | None,
+    directions: Path | None,
+    evaluation: Path | None,
+    layer: str | None,
+    *,
+    model: str | None = None,
+) -> Inputs:
+    """Open what was named; what was not comes from the evaluation, by default that beside the directions.
+
+    Raises UsageError where neither says enough, MismatchError for directions of another layer or others than the evaluation's, and the errors of
+    what is opened.
+    """
+    if evaluation is None and (store is None or directions is None):
+        raise UsageError("Say what to explain with: --store and --directions, or --evaluation DIR, which knows both.")
+    known = Evaluated(evaluation) if evaluation is not None else _beside(directions)
+    name = directions.stem if directions is not None else None
+    if known is not None and (evaluation is not None or name in known.names):
+        name = known.one(name)
+    found = known.directions(str(name)) if directions is None and known else Directions.load(directions or "")
+    if directions is not None and evaluation is not None and known is not None:
+        _check_same(found, directions, known, str(name))
+    opened = known.store(model=model) if store is None and known else ActivationStore.open(store or "", model=model)
+    spec = opened.layer(layer or found.layer)
+    found.check_store(spec.name, spec.channels)
+    return Inputs(opened, spec.name, found, str(name), _concepts(known, str(name), found, evaluation is not None))
+
+
+def _check_same(found: Directions, path: Path, known: Evaluated, name: str) -> None:
+    """Raise MismatchError where a directions file is not the one that was evaluated, as far as that is still there."""
+    try:
+        evaluated = known.directions(name)
+    except MissingPathError:
+        return  # it was moved: that is why the file is named
+    if not (np.array_equal(found.filters, evaluated.filters) and np.array_equal(found.signals, evaluated.signals)):
+        raise MismatchError(
+            f"'{path}' holds other directions than those called '{name}' that '{known.folder}' is about. Leave --directions out, or run "
+            "evaluate on it."
+        )
+
+
+def _beside(directions: Path | None) -> Evaluated | None:
+    """The evaluation beside a directions file, if it is about that very file, as it was then."""
+    if directions is None:
+        return None
+    folder = directions.absolute().parent / "evaluation"
+    if not (folder / "summary.json").is_file():
+        return None
+    try:
+        known = Evaluated(folder)
+        same = directions.stem in known.names and known.directions_path(directions.stem).samefile(directions)
+        if same:
+            known.directions(directions.stem)  # an error if it was fitted again since
+    except (EDDPError, OSError) as error:
+        log.warning("concepts go without names: %s", error)
+        return None
+    return known if same else None
+
+
+def _concepts(known: Evaluated | None, name: str, directions: Directions, asked: bool) -> list[Concept]:
+    """Names of the directions; their numbers alone where no evaluation has labels for them."""
+    if known is None or name not in known.names:
+        return [Concept(i) for i in range(directions.count)]
+    labels = known.labels(name)
+    if len(labels) != directions.count:
+        text = (
+            f"'{known.folder}' is about {len(labels)} directions '{name}', and the file holds {directions.count}: it was fitted again since. "
+            "Run evaluate again."
+        )
+        if asked:
+            raise MismatchError(text)
+        log.warning("concepts go without names: %s", text)
+        return [Concept(i) for i in range(directions.count)]
+    sure = {int(row["index"]): bool(row["interpretable"]) for row in known.table("directions", name)}
+    return [Concept(i, label, category, sure.get(i, True)) for i, (label, category) in enumerate(labels)]
+
+
+def class_number(given: str | None, classes: Sequence[str], option: str) -> int | None:
+    """The class that a name or number means. Raises UnknownNameError listing the nearest names."""
+    if given is None:
+        return None
+    if given in classes:
+        return list(classes).index(given)
+    plain = [name.casefold() for name in classes]
+    if given.casefold() in plain:
+        return plain.index(given.casefold())
+    if given.isdecimal() and int(given) < len(classes):
+        return int(given)
+    near = difflib.get_close_matches(given.casefold(), plain, n=3, cutoff=0.5)
+    names = [classes[plain.index(name)] for name in near]
+    raise UnknownNameError(
+        f"{option}: the model has no class '{shown(given)}'. "
+        + (f"Nearest: {', '.join(names)}. " if names else "")
+        + f"Give a name or a number from 0 to {len(classes) - 1}."
+    )
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to explain: how it is called, its row of the store if it is one, and what reads it."""
+
+    name: str
+    row: int | None
+    read: Callable[[], Image.Image]
+    named: bool  # by itself, not as one of a folder
+
+
+def find_images(
+    paths: Sequence[Path], rows: Sequence[int], store: ActivationStore, out: Path | None = None
+) -> list[Item]:
+    """The images that were named: files, all images of folders but those below ``out``, rows of the store.
+
+    Raises MissingPathError, NoImagesError, and UsageError or MismatchError for rows that the store or its images do not have.
+    """
+    items = []
+    for path in paths:
+        if path.is_dir():
+            there = sorted(files_below(path))
+            names = there if out is None else _not_below(out, path, there)
+            if not names:
+                what = f"no file ending in {', '.join(ENDINGS)}" if not there else "all are in --out, explained before"
+                raise NoImagesError(f"There is no image in '{shown(path)}': {what}.")
+            items += [_file(path / name, named=False) for name in names]
+        elif path.exists():
+            items.append(_file(path, named=True))
+        else:
+            raise MissingPathError(f"There is no image or folder '{shown(path)}'.")
+    return items + (_rows(rows, store) if rows else [])
+
+
+def _not_below(out: Path, root: Path, names: Sequence[str]) -> list[str]:
+    """Files below a folder without those that lie below ``out``, whatever links lead there: an explanation is no photograph."""
+    real = os.path.realpath(out)
+    below: dict[Path, bool] = {}
+    for folder in {(root / name).parent for name in names}:
+        where = os.path.realpath(folder)
+        below[folder] = where == real or where.startswith(real.rstrip(os.sep) + os.sep)
+    kept = [name for name in names if not below[(root / name).parent]]
+    if len(kept) < len(names):
+        log.info("left out: %d images in '%s', where explanations go", len(names) - len(kept), out)
+    return kept
+
+
+def _file(path: Path, *, named: bool) -> Item:
+    return Item(shown(path), None, lambda: read_image(path), named)
+
+
+def _rows(rows: Sequence[int], store: ActivationStore) -> list[Item]:
+    made = store.provenance
+    if "dataset" not in made or "synthetic" in made:
+        raise MismatchError(f"The store '{store.path}' was not made from images: --row has nothing to show.")
+    for row in rows:
+        if not 0 <= row < store.n_images:
+            raise UsageError(f"--row {row}: the store '{store.path}' has images 0 to {store.n_images - 1}.")
+    source = open_source(place_of(store))
+    names = store.names
+    wanted = {names[row] for row in rows}
+    places = {name: i for i in range(len(source)) if (name := source.name(i)) in wanted}
+    gone = [row for row in rows if names[row] not in places]
+    if gone:
+        raise MismatchError(f"The image '{shown(names[gone[0]])}' (row {gone[0]}) is not in '{source.root}' any more.")
+
+    def item(row: int) -> Item:
+        place = places[names[row]]
+        return Item(shown(names[row]), row, lambda: source.image(place), True)
+
+    return [item(row) for row in rows]

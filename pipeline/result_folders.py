@@ -1,0 +1,100 @@
+"""What a folder of results is, told from the document in it: an evaluation, a report, a correction, an explanation, a demo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import Place, beside, within
+from stores.documents import UNREADABLE, parse_json
+
+MOST_BYTES = 64 * 2**20  # of a document that is read
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """A folder of results: ``what`` it is, its document, where its run's record is, and its contents as lines for people."""
+
+    path: Path
+    what: str
+    document: dict[str, Any]
+    place: Place | None
+    lines: list[str]
+
+
+def result_folder(path: Path) -> ResultFolder | None:
+    """What is at a path, if it is a folder of results; None for anything else, stores included. Raises EvaluationError."""
+    if not path.is_dir() or (path / "zarr.json").is_file():
+        return None
+    for file, made_by, what, shown in (
+        ("report.json", "eddp report", "report", _report),
+        ("explanation.json", "eddp explain", "explanation", _explanation),
+        ("summary.json", "eddp correct", "correction", _correction),
+        ("summary.json", "eddp evaluate", "evaluation", _evaluation),
+        ("demo.run.json", None, "demo", _demo),
+    ):
+        document = _evaluation_at(path) if what == "evaluation" else _document(path / file)
+        if document is None or document.get("made_by") != made_by:
+            continue
+        place = {"report": beside(path), "demo": Place(path / file)}.get(what) or within(path, file)
+        return ResultFolder(path, what, document, place, _safely(shown, document))
+    return None
+
+
+def _document(path: Path) -> dict[str, Any] | None:
+    try:
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            return None
+        found = parse_json(path.read_bytes())
+    except (OSError, *UNREADABLE):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _evaluation_at(path: Path) -> dict[str, Any] | None:
+    """The summary of an evaluation. Raises EvaluationError where it is damaged."""
+    from pipeline.evaluation_result import Evaluated
+
+    return Evaluated(path).summary if (path / "summary.json").exists() else None
+
+
+def _safely(shown: Callable[[dict[str, Any]], list[str]], document: dict[str, Any]) -> list[str]:
+    """Lines of a document, or one that says that it is not what this version writes."""
+    try:
+        return shown(document)
+    except (*UNREADABLE, ArithmeticError) as error:
+        kind = type(error).__name__
+        return [f"its contents are damaged, or were written by an older eddp ({kind}: {str(error)[:100]})"]
+
+
+def _evaluation(document: dict[str, Any]) -> list[str]:
+    from pipeline.evaluation import summary_lines
+
+    made = document.get("made_from") or {}
+    sets = [
+        f"{name}: {entry['directions']} directions by {entry['method']}"
+        for name, entry in document["directions"].items()
+    ]
+    about = [f"{key}: {made[key]}" for key in ("store", "layer", "concepts") if made.get(key)]
+    return [*about, *sets, *summary_lines(document)]
+
+
+def _correction(document: dict[str, Any]) -> list[str]:
+    from pipeline.correction import correction_lines
+
+    return correction_lines(document)
+
+
+def _report(document: dict[str, Any]) -> list[str]:
+    return [f"title: {document['title']}", f"directions: {document['set']}"]
+
+
+def _explanation(document: dict[str, Any]) -> list[str]:
+    about = [f"directions: {document['directions']}, of the store {document['store']}"]
+    return about + [f"{image['image']}: {image['sentence']}" for image in document["images"][:20]]
+
+
+def _demo(document: dict[str, Any]) -> list[str]:
+    return ["its parts can be inspected, too: acts.zarr, eddp.safetensors, evaluation, report, explanation, correction"]

@@ -1,0 +1,138 @@
+"""Pictures of what direction pairs stand for, drawn by activation maximisation into a folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluate.detector_bank import make_bank
+from evaluate.visualize.check import Check, Role, check_pairs, check_rows
+from evaluate.visualize.maximise import VisualizeConfig
+from evaluate.visualize.natural import Natural, assumed, sampled
+from extract.network import open_network
+from extract.store_images import open_store_images
+from stores.directions import Directions
+from stores.errors import EDDPError
+from stores.io import Together
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+from stores.store import ActivationStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The two pictures of a direction pair, and what the pair's own detector makes of them (see ``evaluate.visualize.check``).
+
+    ``signal``, ``filter``: file names of the JPEGs, relative to the folder given. ``response_signal``, ``response_filter``:
+    mean logit z of the detector over the layer's positions in each picture; ``response_random``: the median of the same over pictures
+    synthesised along random directions. ``fires_*``: share of positions where z > 0 (random: the median). ``beyond_random``:
+    share of the random directions' pictures to which the detector responds less than to the signal vector's.
+    """
+
+    signal: str
+    filter: str
+    response_signal: float
+    response_filter: float
+    response_random: float
+    fires_signal: float
+    fires_filter: float
+    fires_random: float
+    beyond_random: float
+
+
+def draw_features(
+    store: ActivationStore,
+    directions: Directions,
+    indices: Sequence[int],
+    folder: Path,
+    *,
+    config: VisualizeConfig | None = None,
+    thresholds: np.ndarray | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> dict[int, Features]:
+    """Draw the signal vector and the filter of some pairs; tell what the pairs' own detectors make of the pictures.
+
+    Parameters
+    ----------
+    store : whose network is opened again; its images, where they still are, tell what natural images look like.
+    indices : which pairs.
+    folder : gets ``signal-00012.jpg`` and ``filter-00012.jpg``, all together or, when something fails, none; made where it is missing.
+    thresholds : (I,), for sets without their own; read off the store where not given.
+    device : where the network runs.
+
+    Raises
+    ------
+    MismatchError
+        The store is synthetic, its model has other weights now, or the directions are another layer's.
+    UsageError, NonFiniteError
+        See ``evaluate.visualize.check.check_pairs``.
+    """
+    check = check_features(
+        store, directions, indices, folder, config=config, thresholds=thresholds, device=device, progress=progress
+    )
+    rows = check_rows(check, "", [""] * directions.count)
+    return {
+        row["index"]: Features(
+            _file("signal", row["index"]),
+            _file("filter", row["index"]),
+            **{key: row[key] for key in Features.__dataclass_fields__ if key not in ("signal", "filter")},
+        )
+        for row in rows
+    }
+
+
+def check_features(
+    store: ActivationStore,
+    directions: Directions,
+    indices: Sequence[int],
+    folder: Path,
+    *,
+    config: VisualizeConfig | None = None,
+    thresholds: np.ndarray | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Check:
+    """Draw the same pictures as ``draw_features``; give all that was measured, for ``check_rows`` and ``check_summary``."""
+    config = config or VisualizeConfig()
+    network = open_network(store, directions.layer, device=device)
+    if directions.thresholds is not None:
+        thresholds = directions.thresholds
+    elif thresholds is None:
+        reader = LayerReader(store, directions.layer)
+        thresholds = make_bank({"": directions}, reader, device=device, progress=progress).thresholds.cpu().numpy()
+
+    natural = _natural(store, network, config)
+    pictures: dict[str, bytes] = {}
+
+    def keep(role: Role, index: int, file: bytes) -> None:
+        if role != "random":
+            pictures[_file(role, index)] = file
+
+    check = check_pairs(network, directions, thresholds, indices, natural, config, keep=keep, progress=progress)
+    with Together() as files:
+        for name, file in pictures.items():
+            files.add(folder / name, file)
+        files.publish()
+    return check
+
+
+def _natural(store: ActivationStore, network: Any, config: VisualizeConfig) -> Natural:
+    """Statistics of the store's own images; of images at large where none can be read any more."""
+    size = config.picture_size(tuple(network.provenance["input_size"]))
+    try:
+        return sampled(open_store_images(store), size, seed=config.seed)
+    except EDDPError as error:
+        log.warning("pictures are drawn with the colours of everyday photographs, not of the store's images: %s", error)
+        return assumed(size)
+
+
+def _file(role: Role, index: int) -> str:
+    return f"{role}-{index:05d}.jpg"
