@@ -80,6 +80,7 @@ class LayoutProbe:
             boxes.append((top, bottom, left, right))
         self.shapes: dict[str, tuple[int, ...] | None] = {}
         self.shares: dict[str, dict[LayerLayout, Share]] = {}
+        self._offsets: dict[Size, dict[tuple[str, LayerLayout], int]] = {}
         self._run(layers, _with_changed_patches(images, boxes), self.shapes, self.shares)
 
     def _run(
@@ -166,21 +167,33 @@ class LayoutProbe:
 
     def _token_offset(self, name: str, layout: LayerLayout) -> int:
         """How many tokens from where it should a change of exactly one patch shows, if for four patches alike; else 0."""
-        (h, w), (height, width) = layout.grid, self.size
-        cells = {(h // 4, w // 3), (h // 3, 2 * w // 3), (2 * h // 3, w // 4), (3 * h // 4, 3 * w // 4)}
-        if layout.kind not in ("tokens", "ncp") or len(cells) < 4:
+        if layout.kind not in ("tokens", "ncp"):
             return 0
+        if layout.grid not in self._offsets:
+            self._offsets[layout.grid] = self._token_offsets(layout.grid)
+        return self._offsets[layout.grid].get((name, layout), 0)
+
+    def _token_offsets(self, grid: tuple[int, int]) -> dict[tuple[str, LayerLayout], int]:
+        """The same of all layers and of their layouts with this grid, in one pass."""
+        (h, w), (height, width) = grid, self.size
+        cells = {(h // 4, w // 3), (h // 3, 2 * w // 3), (2 * h // 3, w // 4), (3 * h // 4, 3 * w // 4)}
+        if len(cells) < 4:
+            return {}
         boxes = [(r * height // h, (r + 1) * height // h, c * width // w, (c + 1) * width // w) for r, c in cells]
-        offsets: set[int] = set()
+        found: dict[tuple[str, LayerLayout], int] = {}
 
-        def note(_name: str, output: Any) -> None:
-            x = layout.to_npc(output.float())
-            moved = (x[1:] - x[:1]).norm(dim=2)  # (4, P)
-            peak = (moved / (moved.mean(0) + 1e-9 * moved.max())).argmax(1).tolist()
-            offsets.update(at - layout.prefix - r * w - c for at, (r, c) in zip(peak, cells, strict=True))
+        def note(name: str, output: Any) -> None:
+            for layout in self.shares[name]:
+                if layout.grid != grid or tuple(output.shape[1:]) != layout.shape:
+                    continue
+                x = layout.to_npc(output.float())
+                moved = (x[1:] - x[:1]).norm(dim=2)  # (4, P)
+                peak = (moved / (moved.mean(0) + 1e-9 * moved.max())).argmax(1).tolist()
+                offsets = {at - layout.prefix - r * w - c for at, (r, c) in zip(peak, cells, strict=True)}
+                found[name, layout] = offsets.pop() if len(offsets) == 1 else 0
 
-        run_with_hooks(self.module, [name], _with_changed_patches(self.images, boxes), note)
-        return offsets.pop() if len(offsets) == 1 else 0
+        run_with_hooks(self.module, self.shares, _with_changed_patches(self.images, boxes), note)
+        return found
 
     def _checked(self, name: str, taken: LayerLayout, how: str) -> FoundLayout | str:
         """Compare what was decided with the changed patches."""
