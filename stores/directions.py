@@ -37,7 +37,7 @@ class Diagnosis(Struct, frozen=True):
     duplicates: list[tuple[Whole, Whole]] = []
 
 
-class Header(Struct, frozen=True):
+class DirectionsHeader(Struct, frozen=True):
     """The entries of a file's header that are read; others may be anything."""
 
     method: Text
@@ -169,7 +169,7 @@ class Directions:
                 f"There is no directions file at '{path}'. Make one with: fit --store … --out {path}"
             )
         with reading(path, "directions file", "Fit it again.", DirectionsError):
-            stored, header = read_tensors(path, "eddp", Header)
+            stored, header = read_tensors(path, "eddp", DirectionsHeader)
             tensors = {name: value.astype(np.float32) for name, value in stored.items()}
             check_name(header["layer"])
             found = cls(
@@ -183,7 +183,7 @@ class Directions:
                 found_again=tensors.get("found_again"),
                 info={k: v for k, v in header.items() if k not in HEADER},
             )
-            listed = check(header, Header).diagnosis
+            listed = check(header, DirectionsHeader).diagnosis
             numbers = [*listed.dead, *listed.overfull, *chain.from_iterable(listed.duplicates)]
             if numbers and max(numbers) >= found.count:
                 raise ValueError(f"diagnosis must list directions from 0 to {found.count - 1}")
