@@ -27,11 +27,7 @@ class PooledAffine:
 
     def __call__(self, x_npc: torch.Tensor) -> torch.Tensor:
         """Give the logits (n, K) of activations (n, P, C)."""
-        return self.pooled(x_npc.mean(1))
-
-    def pooled(self, x_nc: torch.Tensor) -> torch.Tensor:
-        """Give the logits (n, K) of activations averaged over positions, (n, C)."""
-        return x_nc @ self.A.T + self.c
+        return x_npc.mean(1) @ self.A.T + self.c
 
 
 def head_logits(head: nn.Module, layout: LayerLayout, x_npc: torch.Tensor) -> torch.Tensor:

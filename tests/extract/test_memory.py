@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from extract.memory import memory_used_again
-
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc"
 )
@@ -49,8 +47,3 @@ def test_pages_are_fetched_once_and_handed_back() -> None:
     assert kept > 0.5
     assert left < 0.5
     assert after > again  # as it was
-
-
-def test_it_ends_with_an_exception() -> None:
-    with pytest.raises(RuntimeError), memory_used_again():
-        raise RuntimeError

@@ -22,7 +22,7 @@ def assert_near(a: torch.Tensor, b: torch.Tensor, relative: float = 1e-4) -> Non
     [
         ("resnet18", "layer4", LayerLayout("nchw", (7, 7), 512), True),
         ("mobilenet_v2", "features.18", LayerLayout("nchw", (7, 7), 1280), True),
-        ("swin_t", "features", LayerLayout("nhwc", (7, 7), 768), False),
+        ("resnet18", "layer3", LayerLayout("nchw", (14, 14), 256), False),
     ],
 )
 def test_backbone_and_head_are_the_model(model: str, layer: str, layout: LayerLayout, affine: bool) -> None:
@@ -223,15 +223,6 @@ def test_layers_are_listed_with_what_they_offer() -> None:
         LayerInfo("fc", "Linear", (3,), LayerLayout("vector", (1, 1), 3), "from its shape", True),
     ]
     assert list_layers(small(Branching())) == list_layers(small())
-
-
-def test_load_finds_the_same_network_again() -> None:
-    one = Network.load("squeezenet1_1", "none", "features", seed=3)
-    two = Network.load("squeezenet1_1", "none", "features", seed=3)
-    images = probe_images(one.transform)
-    assert torch.equal(one.backbone(images), two.backbone(images))
-    assert one.provenance == two.provenance
-    assert torch.equal(one.module(images), two.logits(images))
 
 
 def test_probe_images_are_always_the_same_and_differ() -> None:
