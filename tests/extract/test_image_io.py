@@ -74,7 +74,7 @@ def test_a_system_that_refuses_a_file_is_no_bad_image(
         assert "once the disk is back; if the file is really gone, remove it" in sentence
 
 
-def test_a_link_to_nothing_is_a_bad_image_and_one_to_a_disk_that_is_away_is_not(tmp_path: Path) -> None:
+def test_a_link_to_nothing_is_a_bad_image_and_one_to_a_missing_disk_is_not(tmp_path: Path) -> None:
     put(tmp_path / "disk/deep", "1.png", "2.png")
     (tmp_path / "data").mkdir()
     for name in ("1.png", "2.png"):
@@ -114,7 +114,7 @@ def test_a_link_to_itself_and_a_name_no_disk_takes_are_bad_images(tmp_path: Path
             PathSource(tmp_path, [(name, 0)], None, "flat folder").image(0)
 
 
-def test_a_file_that_may_not_be_read_beside_others_is_a_bad_image(
+def test_a_file_that_may_not_be_read_next_to_others_is_a_bad_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_folder(put(tmp_path, "a/1.png"))
@@ -211,9 +211,7 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "TGA"])
-def test_formats_that_nobody_asked_for_are_not_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_formats_that_are_not_wanted_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     from PIL import EpsImagePlugin
 
     started: list[object] = []
@@ -347,7 +345,7 @@ def test_a_large_image_is_read_without_a_warning(tmp_path: Path, monkeypatch: py
     assert raw == ["others are still heard"]
 
 
-def test_broken_metadata_beside_sound_pixels_warns_nobody(tmp_path: Path) -> None:
+def test_broken_metadata_next_to_sound_pixels_gives_no_warning(tmp_path: Path) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x1a\x01\x05\0\x01\0\0\0\x00\x01\0\0\x12\x01\x03\0\x01"
     Image.new("RGB", (20, 20)).save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").size == (20, 20)

@@ -28,7 +28,7 @@ edges = st.tuples(st.integers(-16, 24), st.integers(1, 40)).map(lambda e: (Fract
 
 
 def naive_index(size: int, count: int, low: Fraction, high: Fraction) -> list[int]:
-    """The pixel in which each centre lies, in exact arithmetic; −1 outside."""
+    """The pixel that holds each centre, in exact arithmetic; −1 outside."""
     places = []
     for k in range(count):
         centre = low + Fraction(2 * k + 1, 2 * count) * (high - low)
@@ -133,7 +133,7 @@ def test_leaving_early_reads_no_further_and_leaves_no_thread(
     assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
-def test_a_bad_mask_is_told_and_ends_the_threads(source: BrodenSource) -> None:
+def test_a_bad_mask_is_reported_and_ends_the_threads(source: BrodenSource) -> None:
     (source.root / "images" / "a_object_0.png").write_bytes(b"no picture")
     with pytest.raises(DatasetError, match=r"a_object_0\.png.*line 2"):
         list(labels_ahead(source, [1, 1, 0, 1], (2, 4), lambda i: WHOLE))

@@ -96,19 +96,19 @@ def test_a_transform_that_fails_names_the_images_in_one_line(tiny_images: Images
 
 def test_the_window_is_bounded(tiny_images: Images) -> None:
     source = open_folder(tiny_images())
-    begun: list[int] = []
+    started: list[int] = []
 
     class Counting(Decode):
         def one(self, row: int) -> torch.Tensor | str:
-            begun.append(row)
+            started.append(row)
             return super().one(row)
 
     stream = decoded(Counting(source, Scaled(), [[k] for k in range(10)]), workers=0)
     next(stream)
-    assert len(begun) <= 4
+    assert len(started) <= 4
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
-    assert len(begun) <= 5
+    assert len(started) <= 5
 
 
 def test_an_error_travels_from_a_worker_as_a_value(tiny_images: Images) -> None:
@@ -122,7 +122,7 @@ def test_an_error_travels_from_a_worker_as_a_value(tiny_images: Images) -> None:
     assert decode[1].failure is None
 
 
-def test_a_worker_that_dies_is_told_in_one_sentence(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_is_reported_in_one_message(tiny_images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     class Dying:
         def __init__(self, *_: object, **__: object) -> None: ...
 
