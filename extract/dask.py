@@ -1,6 +1,6 @@
 """Extraction on the workers of a dask cluster, and the cluster itself: connected to or started, its tasks waited for.
 
-The store is laid out by the client, filled by the workers, a range of chunks a task, and sealed by whoever is last. Committed
+The store is laid out by the client, filled by the workers, a range of chunks a task, and sealed by the last one. Committed
 chunks of a lost worker stay; dask gives its task to another one, which resumes there. Nothing of dask is imported before it
 is needed.
 """
@@ -199,7 +199,7 @@ def extract_on(
     out = as_path(out)
     progress("loading the model", 0)
     order = _order(data, out, config, code_version)
-    if config.batch_size is None and config.device != "cpu":  # what suits the workers, whatever is here
+    if config.batch_size is None and config.device != "cpu":  # what suits the workers' devices
         config = replace(config, batch_size=_first_result(client, batch_size, order))
     here = replace(config, device="cpu" if config.device == "cpu" else "auto")  # nothing is run here
     plan = plan_extraction(source, here, code_version=code_version)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from extract.config import ExtractConfig
-from extract.memory import is_out_of_memory, memory_used_again
+from extract.memory import is_out_of_memory, keep_freed_memory
 from extract.network import Network, capture
 from stores.errors import OutOfMemoryError
 
@@ -65,7 +65,7 @@ class Forward:
 
     def __enter__(self) -> Forward:
         if self.device.type == "cpu":
-            self._stack.enter_context(memory_used_again())
+            self._stack.enter_context(keep_freed_memory())
         self._stack.enter_context(torch.inference_mode())
         self._stack.enter_context(computing_in(self.precision, self.device))
         self._taken = self._stack.enter_context(capture(self.module, self.layouts, self.dtype))
@@ -96,7 +96,7 @@ class Forward:
                         "--device. What is done so far is kept."
                     ) from error
             size = self.most = max(1, size // 2)
-            log.warning("not enough memory on '%s' for a batch; going on with %d images at a time", self.device, size)
+            log.warning("not enough memory on '%s' for a batch; continuing with %d images at a time", self.device, size)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""Memory that is used again instead of being asked for anew: half the time of a forward pass on a CPU, as measured.
+"""Freed memory kept for the next batch: saves half the time of a forward pass on a CPU, as measured.
 
 A network's large activations come and go with every batch. glibc gets each block above 32 MB from the system and hands it
 back at once, so that every batch faults in all its pages again: with MobileNetV2 and batches of 16 the kernel then takes as
@@ -21,8 +21,8 @@ _LARGEST_THRESHOLD = 32 * 2**20  # where glibc's own adjustment ends
 
 
 @contextmanager
-def memory_used_again() -> Iterator[None]:
-    """Keep freed memory in the process while the block lasts, and hand it back afterwards. Only glibc has to be told."""
+def keep_freed_memory() -> Iterator[None]:
+    """Keep freed memory in the process while the block lasts, and hand it back afterwards. Only glibc needs it."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt"):
         yield

@@ -57,7 +57,7 @@ def find_output(
     if found.classes <= 2 or not bool(((values >= 0) & (values <= 1)).all()):
         return found
     probable = bool(((values.sum(1) - 1).abs() < 1e-3).all())
-    what = "sum to 1 like the probabilities of a softmax" if probable else "lie between 0 and 1 like those of a sigmoid"
+    what = "sum to 1 like the probabilities of a softmax" if probable else "are between 0 and 1 like those of a sigmoid"
     doubt = f"the model's outputs {what}, but they are read as logits: return what the softmax or sigmoid is given"
     return replace(found, doubt=doubt)
 

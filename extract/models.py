@@ -55,7 +55,7 @@ def load_torchvision() -> Any:
     """Import torchvision, also one that was built for another torch.
 
     Such a build fails to import for two undeclared operators, which nothing here uses: they are declared, and it is imported
-    again. Import torchvision from this module for that reason. Raises whatever else is wrong with the installation.
+    again. Import torchvision from this module for that reason. Other errors of the installation are raised.
     """
     try:
         return importlib.import_module("torchvision")
@@ -431,7 +431,7 @@ def _entry_of(path: Path, entries: list[Any]) -> Any | None:
 
 @contextmanager
 def _download(what: str, remedy: str) -> Iterator[None]:
-    """Raise WeightsError for whatever a download raises; have torch.hub read its cache with ``weights_only`` meanwhile."""
+    """Raise WeightsError for any error of a download; have torch.hub read its cache with ``weights_only`` meanwhile."""
     before = os.environ.get(WEIGHTS_ONLY)
     os.environ[WEIGHTS_ONLY] = "1"
     try:

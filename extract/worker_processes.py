@@ -1,7 +1,7 @@
-"""Signals held back while processes and threads are started, and processes that end with the one that started them.
+"""Helper processes and threads: signals are blocked in them, and they end with the process that started them.
 
-A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a job. A helper that goes first would make a failure of
-what was an interruption: the process that started it answers. One that is killed answers nothing, so helpers watch it.
+A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a job. A helper that ends first would turn an
+interruption into a failure: the parent handles it. A killed parent handles nothing, so helpers watch it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def cores() -> int:
 
 @contextmanager
 def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Have threads and processes that begin in the block not see some signals; what arrives here meanwhile is answered after it."""
+    """Block signals in threads and processes that are started in the block; those that arrive here are handled after it."""
     if not hasattr(signal, "pthread_sigmask"):  # a system that knows no such thing
         yield
         return

@@ -18,7 +18,7 @@ from extract.config import ExtractConfig
 from extract.datasets import open_source
 from extract.image_source import ImageSource
 from extract.loader import Decode, decoded
-from extract.memory import memory_used_again
+from extract.memory import keep_freed_memory
 from extract.models import load_model
 from extract.network import capture
 from extract.plan import plan_extraction
@@ -47,7 +47,7 @@ def rows(folder: Path) -> Iterator[Row]:
                 model.module(batch.images)
 
     def loop_too() -> None:
-        with memory_used_again():
+        with keep_freed_memory():
             loop()
 
     what = f"extract, MobileNetV2 {LAYER}, {IMAGES} photographs"

@@ -70,8 +70,8 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(
         assert sizes == [2, 2, 2, 2, 2, 1]
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
         assert [record.getMessage() for record in caplog.records] == [
-            "not enough memory on 'cpu' for a batch; going on with 5 images at a time",
-            "not enough memory on 'cpu' for a batch; going on with 2 images at a time",
+            "not enough memory on 'cpu' for a batch; continuing with 5 images at a time",
+            "not enough memory on 'cpu' for a batch; continuing with 2 images at a time",
         ]
         assert outcomes(forward, images[:4])[0] == [2, 2]  # the next batch does not try again
 

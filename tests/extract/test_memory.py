@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import resource
 import numpy as np
-from extract.memory import memory_used_again
+from extract.memory import keep_freed_memory
 
 SIZE = 100 * 2**20
 
@@ -29,7 +29,7 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 usual, before = faults(10), resident()
-with memory_used_again():
+with keep_freed_memory():
     faults(1)
     again, kept = faults(10), resident() - before
 print(usual, again, kept / SIZE, (resident() - before) / SIZE, faults(10))
