@@ -117,7 +117,7 @@ def file_problem(folder: Path, path: str, crc: int, size: int) -> str | None:
             return problem
         found = file_checksum(folder / path)
     except (OSError, ValueError) as error:
-        return f"'{folder / path}' cannot be read ({_reason(error)})"
+        return f"'{folder / path}' cannot be read ({getattr(error, 'strerror', None) or error})"
     return None if found == crc else f"'{folder / path}' does not match its checksum"
 
 
@@ -135,12 +135,6 @@ def _foreign(folder: Path, path: str, size: int) -> str | None:
     if found.st_size != size:
         return f"'{folder / path}' has {found.st_size} bytes instead of {size}"
     return None
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it has no entry {error}"
-    return str(getattr(error, "strerror", None) or error)
 
 
 def listed_problem(path: Path) -> str | None:

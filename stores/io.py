@@ -16,12 +16,11 @@ import platform
 import shutil
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import google_crc32c
@@ -53,9 +52,7 @@ def file_checksum(path: Path) -> int:
 
 
 Data = bytes | bytearray | memoryview
-PIECE_BYTES = (
-    8 * 2**20
-)  # written at a time: the disk begins early, and the page cache still gets large pages, read faster
+PIECE_BYTES = 8 * 2**20  # written at a time: the disk starts early, and the page cache still gets large pages
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
 
@@ -80,7 +77,7 @@ class Together:
             self._objects[path] = bytes(data)
             return checksum(data)
         temporary = aside(path)
-        try:
+        with _writing(path):
             self._make_folder(path.parent)
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             self._waiting.append((path, temporary, None))
@@ -93,8 +90,6 @@ class Together:
                 _sync_and_close(handle, len(data))
             else:
                 self._waiting[-1] = (path, temporary, self._executor.submit(_sync_and_close, handle, len(data)))
-        except OSError as error:
-            raise _refused(path, error) from error
         return crc
 
     def publish(self) -> None:
@@ -102,31 +97,23 @@ class Together:
         objects.put(self._objects)
         self._objects.clear()
         for path, _, future in self._waiting:
-            try:
-                if future is not None:
+            if future is not None:
+                with _writing(path):
                     future.result()
-            except OSError as error:
-                raise _refused(path, error) from error
         folders = {folder.parent for folder in self._made}
         for path, temporary, _ in self._waiting:
-            try:
+            with _writing(path):
                 rename(temporary, path)
-            except OSError as error:
-                raise _refused(path, error) from error
             folders.add(path.parent)
         self._waiting.clear()
         for folder in sorted(folders, reverse=True):  # a folder before the one that names it
-            try:
+            with _writing(folder):
                 sync_folder(folder)
-            except OSError as error:
-                raise _refused(folder, error) from error
 
     def __enter__(self) -> Together:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for _, temporary, future in self._waiting:
             if future is not None:
                 with suppress(Exception):
@@ -231,11 +218,16 @@ def _remove(paths: Iterable[Path]) -> None:
                 path.unlink()
 
 
-def _refused(path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"'{path}' could not be written: {error.strerror or error}. Nothing committed before is lost; "
-        "free some space or fix the folder, then run the same command again."
-    )
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise StoreError for whatever the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"'{path}' could not be written: {error.strerror or error}. Nothing committed before is lost; "
+            "free some space or fix the folder, then run the same command again."
+        ) from error
 
 
 def _write_pieces(handle: int, data: Data) -> int:
