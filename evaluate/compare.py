@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluate.glossary import MEASURES, Measure
 from evaluate.latex import Latex, latex_cell, write_latex
-from evaluate.report.columns import COLUMNS, Column, known, number
+from evaluate.number_format import DASH, known, number
 
-SUPERVISED = ("probe", "pattern-cav")  # methods that were told the labels they are scored on
-KEYS = (
-    "s1", "s2", "interpretable", "distinct", "coverage", "redundancy", "precision", "recall", "f1", "average_precision",
-    "sdc", "scdp", "significant_bh", "significant_max", "significant_random", "s3", "monosemanticity", "stability",
-    "stability_kappa", "found_again",
-)  # fmt: skip
+SUPERVISED = ("probe", "pattern-cav")  # methods that know the labels they are scored on
 BOLD_MATH = r"\boldmath "  # \textbf alone leaves formulas as they are
-MEASURES = {column.key: column for column in COLUMNS}
+KEYS = tuple(measure.key for measure in MEASURES)
 
 
 @dataclass(frozen=True)
@@ -40,13 +36,20 @@ class Row:
 class Comparison:
     """The measures that any of the files has, and the rows: unsupervised methods first, then the others."""
 
-    measures: tuple[Column, ...]
+    measures: tuple[Measure, ...]
     rows: tuple[Row, ...]
 
     @property
     def unsupervised(self) -> int:
         """How many rows compete; they are the first."""
         return sum(not row.supervised for row in self.rows)
+
+    @property
+    def decided(self) -> frozenset[str]:
+        """Keys of the measures in which the competing files do not all read the same: only these have a best."""
+        competing = self.rows[: self.unsupervised]
+        read = {m.key: {number(row.values.get(m.key)) for row in competing} - {DASH} for m in self.measures}
+        return frozenset(key for key, texts in read.items() if len(texts) > 1)
 
 
 def compare(summary: Mapping[str, Any]) -> Comparison:
@@ -68,7 +71,7 @@ def compare(summary: Mapping[str, Any]) -> Comparison:
         }
         rows.append(Row(name, str(entry.get("method", "")), values, intervals))
     rows.sort(key=lambda row: row.supervised)
-    measures = tuple(MEASURES[key] for key in KEYS if any(key in row.values for row in rows))
+    measures = tuple(m for m in MEASURES if any(m.key in row.values for row in rows))
     best: list[set[str]] = [set() for _ in rows]
     for measure in measures:
         ranked = [
@@ -76,7 +79,7 @@ def compare(summary: Mapping[str, Any]) -> Comparison:
             for r, row in enumerate(rows)
             if not row.supervised and measure.key in row.values
         ]
-        if measure.better and len(ranked) > 1:
+        if len(ranked) > 1:
             top = number(max((value for _, value in ranked), key=lambda value: measure.better * value))
             for r, value in ranked:
                 if number(value) == top:

@@ -1,6 +1,6 @@
-"""The data dictionary: what every column of every table holds, written beside the tables.
+"""The data dictionary: what every column of every table holds, written next to the tables.
 
-A table is defined by its rows and columns in ``TABLES``; columns that mean the same wherever they stand are in ``COMMON``.
+A table is defined by its rows and columns in ``TABLES``; columns with one meaning in every table, and measures, are in the glossary.
 ``check`` names what has no definition: a test lets no table out without them.
 """
 
@@ -14,82 +14,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
-from evaluate.compare import KEYS
+from evaluate.glossary import BAU, COMMON, EDDP, MEASURES, RCAV, VAL, Entry
 from stores.io import write_atomically, write_json
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A column: type (string, integer, number, boolean), unit (empty for none), definition, source ("paper: …" or "ours")."""
-
-    type: str
-    unit: str
-    definition: str
-    source: str = "ours"
-
-
-@dataclass(frozen=True)
 class Table:
-    """A table: what a row of it is, and its columns beside the common ones."""
+    """A table: what a row of it is, and its columns, without the common ones."""
 
     rows: str
     columns: Mapping[str, Entry] = field(default_factory=dict)
 
 
-BAU = "paper: Network Dissection (Bau et al. 2017)"
-UIBE = "paper: UIBE"
-EDDP = "paper: EDDP"
-RCAV = "paper: RCAV (Pfau et al. 2021)"
-PACH = "paper: Pach et al. 2025"
-VAL = "on the val split"
-
-COMMON = {
-    "directions": Entry("string", "", "Directions file, by its name without ending."),
-    "method": Entry("string", "", "Method that found the directions."),
-    "index": Entry("integer", "", "Number of the direction in its file, from 0."),
-    "label": Entry("string", "", "Label that the direction carries: the one of largest IoU on the train split; empty for none.", BAU),
-    "category": Entry("string", "", "Category of the label in the concept dataset.", BAU),
-    "class": Entry("integer", "", "Class of the model, from 0."),
-    "class_name": Entry("string", "", "Name of the class."),
-    "role": Entry("string", "", "Vector that the activations are moved along: signal (encoding direction), filter (decoding direction) or random."),
-    "alpha": Entry("number", "activation", "Length of the step along the unit vector, at every position.", RCAV),
-    "iou_train": Entry("number", "share", "Intersection over union of the detector's positives and the label, on the train split.", BAU),
-    "iou_val": Entry("number", "share", f"Intersection over union of the detector's positives and the label, {VAL}.", BAU),
-    "precision": Entry("number", "share", f"Share of the detector's positives that carry the label, {VAL}.", EDDP),
-    "recall": Entry("number", "share", f"Share of the label's positions where the detector is positive, {VAL}.", EDDP),
-    "f1": Entry("number", "share", f"Harmonic mean of precision and recall, {VAL}.", EDDP),
-    "found_again": Entry("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of logits above 0.9; empty without refits."),
-    "monosemanticity": Entry("number", "cosine", "Monosemanticity score: activation-weighted mean cosine of the embeddings of all pairs of images.", PACH),
-}  # fmt: skip
-
-_MEASURES = {
-    "s1": Entry("number", "", f"Sum over directions of the IoU with their label, {VAL}.", UIBE),
-    "s2": Entry("number", "", f"Sum over distinct labels of the best IoU among their directions, {VAL}.", UIBE),
-    "interpretable": Entry("integer", "directions", f"Directions whose IoU with their label exceeds 0.04 {VAL}.", BAU),
-    "distinct": Entry("integer", "labels", "Different labels among the interpretable directions.", BAU),
-    "coverage": Entry("number", "share", "Share of the layer's positions with at least one positive detector, both splits."),
-    "redundancy": Entry("number", "detectors", "Mean number of positive detectors on covered positions, both splits; less is better."),
-    "precision": Entry("number", "share", f"Mean precision of the interpretable directions, {VAL}.", EDDP),
-    "recall": Entry("number", "share", f"Mean recall of the interpretable directions, {VAL}.", EDDP),
-    "f1": Entry("number", "share", f"Mean F1 of the interpretable directions, {VAL}.", EDDP),
-    "average_precision": Entry("number", "share", f"Mean average precision of the interpretable directions, {VAL}.", EDDP),
-    "sdc": Entry("integer", "directions", "Signal vectors with significant influence on at least one class, at the step that summary.json names, by the paper's rule.", EDDP),
-    "scdp": Entry("integer", "pairs", "Pairs of signal vector and class with significant influence, at the step that summary.json names, by the paper's rule.", EDDP),
-    "significant_bh": Entry("integer", "pairs", "Pairs of signal vector and class that stay significant at that step after Benjamini-Hochberg."),
-    "significant_max": Entry("integer", "pairs", "Pairs of signal vector and class beyond all null directions, at that step (p_max of the table influence)."),
-    "significant_random": Entry("integer", "pairs", "Pairs of signal vector and class beyond random directions, at that step (p_random of the table influence)."),
-    "s3": Entry("number", "share", "Share of (label, class) pairs whose Pattern-CAV beats every signal vector of the label; below 0.5 the signal vectors are more influential.", EDDP),
-    "monosemanticity": Entry("number", "cosine", "Mean monosemanticity score of the directions that have one.", PACH),
-    "stability": Entry("number", "correlation", "Mean |correlation| of logits over the data with those of the other files of the method, matched one to one."),
-    "stability_kappa": Entry("number", "share", "The same corrected for chance: 0 is no better than the directions of one file among themselves, 1 the same directions."),
-    "found_again": Entry("number", "share", "Share of the directions that at least half of the refits on random halves of the images contain."),
-}  # fmt: skip
 _INTERVALS = {
-    f"{key}_{end}": Entry("number", _MEASURES[key].unit, f"{word} end of the confidence interval of {key}.")
-    for key in KEYS
+    f"{m.key}_{end}": Entry("number", m.entry.unit, f"{word} end of the confidence interval of {m.key}.")
+    for m in MEASURES
     for end, word in (("low", "Lower"), ("high", "Upper"))
 }
-
 _ALIKE = {
     f"{measure}{part}": Entry("number", "share" if part in ("_kappa", "_share") else unit, text.format(what))
     for measure, unit, what, above in (
@@ -105,6 +46,10 @@ _ALIKE = {
     )
 }
 
+_SCORE = Entry(
+    "number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall. 0 for a direction that moves nothing.", RCAV
+)  # fmt: skip
+_CHANGE = Entry("number", "probability", "Mean change of the class's probability over the images.")
 _STRENGTH = Entry("number", "activation", "k of the correction x − k·sigmoid(z − shift)·v, v of unit norm.", EDDP)
 _SHIFT = Entry("number", "logit", "How much the detector's threshold is raised; 0 in the paper.")
 _SET = Entry("string", "", "clean: images without the concept; poisoned: images with it.", EDDP)
@@ -116,12 +61,9 @@ TABLES = {
         "iou_low": Entry("number", "share", "Lower end of the confidence interval of iou_val."),
         "iou_high": Entry("number", "share", "Upper end of the confidence interval of iou_val."),
         "interpretable": Entry("boolean", "", "Whether iou_val exceeds 0.04.", BAU),
-        "average_precision": Entry("number", "share", f"Area under the precision-recall curve of the logit, {VAL}; empty where the label does not occur.", EDDP),
         "threshold_supervised": Entry("number", "logit", "Threshold of the logit refitted with the label: the one of largest IoU on the train split.", EDDP),
         "iou_supervised": Entry("number", "share", f"IoU with the label at threshold_supervised, {VAL}.", EDDP),
         "f1_supervised": Entry("number", "share", f"F1 at threshold_supervised, {VAL}.", EDDP),
-        "share": Entry("number", "share", "Share of the layer's positions where the detector is positive, both splits."),
-        "agreement": Entry("number", "cosine", "Cosine of the direction's filter and its signal vector."),
     }),
     "labels": Table("One row a direction and label: the labels of largest IoU on the train split.", {
         "rank": Entry("integer", "", "1 for the label of largest IoU on the train split, and so on."),
@@ -146,9 +88,9 @@ TABLES = {
         "filter_cos": Entry("number", "cosine", "Cosine of the direction's filter and the least-squares readout of the true signal values (Haufe et al. 2014)."),
     }),
     "influence": Table("One row a direction, role, step and class: what the step does to the class, and against how many null directions.", {
-        "score": Entry("number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall. 0 for a direction that moves nothing.", RCAV),
+        "score": _SCORE,
         "logit_change": Entry("number", "logit", "Mean change of the class's logit over the images."),
-        "probability_change": Entry("number", "probability", "Mean change of the class's probability over the images."),
+        "probability_change": _CHANGE,
         "p_paper": Entry("number", "probability", "Share of the detector's null directions with an absolute score at least as large; 0 where none has.", RCAV),
         "p": Entry("number", "probability", "(b + 1) / (N + 1), b of N null directions with an absolute score at least as large (Phipson & Smyth 2010)."),
         "p_holm": Entry("number", "probability", "p adjusted for the tests of the file, role and step (Holm 1979)."),
@@ -181,15 +123,15 @@ TABLES = {
     "influence_classes": Table("One row a class and signal vector of its concept influence diagram: the at most 10 that raise and lower it most.", {
         "sign": Entry("string", "", "positive or negative: whether the signal vector raises the class's probability or lowers it.", EDDP),
         "rank": Entry("integer", "", "1 for the largest change of that sign, and so on.", EDDP),
-        "score": Entry("number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall. 0 for a direction that moves nothing.", RCAV),
-        "probability_change": Entry("number", "probability", "Mean change of the class's probability over the images."),
+        "score": _SCORE,
+        "probability_change": _CHANGE,
         "significant_paper": Entry("boolean", "", "As in the table influence.", RCAV),
         "significant_max": Entry("boolean", "", "As in the table influence."),
         "significant_random": Entry("boolean", "", "As in the table influence."),
     }),
     "suspects": Table("One row a label and class: a small concept of one class alone that the class leans on, for a person to look at.", {
         "indices": Entry("string", "", "Numbers of the directions that carry the label and raise the class, the one that raises it most first, with spaces between."),
-        "share_of_class": Entry("number", "share", "Share of the images that show the label and are taken for the class."),
+        "share_of_class": Entry("number", "share", "Share of the images that show the label and are predicted as the class."),
         "images": Entry("integer", "images", "Images of the concept dataset that show the label."),
         "area": Entry("number", "share", "Mean share of the positions with the label, over images that show it."),
         "probability_change": Entry("number", "probability", "Mean change of the class's probability over the images, moved along the signal vector of the first direction."),
@@ -210,14 +152,14 @@ TABLES = {
         "matched": Entry("integer", "pairs", "Pairs of directions, as many as the smaller file has directions."),
         **_ALIKE,
         "mutual": Entry("number", "share", "Share of the first file's directions whose nearest of the second, by logit correlation, has them as its nearest."),
-        "nearest_first": Entry("number", "correlation", "Mean |correlation| of the first file's directions with the nearest other one of that file: near 1, it holds twins."),
+        "nearest_first": Entry("number", "correlation", "Mean |correlation| of the first file's directions with the nearest other one of that file: near 1, it has duplicates."),
         "nearest_second": Entry("number", "correlation", "The same for the second file."),
         "note": Entry("string", "", "What was left out where the files are of different size."),
     }),
     "comparison": Table("One row a file: its entry in summary.json.", {
         "supervised": Entry("boolean", "", "Whether the method knew the labels it is scored on; such a file does not compete."),
         "best": Entry("string", "", "Columns in which the file is the best of those that compete, with spaces between."),
-        **_MEASURES,
+        **{m.key: m.entry for m in MEASURES},
         **_INTERVALS,
     }),
     "visualization": Table("One row a direction pair of which pictures were synthesised: what its own detector makes of them.", {
@@ -245,7 +187,7 @@ TABLES = {
         **{f"accuracy_{which}{end}": Entry("number", "share", f"{what} of the held-out {which} images that are predicted right{more}.")
            for which, more in (("clean", ""), ("poisoned", "; empty without such images"))
            for end, what in (("", "Share"), ("_low", "Lower end of the 95 % interval of the share"), ("_high", "Upper end of the 95 % interval of the share"))},
-        "chosen": Entry("boolean", "", "Whether this was taken for the vector."),
+        "chosen": Entry("boolean", "", "Whether this setting was chosen for the vector."),
     }),
     "correction_classes": Table("One row a set of images and class, of the images that were not held out.", {
         "set": _SET,
@@ -256,9 +198,9 @@ TABLES = {
     "correction_confusion": Table("One row a set of images, before or after, class and prediction that occur together, of the images that were not held out.", {
         "set": _SET,
         "when": Entry("string", "", "before or after the correction."),
-        "predicted": Entry("integer", "", "Class that the images are taken for, from 0."),
+        "predicted": Entry("integer", "", "Class that the images are predicted as, from 0."),
         "predicted_name": Entry("string", "", "Name of the class in predicted."),
-        "images": Entry("integer", "images", "Images of the class that are taken for that one."),
+        "images": Entry("integer", "images", "Images of the class that are predicted as that one."),
     }),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.report.columns import DASH, number
+from evaluate.number_format import DASH, number
 from stores.io import write_atomically
 
 PAGE_ROWS = 45  # a longer table runs over pages

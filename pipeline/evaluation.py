@@ -14,14 +14,14 @@ from evaluate.concepts import concept_store
 from evaluate.detector_bank import make_bank
 from evaluate.direction_tables import agreement, category_rows, direction_rows, label_rows, table_columns
 from evaluate.dissect import Dissector, Resolution
+from evaluate.glossary import definitions
 from evaluate.ground_truth import against_truth
 from evaluate.influence.study import InfluenceConfig
 from evaluate.label_scores import refine
 from evaluate.label_unions import union_rows
+from evaluate.number_format import number
 from evaluate.parallel import Scheduler
-from evaluate.report.columns import number
 from evaluate.report.data import Candidate, Card, ReportData, Section
-from evaluate.report.definitions import DEFINITIONS, INFLUENCE, REFITS
 from evaluate.report.page import write_report
 from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summarise
 from evaluate.top_images import draw_strips
@@ -154,10 +154,10 @@ def evaluate_directions(
             for name, (path, directions) in sets.items()
         ]
         write_json(folder / OURS.file, summary)
-        definitions = (DEFINITIONS if source is not None else {}) | (INFLUENCE if influence is not None else {})
-        if any(directions.found_again is not None for directions in plain.values()):
-            definitions = definitions | REFITS
-        write_report(folder, ReportData(title, facts, sections, TILE_SIZE, None, definitions))
+        parts = ["labels", "pairs", "scores"] if source is not None else []
+        parts += ["influence"] if influence is not None else []
+        parts += ["refits"] if any(one.found_again is not None for one in plain.values()) else []
+        write_report(folder, ReportData(title, facts, sections, TILE_SIZE, None, definitions(*parts)))
     return summary
 
 

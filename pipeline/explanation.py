@@ -14,9 +14,9 @@ from PIL import Image
 from evaluate.detector_bank import make_bank
 from evaluate.explain.document import Terms
 from evaluate.explain.explainer import Explained, Explainer
-from evaluate.explain.notes import notes
 from evaluate.explain.page import PageData, Shown, render
 from evaluate.explain.values import Values, readout, usual_values
+from evaluate.glossary import definitions
 from extract.crop_geometry import visible_box
 from extract.forward import computing_in
 from extract.image_io import reason
@@ -140,7 +140,8 @@ def explain_images(
 
 def _page(inputs: Inputs, explainer: Explainer, shown: Sequence[Shown]) -> PageData:
     title = shown[0].name if len(shown) == 1 else f"{len(shown)} predictions explained"
-    terms = notes(exact=explainer.affine is not None, values=explainer.values, prefix=explainer.prefix)
+    head = "affine head" if explainer.affine is not None else "other head"
+    terms = definitions("explanation", head, f"{explainer.values} values", *(["tokens"] if explainer.prefix else []))
     return PageData(title, _facts(inputs, explainer), shown, terms)
 
 

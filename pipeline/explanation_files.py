@@ -11,10 +11,10 @@ from PIL import Image
 
 from evaluate.explain.document import UNREAD, Terms, brief, describe, sentence, steps_of, turning_words
 from evaluate.explain.explainer import Explained
-from evaluate.explain.page import Map, Shown, percent
+from evaluate.explain.page import Map, Shown
 from evaluate.explain.pictures import Step, heat, jpeg, outline, sheet, square
 from evaluate.explain.values import Usual
-from evaluate.explain.words import probability, signed
+from evaluate.number_format import percent, probability, signed
 from pipeline.explain_inputs import Item
 from pipeline.explanation_folder import Folder
 from stores.io import json_bytes

@@ -12,6 +12,7 @@ import numpy as np
 from evaluate.compare import compare
 from evaluate.detector_bank import Bank, make_bank
 from evaluate.direction_tables import with_found_again
+from evaluate.glossary import definitions
 from evaluate.site.classes import Taken, taken_for
 from evaluate.site.data import Features, Influence, Picture, Site
 from evaluate.site.histogram import survey
@@ -19,7 +20,6 @@ from evaluate.site.influence import Pushes, read_pushes, read_steering
 from evaluate.site.pages import pages
 from evaluate.site.pictures import draw_pictures
 from evaluate.site.similarity import cosines, similarity_map
-from evaluate.site.terms import definitions
 from evaluate.top_images import Top
 from extract.store_images import StoreImages, open_store_images
 from pipeline.evaluation_result import Evaluated, Label
@@ -114,6 +114,10 @@ def write_site(
         progress("map", 0, 1)
         places = similarity_map(cosines(directions.signals))
         progress("map", 1, 1)
+        parts = {
+            "labels": rows, "pairs": True, "site": True, "diagnosis": marks_of(diagnosis), "refits": directions.found_again is not None,
+            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "visualization": features,
+        }  # fmt: skip
         site = Site(
             title=config.title or TITLE,
             name=name,
@@ -129,10 +133,7 @@ def write_site(
             ),
             classes=class_pages(opened, taken, gone, pushes.get("signal")),
             places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],
-            definitions=definitions(
-                labelled=bool(rows), moved=influence is not None, drawn=bool(features), truth=bool(truth),
-                marked=bool(marks_of(diagnosis)), refitted=directions.found_again is not None, stable=bool(stability),
-            ),
+            definitions=definitions(*(part for part, there in parts.items() if there)),
             influence=influence,
             random=random,
             suspects=suspects,

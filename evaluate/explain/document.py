@@ -12,7 +12,8 @@ from evaluate.explain.counterfactual_search import Turned
 from evaluate.explain.explainer import Explained, softmax
 from evaluate.explain.pictures import Step
 from evaluate.explain.values import Usual
-from evaluate.explain.words import Concept, change_words, contribution_words, probability
+from evaluate.explain.words import Concept, change_words, contribution_words
+from evaluate.number_format import probability
 
 UNREAD = "the prediction does not depend on the positions of this layer; choose an earlier layer"
 

@@ -14,8 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from evaluate.explain.pictures import Step, bars
-from evaluate.explain.words import probability, signed
-from evaluate.report.page import url
+from evaluate.number_format import percent, probability, signed, url
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,6 @@ def waterfall(steps: Sequence[Step]) -> dict[str, Any]:
             for step, span in zip(steps, spans, strict=True)
         ],
     }
-
-
-def percent(share: float) -> str:
-    """``12 %``; ``< 1 %`` for what is little but there."""
-    return "0 %" if share == 0 else "< 1 %" if share < 0.01 else f"{100 * share:.0f} %"
 
 
 def _resource(file: str) -> str:

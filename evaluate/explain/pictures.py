@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 
-from evaluate.explain.words import signed
+from evaluate.number_format import signed
 from evaluate.report.pictures import EDGE, LINE, LUMA, region
 
 FOR, AGAINST = (213, 94, 0), (0, 114, 178)  # told apart by every eye

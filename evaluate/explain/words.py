@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST = 4  # concepts a sentence names
+from evaluate.number_format import signed
+
+MOST = 4  # concepts named
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,6 @@ class Concept:
     def name(self) -> str:
         """``barn (3)``."""
         return f"{self.short} ({self.index})" if self.label else self.short
-
-
-def signed(value: float) -> str:
-    """``+2.10``, ``−0.43``, ``+12.3``: two decimals, one above ten, more only for very small numbers."""
-    size = abs(value)
-    text = f"{size:.1f}" if size >= 9.995 else f"{size:.2f}" if size >= 0.005 or size == 0 else f"{size:.0e}"
-    return ("+" if value >= 0 else "−") + text
 
 
 def contribution_words(
@@ -61,8 +56,3 @@ def change_words(concepts: Sequence[Concept], delta: np.ndarray, spread: np.ndar
     words = [f"{'more' if more else 'less'} {label}" for more, label in ordered[:shown]]
     left = len(ordered) - shown
     return ", ".join(words) + (f" and {left} smaller change{'' if left == 1 else 's'}" if left > 0 else "")
-
-
-def probability(p: float) -> str:
-    """``0.93``; ``> 0.99`` and ``< 0.01`` at the ends."""
-    return "> 0.99" if p > 0.995 else "< 0.01" if p < 0.005 else f"{p:.2f}"

@@ -14,17 +14,29 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from evaluate.report.columns import DASH, again, column_groups, comparison, name, number, points, short, shown_columns
+from evaluate.compare import compare
+from evaluate.number_format import DASH, again, name, number, points, short, url
 from evaluate.report.data import Card, ReportData, Section
 from stores.io import write_atomically
 
 KNOWN = {"object": 0, "part": 1, "material": 2, "scene": 3, "texture": 4, "color": 5, "action": 6}
 COLOURS = 10  # how many colours of categories the style sheet has; 0-6 are those of Broden
+SCORES = (
+    "s1",
+    "s2",
+    "interpretable",
+    "distinct",
+    "coverage",
+    "redundancy",
+    "precision",
+    "recall",
+    "f1",
+    "average_precision",
+)
 LISTED = 24  # directions named in a note before "and n more"
 
 
@@ -44,14 +56,16 @@ def render(data: ReportData) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=number, short=short, name=name, url=url, points=points, again=again)
     colours = category_colours(data)
+    compared = compare({"directions": {section.name: section.summary for section in data.sections}})
+    groups = [[m for m in compared.measures if (m.key in SCORES) == scores] for scores in (True, False)]
     return environment.from_string(_resource("report.html")).render(
         data=data,
         style=style,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        columns=shown_columns(data),
-        column_groups=column_groups(shown_columns(data)),
-        comparison=comparison(data),
+        measures=[group for group in groups if group],
+        rows={row.name: row for row in compared.rows},
+        decided=compared.decided,
         colours=colours,
         refitted=any(card.found_again == card.found_again for s in data.sections for card in s.cards),
         sections=[_section(i, section, data) for i, section in enumerate(data.sections, 1)],
@@ -64,11 +78,6 @@ def render(data: ReportData) -> str:
 
 def _resource(file: str) -> str:
     return importlib.resources.files("evaluate.report").joinpath(file).read_text(encoding="utf-8")
-
-
-def url(file: str) -> str:
-    """A file name as a relative link; whatever it holds, it stays a path in the report's folder."""
-    return quote(file.encode("utf-8", "surrogateescape"), safe="/").lstrip("/")
 
 
 # categories

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from evaluate.report.columns import points as in_points
+from evaluate.number_format import minus
+from evaluate.number_format import points as in_points
 from evaluate.site.data import Steer
 from evaluate.site.figures import coordinate as _n
 from evaluate.site.histogram import Histogram
@@ -169,8 +170,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _short(value: float) -> str:
-    text = f"{value:.3g}"
-    return text.replace("e+0", "e").replace("e-0", "e-").replace("-", "−")
+    return minus(f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-"))
 
 
 def _power(power: int) -> str:

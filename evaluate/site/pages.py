@@ -14,12 +14,11 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 
-from evaluate.report.columns import DASH, again, name, number, points, short
+from evaluate.number_format import DASH, again, minus, name, number, percent, points, short
 from evaluate.report.page import COLOURS, KNOWN, notes
 from evaluate.site import charts, figures
 from evaluate.site.data import ClassPage, Direction, Push, Site
 from evaluate.site.pictures import EXAMPLE, GAP, SMALL, STRIP, TILE
-from evaluate.site.terms import column_terms
 
 TEMPLATES = (
     "base.html", "parts.html", "overview.html", "direction.html", "class.html", "classes.html", "fit.html", "definitions.html",
@@ -70,15 +69,13 @@ class _Book:
             autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         environment.filters.update(
-            number=number, again=again, short=_signed, name=name, points=points, percent=percent, cosine=cosine, anchor=anchor, ends=ends,
+            number=number, again=again, short=short, name=name, points=points, percent=percent, cosine=cosine, anchor=anchor, ends=ends,
             attribute=attribute, floor=floor, shown=shown, page=direction_page, class_page=class_page,
         )  # fmt: skip
         self.colours = category_colours(site)
-        terms = column_terms(site.definitions)
         self.shared: dict[str, Any] = {
             "site": site,
             "colours": self.colours,
-            "terms": {**terms, "iou": site.definitions.get("IoU", "")},
             "iou_scale": iou_scale(site.directions),
             "pictures": any(tile.file for d in site.directions for tile in d.tiles),
             "tile_size": TILE,
@@ -111,7 +108,6 @@ class _Book:
             complaints=notes(site.diagnosis),
             tallest=max((n for _, _, n in site.per_category), default=1) or 1,
             most_pushed=_most_pushed,
-            decided=_decided(site),
             listed=SUSPECTS,
             moved=_moved(site),
         )
@@ -194,14 +190,6 @@ def ends(interval: tuple[float, float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def percent(value: float) -> str:
-    """A share in per cent: two digits, more only near 100."""
-    if not math.isfinite(value):
-        return DASH
-    value *= 100
-    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %" if value >= 0.01 else "below 0.01 %"
-
-
 def floor(share: float) -> str:
     """A share in whole per cent, never more than it is: 100 is all."""
     return str(math.floor(100 * share + 1e-9))
@@ -213,11 +201,7 @@ def shown(d: Direction) -> int:
 
 
 def cosine(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
-
-
-def _signed(value: float) -> str:
-    return short(value).replace("-", "−")
+    return minus(f"{value:.2f}")
 
 
 def attribute(value: float) -> str:
@@ -243,13 +227,6 @@ def _extremes(c: ClassPage) -> tuple[Push | None, Push | None]:
     """What raises a class most and what lowers it most."""
     up, down = ([p for p in c.pushes if (p.change > 0) == above] for above in (True, False))
     return (up[0] if up else None, down[0] if down else None)
-
-
-def _decided(site: Site) -> set[str]:
-    """Measures in which not all competing sets read the same: only there is one the best."""
-    rows = [row for row in site.comparison.rows if not row.supervised]
-    read = {m.key: {number(row.values.get(m.key)) for row in rows} - {DASH} for m in site.comparison.measures}
-    return {key for key, texts in read.items() if len(texts) > 1}
 
 
 def _found_again(site: Site) -> list[tuple[str, int]]:

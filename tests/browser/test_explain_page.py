@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate.explain.notes import notes
 from evaluate.explain.page import Map, PageData, Shown, render
 from evaluate.explain.pictures import Step, heat, jpeg, outline
+from evaluate.glossary import definitions
 
 LONG = "a class whose name is long, <b>bold</b> and_without_any_place_to_break_it_anywhere_at_all"
 
@@ -79,7 +79,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         "<i>Two</i> predictions",
         {"Model": "m" * 90},
         [shown(folder, k) for k in (1, 2)],
-        notes(exact=True, values="joint"),
+        definitions("explanation"),
     )
     path = folder / "index.html"
     path.write_text(render(data), encoding="utf-8")

@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 
 from evaluate.compare import (
     KEYS,
-    MEASURES,
     SUPERVISED,
     compare,
     comparison_columns,
     write_comparison_latex,
 )
-from evaluate.report.columns import COLUMNS
 from fit import SUPERVISED as SUPERVISED_FITTERS
 from stores.tables import write_table
 
@@ -136,10 +134,3 @@ def test_little_to_compare(files: dict[str, Any], tmp_path: Path) -> None:
     found = compare({"directions": files})
     assert r"\midrule" in write_comparison_latex(tmp_path / "t.tex", found).read_text()
     assert comparison_columns(found)["best"] == [""] * len(files)
-
-
-def test_every_measure_has_a_title_and_a_better_side_as_in_the_report() -> None:
-    report = {column.key: column for column in COLUMNS}
-    for key in KEYS:
-        assert MEASURES[key].better in (1, -1)
-        assert MEASURES[key] == report.get(key, MEASURES[key])

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from evaluate.compare import KEYS, compare, comparison_columns
-from evaluate.dictionary import COMMON, TABLES, Entry, check, entry_of, write_dictionary
+from evaluate.dictionary import TABLES, check, entry_of, write_dictionary
 from evaluate.direction_tables import COLUMNS
+from evaluate.glossary import COMMON, PARTS
 from evaluate.influence.study import InfluenceConfig, measure_influence
 from evaluate.influence.tables import class_influence_rows, direction_influence_rows, influence_parts
 from evaluate.stability import STABILITY, stability_rows
@@ -107,24 +108,24 @@ def test_values_are_of_the_type_that_is_said(made_tables: dict[str, Columns]) ->
     assert not wrong
 
 
-def every_entry() -> list[tuple[str, Entry]]:
-    named = [(f"{table}.{column}", entry) for table, t in TABLES.items() for column, entry in t.columns.items()]
-    return named + [(f"common.{column}", entry) for column, entry in COMMON.items()]
-
-
-@pytest.mark.parametrize(("name", "entry"), every_entry(), ids=lambda value: value if isinstance(value, str) else "")
-def test_definitions_are_sentences_with_a_source(name: str, entry: Entry) -> None:
-    assert entry.type in TYPES
-    assert entry.definition.endswith(".")
-    assert len(entry.definition) > 12
-    assert entry.source == "ours" or entry.source.startswith("paper: ")
+def test_definitions_are_complete() -> None:
+    tables = {**{name: table.columns for name, table in TABLES.items()}, "common": COMMON}
+    wrong = [
+        f"{table}.{column}"
+        for table, columns in tables.items()
+        for column, entry in columns.items()
+        if entry.type not in TYPES
+        or not entry.definition.endswith(".")
+        or not (entry.source == "ours" or entry.source.startswith("paper: "))
+    ]
+    assert not wrong
+    assert all(text.endswith(".") for part in PARTS.values() for text in part.values())
 
 
 def test_a_tables_own_definition_goes_before_the_common_one() -> None:
     assert entry_of("steering", "class") != COMMON["class"]
     assert entry_of("influence", "class") == COMMON["class"]
     assert entry_of("nothing", "class") is None
-    assert all(table.rows.startswith("One row a ") and table.rows.endswith(".") for table in TABLES.values())
 
 
 def test_both_files_say_the_same(tmp_path: Path) -> None:
@@ -134,14 +135,8 @@ def test_both_files_say_the_same(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["dictionary.json", "dictionary.csv"]
     document = json.loads(paths[0].read_text(encoding="utf-8"))
     assert list(document) == ["categories", "labels"]
-    assert document["categories"]["rows"] == "One row a file and category."
     assert list(document["categories"]["columns"]) == ["directions", "category", "distinct"]
-    assert document["categories"]["columns"]["distinct"] == {
-        "type": "integer",
-        "unit": "labels",
-        "definition": "Different labels of the category among the interpretable directions.",
-        "source": "paper: Network Dissection (Bau et al. 2017)",
-    }
+    assert set(document["categories"]["columns"]["distinct"]) == {"type", "unit", "definition", "source"}
     with paths[1].open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["table"], row["column"]) for row in rows] == [

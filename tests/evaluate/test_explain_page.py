@@ -16,23 +16,18 @@ from evaluate.explain.counterfactual import Change
 from evaluate.explain.counterfactual_search import Turned
 from evaluate.explain.document import UNREAD, Terms, brief, describe, listed_classes, sentence, steps_of, turning_words
 from evaluate.explain.explainer import Explained
-from evaluate.explain.notes import notes
-from evaluate.explain.page import Map, PageData, Shown, percent, render, waterfall
+from evaluate.explain.page import Map, PageData, Shown, render, waterfall
 from evaluate.explain.pictures import AGAINST, FOR, Step, bars, heat, jpeg, outline, sheet, square
 from evaluate.explain.values import Usual
-from evaluate.explain.words import Concept, change_words, contribution_words, probability, signed
+from evaluate.explain.words import Concept, change_words, contribution_words
+from evaluate.glossary import definitions
 from evaluate.report.pictures import LINE
 
 CONCEPTS = [Concept(0, "barn", "object"), Concept(1, "sea", "object", False), Concept(2), Concept(3, "barn", "object")]
 
 
-def test_names_and_numbers() -> None:
+def test_names() -> None:
     assert [c.name for c in CONCEPTS] == ["barn (0)", "sea? (1)", "direction 2", "barn (3)"]
-    assert [signed(v) for v in (2.104, -0.4, 0, 12.34, -0.0012, 9.996)] == [
-        "+2.10", "−0.40", "+0.00", "+12.3", "−1e-03", "+10.0",
-    ]  # fmt: skip
-    assert [probability(p) for p in (0.934, 0.9999, 0.001)] == ["0.93", "> 0.99", "< 0.01"]
-    assert [percent(p) for p in (0, 0.004, 0.12, 1)] == ["0 %", "< 1 %", "12 %", "100 %"]
 
 
 def test_contributions_in_words() -> None:
@@ -224,7 +219,7 @@ def page(found: Explained, count: int = 1, usual: Usual = USUAL) -> str:
     parts = (document[key] for key in ("predicted", "explained", "classes", "counterfactual"))
     one = Shown("<b>x</b>.jpg", line, *parts, sums, maps,
                 "pictures/s.jpg", None if found.unread else "pictures/c.jpg", "s.png", "s.json")  # fmt: skip
-    return render(PageData("<u>t</u>", {"Model": "m & n"}, [one] * count, notes(exact=True, values="joint")))
+    return render(PageData("<u>t</u>", {"Model": "m & n"}, [one] * count, definitions("explanation")))
 
 
 def test_the_page_escapes_and_asks_nothing(found: Explained) -> None:
@@ -247,11 +242,6 @@ def test_the_page_escapes_and_asks_nothing(found: Explained) -> None:
     assert text.count("<article") == 1
     assert "<nav" not in text
     assert page(found, 3).count('<li><a href="#i') == 3
-
-
-def test_notes_speak_of_tokens_where_there_are_any() -> None:
-    assert "class token" not in notes(exact=True, values="joint")
-    assert "left as they are" in notes(exact=False, values="paper", prefix=1)["class token"]
 
 
 def test_the_page_says_what_was_not_found(found: Explained) -> None:

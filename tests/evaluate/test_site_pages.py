@@ -15,6 +15,7 @@ import pytest
 from html_page import HOSTILE, Page
 
 from evaluate.compare import compare
+from evaluate.glossary import definitions
 from evaluate.report.data import Candidate
 from evaluate.site import charts, figures
 from evaluate.site.data import (
@@ -32,10 +33,11 @@ from evaluate.site.data import (
     Tile,
 )
 from evaluate.site.histogram import Histogram
-from evaluate.site.pages import anchor, class_page, direction_page, ends, floor, iou_scale, ordered, pages, percent
-from evaluate.site.terms import column_terms, definitions
+from evaluate.site.pages import anchor, class_page, direction_page, ends, floor, iou_scale, ordered, pages
 
 NAN = float("nan")
+SHOWN = ("labels", "pairs", "site", "diagnosis", "influence", "influence pages", "visualization")
+EVERYTHING = (*SHOWN, "refits", "stability", "truth")
 STEER = Steer(1, [0.0, 2.0, 40.0], {"signal": [0, 0.1, 0.3], "filter": [0, -0.1, 0.1]}, {"signal": 40.0, "filter": 0.0})
 RANDOM = Steer(-1, [0.0, 2.0, 40.0], {"low": [0, 0, 0], "middle": [0, 0, 0.1], "high": [0, 0.1, 0.2]}, {"random": 2.0})
 
@@ -67,7 +69,7 @@ def site(**changes: Any) -> Site:
         title="A layer", name="eddp", method="eddp", facts={"Model": "m"}, settings={"seed": "0"}, notes=["Something is missing."],
         comparison=compare(summary), per_category=[("object", 1, 2)],
         directions=[direction(0, marks=[Mark("dead"), Mark("duplicate of", 1)]), direction(1, label="", category="", interpretable=False, iou=0.0)],
-        classes=classes, places=[(0.0, 0.5), (1.0, 0.5)], definitions=definitions(labelled=True, moved=True, drawn=True),
+        classes=classes, places=[(0.0, 0.5), (1.0, 0.5)], definitions=definitions(*SHOWN),
         influence=Influence(2.0, 100, 10, 50), random=RANDOM,
         suspects=[{"indices": [0], "class": 1, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
         diagnosis={"dead": [0], "duplicates": [[0, 1]], "overfull": [], "coverage": 0.9}, log={"total": [(0, 2.0), (1, 1.0), (2, 1.5)]},
@@ -83,7 +85,7 @@ def bare() -> Site:
     return site(
         directions=[one], classes=[ClassPage(0, "class 0", 0)], places=[(0.5, 0.5)], per_category=[], suspects=[], diagnosis={}, log={},
         influence=None, random=None, comparison=compare({"directions": {"eddp": {"method": "eddp", "directions": 1}}}),
-        definitions=definitions(labelled=False, moved=False, drawn=False),
+        definitions=definitions("pairs", "site", "diagnosis"),
     )  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def refitted(refits: int = 8) -> Site:
     row = {"first": "half", "second": "eddp", **values, "mutual": 0.75, "nearest_first": 0.1, "nearest_second": 0.625}
     return site(
         directions=[direction(0, found_again=0.875), direction(1, found_again=0.25)], refits=refits, stability=[row],
-        definitions=definitions(labelled=True, moved=True, drawn=True, refitted=True, stable=True),
+        definitions=definitions(*EVERYTHING),
     )  # fmt: skip
 
 
@@ -179,7 +181,7 @@ def test_the_diagnosis_needs_neither_labels_nor_influence() -> None:
 def test_the_truth_is_shown_where_it_is_known() -> None:
     found = [Concept(0, 1, 0.875, -0.25), Concept(1, -1, 0.0, 0.0)]
     what = site(truth=found, facts={"Against the truth": "1 of 2 concepts found"},
-                definitions=definitions(labelled=True, moved=True, drawn=False, truth=True))  # fmt: skip
+                definitions=definitions(*EVERYTHING))  # fmt: skip
     texts = rendered(what)
     assert "0.875" in texts["fit.html"]
     assert "−0.25" in texts["fit.html"]
@@ -225,19 +227,6 @@ def test_measures_of_which_less_is_better_say_so() -> None:
     summary = {"directions": {"eddp": {"method": "eddp", "directions": 2, "s1": 1.0, "redundancy": 2.0}}}
     page = rendered(site(comparison=compare(summary)))["index.html"]
     assert page.count("less is better</small>") == 1
-
-
-def test_the_rule_of_the_paper_is_about_a_pair_and_not_about_itself() -> None:
-    text = definitions(labelled=True, moved=True, drawn=False)["paper's rule"]
-    assert text.startswith("Of one direction and one class")
-    assert "paper's rule" not in text
-    assert "p < 0.05" in text
-
-
-def test_only_what_is_shown_is_defined() -> None:
-    plain = definitions(labelled=True, moved=False, drawn=False, marked=False)
-    assert not {"dead", "union", "supervised_thresholds", "resolution", "steering", "RMSE"} & set(plain)
-    assert {"dead", "RMSE"} < set(definitions(labelled=False, moved=False, drawn=False, marked=True, truth=True))
 
 
 def test_there_is_a_page_for_each_direction_and_class() -> None:
@@ -314,28 +303,11 @@ def test_order_and_scale() -> None:
     assert iou_scale([]) == 0.1
 
 
-def test_numbers_as_people_read_them() -> None:
-    assert [percent(v) for v in (0, 1, 0.123, 0.0123, 0.000001, NAN)] == [
-        "0 %",
-        "100 %",
-        "12 %",
-        "1.2 %",
-        "below 0.01 %",
-        "–",
-    ]
+def test_intervals_and_anchors() -> None:
     assert ends((48.0, 48.0)) == "48"
     assert ends((28.0, 36.0)) == "28 to 36"
     assert ends((0.572, 0.5821)) == "0.572 to 0.582"
     assert anchor("Paper's rule (S1)") == "paper-s-rule-s1"
-
-
-def test_every_column_of_a_comparison_has_a_definition() -> None:
-    for found in (
-        definitions(labelled=True, moved=True, drawn=True),
-        definitions(labelled=False, moved=False, drawn=False),
-    ):
-        assert all(text.endswith(".") for text in column_terms(found).values())
-        assert all(text.strip() for text in found.values())
 
 
 # figures

@@ -1,0 +1,204 @@
+"""The glossary: what each column, measure and term means, written once for table headers, tooltips, data dictionary and pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A column: type (string, integer, number, boolean), unit (empty for none), definition, source ("paper: …" or "ours")."""
+
+    type: str
+    unit: str
+    definition: str
+    source: str = "ours"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of a set of directions: key in summary.json, heading, which is better (+1 more, −1 less), definition."""
+
+    key: str
+    title: str
+    better: int
+    entry: Entry
+
+    @property
+    def text(self) -> str:
+        return self.entry.definition
+
+
+BAU = "paper: Network Dissection (Bau et al. 2017)"
+UIBE = "paper: UIBE"
+EDDP = "paper: EDDP"
+RCAV = "paper: RCAV (Pfau et al. 2021)"
+PACH = "paper: Pach et al. 2025"
+VAL = "on the val split"
+
+COMMON = {
+    "directions": Entry("string", "", "Directions file, by its name without ending."),
+    "method": Entry("string", "", "Method that found the directions."),
+    "index": Entry("integer", "", "Number of the direction in its file, from 0."),
+    "label": Entry("string", "", "Label of the direction: the one of largest IoU on the train split; empty for none.", BAU),
+    "category": Entry("string", "", "Category of the label in the concept dataset.", BAU),
+    "class": Entry("integer", "", "Class of the model, from 0."),
+    "class_name": Entry("string", "", "Name of the class."),
+    "role": Entry("string", "", "Vector that the activations are moved along: signal (encoding direction), filter (decoding direction) or random."),
+    "alpha": Entry("number", "activation", "Length of the step along the unit vector, at every position.", RCAV),
+    "iou_train": Entry("number", "share", "Intersection over union of the detector's positives and the label, on the train split.", BAU),
+    "iou_val": Entry("number", "share", f"Intersection over union of the detector's positives and the label, {VAL}.", BAU),
+    "precision": Entry("number", "share", f"Share of the detector's positives that carry the label, {VAL}.", EDDP),
+    "recall": Entry("number", "share", f"Share of the label's positions where the detector is positive, {VAL}.", EDDP),
+    "f1": Entry("number", "share", f"Harmonic mean of precision and recall, {VAL}.", EDDP),
+    "average_precision": Entry("number", "share", f"Area under the precision-recall curve of the logit, {VAL}; empty where the label does not occur.", EDDP),
+    "share": Entry("number", "share", "Share of the layer's positions where the detector is positive, both splits."),
+    "agreement": Entry("number", "cosine", "Cosine of the direction's filter and its signal vector."),
+    "found_again": Entry("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of logits above 0.9; empty without refits."),
+    "monosemanticity": Entry("number", "cosine", "Monosemanticity score: activation-weighted mean cosine of the embeddings of all pairs of images.", PACH),
+}  # fmt: skip
+
+MEASURES = tuple(Measure(key, title, better, Entry(*entry)) for key, title, better, *entry in (
+    ("s1", "S1", 1, "number", "", f"Sum over directions of the IoU with their label, {VAL}.", UIBE),
+    ("s2", "S2", 1, "number", "", f"Sum over distinct labels of the best IoU among their directions, {VAL}.", UIBE),
+    ("interpretable", "Interpretable", 1, "integer", "directions", f"Directions whose IoU with their label exceeds 0.04 {VAL}.", BAU),
+    ("distinct", "Distinct", 1, "integer", "labels", "Different labels among the interpretable directions.", BAU),
+    ("coverage", "Coverage", 1, "number", "share", "Share of the layer's positions with at least one positive detector, both splits."),
+    ("redundancy", "Redundancy", -1, "number", "detectors", "Mean number of positive detectors on covered positions, both splits."),
+    ("precision", "Precision", 1, "number", "share", f"Mean precision of the interpretable directions, {VAL}.", EDDP),
+    ("recall", "Recall", 1, "number", "share", f"Mean recall of the interpretable directions, {VAL}.", EDDP),
+    ("f1", "F1", 1, "number", "share", f"Mean F1 of the interpretable directions, {VAL}.", EDDP),
+    ("average_precision", "AP", 1, "number", "share", f"Mean average precision of the interpretable directions, {VAL}.", EDDP),
+    ("sdc", "SDC", 1, "integer", "directions", "Signal vectors with significant influence on at least one class, at the step that summary.json names, by the paper's rule.", EDDP),
+    ("scdp", "SCDP", 1, "integer", "pairs", "Pairs of signal vector and class with significant influence, at the step that summary.json names, by the paper's rule.", EDDP),
+    ("significant_bh", "Significant (BH)", 1, "integer", "pairs", "Pairs of signal vector and class that stay significant at that step after Benjamini-Hochberg."),
+    ("significant_max", "Beyond nulls", 1, "integer", "pairs", "Pairs of signal vector and class beyond all null directions, at that step (p_max of the table influence)."),
+    ("significant_random", "Beyond random", 1, "integer", "pairs", "Pairs of signal vector and class beyond random directions, at that step (p_random of the table influence)."),
+    ("s3", "S3", -1, "number", "share", "Share of (label, class) pairs whose Pattern-CAV beats every signal vector of the label; below 0.5 the signal vectors are more influential.", EDDP),
+    ("monosemanticity", "Monosemanticity", 1, "number", "cosine", "Mean monosemanticity score of the directions that have one.", PACH),
+    ("stability", "Stability", 1, "number", "correlation", "Mean |correlation| of logits over the data with those of the other files of the method, matched one to one."),
+    ("stability_kappa", "Stability κ", 1, "number", "share", "The same corrected for chance: 0 is no better than the directions of one file among themselves, 1 the same directions."),
+    ("found_again", "Found again", 1, "number", "share", "Share of the directions that at least half of the refits on random halves of the images contain."),
+))  # fmt: skip
+
+_MEASURED = {measure.key: measure.text for measure in MEASURES}
+_KAPPA = "(matched − by chance) / (1 − by chance): 0 is no better than chance, 1 the same directions."
+
+PARTS: dict[str, dict[str, str]] = {
+    "labels": {
+        "IoU": COMMON["iou_val"].definition + " Unions count only images annotated in the label's category (Network Dissection).",
+        "label": "The label with the largest IoU on the train split; every score is computed on the val split.",
+        **{key: _MEASURED[key] for key in ("interpretable", "distinct", "s1", "s2")},
+        **{key: COMMON[key].definition for key in ("precision", "recall", "f1", "average_precision")},
+        "interval": "95 % percentile interval of a score on the val split, from 200 Poisson bootstrap replicates of its images; the labels chosen "
+        "on train are fixed (our definition).",
+    },
+    "scores": {
+        "supervised_thresholds": "The same scores on val with each detector's threshold replaced by the logit of the best F1 with "
+        "its label on train; means over the directions that are interpretable with their own thresholds.",
+        "union": "All directions of a set that carry the same label taken together, positive where any of them is (Network "
+        "Dissection); means over labels whose union has an IoU above 0.04, s2 the sum of the IoUs of all.",
+        "resolution": "mask: logits upsampled bilinearly to the label maps (Network Dissection); feature: label maps "
+        "sampled at the layer's positions.",
+    },
+    "pairs": {
+        "coverage": _MEASURED["coverage"],
+        "redundancy": _MEASURED["redundancy"],
+        "share": COMMON["share"].definition,
+        "agreement": COMMON["agreement"].definition,
+        "decoding direction": "The filter w with its threshold b: the concept is at a position x when w·x − b > 0.",
+        "encoding direction": "The signal vector s: what is added to the activations where the concept is present.",
+    },
+    "site": {
+        "logit": "Distance of a position from a detector's threshold: w·x − b. The detector is positive where it is above 0. Methods without "
+        "thresholds of their own get one that their largest logits exceed (the top 0.5 % of the store's positions by default).",
+        "top images": "The images of the store on which a detector has its largest logit at any position. The region where it is positive is bright "
+        "and outlined; logits between the layer's positions are interpolated.",
+        "distribution": "Number of positions of the whole store with a logit in each bin, on a logarithmic scale.",
+        "neighbours": "The directions of largest cosine between signal vectors, and between filters, in activation space.",
+        "map": "Directions whose signal vectors have a large cosine are close: t-SNE of 1 − cosine, classical scaling for fewer than ten. Only "
+        "distances between neighbours mean something; the axes do not.",
+        "predicted class": "The class of the network's largest logit for an image.",
+    },
+    "diagnosis": {
+        "dead": "A detector that hardly ever fires on the positions it was fitted on.",
+        "duplicate": "A filter that is almost the same as another one of the set.",
+        "overfull": "A detector that fires at most positions.",
+    },
+    "refits": {
+        "found again": "Number of short fits on random halves of the images that contain the direction: matched one to one, the |correlation| of its "
+        "logits with its partner's is above 0.9. Of a set: the share of its directions that at least half of these fits contain. A direction "
+        "that other images do not give may be chance (our definition).",
+    },
+    "stability": {
+        "matched": "The directions of two fits are matched one to one, for each measure anew, so that its mean over the pairs is largest.",
+        "by chance": "The same of this fit and of the other one with themselves, no direction with itself: the value for any two directions of a fit.",
+        "kappa": _KAPPA,
+        "mutual": "Share of the first fit's directions whose nearest of the other fit, by the correlation of logits, has them as its nearest.",
+        "nearest in the set": "Mean |correlation| of logits of this set's directions with the nearest other one of the set: near 1, it has duplicates.",
+    },
+    "truth": {
+        "true concept": "A concept that the synthetic store was made with, matched one to one with a direction so that the sum of the IoUs is largest.",
+        "found": "A true concept is found where the IoU of its direction's positive positions and those where it is present is above 0.5.",
+        "distinct matches": "Share of true concepts whose direction of largest IoU is no other concept's.",
+        "RMSE": "Root mean square difference of a direction pair's signal values and the true ones, about their means, over matched concepts "
+        "and all positions.",
+    },
+    "influence": {
+        "pushes": "The classes whose probability changes most when every position of the layer is moved along the direction's signal "
+        "vector (unit norm), in percentage points, mean over the images; in italics where random directions do as much.",
+        "SDC": _MEASURED["sdc"],
+        "SCDP": _MEASURED["scdp"],
+        "beyond nulls": "Pairs whose change of logit is larger, in standard deviations of the detector's null directions (classifiers trained on "
+        "permuted labels), than that of any null direction on any class: the chance of any false claim is below 5 % (our definition).",
+        "beyond random": "Pairs whose change of logit is larger than that of directions drawn at random, after Holm's correction at 5 % (our "
+        "definition).",
+        "S3": _MEASURED["s3"],
+    },
+    "influence pages": {
+        "paper's rule": "Of one direction and one class, as published: the share of images whose probability of the class does not fall is compared "
+        "with those of the direction's null directions, classifiers trained on permuted labels. p is the share of null directions that are at least "
+        "as far from one half, and the pair is significant where p < 0.05 divided by the number of pairs: in practice, where no null direction is.",
+        "concept influence diagram": "Of one class, the at most ten signal vectors that raise its probability most and the ten that lower it most.",
+        "steering": "Change of the probability of one class, the one that small steps along the signal vector raise most, as all images are "
+        "moved further and further; the same along the filter and along random directions (each followed on the class that it raises most).",
+        "suspects": "Concepts that make a shortcut possible: at least 90 % of the images that show them are predicted as one class, they cover at most "
+        "a tenth of the image on average, and signal vectors with their label raise that class beyond random directions. Whether such a concept belongs "
+        "to its class only a person can say (our definition).",
+    },
+    "visualization": {
+        "feature visualisation": "A picture synthesised so that the layer's activations go as far as possible along a direction, with the response of "
+        "the pair's own detector (its mean logit over the layer's positions), and its response to pictures synthesised along random "
+        "directions: if the signal vector is what the filter reads, it fires on the first and not on the others (EDDP's check).",
+    },
+    "explanation": {
+        "contribution": "The change of the logit when the concept's component, along its signal vector, is set to its mean over the data. Orange: for "
+        "the class, blue: against it. Only differences between logits change probabilities: hence the second sum.",
+        "little": "The image has less of the concept than images have on average. Its absence counts as well.",
+        "label?": "The label fits the direction best, but its detector finds hardly any of it (IoU up to 0.04).",
+        "average image": "The logit where every position holds the data's mean.",
+        "maps": "What the concept adds to the explained class's logit at each position (signal value times the logit's slope along the signal vector), "
+        "paler where it adds little. The yellow line surrounds where the detector fires.",
+        "Grad-CAM": "Where the class is seen at this layer, whatever the concept (Selvaraju et al. 2017).",
+        "what would make it": "Few changes of mean signal values that change the prediction, within the range of 99 % of the store's images where such a "
+        "change is found; run through the model's own head. It says what the head reads, not what a changed photograph would give.",
+    },
+    "affine head": {
+        "no concept": "The part of the logit that none of these directions explains. Read concepts with care where it is large."
+    },
+    "other head": {
+        "interaction": "What is left of the logit when every concept's contribution, measured individually, is subtracted: what concepts do together, "
+        "and what none of these directions explains. Read concepts with care where it is large."
+    },
+    "joint values": {"signal values": "Read by all filters jointly, so that what several filters share is counted once."},
+    "paper values": {"signal values": "Read by each filter individually: what several filters share is counted several times."},
+    "tokens": {
+        "class token": "Tokens that have no place on the image (class and register tokens) are left as they are, in the average image, in contributions "
+        "and in changes. What a concept did to them before this layer is not seen here."
+    },
+}  # fmt: skip
+
+
+def definitions(*parts: str) -> dict[str, str]:
+    """Term -> definition of the terms of some of ``PARTS``."""
+    return {term: text for part in parts for term, text in PARTS[part].items()}
