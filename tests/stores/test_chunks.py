@@ -101,7 +101,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path, codec: str) -> None:
     for i in range(len(data)):
         array.file(1).write_bytes(data[:i] + bytes([data[i] ^ 0x10]) + data[i + 1 :])
         assert "do not match" in str(array.check(1, entry, every_byte=True))
-        with suppress(CorruptStoreError):  # decoding it either fails in one sentence, or gives the right shape
+        with suppress(CorruptStoreError):  # decoding it either fails with one message, or gives the right shape
             assert array.read(1).shape == (1, 3)
 
 

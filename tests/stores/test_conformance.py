@@ -1,4 +1,4 @@
-"""The store's promises, held against a model by random histories: written, killed, gone on with, harmed, read, verified.
+"""The store's promises, held against a model by random histories: written, killed, resumed, damaged, read, verified.
 
 The model knows which chunks are committed. Whatever happened before, a store opens only when it is whole and sealed, gives
 then exactly what was written, names what is missing otherwise, and never shows a chunk that was not written as zeros.

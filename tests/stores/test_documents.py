@@ -1,4 +1,4 @@
-"""A store of which any one value is something else: opened, verified, inspected, read and gone on with, or refused in words."""
+"""A store of which any one value is something else: opened, verified, inspected, read and resumed, or refused with a message."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def places(document: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where each value of a document lies, from the outermost in."""
+    """The place of each value of a document, from the outermost in."""
     inner = (
         document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     )

@@ -132,7 +132,7 @@ def test_a_reader_made_from_the_specification(tmp_path: Path, compress: str) -> 
         assert np.array_equal(found, np.where(VALID[:, None, None], x, np.nan).astype(np.float16), equal_nan=True)
         peaks = [np.abs(found[k * rows : (k + 1) * rows][VALID[k * rows : (k + 1) * rows]]).max() for k in range(3)]
         assert [record["max_abs"][name] for record in records] == pytest.approx(peaks)
-    if compress == "none":  # as it lies in memory
+    if compress == "none":  # as it is in memory
         late = np.fromfile(root / "layers/late/activations/c.2.0.0", "<f2").reshape(2, 2, 2)
         assert np.array_equal(late[0], LAYERS["late"][4])
         assert np.isnan(late[1]).all()

@@ -188,7 +188,7 @@ def test_damaged_truncated_and_gone(remote: Path) -> None:
     whole = below(remote)
     array = "layers/a/activations"
 
-    def told(name: str, data: bytes | None) -> list[str]:
+    def verified_with(name: str, data: bytes | None) -> list[str]:
         """What ``verify`` says with one object changed; what reading says, if it cannot."""
         objects.remove([remote / name]) if data is None else objects.put({remote / name: data})
         found = ActivationStore.examine(URL).verify()
@@ -196,14 +196,16 @@ def test_damaged_truncated_and_gone(remote: Path) -> None:
         return found
 
     chunk = f"{array}/c.1.0.0"
-    assert told(chunk, None) == [f"chunk 1 of {array}: no such object"]
-    assert told(chunk, whole[chunk][:-4])[0].startswith(f"chunk 1 of {array}: {len(whole[chunk]) - 4} bytes instead of")
-    assert told(chunk, b"\1" + whole[chunk][1:]) == [
+    assert verified_with(chunk, None) == [f"chunk 1 of {array}: no such object"]
+    assert verified_with(chunk, whole[chunk][:-4])[0].startswith(
+        f"chunk 1 of {array}: {len(whole[chunk]) - 4} bytes instead of"
+    )
+    assert verified_with(chunk, b"\1" + whole[chunk][1:]) == [
         f"chunk 1 of {array}: its bytes do not match its recorded checksum"
     ]
     for name in ("layers/a/zarr.json", f"{array}/zarr.json", "images/zarr.json", "eddp.lock"):
-        assert told(name, None), name
-        assert told(name, whole[name] + b" "), name
+        assert verified_with(name, None), name
+        assert verified_with(name, whole[name] + b" "), name
     assert ActivationStore.examine(URL).verify() == []
     reader = LayerReader(URL)
     objects.put({remote / chunk: whole[chunk][:100]})

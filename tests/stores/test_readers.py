@@ -151,7 +151,7 @@ def test_uncompressed_chunks_are_mapped_and_not_copied(tiny_store: Make) -> None
     assert file.read_bytes() == before
 
 
-def test_a_chunk_that_goes_away_while_reading_is_told(tiny_store: Make) -> None:
+def test_a_chunk_that_disappears_while_reading_is_reported(tiny_store: Make) -> None:
     path = tiny_store({"a": np.ones((9, 2, 3), np.float32)})
     reader = LayerReader(path)
     (path / "layers/a/activations/c.1.0.0").unlink()

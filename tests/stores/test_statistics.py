@@ -66,7 +66,7 @@ def test_the_first_bad_image_is_named(tiny_store: Make, bad: float, at: int) -> 
     assert not (reader.store.path / "layers/a/statistics.safetensors").exists()
 
 
-def test_values_that_overflow_are_told(tiny_store: Make) -> None:
+def test_values_that_overflow_are_reported(tiny_store: Make) -> None:
     x = np.random.default_rng(0).normal(0, 1e20, (20, 2, 3)).astype(np.float32)
     with pytest.raises(NonFiniteError, match="too large"):
         statistics(LayerReader(tiny_store({"a": x})))

@@ -220,7 +220,7 @@ def test_a_disk_without_locks(
     assert ActivationStore.open(tmp_path / "s").verify() == []
 
 
-def test_what_was_laid_out_and_has_changed_is_mended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_laid_out_and_has_changed_is_repaired(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = {"heads": {"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))}}
     whole = contents(write_store(tmp_path / "whole", X, **options))
     laid_out = [
@@ -344,7 +344,7 @@ def test_provenance_of_any_folder_name(tmp_path: Path) -> None:
     open_writer(path, X, provenance={"dataset": {"path": "/data/caf\udce9", "digest": "x"}}).close()
 
 
-def test_another_commit_of_the_same_version_goes_on_and_another_version_does_not(tmp_path: Path) -> None:
+def test_another_commit_of_the_same_version_resumes_and_another_version_does_not(tmp_path: Path) -> None:
     x = {"a": np.zeros((8, 2, 3), np.float32)}
     open_writer(tmp_path / "s", x, provenance={"code_version": "0.1.0+gaaaa"}).close()
     open_writer(tmp_path / "s", x, provenance={"code_version": "0.1.0+gbbbb"}).close()
@@ -389,7 +389,7 @@ def test_a_commit_that_does_not_fit_is_no_commit(tmp_path: Path, changes: dict) 
     writer.close()
 
 
-def test_commits_that_are_nobodys_to_make(tmp_path: Path) -> None:
+def test_commits_of_chunks_of_other_writers_are_refused(tmp_path: Path) -> None:
     writer = open_writer(tmp_path / "s", X, shard=(1, 2))
     with pytest.raises(ValueError, match="chunk 0 is not among this writer's: 1-2"):
         commit(writer)
