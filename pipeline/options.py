@@ -26,6 +26,7 @@ LONGEST = 200  # characters of what is quoted from a configuration file
 TRUE = ("1", "true", "t", "yes", "y", "on")  # as click reads a flag from the environment
 MOST_BYTES = 2**16  # of a configuration file
 LONGEST_LINE = 2**13  # of a configuration file: tomllib's time grows with the square of a dotted key's length
+COMMON = ("quiet", "json", "debug")  # options of every command: they change no result
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -138,6 +139,13 @@ def common(command: F) -> F:
     for decorate in reversed(decorators):
         command = decorate(command)
     return command
+
+
+def given() -> dict[str, Any]:
+    """The running command's own options and arguments, by the names that users type."""
+    context = click.get_current_context()
+    named = {str(p.name): max(p.opts, key=len).lstrip("-").replace("-", "_") for p in context.command.params}
+    return {named[name]: value for name, value in context.params.items() if named[name] not in COMMON}
 
 
 def _typed(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.logging import echo
-from pipeline.options import common, model_option
+from pipeline.options import common, given, model_option
 from pipeline.progress import format_seconds, showing
 from pipeline.records import within
 from pipeline.result_paths import LOCAL, STORE
@@ -87,9 +87,7 @@ def correct(
     from pipeline.correction import choose_detector, correct_model, correction_lines
     from pipeline.evaluation_result import Evaluated
 
-    run = Run("correct", {"evaluation": evaluation, "data": data, "poisoned": poisoned, "directions": name, "direction": list(numbers),
-                          "label": label, "strength": strength, "shift": shift, "held_out": held, "tolerance": tolerance,
-                          "random": randoms, "store": store, "out": out, "seed": seed, "device": device, "model": model})  # fmt: skip
+    run = Run("correct", given())
     config = CorrectConfig(tolerance / 100, randoms, strength=strength, shift=shift, seed=seed)
     chosen = pick_device(device)
     evaluated = Evaluated(evaluation)

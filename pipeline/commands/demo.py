@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.logging import echo, say
-from pipeline.options import common
+from pipeline.options import common, given
 from pipeline.progress import format_seconds, showing
 from pipeline.records import Place
 from pipeline.result_paths import LOCAL
@@ -36,9 +36,7 @@ def demo(
     from pipeline.demo import run_demo
     from pipeline.evaluation import summary_lines
 
-    run = Run(
-        "demo", {"out": out, "seed": seed, "images": images, "directions": directions, "epochs": epochs}, in_place=True
-    )
+    run = Run("demo", given(), in_place=True)
     with showing(quiet) as shown, run.watching(shown, Place(out / "demo.run.json")) as progress:
         result = run_demo(
             out,

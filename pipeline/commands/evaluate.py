@@ -12,7 +12,7 @@ from typing import Any, cast
 import click
 
 from pipeline.logging import echo, say
-from pipeline.options import common, model_option
+from pipeline.options import common, given, model_option
 from pipeline.progress import format_seconds, showing
 from pipeline.records import within
 from pipeline.result_paths import LOCAL, STORE, cache_option
@@ -94,11 +94,7 @@ def evaluate(
     from pipeline.evaluation import evaluate_directions, load_sets, summary_lines
     from stores.store import ActivationStore
 
-    run = Run("evaluate", {"store": store, "directions": directions, "broden": broden, "ground_truth": ground_truth,
-                           "influence": influence, "alphas": alphas, "influence_images": influence_images,
-                           "null_directions": null_directions, "null_positions": null_positions, "seed": seed, "monosemanticity": monosemanticity,
-                           "resolution": resolution, "out": out, "dask": dask, "device": device,
-                           "model": model})  # fmt: skip
+    run = Run("evaluate", given())
     folder = _broden_folder(broden)
     if folder is None and not (ground_truth or influence or monosemanticity):
         raise UsageError(

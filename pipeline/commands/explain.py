@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from pipeline.logging import echo
-from pipeline.options import common, model_option
+from pipeline.options import common, given, model_option
 from pipeline.progress import format_seconds, showing
 from pipeline.records import within
 from pipeline.result_paths import LOCAL, STORE
@@ -91,9 +91,7 @@ def explain(
     from pipeline.explain_inputs import open_inputs
     from pipeline.explanation import ExplainConfig, explain_images
 
-    run = Run("explain", {"images": images, "rows": rows, "store": store, "directions": directions, "evaluation": evaluation, "layer": layer,
-                          "class": explained, "to": to, "top": top, "concepts_shown": concepts_shown, "values": values, "out": out,
-                          "device": device, "model": model})  # fmt: skip
+    run = Run("explain", given())
     chosen = pick_device(device)
     inputs = open_inputs(store, directions, evaluation, layer, model=model)
     config = ExplainConfig(explained, to, top, concepts_shown, cast(Values, values))

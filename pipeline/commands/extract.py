@@ -13,7 +13,7 @@ from torch.cuda import device_count
 
 from extract.config import ExtractConfig
 from pipeline.logging import echo, say
-from pipeline.options import common
+from pipeline.options import common, given
 from pipeline.progress import format_seconds, showing
 from pipeline.records import beside
 from pipeline.result_paths import STORE
@@ -124,8 +124,7 @@ def extract(
         raise UsageError("--dask shares the store out among its workers: give it, or --shard, but not both.")
     shard = shard_of(asked, os.environ)
     part = None if shard is None else f"{shard[0]}/{shard[1]}"
-    recorded = {"model": model, "layer": layer, "data": data, "out": out, "dask": dask, **options, "shard": part}
-    run = Run("extract", recorded, work="extraction", in_place=True, shard=part)
+    run = Run("extract", {**given(), "shard": part}, work="extraction", in_place=True, shard=part)
     overwrite, dry_run = options.pop("overwrite"), options.pop("dry_run")
     config = _config(model, layer, shard, dask, **options)
     source = open_source(data)

@@ -12,7 +12,7 @@ import click
 
 from fit import METHODS, SUPERVISED, make_fitter
 from pipeline.logging import echo, say
-from pipeline.options import common, model_option, share_of
+from pipeline.options import common, given, model_option, share_of
 from pipeline.progress import format_seconds, showing
 from pipeline.records import Place
 from pipeline.result_paths import LOCAL, STORE, cache_option
@@ -131,9 +131,7 @@ def fit(
     from stores.readers import LayerReader, Part
     from stores.store import ActivationStore
 
-    run = Run("fit", {"store": store, "layer": layer, "directions": directions, "method": method,
-                      "steps": steps, "concepts": concepts, "part": part, "part_seed": part_seed, "out": out,
-                      "device": device, "seed": seed, "refits": refits, "set": settings, "model": model})  # fmt: skip
+    run = Run("fit", given())
     with joined(device) as (ranks, chosen):
         labels = None if concepts is None else ConceptLabels(concepts)
         make = partial(make_fitter, method, seed=seed, device=chosen, settings=_pairs(settings), refits=refits, labels=labels, steps=steps)  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.logging import echo, say
-from pipeline.options import common, model_option
+from pipeline.options import common, given, model_option
 from pipeline.progress import format_seconds, showing
 from pipeline.records import beside
 from pipeline.result_paths import LOCAL, STORE
@@ -64,8 +64,7 @@ def report(
     """
     from pipeline.report import ReportConfig, write_site
 
-    run = Run("report", {"evaluation": evaluation, "directions": name, "out": out, "store": store, "data": data, "tiles": tiles,
-                         "visualize": visualize, "title": title, "device": device, "model": model})  # fmt: skip
+    run = Run("report", given())
     if not 1 <= tiles <= MOST_TILES:
         raise UsageError(f"--tiles must be a number from 1 to {MOST_TILES}, got {tiles}.")
     how = ReportConfig(tiles=tiles, visualize=_how_many(visualize), title=title, device=pick_device(device))

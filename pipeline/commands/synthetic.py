@@ -11,7 +11,7 @@ import click
 
 from fit.synthetic import SyntheticConfig
 from pipeline.logging import echo
-from pipeline.options import common
+from pipeline.options import common, given
 from pipeline.progress import showing
 from pipeline.records import beside
 from pipeline.result_paths import STORE
@@ -65,7 +65,7 @@ def synthetic(out: Path, overwrite: bool, quiet: bool, as_json: bool, debug: boo
     from fit.synthetic import make_synthetic
 
     config = SyntheticConfig(**values)
-    run = Run("synthetic", {"out": out, **values, "overwrite": overwrite}, work="writing", in_place=True)
+    run = Run("synthetic", given(), work="writing", in_place=True)
     with showing(quiet) as shown, run.watching(shown, beside(out)) as progress:
         info = make_synthetic(out, config, overwrite=overwrite, progress=progress)
     run.write(result=info)
