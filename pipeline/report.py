@@ -13,6 +13,7 @@ from evaluate.compare import compare
 from evaluate.detector_bank import Bank, make_bank
 from evaluate.direction_tables import with_found_again
 from evaluate.glossary import definitions
+from evaluate.page_layout import marks
 from evaluate.site.classes import Taken, taken_for
 from evaluate.site.data import Features, Influence, Picture, Site
 from evaluate.site.histogram import survey
@@ -23,7 +24,7 @@ from evaluate.site.similarity import cosines, similarity_map
 from evaluate.top_images import Top
 from extract.store_images import StoreImages, open_store_images
 from pipeline.evaluation_result import Evaluated, Label
-from pipeline.report_parts import class_pages, concepts_of, direction_pages, marks_of
+from pipeline.report_parts import class_pages, concepts_of, direction_pages
 from pipeline.report_provenance import facts_of, fit_log, log_picture, settings_of
 from pipeline.table_writer import Tables
 from pipeline.visualization import Features as Drawn
@@ -115,7 +116,7 @@ def write_site(
         places = similarity_map(cosines(directions.signals))
         progress("map", 1, 1)
         parts = {
-            "labels": rows, "pairs": True, "site": True, "diagnosis": marks_of(diagnosis), "refits": directions.found_again is not None,
+            "labels": rows, "pairs": True, "site": True, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,
             "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "visualization": features,
         }  # fmt: skip
         site = Site(

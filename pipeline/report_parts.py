@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from evaluate.direction_tables import agreement
+from evaluate.page_layout import marks
 from evaluate.report.data import Candidate
 from evaluate.scores import INTERPRETABLE
 from evaluate.site.classes import Taken, class_titles
-from evaluate.site.data import ClassPage, Concept, Direction, Features, Mark, Near, Steer, Tile
+from evaluate.site.data import ClassPage, Concept, Direction, Features, Near, Steer, Tile
 from evaluate.site.histogram import Survey
 from evaluate.site.influence import Pushes
 from evaluate.site.pictures import example_file, strip_file, tile_file
@@ -51,7 +52,7 @@ def direction_pages(
     for row in candidates:
         one = Candidate(row["label"], row["category"], row["iou_train"], row["iou_val"])
         labels.setdefault(int(row["index"]), []).append(one)
-    marks = marks_of(directions.info.get("diagnosis", {}))
+    marked = marks(directions.info.get("diagnosis", {}))
     near = {
         role: nearest(cosines(vectors), NEIGHBOURS)
         for role, vectors in (("signal", directions.signals), ("filter", directions.filters))
@@ -84,7 +85,7 @@ def direction_pages(
                     role: [Near(int(j), float(c)) for j, c in zip(order[i], value[i], strict=True)]
                     for role, (order, value) in near.items()
                 },
-                marks=marks.get(i, []),
+                marks=marked.get(i, []),
                 features=features.get(i),
                 found_again=NAN if directions.found_again is None else float(directions.found_again[i]),
             )
@@ -120,19 +121,6 @@ def concepts_of(rows: Sequence[Mapping[str, Any]]) -> list[Concept]:
     return [
         Concept(int(row["concept"]), int(row["direction"]), _number(row["iou"]), _number(row["cos"])) for row in rows
     ]
-
-
-def marks_of(diagnosis: Mapping[str, Any]) -> dict[int, list[Mark]]:
-    """What a diagnosis says of single directions; of a pair of duplicates it is said of both."""
-    marks: dict[int, list[Mark]] = {}
-    for key in ("dead", "overfull"):
-        for index in diagnosis.get(key, []):
-            marks.setdefault(int(index), []).append(Mark(key))
-    for pair in diagnosis.get("duplicates", []):
-        a, b = int(pair[0]), int(pair[1])
-        marks.setdefault(a, []).append(Mark("duplicate of", b))
-        marks.setdefault(b, []).append(Mark("duplicate of", a))
-    return marks
 
 
 def _tiles(i: int, found: Survey, taken: Taken, names: Sequence[str], gone: set[int]) -> list[Tile]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from evaluate.correct.choice import SENTENCES
 from evaluate.correct.heldout_evaluation import Judged
 from evaluate.correct.pictures import changed_pictures
 from evaluate.correct.study import Study, confusion
 from evaluate.correct.trade_off import trade_off
-from evaluate.report.page import url
+from evaluate.number_format import minus
+from evaluate.web_page import render_page
 from stores.io import write_atomically
 from stores.store import ActivationStore
 
@@ -38,33 +36,21 @@ def write_page(
     out: Path, study: Study, summary: dict[str, Any], classes: Sequence[str], store: ActivationStore
 ) -> Path:
     """Write ``index.html`` and its pictures into the folder of a correction."""
-    pictures = changed_pictures(out, study, classes)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=percent, url=url, change=change_of)
-    package = importlib.resources.files("evaluate")
-    style = (package / "report" / "report.css").read_text("utf-8") + (package / "correct" / "correct.css").read_text(
-        "utf-8"
-    )
-    page = environment.from_string((package / "correct" / "correct.html").read_text("utf-8")).render(
-        style=Markup(style),
-        summary=summary,
-        facts=_facts(summary, store),
-        bars={which: bars(summary[which]) for which in study.sets()},
-        curves=curves(study),
-        trade=trade_off(study),
-        problem=SENTENCES.get(summary["problem"], ""),
-        confusions=[_confusion(study, which, classes) for which in study.sets()],
-        pictures=pictures,
-        size=(WIDTH, HEIGHT, PAD),
-    )
+    page = {
+        "summary": summary,
+        "made": _facts(summary, store),
+        "bars": {which: bars(summary[which]) for which in study.sets()},
+        "curves": curves(study),
+        "trade": trade_off(study),
+        "problem": SENTENCES.get(summary["problem"], ""),
+        "confusions": [_confusion(study, which, classes) for which in study.sets()],
+        "pictures": changed_pictures(out, study, classes),
+        "size": (WIDTH, HEIGHT, PAD),
+    }
     path = out / "index.html"
-    write_atomically(path, page.encode("utf-8", "replace"))
+    text = render_page("correct.html", page, styles="correct.css", change=change_of)
+    write_atomically(path, text.encode("utf-8", "replace"))
     return path
-
-
-def percent(value: float | None) -> str:
-    """A share as a percentage with one decimal."""
-    return "–" if value is None or not np.isfinite(value) else f"{100 * value:.1f} %"
 
 
 def bars(found: dict[str, Any]) -> list[Bar]:
@@ -81,7 +67,7 @@ def bars(found: dict[str, Any]) -> list[Bar]:
 
 def change_of(found: dict[str, Any]) -> str:
     """The change of accuracy of one set of images in points, with its interval."""
-    gain, low, high = (f"{100 * found[key]:+.1f}".replace("-", "−") for key in ("gain", "gain_low", "gain_high"))
+    gain, low, high = (minus(f"{100 * found[key]:+.1f}") for key in ("gain", "gain_low", "gain_high"))
     return f"{gain} ({low} to {high})"
 
 

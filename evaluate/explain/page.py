@@ -1,20 +1,16 @@
-"""The page of explanations: plain data in, one ``index.html`` out, to be read beside the pictures in its folder.
+"""The page of explanations: plain data in, one ``index.html`` out, to be read next to the pictures in its folder.
 
-It asks nothing of the network and runs no script; labels, classes and file names are data to it, and escaped.
+It runs no script.
 """
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from evaluate.explain.pictures import Step, bars
-from evaluate.number_format import percent, probability, signed, url
+from evaluate.web_page import render_page
 
 
 @dataclass(frozen=True)
@@ -60,10 +56,8 @@ class PageData:
 
 
 def render(data: PageData) -> str:
-    """The page as a text; its bytes depend on the data alone."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(signed=signed, probability=probability, url=url, waterfall=waterfall, percent=percent)
-    return environment.from_string(_resource("explain.html")).render(data=data, style=Markup(_resource("explain.css")))
+    """The page; its bytes depend on the data alone."""
+    return render_page("explain.html", {"data": data}, styles="explain.css", waterfall=waterfall)
 
 
 def waterfall(steps: Sequence[Step]) -> dict[str, Any]:
@@ -84,7 +78,3 @@ def waterfall(steps: Sequence[Step]) -> dict[str, Any]:
             for step, span in zip(steps, spans, strict=True)
         ],
     }
-
-
-def _resource(file: str) -> str:
-    return importlib.resources.files("evaluate.explain").joinpath(file).read_text(encoding="utf-8")

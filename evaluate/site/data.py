@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluate.compare import Comparison
+from evaluate.page_layout import Mark
 from evaluate.report.data import Candidate
 from evaluate.site.histogram import Histogram
 
@@ -71,14 +72,6 @@ class Features:
     response_random: float
     fires_random: float
     beyond_random: float
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Something that the diagnosis says of a direction, and the direction that it names (−1: none)."""
-
-    text: str
-    other: int = -1
 
 
 @dataclass(frozen=True)

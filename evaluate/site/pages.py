@@ -1,42 +1,40 @@
 """From plain data to pages: each a path in the site and its bytes, which depend on the data alone.
 
-No page asks anything of the network. Labels, class names and file names are data: they are escaped, files are named by
-numbers, and the content policy allows no script and no style but the site's own two files.
+Files are named by numbers, and the content policy allows no script and no style but the site's own two files.
 """
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined, Template
-
-from evaluate.number_format import DASH, again, minus, name, number, percent, points, short
-from evaluate.report.page import COLOURS, KNOWN, notes
+from evaluate.number_format import minus, number
+from evaluate.page_layout import COLOURS, category_colours, complaints, iou_scale, ordered, scalars
 from evaluate.site import charts, figures
 from evaluate.site.data import ClassPage, Direction, Push, Site
 from evaluate.site.pictures import EXAMPLE, GAP, SMALL, STRIP, TILE
+from evaluate.web_page import environment, resource
 
-TEMPLATES = (
-    "base.html", "parts.html", "overview.html", "direction.html", "class.html", "classes.html", "fit.html", "definitions.html",
-)  # fmt: skip
 PUSHED = 3  # classes named on a direction's card
 SUSPECTS = 12  # shown with pictures; more are named
 
 
 def pages(site: Site) -> Iterator[tuple[str, bytes]]:
     """All files of the site but its pictures, one at a time: (path relative to the site, bytes)."""
-    yield "style.css", (_resource("evaluate.report", "report.css") + _resource("evaluate.site", "site.css")).encode()
-    yield "script.js", _resource("evaluate.site", "site.js").encode()
+    yield "style.css", (resource("style.css") + resource("site.css")).encode()
+    yield "script.js", resource("site.js").encode()
     book = _Book(site)
     yield "index.html", book.overview()
     yield (
         "fit.html",
         book.page(
-            "fit.html", here="fit", scalars=_scalars(site), complaints=notes(site.diagnosis), again=_found_again(site)
+            "fit.html",
+            here="fit",
+            scalars=scalars(site.diagnosis),
+            found=complaints(site.diagnosis),
+            again=_found_again(site),
         ),
     )
     yield (
@@ -64,19 +62,21 @@ class _Book:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        environment = Environment(
-            loader=DictLoader({file: _resource("evaluate.site", file) for file in TEMPLATES}),
-            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        self.templates = environment(
+            cosine=cosine, anchor=anchor, ends=ends, attribute=attribute, floor=floor, shown=shown, page=direction_page, class_page=class_page
         )  # fmt: skip
-        environment.filters.update(
-            number=number, again=again, short=short, name=name, points=points, percent=percent, cosine=cosine, anchor=anchor, ends=ends,
-            attribute=attribute, floor=floor, shown=shown, page=direction_page, class_page=class_page,
-        )  # fmt: skip
-        self.colours = category_colours(site)
+        categories = {d.category for d in site.directions} | {c.category for d in site.directions for c in d.candidates}
+        categories |= {name for name, _, _ in site.per_category}
+        self.colours = category_colours(categories, COLOURS - 1)  # the last: no category
+        scores = [
+            iou
+            for d in site.directions
+            for iou in (d.iou, *(i for c in d.candidates for i in (c.iou_train, c.iou_val)))
+        ]
         self.shared: dict[str, Any] = {
             "site": site,
             "colours": self.colours,
-            "iou_scale": iou_scale(site.directions),
+            "iou_scale": iou_scale(scores),
             "pictures": any(tile.file for d in site.directions for tile in d.tiles),
             "tile_size": TILE,
             "example_size": EXAMPLE,
@@ -85,14 +85,12 @@ class _Book:
             **{f.__name__: f for f in (figures.bar, figures.stack, figures.diverging, figures.interval, figures.shape)},
             **{f.__name__: f for f in (charts.histogram, charts.steering, charts.curve)},
         }
-        environment.globals.update(self.shared)
-        self.template = {file: environment.get_template(file) for file in TEMPLATES}
+        self.templates.globals.update(self.shared)
         self.suspects_of = _grouped([{**row, "index": i} for row in site.suspects for i in row["indices"]], "index")
         self.suspects_for = _grouped(site.suspects, "class")
 
     def page(self, file: str, *, here: str = "", root: str = "", **more: Any) -> bytes:
-        template: Template = self.template[file]
-        return template.render(here=here, root=root, **more).encode("utf-8", "replace")
+        return self.templates.get_template(file).render(here=here, root=root, **more).encode("utf-8", "replace")
 
     def overview(self) -> bytes:
         site = self.site
@@ -105,7 +103,7 @@ class _Book:
             ordered=shown,
             map=figures.scatter(places, [self._point(d) for d in shown], what) if places else "",
             unlabelled=any(not d.category for d in shown),
-            complaints=notes(site.diagnosis),
+            found=complaints(site.diagnosis),
             tallest=max((n for _, _, n in site.per_category), default=1) or 1,
             most_pushed=_most_pushed,
             listed=SUSPECTS,
@@ -157,31 +155,6 @@ class _Book:
             "colour": colour,
             "shape": shape,
         }
-
-
-def ordered(directions: Sequence[Direction]) -> list[Direction]:
-    """Interpretable directions first, then by IoU from high to low, then by index."""
-    return sorted(
-        directions, key=lambda d: (not d.interpretable, -d.iou if math.isfinite(d.iou) else math.inf, d.index)
-    )
-
-
-def category_colours(site: Site) -> dict[str, int]:
-    """A colour's and shape's number for each category: fixed ones for Broden's, the remaining in turn for others."""
-    found = {d.category for d in site.directions} | {c.category for d in site.directions for c in d.candidates}
-    found |= {category for category, _, _ in site.per_category}
-    others = sorted(found - set(KNOWN) - {""})
-    free = [i for i in range(COLOURS - 1) if i not in {KNOWN[n] for n in found & set(KNOWN)}]  # the last: no category
-    return {n: KNOWN[n] for n in KNOWN if n in found} | {n: free[i % len(free)] for i, n in enumerate(others)}
-
-
-def iou_scale(directions: Sequence[Direction]) -> float:
-    """The right end of every IoU bar: the largest IoU, rounded up to a tenth."""
-    values = [
-        v for d in directions for v in (d.iou, *(c.iou_train for c in d.candidates), *(c.iou_val for c in d.candidates))
-    ]
-    largest = max((v for v in values if math.isfinite(v)), default=0.0)
-    return min(max(math.ceil(largest * 10 - 1e-9), 1) / 10, 1.0)
 
 
 def ends(interval: tuple[float, float]) -> str:
@@ -237,16 +210,8 @@ def _found_again(site: Site) -> list[tuple[str, int]]:
     return [(f"{k}{of}", found.count(k)) for k in range(steps, -1, -1)] if found else []
 
 
-def _scalars(site: Site) -> dict[str, Any]:
-    return {key: value for key, value in site.diagnosis.items() if number(value) != DASH}
-
-
 def _grouped(rows: Sequence[dict[str, Any]], key: str) -> dict[int, list[dict[str, Any]]]:
     found: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault(int(row[key]), []).append(row)
     return found
-
-
-def _resource(package: str, file: str) -> str:
-    return importlib.resources.files(package).joinpath(file).read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ from evaluate.site.data import (
     Tile,
 )
 from evaluate.site.histogram import Histogram
-from evaluate.site.pages import anchor, class_page, direction_page, ends, floor, iou_scale, ordered, pages
+from evaluate.site.pages import anchor, class_page, direction_page, ends, floor, pages
 
 NAN = float("nan")
 SHOWN = ("labels", "pairs", "site", "diagnosis", "influence", "influence pages", "visualization")
@@ -289,18 +289,6 @@ def test_the_best_is_bold_unless_all_are_alike() -> None:
     assert "<b>2.000</b>" in page
     assert "<b>0</b>" not in page
     assert "1.500 to 2.500" in page
-
-
-def test_order_and_scale() -> None:
-    found = [
-        direction(0, iou=0.1),
-        direction(1, iou=0.5, interpretable=False),
-        direction(2, iou=0.3),
-        direction(3, iou=NAN, interpretable=False),
-    ]
-    assert [d.index for d in ordered(found)] == [2, 0, 1, 3]
-    assert iou_scale(found) == 0.5
-    assert iou_scale([]) == 0.1
 
 
 def test_intervals_and_anchors() -> None:
