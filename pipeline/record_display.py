@@ -19,6 +19,7 @@ from stores.errors import EDDPError
 
 LONGEST = 300  # characters of a text that is shown
 SHOWN = 10  # of a list: attempts, warnings
+ABOVE = ("command", "outcome", "begun", "ended", "seconds", "host", "reached")  # of a record: in its first line
 Record = Mapping[str, Any]
 
 
@@ -103,7 +104,7 @@ def _shard(number: int, path: Path) -> dict[str, Any]:
 
 
 def _wall(rows: list[dict[str, Any]]) -> float | None:
-    """Seconds from the first beginning to the last end; None where a time is missing or none."""
+    """Seconds from first start to last end; None where a time is missing or none."""
     with suppress(ValueError, TypeError):
         begun = [datetime.fromisoformat(str(row["begun"])) for row in rows if row.get("begun")]
         ended = [datetime.fromisoformat(str(row["ended"])) for row in rows if row.get("ended")]
@@ -113,42 +114,22 @@ def _wall(rows: list[dict[str, Any]]) -> float | None:
 
 
 def run_lines(record: Record) -> Iterator[str]:
-    """One run, its stages, and the other attempts at the same result."""
+    """One run as a table of its record; then its stages, warnings, and the other attempts at the same result."""
     yield ""
     if "unreadable" in record:
         yield f"run: its record '{text_of(record.get('file'))}' cannot be read: {text_of(record['unreadable'])}"
         return
-    yield f"run: {text_of(record.get('command', 'unknown'))}, {_sentence(record)}"
-    if record.get("error"):
-        yield _line("error", text_of(record["error"], 2000))
-    device = _dict(record.get("device"))
-    if device:
-        name, cores = text_of(device.get("name")), number_of(device.get("cores"))
-        yield _line("device", f"{text_of(device.get('kind'))}, {name}" + (f", {cores:.0f} cores" if cores else ""))
-    for key, label in (("shard", "shard"), ("ranks", "processes"), ("workers", "dask workers"), ("job", "batch job")):
-        if record.get(key) is not None:
-            yield _line(label, text_of(record[key]))
-    rates = {key: number_of(value) for key, value in _dict(record.get("rates")).items()}
-    for key, rate in rates.items():
-        if rate is not None:
-            yield _line(text_of(key).replace("_per_second", "/s").replace("_", " "), f"{rate:.6g}")
-    memory, gpu = number_of(record.get("peak_memory_mib")), number_of(record.get("peak_gpu_memory_mib"))
-    if memory is not None:
-        yield _line("peak memory", f"{memory:.0f} MiB" + (f", on the GPU {gpu:.0f} MiB" if gpu is not None else ""))
-    if (busy := number_of(record.get("gpu_busy"))) is not None:
-        yield _line("GPU busy", f"{100 * busy:.0f} % of the time")
-    libraries = ", ".join(
-        f"{text_of(name)} {text_of(v)}" for name, v in list(_dict(record.get("libraries")).items())[:SHOWN] if v
-    )
-    yield _line(
-        "versions",
-        f"eddp {text_of(record.get('code_version'))}, Python {text_of(record.get('python'))}"
-        + (f", {libraries}" if libraries else ""),
-    )
+    yield f"run: {text_of(record.get('command', 'unknown'))}, {_summary(record)}"
+    for key, value in record.items():
+        if isinstance(value, dict) and key != "options":
+            entries = [f"{text_of(name)} {text_of(entry)}" for name, entry in value.items() if entry not in (None, [])]
+            yield _line(text_of(key), text_of(", ".join(entries[:SHOWN])))
+        elif key not in ABOVE and not isinstance(value, dict | list):
+            yield _line(text_of(key).replace("_", " "), text_of(value, 2000))
     yield from _listed("stages", [_stage(stage) for stage in _stages(record)], most=40)
     warnings = record.get("warnings")
-    told = [_dict(one) for one in warnings] if isinstance(warnings, list) else []
-    yield from _listed("warnings", [f"{_times(one)}{text_of(one.get('message'))}" for one in told])
+    found = [_dict(one) for one in warnings] if isinstance(warnings, list) else []
+    yield from _listed("warnings", [f"{_times(one)}{text_of(one.get('message'))}" for one in found])
     yield from _listed("other attempts", [_attempt(one) for one in attempts_of(record)], last=True)
 
 
@@ -169,11 +150,7 @@ def shard_lines(shards: Record, *, sealed: bool) -> Iterator[str]:
         host = text_of(row.get("host") or "–")
         yield f"  {row['shard']:>6}  {row['outcome']:<12}{images:>10}{rate:>10}{seconds:>14}{row['attempts']:>10}  {host}{slow}"
     totals = shards["totals"]
-    wall = (
-        f", {format_seconds(totals['wall_seconds'])} from the first beginning to the last end"
-        if totals["wall_seconds"]
-        else ""
-    )
+    wall = f", {format_seconds(totals['wall_seconds'])} from first start to last end" if totals["wall_seconds"] else ""
     yield f"  in all {totals['images']:.0f} images, {format_seconds(totals['seconds'])} of work{wall}"
     for row in rows:
         if row["outcome"] != "done" and row.get("error"):
@@ -181,23 +158,23 @@ def shard_lines(shards: Record, *, sealed: bool) -> Iterator[str]:
     if shards["without_record"] and not sealed:
         listed = ", ".join(map(str, shards["without_record"][:SHOWN]))
         more = " and more" if len(shards["without_record"]) > SHOWN else ""
-        yield f"  nothing is known of shard {listed}{more}: not started, or killed before anything was done"
+        yield f"  no record of shard {listed}{more}: not started, or killed before anything was done"
     for other, count in shards.get("other_cuts", {}).items():
-        yield f"  beside them lie {count} records of a cut into {other}"
+        yield f"  {count} more records are of {other} shards"
 
 
-def _sentence(record: Record) -> str:
+def _summary(record: Record) -> str:
     """How and when a run went, and where."""
     outcome, seconds = outcome_of(record), number_of(record.get("seconds"))
     after = "" if seconds is None else f" after {format_seconds(seconds)}"
     how = {
         "done": f"done in {format_seconds(seconds)}" if seconds is not None else "done",
-        "running": f"under way{after} when it last told",
-        "lost": f"killed: nothing was heard of it{after}",
+        "running": f"running at its last update{after}",
+        "lost": f"presumed killed{after}",
     }.get(outcome, f"{outcome}{after}")
     begun, host = _time(record.get("begun")), text_of(record.get("host"))
     reached = f", in {text_of(record['reached'])}" if record.get("reached") and outcome != "done" else ""
-    return f"{how}{reached}; begun {begun} on {host}"
+    return f"{how}{reached}; started {begun} on {host}"
 
 
 def _time(value: Any) -> str:
@@ -211,7 +188,7 @@ def _time(value: Any) -> str:
 def _attempt(record: Record) -> str:
     done, error = number_of(record.get("done_now")), record.get("error")
     images = f", {done:.0f} images done" if done else ""
-    return f"{_sentence(record)}{images}" + (f": {text_of(error)}" if error else "")
+    return f"{_summary(record)}{images}" + (f": {text_of(error)}" if error else "")
 
 
 def _stage(stage: Record) -> str:

@@ -115,7 +115,7 @@ def test_an_extraction_that_failed_and_went_on(run: Run, tiny_images: Callable[.
     assert record(file) == again
     shown = ok(run("eddp", "inspect", out)).out
     assert "run: extract, done in" in shown
-    assert shown.count("; begun") == 3
+    assert shown.count("; started") == 3
 
 
 def test_activations_that_are_nan(run: Run, network: str, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_run_that_is_stopped(run: Run, tiny_images: Callable[..., Path], tmp_p
     shown = ok(run("eddp", "inspect", out, "--quiet")).out
     state = "lost" if number == signal.SIGKILL else "interrupted"
     assert f"shards: 2, of which 1 {state}, 1 without a record" in shown
-    assert "nothing is known of shard 1" in shown
+    assert "no record of shard 1" in shown
 
 
 def test_a_job_all_of_whose_processes_are_asked_to_end_was_interrupted(
@@ -323,7 +323,7 @@ def test_records_by_themselves_and_of_a_store_that_was_never_begun(run: Run, tmp
     shown = ok(run("eddp", "inspect", tmp_path / "s.zarr")).out
     assert "Nothing is committed yet" in shown
     assert "shard 1: No GPU." in shown
-    assert "nothing is known of shard 0, 2" in shown
+    assert "no record of shard 0, 2" in shown
     assert run("eddp", "inspect", tmp_path / "other.run.json").code == 2
     file.write_text("[]")
     shown = ok(run("eddp", "inspect", tmp_path / "s.zarr")).out
