@@ -13,8 +13,8 @@ from PIL import Image
 
 from evaluate.detector_bank import Bank, block_images
 from evaluate.dissection_batches import Material
-from evaluate.report.data import Tile
-from evaluate.report.pictures import region_tile, save_strip
+from evaluate.image_tiles import region_tile, save_strip
+from evaluate.report.evaluation_cards import Tile
 from extract.crop_geometry import Box
 from extract.store_images import crop
 from stores.errors import EDDPError

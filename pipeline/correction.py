@@ -9,11 +9,17 @@ from typing import Any
 
 from evaluate.concepts import activations_on
 from evaluate.correct.choice import SENTENCES
+from evaluate.correct.correction_page import change_of, write_page
+from evaluate.correct.correction_study import CorrectConfig, Study, study_correction
+from evaluate.correct.correction_tables import (
+    class_rows,
+    confusion_rows,
+    correction_rows,
+    correction_summary,
+    strength_rows,
+)
 from evaluate.correct.detectors import measure_detectors
 from evaluate.correct.heldout_evaluation import judged
-from evaluate.correct.page import change_of, write_page
-from evaluate.correct.study import CorrectConfig, Study, study_correction
-from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
 from evaluate.detector_bank import make_bank
 from extract.datasets import open_source
 from extract.image_io import shown

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evaluate.correct.study import CorrectConfig
-from evaluate.influence.study import InfluenceConfig
+from evaluate.correct.correction_study import CorrectConfig
+from evaluate.influence.influence_study import InfluenceConfig
 from pipeline.evaluation import evaluate_directions, load_sets
 from pipeline.records import Place, beside, within
 from pipeline.run import Run, code_version

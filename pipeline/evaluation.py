@@ -16,13 +16,13 @@ from evaluate.direction_tables import agreement, category_rows, direction_rows, 
 from evaluate.dissect import Dissector, Resolution
 from evaluate.glossary import definitions
 from evaluate.ground_truth import against_truth
-from evaluate.influence.study import InfluenceConfig
+from evaluate.influence.influence_study import InfluenceConfig
 from evaluate.label_scores import refine
 from evaluate.label_unions import union_rows
 from evaluate.number_format import number
 from evaluate.parallel import Scheduler
-from evaluate.report.data import Candidate, Card, ReportData, Section
-from evaluate.report.page import write_report
+from evaluate.report.evaluation_cards import Candidate, Card, ReportData, Section
+from evaluate.report.evaluation_page import write_report
 from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summarise
 from evaluate.top_images import draw_strips
 from extract.datasets import open_concepts

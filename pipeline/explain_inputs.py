@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evaluate.explain.words import Concept
+from evaluate.explain.phrases import Concept
 from extract.datasets import open_source
 from extract.folder_listing import files_below
 from extract.image_io import ENDINGS, read_image, shown

@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 
 from evaluate.detector_bank import make_bank
-from evaluate.explain.document import Terms
 from evaluate.explain.explainer import Explained, Explainer
-from evaluate.explain.page import PageData, Shown, render
+from evaluate.explain.explanation_document import Terms
+from evaluate.explain.explanation_page import PageData, Shown, render
 from evaluate.explain.values import Values, readout, usual_values
 from evaluate.glossary import definitions
 from extract.crop_geometry import visible_box

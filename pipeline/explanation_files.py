@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluate.explain.document import UNREAD, Terms, brief, describe, sentence, steps_of, turning_words
 from evaluate.explain.explainer import Explained
-from evaluate.explain.page import Map, Shown
-from evaluate.explain.pictures import Step, heat, jpeg, outline, sheet, square
+from evaluate.explain.explanation_document import UNREAD, Terms, brief, describe, sentence, steps_of, turning_words
+from evaluate.explain.explanation_page import Map, Shown
+from evaluate.explain.heat_maps import Step, heat, sheet
 from evaluate.explain.values import Usual
+from evaluate.image_tiles import jpeg, outline, square
 from evaluate.number_format import percent, probability, signed
 from pipeline.explain_inputs import Item
 from pipeline.explanation_folder import Folder

@@ -11,11 +11,15 @@ import torch
 from evaluate.concepts import concept_store
 from evaluate.direction_tables import with_found_again
 from evaluate.influence.cavs import LabelUse, label_use, s3
-from evaluate.influence.permutation_nulls import precision_on
-from evaluate.influence.shortcut_candidates import suspect_rows
-from evaluate.influence.steering import Steering, random_units, sweep
-from evaluate.influence.study import Influence, InfluenceConfig, Moving, effect_of, measure_influence, unit_columns
-from evaluate.influence.tables import (
+from evaluate.influence.influence_study import (
+    Influence,
+    InfluenceConfig,
+    Moving,
+    effect_of,
+    measure_influence,
+    unit_columns,
+)
+from evaluate.influence.influence_tables import (
     claims_of,
     class_influence_rows,
     direction_influence_rows,
@@ -24,8 +28,11 @@ from evaluate.influence.tables import (
     steering_rows,
     steering_summary,
 )
-from evaluate.report.data import Push
-from evaluate.report.steering import steering_picture
+from evaluate.influence.permutation_nulls import precision_on
+from evaluate.influence.shortcut_candidates import suspect_rows
+from evaluate.influence.steering import Steering, random_units, sweep
+from evaluate.report.evaluation_cards import Push
+from evaluate.report.steering_curves import steering_picture
 from extract.labels import align
 from extract.segmentation.base import ConceptSource
 from pipeline.table_writer import Tables

@@ -14,13 +14,13 @@ from evaluate.detector_bank import Bank, make_bank
 from evaluate.direction_tables import with_found_again
 from evaluate.glossary import definitions
 from evaluate.page_layout import marks
-from evaluate.site.classes import Taken, taken_for
-from evaluate.site.data import Features, Influence, Picture, Site
-from evaluate.site.histogram import survey
-from evaluate.site.influence import Pushes, read_pushes, read_steering
-from evaluate.site.pages import pages
-from evaluate.site.pictures import draw_pictures
-from evaluate.site.similarity import cosines, similarity_map
+from evaluate.site.class_predictions import Taken, taken_for
+from evaluate.site.influence_reader import Pushes, read_pushes, read_steering
+from evaluate.site.logit_histograms import survey
+from evaluate.site.similarity_map import cosines, similarity_map
+from evaluate.site.site_data import Features, Influence, Picture, Site
+from evaluate.site.site_images import draw_pictures
+from evaluate.site.site_pages import pages
 from evaluate.top_images import Top
 from extract.store_images import StoreImages, open_store_images
 from pipeline.evaluation_result import Evaluated, Label

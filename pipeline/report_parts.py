@@ -9,14 +9,14 @@ import numpy as np
 
 from evaluate.direction_tables import agreement
 from evaluate.page_layout import marks
-from evaluate.report.data import Candidate
+from evaluate.report.evaluation_cards import Candidate
 from evaluate.scores import INTERPRETABLE
-from evaluate.site.classes import Taken, class_titles
-from evaluate.site.data import ClassPage, Concept, Direction, Features, Near, Steer, Tile
-from evaluate.site.histogram import Survey
-from evaluate.site.influence import Pushes
-from evaluate.site.pictures import example_file, strip_file, tile_file
-from evaluate.site.similarity import cosines, nearest
+from evaluate.site.class_predictions import Taken, class_titles
+from evaluate.site.influence_reader import Pushes
+from evaluate.site.logit_histograms import Survey
+from evaluate.site.similarity_map import cosines, nearest
+from evaluate.site.site_data import ClassPage, Concept, Direction, Features, Near, Steer, Tile
+from evaluate.site.site_images import example_file, strip_file, tile_file
 from stores.directions import Directions
 from stores.store import ActivationStore
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from evaluate.site.histogram import Survey
+from evaluate.site.logit_histograms import Survey
 from pipeline.evaluation_result import Evaluated
 from stores.directions import HEADER, Directions
 from stores.store import ActivationStore

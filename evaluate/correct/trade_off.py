@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from evaluate.correct.study import Study, Tried
+from evaluate.correct.correction_study import Study, Tried
 
 WIDTH, HEIGHT = 560, 330
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 40

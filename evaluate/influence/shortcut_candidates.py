@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from evaluate.influence.cavs import LabelUse
-from evaluate.influence.study import Influence
-from evaluate.influence.tables import claims_of
+from evaluate.influence.influence_study import Influence
+from evaluate.influence.influence_tables import claims_of
 
 CONCENTRATED = 0.9  # share of the images that show the concept and are taken for the class
 SMALL = 0.1  # of an image's positions, on average over images that show the concept

@@ -83,7 +83,7 @@ def correct(
     Example:
       eddp correct evaluation --data clean --poisoned poisoned
     """
-    from evaluate.correct.study import CorrectConfig
+    from evaluate.correct.correction_study import CorrectConfig
     from pipeline.correction import choose_detector, correct_model, correction_lines
     from pipeline.evaluation_result import Evaluated
 

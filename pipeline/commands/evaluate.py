@@ -89,7 +89,7 @@ def evaluate(
       evaluate --store acts.zarr --directions eddp.safetensors --directions pca.safetensors --broden broden1_224
     """
     from evaluate.dissect import Resolution
-    from evaluate.influence.study import InfluenceConfig
+    from evaluate.influence.influence_study import InfluenceConfig
     from extract.dask import workers_of
     from pipeline.evaluation import evaluate_directions, load_sets, summary_lines
     from stores.store import ActivationStore

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 
-from evaluate.correct.study import CorrectConfig
+from evaluate.correct.correction_study import CorrectConfig
 from pipeline.demo import run_demo
 
 COLUMNS = ("seed", "first suspect", "poisoned", "clean", "filter", "random: mean", "95th percentile", "best", "problem")

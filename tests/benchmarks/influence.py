@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from evaluate.detector_bank import make_bank
+from evaluate.influence.influence_study import InfluenceConfig, effect_of, measure_influence
 from evaluate.influence.permutation_nulls import permuted_labels
 from evaluate.influence.sampling import balanced_samples
-from evaluate.influence.study import InfluenceConfig, effect_of, measure_influence
 from stores.directions import Directions
 from stores.format import LayerSpec
 from stores.plan import StorePlan

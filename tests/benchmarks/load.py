@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from evaluate.influence.study import InfluenceConfig
+from evaluate.influence.influence_study import InfluenceConfig
 from extract.config import ExtractConfig
 from extract.datasets import open_source
 from extract.stream import extract

@@ -11,10 +11,10 @@ from shortcut_net import CLASSES, directions_arrays, write_scenes
 from tiny import trusted
 
 from evaluate.correct import CorrectConfig, study_correction
+from evaluate.correct.correction_page import write_page
+from evaluate.correct.correction_tables import correction_summary
 from evaluate.correct.detectors import measure_detectors
 from evaluate.correct.heldout_evaluation import judged
-from evaluate.correct.page import write_page
-from evaluate.correct.tables import correction_summary
 from extract.datasets import open_source
 from extract.network import open_head
 from extract.stream import ExtractConfig, extract

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate.explain.page import Map, PageData, Shown, render
-from evaluate.explain.pictures import Step, heat, jpeg, outline
+from evaluate.explain.explanation_page import Map, PageData, Shown, render
+from evaluate.explain.heat_maps import Step, heat
 from evaluate.glossary import definitions
+from evaluate.image_tiles import jpeg, outline
 
 LONG = "a class whose name is long, <b>bold</b> and_without_any_place_to_break_it_anywhere_at_all"
 

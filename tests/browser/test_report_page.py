@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from evaluate.report.curves import loss_picture
-from evaluate.report.data import Candidate, Card, ReportData, Section, Tile
-from evaluate.report.page import write_report
-from evaluate.report.pictures import region_tile, save_strip
+from evaluate.image_tiles import region_tile, save_strip
+from evaluate.report.evaluation_cards import Candidate, Card, ReportData, Section, Tile
+from evaluate.report.evaluation_page import write_report
+from evaluate.report.loss_curves import loss_picture
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 TILE = 48

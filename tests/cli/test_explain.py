@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluate.explain.document import brief, describe
 from evaluate.explain.explainer import Explainer
+from evaluate.explain.explanation_document import brief, describe
 from extract.network import Network
 from stores.directions import Directions
 

@@ -13,10 +13,16 @@ from tiny import trusted
 
 from evaluate.correct import CorrectConfig, Correction, study_correction
 from evaluate.correct.choice import NO_GAIN
+from evaluate.correct.correction_study import Study, accuracy, confusion
+from evaluate.correct.correction_tables import (
+    class_rows,
+    confusion_rows,
+    correction_rows,
+    correction_summary,
+    strength_rows,
+)
 from evaluate.correct.detectors import Detectors, measure_detectors
 from evaluate.correct.heldout_evaluation import FLOOR, Judged, judged, predict
-from evaluate.correct.study import Study, accuracy, confusion
-from evaluate.correct.tables import class_rows, confusion_rows, correction_rows, correction_summary, strength_rows
 from extract.datasets import open_source
 from extract.network import open_head
 from extract.stream import ExtractConfig, extract

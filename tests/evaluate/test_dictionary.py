@@ -14,8 +14,8 @@ from evaluate.compare import KEYS, compare, comparison_columns
 from evaluate.dictionary import TABLES, check, entry_of, write_dictionary
 from evaluate.direction_tables import COLUMNS
 from evaluate.glossary import COMMON, PARTS
-from evaluate.influence.study import InfluenceConfig, measure_influence
-from evaluate.influence.tables import class_influence_rows, direction_influence_rows, influence_parts
+from evaluate.influence.influence_study import InfluenceConfig, measure_influence
+from evaluate.influence.influence_tables import class_influence_rows, direction_influence_rows, influence_parts
 from evaluate.stability import STABILITY, stability_rows
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.directions import Directions

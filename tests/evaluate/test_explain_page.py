@@ -14,14 +14,23 @@ from PIL import Image
 from evaluate.explain.contributions import pooled_contributions
 from evaluate.explain.counterfactual import Change
 from evaluate.explain.counterfactual_search import Turned
-from evaluate.explain.document import UNREAD, Terms, brief, describe, listed_classes, sentence, steps_of, turning_words
 from evaluate.explain.explainer import Explained
-from evaluate.explain.page import Map, PageData, Shown, render, waterfall
-from evaluate.explain.pictures import AGAINST, FOR, Step, bars, heat, jpeg, outline, sheet, square
+from evaluate.explain.explanation_document import (
+    UNREAD,
+    Terms,
+    brief,
+    describe,
+    listed_classes,
+    sentence,
+    steps_of,
+    turning_words,
+)
+from evaluate.explain.explanation_page import Map, PageData, Shown, render, waterfall
+from evaluate.explain.heat_maps import AGAINST, FOR, Step, bars, heat, sheet
+from evaluate.explain.phrases import Concept, change_words, contribution_words
 from evaluate.explain.values import Usual
-from evaluate.explain.words import Concept, change_words, contribution_words
 from evaluate.glossary import definitions
-from evaluate.report.pictures import LINE
+from evaluate.image_tiles import LINE, jpeg, outline, square
 
 CONCEPTS = [Concept(0, "barn", "object"), Concept(1, "sea", "object", False), Concept(2), Concept(3, "barn", "object")]
 

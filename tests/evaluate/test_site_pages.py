@@ -16,9 +16,11 @@ from html_page import HOSTILE, Page
 
 from evaluate.compare import compare
 from evaluate.glossary import definitions
-from evaluate.report.data import Candidate
-from evaluate.site import charts, figures
-from evaluate.site.data import (
+from evaluate.report.evaluation_cards import Candidate
+from evaluate.site import svg_charts as charts
+from evaluate.site import svg_shapes as figures
+from evaluate.site.logit_histograms import Histogram
+from evaluate.site.site_data import (
     ClassPage,
     Concept,
     Direction,
@@ -32,8 +34,7 @@ from evaluate.site.data import (
     Steer,
     Tile,
 )
-from evaluate.site.histogram import Histogram
-from evaluate.site.pages import anchor, class_page, direction_page, ends, floor, pages
+from evaluate.site.site_pages import anchor, class_page, direction_page, ends, floor, pages
 
 NAN = float("nan")
 SHOWN = ("labels", "pairs", "site", "diagnosis", "influence", "influence pages", "visualization")

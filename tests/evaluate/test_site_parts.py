@@ -11,11 +11,11 @@ from PIL import Image
 from tiny import write_store
 
 from evaluate.detector_bank import make_bank
-from evaluate.report.pictures import region
-from evaluate.site.classes import class_titles, taken_for, true_classes
-from evaluate.site.influence import Pushes, read_pushes, read_steering
-from evaluate.site.pictures import EXAMPLE, GAP, SMALL, TILE, draw_pictures, example_file, strip_file, tile_file
-from evaluate.site.similarity import cosines, nearest, scaled, similarity_map
+from evaluate.image_tiles import region
+from evaluate.site.class_predictions import class_titles, taken_for, true_classes
+from evaluate.site.influence_reader import Pushes, read_pushes, read_steering
+from evaluate.site.similarity_map import cosines, nearest, scaled, similarity_map
+from evaluate.site.site_images import EXAMPLE, GAP, SMALL, TILE, draw_pictures, example_file, strip_file, tile_file
 from evaluate.top_images import Top, on_grid
 from stores.directions import Directions
 from stores.errors import ImageError

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from evaluate.figure_style import FAINT, INK, bare_axes, png
 from stores.errors import UsageError
 from stores.io import write_atomically
 
 COLUMNS = 3
 PANEL = (3.3, 1.9)  # inches
-INK, FAINT, LINE = "#22262b", "#d9dce1", "#0072b2"
+LINE = "#0072b2"
 FEW = 3  # up to so many points are drawn as dots: a line of one point cannot be seen
 
 
@@ -45,11 +43,7 @@ def loss_picture(rows: Sequence[Mapping[str, float | None]], path: Path, over: s
         panel.set_visible(False)
     for panel in panels[max(len(names) - columns, 0) : len(names)]:  # the lowest of each column
         panel.set_xlabel(over, fontsize=8, color=INK)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    write_atomically(path, buffer.getbuffer())
+    write_atomically(path, png(figure))
 
 
 def _draw(panel: Axes, name: str, points: Sequence[tuple[float, float]]) -> None:
@@ -61,8 +55,6 @@ def _draw(panel: Axes, name: str, points: Sequence[tuple[float, float]]) -> None
         panel.set_title(f"{points[-1][1]:.4g}", loc="right", fontsize=8, color=LINE)
     if len({x for x, _ in points}) == 1:
         panel.set_xticks([points[0][0]])
-    panel.tick_params(labelsize=7, colors=INK, length=2)
     panel.grid(visible=True, color=FAINT, lw=0.5)
     panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(FAINT)
+    bare_axes(panel)

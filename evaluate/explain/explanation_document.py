@@ -10,9 +10,9 @@ import numpy as np
 
 from evaluate.explain.counterfactual_search import Turned
 from evaluate.explain.explainer import Explained, softmax
-from evaluate.explain.pictures import Step
+from evaluate.explain.heat_maps import Step
+from evaluate.explain.phrases import Concept, change_words, contribution_words
 from evaluate.explain.values import Usual
-from evaluate.explain.words import Concept, change_words, contribution_words
 from evaluate.number_format import probability
 
 UNREAD = "the prediction does not depend on the positions of this layer; choose an earlier layer"

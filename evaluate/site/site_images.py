@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from evaluate.detector_bank import Bank
-from evaluate.report.pictures import region_tile
+from evaluate.image_tiles import region_tile, square
 from evaluate.top_images import Top, on_grid
 from stores.errors import EDDPError
 from stores.progress import Progress, silent
@@ -66,12 +66,11 @@ def draw_pictures(
         if mine := tiles.get(row, []):
             columns = [j for j, _ in mine]
             z = (torch.from_numpy(x).float() @ filters[:, columns] - thresholds[columns]).numpy()
-            shrunk = image.convert("RGB").resize((TILE, TILE), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            shrunk = square(image, TILE)
             for c, (j, rank) in enumerate(mine):
                 _save(folder / tile_file(j, rank), region_tile(shrunk, on_grid(reader, row, z[:, c]), TILE))
         for k, rank in small.get(row, []):
-            shrunk = image.convert("RGB").resize((EXAMPLE, EXAMPLE), Image.Resampling.BICUBIC, reducing_gap=3.0)
-            _save(folder / example_file(k, rank), shrunk)
+            _save(folder / example_file(k, rank), square(image, EXAMPLE))
         return -1
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="draw") as pool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evaluate.explain.pictures import Step, bars
+from evaluate.explain.heat_maps import Step, bars
 from evaluate.web_page import render_page
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate.report.curves import loss_picture
-from evaluate.report.pictures import COLOUR, DIM, EDGE, LINE, region, region_tile, save_strip, strip
+from evaluate.image_tiles import COLOUR, DIM, EDGE, LINE, region, region_tile, save_strip, strip
+from evaluate.report.loss_curves import loss_picture
 from stores.errors import UsageError
 
 SIZE = 8

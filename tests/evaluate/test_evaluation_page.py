@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from evaluate.number_format import url
-from evaluate.report.data import Candidate, Card, ReportData, Section, Tile
-from evaluate.report.page import per_category, render, truth_table, write_report
+from evaluate.report.evaluation_cards import Candidate, Card, ReportData, Section, Tile
+from evaluate.report.evaluation_page import per_category, render, truth_table, write_report
 
 HOSTILE = "<script>alert('1')</script>\"><img src=x onerror=alert(1)> {{ 7 * 7 }} </style></title>"
 

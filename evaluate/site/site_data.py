@@ -7,8 +7,8 @@ from typing import Any
 
 from evaluate.compare import Comparison
 from evaluate.page_layout import Mark
-from evaluate.report.data import Candidate
-from evaluate.site.histogram import Histogram
+from evaluate.report.evaluation_cards import Candidate
+from evaluate.site.logit_histograms import Histogram
 
 
 @dataclass(frozen=True)

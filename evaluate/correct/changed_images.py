@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.correct.study import Study
-from evaluate.report.pictures import region_tile, save_strip
+from evaluate.correct.correction_study import Study
+from evaluate.image_tiles import region_tile, save_strip
 from evaluate.top_images import on_grid
 from extract.store_images import StoreImages, open_store_images
 from stores.errors import EDDPError

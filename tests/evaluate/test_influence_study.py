@@ -9,17 +9,17 @@ import pytest
 import torch
 from by_hand import layer_store
 
-from evaluate.influence import study
+from evaluate.influence import influence_study as study
 from evaluate.influence.cavs import LabelUse
-from evaluate.influence.shortcut_candidates import suspect_rows
-from evaluate.influence.study import ROLES, InfluenceConfig, effect_of, measure_influence, unit_columns
-from evaluate.influence.tables import (
+from evaluate.influence.influence_study import ROLES, InfluenceConfig, effect_of, measure_influence, unit_columns
+from evaluate.influence.influence_tables import (
     claims_of,
     class_influence_rows,
     direction_influence_rows,
     influence_parts,
     influence_summary,
 )
+from evaluate.influence.shortcut_candidates import suspect_rows
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.attachments import read_truth
 from stores.directions import Directions

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.correct.choice import Change
-from evaluate.correct.study import Study, accuracy, confusion
+from evaluate.correct.correction_study import Study, accuracy, confusion
 
 
 def correction_rows(study: Study) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.influence.influence_study import ROLES, Influence
 from evaluate.influence.significance import Counted, Standardised, by_deviations, counted
 from evaluate.influence.steering import Steering
-from evaluate.influence.study import ROLES, Influence
 
 DIGITS = 6
 Columns = dict[str, np.ndarray]

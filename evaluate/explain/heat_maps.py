@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageFilter
+from PIL import Image
 
+from evaluate.figure_style import FAINT, INK, bare_axes, png
+from evaluate.image_tiles import LUMA
 from evaluate.number_format import signed
-from evaluate.report.pictures import EDGE, LINE, LUMA, region
 
 FOR, AGAINST = (213, 94, 0), (0, 114, 178)  # told apart by every eye
 HEAT = (220, 30, 60)  # of Grad-CAM
 STRONGEST = 0.85  # share of the colour where a map is largest
-INK, FAINT, REST = "#22262b", "#d9dce1", "#8a9099"
-QUALITY = 88
+REST = "#8a9099"
 WIDTH, SIDE, COLUMNS, DPI = 9.6, 2.28, 4, 150  # inches of a sheet and of its pictures; pixels an inch
-
-
-def square(image: Image.Image, size: int) -> Image.Image:
-    """The image as the network saw it, as a square of ``size`` pixels."""
-    return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def heat(image: Image.Image, values: np.ndarray, *, both: bool = True, largest: float | None = None) -> Image.Image:
@@ -44,29 +36,6 @@ def heat(image: Image.Image, values: np.ndarray, *, both: bool = True, largest: 
     grey = 0.25 * pixels + 0.75 * (pixels @ LUMA)[..., None]
     colour = np.where(spread[..., None] > 0, FOR if both else HEAT, AGAINST)
     return Image.fromarray(np.rint((1 - share) * grey + share * colour).clip(0, 255).astype(np.uint8))
-
-
-def outline(image: Image.Image, logits: np.ndarray) -> Image.Image:
-    """A square image with a line around where a detector fires: its logits (h, w), upsampled bilinearly, are above 0."""
-    inside = region(logits, image.width)
-    if not inside.any() or inside.all():
-        return image
-    out = np.array(image)
-    line = _grown(inside, 2)
-    out[_grown(inside, 3) & ~line] = EDGE
-    out[line & ~inside] = LINE
-    return Image.fromarray(out)
-
-
-def _grown(mask: np.ndarray, pixels: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * pixels + 1))) > 0
-
-
-def jpeg(image: Image.Image) -> bytes:
-    """The bytes of an image file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -146,11 +115,7 @@ def sheet(
     for k, line in enumerate(lines):
         y = (0.1 + 0.19 * (len(lines) - 1 - k)) / height
         figure.text(0.1 / WIDTH, y, line, va="bottom", fontsize=8.5, color=INK, parse_math=False)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure)
 
 
 def shortened(text: str, length: int) -> str:
@@ -176,7 +141,5 @@ def _waterfall(axes: Axes, steps: Sequence[Step]) -> None:
     axes.invert_yaxis()
     axes.set_xlim(low - 0.2 * room, high + 1.6 * room)
     axes.axvline(0, color=FAINT, lw=0.8, zorder=0)
-    axes.tick_params(axis="x", labelsize=7, colors=INK, length=2)
+    bare_axes(axes, "left")
     axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from evaluate.figure_style import FAINT, INK, bare_axes, png
 from stores.io import write_atomically
 
-INK, FAINT = "#22262b", "#d9dce1"
 COLOURS = {"signal": "#0072b2", "filter": "#d55e00", "random": "#8a9099"}
 TITLES = {"signal": "signal vectors", "filter": "filters", "random": "random directions"}
 
@@ -36,10 +34,6 @@ def steering_picture(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: 
         panel.axhline(0, color=FAINT, lw=0.8)
         panel.set_title(TITLES.get(role, role), loc="left", fontsize=9, color=INK)
         panel.set_xlabel("length of the step α", fontsize=8, color=INK)
-        panel.tick_params(labelsize=7, colors=INK, length=2)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color(FAINT)
+        bare_axes(panel)
     panels[0].set_ylabel("probability gained, pp", fontsize=8, color=INK)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    write_atomically(path, buffer.getbuffer())
+    write_atomically(path, png(figure))

@@ -12,9 +12,10 @@ from typing import Any
 
 from evaluate.number_format import minus, number
 from evaluate.page_layout import COLOURS, category_colours, complaints, iou_scale, ordered, scalars
-from evaluate.site import charts, figures
-from evaluate.site.data import ClassPage, Direction, Push, Site
-from evaluate.site.pictures import EXAMPLE, GAP, SMALL, STRIP, TILE
+from evaluate.site import svg_charts as charts
+from evaluate.site import svg_shapes as figures
+from evaluate.site.site_data import ClassPage, Direction, Push, Site
+from evaluate.site.site_images import EXAMPLE, GAP, SMALL, STRIP, TILE
 from evaluate.web_page import environment, resource
 
 PUSHED = 3  # classes named on a direction's card

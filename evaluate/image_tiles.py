@@ -1,4 +1,4 @@
-"""The pictures of a direction: where in an image its detector fires, and a strip of such images side by side."""
+"""Thumbnails: an image as a square, the region where a detector fires, and a strip of such images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from stores.errors import UsageError
 from stores.io import write_atomically
@@ -17,7 +17,7 @@ COLOUR = 0.35  # share of the colour left outside the region; the rest is grey
 LINE = (255, 214, 10)  # yellow: light against the dimmed outside, told from all natural colours by every eye
 EDGE = (20, 20, 20)  # one dark pixel around the line, for yellow and white surroundings
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-QUALITY = 85
+QUALITY = 85  # of strips
 
 
 def region(logits: np.ndarray, size: int) -> np.ndarray:
@@ -41,26 +41,40 @@ def region_tile(image: Image.Image, logits: np.ndarray, size: int) -> Image.Imag
     Pixels of the region are those of the resized image, untouched: the two-pixel line and its dark edge lie outside it.
     """
     inside = region(logits, size)
-    picture = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    picture = np.asarray(square(image, size))
     grey = (picture @ LUMA)[..., None]
     dimmed = DIM * (COLOUR * picture + (1 - COLOUR) * grey)
-    out = np.where(inside[..., None], picture, np.rint(dimmed).astype(np.uint8))
-    if inside.any():
-        line = _grown(inside, 2)
-        out[_grown(inside, 3) & ~line] = EDGE
-        out[line & ~inside] = LINE
-    return Image.fromarray(out)
+    return _outlined(np.where(inside[..., None], picture, np.rint(dimmed).astype(np.uint8)), inside)
+
+
+def outline(image: Image.Image, logits: np.ndarray) -> Image.Image:
+    """A square image with a line around where a detector fires: its logits (h, w), upsampled bilinearly, are above 0."""
+    return _outlined(np.array(image), region(logits, image.width))
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """An image as a square of ``size`` pixels."""
+    return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def jpeg(image: Image.Image, quality: int = 88) -> bytes:
+    """The bytes of a JPEG file; colour is kept at full resolution, for the lines."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return buffer.getvalue()
+
+
+def _outlined(pixels: np.ndarray, inside: np.ndarray) -> Image.Image:
+    """Draw the line around a region (h, w) into pixels (h, w, 3)."""
+    line = _grown(inside, 2)
+    pixels[_grown(inside, 3) & ~line] = EDGE
+    pixels[line & ~inside] = LINE
+    return Image.fromarray(pixels)
 
 
 def _grown(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """A bool mask (h, w) grown by some pixels in all eight directions: along one axis, then along the other."""
-    for axis in (0, 1):
-        size = mask.shape[axis]
-        ends = [(pixels, pixels) if a == axis else (0, 0) for a in (0, 1)]
-        padded = np.moveaxis(np.pad(mask, ends), axis, 0)
-        grown = np.logical_or.reduce([padded[k : k + size] for k in range(2 * pixels + 1)])
-        mask = np.moveaxis(grown, 0, axis)
-    return mask
+    """A bool mask (h, w) grown by some pixels in all eight directions."""
+    return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * pixels + 1))) > 0
 
 
 def strip(tiles: Sequence[Image.Image]) -> Image.Image:
@@ -76,7 +90,5 @@ def strip(tiles: Sequence[Image.Image]) -> Image.Image:
 
 
 def save_strip(path: Path, tiles: Sequence[Image.Image]) -> None:
-    """Write the strip of ``tiles`` as a JPEG, whole or not at all; colour is kept at full resolution for the lines."""
-    buffer = io.BytesIO()
-    strip(tiles).save(buffer, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
-    write_atomically(path, buffer.getbuffer())
+    """Write the strip of ``tiles`` as a JPEG, complete or not at all."""
+    write_atomically(path, jpeg(strip(tiles), QUALITY))

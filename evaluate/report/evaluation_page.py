@@ -10,7 +10,7 @@ from typing import Any
 from evaluate.compare import compare
 from evaluate.number_format import DASH, name, number
 from evaluate.page_layout import KNOWN, category_colours, complaints, iou_scale, marks, ordered, scalars
-from evaluate.report.data import ReportData, Section
+from evaluate.report.evaluation_cards import ReportData, Section
 from evaluate.web_page import render_page
 from stores.io import write_atomically
 

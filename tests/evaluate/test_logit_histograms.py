@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluate.detector_bank import make_bank
-from evaluate.site.histogram import BINS, FINEST, SMALLEST, Histogram, Histograms, survey
+from evaluate.site.logit_histograms import BINS, FINEST, SMALLEST, Histogram, Histograms, survey
 
 
 def counted(parts: list[np.ndarray], bins: int = BINS) -> list[Histogram]:

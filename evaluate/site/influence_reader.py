@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evaluate.dictionary import kinds_of
-from evaluate.site.data import Push, Steer
+from evaluate.site.site_data import Push, Steer
 from stores.tables import column_problem, reading_table
 
 MARKS = ("significant_random", "significant_max", "significant_paper")

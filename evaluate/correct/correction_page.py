@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.correct.changed_images import changed_pictures
 from evaluate.correct.choice import SENTENCES
+from evaluate.correct.correction_study import Study, confusion
 from evaluate.correct.heldout_evaluation import Judged
-from evaluate.correct.pictures import changed_pictures
-from evaluate.correct.study import Study, confusion
 from evaluate.correct.trade_off import trade_off
 from evaluate.number_format import minus
 from evaluate.web_page import render_page
