@@ -1,6 +1,6 @@
 """Tables of a dissection: one row a direction, one row a direction and label, one row a category.
 
-The rows of ``unions`` come from ``evaluate.label_unions``.
+The rows of ``unions`` come from ``evaluate.metrics``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.counts import Counts
-from evaluate.label_scores import Refined
-from evaluate.scores import INTERPRETABLE, Labelled
+from evaluate.metrics import INTERPRETABLE, Labelled, LabelScores
 from stores.directions import Directions
 
 # columns of each table, so that an empty one still says what it would hold
@@ -56,7 +55,7 @@ def direction_rows(
     counts: Counts,
     columns: slice,
     scores: Labelled,
-    refined: Refined | None = None,
+    refined: LabelScores | None = None,
 ) -> list[dict[str, Any]]:
     """One row a direction: its label, and its scores on val; nothing where the second pass would have given them."""
     share, cosine = counts.share[columns], agreement(directions)
@@ -87,7 +86,7 @@ def direction_rows(
     return with_found_again(rows, directions)
 
 
-def _refined(refined: Refined | None, i: int) -> dict[str, float | None]:
+def _refined(refined: LabelScores | None, i: int) -> dict[str, float | None]:
     """The columns of direction ``i`` that the second pass fills; the threshold is a logit, 0 the direction's own."""
     names = ("iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised")
     if refined is None:

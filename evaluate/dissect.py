@@ -2,7 +2,7 @@
 
 Two passes over the images of a concept dataset: ``count`` for what chooses labels and scores them (``evaluate.counts``),
 ``second`` for what is asked of each detector and its own label (``evaluate.label_statistics``). What is computed from them is in
-``evaluate.scores``.
+``evaluate.metrics``.
 """
 
 from __future__ import annotations

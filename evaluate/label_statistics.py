@@ -196,7 +196,8 @@ def _own_counts(
     for some, fine in material.tiles([shown], np.intersect1d(units, shown.active)):
         hits, area = intersections(maps, fine[0])
         out[1, some] = area
-        out[0, some] = np.where(rows[some] >= 0, hits[np.arange(len(some)), rows[some]], 0.0)
+        shows = present[some]
+        out[0, some[shows]] = hits[np.flatnonzero(shows), rows[some[shows]]]
     return out
 
 

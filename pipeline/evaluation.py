@@ -17,13 +17,11 @@ from evaluate.dissect import Dissector, Resolution
 from evaluate.glossary import definitions
 from evaluate.ground_truth import against_truth
 from evaluate.influence.influence_study import InfluenceConfig
-from evaluate.label_scores import refine
-from evaluate.label_unions import union_rows
+from evaluate.metrics import INTERPRETABLE, Labelled, choose_labels, label_scores, score, summarise, union_rows
 from evaluate.number_format import number
 from evaluate.parallel import Scheduler
 from evaluate.report.evaluation_cards import Candidate, Card, ReportData, Section
 from evaluate.report.evaluation_page import write_report
-from evaluate.scores import INTERPRETABLE, Labelled, choose_labels, score, summarise
 from evaluate.top_images import draw_strips
 from extract.datasets import open_concepts
 from extract.image_io import to_mode
@@ -202,7 +200,7 @@ def _dissect(
     for name, (_, directions) in sets.items():
         columns = bank.slices[name]
         scores = score(counts, columns, label_of, ap)
-        refined = refine(counts, second, columns, limit=INTERPRETABLE)
+        refined = label_scores(counts, second, columns, limit=INTERPRETABLE)
         summary["directions"][name].update(summarise(counts, name, scores, refined))
         rows = direction_rows(name, directions, counts, columns, scores, refined)
         candidates = label_rows(name, directions, counts, scores)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from evaluate.direction_tables import agreement
+from evaluate.metrics import INTERPRETABLE
 from evaluate.page_layout import marks
 from evaluate.report.evaluation_cards import Candidate
-from evaluate.scores import INTERPRETABLE
 from evaluate.site.class_predictions import Taken, class_titles
 from evaluate.site.influence_reader import Pushes
 from evaluate.site.logit_histograms import Survey

@@ -23,7 +23,7 @@ from PIL import Image
 
 from evaluate.detector_bank import Bank
 from evaluate.dissect import Dissector
-from evaluate.scores import choose_labels
+from evaluate.metrics import choose_labels
 from extract.labels import Alignment, labels_on_raster
 from extract.segmentation.broden import BrodenSource
 from stores.format import LayerSpec

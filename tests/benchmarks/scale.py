@@ -19,8 +19,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from evaluate.metrics import choose_labels
 from evaluate.parallel import cores
-from evaluate.scores import choose_labels
 from extract.config import ExtractConfig
 from extract.datasets import open_source
 from extract.plan import Forecast

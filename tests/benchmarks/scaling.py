@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from evaluate.dissect import Dissector
-from evaluate.scores import choose_labels
+from evaluate.metrics import choose_labels
 from tests.benchmarks.dissection import POSITIVE, dissector
 from tests.benchmarks.extraction import photographs
 from tests.benchmarks.measure import Row, in_turns

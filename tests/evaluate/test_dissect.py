@@ -34,7 +34,7 @@ from evaluate.dissect import (
     Resolution,
     upsample,
 )
-from evaluate.scores import choose_labels
+from evaluate.metrics import choose_labels
 from extract.labels import Alignment
 from extract.segmentation.base import ConceptLabel
 from stores.directions import Directions

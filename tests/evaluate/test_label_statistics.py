@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from slow_dissection import LABELS, WHOLE, Broden, naive_bilinear, naive_bin, naive_has, random_rows
 
@@ -17,10 +17,8 @@ from evaluate.bootstrap import poisson_weights
 from evaluate.counts import Counts, count_images, no_counts
 from evaluate.detector_bank import make_bank
 from evaluate.dissect import BINS, Dissector, Resolution, Second
-from evaluate.label_scores import refine
 from evaluate.label_statistics import groups_of, second_images
-from evaluate.label_unions import union_rows
-from evaluate.scores import INTERPRETABLE, choose_labels, score, summarise
+from evaluate.metrics import INTERPRETABLE, choose_labels, label_scores, score, summarise, union_rows
 from extract.labels import Alignment
 from extract.segmentation.broden import BrodenSource
 from stores.directions import Directions
@@ -92,14 +90,14 @@ def test_supervised_thresholds_by_hand(three: Dissector, passed: tuple[Counts, S
     """On train detector 0 has the logits 3 and 2 on the sky, 1 and −1 beside it: best from 2 on. On val that leaves the 3,
     one of two positions of the sky, and not the 1."""
     counts, second = passed
-    found = refine(counts, second, three.bank.slices["a"], limit=INTERPRETABLE)
+    found = label_scores(counts, second, three.bank.slices["a"], limit=INTERPRETABLE)
     # logits lie between −1 and 3: 2 is in bin ⌊¾ · 1999⌋ = 1499 of 2000
     np.testing.assert_allclose(found.threshold, [-1 + 1499 / 1999 * 4, 3, 3])
     assert found.supervised.iou.tolist() == [0.5, 0.5, 0.0]
     assert found.supervised.precision.tolist() == [1, 1, 0]
     assert found.supervised.recall.tolist() == [0.5, 0.5, 0]
     np.testing.assert_allclose(found.supervised.f1, [2 / 3, 2 / 3, 0])
-    never = refine(counts, second, three.bank.slices["b"], limit=INTERPRETABLE)
+    never = label_scores(counts, second, three.bank.slices["b"], limit=INTERPRETABLE)
     assert np.isnan(never.threshold[1])
     assert never.supervised.iou.tolist() == [0.5, 0.0]
 
@@ -128,7 +126,7 @@ def test_the_summary_has_new_keys_beside_the_old(three: Dissector, passed: tuple
     columns = three.bank.slices["a"]
     scores = score(counts, columns, second.chosen.label_of, second.average_precision)
     old = summarise(counts, "a", scores)
-    new = summarise(counts, "a", scores, refine(counts, second, columns, limit=INTERPRETABLE))
+    new = summarise(counts, "a", scores, label_scores(counts, second, columns, limit=INTERPRETABLE))
     assert {key: new[key] for key in old} == old
     assert new.keys() - old.keys() == {"intervals", "supervised_thresholds", "union"}
     # interpretable are detectors 0 and 1
@@ -187,6 +185,7 @@ def naive_second(
     grid=st.tuples(st.integers(1, 3), st.integers(1, 2)), seed=st.integers(0, 2**20), images=st.integers(3, 6),
     units=st.integers(2, 5), spread=st.sampled_from([1, 6]),
 )  # fmt: skip
+@example(grid=(1, 1), seed=1, images=6, units=3, spread=1)  # an image that shows no label at the layer's positions
 def test_the_second_pass_is_the_slow_one(
     make_broden: Broden, memory_reader: Reader, make_directions: Make, resolution: Resolution,
     grid: tuple[int, int], seed: int, images: int, units: int, spread: int,
@@ -246,7 +245,7 @@ def test_no_label_at_all_is_no_work(three: Dissector) -> None:
     second = three.second(np.full(5, -1), replicates=3)
     assert all(not getattr(second, name).any() for name in SUMS)
     assert np.isnan(second.average_precision).all()
-    found = refine(counts, second, slice(0, 3), limit=INTERPRETABLE)
+    found = label_scores(counts, second, slice(0, 3), limit=INTERPRETABLE)
     assert found.intervals["s1"] == found.intervals["distinct"] == [0.0, 0.0]
     assert union_rows("a", counts, second, slice(0, 3)) == []
 

@@ -23,8 +23,8 @@ from evaluate.counts import Counts, count_images
 from evaluate.detector_bank import make_bank
 from evaluate.dissect import Dissector, Second
 from evaluate.dissection_batches import Material
+from evaluate.metrics import choose_labels
 from evaluate.parallel import added_up, cores, on_cluster, pack, ranges
-from evaluate.scores import choose_labels
 from evaluate.top_images import top_images
 from extract.dask import cluster
 from extract.labels import Alignment

@@ -13,8 +13,7 @@ import pytest
 from evaluate.average_precision import Agreement
 from evaluate.counts import Counts
 from evaluate.direction_tables import COLUMNS, agreement, category_rows, direction_rows, label_rows, table_columns
-from evaluate.label_scores import Refined
-from evaluate.scores import Labelled
+from evaluate.metrics import Labelled, LabelScores
 from extract.segmentation.base import ConceptLabel
 from stores.directions import Directions
 from stores.tables import write_table
@@ -82,7 +81,9 @@ def test_what_the_second_pass_gave(labelled: tuple[Counts, Labelled], directions
     counts, scores = labelled
     none = np.zeros(2)
     supervised = Agreement(np.array([0.5, 0.0]), none, none, np.array([2 / 3, 0.0]))
-    refined = Refined(np.array([0.1, 0.0]), np.array([0.3, 0.0]), np.array([1.5, np.nan]), supervised, {}, supervised)
+    refined = LabelScores(
+        np.array([0.1, 0.0]), np.array([0.3, 0.0]), np.array([1.5, np.nan]), supervised, {}, supervised
+    )
     first, dead = direction_rows("mine", directions, counts, slice(1, 3), scores, refined)
     names = ("iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised")
     assert [first[name] for name in names] == [0.1, 0.3, 1.5, 0.5, 0.666667]

@@ -17,7 +17,7 @@ from evaluate.dissect import (
     Counts,
     Dissector,
 )
-from evaluate.scores import choose_labels, s1, s2, score
+from evaluate.metrics import choose_labels, s1, s2, score
 from extract.segmentation.broden import BrodenSource
 from stores.directions import Directions
 

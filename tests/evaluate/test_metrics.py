@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluate.dissect import Counts
-from evaluate.scores import choose_labels, s1, s2, score, summarise
+from evaluate.metrics import choose_labels, s1, s2, score, summarise
 from extract.segmentation.base import ConceptLabel
 
 

@@ -1,4 +1,7 @@
-"""From counts to scores: labels on train, everything else on val (Network Dissection; UIBE; EDDP §5)."""
+"""From counts to scores: labels on train, everything else on val (Network Dissection; UIBE; EDDP §5).
+
+Detectors of one set that carry the same label are also taken together: positive where any of them is (Network Dissection).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.average_precision import Agreement
+from evaluate.average_precision import Agreement, agree, best_bin, from_bin
+from evaluate.bootstrap import interval, set_intervals
 from evaluate.counts import Counts
-from evaluate.label_scores import Refined
+from evaluate.label_statistics import Second
 
 INTERPRETABLE = 0.04  # IoU above which a detector counts as interpretable (Bau et al. 2017)
 
@@ -72,7 +76,73 @@ def s2(label: np.ndarray, iou_val: np.ndarray) -> float:
     return float(sum(iou_val[label == c].max() for c in np.unique(label[label >= 0])))
 
 
-def summarise(counts: Counts, name: str, scores: Labelled, refined: Refined | None = None) -> dict[str, Any]:
+def union_scores(counts: Counts, second: Second, columns: slice) -> tuple[np.ndarray, np.ndarray, Agreement]:
+    """Of the set in ``columns``: its different labels (U,), how many detectors carry each (U,), and their unions' scores
+    on val (U,)."""
+    label_of = second.chosen.label_of
+    label = label_of[columns]
+    carried, detectors = np.unique(label[label >= 0], return_counts=True)
+    both, found = np.zeros(len(carried)), np.zeros(len(carried))
+    together = {(int(g[0]), int(label_of[g[0]])): k for k, g in enumerate(second.chosen.groups)}
+    for u, column in enumerate(carried.tolist()):
+        first = columns.start + int(np.flatnonzero(label == column)[0])
+        if (k := together.get((first, column))) is not None:
+            both[u], found[u] = second.union_both[k], second.union[k]
+        else:  # a detector by itself
+            both[u], found[u] = counts.both[1, first, column], counts.detector[1, first, counts.category_of[column]]
+    return carried, detectors, agree(both, found, counts.label[1][carried])
+
+
+def union_rows(name: str, counts: Counts, second: Second, columns: slice) -> list[dict[str, Any]]:
+    """One row a label that the set carries."""
+    carried, detectors, scores = union_scores(counts, second, columns)
+    return [
+        {
+            "directions": name,
+            "label": counts.labels[column].name,
+            "category": counts.labels[column].category,
+            "detectors": int(detectors[u]),
+            "iou": round(float(scores.iou[u]), 6),
+            "precision": round(float(scores.precision[u]), 6),
+            "recall": round(float(scores.recall[u]), 6),
+            "f1": round(float(scores.f1[u]), 6),
+        }
+        for u, column in enumerate(carried.tolist())
+    ]
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """``iou_low``, ``iou_high`` (I,): 95 % interval of the IoU on val; ``threshold`` (I,): the logit of the best F1 on
+    train, NaN without a label there, and ``supervised`` (I,) its scores on val; ``intervals`` of the set's scores;
+    ``unions`` (U,): scores on val of the U labels that the set carries."""
+
+    iou_low: np.ndarray
+    iou_high: np.ndarray
+    threshold: np.ndarray
+    supervised: Agreement
+    intervals: dict[str, list[float]]
+    unions: Agreement
+
+
+def label_scores(counts: Counts, second: Second, columns: slice, *, limit: float) -> LabelScores:
+    """Scores of the detectors in ``columns``; ``limit`` is the IoU above which one counts as interpretable."""
+    label = second.chosen.label_of[columns]
+    replicated = agree(second.both[:, columns], second.detector[:, columns], second.label[:, columns])
+    low, high = interval(replicated.iou)
+    positive, negative = second.positive[:, columns].astype(float), second.negative[:, columns].astype(float)
+    first = best_bin(positive[0], negative[0])
+    return LabelScores(
+        iou_low=low,
+        iou_high=high,
+        threshold=second.chosen.edge(columns, first),
+        supervised=from_bin(positive[1], negative[1], first),
+        intervals=set_intervals(label, replicated, limit),
+        unions=union_scores(counts, second, columns)[2],
+    )
+
+
+def summarise(counts: Counts, name: str, scores: Labelled, refined: LabelScores | None = None) -> dict[str, Any]:
     """The entry of ``summary.json`` for one direction set. Means are over interpretable detectors, 0 without any.
 
     ``coverage``: share of the layer's positions with at least one positive detector; ``redundancy``: mean number of
