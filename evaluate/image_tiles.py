@@ -14,7 +14,7 @@ from stores.io import write_atomically
 
 DIM = 0.45  # brightness left outside the region
 COLOUR = 0.35  # share of the colour left outside the region; the rest is grey
-LINE = (255, 214, 10)  # yellow: light against the dimmed outside, told from all natural colours by every eye
+LINE = (255, 214, 10)  # yellow: light against the dimmed outside, distinct from natural colours
 EDGE = (20, 20, 20)  # one dark pixel around the line, for yellow and white surroundings
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 QUALITY = 85  # of strips

@@ -32,20 +32,10 @@ class Latex(str):
     __slots__ = ()
 
 
-def write_latex(
-    path: str | Path,
-    columns: Mapping[str, Sequence[Any]],
-    *,
-    caption: str = "",
-    label: str = "",
-    rules: Collection[int] = (),
-    align: str = "",
-) -> Path:
+def write_latex(path: str | Path, columns: Mapping[str, Sequence[Any]], **options: Any) -> Path:
     """Write a table as a .tex file (see ``latex_table``); returns its path. Raises StoreError when that cannot be done."""
-    path = Path(path)
-    text = latex_table(columns, caption=caption, label=label, rules=rules, align=align)
-    write_atomically(path, text.encode())
-    return path
+    write_atomically(Path(path), latex_table(columns, **options).encode())
+    return Path(path)
 
 
 def latex_table(
@@ -63,9 +53,9 @@ def latex_table(
     columns : heading -> cells, as ``stores.tables.write_table`` takes them; text is escaped, ``Latex`` is not.
     caption, label : left out where empty; the caption is text, the label as ``\\ref`` takes it.
     rules : numbers of the rows that a rule goes before.
-    align : one letter a column; by itself numbers stand right, the rest left.
+    align : one letter a column; by default numbers are on the right, the rest on the left.
 
-    Above 45 rows it is a ``longtable``, which goes on over pages. Raises ValueError when there is no column, or when
+    Above 45 rows it is a ``longtable``, which breaks over pages. Raises ValueError when there is no column, or when
     they are not equally long.
     """
     lengths = {key: len(cells) for key, cells in columns.items()}

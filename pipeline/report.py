@@ -14,7 +14,7 @@ from evaluate.detector_bank import Bank, make_bank
 from evaluate.direction_tables import with_found_again
 from evaluate.glossary import definitions
 from evaluate.page_layout import marks
-from evaluate.site.class_predictions import Taken, taken_for
+from evaluate.site.class_predictions import ClassPredictions, class_predictions
 from evaluate.site.influence_reader import Pushes, read_pushes, read_steering
 from evaluate.site.logit_histograms import survey
 from evaluate.site.similarity_map import cosines, similarity_map
@@ -41,9 +41,7 @@ from stores.tables import rows_to_columns
 OURS = Ours("report.json", "eddp report", "a report")
 TITLE = "What this layer's directions stand for"
 EXAMPLES = 4  # of a class
-DRAWN_ON_CPU = (
-    8  # pairs of highest IoU, and of the worst suspects, of which pictures are synthesised unless told otherwise
-)
+DRAWN_ON_CPU = 8  # pairs of highest IoU, and of the worst suspects, of which pictures are synthesised by default
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,8 @@ def write_site(
     directions.check_store(reader.spec.name, reader.spec.channels)
     notes: list[str] = []
     seen = _seen(opened, data, notes)
-    taken = taken_for(opened, EXAMPLES)
-    pushes, influence = _influence(evaluated, name, directions.count, len(taken.count))
+    predicted = class_predictions(opened, EXAMPLES)
+    pushes, influence = _influence(evaluated, name, directions.count, len(predicted.count))
     curves, random = read_steering(evaluated.arrow("steering", name), directions.count) if influence else ([], None)
     labelled = name, evaluated.labels(name)
     rows = {row["index"]: row for row in evaluated.table("directions", name)}
@@ -108,7 +106,7 @@ def write_site(
     chosen = _to_visualize(config, rows, directions.count, suspects)
     path = evaluated.directions_path(name)
     with replacing(out, OURS) as folder:
-        gone = _draw(reader, bank, found.top, taken, folder, seen, notes, progress)
+        gone = _draw(reader, bank, found.top, predicted, folder, seen, notes, progress)
         features = _features(opened, directions, chosen, folder, bank, config, notes, labelled, progress)
         log = fit_log(path)
         diagnosis = directions.info.get("diagnosis", {})
@@ -129,10 +127,10 @@ def write_site(
             comparison=compare(evaluated.summary),
             per_category=[(k, v["distinct"], v["detectors"]) for k, v in entry.get("per_category", {}).items()],
             directions=direction_pages(
-                directions, found, taken, opened.names, gone,
+                directions, found, predicted, opened.names, gone,
                 rows=rows, candidates=candidates, pushes=pushes, curves=curves, features=features,
             ),
-            classes=class_pages(opened, taken, gone, pushes.get("signal")),
+            classes=class_pages(opened, predicted, gone, pushes.get("signal")),
             places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],
             definitions=definitions(*(part for part, there in parts.items() if there)),
             influence=influence,
@@ -162,7 +160,7 @@ def write_site(
 
 
 def _seen(store: ActivationStore, data: str | None, notes: list[str]) -> StoreImages | None:
-    """The store's images; None, and a note, where they are not at hand and nobody said that they are."""
+    """The store's images; None, and a note, where they are not at hand and they were not asked for."""
     if data is None and "synthetic" in store.provenance:
         notes.append("The store is synthetic: there are no images to show.")
         return None
@@ -195,17 +193,17 @@ def _draw(
     reader: LayerReader,
     bank: Bank,
     top: Top,
-    taken: Taken,
+    predicted: ClassPredictions,
     folder: Path,
     seen: StoreImages | None,
     notes: list[str],
     progress: Progress,
 ) -> set[int]:
     """Draw top images and examples; returns the rows of the store of which there is no picture."""
-    wanted = set(np.unique(top.rows).tolist()) | {row for rows in taken.rows for row in rows}
+    wanted = set(np.unique(top.rows).tolist()) | {row for rows in predicted.rows for row in rows}
     if seen is None:
         return wanted
-    gone = draw_pictures(reader, bank, top, taken.rows, folder, seen.image, progress)
+    gone = draw_pictures(reader, bank, top, predicted.rows, folder, seen.image, progress)
     if gone:
         notes.append(
             f"{len(gone)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more."
@@ -216,7 +214,7 @@ def _draw(
 def _to_visualize(
     config: ReportConfig, rows: dict[int, Any], count: int, suspects: Sequence[dict[str, Any]]
 ) -> list[int]:
-    """Directions to synthesise pictures of: those of highest IoU (without labels the first), and on a CPU the suspects beside them."""
+    """Directions to synthesise pictures of: those of highest IoU (without labels the first), and on a CPU the suspects as well."""
     best = sorted(range(count), key=lambda i: -rows[i]["iou_val"] if i in rows else 0)
     if config.visualize is None and config.device == "cpu":
         return sorted({*best[:DRAWN_ON_CPU], *[i for row in suspects for i in row["indices"]][:DRAWN_ON_CPU]})
@@ -234,7 +232,7 @@ def _features(
     labelled: tuple[str, Sequence[Label]],
     progress: Progress,
 ) -> dict[int, Features]:
-    """Synthesise pictures into ``v/``; where that cannot be done and nobody asked for it, a note says why."""
+    """Synthesise pictures into ``v/``; where that cannot be done and it was not asked for, a note says why."""
     if not chosen or (config.visualize is None and "synthetic" in store.provenance):
         return {}
     (folder / "v").mkdir()

@@ -11,7 +11,7 @@ from evaluate.direction_tables import agreement
 from evaluate.metrics import INTERPRETABLE
 from evaluate.page_layout import marks
 from evaluate.report.evaluation_cards import Candidate
-from evaluate.site.class_predictions import Taken, class_titles
+from evaluate.site.class_predictions import ClassPredictions, class_titles
 from evaluate.site.influence_reader import Pushes
 from evaluate.site.logit_histograms import Survey
 from evaluate.site.similarity_map import cosines, nearest
@@ -30,7 +30,7 @@ NAN = float("nan")
 def direction_pages(
     directions: Directions,
     found: Survey,
-    taken: Taken,
+    predicted: ClassPredictions,
     names: Sequence[str],
     gone: set[int],
     *,
@@ -61,7 +61,7 @@ def direction_pages(
     out = []
     for i in range(directions.count):
         row = rows.get(i, {})
-        tiles = _tiles(i, found, taken, names, gone)
+        tiles = _tiles(i, found, predicted, names, gone)
         out.append(
             Direction(
                 index=i,
@@ -93,22 +93,24 @@ def direction_pages(
     return out
 
 
-def class_pages(store: ActivationStore, taken: Taken, gone: set[int], pushes: Pushes | None) -> list[ClassPage]:
+def class_pages(
+    store: ActivationStore, predicted: ClassPredictions, gone: set[int], pushes: Pushes | None
+) -> list[ClassPage]:
     """All classes of the network as their pages show them."""
-    names, titles = store.names, class_titles(store.class_names, len(taken.count))
+    names, titles = store.names, class_titles(store.class_names, len(predicted.count))
     out = []
     for k, title in enumerate(titles):
         examples = [
             Tile("" if row in gone else example_file(k, rank), names[row], round(p, 4), k)
-            for rank, (row, p) in enumerate(zip(taken.rows[k], taken.probability[k], strict=True))
+            for rank, (row, p) in enumerate(zip(predicted.rows[k], predicted.probability[k], strict=True))
         ]
         out.append(
             ClassPage(
                 number=k,
                 name=title,
-                taken=int(taken.count[k]),
-                labelled=-1 if taken.labelled is None else int(taken.labelled[k]),
-                right=-1 if taken.right is None else int(taken.right[k]),
+                predicted=int(predicted.count[k]),
+                labelled=-1 if predicted.labelled is None else int(predicted.labelled[k]),
+                right=-1 if predicted.right is None else int(predicted.right[k]),
                 examples=examples,
                 pushes=pushes.of_class(k, DIAGRAM) if pushes else [],
             )
@@ -123,10 +125,10 @@ def concepts_of(rows: Sequence[Mapping[str, Any]]) -> list[Concept]:
     ]
 
 
-def _tiles(i: int, found: Survey, taken: Taken, names: Sequence[str], gone: set[int]) -> list[Tile]:
+def _tiles(i: int, found: Survey, predicted: ClassPredictions, names: Sequence[str], gone: set[int]) -> list[Tile]:
     rows, values = found.top.rows[:, i].tolist(), found.top.values[:, i].tolist()
     return [
-        Tile("" if row in gone else tile_file(i, rank), names[row], value, int(taken.prediction[row]))
+        Tile("" if row in gone else tile_file(i, rank), names[row], value, int(predicted.prediction[row]))
         for rank, (row, value) in enumerate(zip(rows, values, strict=True))
     ]
 

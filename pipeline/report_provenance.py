@@ -84,7 +84,7 @@ def settings_of(directions: Directions) -> dict[str, str]:
 
 
 def fit_log(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Every term of the log that lies beside a directions file, over its steps; empty where there is none that can be read."""
+    """Every term of the log next to a directions file, over its steps; empty where there is none that can be read."""
     log = path.with_suffix(".log.parquet")
     try:
         table = read_table(log)

@@ -26,14 +26,14 @@ def changed_pictures(out: Path, study: Study, classes: Sequence[str]) -> list[di
     """
     groups = []
     for which, of in study.sets().items():
-        before, after, told = study.before[which], study.after[which], ~of.held
+        before, after, scored = study.before[which], study.after[which], ~of.held
         try:
             seen = open_store_images(of.reader.store)
         except EDDPError:
             seen = None
         kinds = {
-            "now right": told & (before != of.classes) & (after == of.classes),
-            "now wrong": told & (before == of.classes) & (after != of.classes),
+            "now right": scored & (before != of.classes) & (after == of.classes),
+            "now wrong": scored & (before == of.classes) & (after != of.classes),
         }
         for kind, where in kinds.items():
             places = np.flatnonzero(where)
@@ -45,7 +45,7 @@ def changed_pictures(out: Path, study: Study, classes: Sequence[str]) -> list[di
                 for place in chosen.tolist()
                 if (tile := _draw(out, study, which, place, classes, seen)) is not None
             ]
-            groups.append({"set": which, "kind": kind, "count": len(places), "of": int(told.sum()), "tiles": tiles})
+            groups.append({"set": which, "kind": kind, "count": len(places), "of": int(scored.sum()), "tiles": tiles})
     return groups
 
 

@@ -113,9 +113,10 @@ def _up(accuracy: float) -> float:
 
 def _confusion(study: Study, which: str, classes: Sequence[str]) -> dict[str, Any]:
     of: Judged = study.sets()[which]
-    told = ~of.held
+    scored = ~of.held
     tables = [
-        confusion(of.classes[told], found[told], len(classes)) for found in (study.before[which], study.after[which])
+        confusion(of.classes[scored], found[scored], len(classes))
+        for found in (study.before[which], study.after[which])
     ]
     moved = np.abs(tables[0] - tables[1]).sum(0) + np.abs(tables[0] - tables[1]).sum(1)
     there = np.flatnonzero(tables[0].sum(1) + tables[0].sum(0) + tables[1].sum(0))

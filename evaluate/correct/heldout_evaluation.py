@@ -19,7 +19,9 @@ from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 
-FLOOR = 1e-3  # gates below are taken for shut while strengths are tried; what is reported is computed with every gate
+FLOOR = (
+    1e-3  # gates below are predicted as shut while strengths are tried; what is reported is computed with every gate
+)
 _NUMBERS = 2**24  # of float32 at once
 
 
@@ -83,7 +85,7 @@ def predict(
     Parameters
     ----------
     where : (n,) bool, the images wanted; −1 for the others.
-    floor : gates (J of each position) that are all below are taken for 0; 0 computes every one. Behind pooling and an affine map only
+    floor : gates (J of each position) that are all below are predicted as 0; 0 computes every one. Behind pooling and an affine map only
         open gates then cost anything: ``logits' = logits + A mean_p(x'_p − x_p)``.
     """
     wanted = np.ones(len(of.rows), bool) if where is None else where

@@ -111,7 +111,7 @@ def none_exists(found: Explained, usual: Usual) -> bool:
 
 
 def brief(document: dict[str, Any]) -> dict[str, Any]:
-    """What the document of all images keeps of one: what it is taken for, and what would turn it.
+    """What the document of all images keeps of one: what it is predicted as, and what would turn it.
 
     ``document``: of ``describe``, with its ``image``, ``row``, ``sentence`` and ``files``, which are kept as they are.
     """
@@ -147,12 +147,12 @@ def _named(i: int, found: Explained, terms: Terms) -> str:
 
 
 def sentence(found: Explained, usual: Usual, terms: Terms) -> str:
-    """``taken for farm (0.93): watermark (12) +2.10, little sea (7) +0.43; would be beach with less barn, more sand``."""
+    """``predicted as farm (0.93): watermark (12) +2.10, little sea (7) +0.43; would be beach with less barn, more sand``."""
     p, k = found.probabilities, found.predicted
     names = terms.classes
     parts = found.contributions.parts[:, found.explained]
     residual = float(found.contributions.residual[found.explained])
-    text = f"taken for {names[k]} ({probability(float(p[k]))})"
+    text = f"predicted as {names[k]} ({probability(float(p[k]))})"
     if found.explained != k:
         text += f"; {names[found.explained]} ({probability(float(p[found.explained]))})"
     if found.unread:

@@ -15,7 +15,7 @@ from evaluate.figure_style import FAINT, INK, bare_axes, png
 from evaluate.image_tiles import LUMA
 from evaluate.number_format import signed
 
-FOR, AGAINST = (213, 94, 0), (0, 114, 178)  # told apart by every eye
+FOR, AGAINST = (213, 94, 0), (0, 114, 178)  # distinct with every kind of colour vision
 HEAT = (220, 30, 60)  # of Grad-CAM
 STRONGEST = 0.85  # share of the colour where a map is largest
 REST = "#8a9099"

@@ -1,4 +1,4 @@
 """Reports: the pictures of directions, the curves of a fit, and the page that shows them.
 
-``data`` says what a page shows, ``pictures`` and ``curves`` draw, ``page`` writes ``report.html`` beside ``pictures/``.
+``evaluation_cards`` is what the page shows, ``loss_curves`` and ``steering_curves`` draw, ``evaluation_page`` writes ``report.html``.
 """

@@ -18,7 +18,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a strip: the image's name, its largest logit, and what the model takes it for (may be empty)."""
+    """One picture of a strip: the image's name, its largest logit, and its predicted class (may be empty)."""
 
     name: str
     value: float

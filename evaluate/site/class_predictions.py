@@ -1,4 +1,4 @@
-"""The network's classes over a store's images: what each image is taken for, how often that is right, examples of each class."""
+"""The network's classes over a store's images: the class predicted for each image, how often that is right, examples of each class."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from stores.store import ActivationStore
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What images are taken for.
+class ClassPredictions:
+    """The predicted classes of images.
 
-    ``prediction`` (N,): class of largest logit, −1 for an image that could not be read. ``count`` (K,): images taken for each
-    class. ``rows``, ``probability``: of each class, images taken for it, surest first. ``labelled``, ``right`` (K,): images
-    that carry each class as their label, and how many of them are taken for it; None where labels are no classes.
+    ``prediction`` (N,): class of largest logit, −1 for an image that could not be read. ``count`` (K,): images predicted as each
+    class. ``rows``, ``probability``: of each class, images predicted as it, surest first. ``labelled``, ``right`` (K,): images
+    that carry each class as their label, and how many of them are predicted as it; None where labels are no classes.
     """
 
     prediction: np.ndarray
@@ -31,13 +31,13 @@ class Taken:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of labelled images that are taken for their class."""
+        """Share of labelled images that are predicted as their class."""
         if self.labelled is None or self.right is None:
             return None
         return float(self.right.sum() / max(int(self.labelled.sum()), 1))
 
 
-def taken_for(store: ActivationStore, examples: int) -> Taken:
+def class_predictions(store: ActivationStore, examples: int) -> ClassPredictions:
     """Read the store's logits chunk by chunk; images by classes are never in memory as a whole."""
     logits, valid = store.array("images/logits"), store.valid
     n_classes = int(logits.shape[1])
@@ -62,7 +62,7 @@ def taken_for(store: ActivationStore, examples: int) -> Taken:
         labelled = np.bincount(truth[both], minlength=n_classes)
         right = np.bincount(truth[both & (truth == prediction)], minlength=n_classes)
     sure = [[float(probability[row]) for row in mine] for mine in rows]
-    return Taken(prediction, np.diff(edges), rows, sure, labelled, right)
+    return ClassPredictions(prediction, np.diff(edges), rows, sure, labelled, right)
 
 
 def true_classes(store: ActivationStore) -> np.ndarray | None:

@@ -58,7 +58,7 @@ class Survey:
 
 
 class Histograms:
-    """Histograms of J streams of numbers whose range nobody knows beforehand.
+    """Histograms of J streams of numbers of unknown range.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class Histograms:
 def survey(reader: LayerReader, bank: Bank, count: int, progress: Progress = silent) -> Survey:
     """Histograms of all detectors' logits and the ``count`` images of largest logit of each, in one pass over the layer.
 
-    Images that are equally high are taken in the store's order. Memory: one block of logits and what is found, whatever the
+    Images that are equally high are predicted in the store's order. Memory: one block of logits and what is found, whatever the
     number of images [ours].
     """
     device = bank.filters.device

@@ -42,7 +42,7 @@ def scaled(cosine: np.ndarray) -> np.ndarray:
 def similarity_map(cosine: np.ndarray) -> np.ndarray:
     """Places (I, 2) in the unit square, its middle theirs: directions of large cosine lie together. Both axes have one scale.
 
-    t-SNE (van der Maaten & Hinton 2008) of 1 − cosine, begun at the classical scaling and with exact gradients: the same
+    t-SNE (van der Maaten & Hinton 2008) of 1 − cosine, started at the classical scaling and with exact gradients: the same
     cosines give the same map. Fewer than ten directions are scaled classically.
     """
     n = len(cosine)

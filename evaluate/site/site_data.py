@@ -14,7 +14,7 @@ from evaluate.site.logit_histograms import Histogram
 @dataclass(frozen=True)
 class Tile:
     """An image: its picture's file (relative to the site; empty where the image is gone), its name, the largest logit at any
-    position (or the probability of its class, among a class's examples), and the class that it is taken for (−1: unknown)."""
+    position (or the probability of its class, among a class's examples), and the class that it is predicted as (−1: unknown)."""
 
     file: str
     name: str
@@ -121,12 +121,12 @@ class Direction:
 
 @dataclass(frozen=True)
 class ClassPage:
-    """One class of the network: images taken for it; of those that carry its label how many there are and how many are taken
-    for it (−1: no labels that are classes); a few images taken for it, surest first; its concept influence diagram."""
+    """One class of the network: images predicted as it; of those that carry its label how many there are and how many are predicted
+    for it (−1: no labels that are classes); a few images predicted as it, surest first; its concept influence diagram."""
 
     number: int
     name: str
-    taken: int
+    predicted: int
     labelled: int = -1
     right: int = -1
     examples: list[Tile] = field(default_factory=list)

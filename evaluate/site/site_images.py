@@ -41,7 +41,7 @@ def draw_pictures(
 
     Parameters
     ----------
-    top : rows of each of the bank's detectors, best first. examples : of each class, rows of images taken for it.
+    top : rows of each of the bank's detectors, best first. examples : of each class, rows of images predicted as it.
     picture : from a store row to the image as the network saw it; raises an EDDPError where it is gone.
     """
     tiles: dict[int, list[tuple[int, int]]] = {}

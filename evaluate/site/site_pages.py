@@ -117,8 +117,7 @@ class _Book:
             "direction.html",
             root="../",
             d=d,
-            before=i - 1 if i else None,
-            after=i + 1 if i + 1 < len(self.site.directions) else None,
+            **_neighbours(i, [(direction_page(d.index), str(d.index)) for d in self.site.directions]),
             suspects=self.suspects_of.get(i, []),
             truth=[concept for concept in self.site.truth if concept.direction == i],
             push_scale=max((abs(p.change) for pushes in d.pushes.values() for p in pushes), default=0.0),
@@ -132,8 +131,7 @@ class _Book:
             "class.html",
             root="../",
             c=c,
-            before=k - 1 if k else None,
-            after=k + 1 if k + 1 < len(self.site.classes) else None,
+            **_neighbours(k, [(class_page(c.number), c.name) for c in self.site.classes]),
             suspects=self.suspects_for.get(k, []),
             push_scale=max((abs(p.change) for p in c.pushes), default=0.0),
         )
@@ -189,6 +187,11 @@ def anchor(text: str) -> str:
 
 def _most_pushed(d: Direction) -> list[Push]:
     return sorted(d.pushes.get("signal", []), key=lambda push: -abs(push.change))[:PUSHED]
+
+
+def _neighbours(i: int, every: Sequence[tuple[str, str]]) -> dict[str, tuple[str, str] | None]:
+    """File and name of the page before and of the one after."""
+    return {"before": every[i - 1] if i else None, "after": every[i + 1] if i + 1 < len(every) else None}
 
 
 def _moved(site: Site) -> dict[str, list[Any]]:

@@ -15,7 +15,7 @@ from evaluate.site.svg_shapes import coordinate as _n
 
 WIDTH, HEIGHT = 360, 150  # of a figure, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 22  # margins of its axes
-POINTS = 200  # of a curve: more cannot be told apart
+POINTS = 200  # of a curve: more cannot be distinguished
 
 
 def histogram(found: Histogram, kind: str, text: str) -> Markup:
@@ -109,7 +109,7 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> Markup:
 
 
 def histogram_text(found: Histogram, share: float) -> str:
-    """What the figure of a distribution shows, in a sentence."""
+    """What the figure of a distribution shows, in words."""
     total = sum(found.counts)
     if not total:
         return "No position was counted."
@@ -120,7 +120,7 @@ def histogram_text(found: Histogram, share: float) -> str:
 
 
 def steering_text(steer: Steer) -> str:
-    """What the figure of steering shows, in a sentence."""
+    """What the figure of steering shows, in words."""
     found = []
     for role, title in (("signal", "the signal vector"), ("filter", "the filter")):
         if role in steer.curves:

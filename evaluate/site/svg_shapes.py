@@ -1,6 +1,6 @@
 """Inline SVG: shapes without a style of their own, so that the style sheet gives them the page's colours, light or dark.
 
-Every figure that says something by itself carries its sentence as accessible text; bars beside their number are silent.
+A figure has its description as accessible text; bars next to their number have none.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def interval(low: float, middle: float, high: float, scale: float) -> Markup:
 
 
 def scatter(places: Sequence[tuple[float, float]], points: Sequence[Mapping[str, str | int]], text: str) -> Markup:
-    """A map of links: each point a shape of its category's number, with its name beside it where there is room, else when pointed at.
+    """A map of links: each point a shape of its category's number, with its name next to it where there is room, else when pointed at.
 
     ``places`` in the unit square, both axes drawn on one scale, the longer way lying down. ``points``: ``href``, ``name``, ``title``, ``colour`` (0-9 or "none"), ``shape`` (0-9), in the order of ``places``; the first ones
     get their names first.

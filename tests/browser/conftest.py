@@ -41,12 +41,16 @@ def watched(browser: Any) -> Iterator[Callable[..., Any]]:
     complaints: list[str] = []
     requests: list[str] = []
 
+    def failed(request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # pictures of a page that was left before they came
+            complaints.append(f"{request.url}: {request.failure}")
+
     def go(address: str, **settings: Any) -> Any:
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings}))
         page = contexts[-1].new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
+        page.on("requestfailed", failed)
         page.on("request", lambda request: requests.append(request.url))
         page.goto(address)
         return page

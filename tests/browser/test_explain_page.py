@@ -62,7 +62,7 @@ def shown(folder: Path, number: int) -> Shown:
     maps = [Map(LONG, v, 0.2, f"{number} c#?.jpg") for v in (1.0, -1.0, 0.4)]
     return Shown(
         f"/some/where/{'x' * 120}.jpg",
-        f"Taken for farm (0.90): {LONG} +2.50",
+        f"Predicted as farm (0.90): {LONG} +2.50",
         *(document[key] for key in ("predicted", "explained", "classes", "counterfactual")),
         [("The logit of farm", steps), (f"farm against {LONG}", steps)],
         maps,

@@ -71,25 +71,9 @@ def address(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def visit(browser, address):
-    """Opens the page; at the end nothing may have gone wrong in it, whatever the test did."""
-    contexts, complaints, requests = [], [], []
-
-    def go(anchor: str = "", **settings):
-        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings}))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(address + anchor)
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert not complaints
-    assert not [url for url in requests if not url.startswith(("file:", "data:"))]
+def visit(watched, address):
+    """Opens the page at an anchor."""
+    return lambda anchor="", **settings: watched(address + anchor, **settings)
 
 
 def labels(page) -> list[str]:
@@ -117,12 +101,6 @@ def test_every_picture_loads(visit):
     assert (len(first), len(second)) == (11 + 1, 6)  # one card of each is without a strip; the first has curves
     assert all(image["width"] > 0 and image["alt"] for image in first + second)
     assert {image["width"] for image in second} == {TILE * TILES}
-
-
-def test_a_hostile_title_is_text(visit):
-    page = visit()
-    assert page.title() == page.locator("h1").inner_text() == "<i>Shapes</i>"
-    assert page.locator("h1 i").count() == 0
 
 
 def test_the_search_finds_labels_categories_and_indices(visit):
@@ -215,14 +193,8 @@ def test_nothing_is_wider_than_a_phone(visit, scheme):
         load_all(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate("document.body.scrollWidth") <= 390
-
-
-def test_the_dark_page_is_dark(visit):
-    def brightness(page):
-        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        return sum(int(part) for part in colour.strip("rgb()").split(","))
-
-    assert brightness(visit(color_scheme="dark")) < 100 < 700 < brightness(visit(color_scheme="light"))
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(int(part) for part in colour.strip("rgb()").split(",")) < 100) == (scheme == "dark")
 
 
 def test_it_reads_without_javascript(visit):
@@ -248,4 +220,4 @@ def test_a_picture_tells_its_name_where_one_points(visit):
     box = strip.bounding_box()
     x, y = box["x"] + box["width"] * 1.5 / TILES, box["y"] + box["height"] / 2  # the middle of the second tile
     title = page.evaluate("([x, y]) => document.elementFromPoint(x, y).closest('[title]')?.title", [x, y])
-    assert title == "0-1.jpg\nlogit 4.00\ntaken for a class with a long name"
+    assert title == "0-1.jpg\nlogit 4.00\npredicted as a class with a long name"

@@ -90,7 +90,7 @@ def test_sums_come_out_at_the_models_own_logits(run: Run, made: Callable[..., An
         assert document["reads_positions"] == (kind != "tokens")
         assert (out / f"{stem}.png").read_bytes()[:4] == b"\x89PNG"
         assert f"{stem}.png" in (out / "index.html").read_text(encoding="utf-8")
-        assert f"{file}: taken for class {document['predicted']['number']}" in ended.out
+        assert f"{file}: predicted as class {document['predicted']['number']}" in ended.out
     assert ended.out.splitlines()[-1] == str(out / "index.html")
     assert json.loads((out / "run.json").read_bytes())["options"]["top"] == 2
     assert ok(run("eddp", "verify", out)).out == f"{out}: sound\n"

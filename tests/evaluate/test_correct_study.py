@@ -117,7 +117,7 @@ def test_the_shortcut_is_taken_out(study: Study) -> None:
     assert study.typical == pytest.approx(1.0)  # the mark's red, by the filter's own scale
     summary = correction_summary(study)
     assert summary["poisoned"]["before"] == pytest.approx(0.5, abs=0.2)
-    assert (study.before["poisoned"] == 1).all()  # everything marked is taken for the sea
+    assert (study.before["poisoned"] == 1).all()  # everything marked is predicted as the sea
     assert summary["poisoned"]["after"] == 1.0
     assert summary["clean"]["before"] == summary["clean"]["after"] == 1.0
     assert 0.25 <= study.correction.strength <= 1.01  # among equals the weakest

@@ -80,7 +80,7 @@ def test_wrapped_and_hooked_models_are_corrected_and_the_model_itself_is_not() -
     x[:, 1] = 0.4
     x[:, :, 12:, 12:] = torch.tensor([1.0, 0, 0])[:, None, None]
     plain = model(x)
-    assert plain.argmax(1).item() == 1  # taken for the sea, for its mark
+    assert plain.argmax(1).item() == 1  # predicted as the sea, for its mark
     wrapped = one.apply(model)
     assert wrapped(x).argmax(1).item() == 0
     assert torch.equal(model(x), plain)

@@ -148,7 +148,7 @@ def test_a_card_shows_its_strip_with_its_size_and_each_tiles_name():
     assert (image["src"], image["width"], image["height"], image["loading"]) == ("pictures/7.jpg", "64", "32", "lazy")
     assert "sky" in image["alt"]
     assert [li["title"] for li in page.all("li") if "title" in li] == [
-        "a.jpg\nlogit 4.50\ntaken for boat",
+        "a.jpg\nlogit 4.50\npredicted as boat",
         "b.jpg\nlogit 3.25",
     ]
 

@@ -106,7 +106,7 @@ def test_the_document_sums_up(found: Explained) -> None:
 
 def test_sentences(found: Explained) -> None:
     name = terms().classes[int(found.target or 0)]
-    assert sentence(found, USUAL, terms()).startswith(f"taken for {terms().classes[found.predicted]} (")
+    assert sentence(found, USUAL, terms()).startswith(f"predicted as {terms().classes[found.predicted]} (")
     assert turning_words(found, USUAL, terms()) == f"would be {name} with less barn, more barn"
     assert turning_words(with_(found, turned=None), FREE, terms()) == f"no change of these concepts makes it {name}"
     for unsure in (with_(found, turned=None), bent(with_(found, turned=None))):
@@ -224,7 +224,7 @@ def page(found: Explained, count: int = 1, usual: Usual = USUAL) -> str:
     document = describe(found, usual, terms())
     maps = [] if found.unread else [Map("barn (0)", -0.5, 0.25, "pictures/a#1?.jpg")]
     sums = [] if found.unread else [("The logit", steps_of(found, terms(), 2))]
-    line = "Taken for <i>road</i>" if not found.unread else sentence(found, usual, terms())
+    line = "Predicted as <i>road</i>" if not found.unread else sentence(found, usual, terms())
     parts = (document[key] for key in ("predicted", "explained", "classes", "counterfactual"))
     one = Shown("<b>x</b>.jpg", line, *parts, sums, maps,
                 "pictures/s.jpg", None if found.unread else "pictures/c.jpg", "s.png", "s.json")  # fmt: skip

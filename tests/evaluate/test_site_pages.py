@@ -154,7 +154,7 @@ def test_every_link_leads_somewhere(make: Any) -> None:
 def test_a_share_is_never_said_to_be_more_than_it_is() -> None:
     assert [floor(v) for v in (0.996, 1.0, 0.29, 0.9)] == ["99", "100", "29", "90"]
     one = {**site().suspects[0], "share_of_class": 0.9967}
-    assert "99 % of them taken for it" in rendered(site(suspects=[one]))["index.html"]
+    assert "99 % of them predicted as it" in rendered(site(suspects=[one]))["index.html"]
 
 
 def test_a_detector_that_fires_nowhere_is_not_said_to_fire() -> None:

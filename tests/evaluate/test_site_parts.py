@@ -12,7 +12,7 @@ from tiny import write_store
 
 from evaluate.detector_bank import make_bank
 from evaluate.image_tiles import region
-from evaluate.site.class_predictions import class_titles, taken_for, true_classes
+from evaluate.site.class_predictions import class_predictions, class_titles, true_classes
 from evaluate.site.influence_reader import Pushes, read_pushes, read_steering
 from evaluate.site.similarity_map import cosines, nearest, scaled, similarity_map
 from evaluate.site.site_images import EXAMPLE, GAP, SMALL, TILE, draw_pictures, example_file, strip_file, tile_file
@@ -181,7 +181,7 @@ def class_store(folder: Path, **more: Any) -> ActivationStore:
 def test_what_images_are_taken_for(tmp_path: Path) -> None:
     names = ["dog", "Grey Cat", "cow"]
     made = {"model": "x", "dataset": {"path": "d", "kind": "k", "images": 6, "class_names": ["grey_cat", "dog"]}}
-    found = taken_for(class_store(tmp_path, class_names=names, provenance=made), 2)
+    found = class_predictions(class_store(tmp_path, class_names=names, provenance=made), 2)
     assert found.prediction.tolist() == [0, 1, 1, 1, -1, 2]
     assert found.count.tolist() == [1, 3, 1]
     assert found.rows == [[0], [2, 3], [5]]  # surest first, equal ones in the store's order
@@ -210,7 +210,7 @@ def test_which_labels_are_classes(tmp_path: Path, classes: Any, given: Any, expe
     store = class_store(tmp_path, class_names=classes, provenance=made)
     found = true_classes(store)
     assert (None if found is None else found.tolist()) == expected
-    assert (taken_for(store, 1).accuracy is None) == (expected is None)
+    assert (class_predictions(store, 1).accuracy is None) == (expected is None)
 
 
 def test_labels_of_a_synthetic_store_are_classes(tmp_path: Path) -> None:
