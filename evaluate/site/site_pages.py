@@ -189,7 +189,7 @@ def _most_pushed(d: Direction) -> list[Push]:
     return sorted(d.pushes.get("signal", []), key=lambda push: -abs(push.change))[:PUSHED]
 
 
-def _neighbours(i: int, every: Sequence[tuple[str, str]]) -> dict[str, tuple[str, str] | None]:
+def _neighbours(i: int, every: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """File and name of the page before and of the one after."""
     return {"before": every[i - 1] if i else None, "after": every[i + 1] if i + 1 < len(every) else None}
 
