@@ -68,21 +68,6 @@ def test_every_column_of_every_table_has_a_definition(made_tables: dict[str, Col
     assert check(made_tables) == []
 
 
-@pytest.mark.parametrize(
-    ("table", "columns"),
-    [
-        ("directions", "iou_low iou_high threshold_supervised iou_supervised f1_supervised monosemanticity"),
-        ("unions", "directions label category detectors iou precision recall f1"),
-        ("ground_truth", "directions concept direction iou cos filter_cos"),
-        ("influence_directions", "directions index label role alpha classes_positive classes_negative"),
-        ("influence_directions", "strongest_class strongest_score"),
-        ("steering", "directions index label class class_name role alpha probability monotone_up_to"),
-    ],
-)
-def test_columns_that_are_made_elsewhere(table: str, columns: str) -> None:
-    assert check({table: columns.split()}) == []
-
-
 def test_what_has_no_definition_is_named_and_not_written(tmp_path: Path) -> None:
     tables = {"directions": {"index": [0], "mood": [1]}, "weather": ["index", "rain"]}
     assert check(tables) == ["directions.mood", "weather.index", "weather.rain"]

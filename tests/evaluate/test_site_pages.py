@@ -165,18 +165,11 @@ def test_a_detector_that_fires_nowhere_is_not_said_to_fire() -> None:
     assert page.count("does not fire here") == 1
 
 
-def test_a_direction_without_label_or_neighbours() -> None:
-    page = rendered(bare())[direction_page(0)]
-    assert "<title>direction 0 · A layer</title>" in page
-    assert "Neighbours" not in page
-
-
-def test_the_diagnosis_needs_neither_labels_nor_influence() -> None:
-    page = rendered(dataclasses.replace(bare(), diagnosis={"dead": [0], "duplicates": [], "overfull": []}))[
-        "index.html"
-    ]
-    assert "1 direction hardly ever fires" in page
-    assert 'href="fit.html">What was minimised' in page
+def test_a_direction_without_label_neighbours_or_influence() -> None:
+    texts = rendered(dataclasses.replace(bare(), diagnosis={"dead": [0], "duplicates": [], "overfull": []}))
+    assert "<title>direction 0 · A layer</title>" in texts[direction_page(0)]
+    assert "Neighbours" not in texts[direction_page(0)]
+    assert "1 direction hardly ever fires" in texts["index.html"]
 
 
 def test_the_truth_is_shown_where_it_is_known() -> None:
