@@ -88,7 +88,7 @@ def union_scores(counts: Counts, second: Second, columns: slice) -> tuple[np.nda
         first = columns.start + int(np.flatnonzero(label == column)[0])
         if (k := together.get((first, column))) is not None:
             both[u], found[u] = second.union_both[k], second.union[k]
-        else:  # a detector by itself
+        else:  # a single detector
             both[u], found[u] = counts.both[1, first, column], counts.detector[1, first, counts.category_of[column]]
     return carried, detectors, agree(both, found, counts.label[1][carried])
 

@@ -147,7 +147,7 @@ class Parcel:
     raster: tuple[int, int]
 
     def open(self) -> Material:
-        """Raises CorruptStoreError when another store lies where the one that is meant did."""
+        """Raises CorruptStoreError when another store is at the path."""
         store = ActivationStore.open(self.store)
         if store.fingerprint != self.fingerprint:
             raise CorruptStoreError(f"Workers find another store at '{self.store}'. Give them the same file system.")

@@ -37,7 +37,7 @@ class EDDPConfig(FitterConfig):
     all; ``rows`` "memory" keeps them whitened in memory, "store" uses every position and reads the store at each step.
 
     **Start.** ``restarts`` runs of k-means, and independent components by skewness where there are 32 positions a direction, each refined for ``restart_steps`` on ``restart_rows`` positions; the one of least loss
-    is gone on with.
+    is taken.
 
     **Regime.** "sharp": margins begin at a fifteenth of the mean distance from the threshold's plane, the learning rate at 2e-2, with
     ``lambda_ma`` 2 and ``tau`` 0.2; "soft": a third, 1e-2, 3 and 0.9: detectors end overlapping, several positive at a position. "auto"
