@@ -138,9 +138,15 @@ class ChunkedArray:
             )
         self._compared[chunk] = True
 
+    @property
+    def all_compared(self) -> bool:
+        """Whether every chunk was compared: then rows need not be asked which chunk they are in."""
+        return bool(self._compared.all())
+
     def compare(self, chunks: np.ndarray, files: Sequence[Path] | dict[int, Path]) -> None:
         """Compare chunks that are mapped from ``files`` with their checksums. Raises CorruptStoreError as ``read``."""
-        for k in np.unique(chunks[~self._compared[chunks]]).tolist():
+        new = chunks[~self._compared[chunks]]
+        for k in np.unique(new).tolist() if len(new) else ():
             try:
                 self._compare(k, files[k], partial(file_checksum, files[k]))
             except CorruptStoreError:

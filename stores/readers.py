@@ -176,7 +176,8 @@ class LayerReader:
             out = np.empty((len(indices), self.channels), self.array.dtype)
         stored = self.stored_rows(indices)
         if self.array.at_hand and self.whole is not None and self.mapping is not None:
-            self.array.compare(stored // (self.array.chunk_rows * self.spec.positions), self.mapping.files)
+            if not self.array.all_compared:
+                self.array.compare(stored // (self.array.chunk_rows * self.spec.positions), self.mapping.files)
             np.take(self.whole, stored, axis=0, out=out, mode="clip")  # clip: take then needs no buffer of its own
             return out
         return self.array.take(stored, axes=2, out=out)
