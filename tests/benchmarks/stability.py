@@ -26,7 +26,16 @@ from stores.readers import LayerReader, Part
 from stores.similarity import logit_correlation
 from stores.statistics import statistics
 
-FITS = ("eddp", "kmeans:space=whitened", "kmeans", "nmf:negative=clip", "sae", "ica", "pca", "neurons")
+FITS = (
+    "eddp",
+    "kmeans:space=whitened",
+    "kmeans",
+    "nmf:negative=clip",
+    "sae",
+    "ica:signs=skewed",
+    "pca:signs=largest",
+    "neurons",
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,8 @@ def _halves(whole: LayerReader, text: str, count: int, seed: int, refits: int) -
 
 def _line(name: str, found: list[Halves]) -> str:
     def mean(key: str) -> float:
-        return float(np.mean([one.row[key] for one in found]))
+        # κ is None where directions of a set are alike without exception, as with both signs of each
+        return float(np.mean([np.nan if (value := one.row[key]) is None else value for one in found]))
 
     cells = [f"{mean(measure):.3f} ({mean(f'{measure}_kappa'):.2f})" for measure in ALIKE]
     cells += [f"{mean('mutual'):.2f}", f"{(mean('nearest_first') + mean('nearest_second')) / 2:.2f}"]
