@@ -32,8 +32,8 @@ from extract.stream import ExtractSummary, batch_size_of, fill, images_of, summa
 from extract.worker_processes import cores, signals_blocked
 from stores.errors import EDDPError, StoreBusyError, StoreError, StoreExistsError, UsageError
 from stores.format import read_attributes
+from stores.layout import shard_chunks
 from stores.paths import as_path
-from stores.plan import shard_chunks
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
 
@@ -206,7 +206,7 @@ def extract_on(
     ahead = forecast(plan, out, overwrite=overwrite)
     announce_and_check(ahead, out, announce)
     shard = None if overwrite else NOTHING
-    with closing(StoreWriter.create_or_resume(out, plan.store, shard=shard, overwrite=overwrite)) as writer:
+    with closing(StoreWriter.open(out, plan.store, shard=shard, overwrite=overwrite)) as writer:
         size = batch_size_of(writer, plan.config)
         missing = set(writer.missing(anywhere=True))
     order = replace(order, config=replace(order.config, batch_size=size, chunk_images=writer.chunk_images))
@@ -225,7 +225,7 @@ def extract_on(
             announce(ahead.at((done - start[1]) / (now - start[0])))
             announce = None
         start = start if start[1] else (now, done)
-    with closing(StoreWriter.create_or_resume(out, plan.store, shard=NOTHING)) as writer:
+    with closing(StoreWriter.open(out, plan.store, shard=NOTHING)) as writer:
         if not writer.seal_if_complete():
             raise EDDPError(
                 f"The workers have filled all chunks, but {len(writer.missing(anywhere=True))} of {writer.n_chunks} are missing "
@@ -343,7 +343,7 @@ def _writer(order: Order, plan: Plan, part: tuple[int, int], check: Callable[...
     until = time.monotonic() + BUSY_PATIENCE
     while True:
         try:
-            return StoreWriter.create_or_resume(out, store, shard=part)
+            return StoreWriter.open(out, store, shard=part)
         except StoreExistsError as error:
             raise EDDPError(
                 f"{_here()} sees other images, another model or another store than this command (--dask). Give all workers "

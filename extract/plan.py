@@ -30,8 +30,8 @@ from extract.overview import overview
 from extract.probe import prepare_model, probe_images
 from stores.errors import StoreError
 from stores.format import LayerSpec
+from stores.layout import StorePlan
 from stores.paths import is_remote
-from stores.plan import StorePlan
 from stores.progress import readable
 from stores.writer import StoreWriter
 

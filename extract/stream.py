@@ -81,7 +81,7 @@ def extract(
         if announce is not None:
             announce(ahead.at(rate))
 
-    with closing(StoreWriter.create_or_resume(out, plan.store, shard=config.shard, overwrite=overwrite)) as writer:
+    with closing(StoreWriter.open(out, plan.store, shard=config.shard, overwrite=overwrite)) as writer:
         return fill(plan, writer, progress=progress, measured=measured)
 
 

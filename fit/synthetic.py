@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from stores.attachments import write_attachment
 from stores.errors import UsageError
 from stores.format import LayerSpec
+from stores.layout import StorePlan
 from stores.paths import as_path
-from stores.plan import StorePlan
 from stores.progress import Progress, silent
 from stores.writer import StoreWriter
 
@@ -184,7 +184,7 @@ def make_synthetic(
         dtype="float32",
         heads={LAYER: (weight, bias)},
     )
-    writer = StoreWriter.create_or_resume(out, plan, overwrite=overwrite)
+    writer = StoreWriter.open(out, plan, overwrite=overwrite)
     try:
         progress("writing", 0, n)
         for k in writer.missing():

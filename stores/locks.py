@@ -85,8 +85,8 @@ class StoreLock:
         finally:
             self._set(False, LAYOUT, 1)
 
-    def claim(self, first: int, stop: int = LAYOUT) -> bool:
-        """Hold chunks ``first`` up to ``stop`` (all others by default) for writing; False when another process holds one of them."""
+    def claim(self, first: int, stop: int) -> bool:
+        """Hold chunks ``first`` up to ``stop`` for writing; False when another process holds one of them."""
         return first >= stop or self._set(True, first, stop - first)
 
     def release(self) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,17 @@ from stores.documents import read_small
 from stores.errors import CorruptStoreError, StoreBusyError, StoreError, UnsealedStoreError, UsageError
 from stores.format import ROOT, read_attributes
 from stores.io import Together, checksum, remove_partial
-from stores.layout import changed_files, clear, lay_out, refuse_foreign, repair
-from stores.locks import StoreLock
+from stores.layout import (
+    StorePlan,
+    changed_files,
+    clear,
+    lay_out,
+    refuse_another,
+    refuse_foreign,
+    repair,
+    shard_chunks,
+)
+from stores.locks import LAYOUT, StoreLock
 from stores.manifest import (
     COMMITS,
     MANIFEST,
@@ -31,14 +38,13 @@ from stores.manifest import (
     write_manifest,
 )
 from stores.paths import as_path, is_remote
-from stores.plan import StorePlan, follow, refuse_another, shard_chunks
 from stores.store import StoreBase
 
 log = logging.getLogger(__name__)
 
 
 class StoreWriter(StoreBase):
-    """An unfinished store, open for writing by one process. Use ``create_or_resume``.
+    """An unfinished store, open for writing by one process. Use ``open``.
 
     ``span`` is the range of chunks that are this writer's to fill: all of them, or a shard. ``commit`` may be called by
     several threads, for different chunks.
@@ -46,13 +52,11 @@ class StoreWriter(StoreBase):
 
     span: range
     _met = False  # another writer, in a remote store
-    _busy: set[int]
-    _guard: threading.Lock
     _syncing: ThreadPoolExecutor
     _lock: StoreLock
 
     @classmethod
-    def create_or_resume(
+    def open(
         cls,
         path: str | Path,
         plan: StorePlan,
@@ -73,35 +77,21 @@ class StoreWriter(StoreBase):
                 "'overwrite' cannot go with 'shard': each shard would delete the others' work. Delete the old store first."
             )
         refuse_foreign(path, overwrite=overwrite)
-        span = shard_chunks(shard, plan.n_chunks)
         lock = StoreLock(path)  # before anything is compared, deleted or laid out
         try:
             with lock.layout():
                 lock.mark()
                 if overwrite or not (path / ROOT).exists():
-                    if not overwrite and _is_headless(path):
-                        raise CorruptStoreError(
-                            f"'{path / ROOT}' is missing, but chunks of a store are there. Restore it from a copy, "
-                            "give another --out, or --overwrite to start anew."
-                        )
-                    if not lock.claim(0):
-                        raise _taken(path)
-                    if overwrite or not is_remote(path):  # another writer may just have laid the objects out
-                        clear(path)
-                    lay_out(path, plan)
-                    lock.release()
+                    _start(path, plan, lock, overwrite=overwrite)
                 refuse_another(path, plan)
                 writer = cls(path, read_attributes(path))
-                if not lock.claim(span.start, span.stop):
-                    raise _taken(path)
-                writer._lock, writer.span = lock, span
-                writer._busy, writer._guard = set(), threading.Lock()
+                writer._lock, writer.span = lock, shard_chunks(shard, plan.n_chunks)
                 writer._syncing = ThreadPoolExecutor(4, thread_name_prefix="sync")
+                _claim(path, lock, writer.span)
                 if writer.sealed:
                     writer._reopen()
                 if not writer.sealed:
-                    repair(path, plan)
-                    writer.attributes = follow(path, plan)
+                    writer.attributes = repair(path, plan)
         except BaseException:
             lock.close()
             raise
@@ -111,18 +101,19 @@ class StoreWriter(StoreBase):
     def preview(
         cls, path: str | Path, plan: StorePlan, *, shard: tuple[int, int] | None = None, overwrite: bool = False
     ) -> tuple[dict[str, Any], list[int]]:
-        """What ``create_or_resume`` would find: the store's attributes, and the chunks to be filled.
+        """What ``open`` would find: the store's attributes, and the chunks to be filled.
 
         Nothing is written. Raises StoreExistsError as that does.
         """
         path = as_path(path)
         refuse_foreign(path, overwrite=overwrite)
-        exists = (path / ROOT).exists() and not overwrite
-        if exists:
-            refuse_another(path, plan)
-        there = cls(path, read_attributes(path) if exists else plan.attributes)
-        there.span = shard_chunks(shard, there.n_chunks)
-        return there.attributes, there.missing() if exists else list(there.span)
+        span = shard_chunks(shard, plan.n_chunks)
+        if overwrite or not (path / ROOT).exists():
+            return plan.attributes, list(span)
+        refuse_another(path, plan)
+        there = cls(path, read_attributes(path))
+        there.span = span
+        return there.attributes, there.missing()
 
     def missing(self, *, anywhere: bool = False) -> list[int]:
         """Chunks of this writer that are not committed yet, or whose files are missing or cut short since, in order.
@@ -174,64 +165,49 @@ class StoreWriter(StoreBase):
         positions : layer name -> (n, P) int, for layers whose positions are sampled.
         skipped : row, name and reason of each image that could not be read.
 
-        Raises ValueError, and changes nothing, for a chunk that is not this writer's, that another thread is just committing,
-        or whose arrays do not fit the store; StoreError when it is sealed or the disk refuses. In a remote store, which has no
+        Raises ValueError, and changes nothing, for a chunk that is not this writer's or whose arrays do not fit the store;
+        StoreError when it is sealed or the disk refuses. In a remote store, which has no
         locks, one that another writer has committed meanwhile is left as it is.
         """
-        with self._alone_with(chunk):
-            if self._is_taken(chunk):
-                return
-            valid = np.asarray(valid, bool)
-            encoded = np.zeros((len(names), self.specs["images/names"].shape[1]), np.uint8)
-            for row, name in zip(encoded, names, strict=True):
-                data = name.encode("utf-8", "surrogateescape")
-                row[: len(data)] = np.frombuffer(data, np.uint8)
-            blocks: dict[str, np.ndarray] = {
-                "images/names": encoded,
-                "images/labels": np.asarray(labels, np.int64),
-                "images/valid": np.asarray(valid, np.uint8),
-                "images/logits": np.asarray(logits, np.float32),
-            }
-            for layer, x in activations.items():
-                blocks[f"layers/{layer}/activations"] = x
-            for layer, index in (positions or {}).items():
-                blocks[f"layers/{layer}/positions"] = np.asarray(index, np.int32)
-            if set(blocks) != set(self.image_arrays()):
-                raise ValueError(f"a commit needs {sorted(self.image_arrays())}, got {sorted(blocks)}")
-            largest = sorted(
-                blocks, key=lambda path: -blocks[path].nbytes
-            )  # its sync takes longest, so it begins first
-            with Together(self._syncing) as files:
-                entries = {path: self.array(path).write(chunk, blocks[path], files) for path in largest}
-                found = {layer: extremes(x if valid.all() else x[valid]) for layer, x in activations.items()}
-                forget(self.path, chunk)  # of a chunk that was lost: its record must not vouch for what replaces it
-                files.publish()
-            record = Record(
-                chunk=chunk,
-                first=chunk * self.chunk_images,
-                rows=len(names),
-                arrays={path: entries[path] for path in blocks},
-                max_abs={layer: peak for layer, (peak, _) in found.items()},
-                nonfinite={layer: count for layer, (_, count) in found.items()},
-                skipped=list(skipped),
-            )
-            commit(self.path, record)
-
-    @contextmanager
-    def _alone_with(self, chunk: int) -> Iterator[None]:
-        """Hold a chunk that is this writer's against its other threads."""
         if chunk not in self.span:
             raise ValueError(f"chunk {chunk} is not among this writer's: {in_words(ranges(self.span))}")
         if self.sealed:
             raise StoreError(f"The store '{self.path}' is sealed: nothing is written to it any more.")
-        with self._guard:
-            if chunk in self._busy:
-                raise ValueError(f"chunk {chunk} is being committed by another thread")
-            self._busy.add(chunk)
-        try:
-            yield
-        finally:
-            self._busy.discard(chunk)
+        if self._is_taken(chunk):
+            return
+        valid = np.asarray(valid, bool)
+        encoded = np.zeros((len(names), self.specs["images/names"].shape[1]), np.uint8)
+        for row, name in zip(encoded, names, strict=True):
+            data = name.encode("utf-8", "surrogateescape")
+            row[: len(data)] = np.frombuffer(data, np.uint8)
+        blocks: dict[str, np.ndarray] = {
+            "images/names": encoded,
+            "images/labels": np.asarray(labels, np.int64),
+            "images/valid": np.asarray(valid, np.uint8),
+            "images/logits": np.asarray(logits, np.float32),
+        }
+        for layer, x in activations.items():
+            blocks[f"layers/{layer}/activations"] = x
+        for layer, index in (positions or {}).items():
+            blocks[f"layers/{layer}/positions"] = np.asarray(index, np.int32)
+        if set(blocks) != set(self.image_arrays()):
+            raise ValueError(f"a commit needs {sorted(self.image_arrays())}, got {sorted(blocks)}")
+        largest = sorted(blocks, key=lambda path: -blocks[path].nbytes)  # its sync takes longest, so it begins first
+        with Together(self._syncing) as files:
+            entries = {path: self.array(path).write(chunk, blocks[path], files) for path in largest}
+            found = {layer: extremes(x if valid.all() else x[valid]) for layer, x in activations.items()}
+            forget(self.path, chunk)  # of a chunk that was lost: its record must not vouch for what replaces it
+            files.publish()
+        record = Record(
+            chunk=chunk,
+            first=chunk * self.chunk_images,
+            rows=len(names),
+            arrays={path: entries[path] for path in blocks},
+            max_abs={layer: peak for layer, (peak, _) in found.items()},
+            nonfinite={layer: count for layer, (_, count) in found.items()},
+            skipped=list(skipped),
+        )
+        commit(self.path, record)
 
     def _is_taken(self, chunk: int) -> bool:
         """Whether another writer, whom no lock keeps away, has committed a chunk of a remote store."""
@@ -261,7 +237,7 @@ class StoreWriter(StoreBase):
                 return True
             if self.missing(anywhere=True):
                 return self.sealed  # by a writer in an object store, at this moment
-            if changed := changed_files(self.path):
+            if changed := changed_files(self.path, self.attributes):
                 raise CorruptStoreError(
                     f"'{self.path / changed[0]}' was changed while the store was written. Run the same extract command again: "
                     "it writes it again."
@@ -277,19 +253,29 @@ class StoreWriter(StoreBase):
         self._lock.close()
 
 
-def _is_headless(path: Path) -> bool:
-    """Whether there are records of a store without a root."""
-    if not (path / MANIFEST).exists() and not any((path / COMMITS).glob("*.json")):
-        return False
-    # another writer may have laid down the root of a remote store at this moment, and committed a chunk
-    return not (is_remote(path) and (path / ROOT).exists())
+def _start(path: Path, plan: StorePlan, lock: StoreLock, *, overwrite: bool) -> None:
+    """Lay out a new store, in place of an old one. Raises CorruptStoreError for chunks without a root."""
+    remote = is_remote(path)
+    if not overwrite and ((path / MANIFEST).exists() or any((path / COMMITS).glob("*.json"))):
+        if remote and (path / ROOT).exists():
+            return  # another writer has just written the root, and committed a chunk
+        raise CorruptStoreError(
+            f"'{path / ROOT}' is missing, but chunks of a store are there. Restore it from a copy, give another --out, or "
+            "--overwrite to start anew."
+        )
+    _claim(path, lock, range(LAYOUT))
+    if overwrite or not remote:  # another writer may just have laid the objects out
+        clear(path)
+    lay_out(path, plan)
+    lock.release()
 
 
-def _taken(path: Path) -> StoreBusyError:
-    return StoreBusyError(
-        f"Another process is writing to the store '{path}', to this part of it. Wait until it has ended, then run the command "
-        "again, or give each process a --shard of its own."
-    )
+def _claim(path: Path, lock: StoreLock, span: range) -> None:
+    if not lock.claim(span.start, span.stop):
+        raise StoreBusyError(
+            f"Another process is writing to the store '{path}', to this part of it. Wait until it has ended, then run the "
+            "command again, or give each process a --shard of its own."
+        )
 
 
 BLOCK = 2**18  # values looked at at a time

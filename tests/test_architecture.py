@@ -69,7 +69,6 @@ def test_no_name_has_two_meanings() -> None:
     """Neither a module's nor a class's, within and across the two folders that everything else is built on."""
     files = [file for floor in ("stores", "extract") for file in (ROOT / floor).rglob("*.py")]
     modules = Counter(file.stem for file in files if file.stem not in ("__init__", "base"))
-    del modules["plan"]  # of a store's arrays, and of an extraction: not renamed yet
     nodes = (node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body)
     classes = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
     assert [name for name, count in (modules + classes).items() if count > 1] == []

@@ -27,7 +27,7 @@ from evaluate.metrics import choose_labels
 from extract.labels import Alignment, labels_on_raster
 from extract.segmentation.broden import BrodenSource
 from stores.format import LayerSpec
-from stores.plan import StorePlan
+from stores.layout import StorePlan
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 from stores.writer import StoreWriter
@@ -80,7 +80,7 @@ def write_activations(path: Path, images: int) -> None:
     plan = StorePlan(
         layers=[LayerSpec("a", GRID, C)], names=names, n_classes=2, provenance={}, chunk_images=CHUNK, compress="zstd"
     )  # compressed: files mapped into memory would count as the process's own
-    writer = StoreWriter.create_or_resume(path, plan)
+    writer = StoreWriter.open(path, plan)
     for k in writer.missing():
         part = slice(k * CHUNK, min(images, (k + 1) * CHUNK))
         n = part.stop - part.start

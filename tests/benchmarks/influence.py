@@ -19,7 +19,7 @@ from evaluate.influence.permutation_nulls import permuted_labels
 from evaluate.influence.sampling import balanced_samples
 from stores.directions import Directions
 from stores.format import LayerSpec
-from stores.plan import StorePlan
+from stores.layout import StorePlan
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 from stores.writer import StoreWriter
@@ -39,7 +39,7 @@ def world(path: Path, images: int = IMAGES) -> tuple[ActivationStore, Directions
         provenance={"model": "bench", "weights": "none"}, dtype="float16", chunk_images=100,
         heads={"conv": (weight.numpy(), np.zeros(CLASSES, np.float32))},
     )  # fmt: skip
-    writer = StoreWriter.create_or_resume(path, plan)
+    writer = StoreWriter.open(path, plan)
     for k in writer.missing():
         part = slice(k * 100, min(images, (k + 1) * 100))
         n = part.stop - part.start

@@ -27,7 +27,7 @@ from fit.eddp import EDDP
 from pipeline.evaluation import evaluate_directions
 from stores.directions import Directions
 from stores.format import LayerSpec
-from stores.plan import StorePlan
+from stores.layout import StorePlan
 from stores.store import ActivationStore
 from stores.writer import StoreWriter
 from tests.benchmarks.dissection import status
@@ -71,7 +71,7 @@ def store(path: Path, images: int, classes: int) -> ActivationStore:
         provenance={"model": "bench", "weights": "none"}, chunk_images=images,
         heads={"a": (weight, np.zeros(classes, np.float32))},
     )  # fmt: skip
-    writer = StoreWriter.create_or_resume(path, plan)
+    writer = StoreWriter.open(path, plan)
     writer.commit(
         0, names=plan.names, labels=np.zeros(images, np.int64), valid=np.ones(images, bool),
         logits=x.mean(1) @ weight.T * 5, activations={"a": x.astype(np.float16)},

@@ -19,8 +19,8 @@ import numpy as np
 from stores import objects
 from stores.cache import kept_in
 from stores.format import LayerSpec
+from stores.layout import StorePlan
 from stores.paths import as_path
-from stores.plan import StorePlan
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 from stores.writer import StoreWriter
@@ -84,7 +84,7 @@ def write(path: Path, x: np.ndarray, chunk: int) -> None:
     names = [f"{i:07d}.jpg" for i in range(n)]
     layer = LayerSpec("a", (1, x.shape[1]), x.shape[2])
     plan = StorePlan(layers=[layer], names=names, n_classes=10, provenance={}, chunk_images=chunk)
-    writer = StoreWriter.create_or_resume(path, plan)
+    writer = StoreWriter.open(path, plan)
     for k in writer.missing():
         part = slice(k * chunk, min(n, (k + 1) * chunk))
         m = len(names[part])

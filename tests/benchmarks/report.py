@@ -20,7 +20,7 @@ from stores.directions import Directions
 from stores.folders import write_manifest
 from stores.format import LayerSpec
 from stores.io import write_json
-from stores.plan import StorePlan
+from stores.layout import StorePlan
 from stores.store import ActivationStore
 from stores.tables import write_parts, write_table
 from stores.writer import StoreWriter
@@ -63,7 +63,7 @@ def world(folder: Path, images: int) -> Path:
         layers=[LayerSpec("conv", (7, 7), CHANNELS)], names=names, n_classes=CLASSES, provenance=made, dtype="float16",
         chunk_images=CHUNK, class_names=[f"class number {k}" for k in range(CLASSES)],
     )  # fmt: skip
-    writer = StoreWriter.create_or_resume(folder / "acts.zarr", plan)
+    writer = StoreWriter.open(folder / "acts.zarr", plan)
     for k in writer.missing():
         part = slice(k * CHUNK, min(images, (k + 1) * CHUNK))
         n = part.stop - part.start

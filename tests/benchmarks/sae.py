@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from extract.models import load_torchvision
 from fit.baselines.sae import SAEConfig, Scaling, Training
 from stores.format import LayerSpec
-from stores.plan import StorePlan
+from stores.layout import StorePlan
 from stores.readers import LayerReader
 from stores.statistics import statistics
 from stores.writer import StoreWriter
@@ -68,7 +68,7 @@ def activations(path: Path, images: int, channels: int) -> np.ndarray:
         dtype="float32",
         chunk_images=32,
     )
-    writer = StoreWriter.create_or_resume(path, plan)
+    writer = StoreWriter.open(path, plan)
     for chunk in range(-(-images // 32)):
         part = slice(chunk * 32, min(images, (chunk + 1) * 32))
         n = part.stop - part.start

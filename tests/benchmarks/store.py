@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from stores.format import LayerSpec
-from stores.plan import StorePlan
+from stores.layout import StorePlan
 from stores.readers import LayerReader
 from stores.shuffle import Shuffle, shuffled
 from stores.store import ActivationStore
@@ -35,7 +35,7 @@ def write(folder: Path, x: np.ndarray, *, compress: str = "none") -> Path:
         chunk_images=CHUNK,
         compress=compress,
     )
-    writer = StoreWriter.create_or_resume(folder, plan)
+    writer = StoreWriter.open(folder, plan)
 
     logits = np.zeros((CHUNK, 1000), np.float32)
 

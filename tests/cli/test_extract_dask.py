@@ -131,18 +131,18 @@ def test_what_nobody_waits_for_lets_go_of_its_chunks(
     root, out = tiny_images(100), tmp_path / "s.zarr"
     config = ExtractConfig(**{**CONFIG, "model": "tiny_net:slow", "positions": None})
     plan = plan_extraction(open_source(root), config)
-    StoreWriter.create_or_resume(out, plan.store).close()
+    StoreWriter.open(out, plan.store).close()
     future = client.submit(fill_part, Order("eddp-test", str(root), str(out), config), (0, 1), pure=False)
     while not list(out.glob("commits/*.json")):
         time.sleep(0.05)
         assert future.status == "pending"
     with pytest.raises(StoreError, match="Another process is writing"):
-        StoreWriter.create_or_resume(out, plan.store)
+        StoreWriter.open(out, plan.store)
     future.cancel()
     until = time.monotonic() + 10
     while True:
         try:
-            with closing(StoreWriter.create_or_resume(out, plan.store)) as writer:
+            with closing(StoreWriter.open(out, plan.store)) as writer:
                 assert 0 < len(writer.missing()) < 25
             break
         except StoreError:
@@ -190,7 +190,7 @@ def test_the_command_gives_the_store_of_one_process(
 ) -> None:
     tiny_images(40)
     monkeypatch.chdir(tmp_path)  # where no worker is: what is relative is said in full
-    monkeypatch.setattr("stores.plan.TARGET_CHUNK_BYTES", 2048)
+    monkeypatch.setattr("stores.layout.TARGET_CHUNK_BYTES", 2048)
     plain = run("extract", *NET, "--data", "data", "--out", "plain.zarr", "--json", "--quiet")
     ended = run(
         "extract", *NET, "--data", "folder:data", "--out", "spread.zarr", "--json", "--quiet", "--dask", address

@@ -20,7 +20,7 @@ import torch
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.directions import Directions
 from stores.format import LayerSpec
-from stores.plan import StorePlan
+from stores.layout import StorePlan
 from stores.writer import StoreWriter
 from tests.cli.conftest import Ended
 
@@ -47,7 +47,7 @@ def store_of(path: Path, x: np.ndarray) -> Path:
         dtype="float32",
         heads={"layer": (np.ones((2, c), np.float32), np.zeros(2, np.float32))},
     )
-    writer = StoreWriter.create_or_resume(path, plan)
+    writer = StoreWriter.open(path, plan)
     for k in writer.missing():
         part = slice(k * writer.chunk_images, min(n, (k + 1) * writer.chunk_images))
         rows = part.stop - part.start

@@ -23,7 +23,7 @@ NET = ("--model", "tiny_net:build", "--layer", "second", "--workers", 0)
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.plan.TARGET_CHUNK_BYTES", 1024)
+    monkeypatch.setattr("stores.layout.TARGET_CHUNK_BYTES", 1024)
 
 
 def record(path: Path) -> dict[str, Any]:

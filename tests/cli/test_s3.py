@@ -24,7 +24,7 @@ pytest.importorskip("s3fs")
 from object_store import Server, forget, remote_contents, serving
 
 from pipeline.evaluation_result import Evaluated
-from stores import objects, plan
+from stores import layout, objects
 from stores.directions import Directions
 from stores.paths import as_path
 from stores.readers import LayerReader
@@ -37,8 +37,8 @@ FEW = ("--set", "restarts=1")
 HELPERS = Path(__file__).parents[1] / "helpers"
 CODE = """
 import sys
-import stores.plan, pipeline.main
-stores.plan.TARGET_CHUNK_BYTES = int(sys.argv.pop(1))  # small chunks: these stores would else be one
+import stores.layout, pipeline.main
+stores.layout.TARGET_CHUNK_BYTES = int(sys.argv.pop(1))  # small chunks: these stores would else be one
 pipeline.main.extract_script()
 """
 
@@ -56,7 +56,7 @@ def bucket(server: Server) -> str:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "TARGET_CHUNK_BYTES", 1024)  # four images
+    monkeypatch.setattr(layout, "TARGET_CHUNK_BYTES", 1024)  # four images
 
 
 def ok(ended):  # type: ignore[no-untyped-def]

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 8 images."""
-    monkeypatch.setattr("stores.plan.TARGET_CHUNK_BYTES", 2048)
+    monkeypatch.setattr("stores.layout.TARGET_CHUNK_BYTES", 2048)
 
 
 def submitted(monkeypatch: pytest.MonkeyPatch, task: int, ids: list[int]) -> None:

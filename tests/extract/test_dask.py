@@ -19,7 +19,7 @@ from extract.datasets import open_source
 from extract.plan import plan_extraction
 from extract.stream import extract
 from stores.errors import EDDPError, StoreError, UsageError
-from stores.plan import shard_chunks
+from stores.layout import shard_chunks
 from stores.writer import StoreWriter
 
 CONFIG = ExtractConfig(model="tiny_net:build", layers=("second",), chunk_images=4, batch_size=3, workers=0)
@@ -44,7 +44,7 @@ def order(tmp_path: Path, tiny_images: Images) -> Order:
     dask._opened.clear()  # of a run of the same name
     root = tiny_images(10)
     plan = plan_extraction(open_source(root), CONFIG)
-    StoreWriter.create_or_resume(tmp_path / "s.zarr", plan.store).close()
+    StoreWriter.open(tmp_path / "s.zarr", plan.store).close()
     return Order("a run", str(root), str(tmp_path / "s.zarr"), CONFIG)
 
 
@@ -114,7 +114,7 @@ def test_chunks_that_somebody_holds_are_waited_for_a_while(order: Order, monkeyp
     monkeypatch.setattr(dask, "BUSY_PATIENCE", 0.1)
     monkeypatch.setattr(dask, "BUSY_PAUSE", 0.02)
     plan = plan_extraction(open_source(order.data), CONFIG)
-    with closing(StoreWriter.create_or_resume(order.out, plan.store, shard=(0, 3))):
+    with closing(StoreWriter.open(order.out, plan.store, shard=(0, 3))):
         with pytest.raises(
             StoreError, match=r"has been writing to a part of the store .* perhaps a worker that dask believes dead"
         ):

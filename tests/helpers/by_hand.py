@@ -12,7 +12,7 @@ from PIL import Image
 
 from extract.segmentation.broden import BrodenSource
 from stores.format import LayerSpec
-from stores.plan import StorePlan
+from stores.layout import StorePlan
 from stores.store import ActivationStore
 from stores.writer import StoreWriter
 
@@ -111,7 +111,7 @@ def layer_store(
         dtype=dtype,
         chunk_images=min(chunk_images, n),
     )
-    writer = StoreWriter.create_or_resume(path, plan)
+    writer = StoreWriter.open(path, plan)
     for k in writer.missing():
         part = slice(k * writer.chunk_images, min(n, (k + 1) * writer.chunk_images))
         block = x[part].astype(dtype)

@@ -12,8 +12,8 @@ HELPERS = Path(__file__).parent
 SLOW = ("--model", "tiny_net:slow", "--layer", "second", "--batch-size", 4)
 SMALL_CHUNKS = """
 import sys
-import stores.plan, pipeline.main
-stores.plan.TARGET_CHUNK_BYTES = {chunk_bytes}  # these stores would else be one chunk
+import stores.layout, pipeline.main
+stores.layout.TARGET_CHUNK_BYTES = {chunk_bytes}  # these stores would else be one chunk
 pipeline.main.extract_script()
 """
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from stores.format import LayerSpec, read_attributes
 from stores.io import checksum, json_bytes
+from stores.layout import StorePlan
 from stores.manifest import Header, fingerprint_of
-from stores.plan import StorePlan
 from stores.store import ActivationStore
 from stores.writer import StoreWriter
 
@@ -61,7 +61,7 @@ def open_writer(
         chunk_images=chunk_images,
         heads=heads,
     )
-    return StoreWriter.create_or_resume(path, plan, shard=shard, overwrite=overwrite)
+    return StoreWriter.open(path, plan, shard=shard, overwrite=overwrite)
 
 
 def names_for(n: int) -> list[str]:

@@ -19,7 +19,7 @@ from tiny import contents, fill, open_writer, write_store
 from stores import io
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UnsealedStoreError
 from stores.format import LayerSpec
-from stores.plan import shard_chunks
+from stores.layout import shard_chunks
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 from stores.writer import StoreWriter

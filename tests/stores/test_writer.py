@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tiny import contents, fill, names_for, open_writer, write_store
 
-from stores import io
 from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UnsealedStoreError
 from stores.format import LayerSpec
+from stores.layout import default_chunk_images
 from stores.locks import LOCK, LOCK_BYTES
 from stores.manifest import commit_file, forget
-from stores.plan import default_chunk_images
 from stores.store import ActivationStore
 from stores.writer import StoreWriter, extremes
 
@@ -400,29 +398,6 @@ def test_commits_of_chunks_of_other_writers_are_refused(tmp_path: Path) -> None:
         commit(writer)
     writer.close()
     assert ActivationStore.open(tmp_path / "s").verify() == []
-
-
-def test_two_threads_do_not_commit_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = open_writer(tmp_path / "s", X)
-    inside, go_on = threading.Event(), threading.Event()
-    real = io.Together.publish
-
-    def waits(self: io.Together) -> None:
-        if threading.current_thread().name == "first":
-            inside.set()
-            go_on.wait(10)
-        real(self)
-
-    monkeypatch.setattr(io.Together, "publish", waits)
-    first = threading.Thread(target=commit, args=(writer,), name="first")
-    first.start()
-    inside.wait(10)
-    with pytest.raises(ValueError, match="chunk 0 is being committed by another thread"):
-        commit(writer)
-    go_on.set()
-    first.join()
-    assert writer.missing() == [1, 2]
-    writer.close()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

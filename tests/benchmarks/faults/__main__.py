@@ -21,9 +21,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import stores.plan
 import torch
 
-import stores.plan
 from tests.benchmarks.faults.files import flips, hostile
 from tests.benchmarks.faults.processes import kills, memory
 from tests.benchmarks.faults.world import FAULTS, World

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-import stores.plan
+import stores.layout
 from pipeline.main import group
 from pipeline.options import run_command
 from stores.folders import folder_problems
@@ -40,7 +40,7 @@ def _begin(words: list[str], log: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     torch.set_num_threads(1)
-    stores.plan.TARGET_CHUNK_BYTES = 512  # else there is one chunk
+    stores.layout.TARGET_CHUNK_BYTES = 512  # else there is one chunk
     run_command(group, "eddp", words)
 
 
