@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from stores.errors import MissingPathError, WeightsError
+from stores.errors import WeightsError
 
 _SAVE = "save the tensors alone, torch.save(model.state_dict(), FILE)"
 _AGAIN = "download or save it again"
@@ -19,16 +19,7 @@ _KINDS = (  # how a file begins, what it is, what to do
     (rb"\Z", "empty", _AGAIN),
     (rb"(?i)\s*<(!doctype html|html|\?xml)", "a web page (a failed download)", "open the address in a browser"),
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch it: git lfs pull"),
-    (
-        rb'(?s)\s*\{.*"weight_map"',
-        "an index of several weight files",
-        f"load the model with its own library, and {_SAVE}",
-    ),
-    (rb"\s*\{", "a JSON file", _SAVE),
-    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)", f"convert it to PyTorch and {_SAVE}"),
-    (rb"(?s)\x08.\x12|....TFL3", "an ONNX or TensorFlow file", f"load the PyTorch model it was made from, and {_SAVE}"),
-    (rb"\x1f\x8b|(?s:.{257})ustar", "an archive", "unpack it and give the file inside"),
-    (rb"\x93NUMPY|(?s:PK\x03\x04.{26}[^/]*\.npy)", "a file of NumPy arrays", f"load them into the model, and {_SAVE}"),
+    (rb"\s*\{", "a JSON file, perhaps an index of several", f"load the model with its own library, and {_SAVE}"),
 )
 
 
@@ -123,17 +114,3 @@ def reason_of(error: Exception) -> str:
     """The first line of an error, without torch's advice to run whatever code a file holds."""
     text = re.split("\n|In PyTorch 2|This file can still be loaded", str(error).strip(), maxsplit=1)[0]
     return text.rstrip(" .") or type(error).__name__
-
-
-def weights_in_folder(folder: Path) -> MissingPathError:
-    """Say which file of a folder holds the weights."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_file())
-    index = next((n for n in names if n.endswith(".index.json")), None)
-    files = [n for n in names if n.endswith((".safetensors", ".bin", ".pth", ".pt", ".ckpt"))]
-    if index is not None:
-        return MissingPathError(
-            f"The weights {folder} are a folder with an index of several weight files ({index}), not one file: load the "
-            f"model with its own library, which merges them, and {_SAVE}."
-        )
-    hint = f" Give one of its files: {', '.join(str(folder / n) for n in files[:5])}." if files else ""
-    return MissingPathError(f"The weights {folder} are a folder, not a file.{hint}")

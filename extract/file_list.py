@@ -86,10 +86,6 @@ def read_pairs(path: Path, pattern: str, form: str, *, header: str = "") -> dict
     return found
 
 
-class _Tabs(csv.excel_tab):
-    quoting = csv.QUOTE_NONE
-
-
 def csv_rows(path: Path, needed: tuple[str, ...], *, tabs: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a CSV file, or of one with tabs, one at a time, each with its line's number.
 
@@ -97,7 +93,9 @@ def csv_rows(path: Path, needed: tuple[str, ...], *, tabs: bool = False) -> Iter
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, dialect=_Tabs if tabs else csv.excel)
+            reader = csv.DictReader(
+                file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+            )
             if missing := [name for name in needed if name not in (reader.fieldnames or [])]:
                 names = ", ".join(missing)
                 raise DatasetError(f"'{shown(path)}' lacks the column {names}; its first line must name the columns.")

@@ -2,8 +2,7 @@
 
 Label maps are no images. Left out are files named like another one with a suffix (``a_seg.png`` next to ``a.jpg``; suffixes
 that photos have, too, such as ``_part`` and ``_color``, only where the other has another ending), and folders of maps
-(``masks/``, ``annotations/``, ``gtFine/``) next to a folder of images (``images/``, ``train/``). What may have been meant as
-images or classes is logged.
+(``masks/``, ``annotations/``, ``gtFine/``) next to a folder of images (``images/``, ``train/``). All are counted in ``Listing``.
 """
 
 from __future__ import annotations
@@ -97,9 +96,6 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
     ahead: list[tuple[bool, str, str, tuple[str, ...], str]] = [(False, str(root), "", (), "")]
     links = 0
     map_files: list[str] = []
-    map_images: Counter[str] = Counter()  # folder of label maps -> its image files
-    doubtful: dict[str, list[str]] = {}  # folder of label maps -> folders next to it that look like classes
-    holding: set[str] = set()  # folders with images directly in them
     while ahead:
         _, path, prefix, above, maps_folder = heappop(ahead)
         real = os.path.realpath(path)
@@ -109,17 +105,13 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
             continue
         listed.add(identity)
         folders, files = _entries(path)
-        names = [entry.name for entry in folders]
-        maps = _map_folders(names) if images and not maps_folder else set()
-        classes = [n for n in names if maps and n not in maps and not (is_split(n) or holds_images(n) or _images_of(n))]
-        doubtful.update((prefix + name, [prefix + n for n in classes]) for name in maps)
+        maps = _map_folders([entry.name for entry in folders]) if images and not maps_folder else set()
         for entry in folders:
             below = maps_folder or (prefix + entry.name if entry.name in maps else "")
             heappush(ahead, (entry.is_symlink(), entry.path, f"{prefix}{entry.name}/", (*above, real), below))
         read = [name for name in files if name.lower().endswith(endings)]
         if maps_folder:
             found.left_out[f"{maps_folder.rpartition('/')[2]}/"] += len(files)
-            map_images[maps_folder] += len(read)
             continue
         if prefix:
             found.folders.append(prefix[:-1])
@@ -127,27 +119,10 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
         left = label_maps(read) if images else {}
         found.left_out.update(left.values())
         map_files += (prefix + name for name in left)
-        if len(read) > len(left):
-            holding.add(prefix)
         yield from (f"{prefix}{name}" for name in read if name not in left)
     if links:
         log.warning(f"'{shown(root)}' holds {links} links to folders that are listed already or lead back up; left out")
     warn_of_maps(root, map_files)
-    lost = {
-        f"{folder}/": map_images[folder]
-        for folder, classes in sorted(doubtful.items())
-        if map_images[folder]
-        # named after a container that may as well be a class (photo_mask, next to photo), or next to classes
-        and (
-            ((match := _maps_of(folder.rpartition("/")[2])) and holds_images(match[1]))
-            or any(f.startswith(f"{name}/") for f in holding for name in classes)
-        )
-    }
-    if lost:
-        log.warning(
-            f"'{shown(root)}': folders left out as label maps of those next to them: {some(list(lost))} "
-            f"({sum(lost.values())} images). Rename them if they are classes"
-        )
 
 
 def warn_of_maps(root: Path, files: Collection[str]) -> None:

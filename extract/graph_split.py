@@ -13,15 +13,15 @@ import logging
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from extract.probe import run_with_hooks
+from extract.probe import hooked, run_with_hooks
 from stores.errors import NotACutError, UnknownNameError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -46,22 +46,16 @@ class Split(ABC):
         """Whether everything after the layer, which runs exactly once, sees the image through it alone."""
 
     @abstractmethod
-    def _backbone(self, layer: str) -> nn.Module: ...
+    def backbone(self, layer: str) -> nn.Module:
+        """Give the module from images (n, 3, h, w) to the output of a layer that is a cut (see ``require_cut``)."""
 
     @abstractmethod
-    def _head(self, layer: str) -> nn.Module: ...
+    def head(self, layer: str) -> nn.Module:
+        """Give the module from the output of a layer that is a cut to the model's; it never writes into its input."""
 
     def cuts(self) -> list[str]:
         """Give the dotted names of all layers that are cuts, in the order in which they finish."""
         return [name for name, runs in self.runs.items() if runs == 1 and self.is_cut(name)]
-
-    def backbone(self, layer: str) -> nn.Module:
-        """Give the module from images (n, 3, h, w) to the layer's own output. Raises as ``require_cut`` does."""
-        return self._backbone(self.require_cut(layer))
-
-    def head(self, layer: str) -> nn.Module:
-        """Give the module from the layer's own output to the model's; it never writes into its input. Raises as ``require_cut``."""
-        return self._head(self.require_cut(layer))
 
     def canonical(self, layer: str) -> str:
         """Give the first name of the module called ``layer``. Raises UnknownNameError with the nearest names."""
@@ -176,7 +170,7 @@ class Traced(Split):
                 after.add(node)
         return after - {cut} if self.nodes[-1] in after else None
 
-    def _backbone(self, layer: str) -> nn.Module:
+    def backbone(self, layer: str) -> nn.Module:
         cut = self.output[layer]
         assert cut is not None
         graph = fx.Graph()
@@ -187,7 +181,7 @@ class Traced(Split):
         graph.eliminate_dead_code(_has_effect)
         return self._compile(graph, "Backbone")
 
-    def _head(self, layer: str) -> nn.Module:
+    def head(self, layer: str) -> nn.Module:
         cut = self.output[layer]
         assert cut is not None
         after = self._after(cut) or set()
@@ -252,16 +246,6 @@ class _Reached(BaseException):
     """The layer has run: the rest of the forward pass is not needed."""
 
 
-@contextmanager
-def hooked(module: nn.Module, layer: str, hook: Callable[..., Any]) -> Iterator[None]:
-    """Run a forward hook on one layer inside the block only, whatever happens in it."""
-    handle = module.get_submodule(layer).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 class Replay(nn.Module):
     """Run a whole model: until a layer has given its output, or on a fixed image with that output replaced."""
 
@@ -275,14 +259,14 @@ class Replay(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
         taken: list[Any] = []
 
-        def take(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def take(_layer: str, output: Any) -> None:
             taken.append(output)
             raise _Reached
 
         if self.image is not None:
-            with hooked(self.model, self.layer, lambda *_: x.clone()):
+            with hooked(self.model, [self.layer], lambda *_: x.clone()):
                 return self.model(self.image.expand(len(x), -1, -1, -1))
-        with hooked(self.model, self.layer, take), suppress(_Reached):
+        with hooked(self.model, [self.layer], take), suppress(_Reached):
             self.model(x)
         return taken[0]
 
@@ -311,7 +295,7 @@ class Replayed(Split):
     def _replays(self, layer: str) -> bool:
         """Whether the layer's output, put into the run on another image, gives the model's own output."""
         with torch.no_grad():
-            backbone, head = self._backbone(layer), self._head(layer)
+            backbone, head = self.backbone(layer), self.head(layer)
             taken = backbone(self.example)
             if not isinstance(taken, torch.Tensor) or taken.shape[0] != self.example.shape[0]:
                 return False
@@ -320,10 +304,10 @@ class Replayed(Split):
         spread = (wanted - self.expected).abs().max()  # what one image differs from another: must all pass the layer
         return bool((replayed - wanted).abs().max() <= 1e-3 * spread + 1e-6 * wanted.abs().max())
 
-    def _backbone(self, layer: str) -> nn.Module:
+    def backbone(self, layer: str) -> nn.Module:
         return Replay(self.module, layer)
 
-    def _head(self, layer: str) -> nn.Module:
+    def head(self, layer: str) -> nn.Module:
         return Replay(self.module, layer, self.example[:1])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -40,7 +40,10 @@ class Decode(Dataset[Batch]):
         self.source = source
         self.transform = transform
         # runs of rows as ranges: as lists, those of a million images would be larger in each worker than all their names
-        self.batches = [_as_range(batch) for batch in batches]
+        self.batches: list[Sequence[int]] = []
+        for rows in batches:
+            run = range(rows[0], rows[0] + len(rows)) if rows else rows
+            self.batches.append(run if list(run) == list(rows) else rows)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -95,11 +98,6 @@ class Decode(Dataset[Batch]):
         return Batch(rows, list(tensors), images, reasons)
 
 
-def _as_range(rows: Sequence[int]) -> Sequence[int]:
-    run = range(rows[0], rows[0] + len(rows)) if rows else rows
-    return run if list(run) == list(rows) else rows
-
-
 def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Batch, None, None]:
     """All batches in order, decoded ahead in a bounded window.
 
@@ -119,19 +117,15 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Bat
         multiprocessing_context="spawn",
         worker_init_fn=end_with_parent,  # torch's own watch misses a parent that ends while workers import torch
     )
-    for batch in _alive(loader):
-        if batch.failure is not None:
-            raise batch.failure
-        if pin and batch.images is not None:
-            batch.images = batch.images.pin_memory()
-        yield batch
-
-
-def _alive(loader: Any) -> Iterator[Batch]:
     try:
         with signals_blocked(signal.SIGTERM, signal.SIGINT):
             batches = iter(loader)
-        yield from batches
+        for batch in batches:
+            if batch.failure is not None:
+                raise batch.failure
+            if pin and batch.images is not None:
+                batch.images = batch.images.pin_memory()
+            yield batch
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise

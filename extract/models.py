@@ -28,7 +28,7 @@ from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from extract.checkpoint_file import reason_of, weights_in_folder
+from extract.checkpoint_file import reason_of
 from extract.checkpoints import State, find_file, load_weights
 from extract.classes import as_class_names
 from extract.image_io import GreyRange, to_mode
@@ -316,17 +316,13 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
     try:
         offered = vars(importlib.import_module(home))
     except ModuleNotFoundError as error:
-        raise UnknownNameError(
-            f"Cannot import {home!r} of {model!r} from {Path.cwd()}: {error}.{_shadowed(home)}"
-        ) from error
+        raise UnknownNameError(f"Cannot import {home!r} of {model!r} from {Path.cwd()}: {error}.") from error
     except Exception as error:
         raise UsageError(f"Importing {home!r} of {model!r} raised {error!r}.") from error
     if attribute not in offered:
         names = [key for key, value in offered.items() if callable(value)]
-        hint = _shadowed(home)
-        raise UnknownNameError(
-            f"Module {home!r} has no {attribute!r}{'' if hint else _nearest(attribute, names)}.{hint}"
-        )
+        file = offered.get("__file__")  # of another module of that name, perhaps
+        raise UnknownNameError(f"Module {home!r} ({file}) has no {attribute!r}{_nearest(attribute, names)}.")
     try:
         made = offered[attribute]()
     except EDDPError:
@@ -359,19 +355,6 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
         ]
         transform = transforms.Compose(steps)
     return _Built(module, transform, source, transform_source, classes)
-
-
-def _shadowed(home: str) -> str:
-    """Name the file that was imported instead of one of the same name in the current folder; "" where none was."""
-    top = home.partition(".")[0]
-    here = [path for path in (Path.cwd() / f"{top}.py", Path.cwd() / top) if path.exists()]
-    imported = getattr(sys.modules.get(top), "__file__", None) or "a built-in module"
-    if top not in sys.modules or not here or {Path(imported), Path(imported).parent} & set(here):
-        return ""
-    return (
-        f" Python imported {imported}, which comes before {here[0]} in its search path. "
-        f"Rename {here[0].name}, and give the new name."
-    )
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -410,7 +393,7 @@ def _weights_file(weights: str, names: list[str], model: str) -> tuple[Path, str
         return found
     path = Path(weights.rpartition("#")[0] or weights).expanduser()
     if path.is_dir():
-        raise weights_in_folder(path)
+        raise MissingPathError(f"The weights {path} are a folder, not a file: give the file in it that holds them.")
     if path.suffix in _SUFFIXES or len(path.parts) > 1:
         raise MissingPathError(f"There is no weights file {path.absolute()}.")
     raise UnknownNameError(

@@ -23,7 +23,7 @@ from extract.graph_split import Split, trace
 from extract.image_io import shown
 from extract.layout_probe import FoundLayout, LayoutProbe
 from extract.model_output import ModelOutput
-from extract.probe import check_repeatable, prepare_model, prepared, probe_images
+from extract.probe import check_repeatable, hooked, prepare_model, prepared, probe_images
 from extract.tensor_layout import LayerLayout
 from stores.errors import EDDPError, MismatchError, NonFiniteError, UsageError
 from stores.store import ActivationStore
@@ -59,7 +59,7 @@ class Network:
     layout, found : the layer's layout; with what decided it.
     split_kind : "fx" or "replay".
     n_classes : K.
-    provenance : JSON-able: the model's, and layer, layout, split, n_classes, input_size.
+    input_size : (height, width) of what the module is given.
     """
 
     def __init__(
@@ -77,14 +77,7 @@ class Network:
         self._backbone = split.backbone(layer).eval().to(device)
         self._head = LogitsOf(split.head(layer).eval().to(device), output)
         self.n_classes = self._check(probe)
-        self.provenance: dict[str, Any] = {
-            **loaded.provenance,
-            "layer": layer,
-            "layout": self.layout.to_dict(),
-            "split": split.kind,
-            "n_classes": self.n_classes,
-            "input_size": list(probe.shape[2:]),
-        }
+        self.input_size = (probe.shape[2], probe.shape[3])
 
     @classmethod
     def load(
@@ -236,28 +229,18 @@ def capture(
     """
     taken: dict[str, torch.Tensor] = {}
 
-    def hook(name: str, layout: LayerLayout) -> Callable[..., None]:
-        def take(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if name in taken:
-                raise UsageError(f"Layer {name!r} runs several times in one forward pass, so it has no single output.")
-            if not isinstance(output, torch.Tensor):
-                raise UsageError(
-                    f"Layer {name!r} must give a tensor, got {type(output).__name__}. --layer ? lists those that do."
-                )
-            x = layout.to_npc(output.detach())
-            taken[name] = torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x)
+    def take(name: str, output: Any) -> None:
+        if name in taken:
+            raise UsageError(f"Layer {name!r} runs several times in one forward pass, so it has no single output.")
+        if not isinstance(output, torch.Tensor):
+            raise UsageError(
+                f"Layer {name!r} must give a tensor, got {type(output).__name__}. --layer ? lists those that do."
+            )
+        x = layouts[name].to_npc(output.detach())
+        taken[name] = torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x)
 
-        return take
-
-    handles = []
-    try:
-        handles.append(module.register_forward_pre_hook(lambda *_: taken.clear()))
-        for name, layout in layouts.items():
-            handles.append(module.get_submodule(name).register_forward_hook(hook(name, layout)))
+    with module.register_forward_pre_hook(lambda *_: taken.clear()), hooked(module, layouts, take):
         yield taken
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)

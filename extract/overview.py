@@ -43,7 +43,10 @@ def overview(source: ImageSource, classes: ClassMapping, networks: Sequence[Netw
         more = ", …" if len(kinds) > 8 else ""
         rows.append(["not read", f"{sum(source.left_out.values())} files: {named}{more}"])
     rows += _classes(source, classes, warnings)
-    rows += _pixels(_sample(source, networks[0]), networks[0], warnings)
+    sample = np.unique(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).round().astype(int)).tolist()
+    with ThreadPoolExecutor(2, thread_name_prefix="look") as pool:
+        looks = list(pool.map(lambda row: _look(source, row, networks[0]), sample))
+    rows += _pixels(looks, networks[0], warnings)
     rows += _network(networks, warnings)
     return {"rows": rows, "warnings": warnings}
 
@@ -77,12 +80,6 @@ class _Look:
     outside: float = 0.0
 
 
-def _sample(source: ImageSource, network: Network) -> list[_Look | None]:
-    rows = np.unique(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).round().astype(int)).tolist()
-    with ThreadPoolExecutor(2, thread_name_prefix="look") as pool:
-        return list(pool.map(lambda row: _look(source, row, network), rows))
-
-
 def _look(source: ImageSource, row: int, network: Network) -> _Look | None:
     """None for an image that cannot be read or used: that is reported when its turn comes.
 
@@ -95,8 +92,8 @@ def _look(source: ImageSource, row: int, network: Network) -> _Look | None:
     given = Decode(source, network.transform, []).transformed(row, image)
     if isinstance(given, str):
         return None
-    size = network.provenance["input_size"]
-    if list(given.shape[1:]) != size:
+    size = network.input_size
+    if given.shape[1:] != size:
         raise UsageError(
             f"The model's transform gives {tuple(given.shape)} for '{shown(source.name(row))}' ({image.width} × {image.height}), and "
             f"{size[0]} × {size[1]} for a square image: all must reach the network in one size. End it with CenterCrop or "

@@ -114,7 +114,7 @@ class Plan:
             "weights": made["weights_source"] if find_file(made["weights_source"]) else config.weights,
             "transform": re.sub(r" at 0x[0-9A-Fa-f]+", "", made["transform"]),  # another in each process
             "seed": config.seed,
-            "input_size": self.first.provenance["input_size"],
+            "input_size": list(self.first.input_size),
             "split": {name: network.split_kind for name, network in self.networks.items()},
             "precision": config.precision,
             "batch_size": self.batch_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def prepare_model(
             raise refusal or error from None
         weights = _sums(module)
         try:
-            returned = run_with_hooks(module, (), images)
+            returned = run_with_hooks(module, (), images, lambda *_: None)
         except UsageError as error:  # another number of channels, perhaps
             refusal = refusal or error
             continue
@@ -116,21 +116,26 @@ def _drawn(mode: str, n: int) -> Iterator[Image.Image]:
         yield Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8)).convert(mode)
 
 
+@contextmanager
+def hooked(module: nn.Module, layers: Iterable[str], hook: Callable[[str, Any], Any]) -> Iterator[None]:
+    """Call ``hook(layer, output)`` whenever a layer has run within the block; what it returns, if not None, replaces the output."""
+    with ExitStack() as stack:
+        for name in layers:
+            run = module.get_submodule(name).register_forward_hook
+            stack.enter_context(run(lambda _module, _inputs, output, name=name: hook(name, output)))
+        yield
+
+
 def run_with_hooks(
-    module: nn.Module, layers: Iterable[str], images: torch.Tensor, note: Callable[[str, Any], None] | None = None
+    module: nn.Module, layers: Iterable[str], images: torch.Tensor, note: Callable[[str, Any], None]
 ) -> Any:
     """Run a module once without gradients, and note what each of some layers gives: ``note(layer, output)``.
 
     Raises UsageError where the model fails.
     """
-
-    def hook(name: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: note(name, output) if note else None
-
     device = next((t.device for t in module.parameters()), images.device)
-    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in layers]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), hooked(module, layers, note):
             return module(images.to(device))
     except EDDPError:
         raise
@@ -139,9 +144,6 @@ def run_with_hooks(
             f"The model fails on preprocessed images of shape {tuple(images.shape[1:])}: {type(error).__name__}: "
             f"{str(error).strip().partition(chr(10))[0]}."
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check_transform(transform: Preprocess) -> None:
@@ -156,16 +158,13 @@ def check_transform(transform: Preprocess) -> None:
                 "wrap it: lambda image: transform(image=np.asarray(image))['image'] for albumentations."
             ) from error
         for size in ((400, 300), (300, 400), (40, 40)):  # some draw for images of one shape only
-            if not drawn:
-                with suppress(Exception):  # it may take no small image
-                    drawn = run_twice(transform.inner, picture.resize(size))[1]
-                picture = picture.resize(size) if drawn else picture
-        if drawn:
-            step = _random_step(transform.inner, picture)
-            raise UsageError(
-                f"The model's transform gives the same image differently each time{step}. It is a "
-                "training transform: give the one for evaluation, such as Resize, CenterCrop, ToTensor, Normalize."
-            )
+            with suppress(Exception):  # it may take no small image
+                drawn = drawn or run_twice(transform.inner, picture.resize(size))[1]
+    if drawn:
+        raise UsageError(
+            "The model's transform gives the same image differently each time: it draws random numbers. It is a training "
+            "transform: give the one for evaluation, such as Resize, CenterCrop, ToTensor, Normalize."
+        )
     what = None
     if not isinstance(found, torch.Tensor | np.ndarray):
         keys = f" with {', '.join(map(str, list(found)[:4]))}" if isinstance(found, dict) else ""
@@ -178,16 +177,6 @@ def check_transform(transform: Preprocess) -> None:
         what = "NaN or infinite values"
     if what:
         raise UsageError(f"The model's transform must turn a PIL image into one tensor (C, h, w), got {what}.")
-
-
-def _random_step(inner: Any, value: Any) -> str:
-    """Name the step of a composed transform that draws random numbers."""
-    steps = getattr(inner, "transforms", None)
-    for step in steps if isinstance(steps, list | tuple) else ():
-        value, drawn = run_twice(step, value)
-        if drawn:
-            return f": {type(step).__name__} draws random numbers"
-    return ""
 
 
 def run_twice(function: Callable[[Any], Any], value: Any) -> tuple[Any, bool]:

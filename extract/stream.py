@@ -170,7 +170,13 @@ def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress, measure
 
         chunk: Chunk | None = None
         behind: deque[tuple[Chunk, Batch, list[Outcome]]] = deque()
-        for batch in _checked(stream, plan):
+        for batch in stream:
+            if batch.reasons and plan.config.on_bad_image == "fail":
+                row, reason = next(iter(batch.reasons.items()))
+                raise ImageError(
+                    f"{reason} It is image {row} of '{shown(plan.source.root)}'. What is done so far is kept: run the same command "
+                    "with --on-bad-image skip to leave such images out. After fixing or removing it, start again with --overwrite."
+                )
             number = batch.rows[0] // writer.chunk_images
             if chunk is None or chunk.number != number:
                 chunk = Chunk(number, missing[number], plan.source, writer)
@@ -181,18 +187,6 @@ def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress, measure
         while behind:
             store(*behind.popleft())
     return done
-
-
-def _checked(stream: Iterator[Batch], plan: Plan) -> Iterator[Batch]:
-    """The batches; raises ImageError where an image could not be read and is not to be skipped."""
-    for batch in stream:
-        if batch.reasons and plan.config.on_bad_image == "fail":
-            row, reason = next(iter(batch.reasons.items()))
-            raise ImageError(
-                f"{reason} It is image {row} of '{shown(plan.source.root)}'. What is done so far is kept: run the same command with "
-                "--on-bad-image skip to leave such images out. After fixing or removing it, start again with --overwrite."
-            )
-        yield batch
 
 
 def sampled_positions(spec: LayerSpec, image: int, seed: int) -> np.ndarray:

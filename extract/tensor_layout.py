@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
@@ -85,10 +85,6 @@ class LayerLayout:
         if self.kind in ("nchw", "ncp"):
             x = x.transpose(1, 2)  # (n, P, C) -> (n, C, P)
         return x.reshape(x.shape[0], *self.shape).contiguous()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the layout as a JSON-able dictionary."""
-        return {**asdict(self), "grid": list(self.grid)}
 
     def _check(self, t: torch.Tensor, expected: tuple[int, ...]) -> None:
         if tuple(t.shape[1:]) != expected or t.ndim != len(expected) + 1:

@@ -126,7 +126,7 @@ def check_features(
 
 def _natural(store: ActivationStore, network: Any, config: VisualizeConfig) -> Natural:
     """Statistics of the store's own images; of images at large where none can be read any more."""
-    size = config.picture_size(tuple(network.provenance["input_size"]))
+    size = config.picture_size(network.input_size)
     try:
         return sampled(open_store_images(store), size, seed=config.seed)
     except EDDPError as error:

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stores import objects
 from stores.errors import CorruptStoreError, MismatchError, StoreError
-from stores.paths import is_remote
 from stores.tensors import read_tensors, reading, write_tensors
 
 log = logging.getLogger(__name__)
@@ -26,14 +24,9 @@ def write_attachment(file: Path, arrays: dict[str, np.ndarray], attributes: dict
     write_tensors(file, KEY, arrays, attributes)
 
 
-def exists(file: Path) -> bool:
-    """Whether there is such a file, sound or not."""
-    return objects.size_of(file) is not None if is_remote(file) else file.exists()
-
-
 def read_attachment(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The arrays by name and the attributes; None when there is no such file. Raises CorruptStoreError when it is damaged."""
-    if not exists(file):
+    if not file.exists():
         return None
     with reading(file, "attachment of a store", "Restore it from a copy, or make it again.", CorruptStoreError):
         return read_tensors(file, KEY)

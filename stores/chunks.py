@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numcodecs import Zstd
 
-from stores.errors import CorruptStoreError
+from stores.errors import CorruptStoreError, EDDPError
 from stores.format import ZSTD_LEVEL, ArraySpec, chunk_name
 from stores.io import Together, checksum, file_checksum, write_atomically
 from stores.manifest import Entry, Record
@@ -224,19 +224,23 @@ class ChunkedArray:
             ) from error
 
     def check(self, chunk: int, entry: Entry, *, every_byte: bool, sizes: dict[str, int] | None = None) -> str | None:
-        """What is wrong with a chunk's file, or None. Without ``every_byte`` only presence and size are looked at.
+        """What is wrong with a chunk's file or object, or None. Without ``every_byte`` only presence and size are looked at.
 
-        ``sizes`` are bytes of all objects of the store by their names, where it is one of objects: listed once for all chunks.
+        ``sizes`` are bytes of all objects of the store by their names, listed once for all chunks.
         """
-        file = self.file(chunk)
+        file, where = self.file(chunk), f"chunk {chunk} of {self.path}"
         try:
-            size = file.stat().st_size
+            size = file.stat().st_size if sizes is None else sizes.get(f"{self.path}/{self.name(chunk)}")
+            if size is None:
+                return f"{where}: no such object"
             if size != entry["bytes"]:
-                return f"chunk {chunk} of {self.path}: {size} bytes instead of {entry['bytes']}"
+                return f"{where}: {size} bytes instead of {entry['bytes']}"
             if every_byte and file_checksum(file) != entry["crc32c"]:
-                return f"chunk {chunk} of {self.path}: its bytes do not match its recorded checksum"
+                return f"{where}: its bytes do not match its recorded checksum"
         except OSError as error:
-            return f"chunk {chunk} of {self.path}: {error.strerror}"
+            if isinstance(error, EDDPError):
+                raise
+            return f"{where}: {error.strerror}"
         return None
 
 

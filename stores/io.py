@@ -42,7 +42,9 @@ def checksum(data: memoryview | bytes | bytearray, before: int = 0) -> int:
 
 
 def file_checksum(path: Path) -> int:
-    """CRC-32C of a file's bytes, a few at a time. Raises OSError."""
+    """CRC-32C of a file's bytes, a few at a time, or of an object's. Raises OSError."""
+    if is_remote(path):
+        return checksum(path.read_bytes())
     crc = 0
     buffer = bytearray(BLOCK_BYTES)
     with path.open("rb", buffering=0) as file:
@@ -78,7 +80,9 @@ class Together:
             return checksum(data)
         temporary = aside(path)
         with _writing(path):
-            self._make_folder(path.parent)
+            if not path.parent.is_dir():
+                self._made.update(above for above in path.parents if not above.exists())
+                path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             self._waiting.append((path, temporary, None))
             try:
@@ -121,11 +125,6 @@ class Together:
             with suppress(OSError):
                 temporary.unlink()
         self._waiting.clear()
-
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            self._made.update(above for above in (folder, *folder.parents) if not above.exists())
-            folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_atomically(path: Path, data: Data) -> None:

@@ -87,7 +87,8 @@ class ObjectPath:
         return info(self) is not None
 
     def is_file(self) -> bool:
-        return size_of(self) is not None
+        found = info(self)
+        return found is not None and found["type"] != "directory"
 
     def is_dir(self) -> bool:
         found = info(self)
@@ -139,10 +140,8 @@ def filesystem(protocol: str) -> Any:
             try:
                 _systems[key] = fsspec.filesystem(protocol, **options)
             except ImportError as error:
-                package = "s3fs (or pip install 'eddp[s3]')" if s3 else _package(protocol)
-                raise UsageError(
-                    f"{protocol}:// needs a package that is not installed here: pip install {package}"
-                ) from error
+                how = "pip install 'eddp[s3]'" if s3 else _first_line(error)
+                raise UsageError(f"{protocol}:// needs a package that is not installed here: {how}.") from error
             except ValueError as error:
                 raise UnknownNameError(
                     f"There is no protocol '{protocol}://'. Known are s3, gs, az and the others of fsspec."
@@ -154,15 +153,6 @@ def filesystem(protocol: str) -> Any:
         return _systems[key]
 
 
-def _package(protocol: str) -> str:
-    """The package that fsspec names for a protocol, or its message."""
-    from fsspec.registry import known_implementations
-
-    message = known_implementations.get(protocol, {}).get("err", "")
-    found = re.search(r"[Ii]nstall (?:the )?[\"'`]?([\w.-]+)", message)
-    return found[1] if found else message or "a package for it"
-
-
 def info(path: ObjectPath) -> dict[str, Any] | None:
     """The file system's entry of an object or a prefix of objects; None where there is neither."""
     with translated(path):
@@ -170,18 +160,6 @@ def info(path: ObjectPath) -> dict[str, Any] | None:
             return dict(filesystem(path.protocol).info(_key(path)))
         except FileNotFoundError:
             return None
-
-
-def size_of(path: ObjectPath) -> int | None:
-    """Bytes of an object; None where there is none."""
-    found = info(path)
-    return None if found is None or found["type"] == "directory" else int(found["size"])
-
-
-def version_of(path: ObjectPath) -> str | None:
-    """A text that is another when an object was written again; None where there is none."""
-    found = info(path)
-    return None if found is None else str(sorted((key, str(value)) for key, value in found.items()))
 
 
 def fetch_all(paths: Sequence[Any], most: int) -> list[bytes | None]:

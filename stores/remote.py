@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from stores.cache import ChunkCache
 from stores.chunks import ChunkedArray, Mapping, can_map
 from stores.errors import CorruptStoreError, StoreError
 from stores.io import checksum
-from stores.manifest import Entry
 from stores.prefetch import prefetch
 
 log = logging.getLogger(__name__)
@@ -47,14 +45,11 @@ class RemoteArray(ChunkedArray):
             self._all_kept = all(self._kept(k) for k in range(self.n_chunks))
         return self._all_kept
 
-    @property
-    def most_bytes(self) -> int:
-        """More than any sound object of a chunk has: Zstandard adds less than a hundredth to what it cannot shrink."""
-        return self.chunk_bytes + (0 if self.raw else self.chunk_bytes // 64 + 1024)
-
     def fetch(self, chunks: list[int]) -> list[bytes]:
         """The objects of chunks, whole, at once. Raises CorruptStoreError when one is missing, StoreError without an answer."""
-        found = objects.fetch_all([self.file(k) for k in chunks], self.most_bytes)
+        # Zstandard adds less than a hundredth to what it cannot shrink
+        most = self.chunk_bytes + (0 if self.raw else self.chunk_bytes // 64 + 1024)
+        found = objects.fetch_all([self.file(k) for k in chunks], most)
         for k, data in zip(chunks, found, strict=True):
             if data is None:
                 raise self._unreadable(k, FileNotFoundError(2, "no such object"))
@@ -75,11 +70,17 @@ class RemoteArray(ChunkedArray):
             self._compare(k, self.file(k), partial(checksum, data))
             if self.cache is not None:
                 self.cache.keep(self.path, self.name(k), data)
-        file = self._kept(k)
+        file, data = self._kept(k), data or b""
         try:
             if file is not None:
                 return self._read_file(k, file)
-            return self._of_bytes(data or b"") if self.raw else self._decoded(data or b"")
+            if not self.raw:
+                return self._decoded(data)
+            if len(data) != self.chunk_bytes:
+                found = "more" if len(data) > self.chunk_bytes else len(data)
+                raise ValueError(f"{found} bytes instead of {self.chunk_bytes}")
+            # a copy: torch wants of what it shares that it may be written to
+            return np.frombuffer(data, self.dtype.newbyteorder("<")).reshape(self.chunk_shape).copy()
         except CorruptStoreError:
             raise
         except (OSError, ValueError, RuntimeError) as error:
@@ -97,14 +98,6 @@ class RemoteArray(ChunkedArray):
                 log.warning("Fetched again: %s", error)
                 return None
         return file
-
-    def _of_bytes(self, data: bytes) -> np.ndarray:
-        if len(data) != self.chunk_bytes:
-            raise ValueError(
-                f"{'more' if len(data) > self.chunk_bytes else len(data)} bytes instead of {self.chunk_bytes}"
-            )
-        stored = np.frombuffer(data, self.dtype.newbyteorder("<")).reshape(self.chunk_shape)
-        return stored.copy()  # torch wants of what it shares that it may be written to
 
     def each(self, chunks: Iterable[int]) -> Iterator[np.ndarray]:
         """The rows of several chunks, in order, many small ones fetched at once, and the next ones meanwhile."""
@@ -166,22 +159,6 @@ class RemoteArray(ChunkedArray):
             return Mapping(files, self.chunk_bytes) if len(files) == self.n_chunks else None
         except OSError:
             return None
-
-    def check(self, chunk: int, entry: Entry, *, every_byte: bool, sizes: dict[str, int] | None = None) -> str | None:
-        """As ``ChunkedArray.check``; what is kept of the object elsewhere does not count."""
-        file: Any = self.file(chunk)
-        size = objects.size_of(file) if sizes is None else sizes.get(f"{self.path}/{self.name(chunk)}")
-        if size is None:
-            return f"chunk {chunk} of {self.path}: no such object"
-        if size != entry["bytes"]:
-            return f"chunk {chunk} of {self.path}: {size} bytes instead of {entry['bytes']}"
-        if every_byte:
-            (data,) = objects.fetch_all([file], size)
-            if data is None:
-                return f"chunk {chunk} of {self.path}: no such object"
-            if len(data) != size or checksum(data) != entry["crc32c"]:
-                return f"chunk {chunk} of {self.path}: its bytes do not match its recorded checksum"
-        return None
 
 
 def ranges_of(numbers: np.ndarray, per_chunk: int, gap: int) -> list[tuple[int, int]]:

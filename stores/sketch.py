@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from stores.attachments import read_cache, write_cache
-from stores.chunks import ChunkedArray
 from stores.paths import is_remote
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -219,7 +218,7 @@ def quantile_sketch(
         except (KeyError, ValueError) as error:
             log.warning("Computed again: '%s' holds no sketch of the layer: %s", file, error)
     result = sketch_chunks(
-        lambda chunk: _Unread.of(reader, chunk) if is_remote(reader.store.path) else reader.chunk(chunk)[1],
+        lambda chunk: _Unread(reader, chunk) if is_remote(reader.store.path) else reader.chunk(chunk)[1],
         range(reader.store.n_chunks),
         reader.channels,
         images=images if images is not None and images < reader.n_images else None,
@@ -232,22 +231,18 @@ def quantile_sketch(
 
 
 class _Unread:
-    """Activations (n, P, C) of a remote chunk's readable images, of which those are fetched that are chosen."""
+    """A remote chunk's readable images, of which those are fetched that are chosen."""
 
-    def __init__(self, array: ChunkedArray, images: np.ndarray, first: int) -> None:
-        self.array, self.images, self.first = array, images, first
-
-    @classmethod
-    def of(cls, reader: LayerReader, chunk: int) -> _Unread:
+    def __init__(self, reader: LayerReader, chunk: int) -> None:
         size = reader.store.chunk_images
         start, stop = np.searchsorted(reader.image_indices, [chunk * size, (chunk + 1) * size])
-        return cls(reader.array, reader.image_indices[start:stop], reader.spec.positions - reader.positions)
+        self.reader, self.images = reader, reader.image_indices[start:stop]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, chosen: Any) -> np.ndarray:
-        return self.array.take(self.images[chosen])[:, self.first :]
+        return self.reader.images(self.images[chosen])
 
 
 def sketch_chunks(

@@ -53,8 +53,12 @@ def statistics(
     found: Statistics | None = None
     if cache and ranks.rank == 0 and (kept := read_cache(file, key)) is not None:
         found = _sound(*kept, reader.channels)
-    if ranks.size > 1:
-        found = _of_rank_0(found, ranks)
+    if ranks.size > 1:  # on a shared disk the others may see it or not
+        given = None if found is None else {"mean": found.mean, "covariance": found.covariance, "count": found.count}
+        shared = ranks.share({name: torch.as_tensor(value) for name, value in (given or {}).items()})
+        found = (
+            Statistics(shared["mean"].numpy(), shared["covariance"].numpy(), int(shared["count"])) if shared else None
+        )
     if found is not None:
         return found
     result = compute(reader, device=device, progress=progress, ranks=ranks)
@@ -75,16 +79,6 @@ def _sound(arrays: dict[str, np.ndarray], attributes: dict[str, Any], channels: 
     ):
         return None
     return Statistics(mean, covariance, count)
-
-
-def _of_rank_0(found: Statistics | None, ranks: Ranks) -> Statistics | None:
-    """What rank 0 found, on all ranks: on a shared disk the others may see it or not."""
-    given = {}
-    if found is not None:
-        given = {"mean": torch.from_numpy(found.mean), "covariance": torch.from_numpy(found.covariance)}
-        given["count"] = torch.tensor(found.count)
-    shared = ranks.share(given)
-    return Statistics(shared["mean"].numpy(), shared["covariance"].numpy(), int(shared["count"])) if shared else None
 
 
 def compute(

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from stores import objects
-from stores.attachments import attachment_problem, exists
+from stores.attachments import attachment_problem
 from stores.cache import ChunkCache, cache_of
 from stores.chunks import ChunkedArray
 from stores.documents import read_documents, read_small
@@ -245,7 +245,11 @@ class ActivationStore(StoreBase):
         if not is_remote(path):  # elsewhere a chunk that is missing is found when it is read
             problems = problems or store.check_chunks(store.records, every_byte=False)
         if problems:
-            raise CorruptStoreError(_list_problems(path, problems))
+            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            raise CorruptStoreError(
+                f"The store '{path}' is damaged: {shown}. `eddp verify {path}` lists everything; restore it from a copy, or run "
+                "the same extract command again, which redoes chunks that are missing or cut short (with --overwrite everything)."
+            )
         if is_remote(path):
             store.cache = cache_of(manifest.header.fingerprint)
         return store
@@ -258,7 +262,7 @@ class ActivationStore(StoreBase):
         """
         path = as_path(path)
         store = cls(path, read_attributes(path))
-        if not exists(path / MANIFEST):
+        if not (path / MANIFEST).exists():
             raise UnsealedStoreError(f"The store '{path}' is unfinished. Run the same extract command again.")
         return store
 
@@ -300,7 +304,7 @@ class ActivationStore(StoreBase):
             if problem := attachment_problem(file):
                 cache = file.name != "truth.safetensors"
                 found.append(problem + (f"; it is computed again when '{file}' is deleted" if cache else ""))
-        if self.provenance.get("model") == "synthetic" and not exists(self.path / "truth.safetensors"):
+        if self.provenance.get("model") == "synthetic" and not (self.path / "truth.safetensors").exists():
             found.append("truth: missing, although the store is a synthetic one")
         return found
 
@@ -377,7 +381,7 @@ def _read_block(path: str, array: str, fingerprint: str, block_id: tuple[int, ..
     version: tuple[object, ...]
     try:
         if is_remote(file):
-            version = (objects.version_of(file),)
+            version = (str(objects.info(file)),)
         else:
             found = file.stat()
             version = (found.st_ino, found.st_mtime_ns, found.st_size)
@@ -396,12 +400,3 @@ def _open_chunked(path: str, array: str, fingerprint: str, version: tuple[object
     store = StoreBase(as_path(path), read_attributes(as_path(path)))
     store.records.update(manifest.records)
     return store.array(array)
-
-
-def _list_problems(path: Path, problems: list[str]) -> str:
-    shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-    return (
-        f"The store '{path}' is damaged: {shown}. `eddp verify {path}` lists everything; "
-        "restore it from a copy, or run the same extract command again, which redoes chunks that are missing or cut short "
-        "(with --overwrite everything)."
-    )

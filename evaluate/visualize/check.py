@@ -78,7 +78,7 @@ def check_pairs(
 
     Parameters
     ----------
-    network : as ``maximise`` takes it, with its ``transform`` and ``provenance["input_size"]``.
+    network : as ``maximise`` takes it, with its ``transform`` and ``input_size``.
     thresholds : (I,), of all detectors of the set.
     indices : of the pairs to check.
     natural : see ``maximise``.
@@ -97,7 +97,7 @@ def check_pairs(
     the measure and its comparisons are [ours].
     """
     chosen = _checked(network, directions, thresholds, indices)
-    eyes = Eyes(network.transform, tuple(network.provenance["input_size"]))
+    eyes = Eyes(network.transform, network.input_size)
     detectors = torch.from_numpy(directions.filters[:, chosen]), torch.from_numpy(thresholds[chosen]).float()
     results: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {role: [] for role in (*_ROLES, "flat")}
     targets = _targets(directions, chosen, config)

@@ -127,11 +127,6 @@ def _oddities(root: Path, depth: int, paths: list[list[str]], classes: set[str],
         )
     if maps := sorted(filter(holds_maps, classes)):
         found.append(f"the class folders of '{place}' include {some(maps)}: if these are label maps, take them out")
-    if "BACKGROUND_Google" in classes:
-        found.append(
-            f"'{place}' holds BACKGROUND_Google of Caltech-101, taken as a class: torchvision numbers the classes without it. "
-            "Move it elsewhere if the model was trained so"
-        )
     return found
 
 

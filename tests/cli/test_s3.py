@@ -299,7 +299,7 @@ def test_wrong_use_is_one_sentence(
         patch.setitem(sys.modules, "s3fs", None)
         patch.delitem(importlib.import_module("fsspec.registry")._registry, "s3", raising=False)
         forget()
-        assert "pip install s3fs (or pip install 'eddp[s3]')" in said(2, *fit, f"{bucket}/none.zarr")
+        assert "pip install 'eddp[s3]'" in said(2, *fit, f"{bucket}/none.zarr")
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
         forget()

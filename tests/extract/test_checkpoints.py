@@ -141,14 +141,10 @@ def test_a_file_called_like_a_key_is_a_file(tmp_path: Path, monkeypatch: pytest.
     assert find_file("b.pth#ema") is None
 
 
-def test_a_folder_is_refused_and_the_file_in_it_named(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").touch()
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     for weights in (str(tmp_path), f"{tmp_path}#model"):
-        with pytest.raises(MissingPathError, match=r"a folder, not a file\. Give .*/model\.safetensors"):
+        with pytest.raises(MissingPathError, match="a folder, not a file"):
             load_model(NET, weights)
-    (tmp_path / "model.safetensors.index.json").touch()
-    with pytest.raises(MissingPathError, match="index of several weight files"):
-        load_model(NET, str(tmp_path))
 
 
 def test_a_store_records_the_weights_that_were_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,29 +70,6 @@ def test_label_maps_next_to_images_are_logged(
     assert re.search(warned, caplog.text)
 
 
-@pytest.mark.parametrize(
-    ("files", "warned"),
-    [
-        (["photo/1.png", "photo_mask/2.png"], r": photo_mask/ \(1 images\)\. Rename"),
-        (["photo/1.png", "photo_mask/2.png", "drawing/3.png"], ": photo_mask/ "),
-        (["pictures/1.png", "mask/2.png", "face/a/3.png"], ": mask/ "),
-        ([f"{s}/{c}/1.png" for s in ("train", "val") for c in ("raw", "raw_labels", "cut")], ": train/raw_labels/, val/raw_labels/ "),
-        (["images/1.png", "masks/1.png", "scripts/x.py"], ""),
-        (["images/1.png", "annotations/1.xml", "drawing/3.png"], ""),
-        (["train/1.png", "train_masks/1.png", "val/1.png"], ""),
-        (["MSRA_Image/1.png", "MSRA_Mask/1.png"], ""),
-        ([f"{k}/{c}/1.png" for k in range(3) for c in ("images", "masks")], ""),
-    ],
-)  # fmt: skip
-def test_folders_of_label_maps_that_may_be_classes_are_logged(
-    tmp_path: Path, files: list[str], warned: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        list(files_below(put(tmp_path, *files)))
-    assert len(caplog.messages) == bool(warned)
-    assert re.search(warned, caplog.text)
-
-
 def test_other_suffixes_are_images() -> None:
     assert label_maps(["x.jpg", "x_1.jpg", "x_color.jpg", "x_left.png", "masked.png", "mask.png", "x_sign.png"]) == {}
     assert label_maps(["a_leftImg8bit.png", "a_gtFine_color.png"]) == {"a_gtFine_color.png": "_gtfine_color.png"}
@@ -308,7 +285,6 @@ ODD = {
     "domains": (["amazon/images/mug/1.jpg", "dslr/images/mug/2.jpg"], "hold only folders: .*--data .*/amazon"),
     "letters": (["a/abbey/1.jpg", "a/alley/1.jpg", "b/bar/1.jpg"], r"2 class folders of .* \(a, b\) hold only folders"),
     "numbers from 1": ([f"{k}/1.jpg" for k in (1, 2, 10)], r"are numbers \(1, 10, 2\) but not 0 to 2"),
-    "background": (["BACKGROUND_Google/1.jpg", "ant/1.jpg"], "torchvision numbers the classes without it"),
     "maps among classes": (["cat/1.jpg", "dog/1.jpg", "masks/1.png"], "include masks: if these are label maps"),
     "containers": (["photos/1.jpg", "pictures/2.jpg"], "folders photos, pictures of .* are not taken as classes"),
     "one folder": (["img_align_celeba/1.jpg", "img_align_celeba/2.jpg"], r"one folder \(img_align_celeba\), so there is only one class\. .*--data .*/img_align_celeba\)"),

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from extract.graph_split import Replayed, Traced, hooked, trace
+from extract.graph_split import Replayed, Traced, trace
 from extract.models import torchvision
+from extract.probe import hooked
 from stores.errors import NotACutError, UnknownNameError, UsageError
 
 
@@ -106,7 +107,7 @@ def naive_cuts(module: nn.Module, x: torch.Tensor) -> list[str]:
     for name in order:
         if order.count(name) > 1:
             continue
-        with torch.no_grad(), hooked(module, name, lambda *_, name=name: kept[name].clone()):
+        with torch.no_grad(), hooked(module, [name], lambda name, _: kept[name].clone()):
             if torch.allclose(module(x[1:2]), answer, rtol=1e-9, atol=1e-12):
                 cuts.append(name)
     return cuts
@@ -169,15 +170,15 @@ def test_the_head_is_differentiable(build) -> None:
 def test_refusals_name_the_nearest_cuts(build) -> None:
     split = trace(make(build), images())
     with pytest.raises(UnknownNameError, match=r"no layer 'stemm'; the nearest are stem.*--layer \?"):
-        split.backbone("stemm")
+        split.require_cut("stemm")
     with pytest.raises(UnknownNameError, match="no layer ''"):
-        split.head("")
+        split.require_cut("")
     with pytest.raises(NotACutError, match=r"runs 2 times.*'stem' before it and 'mix' after it"):
-        split.head("relu")
+        split.require_cut("relu")
     with pytest.raises(NotACutError, match=r"a skip connection bypasses it.*'stem' before it and 'mix' after it"):
-        split.head("block.a")
+        split.require_cut("block.a")
     with pytest.raises(UsageError, match="does not run"):
-        split.head("unused")
+        split.require_cut("unused")
     assert split.require_cut("alias") == "fc"
 
 

@@ -1,5 +1,4 @@
 import hashlib
-import importlib
 import json
 import pickle
 from pathlib import Path
@@ -295,15 +294,6 @@ def test_a_network_of_another_precision_is_run_in_float32(own: str, caplog: pyte
 def test_torchscript_is_refused(own: str) -> None:
     with pytest.raises(UsageError, match=r"module '0' is TorchScript.*Give the Python module that it was made from"):
         load_model(f"{own}:scripted")
-
-
-@pytest.mark.parametrize("home", ["stores", "zarr.mine"])
-def test_a_file_named_like_another_module_is_named(own: str, home: str, tmp_path: Path) -> None:
-    top = home.partition(".")[0]
-    importlib.import_module(top)
-    (tmp_path / f"{top}.py").write_text(OWN)
-    with pytest.raises(UnknownNameError, match=rf"Python imported .*{top}.*Rename {top}\.py"):
-        load_model(f"{home}:seeded")
 
 
 def test_a_classifier_of_ones_own_is_not_rebuilt(own: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Sight:
     def __init__(self, function: Any, channels: int, *, prefix: int = 0, size: tuple[int, int] = SIZE) -> None:
         self.function = function
         self.layout = SimpleNamespace(prefix=prefix, channels=channels)
-        self.provenance = {"input_size": list(size)}
+        self.input_size = tuple(size)
         self.seen: list[int] = []
 
     def activations(self, images: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ OPTIONS = {
 }
 VALID = np.arange(N) != 6
 CONTENT = {"positions": {"s": np.tile([0, 3], (N, 1))}, "valid": VALID}
+WHOLE: dict[str, dict[str, bytes]] = {}  # the files of a sealed store, by its codec
 SHARDS = [None, (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
 
 
@@ -51,7 +52,9 @@ class Stores(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="eddp-conformance-"))
         self.path = self.folder / "s"
-        self.whole = contents(write_store(self.folder / "whole", X, compress=self.codec, **OPTIONS, **CONTENT))
+        if self.codec not in WHOLE:
+            WHOLE[self.codec] = contents(write_store(self.folder / "w", X, compress=self.codec, **OPTIONS, **CONTENT))
+        self.whole = WHOLE[self.codec]
         self.writers: list[StoreWriter] = []
         self.committed: set[int] = set()
         self.sealed = False

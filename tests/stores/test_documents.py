@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import fill, open_writer, reseal, write_store
+from tiny import contents, fill, open_writer, reseal, write_store
 
 from pipeline.commands.inspect import _check
 from pipeline.inspection import Inspection
@@ -94,9 +94,10 @@ def use(path: Path) -> None:
 
 
 def attack(clean: Path, work: Path, kind: str, file: str, place: tuple[Any, ...], value: Any) -> None:
-    path = work / "s"
-    shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(clean / kind, path)
+    path = work / kind
+    if not path.exists():
+        shutil.copytree(clean / kind, path)
+    sound = contents(path)
     lines = (path / file).read_bytes().split(b"\n") if file == "manifest.jsonl" else [(path / file).read_bytes()]
     document = json.loads(lines[-2 if len(lines) > 1 else 0])
     put(document, place, copy.deepcopy(value))
@@ -107,6 +108,10 @@ def attack(clean: Path, work: Path, kind: str, file: str, place: tuple[Any, ...]
         use(path)
     except Exception as error:
         raise AssertionError(f"{kind} {file} {place} = {value!r:.30}: {type(error).__name__}: {error}") from error
+    for name in {file, "manifest.jsonl"} & sound.keys():
+        (path / name).write_bytes(sound[name])
+    if contents(path) != sound:  # it was resumed
+        shutil.rmtree(path)
 
 
 FILES = [
