@@ -12,10 +12,9 @@ from fit.baselines.neurons import Neurons, NeuronsConfig
 from fit.baselines.nmf import NMF, NMFConfig
 from fit.baselines.pca import PCA, PCAConfig
 from fit.baselines.sae import SAE, SAEConfig
-from fit.config import EDDPConfig
+from fit.config import EDDPConfig, with_settings
 from fit.eddp import EDDP
 from fit.paper import CBE, UIBE, CBEConfig, PaperConfig, PaperEDDP, UIBEConfig
-from fit.settings import with_settings
 from fit.supervised.base import Supervised
 from fit.supervised.logistic_probe import Probe, ProbeConfig
 from fit.supervised.pattern_cav import PatternCAV, PatternCAVConfig

@@ -7,55 +7,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
+import torch
 
 from extract.network import Head, open_head
-from fit.checkpoint import Checkpoint
+from fit.checkpoint import Checkpoint, State
+from fit.config import FitterConfig, refuse_unknown
+from fit.optim import refuse_non_finite_result
 from fit.refits import found_again
-from fit.settings import refuse_unknown
 from stores.directions import Directions
-from stores.errors import MismatchError, NotFittedError, UsageError
+from stores.errors import FitError, MismatchError, NotFittedError, UsageError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader
+from stores.statistics import Statistics
 from stores.store import ActivationStore
-
-
-@dataclass(frozen=True)
-class FitterConfig:
-    """What all methods share. Every field can be set by ``--set name=value``.
-
-    ``refits``: short fits of random halves of the images that tell which directions are found again (``fit.refits``); 0: none.
-    """
-
-    n_directions: int = 64
-    seed: int = 0
-    device: str = "cpu"
-    refits: int = 0
-
-    def __post_init__(self) -> None:
-        if self.n_directions < 1:
-            raise UsageError(f"'n_directions' (--directions) must be at least 1, got {self.n_directions}.")
-        if self.seed < 0:
-            raise UsageError(f"'seed' must not be negative, got {self.seed}.")
-        if self.refits < 0:
-            raise UsageError(f"'refits' (--refits) must not be negative, got {self.refits}.")
-
-    def require(self, *, positive: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
-        """Raise UsageError for the first of the named numbers that is not what it must be, or not finite; None is left alone."""
-        positive = tuple(positive)
-        for name in (*positive, *not_negative):
-            value = getattr(self, name)
-            if value is None or (math.isfinite(value) and (value > 0 or (value == 0 and name not in positive))):
-                continue
-            raise UsageError(f"'{name}' must {'be positive' if name in positive else 'not be negative'}, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -135,6 +107,39 @@ class Fitter(ABC, Generic[Config]):
             directions = dataclasses.replace(self.directions_, found_again=again)
             self._fitted = dataclasses.replace(self._fitted, directions=directions)
         return self
+
+    def fitted(
+        self,
+        reader: LayerReader,
+        *,
+        filters: torch.Tensor,
+        signals: torch.Tensor,
+        mean: np.ndarray,
+        thresholds: torch.Tensor | None = None,
+        log: Sequence[dict[str, float]] = (),
+        config: FitterConfig | None = None,
+        **info: object,
+    ) -> Fitted:
+        """Directions of this method; without thresholds its detectors are positive on the top quantile (Network Dissection)."""
+        refuse_non_finite_result(filters, signals, *(() if thresholds is None else (thresholds,)))
+        directions = Directions(
+            filters=filters.cpu().numpy().astype(np.float32),
+            signals=torch.nn.functional.normalize(signals, dim=0).cpu().numpy().astype(np.float32),
+            mean=mean.astype(np.float32),
+            thresholds=None if thresholds is None else thresholds.cpu().numpy().astype(np.float32),
+            method=self.name,
+            layer=reader.spec.name,
+            info={**provenance(reader, config or self.config), **info},
+        )
+        return Fitted(directions, list(log))
+
+    def resume(
+        self, reader: LayerReader, head: Head | None, checkpoint: Checkpoint
+    ) -> tuple[dict[str, Any], State | None]:
+        """What goes into the directions file, and the state of the same fit that a checkpoint holds."""
+        facts = provenance(reader, self.config)
+        identity = {"method": self.name, "layer": reader.spec.name, "head": head is not None, "store": reader.identity}
+        return facts, checkpoint.load({**identity, "config": facts["config"]})
 
     def brief(self, seed: int) -> Fitter[Config]:
         """Such a fit again, not yet done, as short as telling which directions are found again allows."""
@@ -230,6 +235,16 @@ class Fitter(ABC, Generic[Config]):
                 f"'x' must be activations of shape (…, {self.directions_.channels}), channels last, got {x.shape}."
             )
         return x
+
+
+def check_varies(reader: LayerReader, moments: Statistics) -> None:
+    """Raise FitError when all positions have the same vector."""
+    scale = float(np.abs(moments.mean).max()) ** 2
+    if float(np.trace(moments.covariance)) <= 1e-12 * max(scale, 1e-30):
+        raise FitError(
+            f"The activations of layer '{reader.spec.name}' do not vary, so there is nothing to find. Look at the layer and "
+            "the images with `eddp inspect`."
+        )
 
 
 def provenance(reader: LayerReader, config: FitterConfig) -> dict[str, Any]:

@@ -1,14 +1,20 @@
-"""The settings of EDDP, and what of them a refinement goes by."""
+"""The configuration of a method: what all have in common, EDDP's own, and ``--set name=value``."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import math
-from dataclasses import asdict, dataclass
-from typing import Literal
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
-from fit.base import FitterConfig
-from fit.refine import Refinement
-from stores.errors import UsageError
+import msgspec
+
+from stores.errors import UnknownNameError, UsageError
+
+T = TypeVar("T")
 
 POSITIVE = (
     "rank",
@@ -23,6 +29,53 @@ SHARP = {"sharpness": 5.0, "learning_rate": 2e-2, "lambda_ma": 2.0, "tau": 0.2}
 SOFT = {"sharpness": 1.0, "learning_rate": 1e-2, "lambda_ma": 3.0, "tau": 0.9}
 BRIEF = {"refine_steps": 200, "max_rows": 10_000}  # of refits
 PARTIAL = {"power": 0.5, "direction_rate": 0.1}  # of soft detectors on layers without a gap in their eigenvalues
+
+
+@dataclass(frozen=True)
+class FitterConfig:
+    """What all methods share. Every field can be set by ``--set name=value``.
+
+    ``refits``: short fits of random halves of the images, which show which directions are found again (``fit.refits``); 0: none.
+    """
+
+    n_directions: int = 64
+    seed: int = 0
+    device: str = "cpu"
+    refits: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_directions < 1:
+            raise UsageError(f"'n_directions' (--directions) must be at least 1, got {self.n_directions}.")
+        if self.seed < 0:
+            raise UsageError(f"'seed' must not be negative, got {self.seed}.")
+        if self.refits < 0:
+            raise UsageError(f"'refits' (--refits) must not be negative, got {self.refits}.")
+
+    def require(self, *, positive: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
+        """Raise UsageError for the first of the named numbers that is not what it must be, or not finite; None is left alone."""
+        check_numbers(self, positive, not_negative)
+
+
+def check_numbers(config: Any, positive: Iterable[str], not_negative: Iterable[str] = (), of: str = "") -> None:
+    """``FitterConfig.require`` of any configuration; ``of``: which part of one it is, for the message."""
+    positive = tuple(positive)
+    for name in (*positive, *not_negative):
+        value = getattr(config, name)
+        if value is None or (math.isfinite(value) and (value > 0 or (value == 0 and name not in positive))):
+            continue
+        raise UsageError(f"'{name}'{of} must {'be positive' if name in positive else 'not be negative'}, got {value}.")
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What of ``EDDPConfig`` depends on whether detectors are sharp or soft, with every entry set."""
+
+    sharpness: float
+    learning_rate: float
+    lambda_ma: float
+    tau: float
+    rho: float
+    direction_rate: float
 
 
 @dataclass(frozen=True)
@@ -103,23 +156,83 @@ class EDDPConfig(FitterConfig):
         if self.rho is not None and not 0 < self.rho < 1:
             raise UsageError(f"'rho' must lie between 0 and 1, got {self.rho}.")
 
-    def begun_sharpness(self, soft: bool) -> float:
-        """``sharpness``, or the regime's.
+    def regime_settings(self, soft: bool, partial: bool = False) -> Regime:
+        """The entries that depend on the regime, and on whether coordinates are ``partial``ly whitened.
 
         Soft detectors that are off still add up: what sigmoid leaves of each, times I. Above 64 directions they begin sharper
         with the logarithm of I, or all of them would stay active everywhere (measured at 128: S2 5.2 without, 6.5 with).
         """
         crowd = 1 + 0.45 * max(0.0, math.log(self.n_directions / 64)) if soft else 1.0
-        return self.sharpness or crowd * (SOFT if soft else SHARP)["sharpness"]
+        usual = SOFT if soft else SHARP
+        usual = {**usual, "sharpness": crowd * usual["sharpness"]}
+        usual["direction_rate"] = PARTIAL["direction_rate"] if partial else 1.0
+        found = {name: value if getattr(self, name) is None else getattr(self, name) for name, value in usual.items()}
+        rho = min(0.9, 12 * found["tau"] / self.n_directions) if self.rho is None else self.rho
+        return Regime(**found, rho=rho)
 
-    def refinement(self, soft: bool, partial: bool = False) -> Refinement:
-        """What of this the refinement goes by, in one regime or the other, in fully or partially whitened coordinates."""
-        chosen = {name: value for name, value in asdict(self).items() if name in Refinement.__dataclass_fields__}
-        for name, value in (SOFT if soft else SHARP).items():
-            if name in chosen and chosen[name] is None:
-                chosen[name] = value
-        if self.direction_rate is None:
-            chosen["direction_rate"] = PARTIAL["direction_rate"] if partial else 1.0
-        if self.rho is None:
-            chosen["rho"] = min(0.9, 12 * chosen["tau"] / self.n_directions)
-        return Refinement(**{**chosen, "steps": self.refine_steps})
+
+def with_settings(config: T, settings: Mapping[str, str], within: str = "") -> T:
+    """A configuration with some fields replaced by ``name=value`` texts, converted to the fields' types.
+
+    A dot leads into a part: ``b.lambda_s=1``; ``within`` is where this one is, for errors. Raises UnknownNameError for a name that is no field (listing all),
+    UsageError for a value that does not convert or is not allowed.
+    """
+    hints = typing.get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    parts: dict[str, dict[str, str]] = {}
+    for name, text in settings.items():
+        part, dot, rest = name.partition(".")
+        if dot and dataclasses.is_dataclass(hints.get(part)):
+            parts.setdefault(part, {})[rest] = text
+            continue
+        if name not in hints or name == "device" or dataclasses.is_dataclass(hints[name]):
+            raise _unknown(f"--set {within}{name}", name, setting_names(type(config)))
+        changes[name] = _convert(within + name, text, hints[name])
+    for part, inner in parts.items():
+        changes[part] = with_settings(getattr(config, part), inner, f"{within}{part}.")
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def setting_names(kind: type[Any]) -> list[str]:
+    """Every name that ``--set`` takes for a configuration of this kind."""
+    names: list[str] = []
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            names += [f"{name}.{inner}" for inner in setting_names(typing.cast("type[Any]", hint))]
+        elif name != "device":
+            names.append(name)
+    return names
+
+
+def refuse_unknown(who: str, given: Iterable[str], kind: type[Any]) -> None:
+    """Raise UnknownNameError for the first name that is no field of the configuration ``kind``."""
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name in given:
+        if name not in known:
+            raise _unknown(f"{who}({name}=…)", name, known)
+
+
+def _unknown(given: str, name: str, known: Sequence[str]) -> UnknownNameError:
+    near = difflib.get_close_matches(name, known, n=3)
+    return UnknownNameError(
+        f"{given}: there is no such setting. "
+        + (f"Did you mean {' or '.join(near)}? " if near else "")
+        + f"Settings: {', '.join(known)}."
+    )
+
+
+def _convert(name: str, text: str, kind: Any) -> Any:
+    options: Sequence[Any] = typing.get_args(kind) or (kind,)
+    if type(None) in options and text.lower() in ("none", "auto"):
+        return None
+    try:
+        value = msgspec.convert({"yes": "true", "no": "false"}.get(text.lower(), text), kind, strict=False)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise msgspec.ValidationError
+    except msgspec.ValidationError as error:
+        names = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
+        wanted = f"a number of kind {names}"
+        if typing.get_origin(kind) is Literal:
+            wanted = f"one of {', '.join(map(str, options))}"
+        raise UsageError(f"--set {name}={text}: must be {wanted}.") from error
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from fit.optim import refuse_non_finite_result
 from fit.whiten import Whitening
 from stores.directions import Directions
 from stores.readers import LayerReader
+
+NAMES = ("directions", "offsets", "log_margins")
 
 
 @dataclass
@@ -45,9 +48,14 @@ class Detectors:
     def copy(self) -> Detectors:
         return Detectors(*(tensor.detach().clone() for tensor in self.parameters()))
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """For a checkpoint."""
-        return {"directions": self.directions, "offsets": self.offsets, "log_margins": self.log_margins}
+    def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """By name, for a checkpoint or for other ranks."""
+        return dict(zip((prefix + name for name in NAMES), self.parameters(), strict=True))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], device: torch.device, prefix: str = "") -> Detectors:
+        """What ``tensors`` gave."""
+        return cls(*(tensors[prefix + name].to(device) for name in NAMES))
 
 
 def in_activation_space(

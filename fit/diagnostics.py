@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fit.row_sources import Positions, positions, ranks_of, tiles
+from fit.row_sources import Positions, positions, tiles
 
 DEAD = 1e-5  # share of positions below which a detector counts as dead
 DUPLICATE = 0.95  # |cos| of two filters above which they count as one
@@ -37,7 +37,7 @@ def diagnose(
         positives += on.sum(0)
         each = on.sum(1)
         both += torch.stack([(each > 0).sum(), each.sum()])
-    ranks_of(data).sum(positives, both)  # float64 counts exactly
+    data.ranks.sum(positives, both)  # float64 counts exactly
     covered, active = both.tolist()
     share = positives.double() / data.count
     w, s = F.normalize(filters, dim=0), F.normalize(signals, dim=0)

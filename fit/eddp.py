@@ -16,17 +16,17 @@ from typing import Any, ClassVar
 import torch
 
 from extract.network import Head
-from fit.alignment import Manipulation, Uncertainty
-from fit.base import Fitted, Fitter, provenance
+from fit.base import Fitted, Fitter
 from fit.checkpoint import Checkpoint
 from fit.config import BRIEF, PARTIAL, EDDPConfig
 from fit.detectors import in_activation_space
 from fit.diagnostics import diagnose
+from fit.init import find_start
 from fit.losses import longest_tile
 from fit.refine import refine
-from fit.restarts import begin
-from fit.row_sources import Positions, Stored, positions_of
+from fit.row_sources import Stored, positions
 from fit.signals import moments_of
+from fit.uncertainty import Uncertainty
 from fit.whiten import rank_by_gap, whiten_store, whitening_of_rank_0
 from stores.progress import Progress
 from stores.readers import LayerReader
@@ -50,27 +50,20 @@ class EDDP(Fitter[EDDPConfig]):
         Raises FitError when the activations do not vary or have too few directions, NonFiniteError for NaN.
         """
         config, ranks, device = self.config, self.ranks, torch.device(self.config.device)
-        facts = provenance(reader, config)
-        state = checkpoint.load({"method": self.name, "layer": reader.spec.name, "head": head is not None,
-                                 "store": reader.identity, "config": facts["config"]})  # fmt: skip
+        facts, state = self.resume(reader, head, checkpoint)
         # 1. whitened coordinates
         moments = statistics(reader, device=config.device, progress=progress, ranks=ranks)
         # rank 0 decides for all: LAPACKs of two machines round differently
         found = {"gap": torch.tensor(rank_by_gap(moments, config.n_directions) or 0)} if ranks.rank == 0 else None
         gap = int(ranks.share(found)["gap"]) or None
         rank = config.rank or gap or max(64, config.n_directions)
-        transform = whitening_of_rank_0(moments, ranks, rank=rank, shrinkage=config.shrinkage, whiten=config.whiten).to(
-            config.device
-        )
-        limit = (
-            config.max_rows
-            if config.rows == "memory"
-            else max(config.restart_rows, config.n_directions * config.kmeans_points)
-        )
+        transform = whitening_of_rank_0(moments, ranks, rank=rank, shrinkage=config.shrinkage, whiten=config.whiten)
+        transform = transform.to(config.device)
+        sample = max(config.restart_rows, config.n_directions * config.kmeans_points)
         data = whiten_store(
             reader,
             transform,
-            max_rows=limit,
+            max_rows=config.max_rows if config.rows == "memory" else sample,
             seed=config.seed,
             device=config.device,
             pooled=head is not None and bool(head.affine),
@@ -78,14 +71,14 @@ class EDDP(Fitter[EDDPConfig]):
             ranks=ranks,
             longest=longest_tile(transform.rank, device),
         )
-        held = positions_of(data)
+        in_memory = positions(data)
         # 2. directions, 3. thresholds and margins
-        beginning = None
+        start = None
         with checkpoint.resuming(state):
             soft = bool(state.values["soft"]) if state else config.regime == "soft"
         if state is None and config.regime == "auto":
-            beginning = begin(held, config, progress, several=gap is None)
-        soft = beginning.soft if beginning else soft
+            start = find_start(in_memory, config, progress, several=gap is None)
+            soft = start.soft
         # in front of a gap every axis is signal; without one those of little variance hold noise, which whitening would blow up
         partial = soft and gap is None
         power = config.power if config.power is not None else PARTIAL["power"] if partial else 1.0
@@ -93,25 +86,30 @@ class EDDP(Fitter[EDDPConfig]):
             transform, factors = transform.with_power(power)
             data.rows.mul_(factors)
             data.pooled.mul_(factors)
-            config, beginning = replace(config, restarts=1), None
-        if state is None and beginning is None:
-            beginning = begin(held, replace(config, regime="soft" if soft else "sharp"), progress)
-        rows: Positions = held if config.rows == "memory" else Stored(reader, transform, config.device, ranks)
-        how = config.refinement(soft, partial)
+            config, start = replace(config, restarts=1), None
+        if state is None and start is None:
+            start = find_start(in_memory, replace(config, regime="soft" if soft else "sharp"), progress)
+        rows = in_memory if config.rows == "memory" else Stored(reader, transform, config.device, ranks)
+        regime = config.regime_settings(soft, partial)
         # 4. refinement
         uncertainty = None
         if head is not None and self._can_use_head(reader):
-            manipulation = Manipulation(
-                config.uncertainty_step,
-                config.uncertainty_objective,
-                config.uncertainty_ridge,
-                config.uncertainty_images,
+            uncertainty = Uncertainty(
+                transform,
+                data,
+                reader,
+                head,
+                config.seed,
+                step=config.uncertainty_step,
+                objective=config.uncertainty_objective,
+                ridge=config.uncertainty_ridge,
+                images=config.uncertainty_images,
             )
-            uncertainty = Uncertainty(manipulation, transform, data, reader, head, config.seed)
         refined = refine(
             rows,
-            beginning.detectors if beginning else None,
-            how,
+            start.detectors if start else None,
+            config,
+            regime,
             moments_of(rows),
             uncertainty,
             progress,
@@ -126,7 +124,7 @@ class EDDP(Fitter[EDDPConfig]):
             **facts,
             "rank": transform.rank,
             "whitening_power": power if soft else 1.0,
-            "direction_rate": how.direction_rate,
+            "direction_rate": regime.direction_rate,
             "variance_kept": round(transform.kept, 6),
             "positions": rows.count,
             "uncertainty": uncertainty.kind if uncertainty else "none",

@@ -15,13 +15,14 @@ so nothing of size positions × directions has to be kept: a tile's logits are m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
 from fit.positive_stats import PositiveSums, Wanted
-from fit.row_sources import Positions, positions, ranks_of, tiles
+from fit.row_sources import Positions, positions, tiles
 from fit.tile_backends import POWER, Slopes, visits
 from stores.errors import FitError
 
@@ -139,7 +140,7 @@ def streamed_sums(
     signals : which sums over positives are wanted (see ``PositiveSums``); the others are 0.
     """
     data = positions(rows)
-    n, r, i, ranks = data.count, data.rank, filters.shape[1], ranks_of(data)
+    n, r, i, ranks = data.count, data.rank, filters.shape[1], data.ranks
     tile = min(tile or default_tile(data, i), n)
     visit = visits(data.device)(data, filters, thresholds, tile)
     positives = PositiveSums(
@@ -213,11 +214,63 @@ def column_gradient(
     for y in tiles(data, tile):
         visit.logits(y)
         visit.fade(y, gamma)
-    ranks_of(data).sum(visit.filters, visit.thresholds)
+    data.ranks.sum(visit.filters, visit.thresholds)
     scale = slope[concerned].double() * (gamma / data.count)
     by_filters[:, concerned] = (visit.filters.T * scale).to(filters.dtype)
     by_thresholds[concerned] = -(visit.thresholds * scale).to(filters.dtype)
     return by_filters, by_thresholds
+
+
+Small = Callable[[Sums, torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
+
+
+def gradients(
+    rows: torch.Tensor | Positions,
+    linear: tuple[torch.Tensor, torch.Tensor],
+    weights: RowWeights,
+    small: Small,
+    *,
+    gamma: float,
+    signals: Wanted = "all",
+) -> tuple[float, dict[str, float], Sums]:
+    """Add the gradient of all losses to the ``grad`` of the parameters: the streamed ones' by their sums, the small ones' by autograd.
+
+    Parameters
+    ----------
+    rows : (n, r) positions.
+    linear : (W (r, I), b (I,)), made from the parameters.
+    weights : of the losses that are sums over positions; these are streamed.
+    small : from the pass's sums and the column means c (I,), the weighted sum of all other losses, differentiable by c and
+        by the parameters, and each one's value by name.
+    signals : which sums over positives ``small`` needs.
+
+    Returns the loss, its terms by name, and the pass's sums.
+    """
+    filters, thresholds = linear
+    with torch.no_grad():
+        sums = streamed_sums(rows, filters, thresholds, weights, gamma=gamma, signals=signals)
+    column = sums.column.detach().requires_grad_(True)
+    loss, terms = small(sums, column)
+    by_filters, by_thresholds = sums.filters_row, sums.thresholds_row
+    slope = torch.autograd.grad(loss, column, retain_graph=True, allow_unused=True)[0] if loss.requires_grad else None
+    if slope is not None:
+        with torch.no_grad():
+            more, more_b = column_gradient(rows, filters, thresholds, slope, gamma=gamma)
+        by_filters, by_thresholds = by_filters + more, by_thresholds + more_b
+    roots, slopes = [filters, thresholds], [by_filters, by_thresholds]
+    if loss.requires_grad:
+        roots, slopes = [loss, *roots], [torch.ones_like(loss), *slopes]
+    torch.autograd.backward(roots, slopes)
+    streamed = {"sparsity": sums.sparsity, "maximum_activation": sums.maximum_activation}
+    total = (
+        float(loss.detach())
+        + weights.sparsity * sums.sparsity
+        + weights.maximum_activation * sums.maximum_activation
+        + weights.sparsity_bound * sums.sparsity_bound
+    )
+    if weights.sparsity_bound:
+        streamed["sparsity_bound"] = sums.sparsity_bound
+    return total, {"total": total, **streamed, **terms}, sums
 
 
 def default_tile(rows: torch.Tensor | Positions, directions: int) -> int:

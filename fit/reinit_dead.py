@@ -9,7 +9,7 @@ from fit.clustering import spherical_kmeans
 from fit.detectors import Detectors
 from fit.diagnostics import DEAD, DUPLICATE
 from fit.losses import Sums
-from fit.row_sources import Positions, ranks_of, tiles
+from fit.row_sources import Positions, tiles
 from stores.errors import FitError
 
 TOGETHER = 0.8  # overlap (IoU) of two detectors' positives above which the one with fewer of them is superfluous
@@ -24,7 +24,7 @@ def reseed(rows: Positions, detectors: Detectors, sums: Sums, seed: int) -> torc
     Returns the numbers of the detectors concerned (m,), empty when all are of use or nothing is left undetected. Filters
     become the centroids, thresholds half the median projection of the cluster, margins those of the median detector.
     """
-    ranks = ranks_of(rows)
+    ranks = rows.ranks
     # rank 0 decides: the others may round differently
     idle = ranks.share({"idle": superfluous(detectors, sums)})["idle"].to(detectors.offsets.device)
     if not len(idle):

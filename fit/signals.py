@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fit.losses import Sums
-from fit.row_sources import Positions, positions, ranks_of, tiles
+from fit.row_sources import Positions, positions, tiles
 
 # Positives whose logits vary by less than this share of their mean square count as equal. The sums come from
 # float32: what is left of equal logits is rounding, and would be taken for variance.
@@ -57,7 +57,7 @@ def moments_of(rows: torch.Tensor | Positions) -> Moments:
     for y in tiles(data, 8192):
         total += y.sum(0)
         outer += y.T @ y
-    ranks_of(data).sum(total, outer)
+    data.ranks.sum(total, outer)
     mean = total / data.count
     return Moments(mean, outer / data.count - torch.outer(mean, mean))
 

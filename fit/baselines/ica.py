@@ -16,9 +16,9 @@ import torch
 from scipy.stats import skew
 
 from extract.network import Head
-from fit.base import Fitted, Fitter, FitterConfig
-from fit.baselines.base import fitted
+from fit.base import Fitted, Fitter
 from fit.checkpoint import Checkpoint
+from fit.config import FitterConfig
 from fit.whiten import whiten_store, whitening
 from stores.errors import FitError, UsageError
 from stores.progress import Progress
@@ -111,10 +111,8 @@ class ICA(Fitter[ICAConfig]):
         chosen = torch.from_numpy((ica.components_ * upward[:, None])[order].T.astype(np.float64))  # (r, components)
         if config.signs == "both":
             chosen = torch.stack([chosen, -chosen], 2).reshape(len(chosen), -1)[:, : config.n_directions]
-        return fitted(
-            self.name,
+        return self.fitted(
             reader,
-            config,
             filters=transform.forward.double().T @ chosen,
             signals=transform.backward.double() @ chosen,
             mean=moments.mean,

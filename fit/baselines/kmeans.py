@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 import torch
 
 from extract.network import Head
-from fit.base import Fitted, Fitter, FitterConfig
-from fit.baselines.base import fitted
+from fit.base import Fitted, Fitter
 from fit.checkpoint import Checkpoint
 from fit.clustering import spherical_kmeans
+from fit.config import FitterConfig
 from fit.init import best_f1_thresholds, sample_rows
 from fit.whiten import whiten_store, whitening
 from stores.errors import UsageError
@@ -86,10 +86,8 @@ class KMeans(Fitter[KMeansConfig]):
             thresholds = best_f1_thresholds(projection, clusters.assignment[sample]).cpu()
             if config.space != "raw":  # rows were centred: w·(x − μ) > b is w·x > b + w·μ
                 thresholds = thresholds + torch.from_numpy(moments.mean).float() @ filters
-        return fitted(
-            self.name,
+        return self.fitted(
             reader,
-            config,
             filters=filters,
             signals=signals,
             mean=moments.mean,

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from extract.network import Head
-from fit.base import Fitted, Fitter, FitterConfig
-from fit.baselines.base import fitted
+from fit.base import Fitted, Fitter
 from fit.checkpoint import Checkpoint
+from fit.config import FitterConfig
 from fit.signals import pattern
 from stores.errors import FitError
 from stores.progress import Progress
@@ -43,6 +43,4 @@ class Neurons(Fitter[NeuronsConfig]):
         filters = torch.zeros(reader.channels, config.n_directions)
         filters[torch.from_numpy(order.copy()), torch.arange(config.n_directions)] = 1
         signals = pattern(torch.from_numpy(moments.covariance).float(), filters)
-        return fitted(
-            self.name, reader, config, filters=filters, signals=signals, mean=moments.mean, neurons=order.tolist()
-        )
+        return self.fitted(reader, filters=filters, signals=signals, mean=moments.mean, neurons=order.tolist())

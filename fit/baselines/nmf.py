@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from extract.network import Head
-from fit.base import Fitted, Fitter, FitterConfig
-from fit.baselines.base import fitted
+from fit.base import Fitted, Fitter
 from fit.checkpoint import Checkpoint
+from fit.config import FitterConfig
 from stores.errors import FitError
 from stores.progress import Progress
 from stores.readers import LayerReader
@@ -78,10 +78,8 @@ class NMF(Fitter[NMFConfig]):
             nmf.fit(x)
         parts = torch.from_numpy(nmf.components_.astype(np.float64))
         total = float(np.square(x - x.mean(0), dtype=np.float64).sum())
-        return fitted(
-            self.name,
+        return self.fitted(
             reader,
-            config,
             filters=torch.linalg.pinv(F.normalize(parts, dim=1)),
             signals=parts.T,
             mean=moments.mean,

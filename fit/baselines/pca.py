@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from extract.network import Head
-from fit.base import Fitted, Fitter, FitterConfig
-from fit.baselines.base import fitted
+from fit.base import Fitted, Fitter
 from fit.checkpoint import Checkpoint
+from fit.config import FitterConfig
 from stores.errors import FitError
 from stores.progress import Progress
 from stores.readers import LayerReader
@@ -50,10 +50,8 @@ class PCA(Fitter[PCAConfig]):
             chosen = np.stack([chosen, -chosen], 2).reshape(len(chosen), -1)[:, : config.n_directions]
         filters = torch.from_numpy(np.ascontiguousarray(chosen, np.float32))
         explained = float(values[:components].clip(0).sum() / max(values.clip(0).sum(), 1e-30))
-        return fitted(
-            self.name,
+        return self.fitted(
             reader,
-            config,
             filters=filters,
             signals=filters,
             mean=moments.mean,

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from extract.network import Head
-from fit.base import Fitted, Fitter, FitterConfig
+from fit.base import Fitted, Fitter, check_varies
 from fit.baselines.autoencoder import Autoencoder, Codes, gradients, positive_codes, top_codes
-from fit.baselines.base import fitted
 from fit.checkpoint import Checkpoint
-from stores.errors import FitError, NonFiniteError, UsageError
+from fit.config import FitterConfig
+from stores.errors import NonFiniteError, UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.shuffle import WINDOW_BYTES, Shuffle, shuffled
@@ -108,13 +108,9 @@ class SAE(Fitter[SAEConfig]):
         """
         config = self.config
         moments = statistics(reader, device=config.device, progress=progress)
-        variance = float(np.trace(moments.covariance))
-        if variance <= 1e-12 * max(float(np.abs(moments.mean).max()) ** 2, 1e-30):
-            raise FitError(
-                f"The activations of layer '{reader.spec.name}' do not vary, so there is nothing to find. Look at the "
-                "layer and the images with `eddp inspect`."
-            )
-        scaling = Scaling(torch.from_numpy(moments.mean).float().to(config.device), math.sqrt(variance))
+        check_varies(reader, moments)
+        scale = math.sqrt(float(np.trace(moments.covariance)))
+        scaling = Scaling(torch.from_numpy(moments.mean).float().to(config.device), scale)
         training = Training(config, reader, scaling)
         log = training.run(progress)
         model = training.model
@@ -124,10 +120,8 @@ class SAE(Fitter[SAEConfig]):
         # z = E x̂ + b > θ, with x̂ = (x − μ) / σ, is w·x > β with w = E / σ and β = w·μ − b + θ
         filters = model.encoder.double().T / scaling.scale
         thresholds = torch.from_numpy(moments.mean).to(filters) @ filters - model.bias + theta
-        found = fitted(
-            self.name,
+        return self.fitted(
             reader,
-            config,
             filters=filters,
             signals=model.decoder.T,
             mean=moments.mean,
@@ -140,8 +134,8 @@ class SAE(Fitter[SAEConfig]):
             scale=scaling.scale,
             reconstruction=round(log[-1]["reconstruction"], 6),
             dead=torch.flatten(torch.nonzero(training.dead())).tolist(),
+            log=log,
         )
-        return Fitted(found.directions, log)
 
 
 class Training:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
 
-from fit.base import FitterConfig
+from fit.config import FitterConfig, check_numbers
 from stores.errors import UsageError
 
 RHO = {"b": 12.0, "d": 70.0}  # ρ = so many times τ / I (paper, table of hyper-parameters)
@@ -18,37 +18,13 @@ NUMBERS = {"a": 1, "b": 2, "d": 4}  # of a learning step in the log; (c) learns 
 
 
 @dataclass(frozen=True)
-class Step:
-    """One row of the paper's table: λ of each loss (0: not in this step), epochs, learning rate, τ and ρ.
+class StepSettings:
+    """One row of the paper's table: λ of each loss (0: not in this step), epochs, learning rate, τ and ρ; None: the preset's.
 
-    ``lambda_uncertainty`` weighs L_uur in (a) and (b), L_cur in (d). ``rho`` None: 12 τ / I in (b), 70 τ / I in (d).
+    ``lambda_uncertainty`` weighs L_uur in (a) and (b), L_cur in (d). The preset's ``rho`` is 12 τ / I in (b), 70 τ / I in (d).
     ``bound_ma``, ...: what the Lagrangian form holds each loss below (paper: 0.8, 8, 0.1, 0.1, 0.1); there its λ counts for nothing.
     ``patience``: epochs without a lower loss after which the learning rate is halved, and how many pass before they count again.
     """
-
-    epochs: int
-    learning_rate: float
-    patience: int
-    lambda_s: float
-    lambda_ma: float
-    lambda_mm: float
-    lambda_ic: float
-    lambda_uncertainty: float
-    tau: float
-    lambda_sb: float = 0.0
-    lambda_eac: float = 0.0
-    lambda_fso: float = 0.0
-    rho: float | None = None
-    bound_ma: float = 0.8
-    bound_mm: float = 8.0
-    bound_ic: float = 0.1
-    bound_eac: float = 0.1
-    bound_fso: float = 0.1
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """What of a step differs from the preset; None: nothing does. Names as in ``Step``."""
 
     epochs: int | None = None
     learning_rate: float | None = None
@@ -70,16 +46,15 @@ class StepSettings:
     bound_fso: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "tau", "rho", "bound_ma", "bound_mm", "bound_ic", "bound_eac", "bound_fso"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"'{name}' of a step must be positive, got {value}.")
+        names = [entry.name for entry in fields(self)]
+        positive = [name for name in names if name in ("learning_rate", "tau", "rho") or name.startswith("bound_")]
+        check_numbers(self, positive, names, " of a step")
         if self.rho is not None and not self.rho < 1:
             raise UsageError(f"'rho' of a step must lie between 0 and 1, got {self.rho}.")
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if value is not None and not value >= 0:
-                raise UsageError(f"'{entry.name}' of a step must not be negative, got {value}.")
+
+    def entries(self) -> dict[str, Any]:
+        """Those that are not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -88,30 +63,28 @@ class Preset:
 
     form: Literal["weighted", "lagrangian"]
     batch_rows: int
-    steps: dict[str, Step]
+    steps: dict[str, StepSettings]
     restarts: int = 1
     centre: bool = False
 
 
+REST = StepSettings(lambda_sb=0.0, lambda_eac=0.0, lambda_fso=0.0, bound_ma=0.8, bound_mm=8.0, bound_ic=0.1, bound_eac=0.1, bound_fso=0.1)  # fmt: skip
+A = replace(REST, epochs=800, learning_rate=1e-3, patience=10, lambda_s=2.6, lambda_ma=2.8, lambda_mm=0.6, lambda_ic=5, lambda_uncertainty=0.25, tau=0.9)  # fmt: skip
+B = replace(A, epochs=2000, learning_rate=1e-4, patience=50, lambda_s=0.85, lambda_sb=2.6, lambda_ic=15, lambda_eac=15)
+OURS = replace(B, learning_rate=1e-2, lambda_uncertainty=0.02, bound_ma=0.2)
 PRESETS = {
     "resnet18-places365": Preset(
         form="weighted",
         batch_rows=4096,
-        steps={
-            "a": Step(800, 1e-3, 10, 2.6, 2.8, 0.6, 5, 0.25, 0.9),
-            "b": Step(2000, 1e-4, 50, 0.85, 2.8, 0.6, 15, 0.25, 0.9, lambda_sb=2.6, lambda_eac=15),
-            "d": Step(2000, 5e-4, 50, 0.85, 2.8, 0.6, 15, 0.25, 0.2, lambda_sb=2.6, lambda_eac=15, lambda_fso=1),
-        },
+        steps={"a": A, "b": B, "d": replace(B, learning_rate=5e-4, tau=0.2, lambda_fso=1)},
     ),
     "synthetic": Preset(
         form="lagrangian",
         batch_rows=0,
         steps={
-            "a": Step(800, 1e-2, 50, 2.6, 2.8, 0.6, 5, 0.02, 0.9),
-            "b": Step(2000, 1e-2, 50, 0.85, 2.8, 0.6, 15, 0.02, 0.9, lambda_sb=2.6, lambda_eac=15, bound_ma=0.2),
-            "d": Step(
-                2000, 3e-4, 50, 0.85, 2.8, 0.6, 15, 0.02, 0.9, lambda_sb=2.6, lambda_eac=15, lambda_fso=1, bound_ma=0.2
-            ),
+            "a": replace(A, learning_rate=1e-2, patience=50, lambda_uncertainty=0.02),
+            "b": OURS,
+            "d": replace(OURS, learning_rate=3e-4, lambda_fso=1),
         },
         restarts=5,
         centre=True,
@@ -183,17 +156,14 @@ class UIBEConfig(FitterConfig):
             centre=preset.centre,
         )
 
-    def _step(self, name: str, step: Step) -> Step:
+    def _step(self, name: str, preset: StepSettings) -> StepSettings:
         own: StepSettings = getattr(self, name)
-        values = {
-            entry.name: getattr(step, entry.name) if getattr(own, entry.name) is None else getattr(own, entry.name)
-            for entry in fields(Step)
-        }
+        values = preset.entries() | own.entries()
         if not isinstance(self, CBEConfig):
             values["lambda_uncertainty"] = 0.0
-        if values["rho"] is None and name in RHO:
+        if own.rho is None and name in RHO:
             values["rho"] = min(MOST, RHO[name] * values["tau"] / self.n_directions)
-        return Step(**values)
+        return StepSettings(**values)
 
 
 @dataclass(frozen=True)

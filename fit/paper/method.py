@@ -12,19 +12,217 @@ import logging
 from dataclasses import asdict, replace
 from typing import ClassVar, TypeVar
 
+import torch
+import torch.nn.functional as F
+
 from extract.network import Head
-from fit.base import Fitted, Fitter, provenance
-from fit.checkpoint import Checkpoint
+from fit.base import Fitted, Fitter
+from fit.checkpoint import Checkpoint, State
 from fit.detectors import in_activation_space
 from fit.diagnostics import diagnose
+from fit.losses import RowWeights, longest_tile, streamed_sums
 from fit.paper.config import CBEConfig, PaperConfig, UIBEConfig
-from fit.paper.stages import Stages
+from fit.paper.detectors import Learnt, Orthonormal, Separate, plain, released, standardised
+from fit.paper.step import BOUNDS, CONSTRAINED, LearningStep, Multipliers
+from fit.row_sources import Batches, Positions, Stored, positions
+from fit.signals import signals_from_sums
+from fit.uncertainty import Uncertainty
+from fit.whiten import WhitenedRows, Whitening, whiten_store
+from stores.errors import FitError
 from stores.progress import Progress
+from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader
-from stores.statistics import statistics
+from stores.statistics import Statistics, statistics
 
 log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=UIBEConfig)
+
+
+class Stages:
+    """A fit by the steps named in ``stages``, the first of them "a"; ``head`` is used where a step weighs L_uur or L_cur.
+
+    ``log``: a row an epoch. ``epochs``: how many each step took. ``kind``: of head that uncertainty regions were aligned with.
+    """
+
+    def __init__(
+        self,
+        config: UIBEConfig,
+        stages: tuple[str, ...],
+        reader: LayerReader,
+        head: Head | None,
+        moments: Statistics,
+        progress: Progress,
+        checkpoint: Checkpoint,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.config, self.stages, self.ranks = config, stages, ranks
+        self.how = self.config.in_force
+        self.reader, self.head, self.progress, self.checkpoint = reader, head, progress, checkpoint
+        self.standard = standardised(moments).to(self.config.device)
+        self.activations = plain(self.standard, centre=self.how.centre)
+        self.log: list[dict[str, float]] = []
+        self.epochs: dict[str, int] = {}
+        weighted = any(self.how.steps[name].lambda_uncertainty and self.how.steps[name].epochs for name in self.stages)
+        self.kind = "none" if head is None or not weighted else "pooled-affine" if head.affine else "general"
+        r, i = self.standard.rank, self.config.n_directions
+        if i > r:
+            raise FitError(
+                f"Orthonormal filters (step a) can be at most as many as the channels that vary: layer '{reader.spec.name}' has "
+                f"{r}, got {i} directions. Ask for --directions {r} or fewer, or fit by --method eddp --steps fast."
+            )
+
+    def run(self, state: State | None) -> tuple[Separate, torch.Tensor, Positions]:
+        """All stages, or those from the state's on; detectors, signal vectors (r, I) and rows, in activation space."""
+        current, i = "a", self.config.n_directions
+        if state:
+            with self.checkpoint.resuming(state):
+                current = self.stages[self.stages.index(state.values["stage"])]
+                self.log, self.epochs = state.values["log"], state.values["epochs"]
+        model: Separate | None = None
+        if current == "a":
+            found = self._orthonormal(state)
+            model = released(found, self.standard, self.activations)
+        rows, data = self._rows(self.activations)
+        for name in self.stages[self.stages.index(current) :]:
+            if name == "a":
+                continue
+            resumed = state if name == current else None
+            if resumed is None and name == "d":
+                assert model is not None
+                signals = F.normalize(self._signals(model, rows), dim=0)  # (c)
+                model = Separate(model.directions, model.log_margins, model.thresholds, signals)
+            with self.checkpoint.resuming(resumed):
+                if resumed is not None:
+                    shapes = {"directions": (self.activations.rank, i), "log_margins": (i,), "thresholds": (i,)}
+                    resumed.check(shapes | ({"encoding": shapes["directions"]} if name == "d" else {}))
+                    model = Separate.from_tensors(resumed.tensors, self.config.device)
+                assert model is not None
+                step = self._step(name, model, rows, data, self.activations, resumed)
+            self._learn(step)
+        assert model is not None
+        learnt = model.signals()
+        return model, self._signals(model, rows) if learnt is None else learnt.detach(), rows
+
+    def _orthonormal(self, state: State | None) -> Orthonormal:
+        """Step (a), from the state or from the best of its random starts."""
+        config, device = self.config, self.config.device
+        rows, data = self._rows(self.standard)
+        if state is not None:
+            with self.checkpoint.resuming(state):
+                r = self.standard.rank
+                state.check({"free": (r, config.n_directions), "base": (r, r), "log_margins": (1,), "thresholds": (1,)})
+                model = Orthonormal.from_tensors(state.tensors, device)
+                step = self._step("a", model, rows, data, self.standard, state)
+            self._learn(step)
+            return model
+        tau = self.how.steps["a"].tau
+        assert tau is not None
+        starts: list[tuple[float, Orthonormal, LearningStep, list[dict[str, float]]]] = []
+        for turn in range(self.how.restarts):
+            model = Orthonormal.random(
+                self.standard.rank,
+                config.n_directions,
+                margin=config.margin,
+                tau=tau,
+                seed=config.seed + 1000 * turn,
+                device=device,
+            )
+            step = self._step("a", model, rows, data, self.standard, None)
+            merit, tried = self._try(step, turn) if self.how.restarts > 1 else (0.0, [])
+            starts.append((merit, model, step, tried))
+        _, model, step, self.log = min(starts, key=lambda start: start[0])
+        self._learn(step)
+        return model
+
+    def _try(self, step: LearningStep, turn: int) -> tuple[float, list[dict[str, float]]]:
+        """The first epochs of a random start: its merit, and rows of the log."""
+        rows: list[dict[str, float]] = []
+        for done in range(self.config.restart_epochs):
+            if step.finished:
+                break
+            rows.append({"step": float(done), **step.learn()})
+            at, total = (epochs * self.config.restart_epochs for epochs in (turn, self.how.restarts))
+            self.progress("random starts", at + done + 1, total, f"loss {step.merit:.3f}")
+        return (step.merit if rows else 0.0), rows
+
+    def _learn(self, step: LearningStep) -> None:
+        """All epochs that are left of a step, each with its row of the log and, when it is time, its checkpoint."""
+        while not step.finished:
+            row = step.learn()
+            self.log.append({"step": float(len(self.log)), **row})
+            self.progress(f"step {step.name}", step.epoch, step.how.epochs, f"loss {row['total']:.3f}")
+            if self.checkpoint.due:
+                values = {"stage": step.name, "log": self.log, "epochs": self.epochs, **step.values()}
+                self.checkpoint.save(step.tensors(), values)
+        self.epochs[step.name] = step.epoch
+
+    def _step(
+        self,
+        name: str,
+        model: Learnt,
+        rows: Positions,
+        data: WhitenedRows,
+        transform: Whitening,
+        state: State | None,
+    ) -> LearningStep:
+        how, config = self.how.steps[name], self.config
+        uncertainty, printed = None, True
+        if self.head is not None and isinstance(config, CBEConfig) and how.lambda_uncertainty and how.epochs:
+            uncertainty = Uncertainty(
+                transform,
+                data,
+                self.reader,
+                self.head,
+                config.seed,
+                step="constrained" if name == "d" else "unconstrained",
+                objective=config.uncertainty_objective,
+                ridge=config.uncertainty_ridge,
+                images=config.uncertainty_images,
+            )
+            printed = name != "d" or config.uncertainty_ridge == 0
+        multipliers = None
+        if self.how.form == "lagrangian":
+            multipliers = Multipliers({loss: getattr(how, BOUNDS[loss]) for loss in CONSTRAINED[name]}, config.penalty)
+        batches = Batches(rows, self.how.batch_rows, config.seed)
+        step = LearningStep(
+            name,
+            model,
+            batches,
+            how,
+            multipliers,
+            uncertainty,
+            gamma=config.gamma,
+            settled=config.settled,
+            printed=printed,
+        )
+        if state is not None:
+            step.resume(state.tensors, state.values)
+        return step
+
+    def _rows(self, transform: Whitening) -> tuple[Positions, WhitenedRows]:
+        """The positions in a step's coordinates."""
+        config = self.config
+        most, device = config.max_rows if config.rows == "memory" else 1, torch.device(config.device)
+        data = whiten_store(
+            self.reader,
+            transform,
+            max_rows=most,
+            seed=config.seed,
+            device=config.device,
+            progress=self.progress,
+            ranks=self.ranks,
+            longest=longest_tile(transform.rank, device),
+        )
+        if config.rows == "memory":
+            return positions(data), data
+        return Stored(self.reader, transform, config.device, self.ranks), data
+
+    @torch.no_grad()
+    def _signals(self, model: Separate, rows: Positions) -> torch.Tensor:
+        """Step (c): signal vectors over the positives of each detector (paper, §3.3)."""
+        filters, thresholds = model.linear()
+        sums = streamed_sums(rows, filters, thresholds, RowWeights(0, 0), gamma=self.config.gamma)
+        return signals_from_sums(sums, filters)
 
 
 class _Published(Fitter[Config]):
@@ -39,13 +237,14 @@ class _Published(Fitter[Config]):
 
         Raises FitError when the activations do not vary, or when there are more directions than channels that do.
         """
-        facts = provenance(reader, self.config)
-        state = checkpoint.load({"method": self.name, "layer": reader.spec.name, "head": head is not None,
-                                 "store": reader.identity, "config": facts["config"]})  # fmt: skip
+        facts, state = self.resume(reader, head, checkpoint)
         moments = statistics(reader, device=self.config.device, progress=progress, ranks=self.ranks)
-        fit = Stages(
-            self.config, self.stages, reader, self._usable(reader, head), moments, progress, checkpoint, self.ranks
-        )
+        if not isinstance(self.config, CBEConfig):
+            head = None
+        elif head is not None and (reader.spec.sampled or reader.spec.prefix):
+            log.warning("uncertainty region alignment is left out: it needs every position of the layer")
+            head = None
+        fit = Stages(self.config, self.stages, reader, head, moments, progress, checkpoint, self.ranks)
         model, signals, rows = fit.run(state)
         directions = in_activation_space(reader, fit.activations, model.detectors(), signals, self.name)
         filters, thresholds = model.linear()
@@ -60,14 +259,6 @@ class _Published(Fitter[Config]):
             "diagnosis": diagnose(rows, filters.detach(), thresholds.detach(), signals),
         }
         return Fitted(replace(directions, mean=moments.mean.astype("float32"), info=info), fit.log)
-
-    def _usable(self, reader: LayerReader, head: Head | None) -> Head | None:
-        if not isinstance(self.config, CBEConfig):
-            return None
-        if head is not None and (reader.spec.sampled or reader.spec.prefix):
-            log.warning("uncertainty region alignment is left out: it needs every position of the layer")
-            return None
-        return head
 
 
 class UIBE(_Published[UIBEConfig]):

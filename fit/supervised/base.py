@@ -1,4 +1,4 @@
-"""What supervised methods share: which labels have enough positives, and a pass over activations with their labels."""
+"""What supervised methods share: labels with enough positives, passes over activations with labels, thresholds of best F1."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from fit.base import Fitter, FitterConfig
-from fit.supervised.position_labels import LabelledImages, Labels, labels_of_store
+from fit.base import Fitter
+from fit.config import FitterConfig
+from fit.supervised.position_labels import LabelledImages, Labels, TruthImages
 from stores.errors import FitError, UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
@@ -18,6 +19,8 @@ from stores.statistics import Statistics
 
 ROWS = 16384  # positions at a time
 ENTRIES = 2**22  # positions × labels at a time
+BINS = 4096
+WIDTH = 16.0  # standard deviations that the bins cover: ±8; values beyond are counted in the outermost
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Supervised(Fitter[Config]):
 
         Raises FitError when none can, UsageError when there are no labels or ``n_directions`` contradicts their number.
         """
-        labels = labels_of_store(reader, self.name) if self.labels is None else self.labels.at(reader)
+        labels = TruthImages(reader, self.name) if self.labels is None else self.labels.at(reader)
         positives, negatives = count(labels, reader.positions, progress)
         enough = (positives >= self.config.min_positives) & (negatives > 0)
         columns = np.flatnonzero(enough)
@@ -160,11 +163,35 @@ def count(labels: LabelledImages, positions: int, progress: Progress) -> tuple[n
     return found, seen - found
 
 
-def check_varies(reader: LayerReader, moments: Statistics) -> None:
-    """Raise FitError when all positions have the same vector."""
-    scale = float(np.abs(moments.mean).max()) ** 2
-    if float(np.trace(moments.covariance)) <= 1e-12 * max(scale, 1e-30):
-        raise FitError(
-            f"The activations of layer '{reader.spec.name}' do not vary, so there is nothing to find. Look at the layer and "
-            "the images with `eddp inspect`."
-        )
+def best_f1_of_labels(
+    task: Task, filters: torch.Tensor, moments: Statistics, device: str, progress: Progress
+) -> torch.Tensor:
+    """Threshold b (L,) float64 of each column of ``filters`` (C, L) with the best F1 of ``w·x > b`` against its label.
+
+    One pass over the labelled images counts scores in bins of 1/256 of their standard deviation, which follows from the layer's
+    moments. The threshold is the middle of the empty bins below the last accepted one.
+    """
+    w = filters.double().cpu()
+    mean = torch.from_numpy(moments.mean) @ w
+    spread = ((torch.from_numpy(moments.covariance) @ w) * w).sum(0).clamp_min(1e-30).sqrt()
+    scaled, shift = (w / spread).float().to(device), (mean / spread).float().to(device)
+    counts = torch.zeros(2, task.count * BINS, dtype=torch.int64, device=device)
+    offset = torch.arange(task.count, device=device) * BINS
+    for block in task.blocks(device):
+        score = block.x @ scaled - shift
+        bins = ((score / WIDTH + 0.5) * BINS).clamp_(0, BINS - 1).long() + offset
+        counts[0] += torch.bincount(bins[block.annotated & ~block.present], minlength=task.count * BINS)
+        counts[1] += torch.bincount(bins[block.annotated & block.present], minlength=task.count * BINS)
+        progress("thresholds", block.first + len(block.x), task.rows)
+    edge = _best_edges(*counts.view(2, task.count, BINS).cpu())
+    return mean + spread * (edge / BINS - 0.5) * WIDTH
+
+
+def _best_edges(negative: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    """(L,) number of the bin edge above which F1 is best, from histograms (L, bins), ascending; halves are allowed."""
+    hits = positive.flip(1).cumsum(1).double()
+    seen = (positive + negative).flip(1).cumsum(1).double()
+    best = (2 * hits / (seen + hits[:, -1:]).clamp_min(1)).argmax(1, keepdim=True)  # bins taken from the top, less one
+    # bins below it that hold nothing may be taken as well: go to their middle
+    reach = (seen <= seen.gather(1, best)).sum(1, keepdim=True)
+    return (BINS - (best + 1 + reach).double() / 2).squeeze(1)

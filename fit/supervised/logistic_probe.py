@@ -18,12 +18,10 @@ import numpy as np
 import torch
 
 from extract.network import Head
-from fit.base import Fitted
-from fit.baselines.base import fitted
+from fit.base import Fitted, check_varies
 from fit.checkpoint import Checkpoint
 from fit.positive_stats import PositiveSums
-from fit.supervised.base import Supervised, SupervisedConfig, check_varies, images_at_once
-from fit.supervised.f1_thresholds import best_f1_of_labels
+from fit.supervised.base import Supervised, SupervisedConfig, best_f1_of_labels, images_at_once
 from fit.supervised.logistic import Solution, solve
 from fit.supervised.pool import HARD, Pool, draw, mine
 from stores.errors import FitError
@@ -124,10 +122,9 @@ class Probe(Supervised[ProbeConfig]):
             thresholds = best_f1_of_labels(task, filters, moments, device, progress)
         signals = signals_of(reader, filters, thresholds, moments, device, progress)
         info: dict[str, Any] = {"rounds": rounds, "pool": len(pool.x), "iterations": solution.iterations}
-        return fitted(
-            self.name,
+        return self.fitted(
             reader,
-            self.settled(task),
+            config=self.settled(task),
             filters=filters,
             signals=signals,
             mean=moments.mean,

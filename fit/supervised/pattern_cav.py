@@ -18,11 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from extract.network import Head
-from fit.base import Fitted
-from fit.baselines.base import fitted
+from fit.base import Fitted, check_varies
 from fit.checkpoint import Checkpoint
-from fit.supervised.base import Supervised, SupervisedConfig, Task, check_varies
-from fit.supervised.f1_thresholds import best_f1_of_labels
+from fit.supervised.base import Supervised, SupervisedConfig, Task, best_f1_of_labels
 from stores.errors import UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
@@ -59,10 +57,9 @@ class PatternCAV(Supervised[PatternCAVConfig]):
         if self.config.filter == "lda":
             filters = discriminants(moments, difference, self.config.shrinkage)
         thresholds = best_f1_of_labels(task, filters, moments, device, progress)
-        return fitted(
-            self.name,
+        return self.fitted(
             reader,
-            self.settled(task),
+            config=self.settled(task),
             filters=filters,
             signals=difference,
             mean=moments.mean,

@@ -1,8 +1,4 @@
-"""Labels of positions: from the concept dataset that a store was made from, or from a synthetic store's own truth.
-
-Methods see them through two protocols: ``Labels`` is what a user hands over, ``LabelledImages`` what it becomes for the
-images of one store, read block by block.
-"""
+"""Labels of positions: from the concept dataset that a store was made from, or from a synthetic store's own truth."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import numpy as np
 
 from extract.datasets import open_concepts
 from extract.labels import Alignment, ImageLabels, align, labels_ahead
-from stores.attachments import Truth, read_truth
+from stores.attachments import read_truth
 from stores.errors import DatasetError, MismatchError, UsageError
 from stores.readers import LayerReader
 
@@ -39,7 +35,7 @@ class LabelledImages(Protocol):
 
 
 class Labels(Protocol):
-    """Something that has labels for a store's positions."""
+    """A source of labels for a store's positions, which a user passes to a method."""
 
     def at(self, reader: LayerReader) -> LabelledImages:
         """The labels at the positions of a layer. Raises MismatchError when they do not belong to the store."""
@@ -51,7 +47,7 @@ class ConceptLabels:
 
     Parameters
     ----------
-    data : its folder, of any kind that ``extract.segmentation.base.open_concepts`` reads.
+    data : its folder, of any kind that ``extract.datasets.open_concepts`` reads.
 
     Raises what ``open_concepts`` raises.
     """
@@ -69,8 +65,8 @@ class ConceptLabels:
         return _ConceptImages(reader, align(reader.store, self.source))
 
 
-class _Kept(NamedTuple):
-    """An image's labels as they are kept: columns (l,), bits (l, ⌈P / 8⌉), annotated (L,)."""
+class _Packed(NamedTuple):
+    """An image's labels: columns (l,), bits (l, ⌈P / 8⌉), annotated (L,)."""
 
     columns: np.ndarray
     bits: np.ndarray
@@ -78,90 +74,69 @@ class _Kept(NamedTuple):
 
 
 class _ConceptImages:
-    """Label maps are decoded once and kept as bits, of those labels alone that an image shows: l · P / 8 bytes an image,
-    about a thousandth of its activations."""
+    """Each label map is decoded once, and stored as bits of the l labels that the image shows: l · P / 8 bytes."""
 
     def __init__(self, reader: LayerReader, alignment: Alignment) -> None:
         self.reader, self.alignment = reader, alignment
-        source = alignment.source
+        source, rows = alignment.source, alignment.rows
         self.names = [label.name for label in source.labels]
         self.numbers = [label.number for label in source.labels]
-        self.images = np.array(
-            [
-                r
-                for r in reader.image_indices.tolist()
-                if r in alignment.rows and source.split(alignment.rows[r]) == "train"
-            ],
-            np.int64,
-        )
+        of_train = (r for r in reader.image_indices.tolist() if r in rows and source.split(rows[r]) == "train")
+        self.images = np.array(list(of_train), np.int64)
         if not len(self.images):
             raise DatasetError(
                 f"{source.listing} has no image of the split 'train' in the store '{reader.store.path}': "
                 "labels are learnt on train. Extract more images, or set their split."
             )
         if not reader.spec.sampled and reader.positions != reader.spec.grid_positions:
-            raise UsageError(
-                "Positions that lie nowhere on the image have no labels: open the layer without its prefix."
-            )
+            raise UsageError("Positions outside the image's grid have no labels: open the layer without its prefix.")
         self._column = {number: k for k, number in enumerate(self.numbers)}
         self._category = [label.category for label in source.labels]
-        self._kept: dict[int, _Kept] = {}
+        self._packed: dict[int, _Packed] = {}
 
     def of(self, images: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = [int(row) for row in images]
-        self._read([row for row in rows if row not in self._kept])
+        source, new = self.alignment.source, [row for row in rows if row not in self._packed]
+        found = labels_ahead(source, [self.alignment.rows[row] for row in new], self.reader.grid, self.alignment.box_of)
+        with closing(found) as ahead:
+            self._packed |= {row: self._pack(row, labels) for row, labels in zip(new, ahead, strict=True)}
         p = self.reader.positions
         present = np.zeros((len(rows), p, len(self.names)), bool)
         annotated = np.zeros((len(rows), len(self.names)), bool)
         for k, row in enumerate(rows):
-            kept = self._kept[row]
-            present[k][:, kept.columns] = np.unpackbits(kept.bits, axis=1, count=p).astype(bool).T
-            annotated[k] = kept.annotated
+            packed = self._packed[row]
+            present[k][:, packed.columns] = np.unpackbits(packed.bits, axis=1, count=p).astype(bool).T
+            annotated[k] = packed.annotated
         return present, annotated
 
-    def _read(self, rows: list[int]) -> None:
-        source, of_row = self.alignment.source, self.alignment.rows
-        found = labels_ahead(source, [of_row[row] for row in rows], self.reader.grid, self.alignment.box_of)
-        with closing(found) as ahead:
-            for row, labels in zip(rows, ahead, strict=True):
-                self._kept[row] = self._pack(row, labels)
-
-    def _pack(self, row: int, labels: ImageLabels) -> _Kept:
-        maps = labels.maps
-        if self.reader.spec.sampled:
-            maps = maps[:, self.reader.places(row)]
+    def _pack(self, row: int, labels: ImageLabels) -> _Packed:
+        maps = labels.maps[:, self.reader.places(row)] if self.reader.spec.sampled else labels.maps
         columns = np.array([self._column[int(n)] for n in labels.numbers], np.int64)
         annotated = np.array([category in labels.categories for category in self._category])
-        return _Kept(columns, np.packbits(maps, axis=1), annotated)
+        return _Packed(columns, np.packbits(maps, axis=1), annotated)
 
 
-class TruthLabels:
-    """The concepts of a synthetic store, present or not at each position; every image is annotated in all of them."""
+class TruthImages:
+    """The concepts of a synthetic store, present or not at each position; every image is annotated in all of them.
 
-    def at(self, reader: LayerReader) -> LabelledImages:
-        return _TruthImages(reader, read_truth(reader.store.path))
+    Raises UsageError for a store without such a truth; ``method`` is for the message.
+    """
 
-
-class _TruthImages:
-    def __init__(self, reader: LayerReader, truth: Truth) -> None:
-        concepts = truth.present.shape[1]
+    def __init__(self, reader: LayerReader, method: str) -> None:
+        try:
+            present = read_truth(reader.store.path).present
+        except MismatchError as error:
+            raise UsageError(
+                f"The method '{method}' learns from labels, and the store '{reader.store.path}' brings none: only stores made by "
+                "`eddp synthetic` do. Give the concept dataset that the store was made from: --concepts DIR "
+                "(in Python labels=ConceptLabels(DIR))."
+            ) from error
+        concepts = present.shape[1]
         self.names = [f"concept {i}" for i in range(concepts)]
         self.numbers = list(range(concepts))
         self.images = reader.image_indices
-        self._present = truth.present.reshape(-1, reader.spec.positions, concepts)
+        self._present = present.reshape(-1, reader.spec.positions, concepts)
 
     def of(self, images: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         present = self._present[np.asarray(images, np.int64)]
         return present, np.ones((len(present), len(self.names)), bool)
-
-
-def labels_of_store(reader: LayerReader, method: str) -> LabelledImages:
-    """The labels a store brings along: a synthetic store's truth. Raises UsageError for any other."""
-    try:
-        return TruthLabels().at(reader)
-    except MismatchError as error:
-        raise UsageError(
-            f"The method '{method}' learns from labels, and the store '{reader.store.path}' brings none: only stores made by "
-            "`eddp synthetic` do. Give the concept dataset that the store was made from: --concepts DIR "
-            "(in Python labels=ConceptLabels(DIR))."
-        ) from error

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fit.baselines.ica import GAUSSIAN, ICA, ICAConfig
-from fit.settings import with_settings
+from fit.config import with_settings
 from fit.whiten import whiten_store, whitening
 from stores.directions import Directions
 from stores.errors import FitError, UsageError

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fit.paper.lagrangian import Multipliers
+from fit.paper.step import Multipliers
 
 
 def test_terms_by_hand() -> None:

@@ -33,10 +33,11 @@ from fit.losses import (
     self_weighted,
     streamed_sums,
 )
-from fit.row_sources import InMemory, positions
+from fit.row_sources import positions
 from fit.signals import EQUAL_LOGITS, signals_from_sums
 from fit.tile_backends import Compiled, Torch
 from stores.errors import FitError
+from stores.ranks import ALONE, Ranks
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-10}
 
@@ -147,6 +148,7 @@ class Cut:
     lengths: list[int]
     missing: int = 0
     asked: int = 0
+    ranks: Ranks = ALONE
 
     @property
     def count(self) -> int:
@@ -230,8 +232,7 @@ def test_a_tensor_becomes_positions_and_positions_stay() -> None:
     assert (data.count, data.rank, data.device, data.dtype) == (5, 2, rows.device, torch.float32)
     assert [len(tile) for tile in data.tiles(2)] == [2, 2, 1]
     assert torch.equal(torch.cat(list(data.tiles(2))), rows)
-    kept = InMemory(rows)
-    assert positions(kept) is kept
+    assert positions(data) is data
 
 
 def test_signal_sums_can_be_left_out() -> None:

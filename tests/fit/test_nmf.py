@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fit.baselines.nmf import NMF, NMFConfig
-from fit.settings import with_settings
+from fit.config import with_settings
 from stores.errors import FitError
 from stores.readers import LayerReader
 

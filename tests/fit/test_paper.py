@@ -15,18 +15,16 @@ from hypothesis import strategies as st
 from evaluate.ground_truth import against_truth
 from extract.network import Head
 from fit import make_fitter
-from fit.alignment import Detecting, Manipulation, Uncertainty
 from fit.base import Fitter
-from fit.batches import Batches
 from fit.checkpoint import Checkpoint
+from fit.config import with_settings
 from fit.paper import CBE, UIBE, PaperConfig, PaperEDDP, StepSettings
-from fit.paper.config import PRESETS, Step
-from fit.paper.lagrangian import Multipliers
-from fit.paper.orthonormal import Orthonormal, cayley
-from fit.paper.separate import Separate, plain, released, standardised
-from fit.paper.steps import CONSTRAINED, AsPrinted, LearningStep
-from fit.settings import with_settings
+from fit.paper.config import PRESETS
+from fit.paper.detectors import Learnt, Orthonormal, Separate, cayley, plain, released, standardised
+from fit.paper.step import CONSTRAINED, LearningStep, Multipliers
+from fit.row_sources import Batches
 from fit.synthetic import SyntheticConfig, make_synthetic
+from fit.uncertainty import Uncertainty
 from fit.whiten import whiten_store
 from pipeline.commands.fit import fit as command
 from pipeline.options import run_command
@@ -49,10 +47,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> LayerReader:
     return LayerReader(path)
 
 
-def mean_pull(detectors: Detecting, signals: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Stands for the uncertainty term: any function of filters, offsets and signal vectors."""
-    value = (detectors.unit() * torch.arange(1.0, 1 + len(detectors.unit()))[:, None]).sum().sin()
-    return value + detectors.offsets.square().mean() + signals.square().sum().cos(), 0.0
+def mean_pull(filters: torch.Tensor, thresholds: torch.Tensor, signals: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Stands for the uncertainty term: any function of filters, thresholds and signal vectors."""
+    value = (filters * torch.arange(1.0, 1 + len(filters))[:, None]).sum().sin()
+    return value + thresholds.square().mean() + signals.square().sum().cos(), 0.0
 
 
 def learning(
@@ -65,13 +63,14 @@ def learning(
         return torch.randn(shape, generator=g, dtype=D)
 
     y = random(n, r)
-    model: Orthonormal | Separate
+    model: Learnt
     if name == "a":
         base = torch.linalg.qr(random(r, r))[0]
-        model = Orthonormal(random(r, i), random() / 4 - 0.3, random() / 4, base)
+        model = Orthonormal(random(r, i), random(1) / 4 - 0.3, random(1) / 4, base)
     else:
         model = Separate(random(r, i), random(i) / 4 - 0.3, random(i) / 4, random(r, i) if name == "d" else None)
-    how = Step(9, 1e-3, 2, 0.85, 2.8, 0.6, 5.0, 0.25, 0.9, *((2.6, 15.0, 1.3) if name != "a" else ()), rho=0.2)
+    rest = (2.6, 15.0, 1.3) if name != "a" else (0.0, 0.0, 0.0)
+    how = StepSettings(9, 1e-3, 2, 0.85, 2.8, 0.6, 5.0, 0.25, 0.9, *rest, rho=0.2)
     multipliers = None
     if lagrangian:
         multipliers = Multipliers({loss: BOUNDS[loss] for loss in CONSTRAINED[name]}, 0.7)
@@ -88,8 +87,8 @@ def naive_total(step: LearningStep, y: torch.Tensor) -> torch.Tensor:
         lower = torch.cat([torch.tril(model.free, -1), torch.zeros(r, r - i, dtype=D)], 1)
         half = (lower - lower.T) / 2
         unit = (model.base @ torch.linalg.inv(torch.eye(r, dtype=D) + half) @ (torch.eye(r, dtype=D) - half))[:, :i]
-        w, b = unit / model.log_margin.exp(), model.threshold.repeat(i)
-        margins, s = model.log_margin.exp()[None], None
+        margins, s = model.log_margins.exp(), None
+        w, b = unit / margins, model.thresholds.repeat(i)
     else:
         unit = model.directions / model.directions.norm(dim=0)
         margins = model.log_margins.exp()
@@ -105,15 +104,9 @@ def naive_total(step: LearningStep, y: torch.Tensor) -> torch.Tensor:
         losses["orthogonality"] = (how.lambda_fso, naive_orthogonality(unit, s))
     total = how.lambda_s * naive["s"] + (how.lambda_sb * naive["sb"] if step.name != "a" else 0)
 
-    class Here:
-        offsets = b
-
-        def unit(self) -> torch.Tensor:
-            return w
-
     if step.uncertainty is not None:
         signals = torch.zeros(0, dtype=D) if s is None else s / s.norm(dim=0)
-        total = total + how.lambda_uncertainty * mean_pull(Here(), signals)[0]
+        total = total + how.lambda_uncertainty * mean_pull(w, b, signals)[0]
     for name, (weight, loss) in losses.items():
         if step.multipliers is None:
             total = total + weight * loss
@@ -153,10 +146,9 @@ def test_manipulations_are_the_printed_ones(r: int, i: int, seed: int, constrain
         signals = torch.zeros(0, dtype=D)
     else:
         printed = (y @ w - b) @ torch.linalg.pinv(w.T @ signals).T @ signals.T
-    how = Manipulation("constrained" if constrained else "unconstrained", "entropy", 0.0)
     aligned = Uncertainty.__new__(Uncertainty)
-    aligned.how = how
-    torch.testing.assert_close(aligned._step(y, AsPrinted(step.model), signals), printed)
+    aligned.step, aligned.ridge = "constrained" if constrained else "unconstrained", 0.0
+    torch.testing.assert_close(aligned._manipulation(y, *step.model.linear(), signals), printed)
 
 
 @settings(max_examples=30)
@@ -166,7 +158,7 @@ def test_filters_stay_orthonormal(r: int, i: int, size: float, seed: int) -> Non
     model = Orthonormal.random(r, i, margin=0.5, tau=0.9, seed=seed)
     g = torch.Generator().manual_seed(seed)
     torch.testing.assert_close(cayley(model.free, model.base), model.base[:, :i])
-    model = Orthonormal(size * torch.randn(r, i, generator=g), model.log_margin, model.threshold, model.base)
+    model = Orthonormal(size * torch.randn(r, i, generator=g), model.log_margins, model.thresholds, model.base)
     unit = model.unit().detach()
     assert unit.dtype == torch.float32
     assert float((unit.T @ unit - torch.eye(i)).abs().max()) < 1e-5
@@ -178,7 +170,7 @@ def test_the_start_lets_pass_a_share_of_normal_values() -> None:
     w, b = model.linear()
     share = (y @ w - b > 0).double().mean(0)
     torch.testing.assert_close(share, torch.full((4,), 0.9 / 4, dtype=D), rtol=0.05, atol=0)
-    torch.testing.assert_close(model.offsets, 0.5 * b)
+    torch.testing.assert_close(model.offsets().expand(4), 0.5 * b)
 
 
 @settings(max_examples=30)
@@ -193,11 +185,11 @@ def test_the_change_of_variables_keeps_every_logit(r: int, dead: int, seed: int,
     i = int(g.integers(1, r + 1))
     before = Orthonormal.random(r, i, margin=0.3, tau=0.9, seed=seed)
     before = Orthonormal(torch.randn(r, i, generator=torch.Generator().manual_seed(seed)).double(),
-                         before.log_margin.double(), before.threshold.double(), before.base)  # fmt: skip
+                         before.log_margins.double(), before.thresholds.double(), before.base)  # fmt: skip
     after = released(before, standard, activations)
     rows = torch.from_numpy(x)
 
-    def logits(model: Orthonormal | Separate, transform: object) -> torch.Tensor:
+    def logits(model: Learnt, transform: object) -> torch.Tensor:
         w, b = model.linear()
         y = (rows - transform.mean.double()) @ transform.forward.double().T  # type: ignore[attr-defined]
         return (y @ w - b).detach()
@@ -351,12 +343,11 @@ def test_the_general_head_does_what_the_pooled_one_does(reader: LayerReader) -> 
     for head in (Head(lambda x: x.mean(1) @ affine[0].T + affine[1], pooled) for pooled in (affine, None)):
         transform = plain(standardised(statistics(reader)), centre=False)
         data = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu")
-        how = Manipulation("constrained", "entropy", 0.0, 60)
-        model = released(
-            Orthonormal.random(16, 3, margin=0.5, tau=0.9, seed=0), standardised(statistics(reader)), transform
-        )
-        model = model.with_signals(F.normalize(model.unit().detach(), dim=0))
-        loss, _ = Uncertainty(how, transform, data, reader, head, 0)(AsPrinted(model), model.signals())  # type: ignore[arg-type]
+        start = Orthonormal.random(16, 3, margin=0.5, tau=0.9, seed=0)
+        model = released(start, standardised(statistics(reader)), transform)
+        signals = F.normalize(model.unit().detach(), dim=0)
+        term = Uncertainty(transform, data, reader, head, 0, objective="entropy", ridge=0.0, images=60)
+        loss, _ = term(*model.linear(), signals)
         found.append(float(loss.detach()))
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 

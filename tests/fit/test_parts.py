@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from fit.clustering import _torch_kmeans, nearest, spherical_kmeans
-from fit.config import EDDPConfig
+from fit.config import EDDPConfig, with_settings
 from fit.diagnostics import diagnose
 from fit.init import best_f1_thresholds
-from fit.settings import with_settings
 from fit.signals import pattern
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.whiten import whiten_store, whitening

@@ -19,18 +19,18 @@ from hypothesis import strategies as st
 
 from extract.network import Head, open_head
 from fit import EDDP, KMeans, PaperEDDP
-from fit.alignment import Manipulation, Uncertainty
-from fit.batches import Batches
 from fit.checkpoint import Checkpoint
 from fit.config import EDDPConfig
 from fit.detectors import Detectors
 from fit.diagnostics import diagnose
+from fit.init import find_start, from_clusters
 from fit.losses import RowWeights, column_gradient, streamed_sums
+from fit.paper import StepSettings
 from fit.reinit_dead import reseed
-from fit.restarts import begin, from_clusters
-from fit.row_sources import InMemory, InParts, Positions, Stored, positions_of
+from fit.row_sources import Batches, InMemory, Positions, Stored, positions
 from fit.signals import moments_of
 from fit.synthetic import SyntheticConfig, make_synthetic
+from fit.uncertainty import Uncertainty
 from fit.whiten import Held, whiten_store, whitening, whitening_of_rank_0
 from stores.errors import FitError, NonFiniteError, UsageError
 from stores.ranks import Ranks
@@ -57,7 +57,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parts_of(rows: torch.Tensor, ranks: Ranks, longest: int) -> Positions:
     held = Held.of(len(rows), ranks, longest)
-    return InParts(rows[held.start : held.end].clone(), held, ranks)
+    return InMemory(rows[held.start : held.end].clone(), held, ranks)
 
 
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 25), st.integers(1, 25))
@@ -68,13 +68,13 @@ def test_tiles_of_all_ranks_are_the_tiles_of_one(count: int, size: int, longest:
         part = parts_of(rows, Member(rank, size, None, []), longest)  # type: ignore[arg-type]
         found += part.tiles(tile)
         assert len(part.tensor) <= -(-count // size) + longest - 1
-    wanted = list(InMemory(rows).tiles(tile))
+    wanted = list(positions(rows).tiles(tile))
     assert [t.tolist() for t in found] == [t.tolist() for t in wanted]
 
 
 def test_a_tile_longer_than_what_is_kept_is_refused() -> None:
     part = parts_of(torch.zeros(20, 2), Member(0, 2, None, []), 3)  # type: ignore[arg-type]
-    with pytest.raises(FitError, match="A tile of 8 positions goes beyond what rank 0 keeps"):
+    with pytest.raises(FitError, match="A tile of 8 positions extends beyond what rank 0 holds"):
         list(part.tiles(8))
 
 
@@ -145,10 +145,8 @@ def test_ranks_whiten_their_parts(tmp_path: Path, most: int, size: int) -> None:
     def work(ranks: Member) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         data = whiten_store(small, transform, max_rows=most, seed=3, device="cpu", ranks=ranks, longest=40)
         assert torch.equal(data.rows, alone.rows[data.held.start : data.held.end])
-        part = positions_of(data)
-        assert isinstance(part, InParts)
         chosen = torch.tensor([0, 3, small.n_images - 1])
-        return part.own, data.pooled, data.pooled_of(chosen)
+        return data.rows[: data.held.stop - data.held.start], data.pooled, data.pooled_of(chosen)
 
     found = on_ranks(size, work)
     assert torch.equal(torch.cat([rows for rows, _, _ in found]), alone.rows)
@@ -172,25 +170,25 @@ def test_ranks_begin_with_what_one_process_begins_with(
     reader: LayerReader, settings: dict[str, Any], sample: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The starts are spread over the ranks, and the sample is the same wherever its rows lie."""
-    monkeypatch.setattr("fit.restarts.SAMPLE", sample)
+    monkeypatch.setattr("fit.init.SAMPLE", sample)
     config = EDDPConfig(**{**QUICK, "kmeans_points": 60, "restart_rows": 200, **settings})
     data = whiten_store(reader, whitening(statistics(reader), rank=8), max_rows=10**6, seed=0, device="cpu")
-    alone = begin(data.rows, config)
-    for found in on_ranks(2, lambda ranks: begin(parts_of(data.rows, ranks, 50), config)):
+    alone = find_start(data.rows, config)
+    for found in on_ranks(2, lambda ranks: find_start(parts_of(data.rows, ranks, 50), config)):
         assert found.soft == alone.soft
         for mine, theirs in zip(found.detectors.parameters(), alone.detectors.parameters(), strict=True):
             assert torch.equal(mine, theirs)
 
 
 def test_the_start_sees_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fit.restarts.SAMPLE", 50)
+    monkeypatch.setattr("fit.init.SAMPLE", 50)
     config = EDDPConfig(n_directions=3, kmeans_points=30, restart_rows=64, restarts=1, regime="soft")
     seen: list[int] = []
     monkeypatch.setattr(
-        "fit.restarts.from_clusters", lambda rows, *more: (seen.append(len(rows)), from_clusters(rows, *more))[1]
+        "fit.init.from_clusters", lambda rows, *more: (seen.append(len(rows)), from_clusters(rows, *more))[1]
     )
-    begin(problem(1000)[0], config)
-    begin(problem(80)[0], config)
+    find_start(problem(1000)[0], config)
+    find_start(problem(80)[0], config)
     assert seen == [90, 80]
 
 
@@ -205,7 +203,7 @@ def test_detectors_begin_anew_where_all_ranks_detect_nothing() -> None:
         sums = streamed_sums(data, *detectors.linear(), RowWeights(1, 1))
         return reseed(data, detectors, sums, seed=0).tolist(), torch.cat([t.flatten() for t in detectors.parameters()])
 
-    alone = renewed(InMemory(rows))
+    alone = renewed(positions(rows))
     assert alone[0] == [1, 3]
     for found in on_ranks(3, lambda ranks: renewed(parts_of(rows, ranks, 2**20))):
         assert found[0] == alone[0]
@@ -220,7 +218,7 @@ def test_the_term_of_the_head_is_that_of_one_process(reader: LayerReader, affine
     linear = head.function
     if not affine:
         head = Head(lambda x: torch.tanh(linear(x)), None)
-    how, transform = Manipulation(images=images), whitening(statistics(reader), rank=8)
+    transform = whitening(statistics(reader), rank=8)
     data = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu")
     detectors = from_clusters(data.rows, EDDPConfig(n_directions=3), 0)
 
@@ -230,7 +228,8 @@ def test_the_term_of_the_head_is_that_of_one_process(reader: LayerReader, affine
             held = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu", ranks=ranks)
         mine = Detectors(*(t.detach().clone().requires_grad_() for t in detectors.parameters()))
         signals = torch.randn(transform.rank, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        loss, entropy = Uncertainty(how, transform, held, reader, head, 0)(mine, signals)
+        term = Uncertainty(transform, held, reader, head, 0, images=images)
+        loss, entropy = term(mine.unit(), mine.offsets, signals)
         slopes = torch.autograd.grad(2 * loss, [mine.directions, mine.offsets, signals])
         return [loss.detach(), torch.tensor(entropy), *slopes]
 
@@ -244,7 +243,7 @@ def test_the_term_of_the_head_is_that_of_one_process(reader: LayerReader, affine
 def test_batches_of_all_ranks_are_the_batches_of_one(reader: LayerReader, stored: bool) -> None:
     transform = whitening(statistics(reader), rank=4)
     data = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu")
-    alone = Batches(Stored(reader, transform, "cpu") if stored else InMemory(data.rows), 256, seed=3)
+    alone = Batches(Stored(reader, transform, "cpu") if stored else data.rows, 256, seed=3)
     wanted = [torch.cat(list(alone.at(step).tiles(100))) for step in range(6)]
 
     def work(ranks: Member) -> list[torch.Tensor]:
@@ -308,10 +307,7 @@ def test_a_general_head_too_while_steps_are_few(reader: LayerReader) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_the_published_steps_on_ranks(reader: LayerReader) -> None:
-    steps = {f"{name}": {"epochs": 6} for name in ("a", "b", "d")}
-    from fit.paper.config import StepSettings
-
-    settings: dict[str, Any] = {name: StepSettings(**entry) for name, entry in steps.items()}
+    settings: dict[str, Any] = {name: StepSettings(epochs=6) for name in ("a", "b", "d")}
     how = {"n_directions": 3, "preset": "synthetic", "restart_epochs": 3, **settings}
     alone = PaperEDDP(**how).fit(reader)
     for found in on_ranks(2, lambda ranks: PaperEDDP(**how).fit(reader, ranks=ranks)):
@@ -338,8 +334,6 @@ def test_ranks_with_gpus(reader: LayerReader, settings: dict[str, Any]) -> None:
 @pytest.mark.gpu
 @pytest.mark.usefixtures("small_tiles")
 def test_the_published_steps_on_ranks_with_gpus(reader: LayerReader) -> None:
-    from fit.paper.config import StepSettings
-
     steps = {name: StepSettings(epochs=3) for name in ("a", "b", "d")}
     how: dict[str, Any] = {"n_directions": 3, "preset": "synthetic", "restart_epochs": 2, "device": "cuda", **steps}
     alone = PaperEDDP(**how).fit(reader)

@@ -9,16 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fit.batches import Batches
 from fit.checkpoint import Checkpoint
 from fit.config import EDDPConfig
 from fit.detectors import Detectors
 from fit.eddp import EDDP
+from fit.init import find_start
 from fit.losses import RowWeights, streamed_sums
 from fit.optim import Plateau
 from fit.reinit_dead import reseed, superfluous
-from fit.restarts import begin
-from fit.row_sources import InMemory, Stored
+from fit.row_sources import Batches, Stored, positions
 from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.whiten import whiten_store, whitening
 from stores.errors import CheckpointError, MismatchError, NonFiniteError, StoreError
@@ -95,7 +94,7 @@ def test_batches_are_each_row_once_and_the_same_whenever_asked() -> None:
     first = [batches.at(step) for step in range(3)]
     seen = torch.cat([tile for batch in first for tile in batch.tiles(10)]).flatten().tolist()
     assert len(set(seen)) == 9
-    assert [batches.new_epoch(step) for step in range(4)] == [True, False, False, True]
+    assert batches.per_epoch == 3
     assert torch.equal(next(Batches(rows, 3, seed=1).at(2).tiles(5)), next(first[2].tiles(5)))
     assert not torch.equal(next(batches.at(3).tiles(5)), next(first[0].tiles(5)))
     assert Batches(rows, 10, 0).full
@@ -119,15 +118,15 @@ def test_the_best_of_several_starts_is_taken(reader: LayerReader) -> None:
     def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
         seen.append(note)
 
-    begin(data.rows, EDDPConfig(n_directions=3, restarts=3, restart_steps=60), progress)
+    find_start(data.rows, EDDPConfig(n_directions=3, restarts=3, restart_steps=60), progress)
     losses = [float(note.removeprefix("loss ")) for note in seen if note.startswith("loss")]
     assert len(losses) == 4  # three by k-means, one by skewness
 
 
 def test_no_start_from_components_of_few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("fit.restarts.skewness_clusters", lambda *_, **__: pytest.fail("12 positions a direction"))
-    begin(rows, EDDPConfig(n_directions=8, restarts=2, restart_steps=2))
+    monkeypatch.setattr("fit.init.skewness_clusters", lambda *_, **__: pytest.fail("12 positions a direction"))
+    find_start(rows, EDDPConfig(n_directions=8, restarts=2, restart_steps=2))
 
 
 @pytest.mark.parametrize(("crisp", "soft"), [(0.0001, True), (5.0, False)])
@@ -153,7 +152,7 @@ def test_dead_and_duplicate_detectors_begin_anew_where_nothing_is_detected() -> 
     filters, thresholds = detectors.linear()
     sums = streamed_sums(rows, filters, thresholds, RowWeights(1, 1))
     assert superfluous(detectors, sums).tolist() == [1, 3]
-    assert reseed(InMemory(rows), detectors, sums, seed=0).tolist() == [1, 3]
+    assert reseed(positions(rows), detectors, sums, seed=0).tolist() == [1, 3]
     filters, thresholds = detectors.linear()
     on = rows @ filters - thresholds > 0
     found = on.float().view(4, 200, 4).mean(1)  # share of each cluster's rows, by detector
@@ -161,7 +160,7 @@ def test_dead_and_duplicate_detectors_begin_anew_where_nothing_is_detected() -> 
     assert (found.amax(0) > 0.95).all()
     sums = streamed_sums(rows, filters, thresholds, RowWeights(1, 1))
     assert len(superfluous(detectors, sums)) == 0
-    assert len(reseed(InMemory(rows), detectors, sums, seed=0)) == 0
+    assert len(reseed(positions(rows), detectors, sums, seed=0)) == 0
 
 
 def test_new_detectors_look_all_over_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +171,7 @@ def test_new_detectors_look_all_over_the_store(monkeypatch: pytest.MonkeyPatch) 
     rows += 0.1 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
     detectors = Detectors(-torch.eye(3)[:, :2].contiguous(), torch.full((2,), 3.0), torch.zeros(2))
     filters, thresholds = detectors.linear()
-    reseed(InMemory(rows), detectors, streamed_sums(rows, filters, thresholds, RowWeights(1, 1)), seed=0)
+    reseed(positions(rows), detectors, streamed_sums(rows, filters, thresholds, RowWeights(1, 1)), seed=0)
     assert sorted(detectors.directions.argmax(0).tolist()) == [0, 1]
 
 

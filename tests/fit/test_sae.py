@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fit.baselines import autoencoder, sae
 from fit.baselines.autoencoder import Autoencoder, Codes, gradients, positive_codes, top_codes
 from fit.baselines.sae import SAE, SAEConfig, Scaling, Training, firing_thresholds
-from fit.settings import with_settings
+from fit.config import with_settings
 from stores.errors import FitError, NonFiniteError, UsageError
 from stores.readers import LayerReader
 from stores.statistics import statistics

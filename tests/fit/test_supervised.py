@@ -12,8 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from fit import make_fitter
-from fit.supervised.base import Task, count
-from fit.supervised.f1_thresholds import best_f1_of_labels
+from fit.supervised.base import Task, best_f1_of_labels, count
 from fit.supervised.logistic import solve
 from fit.supervised.logistic_probe import Probe, Standardise, choose, signals_of
 from fit.supervised.pattern_cav import PatternCAV

@@ -18,7 +18,7 @@ from numba import njit
 from fit import tile_backends as visits
 from fit import tile_kernels as kernels
 from fit.positive_stats import PositiveSums
-from fit.row_sources import InMemory
+from fit.row_sources import positions
 from fit.tile_backends import Compiled, Slopes, in_pieces
 
 NARROW, EXACT = np.float32, np.float64
@@ -198,7 +198,7 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None
 
     def everything(threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(threads)
-        visit = Compiled(InMemory(y), w, b, 300)
+        visit = Compiled(positions(y), w, b, 300)
         positives = PositiveSums(20, 17, 300, dtype=dtype, device=y.device)
         left, bounds = [], []
         for tile in y.split(300):

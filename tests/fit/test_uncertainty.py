@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract.network import Head, open_head
-from fit.alignment import Manipulation, Uncertainty
 from fit.config import EDDPConfig
 from fit.eddp import EDDP
-from fit.restarts import from_clusters
+from fit.init import from_clusters
 from fit.synthetic import SyntheticConfig, make_synthetic
-from fit.uncertainty import constrained_step, uncertainty_loss, unconstrained_step
+from fit.uncertainty import Uncertainty, constrained_step, uncertainty_loss, unconstrained_step
 from fit.whiten import whiten_store, whitening
 from stores.errors import OutOfMemoryError
 from stores.readers import LayerReader
@@ -64,7 +63,6 @@ def test_pooled_shortcut_equals_the_general_path(tmp_path, step: str) -> None:  
     make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=200, positions=3))
     reader = LayerReader(tmp_path / "s.zarr")
     head = open_head(reader.store, reader.spec.name)
-    how = Manipulation(step=step, images=64)  # type: ignore[arg-type]
     transform = whitening(statistics(reader), rank=64)
     data = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu")
     detectors = from_clusters(data.rows, EDDPConfig(n_directions=3), 0)
@@ -73,7 +71,8 @@ def test_pooled_shortcut_equals_the_general_path(tmp_path, step: str) -> None:  
     signals = torch.randn(transform.rank, 3, generator=torch.Generator().manual_seed(0))
     found = {}
     for name, used in (("pooled", head), ("general", Head(head.function, None))):
-        loss, entropy = Uncertainty(how, transform, data, reader, used, 0)(detectors, signals)
+        term = Uncertainty(transform, data, reader, used, 0, step=step, images=64)  # type: ignore[arg-type]
+        loss, entropy = term(detectors.unit(), detectors.offsets, signals)
         found[name] = (
             float(loss.detach()),
             entropy,

@@ -3,71 +3,76 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from fit.alignment import Detecting
-from fit.batches import Batches
-from fit.gradients import gradients
 from fit.losses import (
     RowWeights,
     Sums,
     excessively_active,
     filter_signal_orthogonality,
+    gradients,
     inactive_classifier,
     maximum_margin,
     streamed_sums,
 )
 from fit.optim import adam_tensors, load_adam, refuse_non_finite
-from fit.paper.config import NUMBERS, Step
-from fit.paper.lagrangian import Multipliers
-from fit.row_sources import Positions, ranks_of
+from fit.paper.config import NUMBERS, StepSettings
+from fit.paper.detectors import Learnt
+from fit.row_sources import Batches, Positions
 
 THRESHOLD = 1e-4  # by how much a loss must fall to count as lower; −H makes losses negative, so no share of it
 SCHEDULER = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
-CONSTRAINED = {
-    "a": ("maximum_activation", "margin", "inactive"),
-    "b": ("maximum_activation", "margin", "inactive", "excessive"),
-    "d": ("maximum_activation", "margin", "inactive", "excessive", "orthogonality"),
-}  # what step (a), (b), (d) keeps below a bound
+BOUNDS = {
+    "maximum_activation": "bound_ma",
+    "margin": "bound_mm",
+    "inactive": "bound_ic",
+    "excessive": "bound_eac",
+    "orthogonality": "bound_fso",
+}  # the loss of each bound
+CONSTRAINED = {name: tuple(BOUNDS)[:count] for name, count in (("a", 3), ("b", 4), ("d", 5))}  # in step (a), (b), (d)
+
+Alignment = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, float]]
 
 
-class Learnt(Detecting, Protocol):
-    """The detectors of a step."""
+class Multipliers:
+    """The augmented Lagrangian: multipliers m_c, at first 0, of losses that are kept below bounds while others are minimised.
 
-    def parameters(self) -> list[torch.Tensor]: ...
+    ``L_A = f + Σ_c [max(0, m_c + ρ_c g_c)² − m_c²] / 2ρ_c`` with ``g_c = L_c − bound_c``, then ``m_c ← max(0, m_c + ρ_c g_c)``, once an
+    epoch [I]. The penalties are constant, ``ρ_c = penalty / bound_c²`` [I]: a violation as large as its bound costs ``penalty / 2`` for
+    every constraint alike, whatever the bound's size, and the multipliers' growth does the rest.
 
-    def linear(self) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-    def inverse_margins(self) -> torch.Tensor: ...
-
-    def signals(self) -> torch.Tensor | None: ...
-
-    def tensors(self) -> dict[str, torch.Tensor]: ...
-
-
-Alignment = Callable[[Detecting, torch.Tensor], tuple[torch.Tensor, float]]
-
-
-class AsPrinted:
-    """Detectors for the printed manipulations ``(Wᵀ)⁺ z``, ``S (WᵀS)⁺ z``: with W, b and z themselves in place of unit filters.
-
-    Both give the same where W has full rank. With more directions than channels the pseudo-inverse leaves a residual, and
-    which one depends on the margins.
+    Parameters
+    ----------
+    bounds : what each loss must stay below, positive.
+    penalty : ρ_c times the square of the bound.
     """
 
-    def __init__(self, detectors: Learnt) -> None:
-        self._filters, self._thresholds = detectors.linear()
+    def __init__(self, bounds: Mapping[str, float], penalty: float) -> None:
+        self.bounds = dict(bounds)
+        self.penalties = {name: penalty / bound**2 for name, bound in self.bounds.items()}
+        self.values = dict.fromkeys(self.bounds, 0.0)
 
-    def unit(self) -> torch.Tensor:
-        return self._filters
+    def weight(self, name: str, loss: float) -> float:
+        """``dL_A/dL_c = max(0, m_c + ρ_c g_c)`` at a value of the loss: its gradient counts this much."""
+        return max(0.0, self.values[name] + self.penalties[name] * (loss - self.bounds[name]))
 
-    @property
-    def offsets(self) -> torch.Tensor:
-        return self._thresholds
+    def term(self, name: str, loss: torch.Tensor) -> torch.Tensor:
+        """The constraint's part of L_A, differentiable by the loss."""
+        m, rho = self.values[name], self.penalties[name]
+        return (F.relu(m + rho * (loss - self.bounds[name])).square() - m**2) / (2 * rho)
+
+    def violation(self, losses: Mapping[str, float]) -> float:
+        """``Σ_c ρ_c max(0, g_c)² / 2``: with f, what can be compared from epoch to epoch, while L_A changes with its multipliers."""
+        return sum(0.5 * rho * max(0.0, losses[name] - self.bounds[name]) ** 2 for name, rho in self.penalties.items())
+
+    def update(self, losses: Mapping[str, float]) -> None:
+        """``m_c ← max(0, m_c + ρ_c g_c)`` at the losses' means over an epoch."""
+        self.values = {name: self.weight(name, losses[name]) for name in self.bounds}
 
 
 class LearningStep:
@@ -78,10 +83,11 @@ class LearningStep:
     name : "a", "b" or "d".
     model : the detectors to learn, in place.
     batches : their positions.
-    how : weights and rates.
+    how : weights and rates, every entry set.
     multipliers : for the Lagrangian form, of the losses in ``CONSTRAINED``; None: the weighted form.
-    uncertainty : gives (L_uur or L_cur, entropy in bits); None: without it.
-    printed : whether the manipulation is the one without a ridge, see ``AsPrinted``.
+    uncertainty : gives (L_uur or L_cur, entropy in bits) of filters (r, I), thresholds (I,) and signal vectors; None: without it.
+    printed : whether the manipulations are those without a ridge, ``(Wᵀ)⁺ z`` and ``S (WᵀS)⁺ z``, in W and b themselves. In unit filters
+        they are the same where W has full rank; with more directions than channels the residual depends on the margins.
     settled : the step ends when its rate has fallen below this share of its start.
     """
 
@@ -90,7 +96,7 @@ class LearningStep:
         name: str,
         model: Learnt,
         batches: Batches,
-        how: Step,
+        how: StepSettings,
         multipliers: Multipliers | None,
         uncertainty: Alignment | None,
         *,
@@ -98,16 +104,17 @@ class LearningStep:
         settled: float = 0.0,
         printed: bool = True,
     ) -> None:
-        self.name, self.model, self.batches, self.how = name, model, batches, how
-        self.ranks = ranks_of(batches.all)
+        self.name, self.model, self.batches = name, model, batches
+        self.how = cast(Any, how)  # every entry is set
+        self.ranks = batches.all.ranks
         self.multipliers, self.uncertainty = multipliers, uncertainty
-        self.gamma, self.end, self.printed = gamma, settled * how.learning_rate, printed
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=how.learning_rate)
+        self.gamma, self.end, self.printed = gamma, settled * self.how.learning_rate, printed
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=self.how.learning_rate)
         self.scheduler = ReduceLROnPlateau(
             self.optimiser,
             factor=0.5,
-            patience=how.patience,
-            cooldown=how.patience,
+            patience=self.how.patience,
+            cooldown=self.how.patience,
             threshold=THRESHOLD,
             threshold_mode="abs",
             eps=0.0,
@@ -162,7 +169,9 @@ class LearningStep:
                 sums = streamed_sums(rows, filters, thresholds, RowWeights(0, 0), gamma=self.gamma, signals="none")
             on_activation = self.multipliers.weight("maximum_activation", sums.maximum_activation)
         weights = RowWeights(how.lambda_s, on_activation, how.lambda_sb)
-        total, terms, sums = gradients(rows, self.model, weights, self._small, gamma=self.gamma, signals="none")
+        total, terms, sums = gradients(
+            rows, self.model.linear(), weights, self._small, gamma=self.gamma, signals="none"
+        )
         if self.multipliers is not None:
             activation = torch.tensor(sums.maximum_activation, dtype=torch.float64)
             total += float(self.multipliers.term("maximum_activation", activation))
@@ -180,7 +189,6 @@ class LearningStep:
             "margin": (how.lambda_mm, maximum_margin(model.inverse_margins())),
         }
         if "excessive" in CONSTRAINED[self.name]:
-            assert how.rho is not None
             terms["excessive"] = (how.lambda_eac, excessively_active(column, how.rho))
         if signals is not None:
             terms["orthogonality"] = (how.lambda_fso, filter_signal_orthogonality(model.unit(), signals))
@@ -190,9 +198,9 @@ class LearningStep:
             for name, (weight, value) in terms.items()
         ]
         if self.uncertainty is not None:
-            detectors = AsPrinted(model) if self.printed else model
-            nowhere = column.new_zeros(0)  # (a) and (b) know no signal vectors, and their manipulation needs none
-            value, values["entropy"] = self.uncertainty(detectors, nowhere if signals is None else signals)
+            filters, thresholds = model.linear() if self.printed else (model.unit(), model.offsets())
+            given = column.new_zeros(0) if signals is None else signals  # the manipulations of (a) and (b) need none
+            value, values["entropy"] = self.uncertainty(filters, thresholds, given)
             values["uncertainty"] = float(value.detach())
             parts.append(how.lambda_uncertainty * value)
         return torch.stack(parts).sum(), values
@@ -209,8 +217,8 @@ class LearningStep:
         multipliers = self.multipliers.values if self.multipliers else None
         return {"epoch": self.epoch, "rate": self.rate, "scheduler": scheduler, "multipliers": multipliers}
 
-    def go_on(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        """Put back all but the model, which the step was made with."""
+    def resume(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        """Restore all but the model, which the step was made with."""
         load_adam(self.optimiser, tensors)
         for group in self.optimiser.param_groups:
             group["lr"] = values["rate"]
