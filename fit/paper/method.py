@@ -30,7 +30,7 @@ from fit.uncertainty import Uncertainty
 from fit.whiten import WhitenedRows, Whitening, whiten_store
 from stores.errors import FitError
 from stores.progress import Progress
-from stores.ranks import ALONE, Ranks
+from stores.ranks import Ranks
 from stores.readers import LayerReader
 from stores.statistics import Statistics, statistics
 
@@ -38,62 +38,90 @@ log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=UIBEConfig)
 
 
-class Stages:
-    """A fit by the steps named in ``stages``, the first of them "a"; ``head`` is used where a step weighs L_uur or L_cur.
+class _Published(Fitter[Config]):
+    """What the three have in common: they take ``stages`` in order, and end in activation space."""
 
-    ``log``: a row an epoch. ``epochs``: how many each step took. ``kind``: of head that uncertainty regions were aligned with.
-    """
+    resumes: ClassVar[bool] = True
+    spreads: ClassVar[bool] = True
+    stages: ClassVar[tuple[str, ...]] = ("a",)
+
+    def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
+        """Fit on the positions of a layer; ``head`` is for uncertainty region alignment.
+
+        Raises FitError when the activations do not vary, or when there are more directions than channels that do.
+        """
+        facts, state = self.resume(reader, head, checkpoint)
+        moments = statistics(reader, device=self.config.device, progress=progress, ranks=self.ranks)
+        if not isinstance(self.config, CBEConfig):
+            head = None
+        elif head is not None and (reader.spec.sampled or reader.spec.prefix):
+            log.warning("uncertainty region alignment is left out: it needs every position of the layer")
+            head = None
+        fit = _Fit(self.config, reader, head, moments, progress, checkpoint, self.ranks)
+        model, signals, rows = fit.run(self.stages, state)
+        directions = in_activation_space(reader, fit.activations, model.detectors(), signals, self.name)
+        filters, thresholds = model.linear()
+        steps = [fit.how.steps[name] for name in self.stages]
+        aligned = head is not None and any(step.lambda_uncertainty and step.epochs for step in steps)
+        info = {
+            **facts,
+            "in_force": asdict(self.config.in_force),
+            "channels_used": fit.standard.rank,
+            "positions": rows.count,
+            "uncertainty": "none" if not aligned else "pooled-affine" if head and head.affine else "general",
+            "steps": len(fit.log),
+            "epochs": fit.epochs,
+            "diagnosis": diagnose(rows, filters.detach(), thresholds.detach(), signals),
+        }
+        return Fitted(replace(directions, mean=moments.mean.astype("float32"), info=info), fit.log)
+
+
+class _Fit:
+    """One fit. ``log``: a row an epoch; ``epochs``: how many each step took."""
 
     def __init__(
         self,
         config: UIBEConfig,
-        stages: tuple[str, ...],
         reader: LayerReader,
         head: Head | None,
         moments: Statistics,
         progress: Progress,
         checkpoint: Checkpoint,
-        ranks: Ranks = ALONE,
+        ranks: Ranks,
     ) -> None:
-        self.config, self.stages, self.ranks = config, stages, ranks
-        self.how = self.config.in_force
-        self.reader, self.head, self.progress, self.checkpoint = reader, head, progress, checkpoint
-        self.standard = standardised(moments).to(self.config.device)
+        self.config, self.how, self.reader, self.head = config, config.in_force, reader, head
+        self.progress, self.checkpoint, self.ranks = progress, checkpoint, ranks
+        self.standard = standardised(moments).to(config.device)
         self.activations = plain(self.standard, centre=self.how.centre)
         self.log: list[dict[str, float]] = []
         self.epochs: dict[str, int] = {}
-        weighted = any(self.how.steps[name].lambda_uncertainty and self.how.steps[name].epochs for name in self.stages)
-        self.kind = "none" if head is None or not weighted else "pooled-affine" if head.affine else "general"
-        r, i = self.standard.rank, self.config.n_directions
+        r, i = self.standard.rank, config.n_directions
         if i > r:
             raise FitError(
                 f"Orthonormal filters (step a) can be at most as many as the channels that vary: layer '{reader.spec.name}' has "
                 f"{r}, got {i} directions. Ask for --directions {r} or fewer, or fit by --method eddp --steps fast."
             )
 
-    def run(self, state: State | None) -> tuple[Separate, torch.Tensor, Positions]:
+    def run(self, stages: tuple[str, ...], state: State | None) -> tuple[Separate, torch.Tensor, Positions]:
         """All stages, or those from the state's on; detectors, signal vectors (r, I) and rows, in activation space."""
-        current, i = "a", self.config.n_directions
+        current = "a"
         if state:
             with self.checkpoint.resuming(state):
-                current = self.stages[self.stages.index(state.values["stage"])]
+                current = stages[stages.index(state.values["stage"])]
                 self.log, self.epochs = state.values["log"], state.values["epochs"]
         model: Separate | None = None
         if current == "a":
-            found = self._orthonormal(state)
-            model = released(found, self.standard, self.activations)
+            model = released(self._orthonormal(state), self.standard, self.activations)
         rows, data = self._rows(self.activations)
-        for name in self.stages[self.stages.index(current) :]:
-            if name == "a":
-                continue
+        for name in stages[max(1, stages.index(current)) :]:
             resumed = state if name == current else None
-            if resumed is None and name == "d":
-                assert model is not None
+            if model is not None and name == "d":
                 signals = F.normalize(self._signals(model, rows), dim=0)  # (c)
                 model = Separate(model.directions, model.log_margins, model.thresholds, signals)
             with self.checkpoint.resuming(resumed):
                 if resumed is not None:
-                    shapes = {"directions": (self.activations.rank, i), "log_margins": (i,), "thresholds": (i,)}
+                    i = (self.config.n_directions,)
+                    shapes = {"directions": (self.activations.rank, *i), "log_margins": i, "thresholds": i}
                     resumed.check(shapes | ({"encoding": shapes["directions"]} if name == "d" else {}))
                     model = Separate.from_tensors(resumed.tensors, self.config.device)
                 assert model is not None
@@ -105,13 +133,12 @@ class Stages:
 
     def _orthonormal(self, state: State | None) -> Orthonormal:
         """Step (a), from the state or from the best of its random starts."""
-        config, device = self.config, self.config.device
+        config, r, i = self.config, self.standard.rank, self.config.n_directions
         rows, data = self._rows(self.standard)
         if state is not None:
             with self.checkpoint.resuming(state):
-                r = self.standard.rank
-                state.check({"free": (r, config.n_directions), "base": (r, r), "log_margins": (1,), "thresholds": (1,)})
-                model = Orthonormal.from_tensors(state.tensors, device)
+                state.check({"free": (r, i), "base": (r, r), "log_margins": (1,), "thresholds": (1,)})
+                model = Orthonormal.from_tensors(state.tensors, config.device)
                 step = self._step("a", model, rows, data, self.standard, state)
             self._learn(step)
             return model
@@ -119,14 +146,8 @@ class Stages:
         assert tau is not None
         starts: list[tuple[float, Orthonormal, LearningStep, list[dict[str, float]]]] = []
         for turn in range(self.how.restarts):
-            model = Orthonormal.random(
-                self.standard.rank,
-                config.n_directions,
-                margin=config.margin,
-                tau=tau,
-                seed=config.seed + 1000 * turn,
-                device=device,
-            )
+            seed = config.seed + 1000 * turn
+            model = Orthonormal.random(r, i, margin=config.margin, tau=tau, seed=seed, device=config.device)
             step = self._step("a", model, rows, data, self.standard, None)
             merit, tried = self._try(step, turn) if self.how.restarts > 1 else (0.0, [])
             starts.append((merit, model, step, tried))
@@ -137,12 +158,11 @@ class Stages:
     def _try(self, step: LearningStep, turn: int) -> tuple[float, list[dict[str, float]]]:
         """The first epochs of a random start: its merit, and rows of the log."""
         rows: list[dict[str, float]] = []
-        for done in range(self.config.restart_epochs):
-            if step.finished:
-                break
-            rows.append({"step": float(done), **step.learn()})
-            at, total = (epochs * self.config.restart_epochs for epochs in (turn, self.how.restarts))
-            self.progress("random starts", at + done + 1, total, f"loss {step.merit:.3f}")
+        each = self.config.restart_epochs
+        while len(rows) < each and not step.finished:
+            rows.append({"step": float(len(rows)), **step.learn()})
+            done, total = turn * each + len(rows), self.how.restarts * each
+            self.progress("random starts", done, total, f"loss {step.merit:.3f}")
         return (step.merit if rows else 0.0), rows
 
     def _learn(self, step: LearningStep) -> None:
@@ -166,7 +186,7 @@ class Stages:
         state: State | None,
     ) -> LearningStep:
         how, config = self.how.steps[name], self.config
-        uncertainty, printed = None, True
+        uncertainty, printed, multipliers = None, True, None
         if self.head is not None and isinstance(config, CBEConfig) and how.lambda_uncertainty and how.epochs:
             uncertainty = Uncertainty(
                 transform,
@@ -180,14 +200,12 @@ class Stages:
                 images=config.uncertainty_images,
             )
             printed = name != "d" or config.uncertainty_ridge == 0
-        multipliers = None
         if self.how.form == "lagrangian":
             multipliers = Multipliers({loss: getattr(how, BOUNDS[loss]) for loss in CONSTRAINED[name]}, config.penalty)
-        batches = Batches(rows, self.how.batch_rows, config.seed)
         step = LearningStep(
             name,
             model,
-            batches,
+            Batches(rows, self.how.batch_rows, config.seed),
             how,
             multipliers,
             uncertainty,
@@ -201,21 +219,18 @@ class Stages:
 
     def _rows(self, transform: Whitening) -> tuple[Positions, WhitenedRows]:
         """The positions in a step's coordinates."""
-        config = self.config
-        most, device = config.max_rows if config.rows == "memory" else 1, torch.device(config.device)
+        config, in_memory = self.config, self.config.rows == "memory"
         data = whiten_store(
             self.reader,
             transform,
-            max_rows=most,
+            max_rows=config.max_rows if in_memory else 1,
             seed=config.seed,
             device=config.device,
             progress=self.progress,
             ranks=self.ranks,
-            longest=longest_tile(transform.rank, device),
+            longest=longest_tile(transform.rank, torch.device(config.device)),
         )
-        if config.rows == "memory":
-            return positions(data), data
-        return Stored(self.reader, transform, config.device, self.ranks), data
+        return positions(data) if in_memory else Stored(self.reader, transform, config.device, self.ranks), data
 
     @torch.no_grad()
     def _signals(self, model: Separate, rows: Positions) -> torch.Tensor:
@@ -223,42 +238,6 @@ class Stages:
         filters, thresholds = model.linear()
         sums = streamed_sums(rows, filters, thresholds, RowWeights(0, 0), gamma=self.config.gamma)
         return signals_from_sums(sums, filters)
-
-
-class _Published(Fitter[Config]):
-    """What the three have in common: they go through ``stages`` in order, and end in activation space."""
-
-    resumes: ClassVar[bool] = True
-    spreads: ClassVar[bool] = True
-    stages: ClassVar[tuple[str, ...]] = ("a",)
-
-    def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
-        """Fit on the positions of a layer; ``head`` is for uncertainty region alignment.
-
-        Raises FitError when the activations do not vary, or when there are more directions than channels that do.
-        """
-        facts, state = self.resume(reader, head, checkpoint)
-        moments = statistics(reader, device=self.config.device, progress=progress, ranks=self.ranks)
-        if not isinstance(self.config, CBEConfig):
-            head = None
-        elif head is not None and (reader.spec.sampled or reader.spec.prefix):
-            log.warning("uncertainty region alignment is left out: it needs every position of the layer")
-            head = None
-        fit = Stages(self.config, self.stages, reader, head, moments, progress, checkpoint, self.ranks)
-        model, signals, rows = fit.run(state)
-        directions = in_activation_space(reader, fit.activations, model.detectors(), signals, self.name)
-        filters, thresholds = model.linear()
-        info = {
-            **facts,
-            "in_force": asdict(self.config.in_force),
-            "channels_used": fit.standard.rank,
-            "positions": rows.count,
-            "uncertainty": fit.kind,
-            "steps": len(fit.log),
-            "epochs": fit.epochs,
-            "diagnosis": diagnose(rows, filters.detach(), thresholds.detach(), signals),
-        }
-        return Fitted(replace(directions, mean=moments.mean.astype("float32"), info=info), fit.log)
 
 
 class UIBE(_Published[UIBEConfig]):
