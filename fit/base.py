@@ -42,7 +42,7 @@ Config = TypeVar("Config", bound=FitterConfig)
 
 
 class Fitter(ABC, Generic[Config]):
-    """A method. Streaming, seeded: the same store, configuration and device give the same directions.
+    """A method. The same store, configuration and device give the same directions.
 
     Parameters
     ----------
@@ -51,23 +51,25 @@ class Fitter(ABC, Generic[Config]):
 
     Attributes, once fitted
     -----------------------
-    directions_ : Directions, all that ``save`` writes. filters_, signals_ : (C, I) float32; column i is detector i's
-    decoding direction w_i, and its encoding direction s_i of unit norm. thresholds_ : (I,) float32, or None. found_again_ :
-    (I,) float32, the share of refits that contain each direction, or None where there were none. mean_ : (C,) E[x]. log_ : one mapping a step of what was minimised. diagnosis_ : mapping, empty for methods without one.
+    directions_ : Directions, all that ``save`` writes.
+    filters_, signals_ : (C, I) float32; column i is detector i's decoding direction w_i, and its encoding direction s_i of unit norm.
+    thresholds_ : (I,) float32, or None.
+    found_again_ : (I,) float32, the share of refits that contain each direction, or None where there were none.
+    mean_ : (C,) E[x].
+    log_ : one mapping a step of what was minimised.
+    diagnosis_ : mapping, empty for methods without one.
     """
 
     name: ClassVar[str]
     configuration: ClassVar[type[Any]]
     uses_head: ClassVar[bool] = False
-    resumes: ClassVar[bool] = False  # whether ``find`` goes on from a checkpoint
+    resumes: ClassVar[bool] = False  # whether ``find`` resumes from a checkpoint
     spreads: ClassVar[bool] = False  # whether ``find`` works on several ranks, ``self.ranks``
     ranks: Ranks = ALONE
 
     def __init__(self, config: Config | None = None, **settings: Any) -> None:
         refuse_unknown(type(self).__name__, settings, self.configuration)
-        self.config: Config = (
-            self.configuration(**settings) if config is None else dataclasses.replace(config, **settings)
-        )
+        self.config: Config = dataclasses.replace(config or self.configuration(), **settings)
 
     @abstractmethod
     def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
@@ -89,11 +91,11 @@ class Fitter(ABC, Generic[Config]):
         ----------
         store : a layer's reader, or an open store or its path; then ``layer`` names the layer, if it holds several.
         head : the network after the layer; "store": the store's own, for methods that use one; None: do without.
-        checkpoint : where the state is kept while the fit runs, and gone on from; by default nowhere.
+        checkpoint : where the state is stored while the fit runs, and resumed from; by default nowhere.
         ranks : the processes that fit together, each calling this with the same arguments (``fit.process_group.Group``); all of them end
             with the same directions.
 
-        Raises UsageError, FitError, NonFiniteError and the store's errors, each a sentence.
+        Raises UsageError, FitError, NonFiniteError and the store's errors.
         """
         if ranks.size > 1 and not self.spreads:
             raise UsageError(f"'{self.name}' is fitted by one process, not by {ranks.size}: start it without torchrun.")
@@ -111,11 +113,11 @@ class Fitter(ABC, Generic[Config]):
     def fitted(
         self,
         reader: LayerReader,
-        *,
         filters: torch.Tensor,
         signals: torch.Tensor,
-        mean: np.ndarray,
         thresholds: torch.Tensor | None = None,
+        *,
+        mean: np.ndarray,
         log: Sequence[dict[str, float]] = (),
         config: FitterConfig | None = None,
         **info: object,
@@ -133,16 +135,13 @@ class Fitter(ABC, Generic[Config]):
         )
         return Fitted(directions, list(log))
 
-    def resume(
-        self, reader: LayerReader, head: Head | None, checkpoint: Checkpoint
-    ) -> tuple[dict[str, Any], State | None]:
-        """What goes into the directions file, and the state of the same fit that a checkpoint holds."""
-        facts = provenance(reader, self.config)
+    def resume(self, reader: LayerReader, head: Head | None, checkpoint: Checkpoint) -> State | None:
+        """The state of this very fit in a checkpoint, if it has one."""
         identity = {"method": self.name, "layer": reader.spec.name, "head": head is not None, "store": reader.identity}
-        return facts, checkpoint.load({**identity, "config": facts["config"]})
+        return checkpoint.load({**identity, "config": provenance(reader, self.config)["config"]})
 
     def brief(self, seed: int) -> Fitter[Config]:
-        """Such a fit again, not yet done, as short as telling which directions are found again allows."""
+        """The same method with another seed, not fitted, as short a fit as a refit may be."""
         again = copy.copy(self)
         again.config = dataclasses.replace(self.config, seed=seed, refits=0)
         return again
@@ -202,12 +201,12 @@ class Fitter(ABC, Generic[Config]):
         return self.decision_function(x) > 0
 
     def save(self, path: str | Path) -> None:
-        """Write the directions (safetensors), and their header beside them as JSON."""
+        """Write the directions (safetensors), and next to them their header as JSON."""
         self.directions_.save(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """A fitted estimator from a file that ``save`` or the command ``fit`` wrote. The log is not kept in it.
+        """A fitted estimator from a file that ``save`` or the command ``fit`` wrote. The log is not in it.
 
         Raises MismatchError when the file holds directions of another method.
         """

@@ -1,18 +1,14 @@
-"""The detectors of a fit, in the coordinates in which it works, and the way back to activation space."""
+"""The detectors of a fit in its own coordinates, and their transform back to activation space."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fit.optim import refuse_non_finite_result
 from fit.whiten import Whitening
-from stores.directions import Directions
-from stores.readers import LayerReader
 
 NAMES = ("directions", "offsets", "log_margins")
 
@@ -59,23 +55,9 @@ class Detectors:
 
 
 def in_activation_space(
-    reader: LayerReader, transform: Whitening, detectors: Detectors, signals: torch.Tensor, method: str
-) -> Directions:
-    """``w = Tᵀ ū / M``, ``b = β / M + w·μ``, ``s = T⁺ s_y`` with unit norm; ``signals`` s_y (r, I)."""
+    transform: Whitening, detectors: Detectors, signals: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``w = Tᵀ ū / M`` (C, I), ``s = T⁺ s_y`` (C, I) of given s_y (r, I), and ``b = β / M + w·μ`` (I,), in float64."""
     w_y, b_y = (tensor.detach().double() for tensor in detectors.linear())
-    refuse_non_finite_result(w_y, b_y, signals)
     filters = transform.forward.double().T @ w_y
-    mean = transform.mean.double()
-    encoding = F.normalize(transform.backward.double() @ signals.detach().double(), dim=0)
-
-    def plain(t: torch.Tensor) -> np.ndarray:
-        return t.cpu().numpy().astype(np.float32)
-
-    return Directions(
-        filters=plain(filters),
-        signals=plain(encoding),
-        mean=plain(mean),
-        thresholds=plain(b_y + mean @ filters),
-        method=method,
-        layer=reader.spec.name,
-    )
+    return filters, transform.backward.double() @ signals.detach().double(), b_y + transform.mean.double() @ filters

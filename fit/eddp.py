@@ -50,7 +50,7 @@ class EDDP(Fitter[EDDPConfig]):
         Raises FitError when the activations do not vary or have too few directions, NonFiniteError for NaN.
         """
         config, ranks, device = self.config, self.ranks, torch.device(self.config.device)
-        facts, state = self.resume(reader, head, checkpoint)
+        state = self.resume(reader, head, checkpoint)
         # 1. whitened coordinates
         moments = statistics(reader, device=config.device, progress=progress, ranks=ranks)
         # rank 0 decides for all: LAPACKs of two machines round differently
@@ -119,21 +119,22 @@ class EDDP(Fitter[EDDPConfig]):
         )
         # 5. back to activation space
         filters, thresholds = refined.detectors.linear()
-        directions = in_activation_space(reader, transform, refined.detectors, refined.signals, self.name)
-        info = {
-            **facts,
-            "rank": transform.rank,
-            "whitening_power": power if soft else 1.0,
-            "direction_rate": regime.direction_rate,
-            "variance_kept": round(transform.kept, 6),
-            "positions": rows.count,
-            "uncertainty": uncertainty.kind if uncertainty else "none",
-            "regime": "soft" if soft else "sharp",
-            "steps": len(refined.log),
-            "reseeded": refined.reseeded,
-            "diagnosis": diagnose(rows, filters.detach(), thresholds.detach(), refined.signals),
-        }
-        return Fitted(replace(directions, info=info), refined.log)
+        return self.fitted(
+            reader,
+            *in_activation_space(transform, refined.detectors, refined.signals),
+            mean=moments.mean,
+            log=refined.log,
+            rank=transform.rank,
+            whitening_power=power if soft else 1.0,
+            direction_rate=regime.direction_rate,
+            variance_kept=round(transform.kept, 6),
+            positions=rows.count,
+            uncertainty=uncertainty.kind if uncertainty else "none",
+            regime="soft" if soft else "sharp",
+            steps=len(refined.log),
+            reseeded=refined.reseeded,
+            diagnosis=diagnose(rows, filters.detach(), thresholds.detach(), refined.signals),
+        )
 
     def brief(self, seed: int) -> EDDP:
         """From one start, on few positions; in the regime and the coordinates that this fit found, once it is done."""

@@ -1,14 +1,20 @@
-"""Which directions are found again: short fits of random halves of the images, and how many of them contain each direction [ours].
+"""Short fits of parts of the images: which directions are found again, and how many directions to find [ours].
 
 A direction that another half of the images does not give is no finding. Refits come in pairs, on two halves that share no image,
 each with a seed of its own. A refit contains a direction when it has a partner whose logits correlate above ``CONTAINED`` over the data,
 every direction of the refit being the partner of one at most.
+
+Too few directions mix concepts; too many share concepts out among near-twins, otherwise in each half. So for several numbers I two halves
+are compared by κ: how much better their logits correlate, matched one to one, than those of different directions of one set do
+(``stores.similarity``). Of the numbers with κ of at least ``KAPPA`` the one of largest I·κ is taken.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,29 +22,23 @@ from scipy.optimize import linear_sum_assignment
 
 from stores.errors import FitError, UsageError
 from stores.progress import Progress, silent
-from stores.ranks import Ranks
+from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader, Part
-from stores.similarity import logit_correlation
-from stores.statistics import statistics
+from stores.similarity import agreement, logit_correlation
+from stores.statistics import Statistics, statistics
 
 log = logging.getLogger(__name__)
 CONTAINED = 0.9  # correlation of logits
 ROWS = 65536  # positions of a part, at least, or 1024 a direction: of more than twice as many, parts are smaller than halves
+NUMBERS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+KAPPA = 0.5  # from where two halves count as alike
+POSITIONS = 100  # of a half, for each direction
+PAIRS = 2  # of halves a number
+
+Fitted = Any  # a ``fit.base.Fitter``, whose module uses this one
 
 
-class Refittable(Protocol):
-    """What of a fitted ``fit.base.Fitter`` is used here."""
-
-    config: Any
-    ranks: Ranks
-
-    @property
-    def filters_(self) -> np.ndarray: ...
-
-    def brief(self, seed: int) -> Any: ...
-
-
-def found_again(fitter: Refittable, reader: LayerReader, progress: Progress = silent) -> np.ndarray | None:
+def found_again(fitter: Fitted, reader: LayerReader, progress: Progress = silent) -> np.ndarray | None:
     """Share of ``fitter.config.refits`` refits that contain each of its directions.
 
     Of several ranks each does some of the refits, alone; all of them end with the same numbers.
@@ -59,7 +59,7 @@ def found_again(fitter: Refittable, reader: LayerReader, progress: Progress = si
     for k in range(ranks.rank, refits, ranks.size):
         progress("refits", k, refits)
         try:
-            again = fitter.brief(fitter.config.seed + 1 + k).fit(reader.only(part_of_refit(fitter, reader, k)), None)
+            again = _refit(fitter, reader, k)
         except (FitError, UsageError) as error:
             log.warning("found_again is left out: a part of the images cannot be fitted (%s)", error)
             failed += 1
@@ -72,8 +72,91 @@ def found_again(fitter: Refittable, reader: LayerReader, progress: Progress = si
     return None if failed.any() else found.mean(0).cpu().numpy().astype(np.float32)
 
 
-def part_of_refit(fitter: Refittable, reader: LayerReader, k: int) -> Part:
+def part_of_refit(fitter: Fitted, reader: LayerReader, k: int) -> Part:
     """The images of refit ``k``: of numbers 2j and 2j + 1 no image is in both."""
     config = fitter.config
     halves = max(2, reader.n_rows // max(ROWS, 1024 * config.n_directions))
     return Part(k % 2, halves, config.seed + k // 2)
+
+
+def _refit(fitter: Fitted, reader: LayerReader, k: int) -> Fitted:
+    return fitter.brief(fitter.config.seed + 1 + k).fit(reader.only(part_of_refit(fitter, reader, k)), None)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """``number`` of directions, ``why`` in words, and a row for each number tried: ``directions``, ``kappa`` (mean over pairs of
+    halves), ``kappa_low`` and ``kappa_high`` (of the pairs), ``logit_correlation``, ``coverage`` and ``loss`` (None for methods without)."""
+
+    number: int
+    why: str
+    rows: list[dict[str, Any]]
+
+
+def select_number(
+    make: Callable[..., Fitted],
+    reader: LayerReader,
+    *,
+    numbers: Sequence[int] = NUMBERS,
+    ranks: Ranks = ALONE,
+    progress: Progress = silent,
+) -> Selection:
+    """Fit halves with more and more directions; once two were alike, until two numbers in a row are not.
+
+    Parameters
+    ----------
+    make : gives an estimator, called with ``n_directions``.
+    numbers : ascending; those above the layer's channels, or with fewer than ``POSITIONS`` each in a half, are left out.
+
+    Of several ranks the first does it, and all take its number.
+
+    Raises FitError when half of the images cannot be fitted.
+    """
+    selection = _select(make, reader, numbers, progress) if ranks.rank == 0 else None
+    if ranks.size == 1 and selection is not None:
+        return selection
+    number = int(ranks.share({"number": torch.tensor(selection.number)} if selection else None)["number"])
+    return selection or Selection(number, "", [])
+
+
+def _select(make: Callable[..., Fitted], reader: LayerReader, numbers: Sequence[int], progress: Progress) -> Selection:
+    moments = statistics(reader)
+    rows: list[dict[str, Any]] = []
+    most = min(reader.channels, reader.n_rows // (2 * POSITIONS))
+    tried = [number for number in numbers if number <= most] or [numbers[0]]
+    for done, number in enumerate(tried):
+        progress("numbers of directions", done, len(tried), f"{number} directions")
+        rows.append(_row(make(n_directions=number), reader, moments))
+        if len(rows) > 2 and max(row["kappa"] for row in rows) >= KAPPA > max(row["kappa"] for row in rows[-2:]):
+            break
+    alike = [row for row in rows if row["kappa"] >= KAPPA]
+    if alike:
+        best = max(alike, key=lambda row: row["directions"] * row["kappa"])
+        said = "as many as two halves of the images give alike"
+    else:
+        best = max(rows, key=lambda row: row["kappa"])
+        said = "what two halves of the images give most alike, though they are not"
+    seen = ", ".join(f"{row['directions']}: {row['kappa']:.2f}" for row in rows)
+    return Selection(best["directions"], f"{said} (κ of each number tried: {seen}; alike from {KAPPA:g})", rows)
+
+
+def _row(fitter: Fitted, reader: LayerReader, moments: Statistics) -> dict[str, Any]:
+    found, fits = [], []
+    for pair in range(PAIRS):
+        first, second = (_refit(fitter, reader, k) for k in (2 * pair, 2 * pair + 1))
+        fits += [first, second]
+        a, b = first.filters_, second.filters_
+        alike = (np.abs(logit_correlation(left, right, moments)) for left, right in ((a, b), (a, a), (b, b)))
+        found.append(agreement(*alike))
+    kappas = [one.kappa for one in found]
+    coverages = [fit.diagnosis_["coverage"] for fit in fits if "coverage" in fit.diagnosis_]
+    losses = [fit.log_[-1]["total"] for fit in fits if fit.log_ and "total" in fit.log_[-1]]
+    return {
+        "directions": fitter.config.n_directions,
+        "kappa": round(float(np.mean(kappas)), 4),
+        "kappa_low": round(min(kappas), 4),
+        "kappa_high": round(max(kappas), 4),
+        "logit_correlation": round(float(np.mean([one.matched for one in found])), 4),
+        "coverage": round(float(np.mean(coverages)), 4) if coverages else None,
+        "loss": round(float(np.mean(losses)), 4) if losses else None,
+    }

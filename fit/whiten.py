@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,15 +98,12 @@ def whitening_of_rank_0(
     statistics: Statistics, ranks: Ranks, *, rank: int, shrinkage: float = 0.0, whiten: bool = True
 ) -> Whitening:
     """``whitening``, by rank 0 for all ranks: two machines' LAPACKs turn axes of equal variance differently."""
-    if ranks.size == 1:
-        return whitening(statistics, rank=rank, shrinkage=shrinkage, whiten=whiten)
     made = None
     if ranks.rank == 0:
         found = whitening(statistics, rank=rank, shrinkage=shrinkage, whiten=whiten)
-        kept = torch.tensor(found.kept, dtype=torch.float64)
-        made = {"forward": found.forward, "backward": found.backward, "mean": found.mean, "kept": kept}
-    shared = ranks.share(made)
-    return Whitening(shared["forward"], shared["backward"], shared["mean"], float(shared["kept"]))
+        made = {**vars(found), "kept": torch.tensor(found.kept, dtype=torch.float64)}
+    shared: dict[str, Any] = ranks.share(made)
+    return Whitening(**{**shared, "kept": float(shared["kept"])})
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ def _kept(row: int, chosen: np.ndarray | None, held: Held) -> int:
 def _images_of(held: Held, chosen: np.ndarray | None, reader: LayerReader, ranks: Ranks) -> tuple[range, range]:
     """The images that are this rank's own, and those that it has to read, of those that could be read.
 
-    An image is its whose rank holds its first kept row, or the next one; together the ranks own every image once.
+    Each image belongs to the rank that holds its first sampled row, or the next one; every image belongs to one rank.
     """
 
     def image(row: int) -> int:

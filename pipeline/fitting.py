@@ -11,7 +11,7 @@ from evaluate.report.loss_curves import loss_picture
 from fit import Fitter
 from fit.checkpoint import MINUTES, Checkpoint
 from fit.diagnostics import ENOUGH
-from fit.selection import Selection
+from fit.refits import Selection
 from pipeline.run import Run
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks

@@ -9,7 +9,7 @@ Our own steps, faster and better at recovering what is known to be there (BENCHM
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import ClassVar, TypeVar
 
 import torch
@@ -50,7 +50,7 @@ class _Published(Fitter[Config]):
 
         Raises FitError when the activations do not vary, or when there are more directions than channels that do.
         """
-        facts, state = self.resume(reader, head, checkpoint)
+        state = self.resume(reader, head, checkpoint)
         moments = statistics(reader, device=self.config.device, progress=progress, ranks=self.ranks)
         if not isinstance(self.config, CBEConfig):
             head = None
@@ -59,21 +59,22 @@ class _Published(Fitter[Config]):
             head = None
         fit = _Fit(self.config, reader, head, moments, progress, checkpoint, self.ranks)
         model, signals, rows = fit.run(self.stages, state)
-        directions = in_activation_space(reader, fit.activations, model.detectors(), signals, self.name)
         filters, thresholds = model.linear()
         steps = [fit.how.steps[name] for name in self.stages]
         aligned = head is not None and any(step.lambda_uncertainty and step.epochs for step in steps)
-        info = {
-            **facts,
-            "in_force": asdict(self.config.in_force),
-            "channels_used": fit.standard.rank,
-            "positions": rows.count,
-            "uncertainty": "none" if not aligned else "pooled-affine" if head and head.affine else "general",
-            "steps": len(fit.log),
-            "epochs": fit.epochs,
-            "diagnosis": diagnose(rows, filters.detach(), thresholds.detach(), signals),
-        }
-        return Fitted(replace(directions, mean=moments.mean.astype("float32"), info=info), fit.log)
+        return self.fitted(
+            reader,
+            *in_activation_space(fit.activations, model.detectors(), signals),
+            mean=moments.mean,
+            log=fit.log,
+            in_force=asdict(self.config.in_force),
+            channels_used=fit.standard.rank,
+            positions=rows.count,
+            uncertainty="none" if not aligned else "pooled-affine" if head and head.affine else "general",
+            steps=len(fit.log),
+            epochs=fit.epochs,
+            diagnosis=diagnose(rows, filters.detach(), thresholds.detach(), signals),
+        )
 
 
 class _Fit:

@@ -124,7 +124,7 @@ def fit(
       torchrun --nproc-per-node 4 --no-python fit --store acts.zarr --directions 500 --out large.safetensors
     """
     from extract.network import check_trusted
-    from fit.selection import NUMBERS, select_number
+    from fit.refits import NUMBERS, select_number
     from fit.supervised.position_labels import ConceptLabels
     from pipeline.distributed import joined
     from pipeline.fitting import fit_to_file, warnings_of

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from fit import EDDP, make_fitter
-from fit.refits import CONTAINED, part_of_refit
-from fit.selection import KAPPA, select_number
+from fit.refits import CONTAINED, KAPPA, part_of_refit, select_number
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.readers import LayerReader
 from stores.statistics import statistics
