@@ -34,8 +34,7 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "probe": (Probe, ProbeConfig),
     "pattern-cav": (PatternCAV, PatternCAVConfig),
 }
-
-
+PUBLISHED: tuple[Any, Any] = (PaperEDDP, PaperConfig)  # of ``--steps paper``
 SUPERVISED = tuple(name for name, (fitter, _) in METHODS.items() if issubclass(fitter, Supervised))
 
 
@@ -49,7 +48,7 @@ def make_fitter(
     refits: int | None = None,
     labels: Labels | None = None,
     steps: Literal["fast", "paper"] = "fast",
-) -> Fitter:
+) -> Fitter[Any]:
     """A method by name with its configuration; ``settings`` are ``--set`` texts, ``refits`` None leaves the method's own.
 
     Supervised methods find a direction a label: they take ``labels`` (None: the truth of a synthetic store) and no
@@ -61,28 +60,24 @@ def make_fitter(
         raise UnknownNameError(f"There is no method '{method}'. Methods: {', '.join(METHODS)}.")
     if steps != "fast" and (steps != "paper" or method != "eddp"):
         raise UsageError(f"--steps {steps} is not for '{method}': leave it out, or take --method eddp --steps paper.")
-    chosen: tuple[Any, Any] = METHODS[method] if steps == "fast" else (PaperEDDP, PaperConfig)
-    fitter, config = chosen
+    fitter, config = METHODS[method] if steps == "fast" else PUBLISHED
     common: dict[str, Any] = {"seed": seed, "device": device}
     if refits is not None:
         common["refits"] = refits
-    made: Fitter
     if method in SUPERVISED:
         if n_directions is not None:
             raise UsageError(
                 f"'{method}' finds a direction for each label, however many there are: leave --directions {n_directions} "
                 "out (--set min_positives=N leaves out rare labels)."
             )
-        made = fitter(with_settings(config(**common), settings or {}), labels)
-        return made
+        return fitter(with_settings(config(**common), settings or {}), labels)
     if n_directions is None:
         raise UsageError(f"Say how many directions '{method}' is to find: --directions N.")
     if labels is not None:
         raise UsageError(
             f"'{method}' learns without labels: leave --concepts out, or take --method {' or '.join(SUPERVISED)}."
         )
-    made = fitter(with_settings(config(n_directions=n_directions, **common), settings or {}))
-    return made
+    return fitter(with_settings(config(n_directions=n_directions, **common), settings or {}))
 
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""The state of a running fit on disk, so that the same command goes on after it was killed.
+"""The state of a running fit on disk, from which the same command resumes after it was killed.
 
-One safetensors file beside the result: tensors, and in its header the fit's identity and plain values, as JSON. It is
-written whole or not at all, and removed when the result is there. A fit that goes on from it takes the same steps, to
-the bit on a CPU, as one that was never interrupted.
+One safetensors file next to the result: tensors, and in its header the fit's identity and plain values, as JSON. It is
+replaced atomically, and removed when the result is written. A resumed fit takes the same steps, to the bit on a CPU, as one that was
+never interrupted.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Header(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class State:
-    """What a fit goes on from: ``tensors`` by name, ``values`` of JSON kinds (step, log, ...)."""
+    """What a fit resumes from: ``tensors`` by name, ``values`` of JSON kinds (step, log, ...)."""
 
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]
@@ -65,13 +65,13 @@ class State:
 
 
 class Checkpoint:
-    """Where a fit keeps its state, and how often.
+    """Where a fit stores its state, and how often.
 
     Parameters
     ----------
-    path : the file; None: nothing is kept.
+    path : the file; None: nothing is stored.
     minutes : between two writings, at least. 0: at every occasion.
-    ranks : of several, rank 0 alone reads, writes and looks at the clock. Nothing in the file tells how many there were.
+    ranks : of several, rank 0 alone reads, writes and looks at the clock. The file does not depend on their number.
     """
 
     def __init__(self, path: str | Path | None = None, minutes: float = MINUTES, ranks: Ranks = ALONE) -> None:
@@ -81,14 +81,19 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def load(self, identity: dict[str, Any]) -> State | None:
-        """The kept state, on all ranks, None if there is none. ``identity`` says which fit this is, in JSON values.
+        """The stored state, on all ranks, None if there is none. ``identity``: which fit this is, in JSON values.
 
         Raises MismatchError when the file is of another fit, CheckpointError when it is damaged.
         """
         state = self._load(identity)
         if self.ranks.size == 1:
             return state
-        given = None if state is None else {**state.tensors, "values": _as_bytes(state.values)}
+        given = None
+        if state is not None:
+            given = {
+                **state.tensors,
+                "values": torch.tensor(list(json.dumps(state.values).encode()), dtype=torch.uint8),
+            }
         shared = self.ranks.share(given)
         if not shared:
             return None
@@ -109,22 +114,21 @@ class Checkpoint:
         if kept != self._identity:
             raise MismatchError(
                 f"The checkpoint '{self.path}' is of another fit ({_difference(kept, self._identity)}). Run that fit's command "
-                "to go on with it, choose another --out, or remove the file to begin anew."
+                "to resume it, choose another --out, or remove the file to start again."
             )
         return State(tensors, values)
 
     @contextmanager
     def resuming(self, state: State | None) -> Iterator[None]:
-        """Within the block a fit takes over a state. Raises CheckpointError where that is not this fit's: entries are missing, shapes differ."""
+        """Within the block a fit takes over a state. Raises CheckpointError where entries are missing or shapes differ."""
         try:
             yield
         except (RuntimeError, *UNREADABLE) as error:
             if state is None:
                 raise
-            raise self._damaged(brief(error)) from error
-
-    def _damaged(self, problem: str) -> CheckpointError:
-        return CheckpointError(f"The checkpoint '{self.path}' is damaged ({problem}): remove it to begin the fit anew.")
+            raise CheckpointError(
+                f"The checkpoint '{self.path}' is damaged ({brief(error)}): remove it to start the fit again."
+            ) from error
 
     @property
     def due(self) -> bool:
@@ -132,7 +136,7 @@ class Checkpoint:
         return self.path is not None and time.monotonic() - self._written >= 60 * self.minutes
 
     def save(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        """Write the state, replacing the last one. On a full disk the last one stays, with a warning: the fit goes on."""
+        """Write the state, replacing the last one. On a full disk the last one stays, with a warning, and the fit continues."""
         if self.path is None:
             return
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
@@ -140,17 +144,13 @@ class Checkpoint:
         try:
             write_tensors(self.path, "eddp-checkpoint", arrays, {"identity": self._identity, "values": values})
         except StoreError as error:
-            log.warning("the fit goes on, but its state could not be kept: %s", error)
+            log.warning("the fit continues, but its state could not be stored: %s", error)
         self._written = time.monotonic()
 
     def remove(self) -> None:
-        """The result is there: the state is of no more use."""
+        """Once the result is written, the state is of no use."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-
-def _as_bytes(values: dict[str, Any]) -> torch.Tensor:
-    return torch.tensor(list(json.dumps(values).encode()), dtype=torch.uint8)
 
 
 def _difference(kept: Any, wanted: Any, name: str = "") -> str:

@@ -10,7 +10,7 @@ With the two row sums ``r_p = Σ_i y_pi`` and ``A_p = Σ_i y_pi log2 y_pi`` and 
 * sparsity bound      ``L_sb = R_p(ℓ_p)``
 * self-weighted reduction ``R(L) = Σ L^{k+1} / Σ L^k``, k = 4
 
-so nothing of size positions × directions has to be kept: a tile's logits are made, used and dropped.
+so nothing of size positions × directions is stored: a tile's logits are made, used and dropped.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def filter_signal_orthogonality(filters: torch.Tensor, signals: torch.Tensor) ->
 def correlated_logits(filters: torch.Tensor, covariance: torch.Tensor, most: float) -> torch.Tensor:
     """``L_cl`` [ours]: ``Σ_{i≠j} relu(ρ_ij − most)² / I``, ρ the correlation of two detectors' logits over all positions.
 
-    It keeps apart detectors that say nearly the same: halves of the images share one concept out among them differently.
+    It separates detectors that are nearly the same, among which halves of the images would divide one concept differently.
     Filters are (r, I), ``covariance`` (r, r) that of the rows.
     """
     covariance = covariance.to(filters.dtype)
@@ -127,10 +127,7 @@ def streamed_sums(
     tile: int | None = None,
     signals: Wanted = "all",
 ) -> Sums:
-    """One exact pass over all positions, in memory O(tile × directions).
-
-    Of positions on several ranks each goes through its own; all get the sums over all, which are as large whatever the number of
-    positions.
+    """One exact pass over all positions, in memory O(tile × directions); on several ranks each passes over its own.
 
     Parameters
     ----------
@@ -141,7 +138,7 @@ def streamed_sums(
     """
     data = positions(rows)
     n, r, i, ranks = data.count, data.rank, filters.shape[1], data.ranks
-    tile = min(tile or default_tile(data, i), n)
+    tile = min(tile or tile_rows(r, i, data.device), n)
     visit = visits(data.device)(data, filters, thresholds, tile)
     positives = PositiveSums(
         r, i, 0 if signals == "none" else tile, dtype=data.dtype, device=data.device, wanted=signals
@@ -209,7 +206,7 @@ def column_gradient(
         return by_filters, by_thresholds
     data = positions(rows)
     w, b = filters[:, concerned], thresholds[concerned]
-    tile = min(tile or default_tile(data, len(b)), data.count)
+    tile = min(tile or tile_rows(data.rank, len(b), data.device), data.count)
     visit = visits(data.device)(data, w, b, tile)
     for y in tiles(data, tile):
         visit.logits(y)
@@ -273,14 +270,8 @@ def gradients(
     return total, {"total": total, **streamed, **terms}, sums
 
 
-def default_tile(rows: torch.Tensor | Positions, directions: int) -> int:
-    """Rows at a time: a tile's logits take about 4 MB on a processor, 256 MB on a GPU, its rows at most twice that."""
-    data = positions(rows)
-    return tile_rows(data.rank, directions, data.device)
-
-
 def tile_rows(rank: int, directions: int, device: torch.device) -> int:
-    """``default_tile`` of positions of ``rank`` numbers on ``device``."""
+    """Rows at a time: a tile's logits take about 4 MB on a processor, 256 MB on a GPU, its rows of ``rank`` numbers at most twice that."""
     numbers = 2**20 if device.type == "cpu" else 2**26
     return min(max(256, numbers // max(directions, rank // 2, 1)), 2**20)
 

@@ -31,13 +31,18 @@ from stores.writer import StoreWriter
 LAYER = "synthetic"
 REALISTIC = ("zipf", "hierarchy", "correlation")
 FACTORS = 4  # rank of the correlations
+LEAST = {
+    "concepts": (2, " (a class is a pair of concepts)"),
+    "positions": (2, " (an image shows both concepts of its class)"),
+    **dict.fromkeys(("channels", "images", "per_position"), (1, "")),
+}
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
     """What to generate; the defaults are the paper's recipe.
 
-    ``positions`` per image carry ``per_position`` concepts each; an image's class tells which pair of concepts it shows
+    ``positions`` per image carry ``per_position`` concepts each; an image's class is the pair of concepts that it shows
     (``classes`` of all pairs, in lexicographic order). ``noise``: standard deviation of Gaussian noise on every channel.
     ``imbalance``: how many times rarer the last class is than the first. ``max_cosine`` bounds |cos| of all directions.
 
@@ -64,15 +69,9 @@ class SyntheticConfig:
     correlation: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.concepts < 2:
-            raise UsageError(f"'concepts' must be at least 2 (a class is a pair of concepts), got {self.concepts}.")
-        for name in ("channels", "images", "positions", "per_position"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"'{name}' must be at least 1, got {getattr(self, name)}.")
-        if self.positions < 2:
-            raise UsageError(
-                f"'positions' must be at least 2: an image shows both concepts of its class, got {self.positions}."
-            )
+        for name, (least, why) in LEAST.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"'{name}' must be at least {least}{why}, got {getattr(self, name)}.")
         if self.distractors < 0 or self.noise < 0 or self.imbalance < 1 or not 0 < self.max_cosine <= 1:
             raise UsageError("'distractors' and 'noise' must not be negative, 'imbalance' >= 1, 0 < 'max_cosine' <= 1.")
         if self.per_position > self.concepts:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of this process: a forked one has none of its parent's. They start when they are needed."""
+    """Threads of this process: a forked one has none of its parent's."""
     return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="tile")
 
 
@@ -56,7 +56,7 @@ def in_pieces(work: Callable[[int], T], pieces: int) -> list[T]:
     finally:
         ahead.clear()
         for other in others:
-            if not other.cancel():  # one that has not begun finds nothing left
+            if not other.cancel():  # one that has not started finds nothing left
                 other.result()
     return [results[k] for k in range(pieces)]
 
@@ -71,34 +71,13 @@ class Slopes:
     third: float = 0.0
 
 
-class Visit(Protocol):
-    """A tile after the other; the sums are float64: ``totals`` (2,) Σ ℓ and Σ L_ma, ``column`` (I,) Σ y^γ, ``thresholds`` (I,) Σ dz,
-    ``filters`` (I, r) Σ dz y."""
+class Visit:
+    """A pass over tiles: ``logits`` of one, then one of ``bound``, ``losses`` or ``fade``, which may overwrite them.
 
-    totals: torch.Tensor
-    column: torch.Tensor
-    thresholds: torch.Tensor
-    filters: torch.Tensor
-
-    def logits(self, y: torch.Tensor) -> torch.Tensor:
-        """Logits (I, t) of the rows y (t, r), valid until one of the others is called."""
-        ...
-
-    def bound(self) -> tuple[float, float]:
-        """``Σ_p ℓ_p^4`` and ``Σ_p ℓ_p^5`` of this tile."""
-        ...
-
-    def losses(self, y: torch.Tensor, slopes: Slopes, gamma: float) -> None:
-        """Add the row losses of this tile, its column sums and its gradient."""
-        ...
-
-    def fade(self, y: torch.Tensor, gamma: float) -> None:
-        """Add the gradient of Σ_p y^γ / γ of this tile."""
-        ...
-
-
-class _Sums:
-    """The sums, and the product that ends each visit."""
+    ``logits(y)`` : (I, t) of the rows y (t, r). ``bound()`` : ``Σ_p ℓ_p^4`` and ``Σ_p ℓ_p^5`` of the tile.
+    ``losses(y, slopes, gamma)`` adds its row losses, column sums and gradient, ``fade(y, gamma)`` the gradient of Σ_p y^γ / γ.
+    The sums are float64: ``totals`` (2,) Σ ℓ and Σ L_ma, ``column`` (I,) Σ y^γ, ``thresholds`` (I,) Σ dz, ``filters`` (I, r) Σ dz y.
+    """
 
     def __init__(self, data: Positions, filters: torch.Tensor, thresholds: torch.Tensor) -> None:
         self._w, self._b = filters, thresholds
@@ -113,7 +92,7 @@ class _Sums:
         self.filters += torch.mm(gradient, y, out=self._part)
 
 
-class Compiled(_Sums):
+class Compiled(Visit):
     """On a processor; logits lie as (t, I)."""
 
     def __init__(self, data: Positions, filters: torch.Tensor, thresholds: torch.Tensor, tile: int) -> None:
@@ -161,7 +140,7 @@ class Compiled(_Sums):
         return slice(k * self._rows, (k + 1) * self._rows)
 
 
-class Torch(_Sums):
+class Torch(Visit):
     """Anywhere; logits lie as (I, t). A tile's arrays are made once and written over: fresh ones would cost as much as the arithmetic."""
 
     def __init__(self, data: Positions, filters: torch.Tensor, thresholds: torch.Tensor, tile: int) -> None:

@@ -14,7 +14,6 @@ from fit.clustering import spherical_kmeans
 from fit.config import FitterConfig
 from fit.init import best_f1_thresholds, sample_rows
 from fit.whiten import whiten_store, whitening
-from stores.errors import UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
 from stores.statistics import statistics
@@ -36,8 +35,7 @@ class KMeansConfig(FitterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iterations < 1 or self.points_per_centroid < 1 or (self.rank is not None and self.rank < 1):
-            raise UsageError("'iterations', 'points_per_centroid' and 'rank' must be at least 1.")
+        self.require(positive=("iterations", "points_per_centroid", "rank"))
 
 
 class KMeans(Fitter[KMeansConfig]):

@@ -24,7 +24,7 @@ import torch
 
 from extract.network import Head
 from fit.base import Fitted, Fitter, check_varies
-from fit.baselines.autoencoder import Autoencoder, Codes, gradients, positive_codes, top_codes
+from fit.baselines.autoencoder import Autoencoder, Codes, Gradients, gradients, positive_codes, top_codes
 from fit.checkpoint import Checkpoint
 from fit.config import FitterConfig
 from stores.errors import NonFiniteError, UsageError
@@ -32,7 +32,7 @@ from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.shuffle import WINDOW_BYTES, Shuffle, shuffled
 from stores.sketch import EDGES, Sketch
-from stores.statistics import statistics
+from stores.statistics import Statistics, statistics
 
 LOG_ROWS = 200  # of the table, about
 TILE = 4096  # rows at a time when detectors are counted
@@ -83,17 +83,6 @@ class SAEConfig(FitterConfig):
         return self.dead_rows or min(rows, 256 * self.batch_rows)
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """``x̂ = (x − mean) / scale``."""
-
-    mean: torch.Tensor
-    scale: float
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return x.sub(self.mean).mul_(1 / self.scale)
-
-
 class SAE(Fitter[SAEConfig]):
     """A sparse autoencoder of a layer's positions. See ``SAEConfig`` for the settings."""
 
@@ -109,16 +98,12 @@ class SAE(Fitter[SAEConfig]):
         config = self.config
         moments = statistics(reader, device=config.device, progress=progress)
         check_varies(reader, moments)
-        scale = math.sqrt(float(np.trace(moments.covariance)))
-        scaling = Scaling(torch.from_numpy(moments.mean).float().to(config.device), scale)
-        training = Training(config, reader, scaling)
+        training = Training(config, reader, moments)
         log = training.run(progress)
         model = training.model
-        theta = torch.zeros_like(model.bias)
-        if config.kind == "topk":
-            theta = firing_thresholds(reader, scaling, model, config, progress)
+        theta = training.firing_thresholds(progress) if config.kind == "topk" else torch.zeros_like(model.bias)
         # z = E x̂ + b > θ, with x̂ = (x − μ) / σ, is w·x > β with w = E / σ and β = w·μ − b + θ
-        filters = model.encoder.double().T / scaling.scale
+        filters = model.encoder.double().T / training.scale
         thresholds = torch.from_numpy(moments.mean).to(filters) @ filters - model.bias + theta
         return self.fitted(
             reader,
@@ -131,7 +116,7 @@ class SAE(Fitter[SAEConfig]):
             steps=training.steps,
             epochs=training.epochs,
             order={"batch_rows": config.batch_rows, "seed": config.seed, "window_bytes": WINDOW_BYTES},
-            scale=scaling.scale,
+            scale=training.scale,
             reconstruction=round(log[-1]["reconstruction"], 6),
             dead=torch.flatten(torch.nonzero(training.dead())).tolist(),
             log=log,
@@ -139,10 +124,12 @@ class SAE(Fitter[SAEConfig]):
 
 
 class Training:
-    """The state of a training: the model, Adam's moments, and how long ago each unit fired."""
+    """The state of a training on ``x̂ = (x − mean) / scale``: the model, Adam's moments, and how long ago each unit fired."""
 
-    def __init__(self, config: SAEConfig, reader: LayerReader, scaling: Scaling) -> None:
-        self.config, self.reader, self.scaling = config, reader, scaling
+    def __init__(self, config: SAEConfig, reader: LayerReader, moments: Statistics) -> None:
+        self.config, self.reader = config, reader
+        self.mean = torch.from_numpy(moments.mean).float().to(config.device)
+        self.scale = math.sqrt(float(np.trace(moments.covariance)))
         self.epochs = config.epochs_in_force(reader.n_rows)
         self.steps = self.epochs * math.ceil(reader.n_rows / config.batch_rows)
         self.dead_rows = config.dead_in_force(reader.n_rows)
@@ -150,6 +137,14 @@ class Training:
         self.model = Autoencoder.random(config.n_directions, reader.channels, generator, config.device)
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.rate_in_force, eps=6.25e-10, fused=True)
         self.silent = torch.zeros(config.n_directions, dtype=torch.int64, device=config.device)
+
+    def scaled(self, x: torch.Tensor) -> torch.Tensor:
+        """x̂ of activations x (…, C)."""
+        return x.sub(self.mean).mul_(1 / self.scale)
+
+    def encode(self, z: torch.Tensor) -> Codes:
+        """The codes of pre-activations z (B, I)."""
+        return top_codes(z, self.config.k_in_force) if self.config.kind == "topk" else positive_codes(z)
 
     def run(self, progress: Progress = silent) -> list[dict[str, float]]:
         """All epochs; returns the log's rows."""
@@ -159,7 +154,7 @@ class Training:
             rate = self.config.rate_in_force * min(1.0, 5 * (1 - step / self.steps))
             self.optimiser.param_groups[0]["lr"] = rate
             said = step % every == 0 or step == self.steps - 1
-            row = self.step(self.scaling(x), measure=said)
+            row = self.step(self.scaled(x), measure=said)
             if row is None:
                 continue
             if not math.isfinite(row["loss"]):
@@ -188,14 +183,14 @@ class Training:
         """One step of Adam on x̂ (B, C); what is logged of it, if it is to be measured."""
         model, config = self.model, self.config
         z = model.logits(x)
-        codes = encode(z, config)
+        codes = self.encode(z)
         penalty = config.l1_weight if config.kind == "l1" else 0.0
         by = gradients(x, x, codes, model.decoder, model.offset, penalty=penalty)
         fired = codes.fired()
         self.silent.add_(len(x)).masked_fill_(fired > 0, 0)
         dead = self.dead()
         if config.aux_weight and bool(dead.any()):
-            self._revive(x, z, by.residual, dead, by.encoder, by.bias, by.decoder)
+            self._revive(x, z, by, dead)
         model.project(by.decoder)
         for parameter, gradient in zip(model.parameters(), (by.encoder, by.bias, by.decoder, by.offset), strict=True):
             parameter.grad = gradient
@@ -215,54 +210,37 @@ class Training:
         """(I,) bool: units that have not fired for a long time."""
         return self.silent >= self.dead_rows
 
-    def _revive(
-        self,
-        x: torch.Tensor,
-        z: torch.Tensor,
-        residual: torch.Tensor,
-        dead: torch.Tensor,
-        encoder: torch.Tensor,
-        bias: torch.Tensor,
-        decoder: torch.Tensor,
-    ) -> None:
+    def _revive(self, x: torch.Tensor, z: torch.Tensor, by: Gradients, dead: torch.Tensor) -> None:
         """Add the gradient of AuxK (Gao et al. 2024, appendix A.2): dead units decode the residual, taken as constant."""
         chosen = torch.flatten(torch.nonzero(dead))
         k = min(self.config.aux_k or max(1, x.shape[1] // 2), len(chosen))
         codes = top_codes(z[:, chosen], k)
-        by = gradients(x, -residual, codes, self.model.decoder[chosen], torch.zeros_like(self.model.offset))
-        for whole, part in ((encoder, by.encoder), (bias, by.bias), (decoder, by.decoder)):
-            whole.index_add_(0, chosen, part, alpha=self.config.aux_weight)
+        more = gradients(x, -by.residual, codes, self.model.decoder[chosen], torch.zeros_like(self.model.offset))
+        for all_units, part in ((by.encoder, more.encoder), (by.bias, more.bias), (by.decoder, more.decoder)):
+            all_units.index_add_(0, chosen, part, alpha=self.config.aux_weight)
 
+    @torch.no_grad()
+    def firing_thresholds(self, progress: Progress = silent) -> torch.Tensor:
+        """(I,) θ such that ``z > θ`` at as many positions as a unit is among its row's k largest and positive.
 
-def encode(z: torch.Tensor, config: SAEConfig) -> Codes:
-    """The codes of pre-activations z (B, I)."""
-    return top_codes(z, config.k_in_force) if config.kind == "topk" else positive_codes(z)
-
-
-@torch.no_grad()
-def firing_thresholds(
-    reader: LayerReader, scaling: Scaling, model: Autoencoder, config: SAEConfig, progress: Progress = silent
-) -> torch.Tensor:
-    """(I,) θ such that ``z > θ`` at as many positions as a unit is among its row's k largest and positive.
-
-    One pass over the layer. A unit that never is gets a threshold above all its pre-activations.
-    """
-    units = config.n_directions
-    sketch, fired, done = Sketch(units), torch.zeros(units, dtype=torch.int64), 0
-    for index, block in reader.blocks(images=max(1, TILE // reader.positions)):
-        x = torch.from_numpy(np.ascontiguousarray(block)).to(config.device).float().reshape(-1, reader.channels)
-        for rows in x.split(TILE):
-            z = model.logits(scaling(rows))
-            fired += encode(z, config).fired().cpu()
-            sketch.update(z.cpu())
-        done += len(index)
-        progress("thresholds", done, reader.n_images)
-    theta = torch.empty(units)
-    edges = torch.from_numpy(EDGES)
-    for first in range(0, units, 64):  # all units at once would need the counts' memory three times more
-        counts, wanted = sketch.counts[first : first + 64], fired[first : first + 64]
-        above = counts.flip(1).cumsum(1).flip(1)  # (units, bins): values in this bin or a higher one
-        nearest = edges[(above - wanted[:, None]).abs().argmin(1)]
-        beyond = edges[1:][counts.cumsum(1).argmax(1)]  # the upper edge of the last bin with a value
-        theta[first : first + 64] = torch.where(wanted > 0, nearest, beyond).clamp_min(0).float()
-    return theta.to(model.bias)
+        One pass over the layer. A unit that never is gets a threshold above all its pre-activations.
+        """
+        reader, units = self.reader, self.config.n_directions
+        sketch, fired, done = Sketch(units), torch.zeros(units, dtype=torch.int64), 0
+        for index, block in reader.blocks(images=max(1, TILE // reader.positions)):
+            x = torch.from_numpy(np.ascontiguousarray(block)).to(self.config.device).float()
+            for rows in x.reshape(-1, reader.channels).split(TILE):
+                z = self.model.logits(self.scaled(rows))
+                fired += self.encode(z).fired().cpu()
+                sketch.update(z.cpu())
+            done += len(index)
+            progress("thresholds", done, reader.n_images)
+        theta = torch.empty(units)
+        edges = torch.from_numpy(EDGES)
+        for first in range(0, units, 64):  # all units at once would need the counts' memory three times more
+            counts, wanted = sketch.counts[first : first + 64], fired[first : first + 64]
+            above = counts.flip(1).cumsum(1).flip(1)  # (units, bins): values in this bin or a higher one
+            nearest = edges[(above - wanted[:, None]).abs().argmin(1)]
+            beyond = edges[1:][counts.cumsum(1).argmax(1)]  # the upper edge of the last bin with a value
+            theta[first : first + 64] = torch.where(wanted > 0, nearest, beyond).clamp_min(0).float()
+        return theta.to(self.model.bias)

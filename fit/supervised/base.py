@@ -9,13 +9,13 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from fit.base import Fitter
+from fit.base import Fitter, check_varies
 from fit.config import FitterConfig
 from fit.supervised.position_labels import LabelledImages, Labels, TruthImages
 from stores.errors import FitError, UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
-from stores.statistics import Statistics
+from stores.statistics import Statistics, statistics
 
 ROWS = 16384  # positions at a time
 ENTRIES = 2**22  # positions × labels at a time
@@ -51,12 +51,14 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A layer's activations and L labels with enough positives.
+    """A layer's activations, their ``moments``, and L labels with enough positives.
 
     ``columns`` (L,): their places among all labels; ``positives``, ``negatives`` (L,): positions, of annotated images.
     """
 
     reader: LayerReader
+    device: str
+    moments: Statistics
     labels: LabelledImages
     columns: np.ndarray
     positives: np.ndarray
@@ -73,21 +75,25 @@ class Task:
         """Positions of all labelled images."""
         return len(self.labels.images) * self.reader.positions
 
+    @property
+    def images_at_once(self) -> int:
+        return images_at_once(self.reader.positions, self.count)
+
     def marks(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """present (n·P, L) and annotated (n·P, L) of some images."""
         present, annotated = self.labels.of(images)
         p = self.reader.positions
         return present[:, :, self.columns].reshape(-1, self.count), annotated[:, self.columns].repeat(p, axis=0)
 
-    def blocks(self, device: str) -> Iterator[Block]:
+    def blocks(self) -> Iterator[Block]:
         """One pass over the labelled images, in the store's order."""
         p, done = self.reader.positions, 0
-        for index, block in self.reader.blocks(images=images_at_once(p, self.count)):
+        for index, block in self.reader.blocks(images=self.images_at_once):
             inside = np.isin(index, self.labels.images)
             if not inside.any():
                 continue
-            x = torch.from_numpy(np.ascontiguousarray(block[inside])).to(device).float()
-            present, annotated = (torch.from_numpy(a).to(device) for a in self.marks(index[inside]))
+            x = torch.from_numpy(np.ascontiguousarray(block[inside])).to(self.device).float()
+            present, annotated = (torch.from_numpy(a).to(self.device) for a in self.marks(index[inside]))
             yield Block(x.reshape(-1, self.reader.channels), present, annotated, done * p)
             done += int(inside.sum())
 
@@ -117,10 +123,13 @@ class Supervised(Fitter[Config]):
         self.labels = labels
 
     def task(self, reader: LayerReader, progress: Progress) -> Task:
-        """Look through all labels once, and choose those that can be learnt.
+        """The layer's moments and the labels that can be learnt: a pass over activations, and one over all labels.
 
-        Raises FitError when none can, UsageError when there are no labels or ``n_directions`` contradicts their number.
+        Raises FitError when no label can or the activations do not vary, UsageError when there are no labels or ``n_directions``
+        contradicts their number.
         """
+        moments = statistics(reader, device=self.config.device, progress=progress)
+        check_varies(reader, moments)
         labels = TruthImages(reader, self.name) if self.labels is None else self.labels.at(reader)
         positives, negatives = count(labels, reader.positions, progress)
         enough = (positives >= self.config.min_positives) & (negatives > 0)
@@ -140,7 +149,9 @@ class Supervised(Fitter[Config]):
             {"label": labels.names[k], "number": labels.numbers[k], "positives": int(positives[k])}
             for k in np.flatnonzero(~enough).tolist()
         ]
-        return Task(reader, labels, columns, positives[columns], negatives[columns], left_out)
+        return Task(
+            reader, self.config.device, moments, labels, columns, positives[columns], negatives[columns], left_out
+        )
 
     def settled(self, task: Task) -> Config:
         """The configuration as it is recorded, with the number of directions that were found."""
@@ -163,21 +174,19 @@ def count(labels: LabelledImages, positions: int, progress: Progress) -> tuple[n
     return found, seen - found
 
 
-def best_f1_of_labels(
-    task: Task, filters: torch.Tensor, moments: Statistics, device: str, progress: Progress
-) -> torch.Tensor:
+def best_f1_of_labels(task: Task, filters: torch.Tensor, progress: Progress) -> torch.Tensor:
     """Threshold b (L,) float64 of each column of ``filters`` (C, L) with the best F1 of ``w·x > b`` against its label.
 
     One pass over the labelled images counts scores in bins of 1/256 of their standard deviation, which follows from the layer's
     moments. The threshold is the middle of the empty bins below the last accepted one.
     """
-    w = filters.double().cpu()
+    w, moments, device = filters.double().cpu(), task.moments, task.device
     mean = torch.from_numpy(moments.mean) @ w
     spread = ((torch.from_numpy(moments.covariance) @ w) * w).sum(0).clamp_min(1e-30).sqrt()
     scaled, shift = (w / spread).float().to(device), (mean / spread).float().to(device)
     counts = torch.zeros(2, task.count * BINS, dtype=torch.int64, device=device)
     offset = torch.arange(task.count, device=device) * BINS
-    for block in task.blocks(device):
+    for block in task.blocks():
         score = block.x @ scaled - shift
         bins = ((score / WIDTH + 0.5) * BINS).clamp_(0, BINS - 1).long() + offset
         counts[0] += torch.bincount(bins[block.annotated & ~block.present], minlength=task.count * BINS)

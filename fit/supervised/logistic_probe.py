@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from extract.network import Head
-from fit.base import Fitted, check_varies
+from fit.base import Fitted
 from fit.checkpoint import Checkpoint
 from fit.positive_stats import PositiveSums
 from fit.supervised.base import Supervised, SupervisedConfig, best_f1_of_labels, images_at_once
 from fit.supervised.logistic import Solution, solve
-from fit.supervised.pool import HARD, Pool, draw, mine
+from fit.supervised.pool import HARD, Pool, draw
 from stores.errors import FitError
 from stores.progress import Progress
 from stores.readers import LayerReader
-from stores.statistics import Statistics, statistics
+from stores.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,17 @@ class Probe(Supervised[ProbeConfig]):
     configuration: ClassVar[type[ProbeConfig]] = ProbeConfig
 
     def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
-        """Draw positions, train, mine what is wrongly taken for the label, train again; then estimate signal vectors.
+        """Draw positions, train, mine negatives that score as the label, train again; then estimate signal vectors.
 
         In memory are ``max_rows`` positions; everything else is a pass over the store.
         """
-        config, device = self.config, self.config.device
-        moments = statistics(reader, device=device, progress=progress)
-        check_varies(reader, moments)
-        task = self.task(reader, progress)
-        scale = Standardise.of(moments, device)
-        pool = draw(task, scale, config.max_rows, config.seed, device, progress)
+        config, task = self.config, self.task(reader, progress)
+        scale = Standardise.of(task.moments, task.device)
+        pool = draw(task, scale, config.max_rows, config.seed, progress)
         seen = (pool.present & pool.annotated).any(0) & (~pool.present & pool.annotated).any(0)
         if not bool(seen.all()):
             raise FitError(
-                f"Of {task.count} labels {int((~seen).sum())} are at none or at all of the {len(pool.x)} positions that are kept in memory: "
+                f"Of {task.count} labels {int((~seen).sum())} are at none or at all of the {len(pool.x)} positions in memory: "
                 "keep more with --set max_rows=N, or leave out rare labels with --set min_positives=N."
             )
         solution: Solution | None = None
@@ -99,35 +96,33 @@ class Probe(Supervised[ProbeConfig]):
         rounds = 0
         for rounds in range(1, config.rounds + 2):
             progress("training", rounds, config.rounds + 1, f"{len(pool.x)} positions, {task.count} labels")
-            if solution is not None and not pool.whole:
-                room = int(HARD * config.max_rows) // config.rounds
-                mine(pool, task, scale, solution.logits, room, limit, device, progress)
+            if solution is not None and not pool.complete:
+                pool.mine(solution.logits, int(HARD * config.max_rows) // config.rounds, limit, progress)
             used = choose(pool, config.negatives, solution, generator)
-            last = rounds > config.rounds or (pool.whole and bool((used == pool.annotated).all()))
+            last = rounds > config.rounds or (pool.complete and bool((used == pool.annotated).all()))
             solution = solve(
                 pool.x,
                 pool.present,
                 used,
                 l2=config.l2,
                 iterations=config.iterations,
-                tolerance=config.tolerance * (1 if last else 10),  # to mine by, roughly is enough
+                tolerance=config.tolerance * (1 if last else 10),  # mining needs no precise solution
                 start=solution,
             )
             if last:
                 break  # all negatives are in already: there are none to mine
         assert solution is not None
         filters = (solution.weights * scale.inverse[:, None]).double().cpu()
-        thresholds = torch.from_numpy(moments.mean) @ filters - solution.bias.double().cpu()
+        thresholds = torch.from_numpy(task.moments.mean) @ filters - solution.bias.double().cpu()
         if config.threshold == "f1":
-            thresholds = best_f1_of_labels(task, filters, moments, device, progress)
-        signals = signals_of(reader, filters, thresholds, moments, device, progress)
+            thresholds = best_f1_of_labels(task, filters, progress)
         info: dict[str, Any] = {"rounds": rounds, "pool": len(pool.x), "iterations": solution.iterations}
         return self.fitted(
             reader,
             config=self.settled(task),
             filters=filters,
-            signals=signals,
-            mean=moments.mean,
+            signals=signals_of(reader, filters, thresholds, task.moments, task.device, progress),
+            mean=task.moments.mean,
             thresholds=thresholds,
             gradient=float(solution.gradient.max()),
             **info,

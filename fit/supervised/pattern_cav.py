@@ -18,13 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from extract.network import Head
-from fit.base import Fitted, check_varies
+from fit.base import Fitted
 from fit.checkpoint import Checkpoint
 from fit.supervised.base import Supervised, SupervisedConfig, Task, best_f1_of_labels
-from stores.errors import UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
-from stores.statistics import Statistics, statistics
+from stores.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class PatternCAVConfig(SupervisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.shrinkage > 0:
-            raise UsageError(f"'shrinkage' must be positive, got {self.shrinkage}.")
+        self.require(positive=("shrinkage",))
 
 
 class PatternCAV(Supervised[PatternCAVConfig]):
@@ -48,31 +46,28 @@ class PatternCAV(Supervised[PatternCAVConfig]):
 
     def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:
         """Three streamed passes: the layer's moments, the class means, the thresholds."""
-        device = self.config.device
-        moments = statistics(reader, device=device, progress=progress)
-        check_varies(reader, moments)
         task = self.task(reader, progress)
-        difference = mean_differences(task, moments, device, progress)
+        difference = mean_differences(task, progress)
         filters = F.normalize(difference, dim=0)
         if self.config.filter == "lda":
-            filters = discriminants(moments, difference, self.config.shrinkage)
-        thresholds = best_f1_of_labels(task, filters, moments, device, progress)
+            filters = discriminants(task.moments, difference, self.config.shrinkage)
+        thresholds = best_f1_of_labels(task, filters, progress)
         return self.fitted(
             reader,
             config=self.settled(task),
             filters=filters,
             signals=difference,
-            mean=moments.mean,
+            mean=task.moments.mean,
             thresholds=thresholds,
             **task.info(),
         )
 
 
-def mean_differences(task: Task, moments: Statistics, device: str, progress: Progress) -> torch.Tensor:
+def mean_differences(task: Task, progress: Progress) -> torch.Tensor:
     """``E[x | label] − E[x | no label]`` (C, L) float64 over the images annotated in each label's category."""
-    mean = torch.from_numpy(moments.mean).float().to(device)
+    mean = torch.from_numpy(task.moments.mean).float().to(task.device)
     on, seen = (torch.zeros(len(mean), task.count, dtype=torch.float64) for _ in range(2))
-    for block in task.blocks(device):
+    for block in task.blocks():
         x = block.x - mean  # a large common offset would cost digits
         on += (x.T @ (block.present & block.annotated).float()).double().cpu()
         seen += (x.T @ block.annotated.float()).double().cpu()

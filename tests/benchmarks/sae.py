@@ -19,11 +19,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from extract.models import load_torchvision
-from fit.baselines.sae import SAEConfig, Scaling, Training
+from fit.baselines.sae import SAEConfig, Training
 from stores.format import LayerSpec
 from stores.layout import StorePlan
 from stores.readers import LayerReader
-from stores.statistics import statistics
+from stores.statistics import Statistics, statistics
 from stores.writer import StoreWriter
 from tests.benchmarks.measure import Row, in_turns
 
@@ -36,16 +36,15 @@ def rows(folder: Path) -> Iterator[Row]:
         x = activations(path, images, channels)
         reader = LayerReader(path)
         moments = statistics(reader)
-        scaling = Scaling(torch.from_numpy(moments.mean).float(), float(np.sqrt(np.trace(moments.covariance))))
         config = SAEConfig(n_directions=units, k=k, batch_rows=batch, epochs=1)
 
-        def ours(config: SAEConfig = config, reader: LayerReader = reader, scaling: Scaling = scaling) -> None:
-            Training(config, reader, scaling).run()
+        def ours(config: SAEConfig = config, reader: LayerReader = reader, moments: Statistics = moments) -> None:
+            Training(config, reader, moments).run()
 
         loops = {"overcomplete's loop, rebuilt in torch": rebuilt_epoch}
         if importlib.util.find_spec("overcomplete") is not None:
             loops["overcomplete, train_sae"] = overcomplete_epoch
-        scaled = scaling(torch.from_numpy(x))
+        scaled = Training(config, reader, moments).scaled(torch.from_numpy(x))
         for name, epoch in loops.items():
             a, b = in_turns(ours, lambda epoch=epoch, x=scaled, u=units, k=k, n=batch: epoch(x, u, k, n), repeats=3)
             count = f"{len(x):,}".replace(",", " ")

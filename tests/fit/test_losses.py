@@ -25,13 +25,13 @@ from fit.losses import (
     Sums,
     column_gradient,
     correlated_logits,
-    default_tile,
     excessively_active,
     filter_signal_orthogonality,
     inactive_classifier,
     maximum_margin,
     self_weighted,
     streamed_sums,
+    tile_rows,
 )
 from fit.row_sources import positions
 from fit.signals import EQUAL_LOGITS, signals_from_sums
@@ -244,9 +244,10 @@ def test_signal_sums_can_be_left_out() -> None:
 
 
 def test_tiles_are_bounded_however_few_the_directions() -> None:
-    assert default_tile(torch.empty(0, 512), 1) * 512 <= 2**21
-    assert default_tile(torch.empty(0, 64), 64) == 2**14
-    assert default_tile(torch.empty(0, 10**6), 10**6) == 256
+    cpu = torch.device("cpu")
+    assert tile_rows(512, 1, cpu) * 512 <= 2**21
+    assert tile_rows(64, 64, cpu) == 2**14
+    assert tile_rows(10**6, 10**6, cpu) == 256
 
 
 @settings(max_examples=60, deadline=None)

@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_the_last_state_and_the_fit_goes_on(
 
     monkeypatch.setattr("fit.checkpoint.write_tensors", full)
     assert EDDP(**QUICK).fit(reader, checkpoint=Checkpoint(tmp_path / "d.checkpoint", 0)).filters_.shape == (16, 3)
-    assert "could not be kept: the disk is full" in caplog.text
+    assert "could not be stored: the disk is full" in caplog.text
 
 
 def test_a_fit_with_more_detectors_than_concepts_stays_finite(reader: LayerReader) -> None:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from fit.baselines import autoencoder, sae
-from fit.baselines.autoencoder import Autoencoder, Codes, gradients, positive_codes, top_codes
-from fit.baselines.sae import SAE, SAEConfig, Scaling, Training, firing_thresholds
+from fit.baselines.autoencoder import Autoencoder, Codes, Gradients, gradients, positive_codes, top_codes
+from fit.baselines.sae import SAE, SAEConfig, Training
 from fit.config import with_settings
 from stores.errors import FitError, NonFiniteError, UsageError
 from stores.readers import LayerReader
@@ -125,13 +125,10 @@ def test_thresholds_give_each_detector_the_rate_of_its_unit(tiny_store: Made) ->
     g = np.random.default_rng(0)
     x = g.normal(size=(300, 10, 8)).astype(np.float32)
     reader = LayerReader(tiny_store({"a": x}))
-    generator = torch.Generator().manual_seed(0)
-    it = Autoencoder.random(40, 8, generator)
-    it.bias[7] = -100  # never among the largest
-    config = SAEConfig(n_directions=40, k=4)
-    scaling = Scaling(torch.zeros(8), 2.0)
-    theta = firing_thresholds(reader, scaling, it, config)
-    z = it.logits(scaling(torch.from_numpy(x.reshape(-1, 8))))
+    training = Training(SAEConfig(n_directions=40, k=4), reader, statistics(reader))
+    training.model.bias[7] = -100  # never among the largest
+    theta = training.firing_thresholds()
+    z = training.model.logits(training.scaled(torch.from_numpy(x.reshape(-1, 8))))
     wanted = top_codes(z, 4).fired()
     got = (z > theta).sum(0)
     assert int(wanted[7]) == int(got[7]) == 0
@@ -157,11 +154,9 @@ def test_filters_and_thresholds_are_those_of_the_activations_themselves(tiny_sto
     reader = LayerReader(tiny_store({"a": x}))
     config = with_settings(SAEConfig(n_directions=5), {"kind": "l1", "epochs": "1", "batch_rows": "500"})
     found = SAE(config).fit(reader).directions_
-    moments = statistics(reader)
-    scaling = Scaling(torch.from_numpy(moments.mean).float(), float(np.sqrt(np.trace(moments.covariance))))
-    training = Training(config, reader, scaling)
+    training = Training(config, reader, statistics(reader))
     training.run()
-    z = training.model.logits(scaling(torch.from_numpy(x.reshape(-1, C))))
+    z = training.model.logits(training.scaled(torch.from_numpy(x.reshape(-1, C))))
     np.testing.assert_allclose(found.logits(x.reshape(-1, C)), z, atol=1e-4)
     np.testing.assert_array_equal(found.signals, F.normalize(training.model.decoder.T, dim=0))
 
@@ -169,9 +164,8 @@ def test_filters_and_thresholds_are_those_of_the_activations_themselves(tiny_sto
 def test_a_step_is_adams_on_the_projected_gradient(tiny_store: Made) -> None:
     x, _, _ = sparse_activations()
     reader = LayerReader(tiny_store({"a": x}))
-    training = Training(
-        SAEConfig(n_directions=9, k=2, aux_weight=0, learning_rate=0.01), reader, Scaling(torch.zeros(C), 1)
-    )
+    config = SAEConfig(n_directions=9, k=2, aux_weight=0, learning_rate=0.01)
+    training = Training(config, reader, statistics(reader))
     reference = [p.clone().requires_grad_() for p in training.model.parameters()]
     adam = torch.optim.Adam(reference, lr=0.01, eps=6.25e-10)
     g = torch.Generator().manual_seed(5)
@@ -211,23 +205,19 @@ def test_dead_units_are_revived(tiny_store: Made) -> None:
 def test_the_gradient_of_dead_units_is_autograds(tiny_store: Made) -> None:
     x, _, _ = sparse_activations()
     reader = LayerReader(tiny_store({"a": x}))
-    training = Training(SAEConfig(n_directions=4, k=1, aux_k=1), reader, Scaling(torch.zeros(C), 1))
+    training = Training(SAEConfig(n_directions=4, k=1, aux_k=1), reader, statistics(reader))
     training.model = model(4, C)
     g = torch.Generator().manual_seed(0)
     batch, residual = (torch.randn(20, C, generator=g, dtype=torch.float64) for _ in range(2))
     z = training.model.logits(batch)
     dead = torch.tensor([False, True, False, True])
-    sums = [
-        torch.zeros(4, C, dtype=torch.float64),
-        torch.zeros(4, dtype=torch.float64),
-        torch.zeros(4, C, dtype=torch.float64),
-    ]
-    training._revive(batch, z, residual, dead, *sums)
+    sums = [torch.zeros(shape, dtype=torch.float64) for shape in ((4, C), 4, (4, C), C)]
+    training._revive(batch, z, Gradients(*sums, residual), dead)
     reference = [p.clone().requires_grad_() for p in training.model.parameters()[:3]]
     best = F.linear(batch, *reference[:2])[:, dead].topk(1, 1)
     c = torch.zeros(20, 2, dtype=torch.float64).scatter(1, best.indices, F.relu(best.values))
     wanted = torch.autograd.grad((c @ reference[2][dead] + residual).square().sum(1).mean() / 32, reference)
-    for mine, theirs in zip(sums, wanted, strict=True):
+    for mine, theirs in zip(sums[:3], wanted, strict=True):
         torch.testing.assert_close(mine, theirs)
 
 

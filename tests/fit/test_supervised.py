@@ -16,7 +16,7 @@ from fit.supervised.base import Task, best_f1_of_labels, count
 from fit.supervised.logistic import solve
 from fit.supervised.logistic_probe import Probe, Standardise, choose, signals_of
 from fit.supervised.pattern_cav import PatternCAV
-from fit.supervised.pool import draw, fair_share, mine
+from fit.supervised.pool import draw, fair_share
 from fit.supervised.position_labels import Labels
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.errors import FitError, UnknownNameError, UsageError
@@ -181,7 +181,7 @@ def test_a_small_pool_holds_what_is_rare_and_mines_what_is_hard(
     labels = ByHand(present)
     task = task_of(reader, labels)
     scale = Standardise.of(statistics(reader), "cpu")
-    pool = draw(task, scale, 400, 0, "cpu", silent)
+    pool = draw(task, scale, 400, 0, silent)
     assert len(pool.x) == pool.member.sum() <= 400
     assert pool.present[:, 0].sum() == 12  # all that there are
     assert 60 < pool.present[:, 1].sum() < 260
@@ -189,8 +189,8 @@ def test_a_small_pool_holds_what_is_rare_and_mines_what_is_hard(
     torch.testing.assert_close(pool.x, scale(torch.from_numpy(stored)))
 
     before, member = len(pool.x), pool.member.copy()
-    monkeypatch.setattr("fit.supervised.pool.images_at_once", lambda *_: 7)
-    mine(pool, task, scale, lambda rows: rows[:, [0, 1]], 80, np.array([40, 40]), "cpu", silent)
+    monkeypatch.setattr("fit.supervised.base.images_at_once", lambda *_: 7)
+    pool.mine(lambda rows: rows[:, [0, 1]], 80, np.array([40, 40]), silent)
     assert pool.member.reshape(500, 4)[alike, 1].all()
     assert 400 >= len(pool.x) > before
     added = np.flatnonzero(pool.member & ~member)
@@ -236,7 +236,7 @@ def test_thresholds_have_the_best_f1(data: tuple[LayerReader, ByHand, np.ndarray
     reader, labels, x = data
     task = task_of(reader, labels)
     filters = torch.from_numpy(np.random.default_rng(3).normal(size=(5, 3)))
-    found = best_f1_of_labels(task, filters, statistics(reader), "cpu", silent)
+    found = best_f1_of_labels(task, filters, silent)
     for k in range(3):
         rows, target = counted(x, labels, k)
         score = rows @ filters[:, k].numpy()

@@ -220,7 +220,7 @@ def test_a_request_that_does_not_fit_leaves_no_store(tmp_path: Path) -> None:
         ({"concepts": 1}, "'concepts' must be at least 2"),
         ({"images": 0}, "'images' must be at least 1, got 0"),
         ({"channels": -3}, "'channels' must be at least 1"),
-        ({"positions": 0}, "'positions' must be at least 1"),
+        ({"positions": 0}, "'positions' must be at least 2"),
         ({"per_position": 0}, "'per_position' must be at least 1"),
         ({"per_position": 4}, r"'per_position' must be at most 'concepts' \(3\), got 4"),
         ({"distractors": -1}, "must not be negative"),
