@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,10 +26,23 @@ class Bank:
     def count(self) -> int:
         return int(self.filters.shape[1])
 
+    def of(self, names: Iterable[str]) -> Bank:
+        """The detectors of some of the files."""
+        parts = {name: self.slices[name] for name in names}
+        columns = np.concatenate([np.arange(part.start, part.stop) for part in parts.values()])
+        counts = {name: part.stop - part.start for name, part in parts.items()}
+        return Bank(self.filters[:, columns].contiguous(), self.thresholds[columns], slices_of(counts))
+
     def logits(self, block: np.ndarray) -> torch.Tensor:
         """(n, P, C) activations -> (n, P, J) logits ``x W − b``."""
         x = torch.from_numpy(block).to(self.filters.device).float()
         return x @ self.filters - self.thresholds
+
+
+def slices_of(counts: Mapping[str, int]) -> dict[str, slice]:
+    """Columns of each file, side by side, from their numbers of directions."""
+    ends = np.cumsum([0, *counts.values()]).tolist()
+    return {name: slice(start, stop) for name, (start, stop) in zip(counts, pairwise(ends), strict=True)}
 
 
 def make_bank(
@@ -38,13 +52,10 @@ def make_bank(
 
     Raises MismatchError for directions of another layer.
     """
-    slices: dict[str, slice] = {}
+    slices = slices_of({name: directions.count for name, directions in sets.items()})
     filters, thresholds, needs = [], [], []
-    start = 0
     for name, directions in sets.items():
         directions.check_store(reader.spec.name, reader.channels)
-        slices[name] = slice(start, start + directions.count)
-        start += directions.count
         filters.append(torch.from_numpy(directions.filters))
         known = directions.thresholds
         thresholds.append(torch.from_numpy(known) if known is not None else torch.zeros(directions.count))

@@ -17,7 +17,6 @@ from evaluate.detector_bank import Bank, block_images
 from evaluate.dissection_batches import SPLITS, Material, Resolution, raster_size, upsample
 from evaluate.label_statistics import BINS, Chosen, Second, groups_of, second_images
 from evaluate.parallel import Scheduler, spread
-from evaluate.top_images import STAGE, Top, top_of
 from extract.labels import Alignment
 from stores.errors import DatasetError
 from stores.progress import Progress, silent
@@ -90,10 +89,6 @@ class Dissector:
         chosen = Chosen(np.asarray(label_of), low, high, groups, replicates, seed)
         stage = "average precision"
         return spread(second_images, self.material, self.scheduler, chosen, progress=progress, stage=stage)
-
-    def top(self, count: int, progress: Progress = silent) -> Top:
-        """The ``count`` images of the store with the largest logit of each detector, in one more pass."""
-        return spread(top_of, self.material, self.scheduler, count, progress=progress, stage=STAGE, labelled=False)
 
     def average_precision(self, label_of: np.ndarray, progress: Progress = silent) -> np.ndarray:
         """Average precision (J,) on val of each detector's logits for its own label; NaN where that does not occur."""

@@ -56,13 +56,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Material:
-    """A layer's activations, the detectors, the concept dataset, and the raster on which they meet."""
+    """A layer's activations, the detectors, the concept dataset (None where labels do not matter), and the raster on which they meet."""
 
     reader: LayerReader
     bank: Bank
-    alignment: Alignment
+    aligned: Alignment | None
     resolution: Resolution
     raster: tuple[int, int]
+
+    @property
+    def alignment(self) -> Alignment:
+        assert self.aligned is not None
+        return self.aligned
 
     @cached_property
     def labels(self) -> list[ConceptLabel]:

@@ -136,7 +136,7 @@ class Parcel:
     store: str
     layer: str
     fingerprint: str
-    concepts: tuple[type, str]
+    concepts: tuple[type, str] | None
     rows: dict[int, int]
     boxes: dict[int, Box]
     filters: np.ndarray
@@ -153,7 +153,7 @@ class Parcel:
             raise CorruptStoreError(f"Workers find another store at '{self.store}'. Give them the same file system.")
         to = torch.device(self.device)
         bank = Bank(torch.from_numpy(self.filters).to(to), torch.from_numpy(self.thresholds).to(to), self.slices)
-        alignment = Alignment(_concepts(*self.concepts), self.rows, self.boxes.__getitem__)
+        alignment = self.concepts and Alignment(_concepts(*self.concepts), self.rows, self.boxes.__getitem__)
         return Material(LayerReader(store, self.layer), bank, alignment, self.resolution, self.raster)
 
 
@@ -166,13 +166,14 @@ def _concepts(kind: type, root: str) -> ConceptSource:
 
 def pack(material: Material, chunks: range, labelled: bool = True) -> Parcel:
     """What a worker needs for the images of some chunks; of the concept dataset nothing, unless it is about labels."""
-    reader, source, bank = material.reader, material.alignment.source, material.bank
+    reader, bank = material.reader, material.bank
+    source = material.alignment.source if labelled else None
     rows = {row: material.alignment.rows[row] for row in material.rows(chunks)} if labelled else {}
     return Parcel(
         store=str(reader.store.path.resolve()),
         layer=reader.spec.name,
         fingerprint=reader.store.fingerprint,
-        concepts=(type(source), str(source.root.resolve())),
+        concepts=None if source is None else (type(source), str(source.root.resolve())),
         rows=rows,
         boxes={image: material.alignment.box_of(image) for image in rows.values()},
         filters=bank.filters.cpu().numpy(),

@@ -13,7 +13,7 @@ from typing import Any
 
 from evaluate.correct.correction_study import CorrectConfig
 from evaluate.influence.influence_study import InfluenceConfig
-from pipeline.evaluation import evaluate_directions, load_sets
+from pipeline.evaluation import EvaluationConfig, evaluate_directions, load_sets
 from pipeline.records import Place, beside, within
 from pipeline.run import Run, code_version
 from pipeline.scene_net import train_scene_net
@@ -109,8 +109,9 @@ def run_demo(
     run = Run("evaluate", {"broden": world_folder, "influence": asdict(INFLUENCE)})
     with run.watching(progress, within(evaluation, "summary.json")) as watched:
         summary = evaluate_directions(
-            store, load_sets(files), evaluation, broden=world_folder, influence=INFLUENCE, title=TITLE, progress=watched
-        )
+            store, load_sets(files), evaluation,
+            EvaluationConfig(broden=world_folder, influence=INFLUENCE, title=TITLE), progress=watched,
+        )  # fmt: skip
     run.write()
     shown = _show(out, world, say, progress) if pages else {}
     return {**summary, "network": trained, **shown, **_correct(out, world, correct, say, progress)}

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evaluate.report.loss_curves import loss_picture
+from evaluate.loss_curves import loss_picture
 from fit import Fitter
 from fit.checkpoint import MINUTES, Checkpoint
 from fit.diagnostics import ENOUGH

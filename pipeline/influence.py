@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from evaluate.concepts import concept_store
 from evaluate.direction_tables import with_found_again
 from evaluate.influence.cavs import LabelUse, label_use, s3
 from evaluate.influence.influence_study import (
-    Influence,
     InfluenceConfig,
     Moving,
     effect_of,
@@ -20,7 +18,6 @@ from evaluate.influence.influence_study import (
     unit_columns,
 )
 from evaluate.influence.influence_tables import (
-    claims_of,
     class_influence_rows,
     direction_influence_rows,
     influence_parts,
@@ -31,90 +28,57 @@ from evaluate.influence.influence_tables import (
 from evaluate.influence.permutation_nulls import precision_on
 from evaluate.influence.shortcut_candidates import suspect_rows
 from evaluate.influence.steering import Steering, random_units, sweep
-from evaluate.report.evaluation_cards import Push
-from evaluate.report.steering_curves import steering_picture
-from extract.labels import align
+from evaluate.report.class_predictions import class_predictions
 from extract.segmentation.base import ConceptSource
-from pipeline.table_writer import Tables
+from pipeline.evaluation_parts import Dissected, Part, Subject
+from pipeline.evaluation_result import Label
 from stores.directions import Directions
-from stores.progress import Progress
-from stores.readers import LayerReader
 from stores.store import ActivationStore
 from stores.tables import rows_to_columns
 
 TABLES = ("influence_directions", "influence_classes", "steering", "suspects")
 RANDOM = 64  # random directions that the steering curves are held against
 
-Labels = Sequence[tuple[str, str]]  # (label, category) of each direction, empty where it has none
 
-
-def add_influence(
-    store: ActivationStore,
-    layer: str,
-    sets: Mapping[str, Directions],
-    labels: Mapping[str, Labels],
-    tables: Tables,
-    config: InfluenceConfig,
-    summary: dict[str, Any],
-    *,
-    source: ConceptSource | None,
-    device: str,
-    progress: Progress,
-) -> dict[str, list[list[Push]]]:
-    """Measure, write the tables, and fill in each file's entry of the summary; returns what each direction moves most."""
-    moving = effect_of(store, layer, images=config.images, seed=config.seed, device=device)
-    found = measure_influence(store, layer, sets, config, through=moving, device=device, progress=progress)
+def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissected | None) -> Part:
+    """What each set's directions do to classes; with labels also S3, and the concepts that may be shortcuts."""
+    store, device, progress = subject.store, subject.device, subject.progress
+    moving = effect_of(store, subject.layer, images=config.images, seed=config.seed, device=device)
+    found = measure_influence(
+        store, subject.layer, subject.sets, config, through=moving, device=device, progress=progress
+    )
     classes = class_names(store, len(found.base))
-    rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
-    use = None if source is None else _use_of_labels(store, layer, source, device, progress)
+    use = None if dissected is None else _use_of_labels(subject, dissected)
     cavs = None if use is None else moving.effect(torch.from_numpy(use.cavs).to(device), config.alpha)
-    controls = sweep(moving.effect, random_units(store.layer(layer).channels, RANDOM, config.seed).to(device))
-    plain = {name: [label for label, _ in labels[name]] for name in sets}
-    for name, directions in sets.items():
-        names = plain[name]
-        rows["influence_directions"] += with_found_again(
-            direction_influence_rows(found, name, names, classes), directions
-        )
+    controls = sweep(moving.effect, random_units(subject.reader.channels, RANDOM, config.seed).to(device))
+    entries: dict[str, dict[str, Any]] = {}
+    plain: dict[str, list[str]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
+    for name, directions in subject.sets.items():
+        labels = [("", "")] * directions.count if dissected is None else dissected.labels[name]
+        names = plain[name] = [label for label, _ in labels]
+        of_directions = direction_influence_rows(found, name, names, classes)
+        rows["influence_directions"] += with_found_again(of_directions, directions)
         rows["influence_classes"] += class_influence_rows(found, name, names, classes)
-        entry = summary["directions"][name]
-        entry.update(influence_summary(found, name))
+        entry = entries[name] = influence_summary(found, name)
         entry["influence"]["null_precision"] = str(precision_on(torch.device(device))).removeprefix("torch.")
         curves = _steer(moving, directions, controls, device)
         rows["steering"] += steering_rows(name, names, classes, curves)
         entry["influence"]["steering"] = steering_summary(curves)
-        (tables.folder / "pictures").mkdir(exist_ok=True)
-        drawn = {role: (curve.alphas, curve.probability) for role, curve in curves.items()}
-        steering_picture(drawn, tables.folder / steering_file(name))
-        if source is not None and use is not None and cavs is not None:
+        if dissected is not None and use is not None and cavs is not None:
             a, part = config.alphas.index(config.alpha), found.slices[name]
-            columns = _columns(source, labels[name])
+            columns = _columns(dissected.alignment.source, labels)
             score, probability = cavs.influence.cpu().numpy(), cavs.probability.cpu().numpy()
             entry["s3"] = _rounded(s3(columns, found.score[a, 0, part], score, use.known))
             entry["influence"]["s3_probability"] = _rounded(
                 s3(columns, found.probability[a, 0, part], probability, use.known)
             )
-            suspects = with_found_again(suspect_rows(found, name, labels[name], columns, use, classes), directions)
+            suspects = with_found_again(suspect_rows(found, name, labels, columns, use, classes), directions)
             entry["influence"]["suspects"] = suspects[:10]
             rows["suspects"] += [{**row, "indices": " ".join(map(str, row["indices"]))} for row in suspects]
-    tables.write_parts("influence", (p for name in sets for p in influence_parts(found, name, plain[name], classes)))
-    for table in TABLES:
-        if rows[table]:
-            tables.write(table, rows_to_columns(rows[table]))
-    return {name: _pushes(found, name, classes) for name in sets}
-
-
-def _pushes(found: Influence, name: str, classes: Sequence[str], most: int = 3) -> list[list[Push]]:
-    """Of each signal vector, the classes whose probability it changes most, at the summary's step."""
-    a, part = found.config.alphas.index(found.config.alpha), found.slices[name]
-    change = found.probability[a, 0, part]
-    beyond = claims_of(found, name, a, 0)[1].random
-    order = np.argsort(-np.abs(change), axis=1, kind="stable")[:, :most]
-    return [[Push(classes[k], float(change[i, k]), bool(beyond[i, k])) for k in row] for i, row in enumerate(order)]
-
-
-def steering_file(name: str) -> str:
-    """Where the picture of a file's steering lies, from the folder of the evaluation."""
-    return f"pictures/{name}.steering.png"
+    every = (part for name in subject.sets for part in influence_parts(found, name, plain[name], classes))
+    tables = {table: [rows_to_columns(some)] for table, some in rows.items() if some}
+    return Part(entries, {"influence": every, **tables})
 
 
 def class_names(store: ActivationStore, count: int) -> list[str]:
@@ -132,20 +96,15 @@ def _steer(moving: Moving, directions: Directions, controls: Steering, device: s
     return {"signal": of_signals, "filter": sweep(moving.effect, filters, of_signals.target), "random": controls}
 
 
-def _use_of_labels(
-    store: ActivationStore, layer: str, source: ConceptSource, device: str, progress: Progress
-) -> LabelUse:
-    concepts = concept_store(store, layer, source, device=device, progress=progress)
-    logits = concepts.array("images/logits")
-    parts = logits.each(range(concepts.n_chunks))  # all images by all classes would be much
-    predicted = np.concatenate([np.nan_to_num(part, nan=-np.inf).argmax(1) for part in parts])
-    reader = LayerReader(concepts, layer)
-    alignment = align(concepts, source)
-    n_classes = int(logits.shape[1])
-    return label_use(reader, alignment, predicted, n_classes, device=device, progress=progress)
+def _use_of_labels(subject: Subject, dissected: Dissected) -> LabelUse:
+    reader = dissected.reader
+    predicted, n_classes = class_predictions(reader.store, 0).prediction, int(reader.store.attributes["n_classes"])
+    return label_use(
+        reader, dissected.alignment, predicted, n_classes, device=subject.device, progress=subject.progress
+    )
 
 
-def _columns(source: ConceptSource, labels: Labels) -> np.ndarray:
+def _columns(source: ConceptSource, labels: Sequence[Label]) -> np.ndarray:
     """(I,) place of each direction's label among the dataset's, −1 for none."""
     place = {(label.name, label.category): k for k, label in enumerate(source.labels)}
     return np.array([place.get(label, -1) for label in labels], np.int64)

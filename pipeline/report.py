@@ -1,37 +1,42 @@
-"""One report from an evaluation's folder to a folder of pages: reads the tables and the store, draws, and writes the site."""
+"""Reports: the pages of sets of directions, from an evaluation's tables and one pass over a layer.
+
+``evaluate`` writes them for all its sets, ``eddp report`` for one, with synthesised pictures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from evaluate.compare import compare
 from evaluate.detector_bank import Bank, make_bank
 from evaluate.direction_tables import with_found_again
 from evaluate.glossary import definitions
 from evaluate.page_layout import marks
-from evaluate.site.class_predictions import ClassPredictions, class_predictions
-from evaluate.site.influence_reader import Pushes, read_pushes, read_steering
-from evaluate.site.logit_histograms import survey
-from evaluate.site.similarity_map import cosines, similarity_map
-from evaluate.site.site_data import Features, Influence, Picture, Site
-from evaluate.site.site_images import draw_pictures
-from evaluate.site.site_pages import pages
-from evaluate.top_images import Top
-from extract.store_images import StoreImages, open_store_images
-from pipeline.evaluation_result import Evaluated, Label
-from pipeline.report_parts import class_pages, concepts_of, direction_pages
-from pipeline.report_provenance import facts_of, fit_log, log_picture, settings_of
+from evaluate.parallel import Scheduler
+from evaluate.report.class_predictions import ClassPredictions, class_predictions
+from evaluate.report.influence_reader import Pushes, median_steering, read_pushes, read_steering
+from evaluate.report.logit_histograms import Survey, survey
+from evaluate.report.provenance import fit_log, set_facts, settings_of, store_facts
+from evaluate.report.report_contents import class_pages, concepts_of, direction_pages
+from evaluate.report.report_data import Features, Influence, Site
+from evaluate.report.report_images import draw_pictures
+from evaluate.report.report_pages import pages, start_page
+from evaluate.report.similarity_map import cosines, similarity_map
+from extract.image_io import to_mode
+from extract.store_images import crop, open_store_images
+from pipeline.evaluation_parts import Dissected, Subject
+from pipeline.evaluation_result import Evaluated
 from pipeline.table_writer import Tables
-from pipeline.visualization import Features as Drawn
 from pipeline.visualization import draw_features
 from stores.directions import Directions
 from stores.errors import EDDPError, MismatchError
-from stores.folders import Ours, check_replaceable, replacing
+from stores.folders import Ours, check_replaceable, replacing, write_manifest
 from stores.io import json_bytes
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -60,6 +65,17 @@ class ReportConfig:
     device: str = "cpu"
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What pages show images of: a layer, its detectors, and from a row of its store to what the network saw; None where the images
+    are not at hand, and ``note`` says why."""
+
+    reader: LayerReader
+    bank: Bank
+    image: Callable[[int], Image.Image] | None
+    note: str = ""
+
+
 def write_site(
     evaluation: Path,
     out: Path,
@@ -71,14 +87,14 @@ def write_site(
     model: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Write the site of one set of directions to ``out``; returns what is in it.
+    """Write the report on one set of directions to ``out``; returns what is in it.
 
     What was not measured, or is not at hand any more (images), is left out, and the pages say so.
 
     Parameters
     ----------
     evaluation : the folder that ``evaluate`` wrote. name : of the set shown in full, the first if None.
-    store, data : where the store and its images lie, if not where they lay.
+    store, data : where the store and its images are, if they were moved.
     model : the store's, if it is code that you trust (see ``ActivationStore.open``).
 
     Raises the errors of ``Evaluated`` and of ``replacing``, and those of getting what was asked for by name (``data``,
@@ -90,192 +106,222 @@ def write_site(
     opened, directions = evaluated.store(store, model=model), evaluated.directions(name)
     reader = LayerReader(opened, evaluated.layer)
     directions.check_store(reader.spec.name, reader.spec.channels)
-    notes: list[str] = []
-    seen = _seen(opened, data, notes)
-    predicted = class_predictions(opened, EXAMPLES)
-    pushes, influence = _influence(evaluated, name, directions.count, len(predicted.count))
-    curves, random = read_steering(evaluated.arrow("steering", name), directions.count) if influence else ([], None)
-    labelled = name, evaluated.labels(name)
-    rows = {row["index"]: row for row in evaluated.table("directions", name)}
-    candidates, suspects = evaluated.table("labels", name), evaluated.suspects(name)
-    entry = evaluated.summary["directions"][name]
-    truth = concepts_of(evaluated.table("ground_truth", name)) if "ground_truth" in entry else []
-    stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
+    image, note = _images(opened, data)
     bank = make_bank({name: directions}, reader, device=config.device, progress=progress)
-    found = survey(reader, bank, config.tiles, progress)
-    chosen = _to_visualize(config, rows, directions.count, suspects)
-    path = evaluated.directions_path(name)
+    pages = _Pages(evaluated, opened, Shown(reader, bank, image, note), config, progress)
     with replacing(out, OURS) as folder:
-        gone = _draw(reader, bank, found.top, predicted, folder, seen, notes, progress)
-        features = _features(opened, directions, chosen, folder, bank, config, notes, labelled, progress)
-        log = fit_log(path)
-        diagnosis = directions.info.get("diagnosis", {})
-        progress("map", 0, 1)
-        places = similarity_map(cosines(directions.signals))
-        progress("map", 1, 1)
-        parts = {
-            "labels": rows, "pairs": True, "site": True, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,
-            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "visualization": features,
-        }  # fmt: skip
-        site = Site(
-            title=config.title or TITLE,
-            name=name,
-            method=directions.method,
-            facts=facts_of(opened, evaluated, name, directions, found) | _checked(features),
-            settings=settings_of(directions),
-            notes=notes,
-            comparison=compare(evaluated.summary),
-            per_category=[(k, v["distinct"], v["detectors"]) for k, v in entry.get("per_category", {}).items()],
-            directions=direction_pages(
-                directions, found, predicted, opened.names, gone,
-                rows=rows, candidates=candidates, pushes=pushes, curves=curves, features=features,
-            ),
-            classes=class_pages(opened, predicted, gone, pushes.get("signal")),
-            places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],
-            definitions=definitions(*(part for part, there in parts.items() if there)),
-            influence=influence,
-            random=random,
-            suspects=suspects,
-            truth=truth,
-            diagnosis=diagnosis,
-            log=log,
-            log_picture="" if log else log_picture(path, folder),
-            refits=directions.refits,
-            stability=stability,
-        )  # fmt: skip
-        _write(site, folder, progress)
+        (site,) = pages.write({name: directions}, {name: folder}, folder)
         about = {"made_by": OURS.made_by, "title": site.title, "set": name, "store": opened.fingerprint}
         (folder / OURS.file).write_bytes(json_bytes(about))
+    tiles = [tile for d in site.directions for tile in d.tiles] + [tile for c in site.classes for tile in c.tiles]
     sizes = [file.stat().st_size for file in out.rglob("*") if file.is_file()]
     return {
         "set": name,
         "directions": directions.count,
         "classes": len(site.classes),
-        "visualized": len(features),
-        "images_missing": len(gone),
+        "visualized": sum(d.features is not None for d in site.directions),
+        "images_missing": len({tile.name for tile in tiles if not tile.file}),
         "files": len(sizes),
         "bytes": sum(sizes),
-        "notes": notes,
+        "notes": site.notes,
     }
 
 
-def _seen(store: ActivationStore, data: str | None, notes: list[str]) -> StoreImages | None:
-    """The store's images; None, and a note, where they are not at hand and they were not asked for."""
+def write_evaluation_pages(
+    folder: Path, subject: Subject, dissected: Dissected | None, title: str, scheduler: Scheduler = None
+) -> None:
+    """Write ``report.html`` and ``report/SET/`` for each set into an evaluation's folder, in which its tables are.
+
+    Images are those of the concept dataset, whose activations were read for the scores, and without one those of the store.
+    """
+    write_manifest(folder)  # tables are read back by it
+    if dissected is None:
+        shown = Shown(subject.reader, subject.bank, *_images(subject.store))
+    else:
+        shown = Shown(dissected.reader, dissected.bank, _labelled_images(dissected))
+    config = ReportConfig(visualize=0, title=title, device=subject.device)
+    pages = _Pages(Evaluated(folder), subject.store, shown, config, subject.progress, scheduler)
+    shared = folder / "report"
+    sites = pages.write(subject.sets, {name: shared / name for name in subject.sets}, shared)
+    facts = store_facts(subject.store, subject.layer) | ({} if dissected is None else dissected.facts)
+    (folder / "report.html").write_bytes(start_page(title, facts, sites))
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """What the pages of several sets of an evaluation have in common."""
+
+    evaluated: Evaluated
+    store: ActivationStore
+    shown: Shown
+    config: ReportConfig
+    progress: Progress
+    scheduler: Scheduler = None
+
+    def write(self, sets: Mapping[str, Directions], folders: Mapping[str, Path], shared: Path) -> list[Site]:
+        """Write each set's pages into its folder, and pictures of classes into ``shared``: that folder, or the one around all."""
+        predicted = class_predictions(self.shown.reader.store, EXAMPLES)
+        found = survey(self.shown.reader, self.shown.bank, self.config.tiles, self.progress, self.scheduler)
+        sites: list[Site] = []
+        missing: set[int] = set()
+        for name, directions in sets.items():
+            folders[name].mkdir(parents=True, exist_ok=True)
+            examples = [] if sites else predicted.rows  # the same for all sets
+            missing |= self._draw(name, found[name], examples, folders[name], shared)
+            root = "" if folders[name] == shared else "../"
+            site = self._site(name, directions, found[name], predicted, missing, root)
+            site = self._with_features(site, directions, folders[name])
+            _write(site, folders[name], self.progress)
+            sites.append(site)
+        return sites
+
+    def _draw(self, name: str, found: Survey, examples: list[list[int]], folder: Path, shared: Path) -> set[int]:
+        """Draw top images and examples; returns the rows of the store of which there is no picture."""
+        if self.shown.image is None:
+            return set(np.unique(found.top.rows).tolist()) | {row for rows in examples for row in rows}
+        bank = self.shown.bank.of([name])
+        return draw_pictures(
+            self.shown.reader, bank, found.top, examples, folder, shared, self.shown.image, self.progress
+        )
+
+    def _site(
+        self,
+        name: str,
+        directions: Directions,
+        found: Survey,
+        predicted: ClassPredictions,
+        missing: set[int],
+        root: str,
+    ) -> Site:
+        evaluated, entry = self.evaluated, self.evaluated.summary["directions"][name]
+        pushes, influence = self._influence(name, directions.count, len(predicted.count))
+        curves, random = read_steering(evaluated.arrow("steering", name), directions.count) if influence else ([], None)
+        rows = {row["index"]: row for row in evaluated.table("directions", name)}
+        truth = concepts_of(evaluated.table("ground_truth", name)) if "ground_truth" in entry else []
+        stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
+        diagnosis = directions.info.get("diagnosis", {})
+        facts = store_facts(self.store, evaluated.layer) | set_facts(name, directions, entry)
+        if evaluated.concepts is not None:
+            facts["Labels from"] = Path(evaluated.concepts).name
+        if self.shown.reader.store.path != self.store.path:
+            facts["Images shown"] = f"{self.shown.reader.n_images} of the concept dataset"
+        facts["On these images"] = (
+            f"{100 * found.coverage:.3g} % of positions covered, {found.redundancy:.3g} detectors on each of these"
+        )
+        wanted = set(np.unique(found.top.rows).tolist()) | {row for some in predicted.rows for row in some}
+        gone = f"{len(missing & wanted)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more."
+        notes = [self.shown.note] if self.shown.note else [gone] if missing & wanted else []
+        self.progress("map", 0, 1)
+        places = similarity_map(cosines(directions.signals))
+        self.progress("map", 1, 1)
+        parts = {
+            "labels": rows, "scores": rows, "pairs": True, "site": True, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,
+            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence,
+        }  # fmt: skip
+        return Site(
+            title=self.config.title or TITLE,
+            name=name,
+            method=directions.method,
+            facts=facts,
+            settings=settings_of(directions),
+            notes=notes,
+            comparison=compare(evaluated.summary),
+            per_category=[(k, v["distinct"], v["detectors"]) for k, v in entry.get("per_category", {}).items()],
+            directions=direction_pages(
+                directions, found, predicted, self.shown.reader.store.names, missing,
+                labels=evaluated.labels(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves,
+            ),
+            classes=class_pages(self.shown.reader.store, predicted, missing, pushes.get("signal"), root),
+            places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],
+            definitions=definitions(*(part for part, there in parts.items() if there)),
+            influence=influence,
+            random=random,
+            steering=median_steering(curves),
+            suspects=evaluated.suspects(name),
+            truth=truth,
+            diagnosis=diagnosis,
+            log=fit_log(evaluated.directions_path(name)),
+            refits=directions.refits,
+            stability=stability,
+        )  # fmt: skip
+
+    def _influence(self, name: str, directions: int, classes: int) -> tuple[dict[str, Pushes], Influence | None]:
+        evaluated = self.evaluated
+        measured = evaluated.summary["directions"][name].get("influence")
+        if measured is None or not evaluated.has("influence"):
+            return {}, None
+        if measured["classes"] != classes:
+            raise MismatchError(
+                f"'{evaluated.folder}' is about {measured['classes']} classes, and the store has {classes}. Run evaluate again."
+            )
+        about = Influence(float(measured["alpha"]), measured["images"], measured["nulls"], measured["randoms"])
+        pushes = read_pushes(evaluated.path("influence"), name, about.alpha, directions, classes)
+        evaluated.check("influence")
+        return pushes, about
+
+    def _with_features(self, site: Site, directions: Directions, folder: Path) -> Site:
+        """Synthesise pictures into ``v/``; where that cannot be done and it was not asked for, a note says why."""
+        config = self.config
+        chosen = _to_visualize(config, site)
+        if not chosen or (config.visualize is None and "synthetic" in self.store.provenance):
+            return site
+        (folder / "v").mkdir()
+        try:
+            found = draw_features(
+                self.store, directions, chosen, folder / "v",
+                thresholds=self.shown.bank.thresholds.cpu().numpy(), device=config.device, progress=self.progress,
+            )  # fmt: skip
+        except EDDPError as error:
+            if config.visualize is not None:
+                raise
+            return replace(site, notes=[*site.notes, f"No pictures were synthesised. {error}"])
+        _write_responses(site, directions, found, folder)
+        beyond = sum(one.beyond_random == 1 for one in found.values())
+        fact = f"of {len(found)} pairs; in {beyond} the signal vector's drives the detector more than any random direction's"
+        return replace(
+            site,
+            facts=site.facts | {"Synthesised pictures": fact},
+            directions=[replace(d, features=found.get(d.index)) for d in site.directions],
+            definitions=site.definitions | definitions("visualization"),
+        )
+
+
+def _images(store: ActivationStore, data: str | None = None) -> tuple[Callable[[int], Image.Image] | None, str]:
+    """The store's images by row; None and why where they are not at hand and were not asked for."""
     if data is None and "synthetic" in store.provenance:
-        notes.append("The store is synthetic: there are no images to show.")
-        return None
+        return None, "The store is synthetic: there are no images to show."
     try:
-        return open_store_images(store, data=data)
+        return open_store_images(store, data=data).image, ""
     except EDDPError as error:
         if data is not None:
             raise
-        notes.append(f"The images are not shown. {error}")
-        return None
+        return None, f"The images are not shown. {error}"
 
 
-def _influence(
-    evaluated: Evaluated, name: str, directions: int, classes: int
-) -> tuple[dict[str, Pushes], Influence | None]:
-    measured = evaluated.summary["directions"][name].get("influence")
-    if measured is None or not evaluated.has("influence"):
-        return {}, None
-    if measured["classes"] != classes:
-        raise MismatchError(
-            f"'{evaluated.folder}' is about {measured['classes']} classes, and the store has {classes}. Run evaluate again."
-        )
-    about = Influence(float(measured["alpha"]), measured["images"], measured["nulls"], measured["randoms"])
-    pushes = read_pushes(evaluated.path("influence"), name, about.alpha, directions, classes)
-    evaluated.check("influence")
-    return pushes, about
+def _labelled_images(dissected: Dissected) -> Callable[[int], Image.Image]:
+    """The images of a concept dataset as the network saw them, by the rows of the store that they are scored on."""
+    alignment, grey = dissected.alignment, dissected.reader.store.provenance.get("grey_range")
+
+    def image(row: int) -> Image.Image:
+        number = alignment.rows[row]
+        return crop(to_mode(alignment.source.image(number), "RGB", grey), alignment.box_of(number))
+
+    return image
 
 
-def _draw(
-    reader: LayerReader,
-    bank: Bank,
-    top: Top,
-    predicted: ClassPredictions,
-    folder: Path,
-    seen: StoreImages | None,
-    notes: list[str],
-    progress: Progress,
-) -> set[int]:
-    """Draw top images and examples; returns the rows of the store of which there is no picture."""
-    wanted = set(np.unique(top.rows).tolist()) | {row for rows in predicted.rows for row in rows}
-    if seen is None:
-        return wanted
-    gone = draw_pictures(reader, bank, top, predicted.rows, folder, seen.image, progress)
-    if gone:
-        notes.append(
-            f"{len(gone)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more."
-        )
-    return gone
-
-
-def _to_visualize(
-    config: ReportConfig, rows: dict[int, Any], count: int, suspects: Sequence[dict[str, Any]]
-) -> list[int]:
+def _to_visualize(config: ReportConfig, site: Site) -> list[int]:
     """Directions to synthesise pictures of: those of highest IoU (without labels the first), and on a CPU the suspects as well."""
-    best = sorted(range(count), key=lambda i: -rows[i]["iou_val"] if i in rows else 0)
+    best = sorted(range(len(site.directions)), key=lambda i: -site.directions[i].iou if site.labelled else 0)
     if config.visualize is None and config.device == "cpu":
-        return sorted({*best[:DRAWN_ON_CPU], *[i for row in suspects for i in row["indices"]][:DRAWN_ON_CPU]})
+        suspects = [i for row in site.suspects for i in row["indices"]]
+        return sorted({*best[:DRAWN_ON_CPU], *suspects[:DRAWN_ON_CPU]})
     return sorted(best if config.visualize is None or config.visualize < 0 else best[: config.visualize])
 
 
-def _features(
-    store: ActivationStore,
-    directions: Directions,
-    chosen: list[int],
-    folder: Path,
-    bank: Bank,
-    config: ReportConfig,
-    notes: list[str],
-    labelled: tuple[str, Sequence[Label]],
-    progress: Progress,
-) -> dict[int, Features]:
-    """Synthesise pictures into ``v/``; where that cannot be done and it was not asked for, a note says why."""
-    if not chosen or (config.visualize is None and "synthetic" in store.provenance):
-        return {}
-    (folder / "v").mkdir()
-    try:
-        found = draw_features(
-            store, directions, chosen, folder / "v",
-            thresholds=bank.thresholds.cpu().numpy(), device=config.device, progress=progress,
-        )  # fmt: skip
-    except EDDPError as error:
-        if config.visualize is not None:
-            raise
-        notes.append(f"No pictures were synthesised. {error}")
-        return {}
-    _write_responses(directions, labelled, found, folder)
-    return {
-        i: Features(
-            Picture(f"v/{one.signal}", one.response_signal, one.fires_signal),
-            Picture(f"v/{one.filter}", one.response_filter, one.fires_filter),
-            one.response_random,
-            one.fires_random,
-            one.beyond_random,
-        )
-        for i, one in found.items()
-    }
-
-
-def _checked(features: Mapping[int, Features]) -> dict[str, str]:
-    """Whether signal vectors produce what filters detect, over all pairs of which pictures were synthesised (EDDP's check)."""
-    if not features:
-        return {}
-    beyond = sum(one.beyond_random == 1 for one in features.values())
-    return {
-        "Synthesised pictures": f"of {len(features)} pairs; in {beyond} the signal vector's drives the detector more than any random direction's"
-    }
-
-
-def _write_responses(
-    directions: Directions, labelled: tuple[str, Sequence[Label]], found: Mapping[int, Drawn], folder: Path
-) -> None:
+def _write_responses(site: Site, directions: Directions, found: Mapping[int, Features], folder: Path) -> None:
     """The table of what detectors make of the synthesised pictures, with its dictionary."""
-    name, labels = labelled
     rows = [
-        {"directions": name, "index": i, "label": labels[i][0],
+        {"directions": site.name, "index": i, "label": site.directions[i].label,
          **{k: v for k, v in vars(one).items() if k not in ("signal", "filter")}}
         for i, one in sorted(found.items())
     ]  # fmt: skip

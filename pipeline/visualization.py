@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evaluate.detector_bank import make_bank
+from evaluate.report.report_data import Features
 from evaluate.visualize.check import Check, Role, check_pairs, check_rows
 from evaluate.visualize.maximise import VisualizeConfig
 from evaluate.visualize.natural import Natural, assumed, sampled
@@ -24,27 +24,6 @@ from stores.readers import LayerReader
 from stores.store import ActivationStore
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Features:
-    """The two pictures of a direction pair, and what the pair's own detector makes of them (see ``evaluate.visualize.check``).
-
-    ``signal``, ``filter``: file names of the JPEGs, relative to the folder given. ``response_signal``, ``response_filter``:
-    mean logit z of the detector over the layer's positions in each picture; ``response_random``: the median of the same over pictures
-    synthesised along random directions. ``fires_*``: share of positions where z > 0 (random: the median). ``beyond_random``:
-    share of the random directions' pictures to which the detector responds less than to the signal vector's.
-    """
-
-    signal: str
-    filter: str
-    response_signal: float
-    response_filter: float
-    response_random: float
-    fires_signal: float
-    fires_filter: float
-    fires_random: float
-    beyond_random: float
 
 
 def draw_features(

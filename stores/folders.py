@@ -95,8 +95,8 @@ def replacing(out: Path, ours: Ours) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path) -> None:
-    """List all files below a folder in ``manifest.json``: CRC-32C and bytes of each, and the CRC-32C of the list."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    """List all other files below a folder in ``manifest.json``: CRC-32C and bytes of each, and the CRC-32C of the list."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     files = {path.relative_to(folder).as_posix(): [file_checksum(path), path.stat().st_size] for path in paths}
     (folder / MANIFEST).write_bytes(json_bytes({"crc32c": checksum(json_bytes(files)), "files": files}))
 

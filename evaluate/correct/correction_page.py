@@ -15,6 +15,7 @@ from evaluate.correct.correction_study import Study, confusion
 from evaluate.correct.heldout_evaluation import Judged
 from evaluate.correct.trade_off import trade_off
 from evaluate.number_format import minus
+from evaluate.report.svg_shapes import bar
 from evaluate.web_page import render_page
 from stores.io import write_atomically
 from stores.store import ActivationStore
@@ -39,6 +40,7 @@ def write_page(
     page = {
         "summary": summary,
         "made": _facts(summary, store),
+        "bar": bar,
         "bars": {which: bars(summary[which]) for which in study.sets()},
         "curves": curves(study),
         "trade": trade_off(study),

@@ -21,7 +21,7 @@ from stores.errors import UsageError
 from stores.paths import as_path
 
 FEW_NULLS = 20
-PASSES = ("extraction", "quantiles", "dissection", "average precision", "top images", "sampling", "class means")
+PASSES = ("extraction", "quantiles", "dissection", "average precision", "logits", "sampling", "class means")
 FROM_ENVIRONMENT = "$EDDP_BRODEN"
 
 
@@ -91,7 +91,7 @@ def evaluate(
     from evaluate.dissect import Resolution
     from evaluate.influence.influence_study import InfluenceConfig
     from extract.dask import workers_of
-    from pipeline.evaluation import evaluate_directions, load_sets, summary_lines
+    from pipeline.evaluation import EvaluationConfig, evaluate_directions, load_sets, summary_lines
     from stores.store import ActivationStore
 
     run = Run("evaluate", given())
@@ -129,12 +129,14 @@ def evaluate(
             ActivationStore.open(store, model=model),
             sets,
             target,
-            broden=folder,
-            ground_truth=ground_truth,
-            influence=how if influence else None,
-            encoder=as_path(monosemanticity) if monosemanticity else None,
-            resolution=cast(Resolution, resolution),
-            device=chosen,
+            EvaluationConfig(
+                broden=folder,
+                resolution=cast(Resolution, resolution),
+                influence=how if influence else None,
+                encoder=as_path(monosemanticity) if monosemanticity else None,
+                ground_truth=ground_truth,
+                device=chosen,
+            ),
             progress=progress,
             scheduler=scheduler,
         )

@@ -24,7 +24,7 @@ from extract.config import ExtractConfig
 from extract.datasets import open_source
 from extract.stream import extract
 from fit.eddp import EDDP
-from pipeline.evaluation import evaluate_directions
+from pipeline.evaluation import EvaluationConfig, evaluate_directions
 from stores.directions import Directions
 from stores.format import LayerSpec
 from stores.layout import StorePlan
@@ -119,7 +119,7 @@ def fit(folder: Path, count: int) -> Work:
 def influence(folder: Path, count: int) -> Work:
     made = store(folder / "s.zarr", 16, count)
     sets = directions_of(folder / "d.safetensors", 64, "a", CHANNELS)
-    return lambda: evaluate_directions(made, sets, folder / "out", influence=InfluenceConfig())
+    return lambda: evaluate_directions(made, sets, folder / "out", EvaluationConfig(influence=InfluenceConfig()))
 
 
 def layers(folder: Path, count: int) -> Work:
@@ -134,7 +134,7 @@ def dissection(folder: Path, directions: int, labels: int) -> Work:
     extract(open_source(folder / "data"), folder / "s.zarr", ExtractConfig(MODEL, ("stem",), weights="none"))
     made = ActivationStore.open(folder / "s.zarr", model=MODEL)
     sets = directions_of(folder / "d.safetensors", directions, "stem", 8)
-    return lambda: evaluate_directions(made, sets, folder / "out", broden=folder / "data")
+    return lambda: evaluate_directions(made, sets, folder / "out", EvaluationConfig(broden=folder / "data"))
 
 
 CASES: dict[str, tuple[Callable[[Path, int], Work], int, str]] = {

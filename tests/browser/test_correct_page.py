@@ -58,7 +58,7 @@ def test_everything_is_shown_and_fits(watched: Callable[..., Any], page: str, sc
     assert opened.locator(".curve polyline").count() == 4
     assert opened.locator(".trade circle.chosen").count() == 2
     assert opened.locator(".matrix").count() == 4
-    bars = opened.locator(".compare").nth(1).locator(".bar i")
+    bars = opened.locator(".compare").nth(1).locator(".bar rect")
     assert bars.nth(1).bounding_box()["width"] > bars.nth(0).bounding_box()["width"]
 
 

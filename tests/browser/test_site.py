@@ -140,7 +140,7 @@ def test_every_filter_filters_and_they_add_up(visit: Visit) -> None:
     page = visit()
     every = cards(page)
     category = every[0]["category"]
-    chip = page.locator(f'button[data-category="{category}"]')
+    chip = page.locator(f'button[name="cat"][value="{category}"]')
     mine = [c["index"] for c in every if c["category"] == category]
     expect(chip).to_have_text(f"{category} {len(mine)}")
     chip.click()

@@ -23,7 +23,7 @@ Run = Callable[..., object]
 KILLED_MIDWAY = """
 import os, signal
 import pipeline.evaluation, pipeline.main
-pipeline.evaluation.write_report = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+pipeline.evaluation.write_evaluation_pages = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 pipeline.main.evaluate_script()
 """
 NET = ("--model", "tiny_net:build", "--layer", "second")
@@ -63,10 +63,10 @@ def test_the_whole_job(run: Run, tiny_broden: Callable[..., object], tmp_path: P
         assert (report.parent / f"{table}.csv").is_file()
         assert (report.parent / f"{table}.parquet").is_file()
     assert json.loads((report.parent / "run.json").read_bytes())["command"] == "evaluate"
-    # a second evaluation into the same folder, with fewer directions, leaves no picture of the first behind
+    # a second evaluation into the same folder, with fewer directions, leaves no page of the first behind
     ok(run("fit", "--store", store, "--directions", 2, "--method", "pca", "--out", tmp_path / "pca.safetensors"))
     ok(run("evaluate", "--store", store, "--directions", tmp_path / "pca.safetensors", "--broden", broden))
-    assert len(list((report.parent / "pictures" / "pca").glob("*.jpg"))) == 2
+    assert len(list((report.parent / "report" / "pca" / "d").iterdir())) == 2
 
 
 def test_an_evaluation_is_replaced_as_a_whole(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_an_evaluation_is_replaced_as_a_whole(run: Run, tiny_broden: Callable[..
     assert left == before
     other = ok(run("evaluate", *again, tmp_path / "kmeans.safetensors"))
     assert Path(other.out.splitlines()[-1]) == out / "report.html"
-    assert {name.split("/")[1] for name in contents(out) if name.startswith("pictures/")} == {"kmeans"}
+    assert {name.split("/")[1] for name in contents(out) if name.startswith("report/")} == {"kmeans", "e"}
     made_from = json.loads((out / "summary.json").read_bytes())["made_from"]
     assert (made_from["store"], made_from["directions"]) == ("../acts.zarr", {"kmeans": "../kmeans.safetensors"})
     (tmp_path / "thesis").mkdir()

@@ -23,7 +23,7 @@ def test_demo(run: Callable[..., object], tmp_path: Path) -> None:
     assert set(summary) == set(METHODS)
     for method in METHODS:
         assert summary[method]["directions"] == 8
-        assert len(list((evaluation / "pictures" / method).glob("*.jpg"))) == 8
+        assert len(list((evaluation / "report" / method / "s").glob("*.webp"))) == 8
     for command in (
         "extract --model",
         "fit --store",
@@ -36,7 +36,7 @@ def test_demo(run: Callable[..., object], tmp_path: Path) -> None:
     assert len(list((tmp_path / "demo" / "report" / "d").glob("*.html"))) == 8
     assert len(list((tmp_path / "demo" / "report" / "c").glob("*.html"))) == 8
     assert (tmp_path / "demo" / "explanation" / "index.html").is_file()
-    page = (evaluation / "report.html").read_text(encoding="utf-8")
+    page = (evaluation / "report" / "eddp" / "classes.html").read_text(encoding="utf-8")
     assert "snow_mountain" in page  # classes go by their names
     before = (tmp_path / "demo" / "acts.zarr" / "zarr.json").stat().st_mtime_ns
     again = run(*small, "--json")

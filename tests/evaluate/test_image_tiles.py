@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from evaluate.image_tiles import COLOUR, DIM, EDGE, LINE, region, region_tile, save_strip, strip
-from evaluate.report.loss_curves import loss_picture
+from evaluate.loss_curves import loss_picture
 from stores.errors import UsageError
 
 SIZE = 8

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluate.detector_bank import make_bank
-from evaluate.site.logit_histograms import BINS, FINEST, SMALLEST, Histogram, Histograms, survey
+from evaluate.report.logit_histograms import BINS, FINEST, SMALLEST, Histogram, Histograms, survey
 
 
 def counted(parts: list[np.ndarray], bins: int = BINS) -> list[Histogram]:
@@ -17,6 +17,16 @@ def counted(parts: list[np.ndarray], bins: int = BINS) -> list[Histogram]:
     for part in parts:
         histograms.add(torch.from_numpy(part))
     return [histograms.histogram(j) for j in range(parts[0].shape[1])]
+
+
+def sum_of(parts: list[np.ndarray], bins: int) -> Histogram:
+    """The sum of the histograms of each part, and of nothing."""
+    total = Histograms(1, bins)
+    for part in parts:
+        one = Histograms(1, bins)
+        one.add(torch.from_numpy(part))
+        total += one
+    return (total + Histograms(1, bins)).histogram(0)
 
 
 def naive(values: np.ndarray, width: float) -> tuple[float, tuple[int, ...]]:
@@ -39,6 +49,7 @@ def test_counts_are_exact_whatever_the_range_becomes(parts: list[list[float]], b
     assert (found.least, found.most) == (every.min(), every.max())
     (together,) = counted([every[::-1].copy()], bins)
     assert together == found  # neither the order nor the parts matter
+    assert sum_of(columns, bins) == found
 
 
 @given(st.lists(numbers, min_size=2, max_size=20, unique=True))
@@ -72,14 +83,18 @@ def test_nothing_counted_is_an_empty_bin() -> None:
     assert Histograms(1).histogram(0).counts == (0,)
 
 
+@pytest.mark.parametrize("scheduler", ["here", "threads"])
 @pytest.mark.parametrize("chunk", [1, 3, 50])
-def test_a_survey_finds_what_the_whole_layer_shows(memory_reader, make_directions, chunk: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_survey_finds_what_the_whole_layer_shows(memory_reader, make_directions, chunk: int, scheduler: str) -> None:  # type: ignore[no-untyped-def]
     g = np.random.default_rng(3)
     x = g.integers(-3, 4, (17, 6, 4)).astype(np.float32)  # ties are common among whole numbers
     valid = g.random(17) < 0.8
     reader = memory_reader(x, (2, 3), chunk_images=chunk, valid=valid)
     directions = make_directions(g.integers(-2, 3, (4, 5)), [0.0, 1.0, 2.0, -1.0, 9.0])
-    found = survey(reader, make_bank({"d": directions}, reader), 4)
+    few = make_directions(g.integers(-2, 3, (4, 2)), [1.0, -1.0])
+    both = survey(reader, make_bank({"few": few, "d": directions}, reader), 4, scheduler=scheduler)
+    found = both["d"]
+    assert both["few"].covered == (few.logits(x[valid]) > 0).any(2).sum()  # of each set individually
     rows = np.flatnonzero(valid)
     z = directions.logits(x[rows])
     assert found.positions == z[..., 0].size
@@ -98,5 +113,5 @@ def test_a_survey_finds_what_the_whole_layer_shows(memory_reader, make_direction
 
 def test_fewer_images_than_are_asked_for(memory_reader, make_directions) -> None:  # type: ignore[no-untyped-def]
     reader = memory_reader(np.ones((2, 1, 3), np.float32), (1, 1))
-    found = survey(reader, make_bank({"d": make_directions(np.eye(3), [0, 0, 0])}, reader), 9)
+    found = survey(reader, make_bank({"d": make_directions(np.eye(3), [0, 0, 0])}, reader), 9)["d"]
     assert found.top.rows.tolist() == [[0, 0, 0], [1, 1, 1]]

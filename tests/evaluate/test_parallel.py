@@ -25,7 +25,7 @@ from evaluate.dissect import Dissector, Second
 from evaluate.dissection_batches import Material
 from evaluate.metrics import choose_labels
 from evaluate.parallel import added_up, cores, on_cluster, pack, ranges
-from evaluate.top_images import top_images
+from evaluate.report.logit_histograms import survey
 from extract.dask import cluster
 from extract.labels import Alignment
 from stores.directions import Directions
@@ -88,22 +88,24 @@ def assert_all_equal(a: Any, b: Any, names: tuple[str, ...]) -> None:
         np.testing.assert_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
-def assert_the_same_top(make_dissector: Callable[..., Dissector], scheduler: Any) -> None:
-    """The pictures' pass is over all readable images, labelled or not."""
-    here, told = make_dissector("here"), []
+def assert_the_same_survey(make_dissector: Callable[..., Dissector], scheduler: Any) -> None:
+    """The pass of a report is over all readable images, labelled or not."""
+    material, told = make_dissector("here").material, []
 
     def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
         told.append((done, total))
 
-    whole, found = here.top(3), make_dissector(scheduler).top(3, progress)
-    alone = top_images(here.material.reader, here.bank, 3)
-    assert_all_equal(whole, found, ("rows", "values"))
-    assert_all_equal(whole, alone, ("rows", "values"))
+    alone = survey(material.reader, material.bank, 3, scheduler="here")
+    found = survey(material.reader, material.bank, 3, progress, scheduler)
+    assert alone.keys() == found.keys()
+    for one, other in zip(alone.values(), found.values(), strict=True):
+        assert_all_equal(one, other, ("histograms", "positives", "covered", "positions"))
+        assert_all_equal(one.top, other.top, ("rows", "values"))
     assert max(told) == (IMAGES - 1, IMAGES - 1)
 
 
 def assert_the_same(make_dissector: Callable[..., Dissector], scheduler: Any) -> None:
-    assert_the_same_top(make_dissector, scheduler)
+    assert_the_same_survey(make_dissector, scheduler)
     counts, second, told = both_passes(make_dissector("here"))
     found, more, heard = both_passes(make_dissector(scheduler))
     names = (

@@ -1,9 +1,10 @@
-"""One evaluation from end to end: stores and directions in, summary.json, tables, pictures and report.html out."""
+"""One evaluation from end to end: stores and directions in, summary.json, tables and pages out."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from extract.datasets import open_folder
 from extract.segmentation.broden import BrodenSource
 from extract.stream import ExtractConfig, extract
 from fit.synthetic import SyntheticConfig, make_synthetic
-from pipeline.evaluation import _predictions, evaluate_directions, load_sets, summary_lines
+from pipeline.evaluation import EvaluationConfig, evaluate_directions, load_sets, summary_lines
 from pipeline.world import World, build_world
 from stores.directions import Directions
 from stores.errors import DatasetError, MismatchError, MissingPathError, StoreError, StoreExistsError, UsageError
@@ -103,8 +104,7 @@ def evaluated(
     store: ActivationStore, files: tuple[Path, Path], world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("out") / "deep" / "evaluation"
-    Image.new("RGB", (4, 4)).save(files[0].with_suffix(".log.png"))
-    return out, evaluate_directions(store, load_sets(files), out, broden=world.root)
+    return out, evaluate_directions(store, load_sets(files), out, EvaluationConfig(world.root))
 
 
 def test_summary_has_what_scripts_rely_on(evaluated: tuple[Path, dict[str, Any]]) -> None:
@@ -158,16 +158,24 @@ def test_tables_agree_with_the_summary(evaluated: tuple[Path, dict[str, Any]], w
     assert units == pytest.approx([0.1] * 6, abs=0.002)  # the top tenth of each unit is positive
 
 
-def test_report_and_pictures_are_there(evaluated: tuple[Path, dict[str, Any]]) -> None:
+def test_the_start_page_leads_to_the_pages_of_each_set(evaluated: tuple[Path, dict[str, Any]]) -> None:
     out, _ = evaluated
     page = (out / "report.html").read_text(encoding="utf-8")
-    for text in ("plain", "units", "toy_patches:Net", "mask, 32 × 32", "pictures/plain/00000.jpg", "plain.log.png"):
+    for text in (
+        "plain",
+        "units",
+        "toy_patches:Net",
+        "mask, 32 × 32",
+        "report/plain/index.html",
+        "report/units/index.html",
+    ):
         assert text in page
-    assert len(list((out / "pictures" / "plain").iterdir())) == 5
-    assert len(list((out / "pictures" / "units").iterdir())) == 6
-    with Image.open(out / "pictures" / "units" / "00000.jpg") as strip:
-        assert strip.width == 8 * strip.height
-    assert (out / "pictures" / "plain.log.png").is_file()
+    for name, count in (("plain", 5), ("units", 6)):
+        folder = out / "report" / name
+        assert len(list((folder / "d").iterdir())) == len(list((folder / "s").iterdir())) == count
+        assert len(list((folder / "t").iterdir())) == 9 * count
+        for link in re.findall(r'(?:src|href)="([^"#]+)"', (folder / "c" / "0000.html").read_text(encoding="utf-8")):
+            assert link == "data:," or (folder / "c" / link).is_file(), link
     assert not list(out.rglob("*.partial"))
 
 
@@ -179,26 +187,27 @@ def test_one_file_alone_gets_the_same_numbers(
     world: World,
 ) -> None:
     _, both = evaluated
-    alone = evaluate_directions(store, load_sets([files[1]]), tmp_path, broden=world.root)
+    alone = evaluate_directions(store, load_sets([files[1]]), tmp_path, EvaluationConfig(world.root))
     assert alone["directions"]["units"] == both["directions"]["units"]
 
 
-def test_again_with_fewer_directions_leaves_no_old_pictures(
+def test_again_with_fewer_directions_leaves_no_old_pages(
     tmp_path: Path, store: ActivationStore, files: tuple[Path, Path], world: World
 ) -> None:
-    evaluate_directions(store, load_sets([files[1]]), tmp_path, broden=world.root, resolution="feature")
+    evaluate_directions(store, load_sets([files[1]]), tmp_path, EvaluationConfig(world.root, "feature"))
     _, units = load_sets([files[1]])["units"]
     fewer = Directions(units.filters[:, :2], units.signals[:, :2], units.mean, None, "neurons", "conv", 0.1)
-    summary = evaluate_directions(store, {"units": (files[1], fewer)}, tmp_path, broden=world.root)
+    summary = evaluate_directions(store, {"units": (files[1], fewer)}, tmp_path, EvaluationConfig(world.root))
     assert summary["directions"]["units"]["directions"] == 2
-    assert sorted(p.name for p in (tmp_path / "pictures" / "units").iterdir()) == ["00000.jpg", "00001.jpg"]
+    assert sorted(p.name for p in (tmp_path / "report" / "units" / "d").iterdir()) == ["00000.html", "00001.html"]
 
 
 def test_dead_directions_give_tables_with_columns(tmp_path: Path, store: ActivationStore, world: World) -> None:
     eye = np.eye(6, dtype=np.float32)
     dead = Directions(eye, eye, np.zeros(6, np.float32), np.full(6, 1e6, np.float32), "toy", "conv")
-    sets = {"dead": (tmp_path / "dead.safetensors", dead)}
-    entry = evaluate_directions(store, sets, tmp_path / "out", broden=world.root)["directions"]["dead"]
+    dead.save(tmp_path / "dead.safetensors")
+    sets = load_sets([tmp_path / "dead.safetensors"])
+    entry = evaluate_directions(store, sets, tmp_path / "out", EvaluationConfig(world.root))["directions"]["dead"]
     assert (entry["s1"], entry["interpretable"], entry["coverage"], entry["per_category"]) == (0, 0, 0, {})
     for name in ("labels", "categories"):
         with (tmp_path / "out" / f"{name}.csv").open(newline="") as file:
@@ -213,12 +222,12 @@ def test_sampled_positions_are_scored_at_the_layers_resolution(
     extract(BrodenSource(world.root), tmp_path / "some.zarr", config)
     some = trusted(tmp_path / "some.zarr")
     with pytest.raises(UsageError, match="--resolution feature"):
-        evaluate_directions(some, load_sets([files[0]]), tmp_path / "out", broden=world.root)
+        evaluate_directions(some, load_sets([files[0]]), tmp_path / "out", EvaluationConfig(world.root))
     summary = evaluate_directions(
-        some, load_sets([files[0]]), tmp_path / "out", broden=world.root, resolution="feature"
+        some, load_sets([files[0]]), tmp_path / "out", EvaluationConfig(world.root, "feature")
     )
     assert summary["directions"]["plain"].keys() >= KEYS
-    assert len(list((tmp_path / "out" / "pictures" / "plain").iterdir())) == 5
+    assert len(list((tmp_path / "out" / "report" / "plain" / "s").iterdir())) == 5
 
 
 def test_a_store_of_other_images_is_scored_on_the_models_own(
@@ -231,10 +240,10 @@ def test_a_store_of_other_images_is_scored_on_the_models_own(
         other,
         load_sets(files),
         tmp_path / "out",
-        broden=world.root,
+        EvaluationConfig(world.root),
         progress=lambda stage, done, total=None, note="": stages.add(stage),
     )
-    assert {"extraction", "quantiles", "dissection", "average precision", "top images", "pictures"} <= stages
+    assert {"extraction", "quantiles", "dissection", "average precision", "logits", "pictures"} <= stages
     assert found["directions"] == evaluated[1]["directions"]
     assert len(list(tmp_path.glob("val.conv.broden-*.zarr"))) == 1
 
@@ -245,8 +254,9 @@ def test_against_the_truth(tmp_path: Path) -> None:
     g = np.random.default_rng(0)
     filters = g.normal(size=(16, 4)).astype(np.float32)
     directions = Directions(filters, filters, np.zeros(16, np.float32), None, "toy", "synthetic", 0.3)
-    sets = {"toy": (tmp_path / "toy.safetensors", directions)}
-    summary = evaluate_directions(store, sets, tmp_path / "out", ground_truth=True)
+    directions.save(tmp_path / "toy.safetensors")
+    sets = load_sets([tmp_path / "toy.safetensors"])
+    summary = evaluate_directions(store, sets, tmp_path / "out", EvaluationConfig(ground_truth=True))
     found = summary["directions"]["toy"]["ground_truth"]
     assert found.keys() == {"iou", "cos", "filter_cos", "rmse", "matched", "distinct_matches"}
     assert len(found["iou"]) == len(found["cos"]) == len(found["filter_cos"]) == 3
@@ -259,7 +269,7 @@ def test_against_the_truth(tmp_path: Path) -> None:
     said = f"of filters {min(found['filter_cos']):.3f} (mean {np.mean(found['filter_cos']):.3f}), distinct matches "
     assert any("concepts found" in line and said in line for line in summary_lines(summary))
     with pytest.raises(MismatchError, match="Use --ground-truth"):
-        evaluate_directions(store, sets, tmp_path / "out2", broden=_one_image(tmp_path / "b"))
+        evaluate_directions(store, sets, tmp_path / "out2", EvaluationConfig(_one_image(tmp_path / "b")))
 
 
 def _one_image(root: Path, split: str = "train") -> Path:
@@ -287,7 +297,9 @@ def test_a_folder_without_val_is_refused(tmp_path: Path, files: tuple[Path, Path
     only = BrodenSource(_one_image(tmp_path / "b"))
     extract(only, tmp_path / "a.zarr", ExtractConfig(MODEL, ("conv",)))
     with pytest.raises(DatasetError, match="no image of the split 'val'"):
-        evaluate_directions(trusted(tmp_path / "a.zarr"), load_sets(files), tmp_path / "out", broden=only.root)
+        evaluate_directions(
+            trusted(tmp_path / "a.zarr"), load_sets(files), tmp_path / "out", EvaluationConfig(only.root)
+        )
 
 
 def test_directions_of_another_layer_are_refused(tmp_path: Path, store: ActivationStore, world: World) -> None:
@@ -299,9 +311,9 @@ def test_directions_of_another_layer_are_refused(tmp_path: Path, store: Activati
 
     for wrong in (of("fc"), of("conv", 4)):
         with pytest.raises(MismatchError, match=r"not on 'conv' \(6 channels"):
-            evaluate_directions(store, {"a": wrong}, tmp_path / "out", broden=world.root)
+            evaluate_directions(store, {"a": wrong}, tmp_path / "out", EvaluationConfig(world.root))
     with pytest.raises(UsageError, match=r"several layers \(conv, fc\)"):
-        evaluate_directions(store, {"a": of("conv"), "b": of("fc")}, tmp_path / "out", broden=world.root)
+        evaluate_directions(store, {"a": of("conv"), "b": of("fc")}, tmp_path / "out", EvaluationConfig(world.root))
     assert not (tmp_path / "out").exists()
 
 
@@ -315,23 +327,13 @@ def test_what_is_missing_is_found_before_anything_is_written(
 ) -> None:
     sets = load_sets(files)
     with pytest.raises(MissingPathError, match="There is no Broden folder"):
-        evaluate_directions(store, sets, tmp_path / "out", broden=tmp_path / "nowhere")
+        evaluate_directions(store, sets, tmp_path / "out", EvaluationConfig(tmp_path / "nowhere"))
     with pytest.raises(MissingPathError, match=r"index\.csv"):
-        evaluate_directions(store, sets, tmp_path / "out", broden=world.folders)
+        evaluate_directions(store, sets, tmp_path / "out", EvaluationConfig(world.folders))
     with pytest.raises(MismatchError, match="no ground truth"):
-        evaluate_directions(store, sets, tmp_path / "out", broden=world.root, ground_truth=True)
+        evaluate_directions(store, sets, tmp_path / "out", EvaluationConfig(world.root, ground_truth=True))
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
     for out, error in ((tmp_path / "file", StoreExistsError), (tmp_path / "file" / "below", StoreError)):
         with pytest.raises(error, match=r"is no folder|could not be written: Not a directory"):
-            evaluate_directions(store, sets, out, broden=world.root)
-
-
-def test_predictions_are_the_largest_logits(store: ActivationStore) -> None:
-    predicted = _predictions(store)
-    assert [predicted(i) for i in range(7)] == [f"class {k}" for k in store.logits.argmax(1)[:7]]
-    store.attributes["class_names"] = ["a", "b"]
-    try:
-        assert {_predictions(store)(i) for i in range(32)} <= {"a", "b", "class 2"}
-    finally:
-        store.attributes["class_names"] = None
+            evaluate_directions(store, sets, out, EvaluationConfig(world.root))

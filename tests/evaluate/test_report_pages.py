@@ -16,11 +16,11 @@ from html_page import HOSTILE, Page
 
 from evaluate.compare import compare
 from evaluate.glossary import definitions
-from evaluate.report.evaluation_cards import Candidate
-from evaluate.site import svg_charts as charts
-from evaluate.site import svg_shapes as figures
-from evaluate.site.logit_histograms import Histogram
-from evaluate.site.site_data import (
+from evaluate.report import svg_charts as charts
+from evaluate.report import svg_shapes as figures
+from evaluate.report.logit_histograms import Histogram
+from evaluate.report.report_data import (
+    Candidate,
     ClassPage,
     Concept,
     Direction,
@@ -28,13 +28,12 @@ from evaluate.site.site_data import (
     Influence,
     Mark,
     Near,
-    Picture,
     Push,
     Site,
     Steer,
     Tile,
 )
-from evaluate.site.site_pages import anchor, class_page, direction_page, ends, floor, pages
+from evaluate.report.report_pages import anchor, class_page, direction_page, ends, floor, pages
 
 NAN = float("nan")
 SHOWN = ("labels", "pairs", "site", "diagnosis", "influence", "influence pages", "visualization")
@@ -109,7 +108,7 @@ def test_hostile_names_stay_text() -> None:
     evil = direction(
         0, label=HOSTILE, category=HOSTILE, tiles=[Tile("t/0.webp", HOSTILE, 1.0, 0), Tile("", HOSTILE, 1.0, 0)],
         measures={HOSTILE: 0.1}, candidates=[Candidate(HOSTILE, HOSTILE, 0.1, 0.1)], marks=[Mark(HOSTILE, 0)],
-        features=Features(Picture("v/a.jpg", 1, 0.5), Picture("v/b.jpg", 1, 0.5), 0.5, 0.1, 1.0),
+        features=Features("a.jpg", "b.jpg", 1, 1, 0.5, 0.5, 0.5, 0.1, 1.0),
         near={"signal": [Near(0, 1.0)]}, pushes={"signal": [Push(0, 0.1, True, True, True)]}, steer=dataclasses.replace(STEER, target=0),
     )  # fmt: skip
     summary = {"directions": {HOSTILE: {"method": HOSTILE, "s1": 1.0}, "x": {"method": "x", "s1": 2.0}}}
@@ -173,12 +172,12 @@ def test_a_direction_without_label_neighbours_or_influence() -> None:
 
 
 def test_the_truth_is_shown_where_it_is_known() -> None:
-    found = [Concept(0, 1, 0.875, -0.25), Concept(1, -1, 0.0, 0.0)]
+    found = [Concept(0, 1, 0.875, -0.25, 0.625), Concept(1, -1, 0.0, 0.0, 0.0)]
     what = site(truth=found, facts={"Against the truth": "1 of 2 concepts found"},
                 definitions=definitions(*EVERYTHING))  # fmt: skip
     texts = rendered(what)
     assert "0.875" in texts["fit.html"]
-    assert "−0.25" in texts["fit.html"]
+    assert "<td>−0.25</td><td>0.62</td>" in texts["fit.html"]
     assert "<td>none</td>" in texts["fit.html"]
     assert "1 of 2 concepts found" in texts["index.html"]
     assert "IoU 0.875, cosine of the signal vectors −0.25" in texts[direction_page(1)]

@@ -28,7 +28,7 @@ def bar(share: float, kind: str = "") -> Markup:
     """A bar filled from the left to ``share`` of its length; ``kind`` is a class of the style sheet, as everywhere here."""
     width = 100 * min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
     rect = f'<rect width="{coordinate(width)}" height="1"/>'
-    return Markup(f'<svg class="fill {kind}" {STRETCHED}>{rect}</svg>')
+    return Markup(f'<svg class="bar {kind}" {STRETCHED}>{rect}</svg>')
 
 
 def stack(parts: Sequence[tuple[float, str]]) -> Markup:
@@ -41,7 +41,7 @@ def stack(parts: Sequence[tuple[float, str]]) -> Markup:
             )
         )
         at += share
-    return _svg(f'class="fill" {STRETCHED}', rects)
+    return _svg(f'class="bar" {STRETCHED}', rects)
 
 
 def diverging(value: float, scale: float, kind: str = "") -> Markup:

@@ -33,11 +33,12 @@ def draw_pictures(
     top: Top,
     examples: Sequence[Sequence[int]],
     folder: Path,
+    shared: Path,
     picture: Picture,
     progress: Progress = silent,
 ) -> set[int]:
     """Write ``t/<direction>-<rank>.webp``, top images with the detected region, ``s/<direction>.webp``, the first of them side by side, and
-    ``e/<class>-<rank>.webp``; returns the rows that are gone.
+    in the folder ``shared`` ``e/<class>-<rank>.webp``; returns the rows that are missing.
 
     Parameters
     ----------
@@ -52,8 +53,8 @@ def draw_pictures(
     for k, mine in enumerate(examples):
         for rank, row in enumerate(mine):
             small.setdefault(row, []).append((k, rank))
-    for name in ("t", "s", "e"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    for place in (folder / "t", folder / "s", shared / "e"):
+        place.mkdir(parents=True, exist_ok=True)
     wanted = np.array(sorted({*tiles, *small}), np.int64)
     filters, thresholds = bank.filters.cpu(), bank.thresholds.cpu()
     gone: set[int] = set()
@@ -70,7 +71,7 @@ def draw_pictures(
             for c, (j, rank) in enumerate(mine):
                 _save(folder / tile_file(j, rank), region_tile(shrunk, on_grid(reader, row, z[:, c]), TILE))
         for k, rank in small.get(row, []):
-            _save(folder / example_file(k, rank), square(image, EXAMPLE))
+            _save(shared / example_file(k, rank), square(image, EXAMPLE))
         return -1
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="draw") as pool:

@@ -12,10 +12,10 @@ from tiny import write_store
 
 from evaluate.detector_bank import make_bank
 from evaluate.image_tiles import region
-from evaluate.site.class_predictions import class_predictions, class_titles, true_classes
-from evaluate.site.influence_reader import Pushes, read_pushes, read_steering
-from evaluate.site.similarity_map import cosines, nearest, scaled, similarity_map
-from evaluate.site.site_images import EXAMPLE, GAP, SMALL, TILE, draw_pictures, example_file, strip_file, tile_file
+from evaluate.report.class_predictions import class_predictions, class_titles, true_classes
+from evaluate.report.influence_reader import Pushes, read_pushes, read_steering
+from evaluate.report.report_images import EXAMPLE, GAP, SMALL, TILE, draw_pictures, example_file, strip_file, tile_file
+from evaluate.report.similarity_map import cosines, nearest, scaled, similarity_map
 from evaluate.top_images import Top, on_grid
 from stores.directions import Directions
 from stores.errors import ImageError
@@ -242,7 +242,7 @@ def test_pictures_show_the_region_and_what_is_gone_is_told(tmp_path: Path, compr
             raise ImageError("gone")
         return Image.new("RGB", (50, 30), (200, 20, row * 20))
 
-    gone = draw_pictures(reader, bank, top, [[3, 8], [5]], tmp_path / "out", picture)
+    gone = draw_pictures(reader, bank, top, [[3, 8], [5]], tmp_path / "out", tmp_path / "out", picture)
     assert gone == {5}
     written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.webp"))
     expected = [

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from evaluate.number_format import minus, number
+from evaluate.number_format import minus, number, url
 from evaluate.page_layout import COLOURS, category_colours, complaints, iou_scale, ordered, scalars
-from evaluate.site import svg_charts as charts
-from evaluate.site import svg_shapes as figures
-from evaluate.site.site_data import ClassPage, Direction, Push, Site
-from evaluate.site.site_images import EXAMPLE, GAP, SMALL, STRIP, TILE
-from evaluate.web_page import environment, resource
+from evaluate.report import svg_charts as charts
+from evaluate.report import svg_shapes as figures
+from evaluate.report.report_data import ClassPage, Direction, Push, Site
+from evaluate.report.report_images import EXAMPLE, GAP, SMALL, STRIP, TILE
+from evaluate.web_page import environment, render_page, resource
 
 PUSHED = 3  # classes named on a direction's card
 SUSPECTS = 12  # shown with pictures; more are named
@@ -50,6 +50,26 @@ def pages(site: Site) -> Iterator[tuple[str, bytes]]:
         yield class_page(k), book.of_class(k)
 
 
+def start_page(title: str, facts: Mapping[str, str], sites: Sequence[Site]) -> bytes:
+    """``report.html`` of an evaluation: what was evaluated, all sets side by side, and the way to the pages of each in ``report/SET/``."""
+    counted = [one for site in sites for one in site.per_category]
+    roots = {site.name: f"report/{url(site.name)}/" for site in sites}
+    data = {
+        "title": title,
+        "about": facts,
+        "notes": dict.fromkeys(note for site in sites for note in site.notes),
+        "sites": sites,
+        "roots": roots,
+        "links": {name: f"{root}index.html" for name, root in roots.items()},
+        "comparison": sites[0].comparison,
+        "tallest": max((detectors for _, _, detectors in counted), default=1) or 1,
+        "colours": category_colours({name for name, _, _ in counted}),
+        "listed": SUSPECTS,
+        "stack": figures.stack,
+    }
+    return render_page("report.html", data, styles="site.css", **FORMATS).encode("utf-8", "replace")
+
+
 def direction_page(index: int) -> str:
     return f"d/{index:05d}.html"
 
@@ -63,9 +83,7 @@ class _Book:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.templates = environment(
-            cosine=cosine, anchor=anchor, ends=ends, attribute=attribute, floor=floor, shown=shown, page=direction_page, class_page=class_page
-        )  # fmt: skip
+        self.templates = environment(**FORMATS)
         categories = {d.category for d in site.directions} | {c.category for d in site.directions for c in d.candidates}
         categories |= {name for name, _, _ in site.per_category}
         self.colours = category_colours(categories, COLOURS - 1)  # the last: no category
@@ -109,6 +127,7 @@ class _Book:
             most_pushed=_most_pushed,
             listed=SUSPECTS,
             moved=_moved(site),
+            steering_text=charts.steering_text(site.steering) if site.steering else "",
         )
 
     def direction(self, i: int) -> bytes:
@@ -183,6 +202,12 @@ def attribute(value: float) -> str:
 
 def anchor(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+FORMATS: dict[str, Any] = {
+    "cosine": cosine, "anchor": anchor, "ends": ends, "attribute": attribute, "floor": floor, "shown": shown, "page": direction_page,
+    "class_page": class_page,
+}  # fmt: skip
 
 
 def _most_pushed(d: Direction) -> list[Push]:

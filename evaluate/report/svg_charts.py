@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from evaluate.number_format import minus
 from evaluate.number_format import points as in_points
-from evaluate.site.logit_histograms import Histogram
-from evaluate.site.site_data import Steer
-from evaluate.site.svg_shapes import coordinate as _n
+from evaluate.report.logit_histograms import Histogram
+from evaluate.report.report_data import Steer
+from evaluate.report.svg_shapes import coordinate as _n
 
 WIDTH, HEIGHT = 360, 150  # of a figure, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 22  # margins of its axes

@@ -7,13 +7,16 @@ outgrows its bins, neighbours are merged in pairs: counts stay exact, and do not
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from evaluate.detector_bank import Bank
-from evaluate.top_images import Top
+from evaluate.dissection_batches import Material
+from evaluate.parallel import Scheduler, spread
+from evaluate.top_images import Top, top_of
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
@@ -21,6 +24,7 @@ BINS = 64
 FINEST = 22  # bits of a float32 that a bin's number keeps: floor(z / width) is exact
 SMALLEST = -60  # exponent of the narrowest bin, for detectors whose logits are all 0
 VALUES = 2**22  # logits at a time: what the pass needs does not grow with the store
+STAGE = "logits"
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass finds of J detectors: histograms, positions where each is positive, positions where any is, positions in
+    """What one pass finds of a set's J detectors: histograms, positions where each is positive, positions where any is, positions in
     all, and the images of largest logit."""
 
     histograms: list[Histogram]
@@ -82,6 +86,17 @@ class Histograms:
         place = (torch.floor(z * scale) + shift).to(torch.int64)  # whole numbers below 2^24: exact
         self.counts += torch.bincount(place.ravel(), minlength=self.counts.numel()).view_as(self.counts)
 
+    def __add__(self, other: Histograms) -> Histograms:
+        """The histograms of both streams."""
+        if not np.isfinite(other.low).all():  # nothing was counted
+            return self
+        both = []
+        for one in (self, other):
+            both.append(copy(one))
+            both[-1]._cover(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+        both[0].counts = both[0].counts + both[1].counts
+        return both[0]
+
     def histogram(self, j: int) -> Histogram:
         """One of them, without the empty bins at its ends."""
         counts = self.counts[j].cpu().numpy()
@@ -122,33 +137,64 @@ class Histograms:
         self.counts = torch.from_numpy(merged).to(self.counts.device)
 
 
-def survey(reader: LayerReader, bank: Bank, count: int, progress: Progress = silent) -> Survey:
-    """Histograms of all detectors' logits and the ``count`` images of largest logit of each, in one pass over the layer.
+@dataclass(frozen=True)
+class _Sums:
+    """What some chunks add to a survey of all sets of a bank: ``positives`` (J,), ``covered`` (sets,)."""
 
-    Images that are equally high are predicted in the store's order. Memory: one block of logits and what is found, whatever the
-    number of images [ours].
+    histograms: Histograms
+    positives: np.ndarray
+    covered: np.ndarray
+    positions: int
+    top: Top
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.histograms + other.histograms,
+            self.positives + other.positives,
+            self.covered + other.covered,
+            self.positions + other.positions,
+            self.top + other.top,
+        )
+
+
+def survey(
+    reader: LayerReader, bank: Bank, count: int, progress: Progress = silent, scheduler: Scheduler = None
+) -> dict[str, Survey]:
+    """Histograms of all detectors' logits and the ``count`` images of largest logit of each, by set, in one pass over the layer.
+
+    Equal images are in the store's order. Memory: a block of logits a thread and what is found, whatever the number of images [ours].
+    ``scheduler`` : where the pass runs, see ``evaluate.parallel.spread``.
     """
-    device = bank.filters.device
-    histograms = Histograms(bank.count, device=device)
-    best = torch.zeros((0, bank.count), device=device)
-    rows = torch.zeros((0, bank.count), dtype=torch.int64, device=device)
-    positives = torch.zeros(bank.count, dtype=torch.int64, device=device)
-    covered = positions = done = 0
-    for index, block in reader.blocks(images=max(1, VALUES // (max(bank.count, 1) * reader.positions))):
-        if not len(index):
-            continue
-        z = bank.logits(block)  # (n, P, J)
-        histograms.add(z.reshape(-1, bank.count))
-        on = z > 0
-        positives += on.sum((0, 1))
-        covered += int(on.any(2).sum())
-        positions += on.shape[0] * on.shape[1]
-        number = torch.from_numpy(index).to(device)[:, None].expand(-1, bank.count)
-        found = torch.cat([best, z.amax(1)]).sort(dim=0, descending=True, stable=True)
-        best = found.values[:count]
-        rows = torch.cat([rows, number]).gather(0, found.indices[:count])
-        done += len(index)
-        progress("logits", done, reader.n_images)
-    top = Top(rows.cpu().numpy(), best.cpu().numpy())
-    found_of = [histograms.histogram(j) for j in range(bank.count)]
-    return Survey(found_of, positives.cpu().numpy(), covered, positions, top)
+    material = Material(reader, bank, None, "feature", reader.grid)
+    found = spread(_sums_of, material, scheduler, count, progress=progress, stage=STAGE, labelled=False)
+    return {
+        name: Survey(
+            [found.histograms.histogram(j) for j in range(part.start, part.stop)],
+            found.positives[part],
+            int(found.covered[k]),
+            found.positions,
+            Top(found.top.rows[:, part], found.top.values[:, part]),
+        )
+        for k, (name, part) in enumerate(bank.slices.items())
+    }
+
+
+def _sums_of(material: Material, chunks: range, count: int, progress: Progress = silent) -> _Sums:
+    reader, bank = material.reader, material.bank
+    total = len(material.rows(chunks, labelled=False))
+    histograms = Histograms(bank.count, device=material.device)
+    positives, covered = torch.zeros(bank.count, dtype=torch.int64), torch.zeros(len(bank.slices), dtype=torch.int64)
+    top = Top(np.zeros((0, bank.count), np.int64), np.zeros((0, bank.count), np.float32), count)
+    done, step = 0, max(1, VALUES // (max(bank.count, 1) * reader.positions))
+    for index, x in reader.chunks(chunks):
+        for start in range(0, len(index), step):
+            rows = index[start : start + step]
+            z = bank.logits(x[start : start + step])  # (n, P, J)
+            histograms.add(z.reshape(-1, bank.count))
+            on = z > 0
+            positives += on.sum((0, 1)).cpu()
+            covered += torch.stack([on[..., part].any(2).sum() for part in bank.slices.values()]).cpu()
+            top += top_of(rows, z.amax(1), count)
+            done += len(rows)
+            progress(STAGE, done, total)
+    return _Sums(histograms, positives.numpy(), covered.numpy(), done * reader.positions, top)

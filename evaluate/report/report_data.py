@@ -7,8 +7,17 @@ from typing import Any
 
 from evaluate.compare import Comparison
 from evaluate.page_layout import Mark
-from evaluate.report.evaluation_cards import Candidate
-from evaluate.site.logit_histograms import Histogram
+from evaluate.report.logit_histograms import Histogram
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A label a detector could carry, with its IoU on the train and on the val split."""
+
+    label: str
+    category: str
+    iou_train: float
+    iou_val: float
 
 
 @dataclass(frozen=True)
@@ -54,22 +63,22 @@ class Near:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A feature visualisation: its file, the detector's mean logit over the layer's positions, share of positions where it fires."""
-
-    file: str
-    response: float
-    fires: float
-
-
-@dataclass(frozen=True)
 class Features:
-    """Pictures synthesised along a pair's signal vector and filter; the same numbers of random directions; and the share of
-    random directions' pictures whose response the signal's picture exceeds."""
+    """The two pictures of a direction pair, and what the pair's own detector makes of them (see ``evaluate.visualize.check``).
 
-    signal: Picture
-    filter: Picture
+    ``signal``, ``filter``: file names of the JPEGs in ``v/``. ``response_signal``, ``response_filter``: mean logit z of the detector over
+    the layer's positions in each picture; ``response_random``: the median of the same over pictures synthesised along random
+    directions. ``fires_*``: share of positions where z > 0 (random: the median). ``beyond_random``: share of the random directions'
+    pictures to which the detector responds less than to the signal vector's.
+    """
+
+    signal: str
+    filter: str
+    response_signal: float
+    response_filter: float
     response_random: float
+    fires_signal: float
+    fires_filter: float
     fires_random: float
     beyond_random: float
 
@@ -77,12 +86,13 @@ class Features:
 @dataclass(frozen=True)
 class Concept:
     """A true concept of a synthetic store, the direction matched to it (−1: none), the IoU of the detector's positives with the positions
-    where it is present, and the cosine of the signal vector with the true one."""
+    where it is present, and the cosines of the signal vector with the true one and of the filter with the ideal one."""
 
     number: int
     direction: int
     iou: float
     cosine: float
+    filter_cosine: float
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ class ClassPage:
     predicted: int
     labelled: int = -1
     right: int = -1
-    examples: list[Tile] = field(default_factory=list)
+    tiles: list[Tile] = field(default_factory=list)
     pushes: list[Push] = field(default_factory=list)
 
 
@@ -152,8 +162,9 @@ class Site:
     facts : what was fitted; settings : how; both shown as they are.
     notes : sentences on what is missing and why.
     comparison : all sets of the evaluation; per_category : (category, distinct concepts, directions) of this one.
-    places : (I, 2) of the map. suspects : rows of the table. random : steering of random directions.
-    truth : true concepts, where they are known. diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value); log_picture : file, or empty.
+    places : (I, 2) of the map. suspects : rows of the table. random : steering of random directions; steering : the median of the
+        directions, each on its own class.
+    truth : true concepts, where they are known. diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value).
     definitions : term -> text. refits : of how many ``found_again`` is a share, 0 where that is unknown.
     stability : rows of the table about this set.
     """
@@ -172,11 +183,11 @@ class Site:
     definitions: dict[str, str]
     influence: Influence | None = None
     random: Steer | None = None
+    steering: Steer | None = None
     suspects: list[dict[str, Any]] = field(default_factory=list)
     truth: list[Concept] = field(default_factory=list)
     diagnosis: dict[str, Any] = field(default_factory=dict)
     log: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    log_picture: str = ""
     refits: int = 0
     stability: list[dict[str, Any]] = field(default_factory=list)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evaluate.dictionary import kinds_of
-from evaluate.site.site_data import Push, Steer
+from evaluate.report.report_data import Push, Steer
 from stores.tables import column_problem, reading_table
 
 MARKS = ("significant_random", "significant_max", "significant_paper")
@@ -139,3 +140,17 @@ def read_steering(table: pa.Table, directions: int) -> tuple[list[Steer | None],
     middle = float(np.median([c[3] for c in chance]))
     band = dict(zip(("low", "middle", "high"), bands.tolist(), strict=True))
     return each, Steer(-1, chance[0][0].tolist(), band, {"random": middle})
+
+
+def median_steering(curves: Sequence[Steer | None]) -> Steer | None:
+    """The median of all directions' curves at each step, each direction's of its own class; None without any."""
+    known = [curve for curve in curves if curve is not None]
+    if not known:
+        return None
+    of_role = {role: [c for c in known if role in c.curves] for role in ROLES}
+    return Steer(
+        -1,
+        known[0].alphas,
+        {role: np.median([c.curves[role] for c in some], axis=0).tolist() for role, some in of_role.items() if some},
+        {role: float(np.median([c.monotone[role] for c in some])) for role, some in of_role.items() if some},
+    )

@@ -10,13 +10,12 @@ import numpy as np
 from evaluate.direction_tables import agreement
 from evaluate.metrics import INTERPRETABLE
 from evaluate.page_layout import marks
-from evaluate.report.evaluation_cards import Candidate
-from evaluate.site.class_predictions import ClassPredictions, class_titles
-from evaluate.site.influence_reader import Pushes
-from evaluate.site.logit_histograms import Survey
-from evaluate.site.similarity_map import cosines, nearest
-from evaluate.site.site_data import ClassPage, Concept, Direction, Features, Near, Steer, Tile
-from evaluate.site.site_images import example_file, strip_file, tile_file
+from evaluate.report.class_predictions import ClassPredictions, class_titles
+from evaluate.report.influence_reader import Pushes
+from evaluate.report.logit_histograms import Survey
+from evaluate.report.report_data import Candidate, ClassPage, Concept, Direction, Near, Steer, Tile
+from evaluate.report.report_images import example_file, strip_file, tile_file
+from evaluate.report.similarity_map import cosines, nearest
 from stores.directions import Directions
 from stores.store import ActivationStore
 
@@ -34,24 +33,24 @@ def direction_pages(
     names: Sequence[str],
     gone: set[int],
     *,
+    labels: Sequence[tuple[str, str]],
     rows: Mapping[int, Mapping[str, Any]],
     candidates: Sequence[Mapping[str, Any]],
     pushes: Mapping[str, Pushes],
     curves: Sequence[Steer | None],
-    features: Mapping[int, Features],
 ) -> list[Direction]:
     """All directions of a set as their pages show them.
 
     Parameters
     ----------
     names : of the store's images. gone : rows of which there is no picture.
-    rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
-    pushes : by role. curves, features : what there is of each.
+    labels : (label, category) of each. rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
+    pushes : by role. curves : of steering, where it was measured.
     """
-    labels: dict[int, list[Candidate]] = {}
+    others: dict[int, list[Candidate]] = {}
     for row in candidates:
         one = Candidate(row["label"], row["category"], row["iou_train"], row["iou_val"])
-        labels.setdefault(int(row["index"]), []).append(one)
+        others.setdefault(int(row["index"]), []).append(one)
     marked = marks(directions.info.get("diagnosis", {}))
     near = {
         role: nearest(cosines(vectors), NEIGHBOURS)
@@ -65,9 +64,9 @@ def direction_pages(
         out.append(
             Direction(
                 index=i,
-                label=row.get("label", ""),
-                category=row.get("category", ""),
-                interpretable=bool(row.get("label")) and _number(row.get("iou_val")) > INTERPRETABLE,
+                label=labels[i][0],
+                category=labels[i][1],
+                interpretable=bool(labels[i][0]) and _number(row.get("iou_val")) > INTERPRETABLE,
                 iou=_number(row.get("iou_val")),
                 iou_low=_number(row.get("iou_low")),
                 iou_high=_number(row.get("iou_high")),
@@ -77,7 +76,7 @@ def direction_pages(
                 tiles=tiles,
                 strip=strip_file(i) if any(tile.file for tile in tiles) else "",
                 measures={title: _number(row[key]) for key, title in MEASURES.items() if row.get(key) is not None},
-                candidates=labels.get(i, []),
+                candidates=others.get(i, []),
                 pushes={role: one.of_direction(i, PUSHED[role]) for role, one in pushes.items()},
                 **_beyond(i, pushes.get("signal")),
                 steer=curves[i] if curves else None,
@@ -86,7 +85,6 @@ def direction_pages(
                     for role, (order, value) in near.items()
                 },
                 marks=marked.get(i, []),
-                features=features.get(i),
                 found_again=NAN if directions.found_again is None else float(directions.found_again[i]),
             )
         )
@@ -94,14 +92,14 @@ def direction_pages(
 
 
 def class_pages(
-    store: ActivationStore, predicted: ClassPredictions, gone: set[int], pushes: Pushes | None
+    store: ActivationStore, predicted: ClassPredictions, gone: set[int], pushes: Pushes | None, root: str = ""
 ) -> list[ClassPage]:
-    """All classes of the network as their pages show them."""
+    """All classes of the network as their pages show them. ``root`` : where the pictures of classes are, from the report's folder."""
     names, titles = store.names, class_titles(store.class_names, len(predicted.count))
     out = []
     for k, title in enumerate(titles):
-        examples = [
-            Tile("" if row in gone else example_file(k, rank), names[row], round(p, 4), k)
+        tiles = [
+            Tile("" if row in gone else root + example_file(k, rank), names[row], round(p, 4), k)
             for rank, (row, p) in enumerate(zip(predicted.rows[k], predicted.probability[k], strict=True))
         ]
         out.append(
@@ -111,7 +109,7 @@ def class_pages(
                 predicted=int(predicted.count[k]),
                 labelled=-1 if predicted.labelled is None else int(predicted.labelled[k]),
                 right=-1 if predicted.right is None else int(predicted.right[k]),
-                examples=examples,
+                tiles=tiles,
                 pushes=pushes.of_class(k, DIAGRAM) if pushes else [],
             )
         )
@@ -121,7 +119,10 @@ def class_pages(
 def concepts_of(rows: Sequence[Mapping[str, Any]]) -> list[Concept]:
     """Rows of the table ``ground_truth`` as pages show them."""
     return [
-        Concept(int(row["concept"]), int(row["direction"]), _number(row["iou"]), _number(row["cos"])) for row in rows
+        Concept(
+            int(row["concept"]), int(row["direction"]), *(_number(row[key]) for key in ("iou", "cos", "filter_cos"))
+        )
+        for row in rows
     ]
 
 

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from evaluate.site.logit_histograms import Survey
-from pipeline.evaluation_result import Evaluated
 from stores.directions import HEADER, Directions
 from stores.store import ActivationStore
 from stores.tables import TableError, read_table
 
-APART = (
-    *HEADER,
-    "config",
-    "diagnosis",
-    "run",
-    "store",
-)  # entries of a file's header that are shown elsewhere, or in parts
+# entries of a file's header that are shown elsewhere, or in parts
+APART = (*HEADER, "config", "diagnosis", "run", "store")
 
 
-def facts_of(
-    store: ActivationStore, evaluated: Evaluated, name: str, directions: Directions, found: Survey
-) -> dict[str, str]:
-    """What was fitted on what, for people: no path of a machine but the last part of it."""
-    made, spec = store.provenance, store.layer(evaluated.layer)
+def store_facts(store: ActivationStore, layer: str) -> dict[str, str]:
+    """Which layer of which network on which images, for people: no path of a machine but the last part of it."""
+    made, spec = store.provenance, store.layer(layer)
     dataset = made.get("dataset", {})
     facts = {"Model": str(made.get("model"))}
     if "synthetic" in made:
@@ -42,24 +32,23 @@ def facts_of(
     facts["Store"] = f"{store.path.name}, {int(store.valid.sum())} images, {store.fingerprint[:19]}…"
     if dataset:
         facts["Images"] = f"{Path(dataset['path']).name} ({dataset['kind']}, {dataset['images']} images)"
+    return facts
+
+
+def set_facts(name: str, directions: Directions, entry: Mapping[str, Any]) -> dict[str, str]:
+    """What was fitted, and what was measured; ``entry`` is the set's in ``summary.json``."""
     config = directions.info.get("config", {})
     seed = f", seed {config['seed']}" if "seed" in config else ""
-    facts["Directions"] = f"{name}: {directions.count} by {directions.method}{seed}"
+    facts = {"Directions": f"{name}: {directions.count} by {directions.method}{seed}"}
     if directions.thresholds is None:
         facts["Thresholds"] = f"of the top {100 * directions.quantile:g} % of the store's positions"
-    if evaluated.concepts is not None:
-        facts["Labels from"] = Path(evaluated.concepts).name
-    measured = evaluated.summary["directions"][name].get("influence")
-    if measured:
+    if measured := entry.get("influence"):
         facts["Influence"] = (
             f"{measured['images']} images, {measured['classes']} classes, through {measured['through']}; {measured['nulls']} null and "
             f"{measured['randoms']} random directions"
         )
-    if truth := evaluated.summary["directions"][name].get("ground_truth"):
+    if truth := entry.get("ground_truth"):
         facts["Against the truth"] = _truth_text(truth)
-    facts["On this store"] = (
-        f"{100 * found.coverage:.3g} % of positions covered, {found.redundancy:.3g} detectors on each of these"
-    )
     if run := directions.info.get("run"):
         facts["Made by"] = f"eddp {run.get('code_version', '')}".strip()
     return facts
@@ -76,7 +65,7 @@ def _truth_text(found: Mapping[str, Any]) -> str:
 
 
 def settings_of(directions: Directions) -> dict[str, str]:
-    """The method's configuration, and what else the file's header tells of the fit."""
+    """The method's configuration, and what else the file's header says of the fit."""
     info = directions.info
     more = {key: value for key, value in info.items() if key not in APART}
     run = {f"run: {k}": v for k, v in info.get("run", {}).items() if k in ("begun", "seconds", "peak_memory_mib")}
@@ -99,15 +88,6 @@ def fit_log(path: Path) -> dict[str, list[tuple[float, float]]]:
         points = [(float(step), float(value)) for step, value in pairs if step is not None and value is not None]
         found[name] = [point for point in points if math.isfinite(point[1])]
     return {name: points for name, points in found.items() if points}
-
-
-def log_picture(path: Path, folder: Path) -> str:
-    """Copy the picture of a fit's losses into the site, if there is one; returns its file's name."""
-    picture = path.with_suffix(".log.png")
-    if not picture.is_file():
-        return ""
-    shutil.copyfile(picture, folder / "log.png")
-    return "log.png"
 
 
 def _text(value: Any) -> str:
