@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
+from scipy.ndimage import maximum_filter
 
 from stores.errors import UsageError
 from stores.io import write_atomically
@@ -41,10 +42,10 @@ def region_tile(image: Image.Image, logits: np.ndarray, size: int) -> Image.Imag
     Pixels of the region are those of the resized image, untouched: the two-pixel line and its dark edge lie outside it.
     """
     inside = region(logits, size)
-    picture = np.asarray(square(image, size))
-    grey = (picture @ LUMA)[..., None]
-    dimmed = DIM * (COLOUR * picture + (1 - COLOUR) * grey)
-    return _outlined(np.where(inside[..., None], picture, np.rint(dimmed).astype(np.uint8)), inside)
+    picture = square(image, size)
+    mixed = DIM * (COLOUR * np.eye(3) + (1 - COLOUR) * LUMA)  # of each colour outside, from those of the image
+    dimmed = picture.convert("RGB", [*mixed[0], 0, *mixed[1], 0, *mixed[2], 0])
+    return _outlined(np.where(inside[..., None], picture, dimmed), inside)
 
 
 def outline(image: Image.Image, logits: np.ndarray) -> Image.Image:
@@ -66,15 +67,10 @@ def jpeg(image: Image.Image, quality: int = 88) -> bytes:
 
 def _outlined(pixels: np.ndarray, inside: np.ndarray) -> Image.Image:
     """Draw the line around a region (h, w) into pixels (h, w, 3)."""
-    line = _grown(inside, 2)
-    pixels[_grown(inside, 3) & ~line] = EDGE
+    line = maximum_filter(inside, 5)
+    pixels[maximum_filter(line, 3) & ~line] = EDGE
     pixels[line & ~inside] = LINE
     return Image.fromarray(pixels)
-
-
-def _grown(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """A bool mask (h, w) grown by some pixels in all eight directions."""
-    return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * pixels + 1))) > 0
 
 
 def strip(tiles: Sequence[Image.Image]) -> Image.Image:

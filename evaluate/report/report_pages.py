@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from evaluate.number_format import minus, number, url
 from evaluate.page_layout import COLOURS, category_colours, complaints, iou_scale, ordered, scalars
@@ -18,6 +18,7 @@ from evaluate.report.report_data import ClassPage, Direction, Push, Site
 from evaluate.report.report_images import EXAMPLE, GAP, SMALL, STRIP, TILE
 from evaluate.web_page import environment, render_page, resource
 
+P = TypeVar("P", Direction, ClassPage)
 PUSHED = 3  # classes named on a direction's card
 SUSPECTS = 12  # shown with pictures; more are named
 
@@ -136,7 +137,7 @@ class _Book:
             "direction.html",
             root="../",
             d=d,
-            **_neighbours(i, [(direction_page(d.index), str(d.index)) for d in self.site.directions]),
+            **_neighbours(self.site.directions, i, lambda d: (direction_page(d.index), str(d.index))),
             suspects=self.suspects_of.get(i, []),
             truth=[concept for concept in self.site.truth if concept.direction == i],
             push_scale=max((abs(p.change) for pushes in d.pushes.values() for p in pushes), default=0.0),
@@ -150,7 +151,7 @@ class _Book:
             "class.html",
             root="../",
             c=c,
-            **_neighbours(k, [(class_page(c.number), c.name) for c in self.site.classes]),
+            **_neighbours(self.site.classes, k, lambda c: (class_page(c.number), c.name)),
             suspects=self.suspects_for.get(k, []),
             push_scale=max((abs(p.change) for p in c.pushes), default=0.0),
         )
@@ -214,9 +215,12 @@ def _most_pushed(d: Direction) -> list[Push]:
     return sorted(d.pushes.get("signal", []), key=lambda push: -abs(push.change))[:PUSHED]
 
 
-def _neighbours(i: int, every: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _neighbours(every: Sequence[P], i: int, named: Callable[[P], tuple[str, str]]) -> dict[str, Any]:
     """File and name of the page before and of the one after."""
-    return {"before": every[i - 1] if i else None, "after": every[i + 1] if i + 1 < len(every) else None}
+    return {
+        "before": named(every[i - 1]) if i else None,
+        "after": named(every[i + 1]) if i + 1 < len(every) else None,
+    }
 
 
 def _moved(site: Site) -> dict[str, list[Any]]:
