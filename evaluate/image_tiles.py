@@ -45,7 +45,7 @@ def region_tile(image: Image.Image, logits: np.ndarray, size: int) -> Image.Imag
     picture = square(image, size)
     mixed = DIM * (COLOUR * np.eye(3) + (1 - COLOUR) * LUMA)  # of each colour outside, from those of the image
     dimmed = picture.convert("RGB", [*mixed[0], 0, *mixed[1], 0, *mixed[2], 0])
-    return _outlined(np.where(inside[..., None], picture, dimmed), inside)
+    return _outlined(np.where(inside[..., None], np.asarray(picture), np.asarray(dimmed)), inside)
 
 
 def outline(image: Image.Image, logits: np.ndarray) -> Image.Image:
