@@ -243,6 +243,7 @@ class _Pages:
             log=fit_log(evaluated.directions_path(name)),
             refits=directions.refits,
             stability=stability,
+            start=f"{root}../report.html" if root else "",
         )  # fmt: skip
 
     def _influence(self, name: str, directions: int, classes: int) -> tuple[dict[str, Pushes], Influence | None]:

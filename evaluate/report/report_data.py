@@ -166,7 +166,7 @@ class Site:
         directions, each on its own class.
     truth : true concepts, where they are known. diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value).
     definitions : term -> text. refits : of how many ``found_again`` is a share, 0 where that is unknown.
-    stability : rows of the table about this set.
+    stability : rows of the table about this set. start : the page about all sets, from this one's folder; empty for none.
     """
 
     title: str
@@ -190,6 +190,7 @@ class Site:
     log: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     refits: int = 0
     stability: list[dict[str, Any]] = field(default_factory=list)
+    start: str = ""
 
     @property
     def refitted(self) -> bool:
