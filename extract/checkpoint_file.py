@@ -96,13 +96,9 @@ def read_checkpoint(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
-            raise WeightsError(
-                f"{path} is not a weights file as torch.save writes it, or it is damaged: {_AGAIN}."
-            ) from error
-        raise WeightsError(
-            f"{path} holds an object of type {found[1]}; only tensors and plain values are read, so that no code in a file "
-            f"is ever run. If you trust the file, load it in Python and {_SAVE}."
-        ) from error
+            raise WeightsError(f"{path} is no weights file as torch.save writes it, or damaged: {_AGAIN}.") from error
+        held = f"{path} holds an object of type {found[1]}; only tensors and plain values are read, and no code is run"
+        raise WeightsError(f"{held}. If you trust the file, load it in Python and {_SAVE}.") from error
     except Exception as error:
         if "TorchScript" in str(error):
             remedy = "save its tensors alone, torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"

@@ -93,10 +93,8 @@ def _load(module: nn.Module, chosen: WeightSet, source: str) -> None:
     own = module.state_dict()
     floats = [key for key in chosen.state if key in own and own[key].is_floating_point()]
     if integers := [key for key in floats if not chosen.state[key].is_floating_point()]:
-        raise WeightsError(
-            f"The weights of {source} are not usable: {_some(integers, 'tensors')} are not floating-point numbers. Quantised "
-            "weights must be dequantised first."
-        )
+        what = f"{_some(integers, 'tensors')} are not floating-point numbers"
+        raise WeightsError(f"The weights of {source} cannot be used: {what}. Dequantise quantised weights first.")
     given: Any = OrderedDict(chosen.state)
     given._metadata = {**getattr(own, "_metadata", {}), **chosen.versions}
     try:

@@ -111,10 +111,8 @@ def image_classes(store: ActivationStore) -> np.ndarray:
         kind=str(dataset.get("kind", "")), model=str(made.get("model", "")),
     )  # fmt: skip
     if found.numbers is None:
-        raise MismatchError(
-            f"The class folders of '{dataset.get('path', store.path)}' cannot be matched with the model's classes: {found.how}. "
-            f"{_DECIDE} when the images are extracted, or name the folders like the classes."
-        )
+        folders = f"The class folders of '{dataset.get('path', store.path)}' cannot be matched with the model's classes"
+        raise MismatchError(f"{folders}: {found.how}. {_DECIDE} when the images are extracted.")
     numbers = np.append(found.numbers, -1)  # the last for images without a class
     return numbers[np.where((stored >= 0) & (stored < len(found.numbers)), stored, -1)]
 
@@ -122,9 +120,7 @@ def image_classes(store: ActivationStore) -> np.ndarray:
 def require_decided(found: ClassMapping, place: str | Path) -> None:
     """Raise UsageError where which classes the images have is for the user to decide."""
     if found.refused:
-        raise UsageError(
-            f"The classes of '{shown(place)}' cannot be matched with the network's: {found.how}. {_DECIDE}."
-        )
+        raise UsageError(f"The classes of '{shown(place)}' cannot be matched with the model's: {found.how}. {_DECIDE}.")
 
 
 def as_class_names(named: Any, what: str) -> list[str] | None:
@@ -149,9 +145,7 @@ def as_class_names(named: Any, what: str) -> list[str] | None:
         numbers, names = (keys, values) if by_key else (values, keys)
         ordered = [name for _, name in sorted(zip(map(int, numbers), names, strict=True), key=lambda pair: pair[0])]
     elif isinstance(named, str | bytes | set | frozenset) or not isinstance(named, Iterable):
-        raise UsageError(
-            f"{what} must be a sequence of names in the order of the classes, or a mapping, got {type(named).__name__}."
-        )
+        raise UsageError(f"{what} must be names in the order of the classes, or a mapping, got {type(named).__name__}.")
     else:
         ordered = list(named)
     return [_as_text(name, what) for name in ordered]

@@ -40,6 +40,7 @@ from stores.writer import StoreWriter
 PATIENCE = 10.0  # seconds without any worker after which there will be none
 BUSY_PATIENCE, BUSY_PAUSE = 120.0, 1.0  # seconds to wait for chunks that another process holds, and between two tries
 PARTS, LEAST = 4, 32  # parts a worker, and in all: enough to even out, and workers may join
+SAME_FILES = "Give all workers the same file system"
 NOTHING = (0, 2**62)  # a shard without a chunk: lays out and seals, and holds nothing against the workers
 
 
@@ -61,16 +62,13 @@ def cluster(address: str) -> Iterator[Any]:
         except (OSError, ValueError, TimeoutError, RuntimeError) as error:
             if address == "local":
                 raise EDDPError(f"No workers could be started here (--dask local): {error}.") from error
-            raise EDDPError(
-                f"No dask scheduler answers at '{address}' (--dask). Start one with: dask scheduler, and workers with: "
-                "dask worker ADDRESS; or use --dask local."
-            ) from error
+            start = "Start one with: dask scheduler, and workers with: dask worker ADDRESS; or use --dask local"
+            raise EDDPError(f"No dask scheduler answers at '{address}' (--dask). {start}.") from error
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError as error:
-            raise EDDPError(
-                f"The dask scheduler at '{address}' (--dask) has no worker. Start some with: dask worker {address}"
-            ) from error
+            start = f"Start some with: dask worker {address}"
+            raise EDDPError(f"The dask scheduler at '{address}' (--dask) has no worker. {start}") from error
         yield client
 
 
@@ -109,7 +107,7 @@ def settled(client: Any, futures: set[Any]) -> Iterator[Any]:
     from distributed import CancelledError, KilledWorker, wait
     from distributed.comm import CommClosedError
 
-    lost = "The dask scheduler is gone (--dask). Start it and run the same again."
+    lost = "The dask scheduler is lost (--dask). Start it and run the same again."
     pending = set(futures)
     futures.clear()
     alone: float | None = None  # since when there has been no worker
@@ -122,7 +120,7 @@ def settled(client: Any, futures: set[Any]) -> Iterator[Any]:
                 connected = client.status == "running"
                 alone = None if connected and client.nthreads() else alone or time.monotonic()
                 if alone is not None and time.monotonic() - alone > PATIENCE:
-                    none = "All dask workers are gone (--dask). Start some and run the same again."
+                    none = "All dask workers are lost (--dask). Start some and run the same again."
                     raise EDDPError(none if connected else lost) from None
                 continue
             alone = None
@@ -134,8 +132,8 @@ def settled(client: Any, futures: set[Any]) -> Iterator[Any]:
                 del future
     except KilledWorker as error:
         raise EDDPError(
-            "The dask workers that were given a part of the images died of it, several in a row (--dask): they may have "
-            "been out of memory, or have another version of eddp. Give them more, or the same, or run without --dask."
+            "Several dask workers died of one part of the images (--dask), perhaps for lack of memory, or with another version "
+            "of eddp. Give them more, or the same, or run without --dask."
         ) from error
     except (CommClosedError, CancelledError) as error:
         raise EDDPError(lost) from error
@@ -143,8 +141,7 @@ def settled(client: Any, futures: set[Any]) -> Iterator[Any]:
         if "deserialization" not in str(error):
             raise
         raise EDDPError(
-            "The dask scheduler does not know what it is sent (--dask): start it, and the workers, in an environment with the same "
-            "versions of eddp and dask as here."
+            "The dask scheduler has other versions of eddp or dask (--dask). Give both the same."
         ) from error
     finally:
         client.cancel(list(pending))
@@ -195,7 +192,7 @@ def extract_on(
     chunks are kept; the same call, or ``extract``, resumes from there.
     """
     if config.shard is not None:
-        raise UsageError("'shard' cannot go with a cluster: its workers share out the whole store.")
+        raise UsageError("'shard' cannot go with a cluster: its workers share out the store.")
     out = as_path(out)
     progress("loading the model", 0)
     order = _order(data, out, config, code_version)
@@ -227,10 +224,8 @@ def extract_on(
         start = start if start[1] else (now, done)
     with closing(StoreWriter.open(out, plan.store, shard=NOTHING)) as writer:
         if not writer.seal_if_complete():
-            raise EDDPError(
-                f"The workers have filled all chunks, but {len(writer.missing(anywhere=True))} of {writer.n_chunks} are missing "
-                f"at '{out}' (--dask): they see another file system there. Give them the same, then run the same again."
-            )
+            lost = f"{len(writer.missing(anywhere=True))} of {writer.n_chunks} chunks are missing at '{out}'"
+            raise EDDPError(f"The workers are done, but {lost} (--dask). {SAME_FILES}, then run the same again.")
         return summary_of(plan, writer, range(writer.n_chunks), ahead.images, size, 0)
 
 
@@ -300,15 +295,12 @@ def look_ahead(order: Order, overwrite: bool) -> Forecast:
 
 
 def _open(order: Order) -> Plan:
-    """Source and model, kept for the next part of the same run."""
+    """Source and model, for the next part of the same run too."""
     device = order.config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {device}: {_here()} has {torch.cuda.device_count()} CUDA devices. Use --device auto, which takes what "
-            "each worker has."
-        )
+        raise UsageError(f"--device {device}: {_here()} has {torch.cuda.device_count()} GPUs. Use --device auto.")
     config = replace(order.config, device=device)
     plan = _opened.get(order.run)
     if plan is None:
@@ -316,9 +308,7 @@ def _open(order: Order) -> Plan:
         with suppress(PackageNotFoundError):
             mine, theirs = version("eddp"), order.code_version.partition("+")[0]
             if theirs not in ("", "unknown", mine):
-                raise EDDPError(
-                    f"{_here()} runs eddp {mine}, this command is of {theirs} (--dask). Give both the same."
-                )
+                raise EDDPError(f"{_here()} runs eddp {mine}, this command {theirs} (--dask). Give both the same.")
         if order.folder and order.folder not in sys.path:
             sys.path.append(order.folder)
         try:
@@ -335,7 +325,7 @@ def _writer(order: Order, plan: Plan, part: tuple[int, int], check: Callable[...
     """A writer of a part of the store that the client has laid out."""
     out = as_path(order.out)
     if not (out / "zarr.json").exists():
-        raise EDDPError(f"{_here()} finds no store at '{out}' (--dask). Give all workers the same file system.")
+        raise EDDPError(f"{_here()} finds no store at '{out}' (--dask). {SAME_FILES}.")
     # paths as the store names them: a worker that reaches images by another one changes nothing in it
     stored, made = read_attributes(out)["provenance"], plan.store.provenance
     made = {**made, "dataset": {**made["dataset"], "path": stored["dataset"]["path"]}}
@@ -345,16 +335,12 @@ def _writer(order: Order, plan: Plan, part: tuple[int, int], check: Callable[...
         try:
             return StoreWriter.open(out, store, shard=part)
         except StoreExistsError as error:
-            raise EDDPError(
-                f"{_here()} sees other images, another model or another store than this command (--dask). Give all workers "
-                f"the same files. {error}"
-            ) from error
+            other = f"{_here()} sees other images, another model or another store than this command (--dask)"
+            raise EDDPError(f"{other}. {SAME_FILES}. {error}") from error
         except StoreBusyError as error:
             if time.monotonic() > until:
-                raise StoreError(
-                    f"Another process has been writing to a part of the store '{out}' for {BUSY_PATIENCE:.0f} s, perhaps a worker that "
-                    "dask believes dead. Wait until it has ended, then run the same command again."
-                ) from error
+                busy = f"Another process has been writing to a part of the store '{out}' for {BUSY_PATIENCE:.0f} s"
+                raise StoreError(f"{busy}. Wait until it has ended, then run the same command again.") from error
             check()
             time.sleep(BUSY_PAUSE)
 

@@ -51,10 +51,17 @@ def at(path: Path | str, line: int) -> str:
     return f"'{shown(path)}', line {line}"
 
 
+def not_listed(root: Path, table: Path | str, names: Sequence[str]) -> DatasetError:
+    """The error for class folders that a table of the dataset does not list."""
+    found = f"'{shown(root)}' (--data) holds {len(names)} class folders, such as '{shown(names[0])}'"
+    then = f"Give folder:{shown(root)} to number the classes by its own folders"
+    return DatasetError(f"{found}, that '{shown(table)}' does not list. {then}.")
+
+
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are not empty, with their numbers: UTF-8 with or without a mark, any line ends.
 
-    Bytes that are not UTF-8 are kept as the names of files keep them. Raises DatasetError for what is no text.
+    Bytes that are not UTF-8 are decoded as the names of files are. Raises DatasetError for what is no text.
     """
     try:
         with path.open("rb") as file:
@@ -101,17 +108,14 @@ def csv_rows(path: Path, needed: tuple[str, ...], *, tabs: bool = False) -> Iter
                 raise DatasetError(f"'{shown(path)}' lacks the column {names}; its first line must name the columns.")
             for row in reader:
                 if None in row.values():
-                    raise DatasetError(
-                        f"{at(path, reader.line_num)} has fewer cells than the first line has columns: is the file cut short? "
-                        "Unpack it again, or add the cells."
-                    )
+                    raise DatasetError(f"{at(path, reader.line_num)} has fewer cells than the first. Unpack it again.")
                 yield reader.line_num, {k: v for k, v in row.items() if isinstance(k, str)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"'{shown(path)}' cannot be read as CSV in UTF-8: {reason(error)}.") from error
 
 
-def whole(row: dict[str, str], column: str, least: int, most: int) -> int:
-    """The whole number in a cell. Raises ValueError with the words of a message."""
+def integer(row: dict[str, str], column: str, least: int, most: int) -> int:
+    """The integer in a cell. Raises ValueError with the words of a message."""
     try:
         number = int(row[column])
     except ValueError as error:
@@ -164,9 +168,8 @@ def check_listed(
         extra += sum(name.lower().endswith(ENDINGS) for name in there.difference(seen) if not name.startswith("."))
     if missing:
         first = min(missing)
-        raise DatasetError(
-            f"{at(table, lines[first])}: there is no {what} '{shown(root / names[first])}' (missing: {len(missing)} of "
-            f"{len(names)} listed). Unpack them all, or take the lines out; folder:DIR takes those that are there."
-        )
+        gap = f"there is no {what} '{shown(root / names[first])}' (missing: {len(missing)} of {len(names)} listed)"
+        then = "Unpack them all, or take the lines out; folder:DIR takes those that are there"
+        raise DatasetError(f"{at(table, lines[first])}: {gap}. {then}.")
     if extra and all_of:
         log.warning("'%s' does not name all images next to those listed; left out: %d", shown(table), extra)

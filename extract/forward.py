@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from extract.config import ExtractConfig
+from extract.image_io import KEPT
 from extract.memory import is_out_of_memory, keep_freed_memory
 from extract.network import Network, capture
 from stores.errors import OutOfMemoryError
@@ -50,7 +51,7 @@ class Forward:
 
     Parameters
     ----------
-    networks : {layer: Network} of one model; their layers are kept.
+    networks : {layer: Network} of one model; their layers are captured.
     config : device, dtype and precision.
     """
 
@@ -77,7 +78,7 @@ class Forward:
     def __call__(self, images: torch.Tensor, positions: Mapping[str, np.ndarray]) -> Iterator[Outcome]:
         """Run preprocessed images (n, 3, h, w), in as few passes as memory allows.
 
-        ``positions`` {layer: (n, P) int, those of the prefix counted} are what is kept of layers with sampled positions.
+        ``positions`` {layer: (n, P) int, those of the prefix counted} are what is stored of layers with sampled positions.
         Raises OutOfMemoryError when not even one image fits.
         """
         start, size = 0, min(len(images), self.most or len(images))
@@ -91,10 +92,8 @@ class Forward:
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:
-                    raise OutOfMemoryError(
-                        f"The device '{self.device}' has not enough memory for a single image. Free some, or use another "
-                        "--device. What is done so far is kept."
-                    ) from error
+                    lack = f"The device '{self.device}' has not enough memory for a single image"
+                    raise OutOfMemoryError(f"{lack}. Free some, or use another --device. {KEPT}.") from error
             size = self.most = max(1, size // 2)
             log.warning("not enough memory on '%s' for a batch; continuing with %d images at a time", self.device, size)
             if self.device.type == "cuda":
@@ -106,21 +105,21 @@ class Forward:
 
     def _once(self, images: torch.Tensor, start: int, positions: Mapping[str, np.ndarray]) -> Outcome:
         logits = self.logits(images.to(self.device, non_blocking=True)).float()
-        kept, fit = {}, {}
+        taken, fit = {}, {}
         for name, x in self._taken.items():
             fit[name] = torch.isfinite(x).flatten(1).all(1)  # (n, P, C) -> (n,)
             if name in positions:
                 index = torch.from_numpy(positions[name]).to(x.device, torch.int64)
                 x = torch.gather(x, 1, index[:, :, None].expand(-1, -1, x.shape[2]))
-            kept[name] = x
+            taken[name] = x
         event = None
         if self.device.type == "cuda":  # into pinned memory, without waiting
             logits = logits.to("cpu", non_blocking=True)
-            kept = {name: x.to("cpu", non_blocking=True) for name, x in kept.items()}
+            taken = {name: x.to("cpu", non_blocking=True) for name, x in taken.items()}
             fit = {name: x.to("cpu", non_blocking=True) for name, x in fit.items()}
             event = torch.cuda.Event()
             event.record()
-        return Outcome(images, start, logits, kept, fit, event)
+        return Outcome(images, start, logits, taken, fit, event)
 
     def peak(self, image: torch.Tensor, layer: str) -> float:
         """Largest absolute activation of one preprocessed image (3, h, w), in float32: NaN or infinite where it is."""

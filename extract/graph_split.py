@@ -1,7 +1,7 @@
 """Cut a network in two at a layer: the backbone up to it, and the head after it.
 
 A layer is a *cut* when everything after it sees the image through it alone. The graph of the forward pass (torch.fx)
-decides that exactly (``Traced``); where a model cannot be traced, the whole model is run with the layer's output
+decides that exactly (``Traced``); where a model cannot be traced, the model is run with the layer's output
 replaced, and whether the layer is a cut is found numerically (``Replayed``).
 """
 
@@ -75,24 +75,17 @@ class Split(ABC):
         layer = self.canonical(layer)
         runs = self.runs.get(layer, 0)
         if runs == 0:
-            raise UsageError(
-                f"Layer {layer!r} does not run in the model's forward pass. --layer ? lists those that do."
-            )
+            raise UsageError(f"Layer {layer!r} does not run in the model's forward pass. --layer ? lists others.")
         if runs > 1:
-            raise NotACutError(
-                f"Layer {layer!r} runs {runs} times in one forward pass, so it has no single output"
-                f"{self._nearest(layer)}"
-            )
+            raise NotACutError(f"Layer {layer!r} runs {runs} times in one forward pass{self._nearest(layer)}")
         return layer
 
     def require_cut(self, layer: str) -> str:
         """Give the canonical name of a layer that is a cut. Raises as ``require_single``; NotACutError for others."""
         layer = self.require_single(layer)
         if not self.is_cut(layer):
-            raise NotACutError(
-                f"Layer {layer!r} is not a bottleneck: a skip connection bypasses it, so the rest of the network cannot be run "
-                f"from it alone{self._nearest(layer)}"
-            )
+            why = "a skip connection bypasses it, so the rest of the network cannot be run from it alone"
+            raise NotACutError(f"Layer {layer!r} is not a bottleneck: {why}{self._nearest(layer)}")
         return layer
 
     def _nearest(self, layer: str) -> str:
@@ -202,7 +195,7 @@ class Traced(Split):
         return self._compile(graph, "Head")
 
     def _compile(self, graph: fx.Graph, name: str) -> nn.Module:
-        """Make a module of a graph; parameters and leaves are shared with the whole module, not copied."""
+        """Make a module of a graph; parameters and leaves are shared with the module, not copied."""
         parts: dict[str, Any] = {}
         for node in graph.nodes:
             if node.op == "get_attr" and node.target == _STAND_IN and self.example is not None:
@@ -247,7 +240,7 @@ class _Reached(BaseException):
 
 
 class Replay(nn.Module):
-    """Run a whole model: until a layer has given its output, or on a fixed image with that output replaced."""
+    """Run a model: until a layer has given its output, or on a fixed image with that output replaced."""
 
     image: torch.Tensor | None
 

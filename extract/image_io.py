@@ -1,6 +1,6 @@
 """From a file's bytes to an image, and from any mode to 8-bit RGB or grey.
 
-Two kinds of failure are kept apart. What a decoder reports of bytes that were read whole is a bad image: ImageError, which
+Two kinds of failure are distinguished. What a decoder reports of completely read bytes is a bad image: ImageError, which
 a run may skip. What the system reports when a file is opened or read, and lack of memory, is not the image's fault:
 EDDPError, which ends the run, so that no image is dropped for good because a disk was away for a while.
 """
@@ -34,7 +34,7 @@ ENDINGS = tuple(
 LARGEST = 2**30  # bytes of a file; the largest image that Pillow reads has half of that, uncompressed
 # Resized to 512 pixels at its shorter side, a longer image would have more pixels than twice Pillow's limit (2 * 89478485).
 LONGEST = 682  # times its shorter side
-_KEPT = "What is done so far is kept: run the same command again"
+KEPT = "Completed chunks are kept: run the same command again"
 OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 
 # Decided here: an image below twice MAX_IMAGE_PIXELS is read (above, Pillow raises), and broken metadata next to sound pixels,
@@ -45,7 +45,7 @@ _QUIET = ((Image.DecompressionBombWarning, None), (UserWarning, re.compile(r"PIL
 def quiet_pillow() -> None:
     """Silence Pillow's warnings about single images.
 
-    ``warnings.catch_warnings`` swaps the filters of the whole process, so it is not for threads; these filters are added
+    ``warnings.catch_warnings`` swaps the filters of the process, so it is not for threads; these filters are added
     once and stay. Checking that they are still there costs a microsecond.
     """
     for category, module in _QUIET:
@@ -102,7 +102,7 @@ def read_image(path: Path, name: str | None = None, *, known_broken: bool | None
     Raises
     ------
     ImageError
-        For bytes that cannot be decoded whole, and for what is no readable file and never was.
+        For bytes that cannot be decoded completely, and for what is no readable file and never was.
     EDDPError
         For a file that cannot be opened or read, and for lack of memory: that is not the image's fault.
     """
@@ -139,9 +139,7 @@ def _read(
             raise ImageError(f"'{name}' {fault}.") from error
         raise _lost(what, error) from error
     if len(data) < size:
-        raise EDDPError(
-            f"{what} ends {size - len(data)} bytes too early; has it changed? {_KEPT} once the file is whole again."
-        )
+        raise EDDPError(f"{what} ends {size - len(data)} bytes too early; has it changed? {KEPT} once it is complete.")
     return data
 
 
@@ -170,13 +168,13 @@ def _own_fault(path: Path, error: OSError, known_broken: bool | None) -> str:
 
 def _lost(what: str, error: OSError) -> EDDPError:
     """The error for a file that the system does not give now."""
-    then = "once the disk is back; if the file is really gone, remove it from the dataset, or from the list."
+    then = "once the disk is back; if the file is really missing, remove it from the dataset, or from the list."
     if error.errno in (errno.EMFILE, errno.ENFILE):
         then = "with fewer --workers, or after raising the limit (ulimit -n)."
     if error.errno == errno.ENOMEM:
         then = "with fewer --workers or a smaller --batch-size."
     kind = OutOfMemoryError if error.errno == errno.ENOMEM else EDDPError
-    return kind(f"{what} cannot be read: {reason(error)}. {_KEPT} {then}")
+    return kind(f"{what} cannot be read: {reason(error)}. {KEPT} {then}")
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -214,7 +212,7 @@ def formats_of(name: str) -> tuple[str, ...]:
 def out_of_memory(name: str) -> OutOfMemoryError:
     """The error for an image that there is no memory for."""
     return OutOfMemoryError(
-        f"There is not enough memory for the image '{name}'. {_KEPT}, with fewer --workers or a smaller --batch-size; if it "
+        f"There is not enough memory for the image '{name}'. {KEPT}, with fewer --workers or a smaller --batch-size; if it "
         "is always this image, remove it."
     )
 

@@ -48,7 +48,7 @@ class ImageSource(Protocol):
 
 
 class PathSource:
-    """Images that are files: pairs of (path, label), kept in flat arrays.
+    """Images that are files: pairs of (path, label), in flat arrays.
 
     Parameters
     ----------
@@ -135,8 +135,8 @@ class PackedSource(PathSource):
 
         def items() -> Iterator[tuple[str, int]]:
             for name, label, *place in entries:
-                for kept, value in zip((file, offset, size), place, strict=True):
-                    kept.append(value)
+                for column, value in zip((file, offset, size), place, strict=True):
+                    column.append(value)
                 yield name, label
 
         super().__init__(root, items())
@@ -184,10 +184,8 @@ def scheme_of(data: str | Path) -> tuple[str | None, Path]:
     if not colon or not re.fullmatch(r"[A-Za-z][\w+.-]+", scheme) or os.path.exists(text):  # noqa: PTH110
         return None, Path(text)
     if scheme.lower() not in READERS:
-        raise UsageError(
-            f"There is no reader '{shown(scheme)}' for '{shown(text)}' (--data), nor a folder of that name. "
-            f"The readers are {', '.join(READERS)}: give folder:DIR, say, or only DIR."
-        )
+        none = f"There is no reader '{shown(scheme)}' for '{shown(text)}' (--data), nor a folder of that name"
+        raise UsageError(f"{none}. The readers are {', '.join(READERS)}: give folder:DIR, say, or only DIR.")
     if not place:
         raise UsageError(f"'{text}' (--data) names no folder: give {scheme}:DIR.")
     path = Path(place)
@@ -235,8 +233,6 @@ def _look(path: str, name: str, broken: set[str] | None) -> tuple[int, int, byte
             if broken is not None:
                 broken.add(name)
         elif error.errno not in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP):  # a socket
-            raise EDDPError(
-                f"'{shown(path)}' cannot be read: {reason(error)}. Nothing was changed. Fix its permissions, or run again once "
-                "the disk is back; if the file is gone, remove it from the list."
-            ) from error
+            then = "Fix its permissions, or run again once the disk is back; if it is missing, remove it from the list"
+            raise EDDPError(f"'{shown(path)}' cannot be read: {reason(error)}. {then}.") from error
         return -1, -1, b""

@@ -56,7 +56,7 @@ def raster_index(mask_size: tuple[int, int], raster: tuple[int, int], box: Box) 
 
     Parameters
     ----------
-    mask_size : (h, w) of the label map, which covers the whole image.
+    mask_size : (h, w) of the label map, which covers the complete image.
     raster : (rows, columns).
     box : (left, top, right, bottom) of the network's input as fractions of the image; parts outside the image give
         index −1.

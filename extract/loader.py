@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from extract.image_io import out_of_memory, reason, shown
+from extract.image_io import KEPT, out_of_memory, reason, shown
 from extract.image_source import ImageSource
 from extract.worker_processes import end_with_parent, signals_blocked
 from stores.errors import EDDPError, ImageError, UsageError
@@ -87,10 +87,8 @@ class Decode(Dataset[Batch]):
         first = next(iter(tensors), -1)
         for row, tensor in tensors.items():
             if tensor.shape != tensors[first].shape:
-                raise UsageError(
-                    f"The model's transform must give tensors of one size; image '{shown(self.source.name(first))}' "
-                    f"becomes {tuple(tensors[first].shape)}, image '{shown(self.source.name(row))}' {tuple(tensor.shape)}."
-                )
+                sizes = [f"'{shown(self.source.name(k))}' becomes {tuple(tensors[k].shape)}" for k in (first, row)]
+                raise UsageError(f"The model's transform must give tensors of one size; {', '.join(sizes)}.")
         try:
             images = torch.stack(list(tensors.values())) if tensors else None
         except MemoryError as error:
@@ -129,5 +127,5 @@ def decoded(decode: Decode, *, workers: int, pin: bool = False) -> Generator[Bat
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise
-        then = "What is done so far is kept: run the same command again, with fewer --workers or --workers 0"
+        then = f"{KEPT}, with fewer --workers or --workers 0"
         raise EDDPError(f"A decoding process ended unexpectedly, perhaps for lack of memory. {then}.") from error

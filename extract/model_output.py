@@ -65,16 +65,12 @@ def find_output(
 def _find(returned: Any, n: int, asked: str | None, named: int | None, folders: int | None) -> ModelOutput:
     tensors = dict(tensors_of(returned))
     if not tensors:
-        raise UsageError(
-            f"The model must return logits (n, K), got {type(returned).__name__} without a tensor. {_WRAP}."
-        )
+        raise UsageError(f"The model must return logits (n, K), got {type(returned).__name__}, no tensor. {_WRAP}.")
     fitting = {key: t.flatten(1).shape[1] for key, t in tensors.items() if _is_logits(t, n)}
     offered = ", ".join(f"{key or 'a tensor'} {tuple(t.shape)}" for key, t in tensors.items())
     if asked is not None:
         if asked not in fitting:
-            raise UsageError(
-                f"--output {asked}: the model returns no logits (n, K) of that name. For {n} images it returns {offered}."
-            )
+            raise UsageError(f"--output {asked}: no logits (n, K) of that name. For {n} images it returns {offered}.")
         return _checked(ModelOutput(asked, fitting[asked], "--output"), named)
     if not fitting:
         maps = any(t.ndim == 4 and t.shape[0] == n for t in tensors.values())
@@ -93,10 +89,8 @@ def _find(returned: Any, n: int, asked: str | None, named: int | None, folders: 
     if named is None and len(fitting) == 1:
         return ModelOutput(first, fitting[first], "the only tensor (n, K) of several")
     reason = "" if count is None else f", and {len(wanted) or 'none'} of them with as many columns as {whose} ({count})"
-    raise UsageError(
-        f"The model returns several tensors{reason}: for {n} images {offered}. Give --output KEY (one of {', '.join(fitting)}) "
-        "for its logits."
-    )
+    which = f"Give --output KEY (one of {', '.join(fitting)}) for its logits"
+    raise UsageError(f"The model returns several tensors{reason}: for {n} images {offered}. {which}.")
 
 
 def tensors_of(value: Any, key: str = "", depth: int = 5) -> Iterator[tuple[str, torch.Tensor]]:
@@ -110,10 +104,8 @@ def tensors_of(value: Any, key: str = "", depth: int = 5) -> Iterator[tuple[str,
 
 def _checked(output: ModelOutput, named: int | None) -> ModelOutput:
     if named is not None and named != output.classes:
-        raise UsageError(
-            f"There are {named} class names for {output.classes} logits of the model. Correct its class_names, or give "
-            "--class-names FILE with one name a line."
-        )
+        counts = f"There are {named} class names for {output.classes} logits of the model"
+        raise UsageError(f"{counts}. Correct its class_names, or give --class-names FILE with one name a line.")
     return output
 
 

@@ -224,10 +224,8 @@ def _from_torchvision(name: str, weights: str, seed: int) -> _Built:
     models = torchvision.models
     names = models.list_models(module=models)
     if name not in names:
-        raise UnknownNameError(
-            f"There is no model {name!r}{_nearest(name, names)}. "
-            f"A model is one of torchvision's {len(names)} classifiers, timm:NAME, or module:callable."
-        )
+        kinds = f"A model is one of torchvision's {len(names)} classifiers, timm:NAME, or module:callable"
+        raise UnknownNameError(f"There is no model {name!r}{_nearest(name, names)}. {kinds}.")
     entries = {entry.name: entry for entry in models.get_model_weights(name)}
     first = next(iter(entries.values()))
     auxiliary = _AUXILIARY.get(name, ())
@@ -328,9 +326,7 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
     except EDDPError:
         raise
     except Exception as error:
-        raise UsageError(
-            f"{model} must return a network when called without arguments; it raised {error!r}."
-        ) from error
+        raise UsageError(f"{model} must return a network if called without arguments; it raised {error!r}.") from error
     module, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
         raise UsageError(f"{model} must return an nn.Module or (module, transform), got {type(made).__name__}.")
@@ -344,10 +340,8 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
         size: Any = getattr(module, "input_size", None)
         size = (size, size) if isinstance(size, int) else size
         if not (isinstance(size, tuple | list) and len(size) == 2):
-            raise UsageError(
-                f"{model} says nothing of its input: return (module, transform), "
-                f"or give the module an attribute input_size = (height, width); got {size!r}."
-            )
+            must = "return (module, transform), or give the module an attribute input_size = (height, width)"
+            raise UsageError(f"{model} says nothing of its input: {must}; got {size!r}.")
         steps = [
             transforms.Resize([int(d) for d in size]),
             transforms.ToTensor(),
@@ -376,10 +370,8 @@ def _as_float32(module: nn.Module) -> nn.Module:
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             which = f"The model's module {name!r}" if name else "The model"
-            raise UsageError(
-                f"{which} is TorchScript, whose layers cannot be looked into. Give the Python module that it was made from, by "
-                "--model module:callable; its weights are torch.jit.load(FILE).state_dict()."
-            )
+            then = "Give the Python module that it was made from; its weights are torch.jit.load(FILE).state_dict()"
+            raise UsageError(f"{which} is TorchScript, whose layers cannot be looked into. {then}.")
     others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     if others:
         logger.warning("the model's parameters are %s; it is run in float32", " and ".join(sorted(map(str, others))))
@@ -397,7 +389,7 @@ def _weights_file(weights: str, names: list[str], model: str) -> tuple[Path, str
     if path.suffix in _SUFFIXES or len(path.parts) > 1:
         raise MissingPathError(f"There is no weights file {path.absolute()}.")
     raise UnknownNameError(
-        f"{model} has no weights {weights!r}, and no such file exists; known are {', '.join(names)}."
+        f"{model} has no weights {weights!r}, nor is there such a file; known are {', '.join(names)}."
     )
 
 

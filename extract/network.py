@@ -52,7 +52,7 @@ class Network:
 
     Attributes
     ----------
-    module : the whole model, in evaluation mode, on ``device``, without gradients for its parameters.
+    module : the model, in evaluation mode, on ``device``, without gradients for its parameters.
     transform : PIL image -> float32 tensor (3, h, w); picklable.
     layer : the layer's dotted name.
     output : where in what the model returns the logits are.
@@ -125,15 +125,11 @@ class Network:
         with torch.no_grad():
             found = self.head(x)
         if not (wanted.isfinite().all() and x.isfinite().all()):
-            raise NonFiniteError(
-                f"The model gives NaN or infinite values on plain images at {self.layer!r}; its weights are unfit."
-            )
+            raise NonFiniteError(f"The model gives NaN or infinite values at {self.layer!r}: see its weights.")
         for what, a, b in (("head", found, wanted), ("backbone", x, taken[self.layer])):
             if a.shape != b.shape or not (a - b).abs().max() <= _TOLERANCE * b.abs().max():
-                raise UsageError(
-                    f"Cutting the model at {self.layer!r} changes what it computes (its {what} differs from the "
-                    "model); it may be random in evaluation mode. Choose another layer: --layer ? lists them."
-                )
+                differs = f"Cutting the model at {self.layer!r} changes what it computes (its {what} differs)"
+                raise UsageError(f"{differs}. Choose another layer: --layer ? lists them.")
         return int(wanted.shape[1])
 
 
@@ -215,7 +211,7 @@ def _traced(
 def capture(
     module: nn.Module, layouts: Mapping[str, LayerLayout], dtype: torch.dtype = torch.float32
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Capture the activations of several layers in each forward pass of the whole module.
+    """Capture the activations of several layers in each forward pass of the module.
 
     Yields
     ------
@@ -233,9 +229,7 @@ def capture(
         if name in taken:
             raise UsageError(f"Layer {name!r} runs several times in one forward pass, so it has no single output.")
         if not isinstance(output, torch.Tensor):
-            raise UsageError(
-                f"Layer {name!r} must give a tensor, got {type(output).__name__}. --layer ? lists those that do."
-            )
+            raise UsageError(f"Layer {name!r} must give a tensor, got {type(output).__name__}. --layer ? lists others.")
         x = layouts[name].to_npc(output.detach())
         taken[name] = torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x)
 
@@ -256,9 +250,9 @@ class Head:
 
 def open_head(store: ActivationStore, layer: str, *, device: str = "cpu") -> Head:
     """Give the head after a layer, from the store itself if it is pooled-affine, else from the store's model (see ``open_model``)."""
-    kept = store.affine_head(layer)
-    if kept is not None:
-        weight, bias = (torch.from_numpy(part).to(device) for part in kept)
+    affine = store.affine_head(layer)
+    if affine is not None:
+        weight, bias = (torch.from_numpy(part).to(device) for part in affine)
         return Head(lambda x: x.float().mean(1) @ weight.T + bias, (weight, bias))
     return Head(open_network(store, layer, device=device).head, None)
 
@@ -292,10 +286,9 @@ def open_model(store: ActivationStore) -> LoadedModel:
     except EDDPError as error:
         raise type(error)(f"The model that made '{store.path}' cannot be loaded again: {error}") from error
     if made.get("weights_digest") not in (None, loaded.provenance["weights_digest"]):
-        raise MismatchError(
-            f"The model '{made['model']}' now loads with other weights ({loaded.provenance['weights_source']}) than the "
-            f"store '{store.path}' was made with ({made.get('weights_source')}). Put the old weights back, or extract again."
-        )
+        now = f"The model '{made['model']}' now loads with other weights ({loaded.provenance['weights_source']})"
+        then = f"than the store '{store.path}' was made with ({made.get('weights_source')})"
+        raise MismatchError(f"{now} {then}. Put the old weights back, or extract again.")
     grey = made.get("grey_range")
     mode, grey_range = made.get("input_mode", "RGB"), None if grey is None else (grey[0], grey[1])
     transform = replace(loaded.transform, mode=mode, grey_range=grey_range)

@@ -92,18 +92,13 @@ def _look(source: ImageSource, row: int, network: Network) -> _Look | None:
     given = Decode(source, network.transform, []).transformed(row, image)
     if isinstance(given, str):
         return None
-    size = network.input_size
+    size, name = network.input_size, shown(source.name(row))
     if given.shape[1:] != size:
-        raise UsageError(
-            f"The model's transform gives {tuple(given.shape)} for '{shown(source.name(row))}' ({image.width} × {image.height}), and "
-            f"{size[0]} × {size[1]} for a square image: all must reach the network in one size. End it with CenterCrop or "
-            "Resize((HEIGHT, WIDTH))."
-        )
+        gives = f"{tuple(given.shape)} for '{name}' ({image.width} × {image.height}), and {size[0]} × {size[1]} for a square image"
+        then = "End it with CenterCrop or Resize((HEIGHT, WIDTH))"
+        raise UsageError(f"The model's transform gives {gives}: all must reach the network in one size. {then}.")
     if not torch.equal(given.nan_to_num(), network.transform(image).nan_to_num()):
-        raise UsageError(
-            f"The model's transform gives '{shown(source.name(row))}' differently each time: it draws random numbers. Give the one for "
-            "evaluation."
-        )
+        raise UsageError(f"The model's transform gives '{name}' differently each time. Give the one for evaluation.")
     turned, frames = orientation_of(image) != 1, getattr(image, "n_frames", 1) > 1
     if not is_deep(image):
         return _Look(_MODES.get(image.mode, image.mode), image.size, turned, frames)

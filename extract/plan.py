@@ -238,10 +238,11 @@ def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = 
 def announce_and_check(found: Forecast, out: Path, announce: Callable[[Forecast], None] | None) -> None:
     """Announce a forecast before anything is written. Raises StoreError when the disk certainly does not suffice."""
     if found.fits is False and found.free is not None:
-        raise StoreError(
-            f"The disk of '{out}' has {readable(found.free)} free, but {readable(found.bytes)} are still to be written. Free "
-            "some space, give an --out elsewhere, or store less: --compress zstd, --positions N, --limit N."
+        lack = (
+            f"The disk of '{out}' has {readable(found.free)} free, but {readable(found.bytes)} are still to be written"
         )
+        then = "Free some space, give an --out elsewhere, or store less: --compress zstd, --positions N, --limit N"
+        raise StoreError(f"{lack}. {then}.")
     if announce is not None:
         announce(found)
     for doubt in found.about["warnings"]:

@@ -63,10 +63,8 @@ def prepare_model(
             refusal = refusal or error
             continue
         if changed := [name for name, value in _sums(module).items() if value != weights.get(name)]:
-            raise UsageError(
-                f"The model writes into its own weights in evaluation mode ({changed[0]}): what an image gives would depend on those "
-                "before it. Set them before, and have forward leave them alone."
-            )
+            then = "Set them before, and have forward leave them alone"
+            raise UsageError(f"The model writes into its own weights in evaluation mode ({changed[0]}). {then}.")
         named = None if names is None else len(names)
         return prepared(loaded, transform, find_output(returned, len(images), output, named, folders), names)
     assert refusal is not None
@@ -99,9 +97,8 @@ def probe_images(transform: Callable[[Image.Image], torch.Tensor], n: int = 2) -
         except EDDPError:
             raise
         except Exception as error:
-            raise UsageError(
-                f"The model's transform fails on an image: {type(error).__name__}: {reason(error)}."
-            ) from error
+            what = f"{type(error).__name__}: {reason(error)}"
+            raise UsageError(f"The model's transform fails on an image: {what}.") from error
     if inputs[0].ndim != 3 or any(x.shape != inputs[0].shape for x in inputs):
         shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
         raise UsageError(f"The transform must give tensors (C, h, w) of one size, got {shapes}.")
@@ -140,10 +137,8 @@ def run_with_hooks(
     except EDDPError:
         raise
     except Exception as error:
-        raise UsageError(
-            f"The model fails on preprocessed images of shape {tuple(images.shape[1:])}: {type(error).__name__}: "
-            f"{str(error).strip().partition(chr(10))[0]}."
-        ) from error
+        what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise UsageError(f"The model fails on images of shape {tuple(images.shape[1:])}: {what}.") from error
 
 
 def check_transform(transform: Preprocess) -> None:
@@ -161,10 +156,8 @@ def check_transform(transform: Preprocess) -> None:
             with suppress(Exception):  # it may take no small image
                 drawn = drawn or run_twice(transform.inner, picture.resize(size))[1]
     if drawn:
-        raise UsageError(
-            "The model's transform gives the same image differently each time: it draws random numbers. It is a training "
-            "transform: give the one for evaluation, such as Resize, CenterCrop, ToTensor, Normalize."
-        )
+        then = "Give the one for evaluation, such as Resize, CenterCrop, ToTensor, Normalize"
+        raise UsageError(f"The transform gives an image differently each time: it draws random numbers. {then}.")
     what = None
     if not isinstance(found, torch.Tensor | np.ndarray):
         keys = f" with {', '.join(map(str, list(found)[:4]))}" if isinstance(found, dict) else ""

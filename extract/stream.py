@@ -16,7 +16,7 @@ import numpy as np
 
 from extract.config import ExtractConfig
 from extract.forward import Forward, Outcome
-from extract.image_io import shown
+from extract.image_io import KEPT, shown
 from extract.image_source import ImageSource
 from extract.loader import Batch, Decode, decoded
 from extract.plan import TRIED, Forecast, Plan, announce_and_check, forecast, plan_extraction
@@ -27,6 +27,7 @@ from stores.progress import Progress, silent
 from stores.writer import StoreWriter
 
 log = logging.getLogger(__name__)
+LOOK = "Look at that image and at the model's weights"
 COMMITTERS = 2  # threads: while one waits for the disk, the other computes checksums or compresses
 
 __all__ = ["ExtractConfig", "ExtractSummary", "extract"]
@@ -36,7 +37,7 @@ __all__ = ["ExtractConfig", "ExtractSummary", "extract"]
 class ExtractSummary:
     """What a run of ``extract`` did: images in its part of the store, those skipped, those done by this run.
 
-    ``layers`` maps each layer to (N, P, C) of the whole store; ``missing`` of its ``chunks`` are still to be committed by
+    ``layers`` maps each layer to (N, P, C) of the complete store; ``missing`` of its ``chunks`` are still to be committed by
     other shards: 0 once the store is sealed. ``about`` is what the run is about.
     """
 
@@ -174,8 +175,8 @@ def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress, measure
             if batch.reasons and plan.config.on_bad_image == "fail":
                 row, reason = next(iter(batch.reasons.items()))
                 raise ImageError(
-                    f"{reason} It is image {row} of '{shown(plan.source.root)}'. What is done so far is kept: run the same command "
-                    "with --on-bad-image skip to leave such images out. After fixing or removing it, start again with --overwrite."
+                    f"{reason} It is image {row} of '{shown(plan.source.root)}'. {KEPT} with --on-bad-image skip, or fix or remove "
+                    "it and start again with --overwrite."
                 )
             number = batch.rows[0] // writer.chunk_images
             if chunk is None or chunk.number != number:
@@ -190,7 +191,7 @@ def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress, measure
 
 
 def sampled_positions(spec: LayerSpec, image: int, seed: int) -> np.ndarray:
-    """Positions kept of one image, ascending: drawn by a seed of its own, so batches and restarts do not matter."""
+    """Positions stored of one image, ascending: drawn by a seed of its own, so batches and restarts do not matter."""
     generator = np.random.default_rng([seed, image])
     return np.sort(generator.choice(spec.grid_positions, spec.positions, replace=False)).astype(np.int32)
 
@@ -234,10 +235,8 @@ class Chunk:
         self.logits[local] = outcome.logits.numpy()
         unfit = np.flatnonzero(~np.isfinite(self.logits[local]).all(1))
         if len(unfit):
-            raise NonFiniteError(
-                f"The model gives NaN or infinite logits on image '{self.source.name(rows[unfit[0]])}'. Look at that image "
-                "and at the model's weights."
-            )
+            image = self.source.name(rows[unfit[0]])
+            raise NonFiniteError(f"The model gives NaN or infinite logits on image '{image}'. {LOOK}.")
         for name, fit in outcome.fit.items():
             if not bool(fit.all()):
                 bad = int((~fit).nonzero()[0, 0])
@@ -261,10 +260,7 @@ class Chunk:
                 f"Layer '{layer}' reaches {peak:.4g} on image '{image}', more than float16 holds (65504). "
                 "Extract with --dtype float32 into another --out."
             )
-        return NonFiniteError(
-            f"Layer '{layer}' gives NaN or infinite activations on image '{image}'. Look at that image and at the "
-            "model's weights."
-        )
+        return NonFiniteError(f"Layer '{layer}' gives NaN or infinite activations on image '{image}'. {LOOK}.")
 
     def commit(self) -> None:
         """Write the chunk into the store."""

@@ -33,7 +33,7 @@ class LayerLayout:
     channels : int
         C.
     prefix : int, default 0
-        Leading positions that lie nowhere in the image (class and register tokens); only for tokens.
+        Leading positions without a place in the image (class and register tokens); only for tokens.
     """
 
     kind: Kind

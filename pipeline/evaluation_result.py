@@ -26,7 +26,6 @@ from stores.documents import (
     check,
     parse_json,
     read_small,
-    shown,
 )
 from stores.errors import MismatchError, MissingPathError, StoreError, UnknownNameError
 from stores.folders import listed_problem
@@ -202,7 +201,7 @@ class Evaluated:
                 f"'{path}' is not the file that '{self.folder}' is about: it was fitted again since. Run evaluate again."
             )
         if found.layer != self.layer or found.count != self.count(name):
-            raise self._damaged(f"'{path}' holds {found.count} directions of layer {shown(found.layer)}")
+            raise self._damaged(f"'{path}' holds {found.count} directions of layer {found.layer!r}")
         return found
 
     def count(self, name: str) -> int:

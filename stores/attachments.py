@@ -69,15 +69,13 @@ class Truth:
 
 
 def read_truth(path: Path) -> Truth:
-    """The truth kept with the synthetic store at ``path``.
+    """The truth stored with the synthetic store at ``path``.
 
     Raises MismatchError for a store without one, CorruptStoreError when it is damaged.
     """
     found = read_attachment(path / "truth.safetensors")
     if found is None:
-        raise MismatchError(
-            f"The store '{path}' has no ground truth: --ground-truth is for stores made by `eddp synthetic`."
-        )
+        raise MismatchError(f"'{path}' has no ground truth: --ground-truth is for stores of `eddp synthetic`.")
     signals, values, present = (found[0][name] for name in ("signals", "values", "present"))
     concepts = signals.shape[1]
     return Truth(signals, values.reshape(-1, concepts), present.reshape(-1, concepts).astype(bool))

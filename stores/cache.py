@@ -4,7 +4,7 @@
 
     <EDDP_CACHE>/<fingerprint>/<array path>/<chunk>     as in the store, to the byte
 
-Only sealed stores are kept, under their fingerprint: a store that is written anew has another one. Chunks are compared with their
+Only sealed stores are cached, under their fingerprint: a store that is written anew has another one. Chunks are compared with their
 checksums when they are fetched, and when a process first reads them from here. Any number of processes may fill and use the same folder.
 """
 
@@ -26,7 +26,7 @@ VARIABLE = "EDDP_CACHE"
 
 @contextmanager
 def kept_in(folder: Path | None) -> Iterator[None]:
-    """Keep what is read of remote stores in a folder while the block lasts, in this process and those that it starts.
+    """Cache what is read of remote stores in a folder while the block lasts, in this process and those that it starts.
 
     None: what the environment says. Raises UsageError for what is no folder.
     """
@@ -45,13 +45,13 @@ def kept_in(folder: Path | None) -> Iterator[None]:
 
 
 def cache_of(fingerprint: str) -> ChunkCache | None:
-    """Where the store of this fingerprint is kept; None unless the environment names a folder for it."""
+    """The cache of the store of this fingerprint; None unless the environment names a folder for it."""
     folder = os.environ.get(VARIABLE)
     return ChunkCache(Path(folder) / fingerprint.rpartition(":")[2]) if folder else None
 
 
 class ChunkCache:
-    """The kept part of one store, in ``folder``."""
+    """The cached part of one store, in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,11 +66,13 @@ class ChunkCache:
             return None
 
     def keep(self, array: str, name: str, data: bytes) -> None:
-        """Keep a chunk that was fetched, as long as there is room."""
+        """Cache a chunk that was fetched, as long as there is room."""
         if self.full:
             return
         try:
             write_atomically(self.folder / array / name, data)
         except StoreError as error:
             self.full = True
-            log.warning("nothing more is kept in '%s' (%s); what is not there is fetched each time", self.folder, error)
+            log.warning(
+                "nothing more is cached in '%s' (%s); what is not there is fetched each time", self.folder, error
+            )

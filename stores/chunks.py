@@ -21,10 +21,12 @@ from pathlib import Path
 import numpy as np
 from numcodecs import Zstd
 
-from stores.errors import CorruptStoreError, EDDPError
+from stores.errors import RESTORE, CorruptStoreError, EDDPError
 from stores.format import ZSTD_LEVEL, ArraySpec, chunk_name
 from stores.io import Together, checksum, file_checksum, write_atomically
 from stores.manifest import Entry, Record
+
+VERIFY = "Run `eddp verify` on the store for a list of all bad chunks."
 
 
 class ChunkedArray:
@@ -87,11 +89,9 @@ class ChunkedArray:
 
         With ``files`` it is only added to them, and durable once they are published; else at once.
         """
-        if rows.shape != (self.rows(chunk), *self.shape[1:]) or rows.dtype != self.dtype:
-            raise ValueError(
-                f"chunk {chunk} of {self.path} takes {(self.rows(chunk), *self.shape[1:])} {self.dtype}, "
-                f"got {rows.shape} {rows.dtype}"
-            )
+        shape = (self.rows(chunk), *self.shape[1:])
+        if rows.shape != shape or rows.dtype != self.dtype:
+            raise ValueError(f"chunk {chunk} of {self.path} takes {shape} {self.dtype}, got {rows.shape} {rows.dtype}")
         block = rows
         if len(rows) < self.chunk_rows:
             block = np.full(self.chunk_shape, self.spec.fill, self.dtype)
@@ -112,7 +112,7 @@ class ChunkedArray:
         return block[: self.rows(chunk)]
 
     def _read_file(self, chunk: int, file: Path) -> np.ndarray:
-        """A whole chunk from its file, which is mapped where uncompressed."""
+        """A complete chunk from its file, which is mapped where uncompressed."""
         try:
             if self.raw:
                 block = self._map(file)
@@ -131,11 +131,8 @@ class ChunkedArray:
         if self._compared[chunk] or chunk not in self.records:
             return
         if crc() != self.records[chunk].arrays[self.path]["crc32c"]:
-            raise CorruptStoreError(
-                f"Chunk {chunk} of '{self.path}' in '{file}' was changed after it was written: its bytes do not match "
-                "its recorded checksum. Restore it from a copy, or extract again with --overwrite; `eddp verify` on the store "
-                "lists all bad chunks."
-            )
+            where = f"Chunk {chunk} of '{self.path}' in '{file}'"
+            raise CorruptStoreError(f"{where} was changed after it was written. {RESTORE} {VERIFY}")
         self._compared[chunk] = True
 
     @property
@@ -155,7 +152,7 @@ class ChunkedArray:
                 raise self._unreadable(k, error) from error
 
     def _decoded(self, data: bytes) -> np.ndarray:
-        """A whole chunk from the bytes of its compressed file. Raises ValueError, RuntimeError."""
+        """A complete chunk from the bytes of its compressed file. Raises ValueError, RuntimeError."""
         if (found := content_size(data)) != self.chunk_bytes:  # before memory is asked for: the shape may be hostile
             raise ValueError(f"{found} decoded bytes instead of {self.chunk_bytes}")
         block = np.empty(self.chunk_shape, self.dtype)
@@ -167,8 +164,7 @@ class ChunkedArray:
             return MemoryError(f"'{self.file(chunk)}' could not be mapped")
         reason = getattr(error, "strerror", None) or error
         return CorruptStoreError(
-            f"Chunk {chunk} of '{self.path}' cannot be read from '{self.file(chunk)}': {reason}. "
-            "Run `eddp verify` on the store for a list of all bad chunks."
+            f"Chunk {chunk} of '{self.path}' cannot be read from '{self.file(chunk)}': {reason}. {VERIFY}"
         )
 
     def each(self, chunks: Iterable[int]) -> Iterator[np.ndarray]:
@@ -219,9 +215,7 @@ class ChunkedArray:
         except OSError as error:
             if error.errno == errno.ENOMEM:  # the process has used up its mappings; chunk by chunk works still
                 return None
-            raise CorruptStoreError(
-                f"'{self.path}' cannot be mapped: {error}. Run `eddp verify` on the store for a list of all bad chunks."
-            ) from error
+            raise CorruptStoreError(f"'{self.path}' cannot be mapped: {error}. {VERIFY}") from error
 
     def check(self, chunk: int, entry: Entry, *, every_byte: bool, sizes: dict[str, int] | None = None) -> str | None:
         """What is wrong with a chunk's file or object, or None. Without ``every_byte`` only presence and size are looked at.

@@ -140,7 +140,7 @@ class Directions:
     def save(self, path: str | Path) -> None:
         """Write the safetensors file, and next to it ``<stem>.json`` with the header for people to read.
 
-        What ``info`` holds under the names of the header's own entries (``HEADER``) is not kept.
+        What ``info`` holds under the names of the header's own entries (``HEADER``) is not stored.
         """
         path = Path(path)
         header = {
@@ -165,9 +165,7 @@ class Directions:
         """Read a directions file. Raises MissingPathError, or DirectionsError when it is damaged or something else."""
         path = Path(path)
         if not path.is_file():
-            raise MissingPathError(
-                f"There is no directions file at '{path}'. Make one with: fit --store … --out {path}"
-            )
+            raise MissingPathError(f"There is no directions file at '{path}'. Make one: fit --store … --out {path}")
         with reading(path, "directions file", "Fit it again.", DirectionsError):
             stored, header = read_tensors(path, "eddp", DirectionsHeader)
             tensors = {name: value.astype(np.float32) for name, value in stored.items()}

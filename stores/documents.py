@@ -106,16 +106,3 @@ def brief(error: object) -> str:
     text = " ".join(str(error).split())
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: MOST_QUOTED + 1])
     return text[:MOST_QUOTED] + ("..." if len(text) > MOST_QUOTED else "")
-
-
-def shown(value: Any) -> str:
-    """A value in few words, of whatever size and depth it is."""
-    if isinstance(value, str):
-        return repr(value[:60]) + ("..." if len(value) > 60 else "")
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, int):
-        return str(value) if abs(value) < 10**30 else "a huge number"
-    return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"

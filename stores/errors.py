@@ -6,6 +6,10 @@ use (nothing was started), 1 for work that failed.
 
 from __future__ import annotations
 
+# What to do next, where several errors end alike
+RESTORE = "Restore it from a copy, or extract again with --overwrite."
+RESUME = "Run the same extract command again: it resumes."
+
 
 class EDDPError(Exception):
     """Base of all errors raised on purpose by eddp; ``str(error)`` is a message for the user."""
@@ -86,7 +90,7 @@ class NotFittedError(UsageError, AttributeError):
 
 
 class CheckpointError(EDDPError, OSError):
-    """The kept state of a fit cannot be read."""
+    """The stored state of a fit cannot be read."""
 
 
 class FitError(EDDPError, ArithmeticError):

@@ -41,14 +41,10 @@ def check_replaceable(out: Path, ours: Ours, inputs: Iterable[Path] = ()) -> Non
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not _is_ours(out, ours):
-        raise StoreExistsError(
-            f"The folder '{out}' (--out) holds other things than {ours.what}, and is left alone. Give another."
-        )
+        raise StoreExistsError(f"'{out}' (--out) holds other things than {ours.what}, and is left alone. Give another.")
     for path in inputs:
         if not is_remote(path) and path.resolve().is_relative_to(out.resolve()):
-            raise StoreExistsError(
-                f"The folder '{out}' (--out) holds '{path}', which is needed, and is left alone. Give another."
-            )
+            raise StoreExistsError(f"'{out}' (--out) holds '{path}', which is needed, and is left alone. Give another.")
 
 
 @contextmanager
@@ -111,30 +107,21 @@ def folder_problems(folder: Path) -> list[str]:
 
 
 def file_problem(folder: Path, path: str, crc: int, size: int) -> str | None:
-    """What is wrong with a file that a list names, or None."""
-    try:
-        if problem := _foreign(folder, path, size):
-            return problem
-        found = file_checksum(folder / path)
-    except (OSError, ValueError) as error:
-        return f"'{folder / path}' cannot be read ({getattr(error, 'strerror', None) or error})"
-    return None if found == crc else f"'{folder / path}' does not match its checksum"
-
-
-def _foreign(folder: Path, path: str, size: int) -> str | None:
-    """What keeps a listed file from being one of the group's, before a byte of it is read. Raises OSError, ValueError."""
+    """What is wrong with a file that a list names, or None; nothing but a file of the folder's own is read."""
     if not is_plain(path):
         return f"'{folder}' lists '{path}', which is no file of its own"
-    found = (folder / path).stat()
-    if stat.S_ISDIR(found.st_mode):
-        return f"'{folder / path}' is a folder"
-    if not stat.S_ISREG(found.st_mode):
-        return f"'{folder / path}' is no regular file"
-    if not (folder / path).resolve().is_relative_to(folder.resolve()):
-        return f"'{folder / path}' is a link that leads out of '{folder}'"
-    if found.st_size != size:
-        return f"'{folder / path}' has {found.st_size} bytes instead of {size}"
-    return None
+    where = f"'{folder / path}'"
+    try:
+        found = (folder / path).stat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{where} is no regular file"
+        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+            return f"{where} is a link that leads out of '{folder}'"
+        if found.st_size != size:
+            return f"{where} has {found.st_size} bytes instead of {size}"
+        return None if file_checksum(folder / path) == crc else f"{where} does not match its checksum"
+    except (OSError, ValueError) as error:
+        return f"{where} cannot be read ({getattr(error, 'strerror', None) or error})"
 
 
 def listed_problem(path: Path) -> str | None:

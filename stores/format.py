@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from msgspec import Meta, Struct
 
-from stores.documents import MOST_IMAGES, MOST_PER_IMAGE, UNREADABLE, brief, check, parse_json, read_documents, shown
+from stores.documents import MOST_IMAGES, MOST_PER_IMAGE, UNREADABLE, brief, check, parse_json, read_documents
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UsageError
 from stores.io import checksum, json_bytes
 
@@ -41,7 +41,7 @@ class LayerSpec:
     grid : (height, width) of the positions on the image.
     channels : C.
     prefix : positions before the grid without a place on the image (class token, registers).
-    stored_positions : positions kept per image when they are sampled, None for all of them.
+    stored_positions : positions stored per image when they are sampled, None for all of them.
     layout : the layer's own tensor layout, for the network that made it.
     """
 
@@ -126,20 +126,16 @@ class Attributes(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.n_chunks > MOST_CHUNKS:
-            raise ValueError(
-                f"{self.n_images} images in chunks of {self.chunk_images} are more than {MOST_CHUNKS} chunks"
-            )
+            raise ValueError(f"{self.n_images} images by {self.chunk_images} are more than {MOST_CHUNKS} chunks")
         for name, layer in self.layers.items():
             try:
                 check_name(name)
             except UsageError as error:
-                raise ValueError(f"layer {shown(name)}: {error}") from None
+                raise ValueError(f"layer {name!r}: {error}") from None
             if layer.name != name:
-                raise ValueError(f"layer {shown(name)}: its name is {shown(layer.name)}")
+                raise ValueError(f"layer {name!r}: its name is {layer.name!r}")
             if layer.positions > layer.all_positions:
-                raise ValueError(
-                    f"layer {shown(name)}: {layer.positions} of {layer.all_positions} positions are stored"
-                )
+                raise ValueError(f"layer {name!r}: {layer.positions} of {layer.all_positions} positions stored")
         if self.heads and not (self.n_classes and self.heads.keys() <= self.layers.keys()):
             raise ValueError("heads: each must be of a layer, and of at least one class")
         for path, array in arrays_of(self).items():
@@ -149,7 +145,7 @@ class Attributes(Struct, frozen=True):
                 or math.prod(array.chunks) > MOST_PER_CHUNK
                 or math.prod(array.shape) > MOST_NUMBERS
             ):
-                raise ValueError(f"{shown(path)}: {array.shape} numbers in chunks of {array.chunks} are too many")
+                raise ValueError(f"{path!r}: {array.shape} numbers in chunks of {array.chunks} are too many")
 
 
 class ArraySpec(NamedTuple):
@@ -247,9 +243,7 @@ def attributes_of(path: Path, data: bytes | None) -> dict[str, Any]:
     if data is None and not path.exists():
         raise MissingPathError(f"There is no store at '{path}'. Make one with: extract --model … --out {path}")
     if data is None:
-        raise MissingPathError(
-            f"'{path}' is no activation store: it holds no zarr.json. Give the folder that extract wrote."
-        )
+        raise MissingPathError(f"'{path}' is no activation store: it holds no zarr.json. Give what extract wrote.")
     try:
         found = parse_json(data)["attributes"]["eddp"]
         version = found["format"]
@@ -257,7 +251,7 @@ def attributes_of(path: Path, data: bytes | None) -> dict[str, Any]:
             remedy = "Update eddp." if version > FORMAT else "Extract it again with --overwrite."
             raise StoreError(f"The store '{path}' has format {version}; this eddp reads format {FORMAT}. {remedy}")
         if version != FORMAT:
-            raise ValueError(f"format is {shown(version)}")
+            raise ValueError(f"format is {version!r}")
         parse_attributes(found)
     except StoreError:
         raise

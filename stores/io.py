@@ -79,7 +79,7 @@ class Together:
             self._objects[path] = bytes(data)
             return checksum(data)
         temporary = aside(path)
-        with _writing(path):
+        with writing(path):
             if not path.parent.is_dir():
                 self._made.update(above for above in path.parents if not above.exists())
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,16 +102,16 @@ class Together:
         self._objects.clear()
         for path, _, future in self._waiting:
             if future is not None:
-                with _writing(path):
+                with writing(path):
                     future.result()
         folders = {folder.parent for folder in self._made}
         for path, temporary, _ in self._waiting:
-            with _writing(path):
+            with writing(path):
                 rename(temporary, path)
             folders.add(path.parent)
         self._waiting.clear()
         for folder in sorted(folders, reverse=True):  # a folder before the one that names it
-            with _writing(folder):
+            with writing(folder):
                 sync_folder(folder)
 
     def __enter__(self) -> Together:
@@ -204,7 +204,7 @@ def remove_partial(folders: Iterable[Path]) -> None:
     """Delete what writers that were killed left half-written in these folders, files and folders."""
     for folder in folders:
         if is_remote(folder):
-            return  # an object is whole, or not there
+            return  # an object is complete, or missing
         _remove(folder.glob(".*.partial"))
 
 
@@ -218,8 +218,8 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Raise StoreError for whatever the disk refuses."""
+def writing(path: Path) -> Iterator[None]:
+    """Raise StoreError for whatever the disk refuses within the block."""
     try:
         yield
     except OSError as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from stores import objects
 from stores.documents import read_documents
-from stores.errors import CorruptStoreError, StoreError, StoreExistsError, UsageError
+from stores.errors import RESTORE, CorruptStoreError, StoreError, StoreExistsError, UsageError
 from stores.format import (
     FORMAT,
     ROOT,
@@ -172,10 +172,7 @@ def repair(path: Path, plan: StorePlan) -> dict[str, Any]:
     changed = changed_files(path, stored)
     other_heads = stored["heads"] != plan.attributes["heads"]
     if lost := [name for name in changed if name == ROOT or (other_heads and "/head_" in name)]:
-        raise CorruptStoreError(
-            f"'{path / lost[0]}' is missing or was changed since the store was laid out. Restore it from a copy, or extract "
-            "again with --overwrite."
-        )
+        raise CorruptStoreError(f"'{path / lost[0]}' is missing or was changed since the store was laid out. {RESTORE}")
     made = {key: value for key, value in stored["provenance"].items() if key in ("batch_size", "code_version")}
     provenance = plan.attributes["provenance"] | made
     attributes = plan.attributes | {"heads": stored["heads"], "provenance": provenance}
@@ -196,12 +193,9 @@ def _head_names(layer: str) -> list[str]:
 
 def refuse_another(path: Path, plan: StorePlan) -> None:
     """Raise StoreExistsError when the store at ``path`` was made from something else than the plan."""
-    different = _differences(read_attributes(path), plan.attributes)
-    if different:
-        raise StoreExistsError(
-            f"'{path}' already holds a store made from something else ({'; '.join(different)}). "
-            "Give another --out, or --overwrite to replace it."
-        )
+    if different := _differences(read_attributes(path), plan.attributes):
+        found = f"'{path}' already holds a store made from something else ({'; '.join(different)})"
+        raise StoreExistsError(f"{found}. Give another --out, or --overwrite to replace it.")
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:

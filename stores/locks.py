@@ -2,7 +2,7 @@
 
 The operating system keeps them and releases them when a process ends, however it ends, and NFS carries them between machines.
 Ranges need no agreement between the writers: whatever shards they were given, two whose chunks overlap exclude each other.
-An object store has no locks: everything is granted, and a record that is there is kept (``FORMAT.md``).
+An object store has no locks: everything is granted, and an existing record is not replaced (``FORMAT.md``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ except ImportError:  # no such locks on this system
 log = logging.getLogger(__name__)
 LOCK = "eddp.lock"
 LOCK_BYTES = b"Whoever writes to this store of eddp locks this file.\n"
-LAYOUT = 1 << 40  # the byte that stands for the store as a whole; chunks are below it
+LAYOUT = 1 << 40  # the byte that stands for the complete store; chunks are below it
 PATIENCE = 120.0  # seconds to wait for another process that lays out or seals the store: moments, on a healthy disk
 
 
@@ -71,14 +71,12 @@ class StoreLock:
 
     @contextmanager
     def layout(self, patience: float = PATIENCE) -> Iterator[None]:
-        """Hold the store as a whole for a moment. Raises StoreError when another process keeps it."""
+        """Hold the complete store for a moment. Raises StoreError when another process does not release it."""
         end = time.monotonic() + patience
         while not self._set(True, LAYOUT, 1):
             if time.monotonic() > end:
-                raise StoreError(
-                    f"Another process has been laying out or sealing the store '{self.path}' for {patience:.0f} s. Wait "
-                    "until it has ended, then run the command again."
-                )
+                since = f"Another process has been laying out or sealing the store '{self.path}' for {patience:.0f} s"
+                raise StoreError(f"{since}. Wait until it has ended, then run the command again.")
             time.sleep(0.02)
         try:
             yield
@@ -90,7 +88,7 @@ class StoreLock:
         return first >= stop or self._set(True, first, stop - first)
 
     def release(self) -> None:
-        """Release all chunks, but not the store as a whole."""
+        """Release all chunks, but not the complete store."""
         self._set(False, 0, LAYOUT)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from stores import objects
 from stores.documents import UNREADABLE, Whole, brief, check, parse_json, read_documents
-from stores.errors import CorruptStoreError
+from stores.errors import RESTORE, CorruptStoreError
 from stores.format import Count, Crc, Images
 from stores.io import sync_folder, write_atomically
 from stores.paths import is_remote
@@ -112,10 +112,7 @@ def parse_manifest(path: Path, data: bytes) -> Manifest:
         if len({record.chunk for record in records}) != header.chunks or len(records) != header.chunks:
             raise ValueError(f"it must have records of {header.chunks} chunks")
     except UNREADABLE as error:
-        raise CorruptStoreError(
-            f"The manifest '{path / MANIFEST}' is damaged ({brief(error)}). Restore it from a copy, or extract the store again "
-            "with --overwrite."
-        ) from error
+        raise CorruptStoreError(f"The manifest '{path / MANIFEST}' is damaged ({brief(error)}). {RESTORE}") from error
     return Manifest(header, {record.chunk: record for record in records})
 
 

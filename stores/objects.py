@@ -1,6 +1,6 @@
 """Objects of an object store, through fsspec: many of them in one call, and one clear message for what goes wrong.
 
-Every request that eddp makes to an object store is made here. An object is written whole or not at all: that is what the
+Every request that eddp makes to an object store is made here. An object is written completely or not at all: that is what the
 file systems behind these URLs promise, and all that the order of a store's writing needs.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 from stores.errors import EDDPError, MissingPathError, StoreError, UnknownNameError, UsageError
 
 AT_ONCE = 64  # requests of one call that are under way together
-MOST_BYTES = 2**40  # of an object that is read whole
+MOST_BYTES = 2**40  # of an object
 # s3fs retries as well; botocore's own retries within each of these would make minutes of a silent endpoint
 _S3 = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 0}, "max_pool_connections": AT_ONCE}
 TRIES = 3  # of s3fs, squared where it reads
@@ -93,9 +93,6 @@ class ObjectPath:
     def is_dir(self) -> bool:
         found = info(self)
         return found is not None and found["type"] == "directory"
-
-    def is_symlink(self) -> bool:
-        return False
 
     def stat(self) -> Any:
         """``st_size`` and ``st_mode``. Raises FileNotFoundError."""
@@ -199,9 +196,7 @@ def put(objects: Mapping[ObjectPath, bytes]) -> None:
         found = system.sizes([_key(path) for path in objects])
     for (path, data), size in zip(objects.items(), found, strict=True):
         if size != len(data):
-            raise StoreError(
-                f"'{path}' could not be written: only {size} of {len(data)} bytes arrived. Run the same command again."
-            )
+            raise StoreError(f"'{path}' could not be written: only {size} of {len(data)} bytes arrived. Run it again.")
 
 
 def put_new(path: ObjectPath, data: bytes) -> bool:
@@ -287,9 +282,7 @@ def translated(path: ObjectPath, what: str = "read") -> Iterator[None]:
     except Exception as error:
         name, text = type(error).__name__, _first_line(error)
         if _NO_BUCKET.search(f"{text} {error.__cause__}"):
-            raise MissingPathError(
-                f"There is no bucket '{path.bucket}' for '{path}'. Make it, or name another."
-            ) from error
+            raise MissingPathError(f"There is no bucket '{path.bucket}' for '{path}'. Make it first.") from error
         if isinstance(error, FileNotFoundError) and what == "read":
             raise
         if "Credentials" in name or "Unable to locate credentials" in text:

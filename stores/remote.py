@@ -1,6 +1,6 @@
-"""Chunks of a Zarr array that are objects: fetched whole, or chosen rows of them as ranges of bytes.
+"""Chunks of a Zarr array that are objects: fetched complete, or chosen rows of them as ranges of bytes.
 
-An uncompressed chunk is its rows as they lie in memory, so that a row is a range of the object. Ranges that lie near each
+An uncompressed chunk is its rows as they are in memory, so that a row is a range of the object. Ranges near each
 other are fetched as one: with many under way together, a request costs what a hundred kilobytes do. With a ``ChunkCache``
 an object is fetched once, and is then a file that is mapped.
 """
@@ -30,10 +30,10 @@ GAP_BYTES = 2**17  # between two ranges, at most, that is fetched along rather t
 
 
 class RemoteArray(ChunkedArray):
-    """A ``ChunkedArray`` in an object store; ``cache``: where its chunks are kept once fetched, if anywhere."""
+    """A ``ChunkedArray`` in an object store; ``cache``: where its chunks are cached once fetched, if anywhere."""
 
     cache: ChunkCache | None = None
-    _all_kept = False
+    _all_cached = False
 
     @property
     def prefetch_depth(self) -> int:
@@ -41,12 +41,12 @@ class RemoteArray(ChunkedArray):
 
     @property
     def at_hand(self) -> bool:
-        if not self._all_kept and self.cache is not None:
-            self._all_kept = all(self._kept(k) for k in range(self.n_chunks))
-        return self._all_kept
+        if not self._all_cached and self.cache is not None:
+            self._all_cached = all(self._cached(k) for k in range(self.n_chunks))
+        return self._all_cached
 
     def fetch(self, chunks: list[int]) -> list[bytes]:
-        """The objects of chunks, whole, at once. Raises CorruptStoreError when one is missing, StoreError without an answer."""
+        """The objects of chunks, many at once. Raises CorruptStoreError when one is missing, StoreError without an answer."""
         # Zstandard adds less than a hundredth to what it cannot shrink
         most = self.chunk_bytes + (0 if self.raw else self.chunk_bytes // 64 + 1024)
         found = objects.fetch_all([self.file(k) for k in chunks], most)
@@ -56,21 +56,21 @@ class RemoteArray(ChunkedArray):
         return [data for data in found if data is not None]
 
     def read(self, chunk: int) -> np.ndarray:
-        """The rows of one chunk, in memory; mapped where they are kept. Raises as ``fetch``, and where they are no chunk."""
+        """The rows of one chunk, in memory; mapped where they are cached. Raises as ``fetch``, and where they are no chunk."""
         return self._read_several([chunk])[0]
 
     def _read_several(self, chunks: list[int]) -> list[np.ndarray]:
-        missing = [k for k in chunks if self._kept(k, compare=True) is None]
+        missing = [k for k in chunks if self._cached(k, compare=True) is None]
         fetched = dict(zip(missing, self.fetch(missing), strict=True))
         return [self._block(k, fetched.get(k))[: self.rows(k)] for k in chunks]
 
     def _block(self, k: int, data: bytes | None) -> np.ndarray:
-        """A whole chunk from what was fetched, or from the file that is kept."""
+        """A complete chunk from what was fetched, or from its cached file."""
         if data is not None:
             self._compare(k, self.file(k), partial(checksum, data))
             if self.cache is not None:
                 self.cache.keep(self.path, self.name(k), data)
-        file, data = self._kept(k), data or b""
+        file, data = self._cached(k), data or b""
         try:
             if file is not None:
                 return self._read_file(k, file)
@@ -86,8 +86,8 @@ class RemoteArray(ChunkedArray):
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unreadable(k, error) from error
 
-    def _kept(self, k: int, *, compare: bool = False) -> Path | None:
-        """The file of a chunk that is kept; with ``compare``, unless it was changed."""
+    def _cached(self, k: int, *, compare: bool = False) -> Path | None:
+        """The cached file of a chunk; with ``compare``, unless it was changed."""
         if self.cache is None:
             return None
         file = self.cache.file(self.path, self.name(k), self.records[k].arrays[self.path]["bytes"])
@@ -107,13 +107,13 @@ class RemoteArray(ChunkedArray):
             yield from blocks
 
     def take(self, numbers: np.ndarray, axes: int = 1, out: np.ndarray | None = None) -> np.ndarray:
-        """Chosen rows, as ``ChunkedArray.take``: from chunks that are kept, and as ranges of all others that have ranges."""
+        """Chosen rows, as ``ChunkedArray.take``: from cached chunks, and as ranges of all others that have ranges."""
         numbers = np.asarray(numbers, np.int64)
         if out is None:
             out = np.empty((len(numbers), *self.shape[axes:]), self.dtype)
         per_chunk = int(np.prod(self.chunk_shape[:axes]))
         of = numbers // per_chunk
-        whole = [k for k in np.unique(of).tolist() if not self.raw or self._kept(k) is not None]
+        whole = [k for k in np.unique(of).tolist() if not self.raw or self._cached(k) is not None]
         for k, block in zip(whole, self.each(whole), strict=True):
             chosen = of == k
             out[chosen] = block.reshape(-1, *self.shape[axes:])[numbers[chosen] - k * per_chunk]
@@ -148,13 +148,13 @@ class RemoteArray(ChunkedArray):
                 out[places[start:stop]] = rows[numbers[start:stop] - first]
 
     def mapped(self) -> Mapping | None:
-        """All chunks as one mapping of kept files, the missing ones fetched first; None without a cache, or no room in it."""
+        """All chunks as one mapping of cached files, the missing ones fetched first; None without a cache, or no room in it."""
         if self.cache is None or not self.raw or not can_map(self.chunk_bytes, self.n_chunks):
             return None
-        for _ in self.each([k for k in range(self.n_chunks) if self._kept(k) is None]):
+        for _ in self.each([k for k in range(self.n_chunks) if self._cached(k) is None]):
             if self.cache.full:
                 return None
-        files = [file for k in range(self.n_chunks) if (file := self._kept(k)) is not None]
+        files = [file for k in range(self.n_chunks) if (file := self._cached(k)) is not None]
         try:
             return Mapping(files, self.chunk_bytes) if len(files) == self.n_chunks else None
         except OSError:

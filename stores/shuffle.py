@@ -2,7 +2,7 @@
 
 The order of chunks is drawn by the seed and the epoch; then windows of several chunks are mixed row by row. A store no
 larger than a window is shuffled perfectly; in a larger one a batch mixes the images of a window's chunks, which were drawn
-from all over the store, and the disk reads whole chunks. An uncompressed store's rows stay where they are mapped; of a
+from all over the store, and the disk reads complete chunks. An uncompressed store's rows stay where they are mapped; of a
 compressed one up to three windows are in memory: the one that is mixed, the next one, and what is left of the last.
 """
 
@@ -63,7 +63,7 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class _Window:
-    """Rows to be mixed: their numbers, and the vectors themselves unless the whole layer is mapped."""
+    """Rows to be mixed: their numbers, and the vectors themselves unless the layer is mapped."""
 
     numbers: np.ndarray
     vectors: np.ndarray | None

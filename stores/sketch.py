@@ -1,4 +1,4 @@
-"""How the values of each channel are distributed: a quantile sketch, streamed once and kept with the store.
+"""How the values of each channel are distributed: a quantile sketch, streamed once and cached with the store.
 
 Values are counted in bins of fixed relative width, as in DDSketch (Masson, Rim, Lee: "DDSketch: a fast and fully-mergeable
 quantile sketch with relative-error guarantees", VLDB 2019, arXiv:1908.10693). A bin here is a float32's sign, exponent and
@@ -70,8 +70,6 @@ class Sketch:
 
     def update(self, x: torch.Tensor) -> None:
         """Count the values of ``x`` (n, C), float16, bfloat16 or float32, on any device."""
-        if x.ndim != 2 or x.shape[1] != self.channels:
-            raise ValueError(f"'x' must be (n, {self.channels}), got {tuple(x.shape)}.")
         x = x.to(self.counts.device)
         for first in range(0, self.channels, COLUMNS):
             columns = slice(first, min(first + COLUMNS, self.channels))
@@ -104,8 +102,6 @@ class Sketch:
         How near they are to the exact ones is stated at the top of this file; q = 0 and q = 1 are exact.
         """
         q = np.asarray(q, np.float64)
-        if q.ndim != 1 or not ((q >= 0) & (q <= 1)).all():
-            raise ValueError(f"'q' must be a list of numbers between 0 and 1, got {q.tolist()}.")
         middle = (EDGES[:-1] + EDGES[1:]) / 2
         low, high = self.minimum.double().cpu().numpy(), self.maximum.double().cpu().numpy()
         out = np.full((len(q), self.channels), np.nan)
@@ -121,9 +117,9 @@ class Sketch:
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The sketch as arrays; of the counts only the bins that some channel uses."""
         used = self.counts.any(0).nonzero()[:, 0]
-        kept = {"bins": used.int(), "counts": self.counts[:, used]}
-        kept |= {name: getattr(self, name) for name in ("minimum", "maximum", "zeros", "nan", "infinite")}
-        return {name: value.cpu().numpy() for name, value in kept.items()}
+        found = {"bins": used.int(), "counts": self.counts[:, used]}
+        found |= {name: getattr(self, name) for name in ("minimum", "maximum", "zeros", "nan", "infinite")}
+        return {name: value.cpu().numpy() for name, value in found.items()}
 
     @classmethod
     def from_arrays(
@@ -204,17 +200,17 @@ def quantile_sketch(
     Parameters
     ----------
     images : look at about so many images alone, in up to 64 chunks spread evenly over the store: a quick look, which is
-        never kept. None: look at all, and keep the sketch with the store.
-    cache : take a sketch of all images from the store where one is kept, also when fewer were asked for.
+        never cached. None: look at all, and cache the sketch with the store.
+    cache : take a sketch of all images from the store where one is cached, also when fewer were asked for.
 
     NaN and infinite activations are counted, and no error. Raises CorruptStoreError for a chunk that cannot be read.
     """
     file = reader.store.path / "layers" / reader.spec.name / "sketch.safetensors"
     key = {"store": reader.store.fingerprint, "layer": reader.spec.name, "prefix": reader.positions, "version": 1}
     cache = cache and reader.part is None
-    if cache and (kept := read_cache(file, key)) is not None:
+    if cache and (cached := read_cache(file, key)) is not None:
         try:
-            return Sketch.from_arrays(kept[0], channels=reader.channels, images=kept[1]["images"], device=device)
+            return Sketch.from_arrays(cached[0], channels=reader.channels, images=cached[1]["images"], device=device)
         except (KeyError, ValueError) as error:
             log.warning("Computed again: '%s' holds no sketch of the layer: %s", file, error)
     result = sketch_chunks(
@@ -257,7 +253,7 @@ def sketch_chunks(
     """The sketch of the activations (n, P, C) that ``read`` gives for each of ``chunks``: an array, or what is one once indexed.
 
     With ``images``, of about so many images: as many from each of up to 64 chunks, evenly spread. Neighbours in a store are
-    often of one class, so a few whole chunks would show a few classes.
+    often of one class, so a few complete chunks would show a few classes.
     """
     chosen = list(chunks)
     if images is not None:

@@ -1,4 +1,4 @@
-"""Mean and covariance of a layer, streamed once and kept with the store."""
+"""Mean and covariance of a layer, streamed once and cached with the store."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def statistics(
     cache: bool = True,
     ranks: Ranks = ALONE,
 ) -> Statistics:
-    """The layer's mean and covariance, read from the store if they are kept there, computed and kept otherwise.
+    """The layer's mean and covariance: from the cache in the store, else computed and cached.
 
-    Of several ranks each reads its part; rank 0 alone looks for what is kept, and keeps it. Raises NonFiniteError naming the
+    Of several ranks each reads its part; rank 0 alone reads and writes the cache. Raises NonFiniteError naming the
     first image (of the rank's part) with a NaN or infinite activation.
     """
     file = reader.store.path / "layers" / reader.spec.name / "statistics.safetensors"
     key = {"store": reader.store.fingerprint, "layer": reader.spec.name, "prefix": reader.positions, "version": 1}
-    cache = cache and reader.part is None  # what is kept with a store is about all of it
+    cache = cache and reader.part is None  # which is about all images
     found: Statistics | None = None
-    if cache and ranks.rank == 0 and (kept := read_cache(file, key)) is not None:
-        found = _sound(*kept, reader.channels)
+    if cache and ranks.rank == 0 and (cached := read_cache(file, key)) is not None:
+        found = _sound(*cached, reader.channels)
     if ranks.size > 1:  # on a shared disk the others may see it or not
         given = None if found is None else {"mean": found.mean, "covariance": found.covariance, "count": found.count}
         shared = ranks.share({name: torch.as_tensor(value) for name, value in (given or {}).items()})
@@ -68,7 +68,7 @@ def statistics(
 
 
 def _sound(arrays: dict[str, np.ndarray], attributes: dict[str, Any], channels: int) -> Statistics | None:
-    """What was kept, or None where it is whole but makes no sense: then it is another's, and computed anew."""
+    """The cached statistics, or None where they are not of this layer: then they are computed again."""
     mean, covariance, count = arrays.get("mean"), arrays.get("covariance"), attributes.get("count")
     if mean is None or covariance is None or not isinstance(count, int) or count < 1:
         return None

@@ -28,7 +28,7 @@ from stores.attachments import attachment_problem
 from stores.cache import ChunkCache, cache_of
 from stores.chunks import ChunkedArray
 from stores.documents import read_documents, read_small
-from stores.errors import CorruptStoreError, MismatchError, UnknownNameError, UnsealedStoreError
+from stores.errors import RESTORE, RESUME, CorruptStoreError, MismatchError, UnknownNameError, UnsealedStoreError
 from stores.format import (
     ROOT,
     LayerSpec,
@@ -67,9 +67,7 @@ class StoreBase:
         try:
             checked = parse_attributes(attributes)
         except ValueError as error:
-            raise CorruptStoreError(
-                f"'{path / ROOT}' is damaged ({error}). Restore it from a copy, or extract again with --overwrite."
-            ) from error
+            raise CorruptStoreError(f"'{path / ROOT}' is damaged ({error}). {RESTORE}") from error
         self.layers: dict[str, LayerSpec] = checked.layers
         self.n_images, self.chunk_images, self.n_chunks = checked.n_images, checked.chunk_images, checked.n_chunks
         self.specs = arrays_of(checked)
@@ -123,10 +121,8 @@ class StoreBase:
         found, bad = self.read_records()
         if bad:
             listed = ", ".join(f"{name} ({reason})" for name, reason in bad.items())
-            raise CorruptStoreError(
-                f"The store '{self.path}' has damaged records of chunks in commits/: {listed}. "
-                "Delete those files and run the same extract command again: it redoes just these chunks."
-            )
+            then = "Delete those files and run the same extract command again: it redoes just these chunks."
+            raise CorruptStoreError(f"'{self.path}' has damaged records of chunks in commits/: {listed}. {then}")
         return found
 
     def _misfit(self, record: Record) -> str | None:
@@ -166,7 +162,7 @@ class StoreBase:
         every_byte: bool,
         progress: Progress = silent,
     ) -> list[str]:
-        """What is wrong with the files of committed chunks; with ``every_byte`` each is read whole, several at a time."""
+        """What is wrong with the files of committed chunks; with ``every_byte`` each is read, several at a time."""
         arrays = [self.array(path) for path in self.image_arrays()]
         pairs = [(array, record) for array in arrays for record in records.values()]
         total = sum(record.arrays[array.path]["bytes"] for array, record in pairs) if every_byte else 0
@@ -193,13 +189,9 @@ class StoreBase:
         if name is None and len(self.layers) == 1:
             return next(iter(self.layers.values()))
         if name is None:
-            raise UnknownNameError(
-                f"The store '{self.path}' holds several layers ({', '.join(self.layers)}): name one with --layer."
-            )
+            raise UnknownNameError(f"'{self.path}' has several layers ({', '.join(self.layers)}): name one by --layer.")
         if name not in self.layers:
-            raise UnknownNameError(
-                f"The store '{self.path}' has no layer '{name}'. It holds: {', '.join(self.layers)}."
-            )
+            raise UnknownNameError(f"'{self.path}' has no layer '{name}'. It holds: {', '.join(self.layers)}.")
         return self.layers[name]
 
 
@@ -236,11 +228,9 @@ class ActivationStore(StoreBase):
         manifest = None if data is None else parse_manifest(path, data)
         if manifest is None or len(manifest.records) < store.n_chunks:
             records = store.committed()
-            raise UnsealedStoreError(
-                f"The store '{path}' is unfinished: {len(records)} of {store.n_chunks} chunks are committed, "
-                f"{in_words(gaps(records, store.n_chunks)) or 'none'} are missing. "
-                "Run the same extract command again: it resumes."
-            )
+            done = f"{len(records)} of {store.n_chunks} chunks are committed"
+            missing = in_words(gaps(records, store.n_chunks)) or "none"
+            raise UnsealedStoreError(f"The store '{path}' is unfinished: {done}, {missing} are missing. {RESUME}")
         problems = store._use(manifest, root or b"")
         if not is_remote(path):  # elsewhere a chunk that is missing is found when it is read
             problems = problems or store.check_chunks(store.records, every_byte=False)
@@ -263,7 +253,7 @@ class ActivationStore(StoreBase):
         path = as_path(path)
         store = cls(path, read_attributes(path))
         if not (path / MANIFEST).exists():
-            raise UnsealedStoreError(f"The store '{path}' is unfinished. Run the same extract command again.")
+            raise UnsealedStoreError(f"The store '{path}' is unfinished. {RESUME}")
         return store
 
     def _use(self, manifest: Manifest, root: bytes) -> list[str]:
@@ -318,7 +308,7 @@ class ActivationStore(StoreBase):
         return [*caches, self.path / "truth.safetensors"]
 
     def column(self, name: str) -> np.ndarray:
-        """A whole per-image array of ``images/``: ``labels`` (N,), ``valid`` (N,), ``logits`` (N, K)."""
+        """A complete per-image array of ``images/``: ``labels`` (N,), ``valid`` (N,), ``logits`` (N, K)."""
         return np.concatenate(list(self.array(f"images/{name}").each(range(self.n_chunks))))
 
     def rows(self, name: str, indices: np.ndarray) -> np.ndarray:
@@ -353,10 +343,7 @@ class ActivationStore(StoreBase):
             return None
         weight, bias = (self.array(f"layers/{layer}/{name}").read(0).copy() for name in ("head_weight", "head_bias"))
         if head_checksum(weight, bias) != expected:
-            raise CorruptStoreError(
-                f"The head of layer '{layer}' in the store '{self.path}' does not match its checksum. "
-                "Restore it from a copy, or extract again with --overwrite."
-            )
+            raise CorruptStoreError(f"The head of '{layer}' in '{self.path}' does not match its checksum. {RESTORE}")
         return weight, bias
 
     def dask(self, layer: str | None = None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from stores.documents import UNREADABLE, brief
 from stores.errors import StoreError
-from stores.io import aside, remove_abandoned, rename, sync, sync_folder
+from stores.io import aside, remove_abandoned, rename, sync, sync_folder, writing
 
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 MOST_ROWS = 10**7  # of a table that is read at once
@@ -89,32 +89,28 @@ def write_parts(folder: Path, name: str, parts: Iterable[Columns]) -> list[Path]
     rest = iter(parts)
     first = _table(next(rest))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            remove_abandoned(path)
-        with ExitStack() as stack:
-            csv, parquet = (stack.enter_context(path.open("xb")) for path in unfinished)
-            with (
-                pyarrow.csv.CSVWriter(csv, first.schema) as rows,
-                pyarrow.parquet.ParquetWriter(parquet, first.schema) as groups,
-            ):
-                for table in chain([first], (_table(part) for part in rest)):
-                    rows.write_table(_without_formulas(table))
-                    groups.write_table(table)
-            for file in (csv, parquet):
-                file.flush()
-                sync(file.fileno())
-        for path, target in zip(unfinished, paths, strict=True):
-            rename(path, target)
-        sync_folder(folder)
-    except OSError as error:
-        raise StoreError(
-            f"'{paths[0]}' could not be written: {error.strerror or error}. Free some space or fix the folder, then run the "
-            "same command again."
-        ) from error
+        with writing(paths[0]):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in paths:
+                remove_abandoned(path)
+            with ExitStack() as stack:
+                csv, parquet = (stack.enter_context(path.open("xb")) for path in unfinished)
+                with (
+                    pyarrow.csv.CSVWriter(csv, first.schema) as rows,
+                    pyarrow.parquet.ParquetWriter(parquet, first.schema) as groups,
+                ):
+                    for table in chain([first], (_table(part) for part in rest)):
+                        rows.write_table(_without_formulas(table))
+                        groups.write_table(table)
+                for file in (csv, parquet):
+                    file.flush()
+                    sync(file.fileno())
+            for path, target in zip(unfinished, paths, strict=True):
+                rename(path, target)
+            sync_folder(folder)
     finally:
         for path in unfinished:
-            if path.exists():
+            with suppress(OSError):
                 path.unlink()
     return paths
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stores.documents import read_small
-from stores.errors import CorruptStoreError, StoreBusyError, StoreError, UnsealedStoreError, UsageError
+from stores.errors import RESUME, CorruptStoreError, StoreBusyError, StoreError, UnsealedStoreError, UsageError
 from stores.format import ROOT, read_attributes
 from stores.io import Together, checksum, remove_partial
 from stores.layout import (
@@ -217,7 +217,7 @@ class StoreWriter(StoreBase):
         if record is None or not self.is_there(record):
             return False
         if not self._met:
-            log.warning("another process fills the same part of '%s': what it has committed is kept", self.path)
+            log.warning("another process fills the same part of '%s': its chunks are not replaced", self.path)
         self._met = True
         return True
 
@@ -225,10 +225,8 @@ class StoreWriter(StoreBase):
         """Declare the store complete. Raises UnsealedStoreError when chunks are missing."""
         if not self.seal_if_complete():
             missing = self.missing(anywhere=True)
-            raise UnsealedStoreError(
-                f"The store '{self.path}' cannot be sealed: {len(missing)} of {self.n_chunks} chunks are missing "
-                f"({in_words(ranges(missing))}). Run the same extract command again."
-            )
+            listed = f"{len(missing)} of {self.n_chunks} chunks are missing ({in_words(ranges(missing))})"
+            raise UnsealedStoreError(f"The store '{self.path}' cannot be sealed: {listed}. {RESUME}")
 
     def seal_if_complete(self) -> bool:
         """Seal the store if the chunks of all writers are in; whoever finishes last does."""
@@ -238,10 +236,7 @@ class StoreWriter(StoreBase):
             if self.missing(anywhere=True):
                 return self.sealed  # by a writer in an object store, at this moment
             if changed := changed_files(self.path, self.attributes):
-                raise CorruptStoreError(
-                    f"'{self.path / changed[0]}' was changed while the store was written. Run the same extract command again: "
-                    "it writes it again."
-                )
+                raise CorruptStoreError(f"'{self.path / changed[0]}' was changed while the store was written. {RESUME}")
             remove_partial([self.path, *(self.path / path for path in self.image_arrays())])
             write_manifest(self.path, self.committed(), checksum(read_small(self.path / ROOT)))
             remove_commits(self.path)

@@ -76,21 +76,14 @@ def open_concepts(data: str | Path) -> ConceptSource:
     scheme, root = scheme_of(data)
     readers = {name: reader for name, reader in READERS.items() if reader.maps}
     if scheme is not None and scheme not in readers:
-        raise UsageError(
-            f"'{shown(data)}' is read as images without label maps ({scheme}). Give one of {', '.join(readers)}."
-        )
+        raise UsageError(f"'{shown(data)}' is images without label maps ({scheme}). Give one of {', '.join(readers)}.")
+    known = ", or ".join(reader.maps for reader in readers.values())
     with _readable(root):
         if not root.is_dir():
-            raise MissingPathError(
-                f"There is no concept dataset at '{shown(root)}'. Give a folder of images with label maps: Broden, Pascal "
-                "VOC, ADE20K, COCO-Stuff, or images/ with masks/ and labels.csv."
-            )
+            raise MissingPathError(f"There is no concept dataset at '{shown(root)}'. Give a folder that holds {known}.")
         kind = scheme or next((name for name, reader in readers.items() if reader.detect(root)), None)
         if kind is None:
-            raise MissingPathError(
-                f"'{shown(root)}' is a folder without label maps of a known kind. Looked for "
-                f"{'; '.join(reader.maps for reader in readers.values())}. Give a folder that holds one of these."
-            )
+            raise MissingPathError(f"'{shown(root)}' holds no known kind of label maps. Give a folder with {known}.")
         return readers[kind].open(root)
 
 
@@ -109,6 +102,4 @@ def _check_folder(root: Path) -> None:
     if not root.exists():
         raise MissingPathError(f"There is no folder '{shown(root)}' (--data). Give a folder of images.")
     if not root.is_dir():
-        raise UsageError(
-            f"'{shown(root)}' (--data) is a file. Give a folder, a WebDataset's .tar or a batch of CIFAR-10."
-        )
+        raise UsageError(f"'{shown(root)}' (--data) is a file. Give a folder, a WebDataset's .tar or CIFAR-10's batch.")

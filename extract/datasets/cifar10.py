@@ -81,7 +81,7 @@ def open_cifar10(root: Path) -> Cifar10Source:
         files = [stem + ending for stem in STEMS]
         missing = [file for file in files if not (root / file).is_file()]
         if missing:
-            raise DatasetError(f"'{shown(root)}' lacks {', '.join(missing)} of CIFAR-10. Unpack the whole archive.")
+            raise DatasetError(f"'{shown(root)}' lacks {', '.join(missing)} of CIFAR-10. Unpack the complete archive.")
     class_names = _class_names(root, binary=files[0].endswith(".bin"))
     source = Cifar10Source(root, files, _entries(root, files, len(class_names or range(10))))
     source.class_names = class_names
@@ -114,9 +114,7 @@ def _binary(path: Path) -> tuple[int, int, np.ndarray, list[str]]:
     """(offset, step, labels, names); the names are the same whether the file is read alone or with the others."""
     size = path.stat().st_size
     if size == 0 or size % RECORD:
-        raise DatasetError(
-            f"'{shown(path)}' has {size} bytes, no whole number of records of {RECORD}. Unpack or download it again."
-        )
+        raise DatasetError(f"'{shown(path)}' has {size} bytes, no multiple of {RECORD}. Unpack or download it again.")
     labels = np.fromfile(path, np.uint8).reshape(-1, RECORD)[:, 0].astype(np.int32)
     split, first = ("test", 0) if path.stem == "test_batch" else ("train", (int(path.stem[-1]) - 1) * IN_ORIGINAL)
     return 1, RECORD, labels, [f"{split}/{first + k:05d}" for k in range(len(labels))]
@@ -134,10 +132,8 @@ def _python(path: Path) -> tuple[int, int, np.ndarray, list[str]]:
     except Exception:  # noqa: BLE001  (anything may be in these places)
         valid = False
     if not valid:
-        raise DatasetError(
-            f"'{shown(path)}' is no batch of CIFAR-10: it must hold 'data', bytes in rows of {PIXELS}, and a list "
-            "'labels' with as many numbers."
-        )
+        must = f"it must hold 'data', bytes in rows of {PIXELS}, and a list 'labels' with as many numbers"
+        raise DatasetError(f"'{shown(path)}' is no batch of CIFAR-10: {must}.")
     if not names or len(set(names)) != len(labels):
         names = [f"{k:05d}" for k in range(len(labels))]  # without names, or not one for each image
     return content.index(pixels), PIXELS, np.array(labels, np.int32), [f"{path.name}/{name}" for name in names]
@@ -210,14 +206,11 @@ def _unpickled(path: Path) -> tuple[bytes, dict[str, Any]]:
         content = path.read_bytes()
         value = _Unpickler(BytesIO(content), encoding="latin-1").load()
     except _RefusedError as error:
-        raise DatasetError(
-            f"'{shown(path)}' is refused: {error}, which no file of CIFAR-10 does, and nothing is unpickled here. Take "
-            "the files as they are distributed (cifar-10-python.tar.gz or cifar-10-binary.tar.gz)."
-        ) from error
+        then = "Take the files as they are distributed (cifar-10-python.tar.gz or cifar-10-binary.tar.gz)"
+        raise DatasetError(f"'{shown(path)}' is refused: {error}, and nothing is unpickled here. {then}.") from error
     except OSError as error:
         raise DatasetError(f"'{shown(path)}' cannot be read: {reason(error)}.") from error
     except Exception as error:  # damaged bytes fail wherever they like
-        raise DatasetError(
-            f"'{shown(path)}' ({len(content)} bytes) is cut short or damaged: {reason(error)}. Unpack or download it again."
-        ) from error
+        what = f"'{shown(path)}' ({len(content)} bytes) is cut short or damaged: {reason(error)}"
+        raise DatasetError(f"{what}. Unpack or download it again.") from error
     return content, value if isinstance(value, dict) else {}

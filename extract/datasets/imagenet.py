@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from extract.classes import WNID
-from extract.file_list import at, find_near, nearby, peek, read_pairs
+from extract.file_list import at, find_near, nearby, not_listed, peek, read_pairs
 from extract.folder_listing import list_images, some
 from extract.image_io import reason, shown
 from extract.image_source import PathSource, register
@@ -65,10 +65,10 @@ def open_imagenet(root: Path) -> PathSource:
     codes, wnids = _codes(files, nearby(root, 0)[0].name)
     flat = bool((codes < 0).any())
     if not wnids and not flat and not any(_FLAT.match(file.rpartition("/")[2]) for file in files):
-        raise DatasetError(
-            f"'{shown(root)}' (--data) is no ImageNet: none of its {len(files)} images is in a folder like n01440764 or "
-            f"is called like ILSVRC2012_val_00000001.JPEG. Give folder:{shown(root)} to read its own folders as classes."
+        none = (
+            f"none of its {len(files)} images is in a folder like n01440764 or called like ILSVRC2012_val_00000001.JPEG"
         )
+        raise DatasetError(f"'{shown(root)}' (--data) is no ImageNet: {none}. Give folder:{shown(root)}.")
     # the lists may be next to the flat images; from there on up is the root, too
     start = root / files[int(np.argmax(codes < 0))].rpartition("/")[0] if flat else root / base
     kit = _find_kit(start)
@@ -79,10 +79,7 @@ def open_imagenet(root: Path) -> PathSource:
     if empty:
         log.warning(f"{len(empty)} class folders of '{shown(root)}' without an image keep their numbers: {some(empty)}")
     if source and (unknown := sorted(set(wnids) - words.keys())):
-        raise DatasetError(
-            f"'{shown(root)}' (--data) holds {len(unknown)} classes that '{shown(source)}' does not list, {unknown[0]} "
-            f"the first. Give folder:{shown(root)} to number the classes by its own folders."
-        )
+        raise not_listed(root, source, unknown)
     words = words or dict.fromkeys({*wnids, *empty, *(truth[0].values() if truth else ())}, "")
     number = {wnid: k for k, wnid in enumerate(sorted(words))}
     # codes: 0 none, k a wnid's place, -k a validation image's number

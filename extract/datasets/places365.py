@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from extract.file_list import at, check_listed, find_near, inside, lines_of, nearby, peek, read_pairs
+from extract.file_list import at, check_listed, find_near, inside, lines_of, nearby, not_listed, peek, read_pairs
 from extract.folder_listing import Listing, files_below, is_folder, no_images
 from extract.image_io import shown
 from extract.image_source import PathSource, register
@@ -201,10 +201,7 @@ def _easy(root: Path, categories: _Categories | None, found: Listing) -> tuple[I
     number = categories.easy if categories else {name: k for k, name in enumerate(here)}
     unknown = [name for name in here if name not in number]
     if unknown and categories:
-        raise DatasetError(
-            f"'{shown(root)}' (--data) holds {len(unknown)} class folders that '{shown(categories.path)}' does not list, "
-            f"'{shown(unknown[0])}' the first. Give folder:{shown(root)} to number the classes by its own folders."
-        )
+        raise not_listed(root, categories.path, unknown)
     items = ((file, number.get(name, -1)) for file, name in zip(files, folders, strict=True))
     return items, categories.names if categories else here
 

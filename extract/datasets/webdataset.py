@@ -84,7 +84,7 @@ class WebDatasetSource(PackedSource):
                         yield self.name(i), self.label(i), size, 0, changed + sample(file.fileno(), start, size)
             except OSError as error:
                 raise EDDPError(
-                    f"'{shown(self.root / name)}' cannot be read: {reason(error)}. Run again once the disk is back."
+                    f"'{shown(self.root / name)}' cannot be read: {reason(error)}. Run it again later."
                 ) from error
 
 
@@ -129,7 +129,7 @@ def _shards(root: Path) -> tuple[Path, list[str]]:
             return root, shards
         if packed := next(files_below(root, COMPRESSED), None):
             raise DatasetError(
-                f"The tar files in '{shown(root)}' (--data) are compressed, '{shown(packed)}' for one. Decompress them."
+                f"The tar files in '{shown(root)}' (--data) are compressed ('{shown(packed)}'). Unpack them."
             )
         raise NoImagesError(f"There is no .tar file in '{shown(root)}' (--data) or its subfolders.")
     if root.is_file():

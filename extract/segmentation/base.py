@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from extract.file_list import at, whole
+from extract.file_list import at, integer
 from extract.folder_listing import Listing, files_below
 from extract.image_io import LARGEST, formats_of, open_regular, orientation_of, quiet_pillow, reason, shown
 from extract.image_source import ImageSource, PathSource
@@ -48,7 +48,7 @@ class ConceptSource(ImageSource, Protocol):
 
     ``categories`` in the dataset's order, ``labels`` all that may occur, ``by_number`` the same by their numbers;
     ``listing`` names the files that list images and splits. ``split`` is ``train`` (to label or learn on), ``val`` (to score
-    on) or anything else (not used). ``image_size`` and ``mask_size`` are (height, width); maps cover the whole image,
+    on) or anything else (not used). ``image_size`` and ``mask_size`` are (height, width); maps cover the complete image,
     whatever their size.
 
     ``masks``: category -> (layers, h, w) int32 label maps, 0 where unlabelled, only for the categories that the image is
@@ -85,7 +85,7 @@ def read_labels(
     lines: dict[int, int] = {}
     for line, row in rows:
         try:
-            number = whole(row, columns[0], 0, most)
+            number = integer(row, columns[0], 0, most)
             if number in lines:
                 raise ValueError(f"number {number} is already taken by line {lines[number]}")
             labels[number] = ConceptLabel(number, row[columns[1]].strip(), category(row))
@@ -139,10 +139,8 @@ def rgb_labels(rgb: np.ndarray, what: str) -> np.ndarray:
     """Labels (h, w) of RGB or RGBA pixels: R + 256·G. Raises DatasetError where B is not 0: those are colours, not labels."""
     if (wrong := rgb[..., 2] > 0).any():
         example = tuple(rgb[wrong][0, :3].tolist())
-        raise DatasetError(
-            f"{what} has the colour {example}: {RGB}, and B must be 0. Write it again with label numbers instead of colours, "
-            "one channel of 8 or 16 bits."
-        )
+        then = "Write it again with label numbers instead of colours, one channel of 8 or 16 bits"
+        raise DatasetError(f"{what} has the colour {example}: {RGB}, and B must be 0. {then}.")
     return rgb[..., 0] + 256 * rgb[..., 1].astype(np.int32)
 
 
@@ -265,10 +263,10 @@ class MapSource(PathSource):
             return 1
         if turned:
             return orientation
-        raise DatasetError(
-            f"The mask '{shown(path)}' has {w} × {h} pixels, but its image '{shown(self.name(i))}' {width} × {height}, "
-            "another aspect ratio: a mask must cover the whole image. Write it again in the image's size."
+        sizes = (
+            f"The mask '{shown(path)}' has {w} × {h} pixels, but its image '{shown(self.name(i))}' {width} × {height}"
         )
+        raise DatasetError(f"{sizes}, another aspect ratio. Write it again in the image's size.")
 
     def _log_once(self, level: int, message: str, *values: object) -> None:
         if message not in self._logged:
@@ -314,10 +312,8 @@ def images_below(folder: Path, listing: Listing) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in sorted(files_below(folder, found=listing)) if folder.is_dir() else []:
         if stem(name) in found:
-            raise DatasetError(
-                f"'{shown(folder / name)}' and '{shown(found[stem(name)])}' differ in their endings only, so it is not clear "
-                "which of them the mask is of. Rename one, and its mask."
-            )
+            both = f"'{shown(folder / name)}' and '{shown(found[stem(name)])}'"
+            raise DatasetError(f"{both} differ in their endings only: which is the mask of? Rename one, and its mask.")
         found[stem(name)] = name
     return found
 

@@ -1,7 +1,7 @@
 """The Broden format (Bau et al. 2017): images with label maps in several categories, read as distributed.
 
 ``index.csv`` names for each image its split, sizes and one cell a category: ``;``-separated items, each an integer
-(that label over the whole image) or a PNG below ``images/`` with ``label = R + 256·G`` and B = 0. Label 0 is unlabelled. Several
+(that label over the complete image) or a PNG below ``images/`` with ``label = R + 256·G`` and B = 0. Label 0 is unlabelled. Several
 items in a cell are several layers: a position may carry several labels. An image with an empty cell is not annotated
 in that category. The columns say which categories there are: Broden's own, "Broden Action"'s ``action``, any other.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.file_list import at, check_listed, csv_rows, whole
+from extract.file_list import at, check_listed, csv_rows, inside, integer
 from extract.image_io import shown
 from extract.image_source import PathSource, register
 from extract.segmentation.base import RGB, opened_map, read_labels, rgb_labels
@@ -62,7 +62,7 @@ class BrodenSource(PathSource):
                     sizes.extend(_sizes(row))
                 except ValueError as error:
                     raise DatasetError(f"{at(self._table, line)}: {error}.") from error
-                self._inside(root, row["image"], at(self._table, line))
+                inside(row["image"], self._table, line)
                 splits.append(number.setdefault(row["split"], len(number)))
                 lines.append(line)
                 for category, kept in cells.items():
@@ -111,7 +111,7 @@ class BrodenSource(PathSource):
             if number and number not in self.by_number:
                 raise DatasetError(f"{where}: label {item[:40]} is not in label.csv. Add it there, or fix the cell.")
             return np.full(size, number, np.int32)
-        file = self._inside(self.root, item, where)
+        file = self.root / "images" / inside(item, self._table, self._lines[i])
         what = f"The mask '{shown(file)}' ({where})"
         with opened_map(file, what) as image:
             shape = (image.height, image.width)
@@ -124,16 +124,9 @@ class BrodenSource(PathSource):
             raise DatasetError(f"{what} {fault}. Add it there, or fix the mask.")
         return labels
 
-    @staticmethod
-    def _inside(root: Path, item: str, where: str) -> Path:
-        """The file an item names, which must be below images/: a table must not reach the rest of the disk."""
-        if Path(item).is_absolute() or ".." in Path(item).parts:
-            raise DatasetError(f"{where}: '{shown(item)}' points outside the folder images/. Name a file in it.")
-        return root / "images" / item
-
 
 def _sizes(row: dict[str, str]) -> list[int]:
-    sizes = [whole(row, column, 1, LARGEST_SIDE) for column in ("ih", "iw", "sh", "sw")]
+    sizes = [integer(row, column, 1, LARGEST_SIDE) for column in ("ih", "iw", "sh", "sw")]
     if sizes[2] * sizes[3] > LARGEST_MASK:
         raise ValueError(f"masks of {sizes[2]} × {sizes[3]} points (sh, sw) are too large")
     if not row["image"]:

@@ -58,7 +58,7 @@ class MasksSource(MapSource):
         if not table.is_file():
             columns = "number, name and, if there are several, category"
             raise MissingPathError(
-                f"'{shown(root)}' lacks labels.csv, the labels in masks/ with the columns {columns}."
+                f"'{shown(root)}' lacks labels.csv, the labels of masks/, with the columns {columns}."
             )
         # 0 is unlabelled, and may be called "background" or whatever
         labels = read_labels(table, csv_rows(table, ("number", "name")), _category, skip=0)

@@ -68,9 +68,7 @@ class VocSource(MapSource):
             check_listed(root, Names(f"SegmentationClass/{name}.png" for name in listed), lines, file, "mask")
             for line, name in zip(lines, listed, strict=True):
                 if name in split_of:
-                    raise DatasetError(
-                        f"{at(file, line)}: '{shown(name)}' is in train.txt too. Take one of the lines out."
-                    )
+                    raise DatasetError(f"{at(file, line)}: '{shown(name)}' is in train.txt too. Take one line out.")
                 split_of[name] = SPLITS.index(split)
         if not split_of:
             raise NoImagesError(f"'{shown(root / VOC_LISTS)}' names no image: train.txt and val.txt are empty.")
@@ -137,7 +135,7 @@ class Ade20kSource(TwinSource):
 
     The maps have 8 bits: 0 "other objects" and so unlabelled, else the number (``Idx``) of one of the 150 objects of
     ``objectInfo150.txt``, a table with tabs. Where there is a ``sceneCategories.txt`` (``NAME SCENE`` a line), scenes are a
-    category of their own, each over its whole image; they are numbered after the objects, in the order of their names.
+    category of their own, each over its complete image; they are numbered after the objects, in the order of their names.
     Raises MissingPathError, NoImagesError, and DatasetError naming file and line.
     """
 

@@ -128,7 +128,7 @@ def test_a_layout_that_the_user_says(extracted: Callable, refused: Callable, ani
         ("deep", "in evaluation mode. Take out dropout(training=True), stochastic depth"),
         ("sorting", "depend on the other images of its batch"),
         ("initialised", "writes into its own weights in evaluation mode (scale)"),
-        ("training_transform", "it draws random numbers. It is a training transform"),
+        ("training_transform", "it draws random numbers. Give the one for evaluation"),
         ("crop_of_wide_images", "it draws random numbers"),
         ("channels_last_arrays", "channels last"),
         ("a_dictionary", "got dict with image"),

@@ -156,7 +156,7 @@ def test_several_layers_and_float32_in_one_pass(run: Run, tiny_images: Callable[
     assert "pooled-affine head" in facts["layers"]["second"]
     ended = run("fit", "--store", out, "--directions", 2)
     assert ended.code == 2
-    assert "name one with --layer" in ended.err
+    assert "name one by --layer" in ended.err
     ok(
         run(
             "fit",

@@ -112,7 +112,7 @@ def test_wrong_use_is_a_sentence(run: Run, broden: TinyBroden, store: Path, tmp_
     assert "keep more with --set max_rows=N" in refused(1, *probe, "--set", "max_rows=1", "--set", "min_positives=10")
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "flat" / "x.png")
-    assert "without label maps" in refused(2, "--method", "probe", "--concepts", tmp_path / "flat")
+    assert "no known kind of label maps" in refused(2, "--method", "probe", "--concepts", tmp_path / "flat")
 
 
 def test_a_store_of_other_images_is_refused(

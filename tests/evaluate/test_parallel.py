@@ -259,7 +259,7 @@ def test_errors_of_workers_are_told_as_they_are(make_dissector: Callable[..., Di
 
 
 def test_workers_that_die_are_a_sentence(make_dissector: Callable[..., Dissector], client: Any) -> None:
-    with pytest.raises(EDDPError, match="workers that were given a part of the images died"):
+    with pytest.raises(EDDPError, match="dask workers died of one part of the images"):
         on_cluster(dies, make_dissector(client).material, client, (), lambda *a, **k: None, "stage")
 
 
@@ -291,7 +291,7 @@ def test_workers_that_left_are_not_waited_for(
     with (
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", silence_logs=50) as empty,
         Client(empty, set_as_default=False) as client,
-        pytest.raises(EDDPError, match="All dask workers are gone"),
+        pytest.raises(EDDPError, match="All dask workers are lost"),
     ):
         make_dissector(client).count()
 

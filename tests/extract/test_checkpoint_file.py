@@ -69,7 +69,7 @@ REFUSED = {
     "cut old": (saved(TENSORS, old=True)[:3000], "cannot be read .*EOF"),
     "cut safetensors": (save(TENSORS)[:3000], "cannot be read"),
     "scripted": (scripted(), r"TorchScript archive: .*torch\.jit\.load\(FILE\)\.state_dict"),
-    "pickle": (pickle.dumps({"state_dict": _Evil()}), "not a weights file as torch.save writes it"),
+    "pickle": (pickle.dumps({"state_dict": _Evil()}), "no weights file as torch.save writes it"),
     "evil": (saved({"state_dict": _Evil(), "w": torch.ones(1)}), r"type .*_run_evil;.*save the tensors alone"),
     "module": (saved(nn.Linear(2, 2)), r"type torch\.nn\.modules\.linear\.Linear;.*save the tensors alone"),
     "old module": (saved(nn.Linear(2, 2), old=True), r"type torch\.nn\.modules\.linear\.Linear;"),

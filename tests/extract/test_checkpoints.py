@@ -254,7 +254,7 @@ FC = torch.ones(3, 4)
 @pytest.mark.parametrize(
     ("name", "tensor", "wanted"),
     [
-        ("fc.weight", FC.to(torch.int8), r"1 tensors \(fc.weight\) are not floating-point numbers. Quantised"),
+        ("fc.weight", FC.to(torch.int8), r"1 tensors \(fc.weight\) are not floating-point numbers. Dequantise"),
         ("fc.weight", FC.to(torch.complex64), r"1 tensors \(fc.weight\) are not floating-point"),
         ("model.1.running_var", torch.ones(4, dtype=torch.int32), r"1 tensors \(model.1.running_var\)"),
         ("fc.weight", FC.to_sparse(), "cannot be loaded into this model.*parse"),

@@ -38,16 +38,6 @@ def test_pixels_and_the_folder_above(tmp_path: Path, put: Put, inner: str) -> No
     assert source.path(-1) == source.path(5 * N) == root / f"test_batch{ending}"
 
 
-def test_the_writer_of_these_tests_writes_what_python_2_did() -> None:
-    x = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
-    data = python2({"a": [1, 300, "x"], "data": x, "n": -1})
-    value = pickle.loads(data, encoding="latin1")  # noqa: S301
-    assert (value["a"], value["n"]) == ([1, 300, "x"], -1)
-    assert np.array_equal(value["data"], x)
-    assert b"U\x01x" in data
-    assert b"numpy.core.multiarray\n_reconstruct" in data
-
-
 @pytest.mark.parametrize("protocol", [3, 4])
 def test_what_python_3_pickles_again(tmp_path: Path, protocol: int) -> None:
     data = batches()
@@ -112,7 +102,7 @@ def test_files_of_another_length(tmp_path: Path) -> None:
         open_source(file)
     for size in (0, 3072, 3073 * 2 + 1):
         os.truncate(file, size)
-        with pytest.raises(DatasetError, match=rf"batch\.bin' has {size} bytes, .* of 3073\. Unpack or"):
+        with pytest.raises(DatasetError, match=rf"batch\.bin' has {size} bytes, no multiple of 3073\. Unpack or"):
             open_source(file)
 
 

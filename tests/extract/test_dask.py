@@ -106,7 +106,7 @@ def test_a_worker_that_sees_the_same_by_another_path_changes_nothing(order: Orde
 
 def test_a_worker_of_another_version(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask, "version", lambda name: "9.9")
-    with pytest.raises(EDDPError, match=r"This process runs eddp 9.9, this command is of 0.1.0 \(--dask\)"):
+    with pytest.raises(EDDPError, match=r"This process runs eddp 9.9, this command 0.1.0 \(--dask\)"):
         fill_part(replace(order, run="d", code_version="0.1.0+gabc"), (0, 3))
 
 
@@ -115,9 +115,7 @@ def test_chunks_that_somebody_holds_are_waited_for_a_while(order: Order, monkeyp
     monkeypatch.setattr(dask, "BUSY_PAUSE", 0.02)
     plan = plan_extraction(open_source(order.data), CONFIG)
     with closing(StoreWriter.open(order.out, plan.store, shard=(0, 3))):
-        with pytest.raises(
-            StoreError, match=r"has been writing to a part of the store .* perhaps a worker that dask believes dead"
-        ):
+        with pytest.raises(StoreError, match=r"has been writing to a part of the store"):
             fill_part(order, (0, 1))
         fill_part(order, (1, 3))  # what is free is filled
     fill_part(order, (0, 1))

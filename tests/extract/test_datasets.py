@@ -216,7 +216,7 @@ WHOLE = [
     ("ade20k", "objectInfo150.txt", "Idx\tName\nx\twall\n", "line 2: 'Idx' must be a whole number, got 'x'"),
     ("ade20k", "objectInfo150.txt", "Idx\tName\n0\twall\n", r"line 2: it must have a number \(Idx\) from 1 and a name"),
     ("ade20k", "objectInfo150.txt", "Idx\tName\n99999\twall\n", "line 2: 'Idx' must be from 0 to 65535, got 99999"),
-    ("ade20k", "objectInfo150.txt", "Idx\tName\n1\n", "line 2 has fewer cells than the first line"),
+    ("ade20k", "objectInfo150.txt", "Idx\tName\n1\n", "line 2 has fewer cells than the first"),
     ("ade20k", "objectInfo150.txt", "Idx\tName\n1\twall\n1\tsky\n", "line 3: number 1 is already taken by line 2"),
     ("ade20k", "objectInfo150.txt", "Idx\tName\n", "lists no label"),
     ("ade20k", "sceneCategories.txt", "a street\nb\n", "line 2 must read NAME SCENE, .* got 'b'"),

@@ -220,5 +220,5 @@ def test_hooks_go_even_when_the_model_fails() -> None:
 
 
 def test_a_model_that_fails_on_the_example_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"fails on preprocessed images of shape \(5, 4, 4\)"):
+    with pytest.raises(UsageError, match=r"fails on images of shape \(5, 4, 4\)"):
         trace(make(Dynamic), torch.zeros(2, 5, 4, 4))

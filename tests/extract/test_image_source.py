@@ -120,7 +120,7 @@ def test_a_disk_that_does_not_answer_is_no_other_content(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(f"extract.image_source.os.{call}", refused)
-    with pytest.raises(EDDPError, match=f"^'{tmp_path}/a/1.bmp' cannot be read: {os.strerror(number)}\\. Nothing was"):
+    with pytest.raises(EDDPError, match=f"^'{tmp_path}/a/1.bmp' cannot be read: {os.strerror(number)}\\. Fix its"):
         _ = source.digest
     monkeypatch.undo()
     assert source.digest

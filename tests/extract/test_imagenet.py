@@ -155,7 +155,8 @@ def test_classes_that_the_kit_does_not_know(tmp_path: Path) -> None:
     put(tmp_path, "train/n99999999/1.JPEG", "train/n88888888/1.JPEG", "train/n01440764/1.JPEG")
     put_kit(tmp_path / KIT)
     with pytest.raises(
-        DatasetError, match=rf"holds 2 classes that .*meta\.mat' does not list, n88888888 .*folder:{tmp_path} to"
+        DatasetError,
+        match=rf"holds 2 class folders, such as 'n88888888', that .*meta\.mat' does not list.*folder:{tmp_path} to",
     ):
         open_source(tmp_path)
 
@@ -204,7 +205,7 @@ def test_an_archive_that_is_damaged_or_another(tmp_path: Path) -> None:
 def test_what_is_no_imagenet(tmp_path: Path) -> None:
     put(tmp_path / "cats", "train/cat/1.png", "train/dog/2.png")
     assert open_source(tmp_path / "cats").kind == "class folders"
-    with pytest.raises(DatasetError, match=r"cats' \(--data\) is no ImageNet: none of its 2 images .*folder:.*cats to"):
+    with pytest.raises(DatasetError, match=r"cats' \(--data\) is no ImageNet: none of its 2 images .*folder:.*cats"):
         open_source(f"imagenet:{tmp_path / 'cats'}")
     (tmp_path / "empty" / "train" / "n01440764").mkdir(parents=True)
     with pytest.raises(NoImagesError, match="There is no image in '.*empty'"):

@@ -51,7 +51,7 @@ def test_a_disk_that_goes_away_ends_the_run_and_is_no_row_of_bad_images(tiny_ima
     assert list(next(stream).reasons) == [1]
     root.rename(root.with_name("away"))
     with pytest.raises(
-        EDDPError, match=r"No such file or directory\. What is done so far is kept: run the same"
+        EDDPError, match=r"No such file or directory\. Completed chunks are kept: run the same"
     ) as caught:
         list(stream)
     assert not isinstance(caught.value, ImageError)
@@ -67,7 +67,7 @@ def test_lack_of_memory_in_a_transform_or_for_a_batch(tiny_images: Images, monke
     def fails(_: object) -> torch.Tensor:
         raise MemoryError
 
-    with pytest.raises(EDDPError, match=r"not enough memory for the image 'cat/000\.png'\. What is .*--batch-size"):
+    with pytest.raises(EDDPError, match=r"not enough memory for the image 'cat/000\.png'\. Completed .*--batch-size"):
         next(decoded(Decode(source, fails, [[0]]), workers=0))
     monkeypatch.setattr("extract.loader.torch.stack", fails)
     decode = Decode(source, Scaled(), [[0, 1]])
@@ -87,7 +87,7 @@ def test_a_transform_that_fails_names_the_images_in_one_line(tiny_images: Images
     name = r"'cat/two\\nlines 00{}\.png'"
     for transform, wanted in (
         (fails, f"transform fails on image {name.format(0)}: RuntimeError: first second"),
-        (Unresized(), rf"{name.format(0)} becomes \(3, 20, 20\), image {name.format(1)} \(3, 7, 9\)"),
+        (Unresized(), rf"{name.format(0)} becomes \(3, 20, 20\), {name.format(1)} becomes \(3, 7, 9\)"),
     ):
         with pytest.raises(UsageError, match=wanted) as caught:
             next(decoded(Decode(source, transform, [[0, 1]]), workers=0))

@@ -66,7 +66,7 @@ def test_what_decides(returned: Any, options: dict[str, Any], key: str) -> None:
         ({"a": LOGITS}, {"asked": "b"}, "--output b: .* a "),
         ({"out": torch.zeros(2, 5, 8, 8)}, {}, "a map of logits for every pixel.*mean over the pixels"),
         (torch.zeros(3, 5), {}, "no logits"),
-        (None, {}, "NoneType without a tensor"),
+        (None, {}, "NoneType, no tensor"),
     ],
 )
 def test_what_is_refused(returned: Any, options: dict[str, Any], message: str) -> None:

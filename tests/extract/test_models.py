@@ -321,29 +321,6 @@ def test_timm(tmp_path: Path) -> None:
         load_model("timm:test_resnet", "nothing")
 
 
-def test_torchvision_of_another_torch_is_imported_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its import fails for operators that nothing here uses; other failures pass."""
-    calls: list[str] = []
-    defined: list[str] = []
-    errors = [RuntimeError("operator torchvision::nms does not exist"), None, RuntimeError("something else is broken")]
-
-    def import_module(name: str) -> str:
-        calls.append(name)
-        if error := errors.pop(0):
-            raise error
-        return "imported"
-
-    monkeypatch.setattr(zoo.importlib, "import_module", import_module)
-    monkeypatch.setattr(
-        zoo.torch.library, "Library", lambda *_: SimpleNamespace(define=lambda s: defined.append(s.partition("(")[0]))
-    )
-    monkeypatch.setattr(zoo, "_declared", [])
-    assert zoo.load_torchvision() == "imported"
-    assert defined == ["nms", "qnms"]
-    with pytest.raises(RuntimeError, match="something else"):
-        zoo.load_torchvision()
-
-
 def test_networks_of_other_channels_get_what_they_take() -> None:
     def shape(mode: str, image: Image.Image) -> tuple[int, ...]:
         return tuple(Preprocess(transforms.ToTensor(), mode)(image).shape)

@@ -76,5 +76,5 @@ def test_a_synthetic_store_has_no_network(tiny_store: Callable[..., Path]) -> No
 def test_a_damaged_head_is_not_used(store: ActivationStore) -> None:
     file = store.path / "layers/second/head_bias/c.0"
     file.write_bytes(b"\0" * len(file.read_bytes()))
-    with pytest.raises(CorruptStoreError, match="head of layer 'second'"):
+    with pytest.raises(CorruptStoreError, match="head of 'second'"):
         open_head(store, "second")

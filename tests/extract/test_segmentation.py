@@ -185,7 +185,7 @@ def test_a_place_that_is_none(tmp_path: Path) -> None:
     for place in ("no", "file"):
         with pytest.raises(MissingPathError, match="There is no concept dataset at"):
             open_concepts(tmp_path / place)
-    with pytest.raises(UsageError, match=r"read as images without label maps \(cifar10\).*one of broden, voc, ade20k"):
+    with pytest.raises(UsageError, match=r"images without label maps \(cifar10\).*one of broden, voc, ade20k"):
         open_concepts(f"cifar10:{tmp_path}")
     with pytest.raises(UsageError, match="no reader 's3'"):
         open_concepts("s3://bucket")

@@ -213,7 +213,7 @@ class CompressedStores(Stores):
     codec = "zstd"
 
 
-limits = settings(max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+limits = settings(max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TestUncompressed = Stores.TestCase
 TestUncompressed.settings = limits
 TestCompressed = CompressedStores.TestCase

@@ -32,11 +32,17 @@ def make(path: Path, n: int = 37, *, p: int = P, c: int = C, **options: object) 
 
 
 KINDS = {"mapped": {}, "of odd pages": {"c": 3}, "zstd": {"compress": "zstd"}}
+Made = tuple[LayerReader, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+    return {kind: make(tmp_path_factory.mktemp("shuffle") / "s", **options) for kind, options in KINDS.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_rows_in_any_order(tmp_path: Path, kind: str) -> None:
-    reader, truth = make(tmp_path / "s", **KINDS[kind])
+def test_any_rows_in_any_order(made: dict[str, Made], kind: str) -> None:
+    reader, truth = made[kind]
     assert (reader.mapping is not None) == (kind == "mapped")
     g = np.random.default_rng(0)
     for wanted in (g.integers(0, reader.n_rows, 500), np.arange(reader.n_rows), np.array([], int), [7, 7, 0]):
@@ -63,8 +69,8 @@ def test_rows_leave_out_the_prefix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("window", [1, 70_000, 2**30])
 @pytest.mark.parametrize("batch", [1, 10, 64, 1000])
-def test_every_row_once_with_its_number(tmp_path: Path, kind: str, window: int, batch: int) -> None:
-    reader, truth = make(tmp_path / "s", 21, **KINDS[kind])
+def test_every_row_once_with_its_number(made: dict[str, Made], kind: str, window: int, batch: int) -> None:
+    reader, truth = made[kind]
     found = list(shuffled(reader, Shuffle(batch_rows=batch, window_bytes=window, seed=1)))
     numbers = np.concatenate([b.rows for b in found])
     assert np.array_equal(np.sort(numbers), np.arange(reader.n_rows))
@@ -75,9 +81,8 @@ def test_every_row_once_with_its_number(tmp_path: Path, kind: str, window: int, 
     assert [len(b.rows) for b in dropped] == [batch] * (reader.n_rows // batch)
 
 
-def test_the_order_is_the_seeds_and_another_each_epoch(tmp_path: Path) -> None:
-    reader, _ = make(tmp_path / "s")
-    zstd, _ = make(tmp_path / "z", compress="zstd")
+def test_the_order_is_the_seeds_and_another_each_epoch(made: dict[str, Made]) -> None:
+    (reader, _), (zstd, _) = made["mapped"], made["zstd"]
 
     def order(reader: LayerReader, **options: int) -> list[int]:
         return [int(r) for b in shuffled(reader, Shuffle(window_bytes=100_000, **options)) for r in b.rows]
@@ -113,8 +118,8 @@ def test_tensors_of_another_dtype(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_batches_on_a_gpu(tmp_path: Path) -> None:
-    reader, truth = make(tmp_path / "s")
+def test_batches_on_a_gpu(made: dict[str, Made]) -> None:
+    reader, truth = made["mapped"]
     for batch in shuffled(reader, Shuffle(batch_rows=10, device="cuda")):
         assert batch.x.is_cuda
         assert np.array_equal(batch.x.cpu().numpy(), truth[batch.rows])

@@ -113,13 +113,6 @@ def test_another_stores_statistics_are_not_used(tiny_store: Make, monkeypatch: p
     statistics(LayerReader(path))
 
 
-def test_progress_ends_at_the_number_of_images(tiny_store: Make) -> None:
-    calls: list[tuple] = []
-    path = tiny_store({"a": np.ones((9, 2, 3), np.float32)}, valid=np.arange(9) > 0)
-    compute(LayerReader(path), progress=lambda *call: calls.append(call))
-    assert calls[-1] == ("statistics", 8, 8)
-
-
 @pytest.mark.parametrize("arrays", [{}, {"mean": np.zeros(2)}, {"mean": np.zeros(3), "covariance": np.eye(3)}])
 def test_a_cache_that_is_whole_but_makes_no_sense_is_computed_anew(
     tiny_store: Callable[..., Path], arrays: dict

@@ -86,7 +86,7 @@ def test_a_layer_by_name(tiny_store: Make) -> None:
     two = ActivationStore.open(tiny_store({"a": noise(2), "b": noise(2)}, name="two"))
     assert one.layer().name == "a"
     assert two.layer("b").name == "b"
-    with pytest.raises(UnknownNameError, match=r"several layers \(a, b\): name one with --layer"):
+    with pytest.raises(UnknownNameError, match=r"several layers \(a, b\): name one by --layer"):
         two.layer()
     with pytest.raises(UnknownNameError, match=r"no layer 'c'\. It holds: a, b"):
         two.layer("c")

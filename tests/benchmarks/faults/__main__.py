@@ -21,9 +21,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import stores.plan
 import torch
 
+import stores.layout
 from tests.benchmarks.faults.files import flips, hostile
 from tests.benchmarks.faults.processes import kills, memory
 from tests.benchmarks.faults.world import FAULTS, World
@@ -47,7 +47,7 @@ def main() -> None:
         folder = (given.folder or Path(temporary)).resolve()
         folder.mkdir(exist_ok=True)
         os.chdir(folder)
-        stores.plan.TARGET_CHUNK_BYTES = 512  # else there is one chunk
+        stores.layout.TARGET_CHUNK_BYTES = 512  # else there is one chunk
         world = World(folder)
         for kind in given.kinds or KINDS:
             attack, usual = KINDS[kind]
