@@ -8,31 +8,26 @@ import numpy as np
 import pytest
 
 from fit import EDDP, PCA, EDDPConfig, make_fitter
-from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.errors import MismatchError, NotFittedError, UnknownNameError, UsageError
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 
-QUICK = {"n_directions": 3, "refine_steps": 20, "restarts": 1, "refits": 2}
+QUICK = {"n_directions": 3, "refine_steps": 20, "restarts": 1, "refits": 0}
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("estimator") / "s.zarr"
-    make_synthetic(path, SyntheticConfig(images=300))
-    return path
-
-
-def test_fit_gives_itself_back_from_a_path_a_store_or_a_reader(path: Path) -> None:
-    found = [EDDP(**QUICK).fit(given) for given in (path, str(path), ActivationStore.open(path), LayerReader(path))]
+def test_fit_gives_itself_back_from_a_path_a_store_or_a_reader(synthetic: Path) -> None:
+    found = [
+        EDDP(**QUICK).fit(given)
+        for given in (synthetic, str(synthetic), ActivationStore.open(synthetic), LayerReader(synthetic))
+    ]
     assert all(isinstance(one, EDDP) for one in found)
     for one in found[1:]:
         np.testing.assert_array_equal(one.filters_, found[0].filters_)
-    assert EDDP(**QUICK).fit(path, layer="synthetic").directions_.layer == "synthetic"
+    assert EDDP(**QUICK).fit(synthetic, layer="synthetic").directions_.layer == "synthetic"
 
 
-def test_what_is_fitted_has_a_trailing_underscore(path: Path) -> None:
-    eddp = EDDP(**QUICK).fit(path)
+def test_what_is_fitted_has_a_trailing_underscore(synthetic: Path) -> None:
+    eddp = EDDP(**QUICK).fit(synthetic)
     assert eddp.filters_.shape == eddp.signals_.shape == (16, 3)
     assert eddp.thresholds_ is not None
     assert eddp.thresholds_.shape == (3,)
@@ -40,12 +35,12 @@ def test_what_is_fitted_has_a_trailing_underscore(path: Path) -> None:
     assert len(eddp.log_) == 20
     assert {"dead", "coverage", "agreement"} <= set(eddp.diagnosis_)
     assert eddp.directions_.info["uncertainty"] == "pooled-affine"  # the store's own head, without asking
-    assert EDDP(**QUICK).fit(path, None).directions_.info["uncertainty"] == "none"
+    assert EDDP(**QUICK).fit(synthetic, None).directions_.info["uncertainty"] == "none"
 
 
-def test_transform_and_detect(path: Path) -> None:
-    eddp = EDDP(**QUICK).fit(path)
-    x = LayerReader(path).images([0, 5])
+def test_transform_and_detect(synthetic: Path) -> None:
+    eddp = EDDP(**QUICK).fit(synthetic)
+    x = LayerReader(synthetic).images([0, 5])
     values, on = eddp.transform(x), eddp.detect(x)
     assert values.shape == on.shape == (2, 2, 3)
     assert values.dtype == np.float32
@@ -55,11 +50,11 @@ def test_transform_and_detect(path: Path) -> None:
     with pytest.raises(UsageError, match=r"shape \(…, 16\), channels last, got \(2, 2, 15\)"):
         eddp.transform(x[..., :15])
     with pytest.raises(UsageError, match="no thresholds: take the largest 0.5 %"):
-        PCA(n_directions=3).fit(path).detect(x)
+        PCA(n_directions=3).fit(synthetic).detect(x)
 
 
-def test_save_and_load(path: Path, tmp_path: Path) -> None:
-    eddp = EDDP(**QUICK, seed=4).fit(path)
+def test_save_and_load(synthetic: Path, tmp_path: Path) -> None:
+    eddp = EDDP(**QUICK, seed=4).fit(synthetic)
     eddp.save(tmp_path / "d.safetensors")
     again = EDDP.load(tmp_path / "d.safetensors")
     np.testing.assert_array_equal(again.filters_, eddp.filters_)

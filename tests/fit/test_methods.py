@@ -14,61 +14,43 @@ from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.attachments import read_truth
 from stores.directions import Directions
 from stores.errors import FitError, NonFiniteError, UnknownNameError
+from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
 QUICK = {
-    "eddp": {"refine_steps": "30"},
+    "eddp": {"refine_steps": "30", "restart_steps": "30"},
     "sae": {"epochs": "5"},
     "uibe": {"a.epochs": "8"},
     "cbe": {"a.epochs": "8"},
 }
 
 
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> LayerReader:
-    path = tmp_path_factory.mktemp("truth") / "s.zarr"
-    make_synthetic(path, SyntheticConfig(images=900))
-    return LayerReader(path)
-
-
-def fit(method: str, reader: LayerReader, directions: int = 3, **more: str) -> Directions:
+def fit(method: str, reader: LayerReader, directions: int = 3, progress: Progress = silent, **more: str) -> Directions:
     wanted = None if method in SUPERVISED else directions  # they find one a label: here one a concept
-    fitter = make_fitter(method, n_directions=wanted, settings={**QUICK.get(method, {}), **more})
-    return fitter.fit(reader, open_head(reader.store, reader.spec.name)).directions_
+    fitter = make_fitter(method, n_directions=wanted, settings={**QUICK.get(method, {}), **more}, refits=0)
+    return fitter.fit(reader, open_head(reader.store, reader.spec.name), progress).directions_
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 class TestEveryMethod:
-    def test_gives_unit_signals_and_the_right_shapes(self, method: str, reader: LayerReader) -> None:
-        found = fit(method, reader)
+    def test_gives_unit_signals_and_survives_the_disk(self, method: str, reader: LayerReader, tmp_path: Path) -> None:
+        stages: set[str] = set()
+        found = fit(method, reader, progress=lambda stage, done, total=None, note="": stages.add(stage))
+        assert method in ("pca", "neurons") or {"clustering", "components", "parts", "training", "step a"} & stages
         assert found.filters.shape == found.signals.shape == (16, 3)
         assert found.filters.dtype == found.signals.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(found.signals, axis=0), 1, rtol=1e-5)
-        assert found.method == method
-        assert found.layer == "synthetic"
+        assert (found.method, found.layer) == (method, "synthetic")
         assert found.info["store"]["fingerprint"] == reader.store.fingerprint
         assert found.info["config"]["n_directions"] == 3
-
-    def test_is_the_same_twice_and_other_with_another_seed_or_not(self, method: str, reader: LayerReader) -> None:
-        one, two = fit(method, reader), fit(method, reader)
-        assert (one.filters == two.filters).all()
-        assert (one.signals == two.signals).all()
-
-    def test_survives_the_disk(self, method: str, reader: LayerReader, tmp_path: Path) -> None:
-        found = fit(method, reader)
+        again = fit(method, reader)
+        assert (found.filters == again.filters).all()
+        assert (found.signals == again.signals).all()
         found.save(tmp_path / "d.safetensors")
-        again = Directions.load(tmp_path / "d.safetensors")
+        stored = Directions.load(tmp_path / "d.safetensors")
         x = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
-        np.testing.assert_array_equal(found.logits(x), again.logits(x))
-        assert again.info["config"] == found.info["config"]
-
-    def test_reports_progress(self, method: str, reader: LayerReader) -> None:
-        seen = []
-        wanted = None if method in SUPERVISED else 2
-        make_fitter(method, n_directions=wanted, settings=QUICK.get(method)).fit(
-            reader, None, lambda stage, done, total=None, note="": seen.append(stage)
-        )
-        assert method in ("pca", "neurons") or {"clustering", "components", "parts", "training", "step a"} & set(seen)
+        np.testing.assert_array_equal(found.logits(x), stored.logits(x))
+        assert stored.info["config"] == found.info["config"]
 
     def test_nan_names_the_image(self, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("stores.chunks.ChunkedArray._compare", lambda *_: None)  # as if it had been written so
@@ -132,7 +114,7 @@ def test_kmeans_thresholds_detect_its_own_clusters(reader: LayerReader, space: s
 
 def test_eddp_recovers_the_truth_and_whitened_clusters_come_close(reader: LayerReader) -> None:
     truth = read_truth(reader.store.path)
-    found = against_truth(fit("eddp", reader, 3, refine_steps="400"), reader, truth)
+    found = against_truth(fit("eddp", reader, 3, refine_steps="400", restart_steps="150"), reader, truth)
     assert min(found["iou"]) > 0.98
     assert min(found["cos"]) > 0.98  # a third of the paper's images
     assert found["rmse"] < 0.15
@@ -144,7 +126,7 @@ def test_eddp_recovers_the_truth_and_whitened_clusters_come_close(reader: LayerR
 
 def test_eddp_logs_what_it_minimised(reader: LayerReader) -> None:
     settings = {"refine_steps": "60", "restarts": "1", "regime": "sharp"}  # from the clusters themselves
-    fitter = make_fitter("eddp", n_directions=3, settings=settings)
+    fitter = make_fitter("eddp", n_directions=3, settings=settings, refits=0)
     log = fitter.fit(reader, open_head(reader.store, "synthetic")).log_
     assert [row["step"] for row in log] == list(range(60))
     assert log[-1]["total"] < log[0]["total"]
@@ -153,8 +135,8 @@ def test_eddp_logs_what_it_minimised(reader: LayerReader) -> None:
 
 
 def test_eddp_without_a_head_or_without_steps(reader: LayerReader) -> None:
-    fitter = make_fitter("eddp", n_directions=3, settings={"refine_steps": "5"})
-    assert fitter.fit(reader, None).directions_.info["uncertainty"] == "none"
-    start = make_fitter("eddp", n_directions=3, settings={"refine_steps": "0"}).fit(reader, None)
+    for steps in ("5", "0"):
+        start = make_fitter("eddp", n_directions=3, settings={"refine_steps": steps}, refits=0).fit(reader, None)
+        assert start.directions_.info["uncertainty"] == "none"
     assert start.log_ == []
     assert start.directions_.count == 3

@@ -18,7 +18,6 @@ from fit.losses import RowWeights, streamed_sums
 from fit.optim import Plateau
 from fit.reinit_dead import reseed, superfluous
 from fit.row_sources import Batches, Stored, positions
-from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.whiten import whiten_store, whitening
 from stores.errors import CheckpointError, MismatchError, NonFiniteError, StoreError
 from stores.readers import LayerReader
@@ -26,13 +25,6 @@ from stores.statistics import statistics
 from tests.helpers.keeping import Killed, killed_at
 
 QUICK = {"n_directions": 3, "refine_steps": 30, "restarts": 2, "restart_steps": 10, "refits": 0}
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> LayerReader:
-    path = tmp_path_factory.mktemp("refine") / "s.zarr"
-    make_synthetic(path, SyntheticConfig(images=600))
-    return LayerReader(path)
 
 
 def same(a: EDDP, b: EDDP) -> bool:
@@ -85,7 +77,7 @@ def test_reading_the_store_at_every_step_gives_what_memory_gives(reader: LayerRe
     memory = EDDP(**settings).fit(reader)
     store = EDDP(**settings, rows="store").fit(reader)
     np.testing.assert_allclose(memory.filters_, store.filters_, rtol=1e-3, atol=1e-4)
-    assert store.directions_.info["positions"] == 1200
+    assert store.directions_.info["positions"] == 1800
 
 
 def test_batches_are_each_row_once_and_the_same_whenever_asked() -> None:
@@ -104,7 +96,7 @@ def test_batches_are_each_row_once_and_the_same_whenever_asked() -> None:
 def test_batches_from_a_store_are_the_same_from_any_step(reader: LayerReader) -> None:
     rows = Stored(reader, whitening(statistics(reader), rank=4), "cpu")
     batches = Batches(rows, 256, seed=3)
-    assert batches.per_epoch == 4
+    assert batches.per_epoch == 7
     in_order = [next(batches.at(step).tiles(256)) for step in range(6)]
     for step in (5, 2, 4):
         assert torch.equal(next(Batches(rows, 256, seed=3).at(step).tiles(256)), in_order[step])

@@ -17,13 +17,6 @@ from stores.readers import LayerReader
 from stores.statistics import statistics
 
 
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> LayerReader:
-    path = tmp_path_factory.mktemp("refits") / "s.zarr"
-    make_synthetic(path, SyntheticConfig(images=400))
-    return LayerReader(path)
-
-
 def test_concepts_that_are_there_are_found_again_and_noise_is_not(
     reader: LayerReader, tiny_store: Callable[..., Path]
 ) -> None:
@@ -81,7 +74,7 @@ def test_one_image_cannot_be_halved(tiny_store: Callable[..., Path], caplog: pyt
 
 def test_the_number_of_concepts_is_selected(tmp_path: Path) -> None:
     make_synthetic(tmp_path / "s.zarr", SyntheticConfig(channels=32, concepts=6, distractors=4, images=1000))
-    make = partial(make_fitter, "eddp", settings={"refine_steps": "50"})
+    make = partial(make_fitter, "eddp", settings={"refine_steps": "50", "restart_steps": "50"})
     selection = select_number(make, LayerReader(tmp_path / "s.zarr"), numbers=(3, 6, 12))
     assert selection.number == 6
     kappa = {row["directions"]: row["kappa"] for row in selection.rows}

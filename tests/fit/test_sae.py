@@ -106,7 +106,7 @@ def test_topk_finds_the_features_and_its_detectors_fire_where_it_does(tiny_store
     x, on, directions = sparse_activations()
     reader = LayerReader(tiny_store({"a": x}))
     # among several units a feature, the best one
-    found = fitted(reader, 12)
+    found = fitted(reader, 12, epochs="30")
     rows = x.reshape(-1, C)
     assert found.log_[-1]["reconstruction"] > 0.95
     centred = (directions - directions.mean(0)) / np.linalg.norm(directions - directions.mean(0), axis=1, keepdims=True)
@@ -141,7 +141,7 @@ def test_thresholds_give_each_detector_the_rate_of_its_unit(tiny_store: Made) ->
 def test_l1_is_sparser_with_more_weight_and_detects_where_it_is_active(tiny_store: Made) -> None:
     x, _, _ = sparse_activations()
     reader = LayerReader(tiny_store({"a": x}))
-    light, heavy = (fitted(reader, 12, kind="l1", l1_weight=w, epochs="30") for w in ("0.01", "0.3"))
+    light, heavy = (fitted(reader, 12, kind="l1", l1_weight=w, epochs="15") for w in ("0.01", "0.3"))
     assert heavy.log_[-1]["l0"] < light.log_[-1]["l0"]
     assert light.log_[-1]["reconstruction"] > heavy.log_[-1]["reconstruction"] > 0.5
     assert light.directions_.info["k"] is None
@@ -195,8 +195,8 @@ def test_dead_units_are_revived(tiny_store: Made) -> None:
     common = 0.7 ** np.arange(30)  # how often each is on: the rare ones are what starts dead units
     x = features[g.choice(30, N * P, p=common / common.sum())] * g.uniform(1, 2, (N * P, 1))
     reader = LayerReader(tiny_store({"a": x.astype(np.float32).reshape(N, P, C)}))
-    without = fitted(reader, 20, aux_weight="0", dead_rows="1000")
-    revived = fitted(reader, 20, dead_rows="1000")
+    without = fitted(reader, 20, aux_weight="0", dead_rows="1000", epochs="20")
+    revived = fitted(reader, 20, dead_rows="1000", epochs="20")
     assert len(without.directions_.info["dead"]) > len(revived.directions_.info["dead"])
     assert without.log_[-1]["dead"] == len(without.directions_.info["dead"]) / 20
     assert without.log_[-1]["reconstruction"] < revived.log_[-1]["reconstruction"]
