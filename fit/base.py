@@ -217,8 +217,10 @@ class Fitter(ABC, Generic[Config]):
                 "stores.directions.Directions.load, or with that method's class."
             )
         known = {f.name for f in dataclasses.fields(cls.configuration)}
-        kept = {k: v for k, v in directions.info.get("config", {}).items() if k in known and not isinstance(v, dict)}
-        made = cls(cls.configuration(**kept))
+        settings = {
+            k: v for k, v in directions.info.get("config", {}).items() if k in known and not isinstance(v, dict)
+        }
+        made = cls(cls.configuration(**settings))
         made._fitted = Fitted(directions)
         return made
 

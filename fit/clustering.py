@@ -42,7 +42,7 @@ def spherical_kmeans(
         direction: they are left out and assigned to −1.
     points_per_centroid : at most this many points a centroid train the centroids (FAISS's own default is a silent 256);
         all rows are assigned.
-    restarts : runs from other random centroids, of which the best objective is kept: a single run often leaves two
+    restarts : runs from other random centroids, of which the best objective is taken: a single run often leaves two
         directions in one cluster.
 
     Raises FitError when there are fewer distinct directions than clusters.
@@ -75,7 +75,7 @@ def skewness_clusters(rows: torch.Tensor, k: int, *, seed: int, iterations: int 
     """Cluster the directions of whitened rows (n, d), k <= d, from directions of skewed projections.
 
     Independent components by FastICA with the nonlinearity ``g(p) = p²`` (Hyvärinen and Oja 2000, §6.2): concepts that are rarely on
-    give projections with a long tail to one side. Lloyd's iterations go on from there. It finds many sparse concepts that k-means
+    give projections with a long tail to one side. Lloyd's iterations continue from there. It finds many sparse concepts that k-means
     starts miss, and is worse where concepts overlap: one start among others.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -82,7 +82,7 @@ class Regime:
 class EDDPConfig(FitterConfig):
     """Hyper-parameters of ``EDDP``; the λ are the weights of the losses with the paper's names.
 
-    **Coordinates.** ``rank`` None: as many axes as lie in front of a gap in the covariance's eigenvalues, where there is one, else the
+    **Coordinates.** ``rank`` None: as many axes as are in front of a gap in the covariance's eigenvalues, where there is one, else the
     larger of 64 and n_directions. ``power`` of the whitening, Λ^(−power/2): None takes 0.5 for soft detectors on layers without such a
     gap, and 1 otherwise; ``direction_rate``, the share of the learning rate that directions move by, 0.1 and 1. On real layers half
     whitening and slow directions make fits of two halves of the images more alike, and score higher; where the truth is known they would
@@ -92,11 +92,11 @@ class EDDPConfig(FitterConfig):
     **Start.** ``restarts`` runs of k-means, and independent components by skewness where there are 32 positions a direction, each refined for ``restart_steps`` on ``restart_rows`` positions; the one of least loss
     is taken.
 
-    **Regime.** "sharp": margins begin at a fifteenth of the mean distance from the threshold's plane, the learning rate at 2e-2, with
+    **Regime.** "sharp": margins start at a fifteenth of the mean distance from the threshold's plane, the learning rate at 2e-2, with
     ``lambda_ma`` 2 and ``tau`` 0.2; "soft": a third, 1e-2, 3 and 0.9: detectors end overlapping, several positive at a position. "auto"
     decides by the best start: if sharp detectors share no more than ``crisp`` bits of a position on average (L_s), the data hold
     one concept a position and sharp detectors recover it, rare ones too; real layers hold several at once, and soft detectors
-    keep them whole where sharp ones split them (BENCHMARKS.md). ``sharpness`` (5, or 1 for up to 64 directions and more above), ``learning_rate``, ``lambda_ma`` and
+    leave them undivided where sharp ones split them (BENCHMARKS.md). ``sharpness`` (5, or 1 for up to 64 directions and more above), ``learning_rate``, ``lambda_ma`` and
     ``tau`` overrule the regime's where they are given.
 
     **Losses.** The balance of ``lambda_ma`` and ``lambda_s`` matters most: 3 to 1, near the paper's own (2.8 to 0.85 in step d), finds
@@ -159,7 +159,7 @@ class EDDPConfig(FitterConfig):
     def regime_settings(self, soft: bool, partial: bool = False) -> Regime:
         """The entries that depend on the regime, and on whether coordinates are ``partial``ly whitened.
 
-        Soft detectors that are off still add up: what sigmoid leaves of each, times I. Above 64 directions they begin sharper
+        Soft detectors that are off still add up: what sigmoid leaves of each, times I. Above 64 directions they start sharper
         with the logarithm of I, or all of them would stay active everywhere (measured at 128: S2 5.2 without, 6.5 with).
         """
         crowd = 1 + 0.45 * max(0.0, math.log(self.n_directions / 64)) if soft else 1.0

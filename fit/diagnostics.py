@@ -1,4 +1,4 @@
-"""Is this fit any good? What can be told from the detectors and the data alone."""
+"""Diagnosis of a fit from its detectors and the data alone."""
 
 from __future__ import annotations
 

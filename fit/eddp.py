@@ -63,9 +63,8 @@ class EDDP(Fitter[EDDPConfig]):
         data = whiten_store(
             reader,
             transform,
+            config,
             max_rows=config.max_rows if config.rows == "memory" else sample,
-            seed=config.seed,
-            device=config.device,
             pooled=head is not None and bool(head.affine),
             progress=progress,
             ranks=ranks,
@@ -141,10 +140,10 @@ class EDDP(Fitter[EDDPConfig]):
         config = self.config
         found = self.directions_.info if hasattr(self, "_fitted") else {}
         names = {"regime": "regime", "rank": "rank", "power": "whitening_power", "direction_rate": "direction_rate"}
-        kept: dict[str, Any] = {name: found[entry] for name, entry in names.items() if entry in found}
+        decided: dict[str, Any] = {name: found[entry] for name, entry in names.items() if entry in found}
         steps = min(config.refine_steps, BRIEF["refine_steps"])
         few: dict[str, Any] = {"restarts": 1, "refine_steps": steps, "max_rows": BRIEF["max_rows"], "rows": "memory"}
-        return EDDP(replace(config, seed=seed, refits=0, **few, **kept))
+        return EDDP(replace(config, seed=seed, refits=0, **few, **decided))
 
     def _can_use_head(self, reader: LayerReader) -> bool:
         if self.config.lambda_uncertainty == 0 or self.config.refine_steps == 0:

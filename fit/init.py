@@ -1,11 +1,10 @@
-"""A start that does not depend on luck: several, each refined briefly, of which the losses choose.
+"""The start of a refinement: the best of several, each refined briefly, by the losses.
 
-One run of k-means may leave two concepts in one cluster and split another; its own objective does not tell (measured:
-of 20 synthetic stores one in twenty, with the best of three runs by cosine). The losses do: a fit that mixes
-concepts ends at two to four times the loss of one that does not. They also tell whether the data hold one concept a
-position or several (``EDDPConfig``, regime).
+One run of k-means may leave two concepts in one cluster and split another, which its own objective does not show (in one of 20
+synthetic stores, with the best of three runs by cosine). The losses do: a fit that mixes concepts ends at two to four times the loss of
+one that does not. They also show whether the data hold one concept a position or several (``EDDPConfig``, regime).
 
-All of it sees a bounded sample of the rows. Of several ranks every one has the sample, and tries some of the starts.
+All of it sees a bounded sample of the rows. Each of several ranks has the sample, and tries some of the starts.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def find_start(
     if turns > 1 and not (several and config.regime == "auto" and best.sparsity > CLEARLY * config.crisp):
         best = min(best, _best(rows, config, soft, range(1, turns), ranks, progress), key=lambda tried: tried.loss)
     if config.regime == "auto" and best.sparsity > config.crisp:
-        # what the sharp start learnt is how to tell overlapping concepts apart: the soft one starts from the clusters
+        # the sharp start learnt to separate overlapping concepts: the soft one starts from the clusters
         return Start(sharpened(best.clusters, config, True), True)
     return Start(best.refined, soft)
 

@@ -197,7 +197,7 @@ def column_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient by (filters, thresholds) of a loss that depends on the column means c alone, ``slope`` (I,) = dL/dc.
 
-    The slope is known only after a whole pass. Most detectors are neither idle nor overfull, so their slope is 0: only
+    The slope is known only after a complete pass. Most detectors are neither idle nor overfull, so their slope is 0: only
     the others' logits are made again.
     """
     by_filters, by_thresholds = torch.zeros_like(filters), torch.zeros_like(thresholds)

@@ -1,4 +1,4 @@
-"""What every descent needs besides gradients: Adam's state for a checkpoint, and when there is nothing left to gain."""
+"""What descents share: Adam's state for a checkpoint, when to stop, and refusal of losses that are not finite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def adam_tensors(optimiser: torch.optim.Adam) -> dict[str, torch.Tensor]:
 
 
 def load_adam(optimiser: torch.optim.Adam, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what ``adam_tensors`` gave. Raises ValueError where it is of other parameters."""
+    """Restore what ``adam_tensors`` gave. Raises ValueError where it is of other parameters."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("adam."):
@@ -40,7 +40,7 @@ def load_adam(optimiser: torch.optim.Adam, tensors: dict[str, torch.Tensor]) -> 
 
 
 def forget_columns(optimiser: torch.optim.Adam, columns: torch.Tensor) -> None:
-    """Detectors that begin anew have no past: zero Adam's moments in their columns (the last axis)."""
+    """Zero Adam's moments in the columns (the last axis) of detectors that start again."""
     for entry in optimiser.state.values():
         for name in ("exp_avg", "exp_avg_sq"):
             entry[name][..., columns] = 0

@@ -113,7 +113,7 @@ class PositiveSums:
         if self._dense is None:
             self._dense = torch.empty(2 * self._size, dtype=z.dtype, device=z.device)
         block = self._dense[: 2 * i * t]
-        positive, value = block.view(2, i, t) if z.is_contiguous() else block.view(2, t, i).mT  # as z lies
+        positive, value = block.view(2, i, t) if z.is_contiguous() else block.view(2, t, i).mT  # in z's own layout
         if not self._values:
             torch.gt(z, 0, out=positive)
         else:

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 
 from stores.errors import FitError
-from stores.ranks import ALONE, Ranks
+from stores.ranks import Ranks
 
 
 class LostError(FitError):
-    """Another process of the fit is gone, or does not answer within the time allowed."""
+    """Another process of the fit ended, or does not answer within the time allowed."""
 
 
 class Group(Ranks):
@@ -32,15 +32,11 @@ class Group(Ranks):
 
     def sum(self, *tensors: torch.Tensor) -> None:
         """All in one operation: at these sizes a network's delay costs more than its width."""
-        flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
-        self._run(dist.all_reduce, flat)
-        self._put_back(flat, tensors)
+        self._together(tensors, dist.all_reduce)
 
     def broadcast(self, *tensors: torch.Tensor) -> None:
         """As ``Ranks.broadcast``; float64 holds every float32 exactly."""
-        flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
-        self._run(dist.broadcast, flat, src=0)
-        self._put_back(flat, tensors)
+        self._together(tensors, dist.broadcast, src=0)
 
     def share(self, tensors: Mapping[str, torch.Tensor] | None, source: int = 0) -> dict[str, torch.Tensor]:
         """The tensors travel as the bytes of a safetensors file."""
@@ -80,11 +76,10 @@ class Group(Ranks):
                 "said, and run the same command again to go on from the last checkpoint."
             ) from error
 
-    @staticmethod
-    def _put_back(flat: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> None:
+    def _together(self, tensors: tuple[torch.Tensor, ...], operation: Callable[..., Any], **more: Any) -> None:
+        """An operation in place on all tensors as one, in float64."""
+        flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
+        self._run(operation, flat, **more)
         with torch.no_grad():
             for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
-
-
-__all__ = ["ALONE", "Group", "LostError", "Ranks"]

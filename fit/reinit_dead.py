@@ -1,4 +1,4 @@
-"""Detectors that found nothing begin anew where nothing is detected."""
+"""Detectors that found nothing start again where nothing is detected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fit.row_sources import Positions, tiles
 from stores.errors import FitError
 
 TOGETHER = 0.8  # overlap (IoU) of two detectors' positives above which the one with fewer of them is superfluous
-ENOUGH = 32  # positions that a new detector needs to begin with
+ENOUGH = 32  # positions that a new detector needs to start with
 KEEP = 65536  # undetected positions looked at, at most
 
 

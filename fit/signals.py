@@ -15,7 +15,7 @@ from fit.losses import Sums
 from fit.row_sources import Positions, positions, tiles
 
 # Positives whose logits vary by less than this share of their mean square count as equal. The sums come from
-# float32: what is left of equal logits is rounding, and would be taken for variance.
+# float32: what is left of equal logits is rounding, not variance.
 EQUAL_LOGITS = 1e-5
 
 
@@ -69,7 +69,7 @@ def pooled_signals(sums: Sums, filters: torch.Tensor, moments: Moments) -> torch
     leaves. Within the positives of detector i, ``cov[y, z_i] = Σ_w w_i`` holds for every i with the same Σ_w wherever signal values
     vary alike whether or not other concepts are present; so one Σ_w, estimated from all positions, serves all detectors. The
     paper's estimate (``signals_from_sums``) asks the same of a detector's own positives alone: it has no less bias, and its error
-    is larger by the root of how rare the concept is. Both leave out what *presence* alone would tell, and so do not take other
+    is larger by the root of how rare the concept is. Both leave out what *presence* alone would show, and so do not take other
     concepts' absence for part of the signal, as ``cov(y) w`` over all positions (``pattern``) does.
 
     Two detectors that are always positive together explain the same: C_mm gets a small ridge.

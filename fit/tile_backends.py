@@ -35,7 +35,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 def in_pieces(work: Callable[[int], T], pieces: int) -> list[T]:
-    """``[work(0), …, work(pieces − 1)]``, in as many threads as torch uses; ``work`` is a kernel, or little besides."""
+    """``[work(0), …, work(pieces − 1)]``, in as many threads as torch uses; ``work`` is a kernel, or little more."""
     threads = min(torch.get_num_threads(), pieces)
     if threads == 1:
         return [work(k) for k in range(pieces)]
@@ -93,7 +93,7 @@ class Visit:
 
 
 class Compiled(Visit):
-    """On a processor; logits lie as (t, I)."""
+    """On a processor; logits are stored as (t, I)."""
 
     def __init__(self, data: Positions, filters: torch.Tensor, thresholds: torch.Tensor, tile: int) -> None:
         super().__init__(data, filters, thresholds)
@@ -141,7 +141,7 @@ class Compiled(Visit):
 
 
 class Torch(Visit):
-    """Anywhere; logits lie as (I, t). A tile's arrays are made once and written over: fresh ones would cost as much as the arithmetic."""
+    """Anywhere; logits are stored as (I, t). A tile's arrays are made once and written over: fresh ones would cost as much as the arithmetic."""
 
     def __init__(self, data: Positions, filters: torch.Tensor, thresholds: torch.Tensor, tile: int) -> None:
         super().__init__(data, filters, thresholds)

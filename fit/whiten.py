@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from extract.memory import is_out_of_memory
+from fit.config import FitterConfig
 from stores.errors import FitError, OutOfMemoryError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks, part_of
@@ -20,7 +21,7 @@ GAP = 10.0  # of neighbouring eigenvalues, from where the smaller one is noise
 
 @dataclass(frozen=True)
 class Whitening:
-    """T (r, C), its pseudo-inverse T⁺ (C, r) and μ (C,), float32; ``kept`` is the share of the variance in the r axes."""
+    """T (r, C), its pseudo-inverse T⁺ (C, r) and μ (C,), float32; ``kept`` the share of the variance in the r axes."""
 
     forward: torch.Tensor
     backward: torch.Tensor
@@ -50,7 +51,7 @@ class Whitening:
 
 
 def rank_by_gap(statistics: Statistics, n_directions: int) -> int | None:
-    """How many axes lie in front of the largest gap ``λ_k / λ_{k+1}`` of the eigenvalues with k >= n_directions, behind which there is
+    """How many axes are in front of the largest gap ``λ_k / λ_{k+1}`` of the eigenvalues with k >= n_directions, behind which there is
     noise; None where no ratio is above ``GAP``, as in layers of real networks.
     """
     values = np.linalg.eigvalsh(statistics.covariance)[::-1].clip(0)
@@ -61,13 +62,13 @@ def rank_by_gap(statistics: Statistics, n_directions: int) -> int | None:
 def whitening(statistics: Statistics, *, rank: int, shrinkage: float = 0.0, whiten: bool = True) -> Whitening:
     """Truncated inverse square root of the covariance: ``T = (Λ + εI)^{-1/2} Vᵀ`` of the ``rank`` largest eigenvalues.
 
-    With ``whiten`` False all kept axes are divided by one number instead, so that their mean variance is 1: centred
-    activations, rotated. It is there to show what whitening is worth.
+    With ``whiten`` False all axes are divided by one number instead, so that their mean variance is 1: rotated, centred activations,
+    for comparison.
 
     Parameters
     ----------
-    rank : axes to keep at most; axes without variance (below 1e-7 of the largest eigenvalue) are never kept.
-    shrinkage : ε as a multiple of the kept eigenvalues' mean: damps axes of little variance.
+    rank : number of axes, at most; axes without variance (below 1e-7 of the largest eigenvalue) are left out.
+    shrinkage : ε as a multiple of the eigenvalues' mean: damps axes of little variance.
 
     Raises FitError when the activations do not vary at all.
     """
@@ -108,11 +109,11 @@ def whitening_of_rank_0(
 
 @dataclass(frozen=True)
 class Held:
-    """What of ``count`` rows is this rank's: ``start`` up to ``stop``, and all tiles that begin there.
+    """The part of ``count`` rows that this rank holds: its own from ``start`` to ``stop``, and up to ``end`` to complete their tiles.
 
-    Whatever the tiles' size, up to ``longest``, the last of them is here to its end: rows up to ``end`` are kept. So every tile
-    is one that a single process would make, and its products have the same bits. (Tiles cut otherwise give sums that differ in the
-    last digits of float32, which hundreds of steps of a descent amplify: measured on a real layer, to a tenth of W.)
+    Tiles of any size up to ``longest`` that begin with an own row are complete here, so every tile is one that a single process would
+    make, and its products have the same bits. (Other tiles give sums that differ in the last digits of float32, which hundreds of
+    steps of a descent amplify: measured on a real layer, to a tenth of W.)
     """
 
     start: int
@@ -131,8 +132,8 @@ class Held:
 class WhitenedRows:
     """The data of a fit: ``rows`` (m, r) whitened vectors, and ``pooled`` (n, r), each image's mean over positions.
 
-    On one of several ``ranks``: rows ``held.start`` up to ``held.end`` of all, and the pooled vectors of its own images, which begin
-    with number ``first`` of ``images``.
+    On one of several ``ranks``: rows ``held.start`` to ``held.end`` of all, and the pooled vectors of its own images, from number
+    ``first`` of ``images`` on.
     """
 
     rows: torch.Tensor
@@ -157,25 +158,24 @@ class WhitenedRows:
 def whiten_store(
     reader: LayerReader,
     transform: Whitening,
+    config: FitterConfig,
     *,
     max_rows: int,
-    seed: int,
-    device: str,
     pooled: bool = True,
     progress: Progress = silent,
     ranks: Ranks = ALONE,
     longest: int = 1,
 ) -> WhitenedRows:
-    """Read the layer once and keep its whitened coordinates: r numbers a position instead of C.
+    """Read the layer once into whitened coordinates: r numbers a position instead of C, on the configuration's device.
 
-    At most ``max_rows`` positions are kept (a seeded sample of all positions); pooled vectors are those of all images, if they are
+    At most ``max_rows`` positions are taken (a seeded sample of all positions); pooled vectors are those of all images, if they are
     wanted. Of several ranks each reads the images of its own rows, and what tiles of up to ``longest`` rows need beyond (``Held``).
     """
-    total, r, p = reader.n_rows, transform.rank, reader.positions
+    total, r, p, device = reader.n_rows, transform.rank, reader.positions, config.device
     take = min(total, max_rows)
     chosen = None
     if take < total:
-        chosen = np.sort(np.random.default_rng([seed, 0x77]).choice(total, take, replace=False))
+        chosen = np.sort(np.random.default_rng([config.seed, 0x77]).choice(total, take, replace=False))
     held = Held.of(take, ranks, longest)
     own, needed = _images_of(held, chosen, reader, ranks)
     transform = transform.to(device)
@@ -196,7 +196,7 @@ def whiten_store(
             a, b = max(image, own.start), min(image + len(index), own.stop)
             if a < b:
                 means[a - own.start : b - own.start] = y.view(len(index), p, r).mean(1)[a - image : b - image]
-        first, last = (_kept(row, chosen, held) for row in (image * p, (image + len(index)) * p))
+        first, last = (_rows_before(row, chosen, held) for row in (image * p, (image + len(index)) * p))
         if chosen is None:
             rows[first - held.start : last - held.start] = y[first - image * p : last - image * p]
         else:
@@ -206,8 +206,8 @@ def whiten_store(
     return WhitenedRows(rows, means, reader.image_indices, held, own.start, ranks)
 
 
-def _kept(row: int, chosen: np.ndarray | None, held: Held) -> int:
-    """How many of the kept rows come before row ``row`` of the layer, within what is held."""
+def _rows_before(row: int, chosen: np.ndarray | None, held: Held) -> int:
+    """How many of the sampled rows come before row ``row`` of the layer, within what is held."""
     before = row if chosen is None else int(np.searchsorted(chosen, row))
     return min(max(before, held.start), held.end)
 

@@ -1,6 +1,6 @@
 """A sparse autoencoder's codes and its gradient, by hand: nothing is done for codes that are 0.
 
-``z = x Eᵀ + b``, codes ``c`` are what is kept of z (k largest of a row, or all positive ones), ``x̃ = c D + o``. Of positions ×
+``z = x Eᵀ + b``, codes ``c`` are some of z (k largest of a row, or all positive ones), ``x̃ = c D + o``. Of positions ×
 units numbers a row keeps k, so of the five dense products that autograd makes only the first, ``x Eᵀ``, is left: decoding and
 both gradients by weights are sums of a few rows (``embedding_bag``: each sum in a fixed order by one thread, so that results
 do not depend on how many there are), and the gradient by the codes is a product sampled where codes are.
@@ -16,9 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SPARSE_GAIN = (
-    12  # a dense product costs as much as a sparse one in which every twelfth code is kept (measured, float32)
-)
+SPARSE_GAIN = 12  # a dense product costs as much as a sparse one with every twelfth code (measured, float32)
 
 
 @dataclass
@@ -55,7 +53,7 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Codes:
-    """Codes that are kept, row by row: ``unit`` (m,) int64, ``value`` (m,) ≥ 0, ``start`` (B + 1,): row p's are start[p] to
+    """Codes, row by row: ``unit`` (m,) int64, ``value`` (m,) ≥ 0, ``start`` (B + 1,): row p's are start[p] to
     start[p + 1]; ``units`` is I."""
 
     unit: torch.Tensor
@@ -176,7 +174,7 @@ def _sampled(slope: torch.Tensor, decoder: torch.Tensor, codes: Codes) -> torch.
 
 
 def _grouped(codes: Codes) -> torch.Tensor:
-    """(m,) the order that puts codes of the same unit beside each other, rows ascending."""
+    """(m,) the order that puts codes of the same unit next to each other, rows ascending."""
     if codes.unit.device.type == "cpu" and codes.units <= 2**16:  # numpy sorts 16 bits by radix
         return torch.from_numpy(np.argsort(codes.unit.numpy().astype(np.uint16), kind="stable"))
     return torch.argsort(codes.unit, stable=True)

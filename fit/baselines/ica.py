@@ -35,7 +35,7 @@ class ICAConfig(FitterConfig):
     """``signs`` "both": I / 2 components, each with + and −; "skewed": I components, signed so that their skewness is
     positive (the long tail is what is present).
 
-    ``rank``: axes of largest variance that are kept, and components that are estimated in them; the ones least Gaussian are
+    ``rank``: axes of largest variance that are used, and components that are estimated in them; the ones least Gaussian are
     given. None: as many as are needed. ``max_rows``: positions at most, a seeded sample of all. ``tolerance``: of the largest
     ``1 − |cos|`` between a component and itself an iteration before.
     """
@@ -84,13 +84,7 @@ class ICA(Fitter[ICAConfig]):
                 "axes only. Ask for fewer --directions."
             )
         rows = whiten_store(
-            reader,
-            transform,
-            max_rows=config.max_rows,
-            seed=config.seed,
-            device=config.device,
-            pooled=False,
-            progress=progress,
+            reader, transform, config, max_rows=config.max_rows, pooled=False, progress=progress
         ).rows.cpu()
         progress("components", 0, None, f"{len(rows)} positions")
         ica = FastICA(whiten=False, max_iter=config.iterations, tol=config.tolerance, random_state=config.seed % 2**32)

@@ -52,15 +52,7 @@ class KMeans(Fitter[KMeansConfig]):
         transform = None
         if config.space == "whitened":
             transform = whitening(moments, rank=config.rank or max(64, config.n_directions))
-            rows = whiten_store(
-                reader,
-                transform,
-                max_rows=take,
-                seed=config.seed,
-                device=config.device,
-                pooled=False,
-                progress=progress,
-            ).rows
+            rows = whiten_store(reader, transform, config, max_rows=take, pooled=False, progress=progress).rows
         else:
             rows = torch.from_numpy(reader.sampled_rows(take, config.seed)).to(config.device).float()
             if config.space == "centred":

@@ -9,7 +9,7 @@ that ``E|x̂|² = 1`` on every layer: settings carry over, and the squared error
 
 **Detectors.** Positive where a unit's pre-activation exceeds θ. L1: θ = 0, where its code is positive. TopK: a unit's code also
 depends on the other units; θ is the value that its pre-activation exceeds at as many positions as the unit is among the k
-largest (with a positive code), counted over the whole layer in bins of relative width 1/32 (``stores.sketch``).
+largest (with a positive code), counted over the layer in bins of relative width 1/32 (``stores.sketch``).
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class UIBEConfig(FitterConfig):
     when the rate has fallen below ``settled`` of its start [I: the paper gives only a number of epochs]; 0: never.
 
     **Start [I].** Random orthonormal filters, ``margin`` M in standard deviations, and the threshold above which a share τ / I of
-    normally distributed values lies. Of ``restarts`` random starts, that of least loss after ``restart_epochs`` epochs goes on.
+    normally distributed values is. Of ``restarts`` random starts, that of least loss after ``restart_epochs`` epochs continues.
 
     **Augmented Lagrangian.** ``penalty`` [I]: of a violation as large as the bound itself; ρ_c = penalty / bound². Multipliers are renewed once
     an epoch. The learning rate then goes by f and the constraints' quadratic penalties, which unlike L_A mean the same in every epoch [I].

@@ -64,7 +64,8 @@ def cayley(free: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     half = F.pad(lower, (0, r - i)) / 2
     half = half - half.T
     eye = torch.eye(r, dtype=base.dtype, device=base.device)
-    turned: torch.Tensor = torch.linalg.solve(eye + half, (eye - half)[:, :i])
+    # singular only where a number has overflowed: then the loss is not finite, which ends the fit
+    turned: torch.Tensor = torch.linalg.solve_ex(eye + half, (eye - half)[:, :i])[0]
     return base @ turned
 
 

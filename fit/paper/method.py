@@ -224,9 +224,8 @@ class _Fit:
         data = whiten_store(
             self.reader,
             transform,
+            config,
             max_rows=config.max_rows if in_memory else 1,
-            seed=config.seed,
-            device=config.device,
             progress=self.progress,
             ranks=self.ranks,
             longest=longest_tile(transform.rank, torch.device(config.device)),

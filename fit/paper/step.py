@@ -40,7 +40,7 @@ Alignment = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Ten
 
 
 class Multipliers:
-    """The augmented Lagrangian: multipliers m_c, at first 0, of losses that are kept below bounds while others are minimised.
+    """The augmented Lagrangian: multipliers m_c, at first 0, of losses that are held below bounds while others are minimised.
 
     ``L_A = f + Σ_c [max(0, m_c + ρ_c g_c)² − m_c²] / 2ρ_c`` with ``g_c = L_c − bound_c``, then ``m_c ← max(0, m_c + ρ_c g_c)``, once an
     epoch [I]. The penalties are constant, ``ρ_c = penalty / bound_c²`` [I]: a violation as large as its bound costs ``penalty / 2`` for
@@ -207,9 +207,9 @@ class LearningStep:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """For a checkpoint."""
-        kept = {**self.model.tensors(), **adam_tensors(self.optimiser)}
+        found = {**self.model.tensors(), **adam_tensors(self.optimiser)}
         generator = getattr(self.uncertainty, "generator", None)
-        return kept if generator is None else {**kept, "generator": generator.get_state()}
+        return found if generator is None else {**found, "generator": generator.get_state()}
 
     def values(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 MEMORY = 10  # pairs of steps and gradient changes that L-BFGS remembers
-ENTRIES = 2**23  # rows × labels solved together: a handful of such tables is all that is in memory besides the rows
+ENTRIES = 2**23  # rows × labels solved together; besides the rows, memory holds a handful of such tables
 
 Pairs = deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 

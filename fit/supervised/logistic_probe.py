@@ -163,7 +163,7 @@ def signals_of(
     device: str,
     progress: Progress,
 ) -> torch.Tensor:
-    """``cov[x, z] / var[z]`` over the positives of each detector (C, L) float64, from one pass over the whole layer."""
+    """``cov[x, z] / var[z]`` over the positives of each detector (C, L) float64, from one pass over the layer."""
     mean = torch.from_numpy(moments.mean)
     w = filters.float().to(device)
     b = (thresholds - mean @ filters).float().to(device)[:, None]

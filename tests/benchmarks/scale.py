@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -113,7 +113,7 @@ def measure(case: Case, folder: Path, device: str) -> Rates:
     rank = max(64, DIRECTIONS)
     transform = whitening(moments, rank=min(rank, reader.n_rows - 1))
     both = seconds(lambda: compute(reader, device=device)) + seconds(
-        lambda: whiten_store(reader, transform, max_rows=config.max_rows, seed=0, device=device)
+        lambda: whiten_store(reader, transform, replace(config, device=device), max_rows=config.max_rows)
     )
     y, w, b = (t.to(device) for t in fit_like(SAMPLE, rank, DIRECTIONS))
 

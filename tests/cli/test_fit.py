@@ -52,7 +52,7 @@ def ended(process: subprocess.Popen[str]) -> int:
 
 def test_killed_at_any_moment_the_same_command_goes_on(synthetic: Path, tmp_path: Path) -> None:
     """The real command, ended from outside whenever it happens to be; the result has the bytes of one never killed."""
-    options = ("--store", synthetic, "--directions", 3, "--refits", 2, "--set", "refine_steps=1500", "--set", "patience=0", "--quiet")  # fmt: skip
+    options = ("--store", synthetic, "--directions", 3, "--refits", 2, "--set", "refine_steps=500", "--set", "patience=0", "--quiet")  # fmt: skip
     whole, out = tmp_path / "whole.safetensors", tmp_path / "d.safetensors"
     assert ended(start(*options, "--out", whole)) == 0
     assert not whole.with_suffix(".checkpoint").exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fit.baselines.ica import GAUSSIAN, ICA, ICAConfig
-from fit.config import with_settings
+from fit.config import FitterConfig, with_settings
 from fit.whiten import whiten_store, whitening
 from stores.directions import Directions
 from stores.errors import FitError, UsageError
@@ -103,7 +103,7 @@ def test_it_keeps_a_seeded_sample_of_rows_and_chunks_do_not_matter(tiny_store: M
     one, two = (fitted(reader, max_rows="1000") for reader in (small, large))
     assert one.info["positions"] == two.info["positions"] == 1000
     np.testing.assert_allclose(one.filters, two.filters, atol=1e-3)
-    rows = whiten_store(small, whitening(statistics(small), rank=4), max_rows=1000, seed=0, device="cpu").rows
+    rows = whiten_store(small, whitening(statistics(small), rank=4), FitterConfig(), max_rows=1000).rows
     assert rows.shape == (1000, 4)
     again = fitted(small, max_rows="1000")
     assert (one.filters == again.filters).all()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fit.clustering import _torch_kmeans, nearest, spherical_kmeans
-from fit.config import EDDPConfig, with_settings
+from fit.config import EDDPConfig, FitterConfig, with_settings
 from fit.diagnostics import diagnose
 from fit.init import best_f1_thresholds
 from fit.signals import pattern
@@ -51,12 +51,12 @@ def test_whitened_store_samples_and_pools(tmp_path: Path) -> None:
     make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=300, positions=4))
     reader = LayerReader(tmp_path / "s.zarr")
     transform = whitening(statistics(reader), rank=64)
-    whole = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu")
+    whole = whiten_store(reader, transform, FitterConfig(), max_rows=10**6)
     x = np.concatenate([block for _, block in reader.blocks()])
     wanted = transform(torch.from_numpy(x))
     torch.testing.assert_close(whole.rows, wanted.reshape(-1, transform.rank), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(whole.pooled, wanted.mean(1), rtol=1e-4, atol=1e-4)
-    part = whiten_store(reader, transform, max_rows=100, seed=0, device="cpu")
+    part = whiten_store(reader, transform, FitterConfig(), max_rows=100)
     chosen = np.sort(np.random.default_rng([0, 0x77]).choice(1200, 100, replace=False))
     torch.testing.assert_close(part.rows, whole.rows[torch.from_numpy(chosen)])
     torch.testing.assert_close(part.pooled, whole.pooled)

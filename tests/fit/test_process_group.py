@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from extract.network import Head, open_head
 from fit import EDDP, KMeans, PaperEDDP
 from fit.checkpoint import Checkpoint
-from fit.config import EDDPConfig
+from fit.config import EDDPConfig, FitterConfig
 from fit.detectors import Detectors
 from fit.diagnostics import diagnose
 from fit.init import find_start, from_clusters
@@ -140,10 +140,10 @@ def test_ranks_whiten_their_parts(tmp_path: Path, most: int, size: int) -> None:
     x, valid = g.normal(size=(90, 11, 6)).astype(np.float32), g.random(90) < 0.8
     small = LayerReader(write_store(tmp_path / "a.zarr", {"a": x}, valid=valid, chunk_images=16))
     transform = whitening(statistics(small), rank=4)
-    alone = whiten_store(small, transform, max_rows=most, seed=3, device="cpu")
+    alone = whiten_store(small, transform, FitterConfig(seed=3), max_rows=most)
 
     def work(ranks: Member) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        data = whiten_store(small, transform, max_rows=most, seed=3, device="cpu", ranks=ranks, longest=40)
+        data = whiten_store(small, transform, FitterConfig(seed=3), max_rows=most, ranks=ranks, longest=40)
         assert torch.equal(data.rows, alone.rows[data.held.start : data.held.end])
         chosen = torch.tensor([0, 3, small.n_images - 1])
         return data.rows[: data.held.stop - data.held.start], data.pooled, data.pooled_of(chosen)
@@ -172,7 +172,7 @@ def test_ranks_begin_with_what_one_process_begins_with(
     """The starts are spread over the ranks, and the sample is the same wherever its rows lie."""
     monkeypatch.setattr("fit.init.SAMPLE", sample)
     config = EDDPConfig(**{**QUICK, "kmeans_points": 60, "restart_rows": 200, **settings})
-    data = whiten_store(reader, whitening(statistics(reader), rank=8), max_rows=10**6, seed=0, device="cpu")
+    data = whiten_store(reader, whitening(statistics(reader), rank=8), FitterConfig(), max_rows=10**6)
     alone = find_start(data.rows, config)
     for found in on_ranks(2, lambda ranks: find_start(parts_of(data.rows, ranks, 50), config)):
         assert found.soft == alone.soft
@@ -219,13 +219,13 @@ def test_the_term_of_the_head_is_that_of_one_process(reader: LayerReader, affine
     if not affine:
         head = Head(lambda x: torch.tanh(linear(x)), None)
     transform = whitening(statistics(reader), rank=8)
-    data = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu")
+    data = whiten_store(reader, transform, FitterConfig(), max_rows=10**6)
     detectors = from_clusters(data.rows, EDDPConfig(n_directions=3), 0)
 
     def term(ranks: Ranks | None) -> list[torch.Tensor]:
         held = data
         if ranks is not None:
-            held = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu", ranks=ranks)
+            held = whiten_store(reader, transform, FitterConfig(), max_rows=10**6, ranks=ranks)
         mine = Detectors(*(t.detach().clone().requires_grad_() for t in detectors.parameters()))
         signals = torch.randn(transform.rank, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
         term = Uncertainty(transform, held, reader, head, 0, images=images)
@@ -242,7 +242,7 @@ def test_the_term_of_the_head_is_that_of_one_process(reader: LayerReader, affine
 @pytest.mark.parametrize("stored", [True, False])
 def test_batches_of_all_ranks_are_the_batches_of_one(reader: LayerReader, stored: bool) -> None:
     transform = whitening(statistics(reader), rank=4)
-    data = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu")
+    data = whiten_store(reader, transform, FitterConfig(), max_rows=10**6)
     alone = Batches(Stored(reader, transform, "cpu") if stored else data.rows, 256, seed=3)
     wanted = [torch.cat(list(alone.at(step).tiles(100))) for step in range(6)]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fit.checkpoint import Checkpoint
-from fit.config import EDDPConfig
+from fit.config import EDDPConfig, FitterConfig
 from fit.detectors import Detectors
 from fit.eddp import EDDP
 from fit.init import find_start
@@ -104,7 +104,7 @@ def test_batches_from_a_store_are_the_same_from_any_step(reader: LayerReader) ->
 
 
 def test_the_best_of_several_starts_is_taken(reader: LayerReader) -> None:
-    data = whiten_store(reader, whitening(statistics(reader), rank=64), max_rows=10**6, seed=0, device="cpu")
+    data = whiten_store(reader, whitening(statistics(reader), rank=64), FitterConfig(), max_rows=10**6)
     seen: list[str] = []
 
     def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract.network import Head, open_head
-from fit.config import EDDPConfig
+from fit.config import EDDPConfig, FitterConfig
 from fit.eddp import EDDP
 from fit.init import from_clusters
 from fit.synthetic import SyntheticConfig, make_synthetic
@@ -64,7 +64,7 @@ def test_pooled_shortcut_equals_the_general_path(tmp_path, step: str) -> None:  
     reader = LayerReader(tmp_path / "s.zarr")
     head = open_head(reader.store, reader.spec.name)
     transform = whitening(statistics(reader), rank=64)
-    data = whiten_store(reader, transform, max_rows=10**6, seed=0, device="cpu")
+    data = whiten_store(reader, transform, FitterConfig(), max_rows=10**6)
     detectors = from_clusters(data.rows, EDDPConfig(n_directions=3), 0)
     for tensor in detectors.parameters():
         tensor.requires_grad_(True)
