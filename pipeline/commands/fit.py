@@ -83,7 +83,7 @@ class NumberOrAuto(click.ParamType):
     default=10.0,
     show_default=True,
     metavar="MIN",
-    help="Minutes between two writings of the fit's state, from which the same command goes on.",
+    help="Checkpoint interval in minutes; the same command resumes from the last checkpoint.",
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set one of the method's hyper-parameters."
@@ -112,7 +112,7 @@ def fit(
 ) -> None:
     """Find directions in a layer's activations and write them as pairs: decoding and encoding.
 
-    Beside the directions (safetensors) it writes their header as JSON, a table of every loss over the steps (CSV and
+    Next to the directions (safetensors) it writes their header as JSON, a table of every loss over the steps (CSV and
     Parquet), and a picture of it.
 
     \b

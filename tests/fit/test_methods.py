@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,25 @@ def fit(method: str, reader: LayerReader, directions: int = 3, progress: Progres
     return fitter.fit(reader, open_head(reader.store, reader.spec.name), progress).directions_
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "s.zarr"
+    make_synthetic(path, SyntheticConfig(images=30))
+    return path
+
+
+@pytest.fixture
+def unchecked(small: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[np.ndarray], LayerReader]:
+    """Write values (N, P, C) over a small store's, as if it had been made of them; gives its reader."""
+    monkeypatch.setattr("stores.chunks.ChunkedArray._compare", lambda *_: None)
+
+    def overwrite(x: np.ndarray) -> LayerReader:
+        (small / "layers/synthetic/activations/c.0.0.0").write_bytes(x.tobytes())
+        return LayerReader(small)
+
+    return overwrite
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 class TestEveryMethod:
     def test_gives_unit_signals_and_survives_the_disk(self, method: str, reader: LayerReader, tmp_path: Path) -> None:
@@ -52,15 +72,11 @@ class TestEveryMethod:
         np.testing.assert_array_equal(found.logits(x), stored.logits(x))
         assert stored.info["config"] == found.info["config"]
 
-    def test_nan_names_the_image(self, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("stores.chunks.ChunkedArray._compare", lambda *_: None)  # as if it had been written so
-        make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=30))
-        chunk = tmp_path / "s.zarr/layers/synthetic/activations/c.0.0.0"
-        data = bytearray(chunk.read_bytes())
-        data[16 * 2 * 4 * 7 : 16 * 2 * 4 * 7 + 4] = np.float32("nan").tobytes()
-        chunk.write_bytes(data)
+    def test_nan_names_the_image(self, method: str, unchecked: Callable[[np.ndarray], LayerReader]) -> None:
+        x = np.random.default_rng(0).random((30, 2, 16)).astype(np.float32)
+        x[7, 0, 0] = np.nan
         with pytest.raises(NonFiniteError, match="synthetic-0000007"):
-            fit(method, LayerReader(tmp_path / "s.zarr"))
+            fit(method, unchecked(x))
 
 
 def test_too_many_directions_is_one_sentence(reader: LayerReader) -> None:
@@ -74,14 +90,9 @@ def test_too_many_directions_is_one_sentence(reader: LayerReader) -> None:
         make_fitter("magic", n_directions=2)
 
 
-def test_a_store_of_one_value_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.chunks.ChunkedArray._compare", lambda *_: None)  # as if it had been written so
-    make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=30))
-    for chunk in (tmp_path / "s.zarr/layers/synthetic/activations").glob("c.*"):
-        if chunk.is_file():
-            chunk.write_bytes(np.full(chunk.stat().st_size // 4, 3, np.float32).tobytes())
+def test_a_store_of_one_value_is_one_sentence(unchecked: Callable[[np.ndarray], LayerReader]) -> None:
     with pytest.raises(FitError, match="do not vary"):
-        fit("eddp", LayerReader(tmp_path / "s.zarr"))
+        fit("eddp", unchecked(np.full((30, 2, 16), 3, np.float32)))
 
 
 def test_pca_is_numpys_and_has_both_signs(reader: LayerReader) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from evaluate.ground_truth import against_truth
 from fit import make_fitter
 from fit.supervised.base import Task, best_f1_of_labels, count
 from fit.supervised.logistic import solve
@@ -18,7 +19,7 @@ from fit.supervised.logistic_probe import Probe, Standardise, choose, signals_of
 from fit.supervised.pattern_cav import PatternCAV
 from fit.supervised.pool import draw, fair_share
 from fit.supervised.position_labels import Labels
-from fit.synthetic import SyntheticConfig, make_synthetic
+from stores.attachments import read_truth
 from stores.errors import FitError, UnknownNameError, UsageError
 from stores.progress import silent
 from stores.readers import LayerReader
@@ -298,12 +299,7 @@ def test_counts_are_of_annotated_positions(data: tuple[LayerReader, ByHand, np.n
 # the truth of synthetic stores
 
 
-def test_both_find_the_truth_of_a_synthetic_store(tmp_path: Path) -> None:
-    from evaluate.ground_truth import against_truth
-    from stores.attachments import read_truth
-
-    make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=900))
-    reader = LayerReader(tmp_path / "s.zarr")
+def test_both_find_the_truth_of_a_synthetic_store(reader: LayerReader) -> None:
     truth = read_truth(reader.store.path)
     probe = against_truth(Probe(l2=1e-4).fit(reader).directions_, reader, truth)
     assert probe["match"] == [0, 1, 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from extract.network import Head, open_head
 from fit.config import EDDPConfig, FitterConfig
 from fit.eddp import EDDP
 from fit.init import from_clusters
-from fit.synthetic import SyntheticConfig, make_synthetic
 from fit.uncertainty import Uncertainty, constrained_step, uncertainty_loss, unconstrained_step
 from fit.whiten import whiten_store, whitening
 from stores.errors import OutOfMemoryError
@@ -59,9 +57,7 @@ def test_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("step", ["constrained", "unconstrained"])
-def test_pooled_shortcut_equals_the_general_path(tmp_path, step: str) -> None:  # type: ignore[no-untyped-def]
-    make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=200, positions=3))
-    reader = LayerReader(tmp_path / "s.zarr")
+def test_pooled_shortcut_equals_the_general_path(reader: LayerReader, step: str) -> None:
     head = open_head(reader.store, reader.spec.name)
     transform = whitening(statistics(reader), rank=64)
     data = whiten_store(reader, transform, FitterConfig(), max_rows=10**6)
@@ -81,23 +77,20 @@ def test_pooled_shortcut_equals_the_general_path(tmp_path, step: str) -> None:  
     assert found["pooled"][0] == pytest.approx(found["general"][0], rel=1e-4)
     assert found["pooled"][1] == pytest.approx(found["general"][1], rel=1e-4)
     for a, b in zip(found["pooled"][2][:2], found["general"][2][:2], strict=True):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-3, atol=1e-4 * float(b.abs().max()))
 
 
-def test_a_head_that_needs_more_memory_than_there_is(tmp_path: Path) -> None:
-    make_synthetic(tmp_path / "s.zarr", SyntheticConfig(images=60))
-    reader = LayerReader(tmp_path / "s.zarr")
-
+def test_a_head_that_needs_more_memory_than_there_is(reader: LayerReader) -> None:
     def exhausted(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     with pytest.raises(
         OutOfMemoryError, match=r"16 images at once .* after layer 'synthetic': use --set uncertainty_images=8"
     ):
-        EDDP(n_directions=3, refine_steps=2, restarts=1).fit(reader, Head(exhausted, None))
+        EDDP(n_directions=3, refine_steps=2, restarts=1, restart_steps=2).fit(reader, Head(exhausted, None))
 
     def broken(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        EDDP(n_directions=3, refine_steps=2, restarts=1).fit(reader, Head(broken, None))
+        EDDP(n_directions=3, refine_steps=2, restarts=1, restart_steps=2).fit(reader, Head(broken, None))
