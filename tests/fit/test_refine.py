@@ -22,14 +22,9 @@ from fit.whiten import whiten_store, whitening
 from stores.errors import CheckpointError, MismatchError, NonFiniteError, StoreError
 from stores.readers import LayerReader
 from stores.statistics import statistics
-from tests.helpers.keeping import Killed, killed_at
+from tests.helpers.keeping import Killed, killed_at, resumed, same
 
 QUICK = {"n_directions": 3, "refine_steps": 30, "restarts": 2, "restart_steps": 10, "refits": 0}
-
-
-def same(a: EDDP, b: EDDP) -> bool:
-    pairs = ((a.filters_, b.filters_), (a.signals_, b.signals_), (a.thresholds_, b.thresholds_))
-    return all(np.array_equal(x, y) for x, y in pairs) and a.log_ == b.log_
 
 
 @pytest.mark.parametrize(
@@ -45,12 +40,8 @@ def same(a: EDDP, b: EDDP) -> bool:
 )
 def test_a_killed_fit_goes_on_to_the_same_bits(reader: LayerReader, tmp_path: Path, settings: dict) -> None:
     whole = EDDP(**QUICK, **settings).fit(reader)
-    keep = Checkpoint(tmp_path / "d.checkpoint", minutes=0)
-    for step in (1, 7, 20, 29):  # each from where the last one was killed
-        with pytest.raises(Killed):
-            EDDP(**QUICK, **settings).fit(reader, progress=killed_at("refinement", step), checkpoint=keep)
-    again = EDDP(**QUICK, **settings).fit(reader, checkpoint=keep)
-    assert same(whole, again)
+    kills = [("refinement", step) for step in (1, 7, 20, 29)]
+    assert same(whole, resumed(lambda: EDDP(**QUICK, **settings), reader, tmp_path / "d.checkpoint", kills))
 
 
 def test_a_checkpoint_of_another_fit_or_a_damaged_one_is_refused(reader: LayerReader, tmp_path: Path) -> None:
