@@ -33,7 +33,6 @@ from fit.losses import (
     streamed_sums,
     tile_rows,
 )
-from fit.row_sources import positions
 from fit.signals import EQUAL_LOGITS, signals_from_sums
 from fit.tile_backends import Compiled, Torch
 from stores.errors import FitError
@@ -201,18 +200,6 @@ def test_the_result_does_not_depend_on_how_tiles_are_cut(
         torch.testing.assert_close(found, wanted, **CLOSE)
 
 
-@pytest.mark.parametrize(("hardness", "wanted"), [(-9.0, "_add_dense"), (9.0, "_add_sparse")])
-def test_positives_are_added_one_by_one_only_where_they_are_few(hardness: float, wanted: str) -> None:
-    y, w, b = problem(2000, 64, 30, 1)
-    w = w / 8
-    with (
-        mock.patch.object(positives.PositiveSums, "_add_dense") as dense,
-        mock.patch.object(positives.PositiveSums, "_add_sparse") as sparse,
-    ):
-        streamed_sums(y, w, b + hardness, RowWeights(1, 1), tile=500)
-    assert (dense.call_count, sparse.call_count) == ((4, 0) if wanted == "_add_dense" else (0, 4))
-
-
 def test_positions_that_do_not_add_up_are_refused() -> None:
     y, w, b = problem(20, 3, 4, 0)
     with pytest.raises(FitError, match="23 positions were promised, 20 came"):
@@ -224,23 +211,6 @@ def test_positions_that_do_not_add_up_are_refused() -> None:
             pytest.raises(FitError, match="at most 20 × 3"),
         ):
             streamed_sums(data, w, b, RowWeights(1, 1), tile=20)
-
-
-def test_a_tensor_becomes_positions_and_positions_stay() -> None:
-    rows = torch.arange(10.0).view(5, 2)
-    data = positions(rows)
-    assert (data.count, data.rank, data.device, data.dtype) == (5, 2, rows.device, torch.float32)
-    assert [len(tile) for tile in data.tiles(2)] == [2, 2, 1]
-    assert torch.equal(torch.cat(list(data.tiles(2))), rows)
-    assert positions(data) is data
-
-
-def test_signal_sums_can_be_left_out() -> None:
-    y, w, b = problem(20, 3, 4, 0)
-    with_, without = (streamed_sums(y, w, b, RowWeights(1, 1), signals=on) for on in ("all", "none"))
-    assert torch.equal(with_.filters_row, without.filters_row)
-    assert not without.positives.any()
-    assert not without.cross.any()
 
 
 def test_tiles_are_bounded_however_few_the_directions() -> None:

@@ -180,18 +180,6 @@ def test_ranks_begin_with_what_one_process_begins_with(
             assert torch.equal(mine, theirs)
 
 
-def test_the_start_sees_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fit.init.SAMPLE", 50)
-    config = EDDPConfig(n_directions=3, kmeans_points=30, restart_rows=64, restarts=1, regime="soft")
-    seen: list[int] = []
-    monkeypatch.setattr(
-        "fit.init.from_clusters", lambda rows, *more: (seen.append(len(rows)), from_clusters(rows, *more))[1]
-    )
-    find_start(problem(1000)[0], config)
-    find_start(problem(80)[0], config)
-    assert seen == [90, 80]
-
-
 def test_detectors_begin_anew_where_all_ranks_detect_nothing() -> None:
     g = torch.Generator().manual_seed(0)
     rows = (6 * torch.eye(4)[:, None] + 0.3 * torch.randn(4, 200, 4, generator=g)).reshape(-1, 4)

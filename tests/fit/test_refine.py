@@ -106,12 +106,6 @@ def test_the_best_of_several_starts_is_taken(reader: LayerReader) -> None:
     assert len(losses) == 4  # three by k-means, one by skewness
 
 
-def test_no_start_from_components_of_few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("fit.init.skewness_clusters", lambda *_, **__: pytest.fail("12 positions a direction"))
-    find_start(rows, EDDPConfig(n_directions=8, restarts=2, restart_steps=2))
-
-
 @pytest.mark.parametrize(("crisp", "soft"), [(0.0001, True), (5.0, False)])
 def test_the_regime_is_decided_by_the_best_start(reader: LayerReader, crisp: float, soft: bool) -> None:
     found = EDDP(**QUICK, crisp=crisp).fit(reader)

@@ -83,17 +83,6 @@ def test_gradients_are_autograds(way: str, units: int, kind: str, monkeypatch: p
         torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-9)
 
 
-def test_the_way_is_chosen_by_how_many_codes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
-    for way in ("_dense", "_sparse"):
-        monkeypatch.setattr(autoencoder, way, lambda *a, way=way: taken.append(way))
-    it = model(48, 4)
-    x = torch.zeros(5, 4, dtype=torch.float64)
-    for k in (4, 5):
-        gradients(x, x, top_codes(torch.rand(5, 48), k), it.decoder, it.offset)
-    assert taken == ["_sparse", "_dense"]
-
-
 def test_lengths_of_signal_vectors_do_not_change() -> None:
     it = model(7, 5)
     it.normalise()
@@ -237,15 +226,6 @@ def test_the_seed_decides_and_the_order_is_recorded(tiny_store: Made) -> None:
     assert set(one.log_[0]) == {"step", "epoch", "loss", "reconstruction", "l0", "dead", "learning_rate"}
     assert one.log_[0]["learning_rate"] == 0.01
     assert one.log_[-1]["learning_rate"] == pytest.approx(0.01 * 5 / 60)
-
-
-def test_stages_are_reported(tiny_store: Made) -> None:
-    reader = LayerReader(tiny_store({"a": sparse_activations()[0]}))
-    seen: dict[str, tuple[int, int | None]] = {}
-    SAE(SAEConfig(n_directions=4, epochs=1)).fit(
-        reader, None, lambda stage, done, total=None, note="": seen.__setitem__(stage, (done, total))
-    )
-    assert seen == {"statistics": (N, N), "training": (4, 4), "thresholds": (N, N)}
 
 
 def test_threads_do_not_change_a_digit(tiny_store: Made) -> None:
