@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -107,39 +106,26 @@ def read_steering(table: pa.Table, directions: int) -> tuple[list[Steer | None],
     All curves are of the probability gained since α = 0; those of a direction by role, ``signal`` and ``filter``; the random
     ones as ``low``, ``middle`` and ``high``. None where the table has no rows of it.
     """
-    columns = {key: table[key].to_numpy(zero_copy_only=False) for key in ("index", "role", "alpha", "class")}
-    probability, monotone = (table[key].to_numpy() for key in ("probability", "monotone_up_to"))
-    curves: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, int, float]] = {}
-    order = np.lexsort((columns["alpha"], columns["index"], columns["role"].astype(str)))
-    role, index = columns["role"][order].astype(str), columns["index"][order]
-    begins = np.r_[len(order) > 0, (role[1:] != role[:-1]) | (index[1:] != index[:-1])][: len(order)]
-    for start, stop in pairwise([*np.flatnonzero(begins).tolist(), len(order)]):
-        rows = order[start:stop]
-        gained = probability[rows] - probability[rows[0]]
-        key = (str(role[start]), int(index[start]))
-        curves[key] = columns["alpha"][rows], gained, int(columns["class"][rows[0]]), float(monotone[rows[0]])
-    each: list[Steer | None] = []
-    for i in range(directions):
-        mine = {r: curves[r, i] for r in ROLES if (r, i) in curves}
-        if not mine:
-            each.append(None)
-            continue
-        alphas, _, target, _ = next(iter(mine.values()))
-        each.append(
-            Steer(
-                target,
-                alphas.tolist(),
-                {r: c[1].tolist() for r, c in mine.items()},
-                {r: c[3] for r, c in mine.items()},
-            )
-        )
-    chance = [curve for (r, _), curve in curves.items() if r == "random"]
+    keys, values = ("role", "index"), ("alpha", "probability", "class", "monotone_up_to")
+    ordered = table.sort_by([(key, "ascending") for key in (*keys, "alpha")])
+    grouped = ordered.group_by(keys, use_threads=False).aggregate([(value, "list") for value in values])
+    each: list[Steer | None] = [None] * directions
+    chance = []
+    for role, index, *lists in zip(*(grouped[name].to_pylist() for name in grouped.column_names), strict=True):
+        alphas, probability, classes, monotone = lists
+        gained = [p - probability[0] for p in probability]
+        if role not in ROLES:
+            chance.append((alphas, gained, monotone[0]))
+        elif index < directions:
+            one = each[index] or Steer(classes[0], alphas, {}, {})
+            one.curves[role], one.monotone[role] = gained, monotone[0]
+            each[index] = one
     if not chance:
         return each, None
-    bands = np.quantile(np.stack([c[1] for c in chance]), [0.25, 0.5, 0.75], axis=0)
-    middle = float(np.median([c[3] for c in chance]))
+    bands = np.quantile([gained for _, gained, _ in chance], [0.25, 0.5, 0.75], axis=0)
+    middle = float(np.median([monotone for *_, monotone in chance]))
     band = dict(zip(("low", "middle", "high"), bands.tolist(), strict=True))
-    return each, Steer(-1, chance[0][0].tolist(), band, {"random": middle})
+    return each, Steer(-1, chance[0][0], band, {"random": middle})
 
 
 def median_steering(curves: Sequence[Steer | None]) -> Steer | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
@@ -12,9 +12,11 @@ from evaluate.number_format import points as in_points
 from evaluate.report.logit_histograms import Histogram
 from evaluate.report.report_data import Steer
 from evaluate.report.svg_shapes import coordinate as _n
+from evaluate.report.svg_shapes import element
 
 WIDTH, HEIGHT = 360, 150  # of a figure, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 22  # margins of its axes
+ACROSS, UP = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)  # the ends of its axes
 POINTS = 200  # of a curve: more cannot be distinguished
 
 
@@ -23,33 +25,22 @@ def histogram(found: Histogram, kind: str, text: str) -> Markup:
     low, high = found.low, found.low + found.width * len(found.counts)
     left, right = min(low, 0.0), max(high, 0.0)
     peak = math.log10(1 + max(found.counts))
-
-    def x(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - left) / (right - left)
-
-    def y(count: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (math.log10(1 + count) / peak if peak else 0)
-
-    parts = []
-    for power in range(math.floor(peak) + 1):
-        parts.append(_grid(y(10**power), str(10**power) if power < 4 else _power(power)))
+    x, y = _scale((left, right), ACROSS), _scale((0, peak), UP)
+    powers = [10**power for power in range(math.floor(peak) + 1)]
+    parts = [_grid(y(math.log10(1 + n)), str(n) if n < 10**4 else _power(len(str(n)) - 1)) for n in powers]
     for name, above in (("below", False), (f"above {kind}", True)):
-        steps = []
-        for k, count in enumerate(found.counts):
-            start = low + found.width * k
-            if count and (start >= 0) == above:
-                steps.append(
-                    f"M{_n(x(start))} {_n(HEIGHT - BOTTOM)}V{_n(y(count))}H{_n(x(start + found.width))}V{_n(HEIGHT - BOTTOM)}z"
-                )
+        starts = [(low + found.width * k, count) for k, count in enumerate(found.counts) if count]
+        steps = [
+            f"M{_n(x(start))} {_n(UP[0])}V{_n(y(math.log10(1 + count)))}H{_n(x(start + found.width))}V{_n(UP[0])}z"
+            for start, count in starts
+            if (start >= 0) == above
+        ]
         if steps:
-            parts.append(Markup('<path class="{}" d="{}"/>').format(name, "".join(steps)))
+            parts.append(element("path", class_=name, d="".join(steps)))
     zero = x(0.0)
-    parts.append(
-        Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(_n(zero), TOP - 6, HEIGHT - BOTTOM)
-    )
-    near_end = zero > WIDTH - 75
-    parts.append(Markup('<text class="tick" x="{}" y="{}"{}>threshold</text>').format(
-        _n(zero - 4 if near_end else zero + 4), TOP + 3, Markup(' text-anchor="end"') if near_end else ""))  # fmt: skip
+    at, anchor = (zero - 4, "end") if zero > WIDTH - 75 else (zero + 4, None)
+    parts.append(element("line", class_="mark", x1=zero, x2=zero, y1=TOP - 6, y2=UP[0]))
+    parts.append(element("text", "threshold", class_="tick", x=at, y=TOP + 3, text_anchor=anchor))
     parts += _axis([(x(v), _short(v)) for v in _apart([low, 0.0, high], (right - left) / 9)])
     return _figure(parts, text)
 
@@ -57,33 +48,24 @@ def histogram(found: Histogram, kind: str, text: str) -> Markup:
 def steering(steer: Steer, random: Steer | None, text: str) -> Markup:
     """Percentage points of a class's probability gained over the length of the step (on a square-root scale), for the signal vector,
     the filter, and the middle half of random directions."""
-    curves = {role: [100 * v for v in values] for role, values in steer.curves.items()}
-    band = {end: [100 * v for v in values] for end, values in random.curves.items()} if random else {}
-    values = [v for series in (*curves.values(), *band.values()) for v in series] + [0.0]
-    low, high = min(values), max(values)
-    if high - low < 1e-9:
-        low, high = -1.0, 1.0
-    longest = max(steer.alphas) or 1.0
+    band = random.curves if random else {}
+    values = [100 * v for series in (*steer.curves.values(), *band.values()) for v in series] + [0.0]
+    low, high = (min(values), max(values)) if max(values) - min(values) >= 1e-9 else (-1.0, 1.0)
+    x, y = _scale((0, math.sqrt(max(steer.alphas) or 1.0)), ACROSS), _scale((low, high), UP)
 
-    def x(alpha: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * math.sqrt(max(alpha, 0) / longest)
-
-    def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
+    def line(alphas: Sequence[float], gained: Sequence[float]) -> list[tuple[float, float]]:
+        return [(x(math.sqrt(max(a, 0))), y(100 * v)) for a, v in zip(alphas, gained, strict=True)]
 
     parts = [_grid(y(v), f"{_short(v)} pp" if v else "0") for v in _apart([low, 0.0, high], (high - low) / 8)]
     if random and band:
-        there = [(x(a), y(v)) for a, v in zip(random.alphas, band["high"], strict=True)]
-        back = [(x(a), y(v)) for a, v in zip(random.alphas, band["low"], strict=True)]
-        parts.append(Markup('<path class="band" d="{}z"/>').format(_path(there + back[::-1])))
-        middle = [(x(a), y(v)) for a, v in zip(random.alphas, band["middle"], strict=True)]
-        parts.append(Markup('<path class="line random" d="{}"/>').format(_path(middle)))
-    for role, series in curves.items():
-        points = [(x(a), y(v)) for a, v in zip(steer.alphas, series, strict=True)]
-        parts.append(Markup('<path class="line {}" d="{}"/>').format(role, _path(points)))
-    ticks = [a for a in steer.alphas if a in (0, 2, 5, 12, 27) or a == longest]
-    parts += _axis([(x(a), _short(a)) for a in ticks])
-    return _figure(parts, text)
+        around = line(random.alphas, band["high"]) + line(random.alphas, band["low"])[::-1]
+        parts.append(element("path", class_="band", d=_path(around) + "z"))
+        parts.append(element("path", class_="line random", d=_path(line(random.alphas, band["middle"]))))
+    parts += [
+        element("path", class_=f"line {role}", d=_path(line(steer.alphas, one))) for role, one in steer.curves.items()
+    ]
+    ticks = [a for a in steer.alphas if a in (0, 2, 5, 12, 27) or a == max(steer.alphas)]
+    return _figure(parts + _axis([(x(math.sqrt(a)), _short(a)) for a in ticks]), text)
 
 
 def curve(name: str, points: Sequence[tuple[float, float]]) -> Markup:
@@ -92,20 +74,17 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> Markup:
     if not points:
         return _figure([], f"{name}: no value")
     step = max(1, math.ceil(len(points) / POINTS))
-    kept = [*points[::step], points[-1]] if (len(points) - 1) % step else list(points[::step])
+    some = [*points[:-1:step], points[-1]]
     low, high = min(v for _, v in points), max(v for _, v in points)
-    first, last = kept[0][0], kept[-1][0]
-    span, steps = (high - low) or 1.0, (last - first) or 1.0
-
-    def at(point: tuple[float, float]) -> tuple[float, float]:
-        x = LEFT + (WIDTH - LEFT - RIGHT) * (point[0] - first) / steps
-        return x, HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (point[1] - low) / span
-
-    parts = [_grid(at((first, v))[1], _short(v)) for v in dict.fromkeys((low, high))]
-    parts.append(Markup('<path class="line signal" d="{}"/>').format(_path([at(p) for p in kept])))
-    parts += _axis([(at((v, low))[0], _short(v)) for v in dict.fromkeys((first, last))])
-    text = f"{name}: from {_short(kept[0][1])} to {_short(kept[-1][1])}, between {_short(low)} and {_short(high)}"
-    return _figure(parts, text)
+    first, last = some[0][0], some[-1][0]
+    x, y = (
+        _scale((first, last if last > first else first + 1), ACROSS),
+        _scale((low, high if high > low else low + 1), UP),
+    )
+    parts = [_grid(y(v), _short(v)) for v in dict.fromkeys((low, high))]
+    parts.append(element("path", class_="line signal", d=_path([(x(s), y(v)) for s, v in some])))
+    text = f"{name}: from {_short(some[0][1])} to {_short(some[-1][1])}, between {_short(low)} and {_short(high)}"
+    return _figure(parts + _axis([(x(s), _short(s)) for s in dict.fromkeys((first, last))]), text)
 
 
 def histogram_text(found: Histogram, share: float) -> str:
@@ -137,27 +116,27 @@ def steering_text(steer: Steer) -> str:
 
 
 def _figure(parts: Sequence[Markup], text: str) -> Markup:
-    return Markup('<svg class="figure" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, text, Markup("").join(parts)
-    )
+    return element("svg", *parts, class_="figure", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=text)
+
+
+def _scale(values: tuple[float, float], ends: tuple[float, float]) -> Callable[[float], float]:
+    """From a value to its place in the figure, values between the two given ones to places between ``ends``."""
+    (low, high), (start, end) = values, ends
+    return lambda value: start + (end - start) * ((value - low) / (high - low) if high > low else 0.0)
 
 
 def _grid(y: float, text: str) -> Markup:
-    return Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="tick" x="{}" y="{}" text-anchor="end">{}</text>').format(
-        LEFT, WIDTH - RIGHT, _n(y), _n(y), LEFT - 4, _n(y + 3), text
-    )  # fmt: skip
+    line = element("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y)
+    return line + element("text", text, class_="tick", x=LEFT - 4, y=y + 3, text_anchor="end")
 
 
 def _axis(ticks: Sequence[tuple[float, str]]) -> list[Markup]:
-    out = []
-    for x, text in ticks:
-        anchor = "end" if x > WIDTH - RIGHT - 10 else "middle"
-        out.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-                _n(x), HEIGHT - 6, anchor, text
-            )
+    return [
+        element(
+            "text", text, class_="tick", x=x, y=HEIGHT - 6, text_anchor="end" if x > WIDTH - RIGHT - 10 else "middle"
         )
-    return out
+        for x, text in ticks
+    ]
 
 
 def _apart(values: Sequence[float], least: float) -> list[float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from markupsafe import Markup
 
@@ -21,47 +22,57 @@ CORNERS: dict[int, list[tuple[float, float]]] = {
     8: [(-6, -5), (0, -1.5), (6, -5), (6, 5), (0, 1.5), (-6, 5)],
 }  # fmt: skip
 
-STRETCHED = 'viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true"'
+STRETCHED = {"viewBox": "0 0 100 1", "preserveAspectRatio": "none", "aria_hidden": "true"}
+
+
+def element(tag: str, *content: str, **attributes: str | float | None) -> Markup:
+    """An SVG element. Attributes: ``class_`` is class, ``text_anchor`` text-anchor; numbers are coordinates, None is left out."""
+    given = [
+        Markup(' {}="{}"').format(
+            key.rstrip("_").replace("_", "-"), value if isinstance(value, str) else coordinate(value)
+        )
+        for key, value in attributes.items()
+        if value is not None
+    ]
+    opened = Markup("<") + tag + Markup("").join(given)
+    return opened + Markup(">") + Markup("").join(content) + Markup(f"</{tag}>") if content else opened + Markup("/>")
 
 
 def bar(share: float, kind: str = "") -> Markup:
     """A bar filled from the left to ``share`` of its length; ``kind`` is a class of the style sheet, as everywhere here."""
     width = 100 * min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
-    rect = f'<rect width="{coordinate(width)}" height="1"/>'
-    return Markup(f'<svg class="bar {kind}" {STRETCHED}>{rect}</svg>')
+    return element("svg", element("rect", width=width, height=1), class_=f"bar {kind}", **STRETCHED)
 
 
 def stack(parts: Sequence[tuple[float, str]]) -> Markup:
     """Bars one after the other: shares of the whole length and their kinds."""
-    at, rects = 0.0, []
-    for share, kind in parts:
-        rects.append(
-            Markup('<rect class="{}" x="{}" width="{}" height="1"/>').format(
-                kind, coordinate(100 * at), coordinate(100 * share)
-            )
-        )
-        at += share
-    return _svg(f'class="bar" {STRETCHED}', rects)
+    starts = accumulate((share for share, _ in parts), initial=0.0)
+    rects = [
+        element("rect", class_=kind, x=100 * start, width=100 * share, height=1)
+        for start, (share, kind) in zip(starts, parts, strict=False)
+    ]
+    return element("svg", *rects, class_="bar", **STRETCHED)
 
 
 def diverging(value: float, scale: float, kind: str = "") -> Markup:
     """A bar from the middle: to the right for a positive value, to the left for a negative one; ``scale`` fills a half."""
     half = 50 * min(abs(value) / scale, 1.0) if scale > 0 else 0.0
-    rect = f'<rect x="{coordinate(50 if value > 0 else 50 - half)}" width="{coordinate(half)}" height="1"/>'
-    return Markup(f'<svg class="diverging {kind}" {STRETCHED}>{rect}<line x1="50" x2="50" y1="0" y2="1"/></svg>')
+    rect = element("rect", x=50 if value > 0 else 50 - half, width=half, height=1)
+    middle = element("line", x1=50, x2=50, y1=0, y2=1)
+    return element("svg", rect, middle, class_=f"diverging {kind}", **STRETCHED)
 
 
 def interval(low: float, middle: float, high: float, scale: float) -> Markup:
     """A dot with the line of its interval on a track from 0 to ``scale``."""
 
-    def at(value: float) -> str:
-        return coordinate(4 + 192 * min(max(value / scale, 0), 1))
+    def at(value: float) -> float:
+        return 4 + 192 * min(max(value / scale, 0), 1)
 
-    parts = [Markup('<line class="track" x1="4" x2="196" y1="6" y2="6"/>')]
+    parts = [element("line", class_="track", x1=4, x2=196, y1=6, y2=6)]
     if math.isfinite(low) and math.isfinite(high):
-        parts.append(Markup('<line class="range" x1="{}" x2="{}" y1="6" y2="6"/>').format(at(low), at(high)))
-    parts.append(Markup('<circle cx="{}" cy="6" r="3.5"/>').format(at(middle)))
-    return _svg('class="interval" viewBox="0 0 200 12" preserveAspectRatio="xMinYMid" aria-hidden="true"', parts)
+        parts.append(element("line", class_="range", x1=at(low), x2=at(high), y1=6, y2=6))
+    parts.append(element("circle", cx=at(middle), cy=6, r=3.5))
+    return element("svg", *parts, class_="interval", viewBox="0 0 200 12", preserveAspectRatio="xMinYMid", aria_hidden="true")  # fmt: skip
 
 
 def scatter(places: Sequence[tuple[float, float]], points: Sequence[Mapping[str, str | int]], text: str) -> Markup:
@@ -77,38 +88,25 @@ def scatter(places: Sequence[tuple[float, float]], points: Sequence[Mapping[str,
     for k, ((x, y), point) in enumerate(zip(at, points, strict=True)):
         name = str(point["name"])
         short = name if len(name) <= 18 else name[:17] + "…"
-        length, shown, side = 7.1 * len(short), "", 1
-        for side in (1, -1):
-            left = x + 9 if side > 0 else x - 9 - length
+        length = 7.1 * len(short)
+        shown, side = "", 1 if x < width * 0.8 else -1
+        for way in (1, -1):
+            left = x + 9 if way > 0 else x - 9 - length
             box = (left, y - 7, left + length, y + 7)
-            if (
-                left > 2
-                and left + length < width - 2
-                and not any(_overlap(box, other) for j, other in enumerate(taken) if j != k)
-            ):
+            inside = left > 2 and left + length < width - 2
+            if inside and not any(_overlap(box, other) for j, other in enumerate(taken) if j != k):
                 taken.append(box)
-                shown = " shown"
+                shown, side = " shown", way
                 break
-        else:
-            side = 1 if x < width * 0.8 else -1
+        named = element("text", short, x=x + 9 * side, y=y + 4, text_anchor="end" if side < 0 else None)
+        mark = element("path", d=_shape(int(point["shape"]), x, y))
         parts.append(
-            Markup(
-                '<a href="{}" class="point c{}{}"><title>{}</title><path d="{}"/><text x="{}" y="{}"{}>{}</text></a>'
-            ).format(
-                point["href"],
-                point["colour"],
-                shown,
-                point["title"],
-                _shape(int(point["shape"]), x, y),
-                coordinate(x + 9 * side),
-                coordinate(y + 4),
-                Markup(' text-anchor="end"') if side < 0 else "",
-                short,
+            element(
+                "a", element("title", str(point["title"])), mark, named,
+                href=str(point["href"]), class_=f"point c{point['colour']}{shown}",
             )
-        )
-    return Markup('<svg class="map" viewBox="0 0 {} {}" role="group" aria-label="{}">{}</svg>').format(
-        width, height, text, Markup("").join(parts)
-    )
+        )  # fmt: skip
+    return element("svg", *parts, class_="map", viewBox=f"0 0 {width} {height}", role="group", aria_label=text)
 
 
 def _fitted(places: Sequence[tuple[float, float]], width: int, height: int, margin: int) -> list[tuple[float, float]]:
@@ -128,30 +126,25 @@ def _fitted(places: Sequence[tuple[float, float]], width: int, height: int, marg
 
 def shape(number: int) -> Markup:
     """The shape of a category, for a legend."""
-    return Markup('<svg class="shape" viewBox="0 0 16 16" aria-hidden="true"><path d="{}"/></svg>').format(
-        _shape(number, 8, 8)
+    return element(
+        "svg", element("path", d=_shape(number, 8, 8)), class_="shape", viewBox="0 0 16 16", aria_hidden="true"
     )
 
 
 def _shape(number: int, x: float, y: float) -> str:
     """A shape of about equal area around a point: disc, square, triangle, diamond, triangle downwards, cross, plus, hexagon, bow, ring."""
-    if number in (0, 9):
-        r = 5.5
-        disc = f"M{coordinate(x - r)} {coordinate(y)}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z"
-        return (
-            disc
-            if number == 0
-            else disc + f"M{coordinate(x - 2.5)} {coordinate(y)}a2.5 2.5 0 1 1 5 0a2.5 2.5 0 1 1 -5 0z"
-        )
+    if number not in CORNERS:
+        return _disc(x, y, 5.5, 1) + (_disc(x, y, 2.5, -1) if number == 9 else "")
     return "M" + "L".join(f"{coordinate(x + dx)} {coordinate(y + dy)}" for dx, dy in CORNERS[number]) + "z"
+
+
+def _disc(x: float, y: float, r: float, turn: int) -> str:
+    sweep = int(turn < 0)
+    return f"M{coordinate(x - r)} {coordinate(y)}a{r} {r} 0 1 {sweep} {2 * r} 0a{r} {r} 0 1 {sweep} {-2 * r} 0z"
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _svg(attributes: str, parts: Sequence[Markup]) -> Markup:
-    return Markup(f"<svg {attributes}>") + Markup("").join(parts) + Markup("</svg>")
 
 
 def coordinate(value: float) -> str:
