@@ -13,7 +13,7 @@ from evaluate.correct.changed_images import changed_pictures
 from evaluate.correct.choice import SENTENCES
 from evaluate.correct.correction_study import Study, confusion
 from evaluate.correct.heldout_evaluation import Judged
-from evaluate.correct.trade_off import trade_off
+from evaluate.correct.trade_off import strengths, trade_off
 from evaluate.number_format import minus
 from evaluate.report.svg_shapes import bar
 from evaluate.web_page import render_page
@@ -21,7 +21,6 @@ from stores.io import write_atomically
 from stores.store import ActivationStore
 
 SHOWN = 12  # classes up to which a confusion matrix is drawn whole; of more, those that change most
-WIDTH, HEIGHT, PAD = 560, 220, 44
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ def write_page(
         "made": _facts(summary, store),
         "bar": bar,
         "bars": {which: bars(summary[which]) for which in study.sets()},
-        "curves": curves(study),
+        "strengths": strengths(study),
         "trade": trade_off(study),
+        "kinds": list(dict.fromkeys(name.partition(" ")[0] for name in study.tried)),
         "problem": SENTENCES.get(summary["problem"], ""),
         "confusions": [_confusion(study, which, classes) for which in study.sets()],
         "pictures": changed_pictures(out, study, classes),
-        "size": (WIDTH, HEIGHT, PAD),
     }
     path = out / "index.html"
     text = render_page("correct.html", page, styles="correct.css", change=change_of)
@@ -73,46 +72,6 @@ def change_of(found: dict[str, Any]) -> str:
     return f"{gain} ({low} to {high})"
 
 
-def curves(study: Study) -> list[dict[str, Any]]:
-    """Lines of held-out accuracy over the strength, at the chosen shift: points in the drawing's units, and their numbers."""
-    lines = []
-    top = max(one.strength for one in study.tried["signal"].settings) or 1.0
-    for name in ("signal", "filter"):
-        tried = study.tried.get(name)
-        if tried is None or len({one.strength for one in tried.settings}) < 2:
-            continue
-        mine = [r for r, one in enumerate(tried.settings) if one.shift == tried.chosen.shift]
-        for which, found in (("poisoned", tried.poisoned), ("clean", tried.clean)):
-            if found is None:
-                continue
-            across = [PAD + tried.settings[r].strength / top * (WIDTH - 2 * PAD) for r in mine]
-            low, high = (
-                list(zip(across, map(_up, (found.before + end[mine]).clip(0, 1)), strict=True))
-                for end in (found.low, found.high)
-            )
-            lines.append(
-                {
-                    "name": f"{name}, {which}",
-                    "kind": name,
-                    "set": which,
-                    "points": _joined(list(zip(across, map(_up, found.after[mine]), strict=True))),
-                    "band": _joined([*low, *high[::-1]]) if name == "signal" else "",
-                    "chosen": (across[mine.index(tried.best)], _up(found.after[tried.best])),
-                    "top": top,
-                }
-            )
-    return lines
-
-
-def _joined(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _up(accuracy: float) -> float:
-    """Where an accuracy is drawn among the curves."""
-    return HEIGHT - PAD + 16 - accuracy * (HEIGHT - PAD)
-
-
 def _confusion(study: Study, which: str, classes: Sequence[str]) -> dict[str, Any]:
     of: Judged = study.sets()[which]
     scored = ~of.held
@@ -133,7 +92,6 @@ def _confusion(study: Study, which: str, classes: Sequence[str]) -> dict[str, An
                 "rows": [
                     {
                         "name": classes[k],
-                        "total": int(table[k].sum()),
                         "cells": [(int(table[k, j]), j == k) for j in shown],
                     }
                     for k in shown

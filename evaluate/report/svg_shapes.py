@@ -147,6 +147,11 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
+def points(places: Sequence[tuple[float, float]]) -> str:
+    """Points of a line or an area."""
+    return " ".join(f"{coordinate(x)},{coordinate(y)}" for x, y in places)
+
+
 def coordinate(value: float) -> str:
     """A coordinate, a tenth of a unit exactly."""
     text = f"{value:.1f}"

@@ -55,8 +55,8 @@ def test_everything_is_shown_and_fits(watched: Callable[..., Any], page: str, sc
         picture.scroll_into_view_if_needed()
         assert picture.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 0
         assert picture.get_attribute("alt")
-    assert opened.locator(".curve polyline").count() == 4
-    assert opened.locator(".trade circle.chosen").count() == 2
+    assert opened.locator(".figure polyline.clean, .figure polyline.poisoned").count() == 4
+    assert opened.locator("circle.chosen").count() == 2
     assert opened.locator(".matrix").count() == 4
     bars = opened.locator(".compare").nth(1).locator(".bar rect")
     assert bars.nth(1).bounding_box()["width"] > bars.nth(0).bounding_box()["width"]
