@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluate.explain.heat_maps import Step, bars
+from evaluate.report.svg_shapes import bar
 from evaluate.web_page import render_page
 
 
@@ -57,7 +58,7 @@ class PageData:
 
 def render(data: PageData) -> str:
     """The page; its bytes depend on the data alone."""
-    return render_page("explain.html", {"data": data}, styles="explain.css", waterfall=waterfall)
+    return render_page("explain.html", {"data": data, "bar": bar}, styles="explain.css", waterfall=waterfall)
 
 
 def waterfall(steps: Sequence[Step]) -> dict[str, Any]:

@@ -25,29 +25,19 @@
     addEventListener(left, (event) => event.target.closest?.(".term")?.classList.remove("dismissed"));
   }
 
-  // the map is one stop of the Tab key: arrows go to the nearest point that way
+  // the map is one stop of the Tab key: arrows go to the next point that way
   const map = one(".map");
   const points = map ? all(".point", map) : [];
   const step = (to) => points.forEach((point) => point.setAttribute("tabindex", point === to ? "0" : "-1"));
-  const ways = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  const centre = (point) => {
-    const box = point.querySelector("path").getBoundingClientRect();
-    return [box.x + box.width / 2, box.y + box.height / 2];
-  };
+  const ways = { ArrowLeft: ["x", -1], ArrowRight: ["x", 1], ArrowUp: ["y", -1], ArrowDown: ["y", 1] };
   map?.addEventListener("focusin", (event) => step(event.target.closest(".point")));
   map?.addEventListener("keydown", (event) => {
     const way = ways[event.key], from = event.target.closest(".point");
     if (!way || !from || !plain(event)) return;
     event.preventDefault();
-    const [x, y] = centre(from);
-    let nearest = null, least = Infinity;
-    for (const point of points) {
-      const [px, py] = centre(point);
-      const along = (px - x) * way[0] + (py - y) * way[1];
-      const aside = Math.abs((px - x) * way[1]) + Math.abs((py - y) * way[0]);
-      if (along > 0.5 && along + 2 * aside < least) [nearest, least] = [point, along + 2 * aside];
-    }
-    nearest?.focus();
+    const place = (point) => point.querySelector("path").getBoundingClientRect()[way[0]];
+    const order = [...points].sort((a, b) => place(a) - place(b));
+    order[order.indexOf(from) + way[1]]?.focus();
   });
   step(points[0]);
 

@@ -136,7 +136,7 @@ def test_a_prediction_that_is_not_read_here_is_said_to_be_so(found: Explained) -
     assert document["counterfactual"]["none_exists"]
     text = page(unread)
     assert "does not depend on the positions of this layer" in text
-    for left_out in ("Grad-CAM for", "Where these concepts are", "What would make it", 'class="sums"'):
+    for left_out in ("Grad-CAM for", "Where these concepts are", "What would make it", 'class="bars fall"'):
         assert left_out in page(found)
         assert left_out not in text
     tile = square(Image.new("L", (30, 50), 99), 24)
