@@ -59,7 +59,7 @@ class Network:
     layout, found : the layer's layout; with what decided it.
     split_kind : "fx" or "replay".
     n_classes : K.
-    input_size : (height, width) of what the module is given.
+    probe, input_size : preprocessed images (n, C, h, w) that it was tried on, and their (h, w).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Network:
         self._backbone = split.backbone(layer).eval().to(device)
         self._head = LogitsOf(split.head(layer).eval().to(device), output)
         self.n_classes = self._check(probe)
-        self.input_size = (probe.shape[2], probe.shape[3])
+        self.probe, self.input_size = probe, (probe.shape[2], probe.shape[3])
 
     @classmethod
     def load(

@@ -17,7 +17,6 @@ from extract.image_io import grey_values, is_deep, orientation_of, range_of_dept
 from extract.image_source import ImageSource
 from extract.loader import Decode
 from extract.network import Network
-from extract.probe import probe_images
 from stores.errors import EDDPError, UsageError
 
 SAMPLE = 32  # images that are read, spread evenly
@@ -154,10 +153,9 @@ def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]
 
 def _network(networks: Sequence[Network], warnings: list[str]) -> Rows:
     first, output = networks[0], networks[0].output
-    probe = probe_images(first.transform)
-    channels, height, width = probe.shape[1:]
+    channels, height, width = first.probe.shape[1:]
     given = {"RGB": "RGB", "L": "grey", "RGBA": "four channels as they are"}[first.transform.mode]
-    fed = f"{given}, {channels} × {height} × {width}, values about {probe.min():.2g} to {probe.max():.2g}"
+    fed = f"{given}, {channels} × {height} × {width}, values about {float(first.probe.min()):.2g} to {float(first.probe.max()):.2g}"
     returned = f"{output.classes} logits: {output.key and f'{output.key!r}, '}{output.how}"
     rows = [["network input", fed], ["network output", returned]]
     for network in networks:

@@ -27,7 +27,7 @@ from extract.loader import Decode, decoded
 from extract.models import LoadedModel, load_model
 from extract.network import Network, cut
 from extract.overview import overview
-from extract.probe import prepare_model, probe_images
+from extract.probe import prepare_model
 from stores.errors import StoreError
 from stores.format import LayerSpec
 from stores.layout import StorePlan
@@ -63,7 +63,7 @@ class Plan:
     def batch_size(self) -> int:
         if self.config.batch_size is not None:
             return self.config.batch_size
-        return fitting_batch_size(self.first.module, probe_images(self.first.transform, 1), self.config.device)
+        return fitting_batch_size(self.first.module, self.first.probe, self.config.device)
 
     @cached_property
     def workers(self) -> int:

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_net
 import torch
+from image_folders import put
 from tiny import trusted
 
 from extract.datasets import open_folder
@@ -15,13 +17,12 @@ from stores.readers import LayerReader
 from stores.store import ActivationStore
 
 
-@pytest.fixture
-def store(tmp_path: Path, tiny_images: Callable[..., Path]) -> ActivationStore:
-    config = ExtractConfig(
-        model="tiny_net:build", layers=("first", "second"), dtype="float32", chunk_images=4, workers=0
-    )
-    extract(open_folder(tiny_images()), tmp_path / "s", config)
-    return trusted(tmp_path / "s")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
+    root, layers = tmp_path_factory.mktemp("head"), ("first", "second")
+    config = ExtractConfig(model="tiny_net:build", layers=layers, dtype="float32", chunk_images=4, workers=0)
+    extract(open_folder(put(root / "data", *(f"{i}.png" for i in range(10)))), root / "s", config)
+    return trusted(root / "s")
 
 
 @pytest.mark.parametrize("layer", ["first", "second"])
@@ -73,8 +74,9 @@ def test_a_synthetic_store_has_no_network(tiny_store: Callable[..., Path]) -> No
         open_network(ActivationStore.open(path), "a")
 
 
-def test_a_damaged_head_is_not_used(store: ActivationStore) -> None:
-    file = store.path / "layers/second/head_bias/c.0"
+def test_a_damaged_head_is_not_used(store: ActivationStore, tmp_path: Path) -> None:
+    damaged = trusted(shutil.copytree(store.path, tmp_path / "s"))
+    file = damaged.path / "layers/second/head_bias/c.0"
     file.write_bytes(b"\0" * len(file.read_bytes()))
     with pytest.raises(CorruptStoreError, match="head of 'second'"):
-        open_head(store, "second")
+        open_head(damaged, "second")
