@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tiny import fill, open_writer
+from tiny import write_store
 
 from stores.format import LayerSpec
 
@@ -26,6 +26,7 @@ OPTIONS = {
     "names": NAMES,
 }
 CONTENT = {"names": NAMES, "valid": VALID, "positions": {"late": POSITIONS}}
+ALL = {**OPTIONS, **CONTENT}
 
 
 def write(folder: Path) -> None:
@@ -33,11 +34,7 @@ def write(folder: Path) -> None:
     for name, options, chunks in (
         ("none", {}, None), ("zstd", {"compress": "zstd"}, None), ("unfinished", {}, [1])
     ):  # fmt: skip
-        writer = open_writer(folder / f"{name}.zarr", LAYERS, **OPTIONS, **options)
-        fill(writer, LAYERS, chunks=chunks, **CONTENT)
-        if chunks is None:
-            writer.seal()
-        writer.close()
+        write_store(folder / f"{name}.zarr", LAYERS, chunks=chunks, **ALL, **options)
 
 
 if __name__ == "__main__":

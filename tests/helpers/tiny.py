@@ -108,13 +108,19 @@ def fill(
         )
 
 
-def write_store(path: Path, layers: Mapping[str, np.ndarray], **options: Any) -> Path:
-    """A sealed store of layers given as name -> (N, P, C); ``options`` are those of ``open_writer`` and ``fill``."""
+def write_store(
+    path: Path, layers: Mapping[str, np.ndarray], *, chunks: Sequence[int] | None = None, **options: Any
+) -> Path:
+    """A sealed store of layers given as name -> (N, P, C), new or resumed; with ``chunks``, only those, and not sealed.
+
+    ``options`` are those of ``open_writer`` and ``fill``.
+    """
     ours = {key: options.pop(key) for key in ("labels", "valid", "logits", "positions") if key in options}
     writer = open_writer(path, layers, **options)
     try:
-        fill(writer, layers, names=options.get("names"), **ours)
-        writer.seal()
+        fill(writer, layers, names=options.get("names"), chunks=chunks, **ours)
+        if chunks is None:
+            writer.seal()
     finally:
         writer.close()
     return path

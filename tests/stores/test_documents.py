@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import contents, fill, open_writer, reseal, write_store
+from tiny import contents, open_writer, reseal, write_store
 
 from pipeline.commands.inspect import _check
 from pipeline.inspection import Inspection
@@ -38,9 +38,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed store, and one that is unfinished."""
     folder = tmp_path_factory.mktemp("validate")
     write_store(folder / "sealed", X, heads=HEAD, provenance=MADE)
-    writer = open_writer(folder / "open", X, heads=HEAD, provenance=MADE)
-    fill(writer, X, chunks=[0])
-    writer.close()
+    write_store(folder / "open", X, heads=HEAD, provenance=MADE, chunks=[0])
     return folder
 
 

@@ -9,8 +9,8 @@ import google_crc32c
 import numpy as np
 import pytest
 import zarr
-from kept import CONTENT, LAYERS, NAMES, OPTIONS, POSITIONS, VALID
-from tiny import fill, open_writer
+from kept import ALL, LAYERS, NAMES, OPTIONS, POSITIONS, VALID
+from tiny import open_writer, write_store
 
 from stores.errors import StoreError
 from stores.format import FORMAT
@@ -71,18 +71,13 @@ def test_an_unfinished_store_is_resumed(tmp_path: Path) -> None:
     path = shutil.copytree(FIXTURE / "unfinished.zarr", tmp_path / "s")
     writer = open_writer(path, LAYERS, **OPTIONS)
     assert writer.missing() == [0, 2]
-    fill(writer, LAYERS, **CONTENT)
-    writer.seal()
     writer.close()
-    check(path)
+    check(write_store(path, LAYERS, **ALL))
 
 
 def test_what_is_written_now_is_to_the_byte_what_was_written_then(tmp_path: Path) -> None:
     """Whoever changes the format gives it another number, and keeps a store of the old one here."""
-    writer = open_writer(tmp_path / "s", LAYERS, **OPTIONS)
-    fill(writer, LAYERS, **CONTENT)
-    writer.seal()
-    writer.close()
+    write_store(tmp_path / "s", LAYERS, **ALL)
     kept = FIXTURE / "none.zarr"
     files = {p.relative_to(kept).as_posix() for p in kept.rglob("*") if p.is_file()}
     assert {p.relative_to(tmp_path / "s").as_posix() for p in (tmp_path / "s").rglob("*") if p.is_file()} == files
@@ -101,12 +96,7 @@ def canonical(document: object) -> bytes:
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_a_reader_made_from_the_specification(tmp_path: Path, compress: str) -> None:
-    root = tmp_path / "s"
-    writer = open_writer(root, LAYERS, compress=compress, **OPTIONS)
-    fill(writer, LAYERS, **CONTENT)
-    writer.seal()
-    writer.close()
-
+    root = write_store(tmp_path / "s", LAYERS, compress=compress, **ALL)
     head, *lines = (root / "manifest.jsonl").read_bytes().removesuffix(b"\n").split(b"\n")
     header, records = json.loads(head), [json.loads(line) for line in lines]
     assert header["chunks"] == len(records)

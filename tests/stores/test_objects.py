@@ -217,9 +217,8 @@ def test_damaged_truncated_and_gone(remote: Path) -> None:
             read()
     writer = open_writer(remote, X)  # the same command again redoes what is gone
     assert writer.missing() == [1]
-    fill(writer, X)
-    writer.seal()
     writer.close()
+    write_store(remote, X)
     assert below(remote) == whole
 
 
@@ -262,16 +261,14 @@ def test_a_record_of_another_writer_is_kept(remote: Path, tmp_path: Path, caplog
 
 def test_a_chunk_without_a_record_is_written_again(remote: Path, tmp_path: Path) -> None:
     """What a run leaves that was killed between the objects of a chunk and its record."""
-    writer = open_writer(remote, X)
-    fill(writer, X, chunks=[0, 1])
+    write_store(remote, X, chunks=[0, 1])
     forget(remote, 1)
     objects.put({remote / "layers/a/activations/c.1.0.0": b"of somebody else"})
     with pytest.raises(UnsealedStoreError, match="1 of 7 chunks are committed"):
         ActivationStore.open(URL)
     again = open_writer(remote, X)
     assert again.missing() == [1, 2, 3, 4, 5, 6]
-    fill(again, X)
-    again.seal()
+    write_store(remote, X)
     write_store(tmp_path / "s", X)
     assert below(remote) == contents(tmp_path / "s")
 

@@ -128,10 +128,7 @@ def test_a_store_that_has_moved_on_disk_with_its_images_says_where(tmp_path: Pat
     made = {"dataset": {"path": "/old", "digest": "d"}, "weights": "/old/w.pth", "weights_digest": "w"}
     moved = {"dataset": {"path": "/new", "digest": "d"}, "weights": "/new/w.pth", "weights_digest": "w"}
     open_writer(tmp_path / "s", X, provenance=made).close()
-    writer = open_writer(tmp_path / "s", X, provenance=moved)
-    fill(writer, X)
-    writer.seal()
-    writer.close()
+    write_store(tmp_path / "s", X, provenance=moved)
     store = ActivationStore.open(tmp_path / "s")
     assert store.provenance == moved
     open_writer(tmp_path / "s", X, provenance=made).close()  # sealed: nothing of it is touched any more

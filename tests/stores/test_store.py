@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from tiny import edit_attributes, fill, open_writer, reseal, write_store
+from tiny import edit_attributes, reseal, write_store
 
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UnknownNameError, UnsealedStoreError
 from stores.store import ActivationStore, StoreBase
@@ -127,9 +127,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_store_says_how_much_is_missing(tmp_path: Path) -> None:
-    x = {"a": noise(9)}
-    writer = open_writer(tmp_path / "s", x)
-    writer.close()
+    write_store(tmp_path / "s", {"a": noise(9)}, chunks=[])
     with pytest.raises(
         UnsealedStoreError, match=r"0 of 3 chunks are committed, 0-2 are missing\. Run the same extract command again"
     ):
@@ -231,9 +229,7 @@ def test_dask_from_another_folder(tiny_store: Make, tmp_path: Path, monkeypatch:
 
 def test_an_unfinished_store_of_very_many_chunks(tmp_path: Path) -> None:
     """What is missing is said without counting it one by one."""
-    writer = open_writer(tmp_path / "s", {"a": noise(9)})
-    fill(writer, {"a": noise(9)}, chunks=[1])
-    writer.close()
+    write_store(tmp_path / "s", {"a": noise(9)}, chunks=[1])
     edit_attributes(tmp_path / "s", lambda plan: plan.update(n_images=4 * 10**6))
     with pytest.raises(UnsealedStoreError, match="1 of 1000000 chunks are committed, 0, 2-999999 are missing"):
         ActivationStore.open(tmp_path / "s")

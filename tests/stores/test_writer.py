@@ -24,23 +24,11 @@ from stores.writer import StoreWriter, extremes
 X = {"a": np.random.default_rng(0).normal(size=(10, 3, 2)).astype(np.float32)}
 
 
-def finish(path: Path, **options: object) -> None:
-    writer = open_writer(path, X, **options)
-    try:
-        fill(writer, X)
-        writer.seal()
-    finally:
-        writer.close()
-
-
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_going_on_gives_the_same_bytes_as_never_stopping(tmp_path: Path, compress: str) -> None:
     write_store(tmp_path / "whole", X, compress=compress)
     for done in ([], [1], [0, 2]):
-        path = tmp_path / f"{done}"
-        writer = open_writer(path, X, compress=compress)
-        fill(writer, X, chunks=done)
-        writer.close()
+        path = write_store(tmp_path / f"{done}", X, compress=compress, chunks=done)
         before = {name: (path / name).stat().st_mtime_ns for name in contents(path) if "/c." in name}
         (path / "images/labels/.c.1.01234567.partial").write_bytes(b"half of it")  # what a kill leaves
         writer = open_writer(path, X, compress=compress)
@@ -89,12 +77,7 @@ def test_sealing_needs_every_chunk(tmp_path: Path) -> None:
 def test_a_store_of_something_else_is_refused_and_the_difference_named(
     tmp_path: Path, options: dict, wanted: str, sealed: bool
 ) -> None:
-    path = tmp_path / "s"
-    writer = open_writer(path, X)
-    fill(writer, X, chunks=[0, 1, 2] if sealed else [1])
-    if sealed:
-        writer.seal()
-    writer.close()
+    path = write_store(tmp_path / "s", X, chunks=None if sealed else [1])
     before = contents(path)
     with pytest.raises(StoreExistsError, match=rf"made from something else \({wanted}.*--overwrite to replace it"):
         open_writer(path, X, **options)
@@ -104,13 +87,8 @@ def test_a_store_of_something_else_is_refused_and_the_difference_named(
 
 def test_a_head_that_rounds_differently_is_no_other_store(tmp_path: Path) -> None:
     head = (np.ones((3, 2), np.float32), np.zeros(3, np.float32))
-    writer = open_writer(tmp_path / "s", X, heads={"a": head})
-    fill(writer, X, chunks=[0])
-    writer.close()
-    writer = open_writer(tmp_path / "s", X, heads={"a": (head[0] + 1e-6, head[1])})
-    fill(writer, X)
-    writer.seal()
-    writer.close()
+    write_store(tmp_path / "s", X, heads={"a": head}, chunks=[0])
+    write_store(tmp_path / "s", X, heads={"a": (head[0] + 1e-6, head[1])})
     found = ActivationStore.open(tmp_path / "s").affine_head("a")
     assert found is not None
     assert np.array_equal(found[0], head[0])
@@ -121,7 +99,7 @@ def test_overwriting_leaves_nothing_of_the_old_store(tmp_path: Path) -> None:
     path = write_store(tmp_path / "s", old, chunk_images=2)
     (path / "truth.safetensors").write_text("old")
     (path / ".zarr.json.0123abcd.partial").write_text("half")
-    finish(path, overwrite=True)
+    write_store(path, X, overwrite=True)
     write_store(tmp_path / "fresh", X)
     assert contents(path) == contents(tmp_path / "fresh")
 
@@ -132,7 +110,7 @@ def test_overwriting_replaces_damaged_and_unfinished_stores(tmp_path: Path) -> N
         (path / "zarr.json").write_text(text)
         with pytest.raises(StoreError):
             open_writer(path, X)
-        finish(path, overwrite=True)
+        write_store(path, X, overwrite=True)
         assert ActivationStore.open(path).verify() == []
 
 
@@ -226,10 +204,7 @@ def test_what_was_laid_out_and_has_changed_is_repaired(tmp_path: Path, caplog: p
     ]
     assert len(laid_out) == 12
     for number, name in enumerate(laid_out):
-        path = tmp_path / f"{number}"
-        writer = open_writer(path, X, **options)
-        fill(writer, X, chunks=[1])
-        writer.close()
+        path = write_store(tmp_path / f"{number}", X, chunks=[1], **options)
         if number % 2:
             (path / name).unlink()
         else:
@@ -242,7 +217,7 @@ def test_what_was_laid_out_and_has_changed_is_repaired(tmp_path: Path, caplog: p
         with pytest.raises(CorruptStoreError, match="was changed while the store was written. Run the same"):
             writer.seal()
         writer.close()
-        finish(path, **options)
+        write_store(path, X, **options)
         assert contents(path) == whole
 
 
@@ -258,7 +233,7 @@ def test_a_lock_file_that_was_half_written_is_completed(tmp_path: Path, length: 
     whole = contents(write_store(tmp_path / "whole", X))
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / LOCK).write_bytes(LOCK_BYTES[:length])
-    finish(tmp_path / "s")
+    write_store(tmp_path / "s", X)
     assert contents(tmp_path / "s") == whole
 
 
@@ -267,12 +242,7 @@ def test_a_lock_file_that_was_half_written_is_completed(tmp_path: Path, length: 
 )
 def test_what_is_gone_is_done_again_and_only_that(tmp_path: Path, harm: str, sealed: bool) -> None:
     write_store(tmp_path / "whole", X)
-    path = tmp_path / "s"
-    writer = open_writer(path, X)
-    fill(writer, X)
-    if sealed:
-        writer.seal()
-    writer.close()
+    path = write_store(tmp_path / "s", X, chunks=None if sealed else range(3))
     chunk = path / "layers/a/activations/c.1.0.0"
     if harm == "record":
         forget(path, 1)
@@ -283,35 +253,28 @@ def test_what_is_gone_is_done_again_and_only_that(tmp_path: Path, harm: str, sea
     writer = open_writer(path, X)
     assert not writer.sealed
     assert writer.missing() == [1]
-    fill(writer, X)
-    writer.seal()
     writer.close()
+    write_store(path, X)
     assert contents(path) == contents(tmp_path / "whole")
     assert ActivationStore.open(path).verify() == []
 
 
 def test_a_damaged_record_stops_going_on_with_advice_that_works(tmp_path: Path) -> None:
-    path, wanted = tmp_path / "s", contents(write_store(tmp_path / "whole", X))
-    writer = open_writer(path, X)
-    fill(writer, X)
-    writer.close()
+    path, wanted = write_store(tmp_path / "s", X, chunks=range(3)), contents(write_store(tmp_path / "whole", X))
     commit_file(path, 2).write_text("{")
     writer = open_writer(path, X)
     with pytest.raises(CorruptStoreError, match=r"00000002\.json .*Delete those files"):
         writer.missing()
     writer.close()
     commit_file(path, 2).unlink()
-    finish(path)
+    write_store(path, X)
     assert contents(path) == wanted
 
 
 def test_a_seal_that_was_cut_off_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between the manifest and the end of the commits."""
-    writer = open_writer(tmp_path / "s", X)
-    fill(writer, X)
     monkeypatch.setattr("stores.writer.remove_commits", lambda path: None)
-    writer.seal()
-    writer.close()
+    write_store(tmp_path / "s", X)
     monkeypatch.undo()
     assert ActivationStore.open(tmp_path / "s").verify() == []
     open_writer(tmp_path / "s", X).close()
@@ -392,7 +355,7 @@ def test_commits_of_chunks_of_other_writers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="chunk 0 is not among this writer's: 1-2"):
         commit(writer)
     writer.close()
-    finish(tmp_path / "s")
+    write_store(tmp_path / "s", X)
     writer = open_writer(tmp_path / "s", X)
     with pytest.raises(StoreError, match="is sealed: nothing is written to it any more"):
         commit(writer)
