@@ -27,7 +27,7 @@ from evaluate.report.report_contents import class_pages, concepts_of, direction_
 from evaluate.report.report_data import Features, Influence, Site
 from evaluate.report.report_images import draw_pictures
 from evaluate.report.report_pages import pages, start_page
-from evaluate.report.similarity_map import cosines, similarity_map
+from evaluate.report.similarity_map import similarity_map
 from extract.image_io import to_mode
 from extract.store_images import crop, open_store_images
 from pipeline.evaluation_parts import Dissected, Subject
@@ -212,7 +212,7 @@ class _Pages:
         gone = f"{len(missing & wanted)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more."
         notes = [self.shown.note] if self.shown.note else [gone] if missing & wanted else []
         self.progress("map", 0, 1)
-        places = similarity_map(cosines(directions.signals))
+        places = similarity_map(directions.signals)
         self.progress("map", 1, 1)
         parts = {
             "labels": rows, "scores": rows, "pairs": True, "site": True, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,

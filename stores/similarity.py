@@ -61,7 +61,7 @@ def deranged(within: np.ndarray) -> float:
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(I, J) cosines of the columns of ``a`` (C, I) and ``b`` (C, J), float64; 0 where one of them is zero."""
-    return _unit(a.astype(np.float64)).T @ _unit(b.astype(np.float64))
+    return unit(a.astype(np.float64)).T @ unit(b.astype(np.float64))
 
 
 def logit_correlation(a: np.ndarray, b: np.ndarray, statistics: Statistics) -> np.ndarray:
@@ -70,7 +70,7 @@ def logit_correlation(a: np.ndarray, b: np.ndarray, statistics: Statistics) -> n
     return cosines(statistics.root @ a.astype(np.float64), statistics.root @ b.astype(np.float64))
 
 
-def _unit(columns: np.ndarray) -> np.ndarray:
+def unit(columns: np.ndarray) -> np.ndarray:
     """Columns of unit norm; zero columns stay zero. Scaled by their largest entry first: squares cannot vanish."""
     largest = np.abs(columns).max(0)
     scaled = columns / np.where(largest > 0, largest, 1)

@@ -15,7 +15,7 @@ from evaluate.report.influence_reader import Pushes
 from evaluate.report.logit_histograms import Survey
 from evaluate.report.report_data import Candidate, ClassPage, Concept, Direction, Near, Steer, Tile
 from evaluate.report.report_images import example_file, strip_file, tile_file
-from evaluate.report.similarity_map import cosines, nearest
+from evaluate.report.similarity_map import nearest
 from stores.directions import Directions
 from stores.store import ActivationStore
 
@@ -53,7 +53,7 @@ def direction_pages(
         others.setdefault(int(row["index"]), []).append(one)
     marked = marks(directions.info.get("diagnosis", {}))
     near = {
-        role: nearest(cosines(vectors), NEIGHBOURS)
+        role: nearest(vectors, NEIGHBOURS)
         for role, vectors in (("signal", directions.signals), ("filter", directions.filters))
     }
     cosine = agreement(directions)

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 from tiny import write_store
 
+import evaluate.report.similarity_map
 from evaluate.detector_bank import make_bank
 from evaluate.image_tiles import region
 from evaluate.report.class_predictions import class_predictions, class_titles, true_classes
 from evaluate.report.influence_reader import Pushes, read_pushes, read_steering
 from evaluate.report.report_images import EXAMPLE, GAP, SMALL, TILE, draw_pictures, example_file, strip_file, tile_file
-from evaluate.report.similarity_map import cosines, nearest, scaled, similarity_map
+from evaluate.report.similarity_map import nearest, scaled, similarity_map
 from evaluate.top_images import Top, on_grid
 from stores.directions import Directions
 from stores.errors import ImageError
@@ -26,22 +27,21 @@ from stores.tables import TableError, write_parts, write_table
 # similarity
 
 
-def test_cosines_and_neighbours() -> None:
+def test_neighbours_are_those_of_largest_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.array([[3, 0, 1, 0], [0, 2, 1, 0]], np.float32)
-    found = cosines(vectors)
-    half = 2**-0.5
-    assert found == pytest.approx(np.array([[1, 0, half, 0], [0, 1, half, 0], [half, half, 1, 0], [0, 0, 0, 1]]))
-    order, value = nearest(found, 2)
-    assert order.tolist() == [[2, 1], [2, 0], [0, 1], [0, 1]]  # equal ones in their own order
-    assert value[0] == pytest.approx([half, 0])
-    assert nearest(found, 99)[0].shape == (4, 3)
-    assert nearest(found[:1, :1], 5)[0].shape == (1, 0)
+    for block in (3, 1024):
+        monkeypatch.setattr(evaluate.report.similarity_map, "BLOCK", block)
+        order, value = nearest(vectors, 2)
+        assert order.tolist() == [[2, 1], [2, 0], [0, 1], [0, 1]]  # equal ones in their own order
+        assert value == pytest.approx(np.array([[2**-0.5, 0], [2**-0.5, 0], [2**-0.5, 2**-0.5], [0, 0]]))
+    assert nearest(vectors, 99)[0].shape == (4, 3)
+    assert nearest(vectors[:, :1], 5)[0].shape == (1, 0)
 
 
 def test_classical_scaling_keeps_distances_in_a_plane() -> None:
     angle = np.array([0.0, 0.7, 1.5, 4.0, 5.5])
     unit = np.stack([np.cos(angle), np.sin(angle)])
-    places = scaled(unit.T @ unit)
+    places = scaled(unit)
 
     def distances(x: np.ndarray) -> np.ndarray:
         return np.linalg.norm(x[:, None] - x[None], axis=2)
@@ -53,17 +53,17 @@ def test_classical_scaling_keeps_distances_in_a_plane() -> None:
 def test_a_map_fills_the_unit_square_and_is_the_same_again(count: int) -> None:
     vectors = np.random.default_rng(0).standard_normal((6, count))
     vectors[:, -1] = vectors[:, 0]  # twins
-    places = similarity_map(cosines(vectors))
+    places = similarity_map(vectors)
     assert places.shape == (count, 2)
     assert places.min() >= 0
     assert places.max() <= 1
-    assert (places == similarity_map(cosines(vectors))).all()
+    assert (places == similarity_map(vectors)).all()
 
 
 def test_a_map_has_one_scale_for_both_axes() -> None:
     angle = np.array([0.0, 0.1, 0.2, 0.3, 0.4])  # nearly on a line
     unit = np.stack([np.cos(angle), np.sin(angle)])
-    places, plain = similarity_map(cosines(unit)), scaled(cosines(unit))
+    places, plain = similarity_map(unit), scaled(unit)
     apart = [np.linalg.norm(x[:, None] - x[None], axis=2) for x in (places, plain)]
     assert apart[0] / apart[0].max() == pytest.approx(apart[1] / apart[1].max(), abs=1e-6)
     assert np.ptp(places, axis=0)[0] == pytest.approx(1)
@@ -74,7 +74,7 @@ def test_groups_stay_together_on_the_map() -> None:
     g = np.random.default_rng(1)
     centres = g.standard_normal((20, 3))
     vectors = np.repeat(centres, 8, axis=1) + 0.1 * g.standard_normal((20, 24))
-    places = similarity_map(cosines(vectors))
+    places = similarity_map(vectors)
     group = np.repeat(np.arange(3), 8)
     gap = np.linalg.norm(places[:, None] - places[None], axis=2) + 9 * np.eye(24)
     assert (group[gap.argmin(1)] == group).all()
