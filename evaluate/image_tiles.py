@@ -1,24 +1,20 @@
-"""Thumbnails: an image as a square, the region where a detector fires, and a strip of such images."""
+"""Thumbnails: an image as a square, and the region where a detector fires."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import maximum_filter
 
 from stores.errors import UsageError
-from stores.io import write_atomically
 
 DIM = 0.45  # brightness left outside the region
 COLOUR = 0.35  # share of the colour left outside the region; the rest is grey
 LINE = (255, 214, 10)  # yellow: light against the dimmed outside, distinct from natural colours
 EDGE = (20, 20, 20)  # one dark pixel around the line, for yellow and white surroundings
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-QUALITY = 85  # of strips
 
 
 def region(logits: np.ndarray, size: int) -> np.ndarray:
@@ -71,20 +67,3 @@ def _outlined(pixels: np.ndarray, inside: np.ndarray) -> Image.Image:
     pixels[maximum_filter(line, 3) & ~line] = EDGE
     pixels[line & ~inside] = LINE
     return Image.fromarray(pixels)
-
-
-def strip(tiles: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size side by side, without gaps. Raises UsageError for none or for different sizes."""
-    if len({tile.size for tile in tiles}) != 1:
-        sizes = ", ".join(f"{w}×{h}" for w, h in sorted({tile.size for tile in tiles})) or "no picture"
-        raise UsageError(f"'tiles' must be one or more pictures of the same size, got {sizes}.")
-    width, height = tiles[0].size
-    out = Image.new("RGB", (width * len(tiles), height))
-    for i, tile in enumerate(tiles):
-        out.paste(tile, (i * width, 0))
-    return out
-
-
-def save_strip(path: Path, tiles: Sequence[Image.Image]) -> None:
-    """Write the strip of ``tiles`` as a JPEG, complete or not at all."""
-    write_atomically(path, jpeg(strip(tiles), QUALITY))

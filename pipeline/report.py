@@ -17,14 +17,14 @@ from evaluate.compare import compare
 from evaluate.detector_bank import Bank, make_bank
 from evaluate.direction_tables import with_found_again
 from evaluate.glossary import definitions
-from evaluate.page_layout import marks
 from evaluate.parallel import Scheduler
 from evaluate.report.class_predictions import ClassPredictions, class_predictions
 from evaluate.report.influence_reader import Pushes, median_steering, read_pushes, read_steering
 from evaluate.report.logit_histograms import Survey, survey
+from evaluate.report.page_layout import marks
 from evaluate.report.provenance import fit_log, set_facts, settings_of, store_facts
-from evaluate.report.report_contents import class_pages, concepts_of, direction_pages
-from evaluate.report.report_data import Features, Influence, Site
+from evaluate.report.report_contents import class_pages, direction_pages
+from evaluate.report.report_data import Features, Site
 from evaluate.report.report_images import draw_pictures
 from evaluate.report.report_pages import pages, start_page
 from evaluate.report.similarity_map import similarity_map
@@ -197,7 +197,7 @@ class _Pages:
         pushes, influence = self._influence(name, directions.count, len(predicted.count))
         curves, random = read_steering(evaluated.arrow("steering", name), directions.count) if influence else ([], None)
         rows = {row["index"]: row for row in evaluated.table("directions", name)}
-        truth = concepts_of(evaluated.table("ground_truth", name)) if "ground_truth" in entry else []
+        truth = evaluated.table("ground_truth", name) if "ground_truth" in entry else []
         stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
         diagnosis = directions.info.get("diagnosis", {})
         facts = store_facts(self.store, evaluated.layer) | set_facts(name, directions, entry)
@@ -246,7 +246,7 @@ class _Pages:
             start=f"{root}../report.html" if root else "",
         )  # fmt: skip
 
-    def _influence(self, name: str, directions: int, classes: int) -> tuple[dict[str, Pushes], Influence | None]:
+    def _influence(self, name: str, directions: int, classes: int) -> tuple[dict[str, Pushes], dict[str, Any] | None]:
         evaluated = self.evaluated
         measured = evaluated.summary["directions"][name].get("influence")
         if measured is None or not evaluated.has("influence"):
@@ -255,10 +255,9 @@ class _Pages:
             raise MismatchError(
                 f"'{evaluated.folder}' is about {measured['classes']} classes, and the store has {classes}. Run evaluate again."
             )
-        about = Influence(float(measured["alpha"]), measured["images"], measured["nulls"], measured["randoms"])
-        pushes = read_pushes(evaluated.path("influence"), name, about.alpha, directions, classes)
+        pushes = read_pushes(evaluated.path("influence"), name, float(measured["alpha"]), directions, classes)
         evaluated.check("influence")
-        return pushes, about
+        return pushes, measured
 
     def _with_features(self, site: Site, directions: Directions, folder: Path) -> Site:
         """Synthesise pictures into ``v/``; where that cannot be done and it was not asked for, a note says why."""

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from evaluate.correct.correction_study import Study
-from evaluate.image_tiles import region_tile, save_strip
+from evaluate.image_tiles import jpeg, region_tile
 from evaluate.top_images import on_grid
 from extract.store_images import StoreImages, open_store_images
 from stores.errors import EDDPError
+from stores.io import write_atomically
 from stores.readers import LayerReader
 
 SIZE = 150
@@ -65,7 +66,7 @@ def _draw(
     logits = (x @ correction.filters - (correction.thresholds + correction.shift)).max(1)
     file = f"pictures/{which}-{row:06d}.jpg"
     (out / "pictures").mkdir(parents=True, exist_ok=True)
-    save_strip(out / file, [region_tile(picture, on_grid(reader, row, logits), SIZE)])
+    write_atomically(out / file, jpeg(region_tile(picture, on_grid(reader, row, logits), SIZE), quality=85))
     return {
         "file": file,
         "name": of.reader.store.names[row],

@@ -9,11 +9,11 @@ import numpy as np
 
 from evaluate.direction_tables import agreement
 from evaluate.metrics import INTERPRETABLE
-from evaluate.page_layout import marks
 from evaluate.report.class_predictions import ClassPredictions, class_titles
 from evaluate.report.influence_reader import Pushes
 from evaluate.report.logit_histograms import Survey
-from evaluate.report.report_data import Candidate, ClassPage, Concept, Direction, Near, Steer, Tile
+from evaluate.report.page_layout import marks
+from evaluate.report.report_data import ClassPage, Direction, Steer, Tile
 from evaluate.report.report_images import example_file, strip_file, tile_file
 from evaluate.report.similarity_map import nearest
 from stores.directions import Directions
@@ -35,7 +35,7 @@ def direction_pages(
     *,
     labels: Sequence[tuple[str, str]],
     rows: Mapping[int, Mapping[str, Any]],
-    candidates: Sequence[Mapping[str, Any]],
+    candidates: Sequence[dict[str, Any]],
     pushes: Mapping[str, Pushes],
     curves: Sequence[Steer | None],
 ) -> list[Direction]:
@@ -47,10 +47,9 @@ def direction_pages(
     labels : (label, category) of each. rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
     pushes : by role. curves : of steering, where it was measured.
     """
-    others: dict[int, list[Candidate]] = {}
+    others: dict[int, list[dict[str, Any]]] = {}
     for row in candidates:
-        one = Candidate(row["label"], row["category"], row["iou_train"], row["iou_val"])
-        others.setdefault(int(row["index"]), []).append(one)
+        others.setdefault(int(row["index"]), []).append(row)
     marked = marks(directions.info.get("diagnosis", {}))
     near = {
         role: nearest(vectors, NEIGHBOURS)
@@ -81,7 +80,7 @@ def direction_pages(
                 **_beyond(i, pushes.get("signal")),
                 steer=curves[i] if curves else None,
                 near={
-                    role: [Near(int(j), float(c)) for j, c in zip(order[i], value[i], strict=True)]
+                    role: list(zip(order[i].tolist(), value[i].tolist(), strict=True))
                     for role, (order, value) in near.items()
                 },
                 marks=marked.get(i, []),
@@ -114,16 +113,6 @@ def class_pages(
             )
         )
     return out
-
-
-def concepts_of(rows: Sequence[Mapping[str, Any]]) -> list[Concept]:
-    """Rows of the table ``ground_truth`` as pages show them."""
-    return [
-        Concept(
-            int(row["concept"]), int(row["direction"]), *(_number(row[key]) for key in ("iou", "cos", "filter_cos"))
-        )
-        for row in rows
-    ]
 
 
 def _tiles(i: int, found: Survey, predicted: ClassPredictions, names: Sequence[str], gone: set[int]) -> list[Tile]:

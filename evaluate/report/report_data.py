@@ -6,18 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluate.compare import Comparison
-from evaluate.page_layout import Mark
 from evaluate.report.logit_histograms import Histogram
+
+Row = dict[str, Any]  # of a table of the evaluation
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A label a detector could carry, with its IoU on the train and on the val split."""
+class Mark:
+    """Something that the diagnosis says of a direction, and the direction that it names (−1: none)."""
 
-    label: str
-    category: str
-    iou_train: float
-    iou_val: float
+    text: str
+    other: int = -1
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,6 @@ class Steer:
 
 
 @dataclass(frozen=True)
-class Near:
-    """Another direction and the cosine to it."""
-
-    index: int
-    cosine: float
-
-
-@dataclass(frozen=True)
 class Features:
     """The two pictures of a direction pair, and what the pair's own detector makes of them (see ``evaluate.visualize.check``).
 
@@ -81,18 +72,6 @@ class Features:
     fires_filter: float
     fires_random: float
     beyond_random: float
-
-
-@dataclass(frozen=True)
-class Concept:
-    """A true concept of a synthetic store, the direction matched to it (−1: none), the IoU of the detector's positives with the positions
-    where it is present, and the cosines of the signal vector with the true one and of the filter with the ideal one."""
-
-    number: int
-    direction: int
-    iou: float
-    cosine: float
-    filter_cosine: float
 
 
 @dataclass(frozen=True)
@@ -117,13 +96,13 @@ class Direction:
     tiles: list[Tile]
     strip: str = ""
     measures: dict[str, float] = field(default_factory=dict)
-    candidates: list[Candidate] = field(default_factory=list)
+    candidates: list[Row] = field(default_factory=list)
     pushes: dict[str, list[Push]] = field(default_factory=dict)
     up: list[int] = field(default_factory=list)
     down: list[int] = field(default_factory=list)
     influence: float = float("nan")
     steer: Steer | None = None
-    near: dict[str, list[Near]] = field(default_factory=dict)
+    near: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     features: Features | None = None
     found_again: float = float("nan")
@@ -141,16 +120,6 @@ class ClassPage:
     right: int = -1
     tiles: list[Tile] = field(default_factory=list)
     pushes: list[Push] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Influence:
-    """How the influence shown was measured: length of the step, images moved, null directions a detector, random directions."""
-
-    alpha: float
-    images: int
-    nulls: int
-    randoms: int
 
 
 @dataclass(frozen=True)
@@ -181,15 +150,15 @@ class Site:
     classes: list[ClassPage]
     places: list[tuple[float, float]]
     definitions: dict[str, str]
-    influence: Influence | None = None
+    influence: Row | None = None
     random: Steer | None = None
     steering: Steer | None = None
-    suspects: list[dict[str, Any]] = field(default_factory=list)
-    truth: list[Concept] = field(default_factory=list)
+    suspects: list[Row] = field(default_factory=list)
+    truth: list[Row] = field(default_factory=list)
     diagnosis: dict[str, Any] = field(default_factory=dict)
     log: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     refits: int = 0
-    stability: list[dict[str, Any]] = field(default_factory=list)
+    stability: list[Row] = field(default_factory=list)
     start: str = ""
 
     @property

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from evaluate.number_format import minus, number, url
-from evaluate.page_layout import COLOURS, category_colours, complaints, iou_scale, ordered, scalars
+from evaluate.number_format import DASH, known, minus, number, url
 from evaluate.report import svg_charts as charts
 from evaluate.report import svg_shapes as figures
+from evaluate.report.page_layout import COLOURS, category_colours, complaints, iou_scale, ordered, scalars
 from evaluate.report.report_data import ClassPage, Direction, Push, Site
 from evaluate.report.report_images import EXAMPLE, GAP, SMALL, STRIP, TILE
 from evaluate.web_page import environment, render_page, resource
@@ -85,13 +85,15 @@ class _Book:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.templates = environment(**FORMATS)
-        categories = {d.category for d in site.directions} | {c.category for d in site.directions for c in d.candidates}
+        categories = {d.category for d in site.directions} | {
+            c["category"] for d in site.directions for c in d.candidates
+        }
         categories |= {name for name, _, _ in site.per_category}
         self.colours = category_colours(categories, COLOURS - 1)  # the last: no category
         scores = [
             iou
             for d in site.directions
-            for iou in (d.iou, *(i for c in d.candidates for i in (c.iou_train, c.iou_val)))
+            for iou in (d.iou, *(c[key] for c in d.candidates for key in ("iou_train", "iou_val")))
         ]
         self.shared: dict[str, Any] = {
             "site": site,
@@ -139,7 +141,7 @@ class _Book:
             d=d,
             **_neighbours(self.site.directions, i, lambda d: (direction_page(d.index), str(d.index))),
             suspects=self.suspects_of.get(i, []),
-            truth=[concept for concept in self.site.truth if concept.direction == i],
+            truth=[concept for concept in self.site.truth if concept["direction"] == i],
             push_scale=max((abs(p.change) for pushes in d.pushes.values() for p in pushes), default=0.0),
             histogram_text=charts.histogram_text(d.histogram, d.share),
             steering_text=charts.steering_text(d.steer) if d.steer else "",
@@ -192,8 +194,8 @@ def shown(d: Direction) -> int:
     return min(STRIP, sum(bool(tile.file) for tile in d.tiles))
 
 
-def cosine(value: float) -> str:
-    return minus(f"{value:.2f}")
+def cosine(value: float | None) -> str:
+    return minus(f"{value:.2f}") if known(value) else DASH
 
 
 def attribute(value: float) -> str:

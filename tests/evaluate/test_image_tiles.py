@@ -1,10 +1,10 @@
-"""The pictures: exact pixels of a tile, sizes of strips, and curves that can be opened again."""
+"""The pictures: exact pixels of a tile, and curves that can be opened again."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate.image_tiles import COLOUR, DIM, EDGE, LINE, region, region_tile, save_strip, strip
+from evaluate.image_tiles import COLOUR, DIM, EDGE, LINE, region, region_tile
 from evaluate.loss_curves import loss_picture
 from stores.errors import UsageError
 
@@ -87,30 +87,6 @@ def test_any_image_becomes_a_square_rgb_tile(mode):
 def test_wrong_logits_and_sizes_are_refused(logits, size, says):
     with pytest.raises(UsageError, match=says):
         region_tile(photo(), logits, size)
-
-
-def test_a_strip_is_its_tiles_side_by_side():
-    tiles = [photo(seed=i) for i in range(3)]
-    joined = strip(tiles)
-    assert joined.size == (3 * SIZE, SIZE)
-    for i, tile in enumerate(tiles):
-        np.testing.assert_array_equal(np.asarray(joined)[:, i * SIZE : (i + 1) * SIZE], np.asarray(tile))
-
-
-@pytest.mark.parametrize(("sizes", "says"), [((), "no picture"), ((4, 8), "4×4, 8×8")])
-def test_a_strip_of_nothing_or_of_different_sizes_is_refused(sizes, says):
-    with pytest.raises(UsageError, match=says):
-        strip([photo(size) for size in sizes])
-
-
-def test_a_strip_is_saved_as_a_jpeg_the_same_each_time(tmp_path):
-    tiles = [region_tile(photo(64, i), HALF, 64) for i in range(4)]
-    save_strip(tmp_path / "pictures" / "a.jpg", tiles)
-    save_strip(tmp_path / "b.jpg", tiles)
-    with Image.open(tmp_path / "pictures" / "a.jpg") as image:
-        assert (image.format, image.size) == ("JPEG", (256, 64))
-    assert (tmp_path / "pictures" / "a.jpg").read_bytes() == (tmp_path / "b.jpg").read_bytes()
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.jpg", "b.jpg", "pictures"]  # nothing half-written
 
 
 LOGS = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from evaluate.page_layout import KNOWN, Mark, category_colours, complaints, iou_scale, marks, ordered
+from evaluate.report.page_layout import KNOWN, category_colours, complaints, iou_scale, marks, ordered
+from evaluate.report.report_data import Mark
 
 NAN = float("nan")
 
@@ -17,7 +19,7 @@ class Direction:
 
 
 def test_interpretable_directions_come_first_then_the_larger_iou() -> None:
-    found = [Direction(0, 0.1), Direction(1, 0.5, False), Direction(2, 0.3), Direction(3, NAN, False)]
+    found: Any = [Direction(0, 0.1), Direction(1, 0.5, False), Direction(2, 0.3), Direction(3, NAN, False)]
     assert [d.index for d in ordered(found)] == [2, 0, 1, 3]
 
 

@@ -20,14 +20,10 @@ from evaluate.report import svg_charts as charts
 from evaluate.report import svg_shapes as figures
 from evaluate.report.logit_histograms import Histogram
 from evaluate.report.report_data import (
-    Candidate,
     ClassPage,
-    Concept,
     Direction,
     Features,
-    Influence,
     Mark,
-    Near,
     Push,
     Site,
     Steer,
@@ -46,14 +42,18 @@ def bins(low: float, counts: tuple[int, ...]) -> Histogram:
     return Histogram(low, 1.0, counts, low, low + len(counts))
 
 
+def candidate(label: str, category: str, iou_train: float, iou_val: float) -> dict[str, Any]:
+    return {"label": label, "category": category, "iou_train": iou_train, "iou_val": iou_val}
+
+
 def direction(index: int = 0, **changes: Any) -> Direction:
     plain = Direction(
         index=index, label="sky", category="object", interpretable=True, iou=0.25, iou_low=0.2, iou_high=0.3, share=0.05,
         agreement=0.5, histogram=bins(-2.0, (5, 3, 1)),
         tiles=[Tile(f"t/{index}.webp", "a.jpg", 4.5, 1), Tile("", "gone.jpg", 3.25, -1)],
-        strip=f"s/{index}.webp", measures={"precision": 0.5}, candidates=[Candidate("sky", "object", 0.3, 0.25), Candidate("sea", "scene", 0.2, 0.1)],
+        strip=f"s/{index}.webp", measures={"precision": 0.5}, candidates=[candidate("sky", "object", 0.3, 0.25), candidate("sea", "scene", 0.2, 0.1)],
         pushes={"signal": [Push(1, 0.2, True, True, True), Push(0, -0.1, False, False, False)], "filter": [Push(0, 0.01, False, True, False)]},
-        up=[1], down=[], influence=0.2, steer=STEER, near={"signal": [Near(1 - index, 0.9)], "filter": [Near(1 - index, -0.2)]},
+        up=[1], down=[], influence=0.2, steer=STEER, near={"signal": [(1 - index, 0.9)], "filter": [(1 - index, -0.2)]},
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
@@ -70,7 +70,7 @@ def site(**changes: Any) -> Site:
         comparison=compare(summary), per_category=[("object", 1, 2)],
         directions=[direction(0, marks=[Mark("dead"), Mark("duplicate of", 1)]), direction(1, label="", category="", interpretable=False, iou=0.0)],
         classes=classes, places=[(0.0, 0.5), (1.0, 0.5)], definitions=definitions(*SHOWN),
-        influence=Influence(2.0, 100, 10, 50), random=RANDOM,
+        influence={"alpha": 2.0, "images": 100}, random=RANDOM,
         suspects=[{"indices": [0], "class": 1, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
         diagnosis={"dead": [0], "duplicates": [[0, 1]], "overfull": [], "coverage": 0.9}, log={"total": [(0, 2.0), (1, 1.0), (2, 1.5)]},
     )  # fmt: skip
@@ -107,9 +107,9 @@ def rendered(what: Site) -> dict[str, str]:
 def test_hostile_names_stay_text() -> None:
     evil = direction(
         0, label=HOSTILE, category=HOSTILE, tiles=[Tile("t/0.webp", HOSTILE, 1.0, 0), Tile("", HOSTILE, 1.0, 0)],
-        measures={HOSTILE: 0.1}, candidates=[Candidate(HOSTILE, HOSTILE, 0.1, 0.1)], marks=[Mark(HOSTILE, 0)],
+        measures={HOSTILE: 0.1}, candidates=[candidate(HOSTILE, HOSTILE, 0.1, 0.1)], marks=[Mark(HOSTILE, 0)],
         features=Features("a.jpg", "b.jpg", 1, 1, 0.5, 0.5, 0.5, 0.1, 1.0),
-        near={"signal": [Near(0, 1.0)]}, pushes={"signal": [Push(0, 0.1, True, True, True)]}, steer=dataclasses.replace(STEER, target=0),
+        near={"signal": [(0, 1.0)]}, pushes={"signal": [Push(0, 0.1, True, True, True)]}, steer=dataclasses.replace(STEER, target=0),
     )  # fmt: skip
     summary = {"directions": {HOSTILE: {"method": HOSTILE, "s1": 1.0}, "x": {"method": "x", "s1": 2.0}}}
     what = site(
@@ -172,7 +172,10 @@ def test_a_direction_without_label_neighbours_or_influence() -> None:
 
 
 def test_the_truth_is_shown_where_it_is_known() -> None:
-    found = [Concept(0, 1, 0.875, -0.25, 0.625), Concept(1, -1, 0.0, 0.0, 0.0)]
+    found = [
+        {"concept": 0, "direction": 1, "iou": 0.875, "cos": -0.25, "filter_cos": 0.625},
+        {"concept": 1, "direction": -1, "iou": None, "cos": None, "filter_cos": None},
+    ]
     what = site(truth=found, facts={"Against the truth": "1 of 2 concepts found"},
                 definitions=definitions(*EVERYTHING))  # fmt: skip
     texts = rendered(what)

@@ -1,42 +1,20 @@
-"""What pages of directions have in common: the order of directions, colours of categories, the scale of bars, complaints of a diagnosis."""
+"""What pages have in common: the order of directions, colours of categories, the scale of bars, complaints of a diagnosis."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from evaluate.number_format import known
+from evaluate.report.report_data import Direction, Mark
 
 KNOWN = {"object": 0, "part": 1, "material": 2, "scene": 3, "texture": 4, "color": 5, "action": 6}
 COLOURS = 10  # number of colours of categories in the style sheet; 0-6 are those of Broden
 LISTED = 24  # directions named in a complaint before "and n more"
 
 
-@dataclass(frozen=True)
-class Mark:
-    """Something that the diagnosis says of a direction, and the direction that it names (−1: none)."""
-
-    text: str
-    other: int = -1
-
-
-class Scored(Protocol):
-    """A direction that has a score."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def iou(self) -> float: ...
-    @property
-    def interpretable(self) -> bool: ...
-
-
-D = TypeVar("D", bound=Scored)
-
-
-def ordered(directions: Iterable[D]) -> list[D]:
+def ordered(directions: Iterable[Direction]) -> list[Direction]:
     """Interpretable directions first, then by IoU from high to low, then by index."""
     return sorted(
         directions, key=lambda d: (not d.interpretable, -d.iou if math.isfinite(d.iou) else math.inf, d.index)
