@@ -48,8 +48,8 @@ def direction_pages(
     pushes : by role. curves : of steering, where it was measured.
     """
     others: dict[int, list[dict[str, Any]]] = {}
-    for row in candidates:
-        others.setdefault(int(row["index"]), []).append(row)
+    for one in candidates:
+        others.setdefault(int(one["index"]), []).append(one)
     marked = marks(directions.info.get("diagnosis", {}))
     near = {
         role: nearest(vectors, NEIGHBOURS)
