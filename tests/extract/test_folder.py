@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 from array import array
@@ -64,8 +63,7 @@ def test_label_maps_next_to_their_image_are_left_out(tmp_path: Path) -> None:
 def test_label_maps_next_to_images_are_logged(
     tmp_path: Path, files: list[str], left: int, warned: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert len(list(files_below(put(tmp_path, *files)))) == len(files) - left
+    assert len(list(files_below(put(tmp_path, *files)))) == len(files) - left
     assert len(caplog.messages) == bool(warned)
     assert re.search(warned, caplog.text)
 
@@ -153,8 +151,7 @@ def test_links_that_lead_up_or_nowhere(tmp_path: Path, caplog: pytest.LogCapture
     (root / "self").symlink_to(root / "self")
     (root / "b" / "to a").symlink_to(root / "a")
     (root / "gone.png").symlink_to(root / "nothing")
-    with caplog.at_level(logging.WARNING):
-        names = [name for name, _ in listed(open_folder(root))]
+    names = [name for name, _ in listed(open_folder(root))]
     assert names == ["a/1.png", "b/2.png", "gone.png"]
     assert caplog.messages == [
         f"'{root}' holds 3 links to folders that are listed already or lead back up; left out",
@@ -170,8 +167,7 @@ def test_links_to_class_folders_elsewhere(tmp_path: Path, caplog: pytest.LogCapt
     for name in ("n1", "n2"):
         (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / name)
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    with caplog.at_level(logging.WARNING):
-        source = open_folder(tmp_path / "link")
+    source = open_folder(tmp_path / "link")
     assert listed(source) == [("n0/3.png", 0), ("n1/deep/1.png", 1), ("n2/0.png", 2), ("n2/2.png", 2)]
     assert not caplog.records
     assert source.image(1).size == (4, 3)
@@ -185,8 +181,7 @@ def test_a_folder_is_listed_once_by_its_own_name_or_its_first_link(
     (tmp_path / "data" / "also real").symlink_to(tmp_path / "data" / "real")
     for name in ("z", "x", "y"):
         (tmp_path / "data" / name).symlink_to(tmp_path / "all")
-    with caplog.at_level(logging.WARNING):
-        assert listed(open_folder(tmp_path / "data")) == [("real/2.png", 0), ("x/1.png", 1)]
+    assert listed(open_folder(tmp_path / "data")) == [("real/2.png", 0), ("x/1.png", 1)]
     (record,) = caplog.records
     assert "holds 3 links to folders that are listed already" in record.getMessage()
 
@@ -197,8 +192,7 @@ def test_links_that_fan_out_are_listed_once_each(tmp_path: Path, caplog: pytest.
         put(tmp_path / f"{k:02d}", "image.png")
         for name in ("left", "right") if k < 39 else ():
             (tmp_path / f"{k:02d}" / name).symlink_to(tmp_path / f"{k + 1:02d}")
-    with caplog.at_level(logging.WARNING):
-        source = open_folder(tmp_path / "00")
+    source = open_folder(tmp_path / "00")
     assert len(source) == 40
     assert source.name(39) == "left/" * 39 + "image.png"
     assert "holds 39 links to folders that are listed already" in caplog.messages[0]
@@ -266,8 +260,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
     files, classes = LAYOUTS[layout]
-    with caplog.at_level(logging.WARNING):
-        source = open_source(put(tmp_path, *files))
+    source = open_source(put(tmp_path, *files))
     assert source.class_names == classes
     images = [source.name(i) for i in range(len(source))]
     assert not any(
@@ -298,8 +291,7 @@ ODD = {
 @pytest.mark.parametrize("layout", ODD)
 def test_what_looks_wrong_is_logged(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
     files, wanted = ODD[layout]
-    with caplog.at_level(logging.WARNING):
-        open_source(put(tmp_path, *files))
+    open_source(put(tmp_path, *files))
     (record,) = caplog.records
     assert re.search(wanted, record.getMessage()), record.getMessage()
 
@@ -307,15 +299,13 @@ def test_what_looks_wrong_is_logged(tmp_path: Path, layout: str, caplog: pytest.
 def test_a_folder_alone_next_to_images_is_a_class_of_subfolders(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING):
-        source = open_source(put(tmp_path, "cats/persian/1.jpg", "cats/siam/2.jpg", "0.jpg"))
+    source = open_source(put(tmp_path, "cats/persian/1.jpg", "cats/siam/2.jpg", "0.jpg"))
     assert source.class_names == ["cats"]
     assert [re.search("are next to|hold only folders", m) is not None for m in caplog.messages] == [True, True]
 
 
 def test_numbers_from_0_are_the_class_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        source = open_source(put(tmp_path, *(f"format-val/{k}/x.jpeg" for k in range(12))))
+    source = open_source(put(tmp_path, *(f"format-val/{k}/x.jpeg" for k in range(12))))
     assert source.class_names == [str(k) for k in range(12)]
     assert all(source.name(i).split("/")[1] == str(source.label(i)) for i in range(12))
     assert not caplog.records
@@ -326,8 +316,7 @@ def test_a_class_without_images_keeps_its_number(tmp_path: Path, caplog: pytest.
         tmp_path / "own", "train/cat/1.jpg", "train/dog/2.jpg", "train/bird/x.heic", "train/meta/x.txt", "val/owl/y.txt"
     )
     (tmp_path / "own/train/ant").mkdir()
-    with caplog.at_level(logging.WARNING):
-        source = open_source(tmp_path / "own")
+    source = open_source(tmp_path / "own")
     assert source.class_names == ["ant", "bird", "cat", "dog"]
     assert source.empty_classes == ["ant", "bird"]
     assert [source.label(i) for i in range(2)] == [2, 3]
@@ -337,8 +326,7 @@ def test_a_class_without_images_keeps_its_number(tmp_path: Path, caplog: pytest.
 
 def test_a_folder_of_label_maps_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path / "gtFine", "a/1.png", "b/2.png")
-    with caplog.at_level(logging.WARNING):
-        open_source(tmp_path / "gtFine")
+    open_source(tmp_path / "gtFine")
     assert "called like a folder of label maps" in caplog.text
 
 
@@ -354,8 +342,7 @@ def test_a_folder_of_label_maps_alone(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_a_concept_dataset_without_its_tables_is_its_images(
     tmp_path: Path, files: list[str], read: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING):
-        source = open_source(put(tmp_path, *files))
+    source = open_source(put(tmp_path, *files))
     assert [source.name(i) for i in range(len(source))] == [read]
     assert source.root == tmp_path
     assert "looks like a concept dataset" in caplog.text
