@@ -20,7 +20,7 @@ from torch import nn
 from extract.checkpoint_file import read_checkpoint
 from stores.errors import WeightsError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _PLAIN = {"", "state_dict", "model_state_dict", "model", "model_state", "net", "network", "weights", "module", "params"}
 _DEPTH = 3  # of dictionaries in dictionaries
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")  # BatchNorm's and thop's, never read in evaluation
@@ -171,9 +171,9 @@ def _choose(sets: list[WeightSet], path: Path, key: str) -> tuple[WeightSet, str
     source = spelled(path, chosen.label)
     if len(fitting) > 1:
         others = " or ".join(other for other in spellings if other != source)
-        logger.warning("took the weights '%s'; others in the file fit, too: --weights %s", source, others)
+        log.warning("took the weights '%s'; others in the file fit, too: --weights %s", source, others)
     if chosen.left_out:
-        logger.warning("'%s': %s", source, f"left out {_some(chosen.left_out, 'tensors')}")
+        log.warning("'%s': %s", source, f"left out {_some(chosen.left_out, 'tensors')}")
     return chosen, source if key or len(fitting) > 1 else str(path)
 
 

@@ -24,7 +24,7 @@ from torch import fx, nn
 from extract.probe import hooked, run_with_hooks
 from stores.errors import NotACutError, UnknownNameError, UsageError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _STAND_IN = "image_like"  # the image of which a head reads the size alone
 _SHAPE_METHODS = {"size", "dim", "numel", "nelement", "stride", "is_contiguous", "get_device", "element_size"}
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout"}
@@ -324,7 +324,7 @@ def trace(
             return Traced(module, tracer.trace(module, concrete_args=fixed or None), tracer.calls, example)
         except Exception as error:  # noqa: BLE001 - whatever the model's own code does with a symbol
             reason = str(error).partition("\n")[0]
-    logger.info("torch.fx cannot follow %s (%s)", type(module).__name__, reason)
+    log.info("torch.fx cannot follow %s (%s)", type(module).__name__, reason)
     if example is None:
         raise UsageError(f"torch.fx cannot follow {type(module).__name__}: {reason}")
     return Replayed(module, example, output)

@@ -48,7 +48,7 @@ _OPERATORS = (
 )
 _declared: list[torch.library.Library] = []  # a library that is collected takes its operators with it
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def load_torchvision() -> Any:
@@ -374,7 +374,7 @@ def _as_float32(module: nn.Module) -> nn.Module:
             raise UsageError(f"{which} is TorchScript, whose layers cannot be looked into. {then}.")
     others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     if others:
-        logger.warning("the model's parameters are %s; it is run in float32", " and ".join(sorted(map(str, others))))
+        log.warning("the model's parameters are %s; it is run in float32", " and ".join(sorted(map(str, others))))
     return module.float() if others else module
 
 

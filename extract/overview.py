@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ SAMPLE = 32  # images that are read, spread evenly
 _LITTLE = 0.25  # of its range: deep grey that uses less is likely to have another
 _MUCH = 0.5  # of an image outside its range
 _MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette"}
-Rows = list[list[str]]
+Part = tuple[list[list[str]], list[str]]  # rows, and warnings of what is doubtful
 
 
 def overview(source: ImageSource, classes: ClassMapping, networks: Sequence[Network]) -> dict[str, Any]:
@@ -34,35 +35,29 @@ def overview(source: ImageSource, classes: ClassMapping, networks: Sequence[Netw
     dict, JSON-able
         ``rows`` of [what, how it is], and ``warnings`` of what is doubtful.
     """
-    warnings: list[str] = []
-    rows = [["images", f"{len(source)}, read as {source.kind}"]]
+    images = [["images", f"{len(source)}, read as {source.kind}"]]
     if source.left_out:
         kinds = sorted(source.left_out.items(), key=lambda item: (-item[1], item[0]))
         named = ", ".join(f"{count} {shown(ending)}" for ending, count in kinds[:8])
         more = ", …" if len(kinds) > 8 else ""
-        rows.append(["not read", f"{sum(source.left_out.values())} files: {named}{more}"])
-    rows += _classes(source, classes, warnings)
+        images.append(["not read", f"{sum(source.left_out.values())} files: {named}{more}"])
     sample = np.unique(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).round().astype(int)).tolist()
     with ThreadPoolExecutor(2, thread_name_prefix="look") as pool:
         looks = list(pool.map(lambda row: _look(source, row, networks[0]), sample))
-    rows += _pixels(looks, networks[0], warnings)
-    rows += _network(networks, warnings)
-    return {"rows": rows, "warnings": warnings}
+    parts = [(images, []), _classes(source, classes), _pixels(looks, networks[0]), _network(networks)]
+    return {"rows": list(chain(*(rows for rows, _ in parts))), "warnings": list(chain(*(found for _, found in parts)))}
 
 
-def _classes(source: ImageSource, classes: ClassMapping, warnings: list[str]) -> Rows:
+def _classes(source: ImageSource, classes: ClassMapping) -> Part:
     names, known = source.class_names, classes.numbers is not None
     titles = ", ".join(f"{shown(name)} {imagenet_classes().get(name, '')}".strip() for name in (names or [])[:4])
     rows = [["classes", f"{len(names)}: {titles}{', …' if len(names) > 4 else ''}" if names else "none"]]
     if names or classes.doubt:
         rows.append(["as the network's", classes.how if known else f"not known: {classes.how}"])
-    if classes.doubt and known:
-        warnings.append(
-            f"the classes of the images are matched with the network's {classes.how}; --class-names FILE makes sure"
-        )
-    elif classes.doubt:
-        warnings.append(f"the classes of the images are not the network's, so accuracy is not known: {classes.how}")
-    return rows
+    doubt = f"the classes of the images are not the network's, so accuracy is not known: {classes.how}"
+    if known:
+        doubt = f"the classes of the images are matched with the network's {classes.how}; --class-names FILE makes sure"
+    return rows, [doubt] if classes.doubt else []
 
 
 @dataclass(frozen=True)
@@ -110,12 +105,12 @@ def _look(source: ImageSource, row: int, network: Network) -> _Look | None:
     return _Look(kind, image.size, turned, frames, float(share.max()), deep, outside)
 
 
-def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]) -> Rows:
+def _pixels(looks: Sequence[_Look | None], network: Network) -> Part:
     read = [look for look in looks if look is not None]
     of = f"of {len(looks)} looked at"
     if not read:
-        warnings.append(f"none of {len(looks)} images looked at can be read")
-        return []
+        return [], [f"none of {len(looks)} images looked at can be read"]
+    warnings = []
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(look.kind for look in read).most_common())
     missing = f", {len(looks) - len(read)} cannot be read" if len(read) < len(looks) else ""
     sizes = [look.size for look in read]
@@ -131,7 +126,7 @@ def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]
         rows.append(["frames", f"the first of each image ({frames} {of} have several)"])
     deep, grey_range = [look for look in read if look.deep], network.transform.grey_range
     if not deep and grey_range is None:
-        return rows
+        return rows, warnings
     how = "scaled by the depth of the file"
     if grey_range:
         how = f"{grey_range[0]:g} is black, {grey_range[1]:g} white (--grey-range)"
@@ -148,10 +143,10 @@ def _pixels(looks: Sequence[_Look | None], network: Network, warnings: list[str]
         warnings.append(
             f"{outside:.0%} of the pixels of a grey image are outside its range, and become black or white: see --grey-range"
         )
-    return rows
+    return rows, warnings
 
 
-def _network(networks: Sequence[Network], warnings: list[str]) -> Rows:
+def _network(networks: Sequence[Network]) -> Part:
     first, output = networks[0], networks[0].output
     channels, height, width = first.probe.shape[1:]
     given = {"RGB": "RGB", "L": "grey", "RGBA": "four channels as they are"}[first.transform.mode]
@@ -163,5 +158,4 @@ def _network(networks: Sequence[Network], warnings: list[str]) -> Rows:
         seen = "" if found.seen is None else f"; {found.seen:.0%} of changed patches show in the right place"
         how = "as --layout says" if found.how == "--layout" else f"found {found.how}"
         rows.append([f"layer {network.layer}", f"{found.layout} ({how}{seen})"])
-    warnings += [doubt for doubt in (output.doubt, *(network.found.doubt for network in networks)) if doubt]
-    return rows
+    return rows, [doubt for doubt in (output.doubt, *(network.found.doubt for network in networks)) if doubt]

@@ -127,7 +127,7 @@ class RemoteArray(ChunkedArray):
         rest, per_chunk = self.shape[axes:], int(np.prod(self.chunk_shape[:axes]))
         size = max(1, int(np.prod(rest)) * self.dtype.itemsize)
         spans = ranges_of(numbers, per_chunk, GAP_BYTES // size)
-        for some in batches_of([int(numbers[stop - 1] - numbers[start] + 1) * size for start, stop in spans]):
+        for some in _batches([int(numbers[stop - 1] - numbers[start] + 1) * size for start, stop in spans]):
             firsts = [int(numbers[start]) for start, _ in spans[some]]
             files = [self.file(first // per_chunk) for first in firsts]
             begins = [first % per_chunk * size for first in firsts]
@@ -171,7 +171,7 @@ def ranges_of(numbers: np.ndarray, per_chunk: int, gap: int) -> list[tuple[int, 
     return list(pairwise(edges.tolist()))
 
 
-def batches_of(sizes: list[int]) -> Iterator[slice]:
+def _batches(sizes: list[int]) -> Iterator[slice]:
     """Consecutive ranges that are fetched in one call, by their bytes."""
     batch = (np.cumsum(sizes) - 1) // BATCH_BYTES
     edges = [0, *(np.flatnonzero(np.diff(batch)) + 1).tolist(), len(sizes)] if sizes else []
