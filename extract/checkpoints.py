@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from extract.checkpoint_file import read_checkpoint
+from extract.image_io import some
 from stores.errors import WeightsError
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def _load(module: nn.Module, chosen: WeightSet, source: str) -> None:
     own = module.state_dict()
     floats = [key for key in chosen.state if key in own and own[key].is_floating_point()]
     if integers := [key for key in floats if not chosen.state[key].is_floating_point()]:
-        what = f"{_some(integers, 'tensors')} are not floating-point numbers"
+        what = f"{len(integers)} tensors ({some(integers, 3)}) are not floating-point numbers"
         raise WeightsError(f"The weights of {source} cannot be used: {what}. Dequantise quantised weights first.")
     given: Any = OrderedDict(chosen.state)
     given._metadata = {**getattr(own, "_metadata", {}), **chosen.versions}
@@ -126,7 +127,8 @@ class Differences:
 
     def __str__(self) -> str:
         kinds = ((self.missing, "missing"), (self.unexpected, "unexpected"), (self.reshaped, "of another shape"))
-        return f"of {self.total} tensors {'; '.join(_some(keys, what) for keys, what in kinds if keys)}"
+        found = [f"{len(keys)} {what} ({some(keys, 3)})" for keys, what in kinds if keys]
+        return f"of {self.total} tensors {'; '.join(found)}"
 
 
 class WeightSet:
@@ -173,7 +175,7 @@ def _choose(sets: list[WeightSet], path: Path, key: str) -> tuple[WeightSet, str
         others = " or ".join(other for other in spellings if other != source)
         log.warning("took the weights '%s'; others in the file fit, too: --weights %s", source, others)
     if chosen.left_out:
-        log.warning("'%s': %s", source, f"left out {_some(chosen.left_out, 'tensors')}")
+        log.warning("'%s': left out %d tensors (%s)", source, len(chosen.left_out), some(chosen.left_out, 3))
     return chosen, source if key or len(fitting) > 1 else str(path)
 
 
@@ -197,7 +199,3 @@ def _prefixes(state: State, own: State) -> list[str]:
     ends = [name for name in own if not name.endswith(_COUNTERS)]
     found = {name.removesuffix(end) for end in {*ends[:1], *ends[-1:]} for name in state if name.endswith(f".{end}")}
     return sorted({"", *found})
-
-
-def _some(names: list[str], what: str) -> str:
-    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from pathlib import Path
@@ -132,11 +132,6 @@ def warn_of_maps(root: Path, files: Collection[str]) -> None:
             f"'{shown(root)}': {len(files)} image files left out as label maps of the images next to them, such as "
             f"'{shown(min(files))}'. Rename them if they are images"
         )
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def label_maps(names: Collection[str]) -> dict[str, str]:

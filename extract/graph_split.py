@@ -7,7 +7,6 @@ replaced, and whether the layer is a cut is found numerically (``Replayed``).
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import math
@@ -22,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from extract.probe import hooked, run_with_hooks
-from stores.errors import NotACutError, UnknownNameError, UsageError
+from stores.errors import NotACutError, UnknownNameError, UsageError, nearest
 
 log = logging.getLogger(__name__)
 _STAND_IN = "image_like"  # the image of which a head reads the size alone
@@ -61,9 +60,9 @@ class Split(ABC):
         """Give the first name of the module called ``layer``. Raises UnknownNameError with the nearest names."""
         names = {name: child for name, child in self.module.named_modules(remove_duplicate=False) if name}
         if layer not in names:
-            near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3)
-            hint = f"; the nearest are {', '.join(near)}" if near else ""
-            raise UnknownNameError(f"The model has no layer {layer!r}{hint}. --layer ? lists all layers.")
+            raise UnknownNameError(
+                f"The model has no layer {layer!r}{nearest(layer, names)}. --layer ? lists all layers."
+            )
         return next(name for name, child in names.items() if child is names[layer])
 
     def require_single(self, layer: str) -> str:

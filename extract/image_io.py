@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Sequence
 from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,11 @@ def shown(name: str | Path) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(map(shown, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class IrregularError(OSError):

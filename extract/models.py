@@ -6,7 +6,6 @@ a digest over the tensors identifies what was loaded, whatever file it came from
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import json
@@ -33,7 +32,7 @@ from extract.checkpoints import State, find_file, load_weights
 from extract.classes import as_class_names
 from extract.image_io import GreyRange, to_mode
 from extract.model_output import ModelOutput
-from stores.errors import EDDPError, ImageError, MissingPathError, UnknownNameError, UsageError, WeightsError
+from stores.errors import EDDPError, ImageError, MissingPathError, UnknownNameError, UsageError, WeightsError, nearest
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _SUFFIXES = {".pth", ".pt", ".safetensors", ".tar", ".bin", ".ckpt"}
@@ -225,7 +224,7 @@ def _from_torchvision(name: str, weights: str, seed: int) -> _Built:
     names = models.list_models(module=models)
     if name not in names:
         kinds = f"A model is one of torchvision's {len(names)} classifiers, timm:NAME, or module:callable"
-        raise UnknownNameError(f"There is no model {name!r}{_nearest(name, names)}. {kinds}.")
+        raise UnknownNameError(f"There is no model {name!r}{nearest(name, names)}. {kinds}.")
     entries = {entry.name: entry for entry in models.get_model_weights(name)}
     first = next(iter(entries.values()))
     auxiliary = _AUXILIARY.get(name, ())
@@ -279,9 +278,9 @@ def _from_timm(model: str, name: str, weights: str, seed: int) -> _Built:
     names = timm.list_models()
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if architecture not in names:
-        raise UnknownNameError(f"timm has no model {architecture!r}{_nearest(architecture, names)}.")
+        raise UnknownNameError(f"timm has no model {architecture!r}{nearest(architecture, names)}.")
     if tag and tag not in tags:
-        raise UnknownNameError(f"timm has no weights {tag!r} for {architecture}{_nearest(tag, tags)}.")
+        raise UnknownNameError(f"timm has no weights {tag!r} for {architecture}{nearest(tag, tags)}.")
 
     def build(**keywords: Any) -> nn.Module:
         return timm.create_model(name, pretrained=False, **keywords)
@@ -320,7 +319,7 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
     if attribute not in offered:
         names = [key for key, value in offered.items() if callable(value)]
         file = offered.get("__file__")  # of another module of that name, perhaps
-        raise UnknownNameError(f"Module {home!r} ({file}) has no {attribute!r}{_nearest(attribute, names)}.")
+        raise UnknownNameError(f"Module {home!r} ({file}) has no {attribute!r}{nearest(attribute, names)}.")
     try:
         made = offered[attribute]()
     except EDDPError:
@@ -419,8 +418,3 @@ def _download(what: str, remedy: str) -> Iterator[None]:
         os.environ.pop(WEIGHTS_ONLY)
         if before is not None:
             os.environ[WEIGHTS_ONLY] = before
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
-    return f"; the nearest are {', '.join(near)}" if near else ""

@@ -6,9 +6,18 @@ use (nothing was started), 1 for work that failed.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 # What to do next, where several errors end alike
 RESTORE = "Restore it from a copy, or extract again with --overwrite."
 RESUME = "Run the same extract command again: it resumes."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: those it may have been meant for, if any."""
+    near = difflib.get_close_matches(name, list(names), n=5, cutoff=0.4)
+    return f"; the nearest are {', '.join(near)}" if near else ""
 
 
 class EDDPError(Exception):

@@ -8,8 +8,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from extract.folder_listing import holds_images, holds_maps, is_split, list_images, some
-from extract.image_io import shown
+from extract.folder_listing import holds_images, holds_maps, is_split, list_images
+from extract.image_io import shown, some
 from extract.image_source import PathSource, register
 
 log = logging.getLogger(__name__)

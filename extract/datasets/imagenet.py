@@ -15,8 +15,8 @@ import numpy as np
 
 from extract.classes import WNID
 from extract.file_list import at, find_near, nearby, not_listed, peek, read_pairs
-from extract.folder_listing import list_images, some
-from extract.image_io import reason, shown
+from extract.folder_listing import list_images
+from extract.image_io import reason, shown, some
 from extract.image_source import PathSource, register
 from stores.errors import DatasetError
 

@@ -64,6 +64,11 @@ def open_writer(
     return StoreWriter.open(path, plan, shard=shard, overwrite=overwrite)
 
 
+def noise(n: int, p: int = 3, c: int = 2, seed: int = 0) -> np.ndarray:
+    """(n, p, c) float32."""
+    return np.random.default_rng(seed).normal(size=(n, p, c)).astype(np.float32)
+
+
 def names_for(n: int) -> list[str]:
     return [f"c{i % 2}/image {i}.jpg" for i in range(n)]
 

@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from tiny import edit_attributes, reseal, write_store
+from tiny import edit_attributes, noise, reseal, write_store
 
 from stores.errors import CorruptStoreError, MissingPathError, StoreError, UnknownNameError, UnsealedStoreError
 from stores.store import ActivationStore, StoreBase
 
 Make = Callable[..., Path]
-
-
-def noise(n: int, p: int = 3, c: int = 2, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(n, p, c)).astype(np.float32)
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import contents, write_store
+from tiny import contents, noise, write_store
 
 from stores.attachments import write_attachment
 from stores.errors import CorruptStoreError, MissingPathError, StoreError
@@ -17,10 +17,6 @@ from stores.statistics import statistics
 from stores.store import ActivationStore
 
 Make = Callable[..., Path]
-
-
-def noise(n: int, p: int = 3, c: int = 2, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(n, p, c)).astype(np.float32)
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
