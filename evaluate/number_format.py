@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from numbers import Integral, Real
 from typing import Any
 from urllib.parse import quote
@@ -70,6 +71,11 @@ def again(share: float, refits: int) -> str:
 def name(key: str) -> str:
     """A key as a heading: ``average_precision`` → ``average precision``, ``iou`` → ``IoU``."""
     return " ".join(NAMES.get(word.lower(), word) for word in key.replace("_", " ").split())
+
+
+def anchor(text: str) -> str:
+    """A text as the name of a place on a page."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def minus(text: str) -> str:

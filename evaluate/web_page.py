@@ -18,7 +18,7 @@ from markupsafe import Markup
 from evaluate import number_format
 
 TEMPLATES = Path(__file__).parent / "templates"
-FILTERS = ("number", "short", "signed", "probability", "percent", "points", "again", "name", "url")
+FILTERS = ("number", "short", "signed", "probability", "percent", "points", "again", "name", "url", "anchor")
 
 
 def environment(**filters: Callable[..., Any]) -> Environment:

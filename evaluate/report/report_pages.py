@@ -6,7 +6,6 @@ Files are named by numbers, and the content policy allows no script and no style
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -29,20 +28,11 @@ def pages(site: Site) -> Iterator[tuple[str, bytes]]:
     yield "script.js", resource("site.js").encode()
     book = _Book(site)
     yield "index.html", book.overview()
-    yield (
-        "fit.html",
-        book.page(
-            "fit.html",
-            here="fit",
-            scalars=scalars(site.diagnosis),
-            found=complaints(site.diagnosis),
-            again=_found_again(site),
-        ),
-    )
-    yield (
-        "definitions.html",
-        book.page("definitions.html", here="definitions", columns=site.comparison.measures, glossary=site.definitions),
-    )
+    diagnosis: dict[str, Any] = {"scalars": scalars(site.diagnosis), "found": complaints(site.diagnosis)}
+    yield "fit.html", book.page("fit.html", here="fit", again=_found_again(site), **diagnosis)
+    better = {1: "More is better.", -1: "Less is better."}
+    columns = {measure.title: f"{measure.text} {better[measure.better]}" for measure in site.comparison.measures}
+    yield "definitions.html", book.page("definitions.html", here="definitions", columns=columns)
     for i in range(len(site.directions)):
         yield direction_page(i), book.direction(i)
     if site.classes:
@@ -203,12 +193,8 @@ def attribute(value: float) -> str:
     return f"{value:.6g}" if math.isfinite(value) else ""
 
 
-def anchor(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
 FORMATS: dict[str, Any] = {
-    "cosine": cosine, "anchor": anchor, "ends": ends, "attribute": attribute, "floor": floor, "shown": shown, "page": direction_page,
+    "cosine": cosine, "ends": ends, "attribute": attribute, "floor": floor, "shown": shown, "page": direction_page,
     "class_page": class_page,
 }  # fmt: skip
 

@@ -349,6 +349,26 @@ def test_nothing_is_wider_than_a_phone(visit: Visit, site: Path) -> None:
         assert page.evaluate("document.body.scrollWidth") <= 360, path
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_start_page_of_the_evaluation(watched: Visit, site: Path, scheme: str) -> None:
+    page = watched(
+        (site.parent / "evaluation" / "report.html").as_uri(),
+        viewport={"width": 390, "height": 800},
+        color_scheme=scheme,
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    brightness = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => a + Number(b), 0)"
+    )
+    assert (brightness < 100) == (scheme == "dark")
+    page.get_by_role("link", name="kmeans").first.click()
+    page.wait_for_url("**/report/kmeans/index.html")
+    page.get_by_role("link", name="All files").click()
+    page.wait_for_url("**/report.html")
+    page.locator(".measures .term").first.click()
+    page.wait_for_url("**/definitions.html#c-*")
+
+
 def test_the_dark_pages_are_dark(visit: Visit, site: Path) -> None:
     page = visit()
 

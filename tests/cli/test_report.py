@@ -100,6 +100,20 @@ def test_numbers_are_those_of_the_tables(run: Run, world: Path) -> None:
         assert page.count("✓ random") == sum(r["significant_random"] for r in mine)
 
 
+def test_evaluate_wrote_the_same_pages(run: Run, world: Path) -> None:
+    ok(run("eddp", "report", world / "evaluation", *PLAIN))
+    found, expected = contents(world / "evaluation" / "report" / "eddp"), contents(world / "report")
+    way_back = re.compile(rb'<a href="[./]*report.html">All files</a>\n')
+    shared = [name for name in expected if name[:2] in ("d/", "t/", "s/") or name == "fit.html"]
+    assert len(shared) == 6 + 6 * 9 + 6 + 1
+    for name in shared:
+        assert b"".join(way_back.split(found[name])) == expected[name], name
+    pages = (b"".join(files[name] for name in files if name.startswith("c/")) for files in (found, expected))
+    assert (
+        next(pages).count(b'src="../../e/') == next(pages).count(b'src="../e/') > 0
+    )  # of classes: the same for all sets
+
+
 def test_the_same_evaluation_gives_the_same_bytes_and_replaces_what_was_there(run: Run, world: Path) -> None:
     ok(run("eddp", "report", world / "evaluation", *PLAIN))
     first = contents(world / "report")

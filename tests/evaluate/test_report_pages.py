@@ -16,6 +16,7 @@ from html_page import HOSTILE, Page
 
 from evaluate.compare import compare
 from evaluate.glossary import definitions
+from evaluate.number_format import anchor, url
 from evaluate.report import svg_charts as charts
 from evaluate.report import svg_shapes as figures
 from evaluate.report.logit_histograms import Histogram
@@ -29,7 +30,7 @@ from evaluate.report.report_data import (
     Steer,
     Tile,
 )
-from evaluate.report.report_pages import anchor, class_page, direction_page, ends, floor, pages
+from evaluate.report.report_pages import class_page, direction_page, ends, floor, pages, start_page
 
 NAN = float("nan")
 SHOWN = ("labels", "pairs", "site", "diagnosis", "influence", "influence pages", "visualization")
@@ -129,6 +130,20 @@ def test_hostile_names_stay_text() -> None:
         assert all(not str(attributes["src"]).startswith("x") for attributes in page.all("img"))
         assert "49" not in "".join(t for t in page.texts if "alert" in t)
         assert HOSTILE in "".join(page.texts)
+
+
+def test_the_start_page_leads_to_every_set_whatever_it_is_called() -> None:
+    sets = [site(name=name, title=HOSTILE, notes=[HOSTILE]) for name in (HOSTILE, "a b#?")]
+    row = {**site().suspects[0], "label": HOSTILE, "class_name": HOSTILE}
+    page = Page(
+        start_page(HOSTILE, {HOSTILE: HOSTILE}, [dataclasses.replace(one, suspects=[row]) for one in sets]).decode()
+    )
+    assert len(page.all("style")) == len(page.all("title")) == 1
+    assert not page.all("script")
+    links = {str(a["href"]) for a in page.all("a")}
+    for one in sets:
+        assert {f"report/{url(one.name)}/{file}" for file in ("index.html", "d/00000.html")} <= links
+    assert "+20.0 pp" in "".join(page.texts)
 
 
 @pytest.mark.parametrize("make", [site, bare, refitted])
