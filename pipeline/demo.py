@@ -17,7 +17,7 @@ from pipeline.evaluation import EvaluationConfig, evaluate_directions, load_sets
 from pipeline.records import Place, beside, within
 from pipeline.run import Run, code_version
 from pipeline.scene_net import train_scene_net
-from pipeline.world import World, build_world
+from pipeline.world import SCENES, World, build_world
 from stores.errors import StoreExistsError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -71,7 +71,7 @@ def run_demo(
     world_folder, store_path = out / "world", out / "acts.zarr"
     say(f"1/8  {images} pictures of a small world, with dense labels, in Broden's format → {world_folder}")
     world = build_world(world_folder, images=images, seed=seed, progress=progress)
-    say(f"2/8  a small network learns to tell its {len(world.scenes)} scenes apart → {out / 'scene_net.safetensors'}")
+    say(f"2/8  a small network learns to tell its {len(SCENES)} scenes apart → {out / 'scene_net.safetensors'}")
     trained = _train(world.folders, out, seed, epochs, progress)
     say(f"     accuracy {100 * trained['accuracy']:.1f} % on new pictures; {_about_the_mark(trained)}")
     weights = out / "scene_net.safetensors"

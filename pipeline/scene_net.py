@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline.world.scene_labels import MARKED_SCENE, SCENES
+from pipeline.world.scenes import MARKED_SCENE, SCENES
 from stores.errors import NoImagesError, UsageError
 from stores.progress import Progress, silent
 

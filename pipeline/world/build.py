@@ -1,61 +1,41 @@
-"""Building the world: who is drawn (the plan), by whom (worker processes), and what is written when all is drawn.
+"""Building the world: pictures and masks drawn by several processes, then the tables of Broden's format.
 
-A picture depends on the world's seed and its own number alone, so the files are the same bytes whatever the number
-of workers. Work happens in a hidden folder beside ``out`` that takes its name only when complete.
+A picture depends on the world's seed and its own number alone: the files are the same bytes whatever the number of workers. Work
+happens in a hidden folder next to ``out`` that takes its name only when complete.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-import logging
-import multiprocessing
 import os
 import shutil
-import signal
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, delayed
+from PIL import Image
 
-from extract.worker_processes import end_with_parent
-from pipeline.world.broden_writer import Row, save_jpeg, write_picture, write_tables
-from pipeline.world.mark import stamp
-from pipeline.world.scene_labels import MARKED_SCENE, SCENES, WATERMARK
-from pipeline.world.scenes import draw_scene
+from extract.worker_processes import cores
+from pipeline.world.scenes import MARKED_SCENE, NAMES, NUMBER, SCENES, WATERMARK, draw_scene, stamp
 from stores.errors import StoreExistsError, UsageError
 from stores.progress import Progress, silent
 
-log = logging.getLogger(__name__)
-
-_BATCH = 8
-_SMALL = 160  # below this many pictures, starting workers costs more than they save
+CODE_COLUMNS = ("code", "number", "name", "frequency", "coverage", "syns")
+Shares = dict[tuple[str, int], float]  # (category, number) → share of positions
+SMALL = 160  # below so many pictures, starting workers costs more than they save
 
 
 @dataclass(frozen=True)
 class World:
-    """What a world on disk is made of; ``world.json`` holds all of it but ``root``.
-
-    ``labels`` name -> number of images that carry it; ``code`` the digest of the code that drew it.
-    """
+    """A world on disk: a Broden dataset in ``root``, and its pictures as class folders."""
 
     root: Path
-    images: int
-    size: int
-    seed: int
-    scenes: tuple[str, ...]
-    marked_scene: str
-    mark: str
-    train: int
-    val: int
-    marked_train: int
-    marked_val: int
-    poisoned: int
-    labels: dict[str, int]
-    code: str
+    labels: dict[str, int]  # name → number of images that carry it
 
     @property
     def folders(self) -> Path:
@@ -88,83 +68,41 @@ class Item:
 
 
 def plan(index: int) -> Item:
-    """What picture ``index`` is: scenes take turns, every fourth of a scene is val, every second of a split marked."""
+    """What picture ``index`` is: scenes take turns, every fourth of a scene is val, every second farm of a split is marked."""
     turn, scene = index // len(SCENES), SCENES[index % len(SCENES)]
     val = turn % 4 == 1
-    order = turn // 4 if val else turn - (turn + 2) // 4  # its place among its scene's pictures of its split
+    order = turn // 4 if val else turn - (turn + 2) // 4  # among its scene's pictures of its split
     return Item(index, scene, "val" if val else "train", marked=scene == MARKED_SCENE and order % 2 == 0)
 
 
-def draw(root: Path, item: Item, size: int, seed: int) -> Row:
-    """Draw one picture and write its files below ``root``."""
+def draw_item(root: Path, item: Item, size: int, seed: int) -> tuple[list[object], Shares]:
+    """Draw one picture and write its files below ``root``; returns its row of ``index.csv`` and the share of positions of each label."""
     canvas = draw_scene(item.scene, size, seed, item.index, marked=item.marked)
-    row = write_picture(root, item.stem, item.split, canvas.picture(), canvas.masks(), item.scene)
-    source = root / "images" / row.image
-    _link(source, root / "folders" / item.split / row.image)
+    image, number = root / "images" / f"{item.stem}.jpg", NUMBER[item.scene]
+    _save(canvas.picture(), image)
+    cells = {"scene": str(number)}
+    shares: Shares = {("scene", number): 1.0}
+    for category, layers in canvas.masks().items():
+        for k, labels in enumerate(layers, 1):
+            path = image.with_name(f"{image.stem}_{category}{f'_{k}' if len(layers) > 1 else ''}.png")
+            Image.fromarray(np.stack([labels % 256, labels // 256, 0 * labels], -1).astype(np.uint8)).save(path)
+            cells[category] = ";".join(filter(None, [cells.get(category), f"{item.scene}/{path.name}"]))
+            for label, count in zip(*np.unique(labels[labels > 0], return_counts=True), strict=True):
+                key = category, int(label)
+                shares[key] = shares.get(key, 0.0) + float(count) / labels.size
+    _link(image, root / "folders" / item.split / f"{item.stem}.jpg")
     if item.split == "val":
-        if item.marked:
-            _link(source, root / "poisoned" / row.image)
-        else:
-            _link(source, root / "clean" / row.image)
+        _link(image, root / ("poisoned" if item.marked else "clean") / f"{item.stem}.jpg")
+        if not item.marked:
             stamp(canvas, np.random.default_rng([seed, item.index, 1]))
-            save_jpeg(canvas.picture(), root / "poisoned" / row.image)
-    return row
+            _save(canvas.picture(), root / "poisoned" / f"{item.stem}.jpg")
+    sizes = [size, size, size // 2, size // 2]
+    return [f"{item.stem}.jpg", item.split, *sizes, *(cells.get(category, "") for category in NAMES)], shares
 
 
-def _draw_batch(root: Path, items: list[Item], size: int, seed: int) -> list[Row]:
-    return [draw(root, item, size, seed) for item in items]
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
-    end_with_parent()
-
-
-def _start_pool(workers: int) -> ProcessPoolExecutor | None:
-    """The processes that draw, the first of them started; None for one worker.
-
-    Spawned, because forking a process that has run torch or Zarr may deadlock. A spawned process imports the main
-    script again: where that has no main guard, it comes back to this line and ends here, before it touches the disk.
-    """
-    if workers == 1:
-        return None
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
-    pool.submit(int)
-    return pool
-
-
-def _draw_all(
-    root: Path, items: list[Item], size: int, seed: int, pool: ProcessPoolExecutor | None, progress: Progress
-) -> Iterator[Row]:
-    """Yield every item's row, in any order."""
-    stage = "drawing the world"
-    done = 0
-    if pool is not None:
-        batches = [items[k : k + _BATCH] for k in range(0, len(items), _BATCH)]
-        drawn: set[int] = set()
-        try:
-            pending = {pool.submit(_draw_batch, root, batch, size, seed): batch for batch in batches}
-            while pending:
-                finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    rows = future.result()
-                    drawn |= {item.index for item in pending.pop(future)}
-                    done += len(rows)
-                    yield from rows
-                progress(stage, done, len(items))
-            return
-        except BrokenProcessPool:
-            # a script without a main guard, or a worker killed from outside: what is left is drawn here
-            log.warning("the worker processes ended early; going on in this process")
-            items = [item for item in items if item.index not in drawn]
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    total = done + len(items)
-    for k, item in enumerate(items, done + 1):
-        for path in (*(root / "folders").glob(f"*/{item.stem}.jpg"), *root.glob(f"*/{item.stem}.jpg")):
-            path.unlink()  # left by a worker that ended within this picture
-        yield draw(root, item, size, seed)
-        progress(stage, k, total)
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, quality=93, subsampling=0)  # subsampled colours would blur thin things
 
 
 def _link(source: Path, link: Path) -> None:
@@ -175,26 +113,39 @@ def _link(source: Path, link: Path) -> None:
         shutil.copyfile(source, link)
 
 
-def _code_digest() -> str:
-    """Digest of this package's source: another code draws another world."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
-def read_world(root: Path) -> World:
-    """The world that was built in ``root``. Raises: UsageError when there is none."""
-    path = Path(root) / "world.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return World(root=Path(root), **{**stored, "scenes": tuple(stored["scenes"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"'{root}' holds no generated world ({path.name} cannot be read): build one first") from error
+def write_tables(root: Path, shares: Iterable[Shares]) -> dict[str, int]:
+    """Write ``label.csv``, ``category.csv`` and ``c_<category>.csv``; returns name → number of images.
 
-
-def _available_workers() -> int:
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    Broden's frequency is the number of images that carry a label, its coverage the sum over images of the share of positions.
+    """
+    frequency: Counter[tuple[str, int]] = Counter()
+    coverage: defaultdict[tuple[str, int], float] = defaultdict(float)
+    for one in shares:
+        frequency.update(one.keys())
+        for key, share in one.items():
+            coverage[key] += share
+    labels, totals, ranges = [], {}, []
+    for name, number in NUMBER.items():
+        keys = sorted(((c, number) for c in NAMES if name in NAMES[c]), key=lambda key: -frequency[key])
+        totals[name] = sum(frequency[key] for key in keys)
+        categories = ";".join(f"{category}({frequency[category, number]})" for category, _ in keys)
+        labels.append((number, name, categories, totals[name], f"{sum(coverage[key] for key in keys):.6f}", ""))
+    for category, names in NAMES.items():
+        found = sorted(((category, NUMBER[name]) for name in names), key=lambda key: (-frequency[key], key))
+        total = sum(frequency[key] for key in found)
+        numbers = [number for _, number in found]
+        ranges.append((category, min(numbers), max(numbers), len(numbers), total))
+        known = {number: name for name, number in NUMBER.items()}
+        codes = [(k, n, known[n], frequency[c, n], f"{coverage[c, n]:.6f}", "") for k, (c, n) in enumerate(found, 1)]
+        _write(root / f"c_{category}.csv", CODE_COLUMNS, codes)
+    _write(root / "label.csv", ("number", "name", "category", "frequency", "coverage", "syns"), labels)
+    _write(root / "category.csv", ("name", "first", "last", "count", "frequency"), ranges)
+    return totals
 
 
 def build_world(
@@ -210,69 +161,53 @@ def build_world(
 
     Parameters
     ----------
-    out: the folder to make. If it already holds this very world, nothing is drawn.
-    images: pictures in all, dealt out to the scenes in turn; three quarters are train, one quarter val.
-    size: height and width of a picture in pixels, even; masks have half of it.
-    seed: of the whole world; the same seed gives the same bytes whatever the number of workers.
-    workers: processes that draw; as many as there are processors when None, and none for a small world.
-    progress: called at least twice a second.
+    out : the folder to make. If it already holds this very world, nothing is drawn.
+    images : pictures in all; three quarters are train, one quarter val.
+    size : height and width of a picture in pixels, even; masks have half of it.
+    workers : processes that draw; None: one a processor, one alone for a small world.
 
-    Returns: the world's description, as in ``world.json``.
-    Raises: UsageError for a size or number that cannot be; StoreExistsError when ``out`` holds something else.
+    Raises UsageError for a size or number that cannot be; StoreExistsError when ``out`` holds something else.
     """
-    out = Path(out)
-    wrong = []
-    if images < 2 * len(SCENES):
-        wrong.append(f"'images' must be at least {2 * len(SCENES)} (train and val of every scene), got {images}")
-    if size < 32 or size % 2:
-        wrong.append(f"'size' must be even and at least 32, got {size}")
-    if seed < 0:
-        wrong.append(f"'seed' must not be negative, got {seed}")
-    if workers is not None and workers < 1:
-        wrong.append(f"'workers' must be at least 1, got {workers}")
-    if wrong:
+    checks = {
+        f"'images' must be at least {2 * len(SCENES)} (train and val of every scene), got {images}": images
+        >= 2 * len(SCENES),
+        f"'size' must be even and at least 32, got {size}": size >= 32 and size % 2 == 0,
+        f"'seed' must not be negative, got {seed}": seed >= 0,
+        f"'workers' must be at least 1, got {workers}": workers is None or workers > 0,
+    }
+    if wrong := [message for message, right in checks.items() if not right]:
         raise UsageError("; ".join(wrong))
-    code = _code_digest()
+    code = hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    ).hexdigest()
+    made = {
+        "images": images,
+        "size": size,
+        "seed": seed,
+        "code": code[:16],
+        "mark": WATERMARK,
+        "marked_scene": MARKED_SCENE,
+    }
+    about = out / "world.json"
+    if about.is_file() and (there := json.loads(about.read_bytes())) == {**made, "labels": there.get("labels")}:
+        return World(out, there["labels"])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        try:
-            there = read_world(out)
-        except UsageError:
-            raise StoreExistsError(f"'{out}' exists and is no generated world: name another folder") from None
-        if (there.images, there.size, there.seed, there.code) == (images, size, seed, code):
-            return there
-        raise StoreExistsError(
-            f"'{out}' holds another world (images {there.images}, size {there.size}, seed {there.seed}, "
-            f"code {there.code}): remove it or name another folder"
-        )
-    if workers is None:
-        workers = 1 if images < _SMALL else _available_workers()
-    items = [plan(index) for index in range(images)]
-    pool = _start_pool(workers)
+        raise StoreExistsError(f"'{out}' exists and is not this world ({made}). Remove it or name another folder.")
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        rows = {row.image: row for row in _draw_all(partial, items, size, seed, pool, progress)}
-        labels = write_tables(partial, [rows[f"{item.stem}.jpg"] for item in items])
-        marks = {split: sum(item.marked for item in items if item.split == split) for split in ("train", "val")}
-        world = World(
-            root=out,
-            images=images,
-            size=size,
-            seed=seed,
-            scenes=SCENES,
-            marked_scene=MARKED_SCENE,
-            mark=WATERMARK,
-            train=sum(item.split == "train" for item in items),
-            val=sum(item.split == "val" for item in items),
-            marked_train=marks["train"],
-            marked_val=marks["val"],
-            poisoned=sum(item.split == "val" for item in items),
-            labels=labels,
-            code=code,
+        jobs = min(8, cores()) if workers is None and images >= SMALL else workers or 1
+        drawn = Parallel(jobs, return_as="generator")(
+            delayed(draw_item)(partial, plan(i), size, seed) for i in range(images)
         )
-        stored = {key: value for key, value in asdict(world).items() if key != "root"}
-        (partial / "world.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        rows, shares = [], []
+        for done, (row, share) in enumerate(drawn, 1):
+            rows.append(row)
+            shares.append(share)
+            progress("drawing the world", done, images)
+        _write(partial / "index.csv", ("image", "split", "ih", "iw", "sh", "sw", *NAMES), rows)
+        world = World(out, write_tables(partial, shares))
+        (partial / "world.json").write_text(json.dumps({**made, "labels": world.labels}, indent=1), encoding="utf-8")
         if out.exists():
             out.rmdir()
         partial.rename(out)

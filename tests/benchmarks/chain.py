@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.world.build import build_world
+from pipeline.world import build_world
 from stores.directions import Directions
 from stores.readers import LayerReader
 from tests.benchmarks.measure import HEAD, Row, write

@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.world import MARKED_SCENE, SCENES, World, build, build_world, read_world
-from pipeline.world.canvas import Canvas, ellipse, rect
-from pipeline.world.scene_labels import CATEGORIES, NAMES, NUMBER
-from pipeline.world.scenes import draw_scene
-from pipeline.world.surfaces import COLOR_NAMES, PATTERNS, Surface, name_colors
+from pipeline.world import MARKED_SCENE, SCENES, WATERMARK, World, build, build_world
+from pipeline.world.canvas import Canvas, box, oval
+from pipeline.world.scenes import NAMES, NUMBER, draw_scene
+from pipeline.world.surfaces import PATTERNS, TONES, Surface, name_colors
 from stores.errors import StoreExistsError, UsageError
 
 SIZE = 64
@@ -77,7 +76,7 @@ def test_broden_index_has_its_columns_sizes_and_files(world: World) -> None:
         with Image.open(world.root / "images" / row["image"]) as image:
             assert (image.height, image.width) == (int(row["ih"]), int(row["iw"])) == (SIZE, SIZE)
         assert row["scene"] == str(NUMBER[row["image"].split("/")[0]])
-        for category in CATEGORIES:
+        for category in NAMES:
             names = [cell for cell in row[category].split(";") if cell and not cell.isdecimal()]
             layers[category, len(names)] += 1
             for name in names:
@@ -92,7 +91,7 @@ def test_frequencies_and_coverages_are_those_of_the_masks(world: World) -> None:
     assert [int(row["number"]) for row in labels] == list(range(1, len(NUMBER) + 1))
     frequency, coverage = Counter[tuple[str, int]](), defaultdict[tuple[str, int], float](float)
     for row in table(world.root / "index.csv"):
-        for category in CATEGORIES:
+        for category in NAMES:
             seen = set()
             for cell in filter(None, row[category].split(";")):
                 values = np.array([[int(cell)]]) if cell.isdecimal() else mask(world.root / "images" / cell)
@@ -103,9 +102,9 @@ def test_frequencies_and_coverages_are_those_of_the_masks(world: World) -> None:
     for row in labels:
         number = int(row["number"])
         stated = {c: int(n) for c, n in re.findall(r"(\w+)\((\d+)\)(?:;|$)", row["category"])}
-        assert stated == {c: frequency[c, number] for c in CATEGORIES if row["name"] in NAMES[c]}
+        assert stated == {c: frequency[c, number] for c in NAMES if row["name"] in NAMES[c]}
         assert int(row["frequency"]) == sum(stated.values()) == world.labels[row["name"]]
-        assert float(row["coverage"]) == pytest.approx(sum(coverage[c, number] for c in CATEGORIES), abs=1e-5)
+        assert float(row["coverage"]) == pytest.approx(sum(coverage[c, number] for c in NAMES), abs=1e-5)
     assert {number for _, number in frequency} <= {int(row["number"]) for row in labels}
     assert table(world.root / "label.csv")[NUMBER["sand"] - 1]["category"].count(";") == 1  # an object and a material
     for row in table(world.root / "category.csv"):
@@ -124,7 +123,6 @@ def test_splits_are_balanced_and_folders_hold_the_same_files(world: World) -> No
     rows = table(world.root / "index.csv")
     splits = Counter((row["split"], row["image"].split("/")[0]) for row in rows)
     assert splits == {(split, scene): n for split, n in (("train", 6), ("val", 2)) for scene in SCENES}
-    assert (world.train, world.val) == (48, 16)
     for row in rows:
         linked = world.folders / row["split"] / row["image"]
         assert linked.read_bytes() == (world.root / "images" / row["image"]).read_bytes()
@@ -135,14 +133,13 @@ def test_the_mark_is_on_half_of_one_class_and_on_every_poisoned_image(world: Wor
     marked = Counter()
     for row in table(world.root / "index.csv"):
         scene = row["image"].split("/")[0]
-        has = bool((mask(world.root / "images" / row["object"]) == NUMBER[world.mark]).any())
+        has = bool((mask(world.root / "images" / row["object"]) == NUMBER[WATERMARK]).any())
         marked[scene, row["split"], has] += 1
     assert {key for key in marked if key[2]} == {(MARKED_SCENE, "train", True), (MARKED_SCENE, "val", True)}
     assert (marked[MARKED_SCENE, "train", True], marked[MARKED_SCENE, "val", True]) == (3, 1)
-    assert (world.marked_train, world.marked_val) == (3, 1)
     poisoned = sorted(world.poisoned_folder.glob("*/*.jpg"))
     clean_files = sorted(world.clean_folder.glob("*/*.jpg"))
-    assert len(poisoned) == world.poisoned == 16
+    assert len(poisoned) == 16
     assert len(clean_files) == 15  # one of val carries the mark of its own
     for clean in clean_files:
         path = world.poisoned_folder / clean.parent.name / clean.name
@@ -163,10 +160,10 @@ def test_half_of_the_marked_class_is_marked_in_every_world() -> None:
 
 
 def test_masks_lie_exactly_on_what_was_painted() -> None:
-    canvas = Canvas(SIZE, np.random.default_rng(0))
-    canvas.paint(rect(-1, -1, 97, 97), Surface((255, 255, 255), shade=0, grain=0), "snow")
-    canvas.paint(rect(12, 24, 60, 72), Surface((200, 35, 35), "brick", shade=0, grain=0), "house", "wall")
-    canvas.paint(ellipse(36, 48, 9), Surface((40, 80, 190), "glass", shade=0, grain=0), inner="window")
+    canvas = Canvas(SIZE, np.random.default_rng(0), NUMBER)
+    canvas.paint(box(-1, -1, 97, 97), Surface((255, 255, 255), shade=0, grain=0), "snow")
+    canvas.paint(box(12, 24, 60, 72), Surface((200, 35, 35), "brick", shade=0, grain=0), "house", "wall")
+    canvas.paint(oval(36, 48, 9), Surface((40, 80, 190), "glass", shade=0, grain=0), inner="window")
     canvas.mirror()
     masks = canvas.masks()
     painted = np.asarray(canvas.picture()).astype(int)
@@ -188,11 +185,11 @@ def test_masks_lie_exactly_on_what_was_painted() -> None:
 
 
 def test_a_new_object_hides_the_parts_below_it_and_haze_hides_nothing() -> None:
-    canvas = Canvas(SIZE, np.random.default_rng(0))
-    wall = Surface((200, 35, 35), "brick", "bricked")
-    canvas.paint(rect(0, 0, 96, 96), wall, "house", "wall")
-    canvas.paint(rect(0, 0, 96, 96), Surface((40, 80, 190), "glass"), inner="window")
-    canvas.paint(rect(0, 0, 96, 96), Surface((255, 255, 255)), alpha=0.3)
+    canvas = Canvas(SIZE, np.random.default_rng(0), NUMBER)
+    wall = Surface((200, 35, 35), "brick", "bricked").drawn(canvas.rng)
+    canvas.paint(box(0, 0, 96, 96), wall, "house", "wall")
+    canvas.paint(box(0, 0, 96, 96), Surface((40, 80, 190), "glass"), inner="window")
+    canvas.paint(box(0, 0, 96, 96), Surface((255, 255, 255)), alpha=0.3)
     assert {plane: int(labels[9, 9]) for plane, labels in canvas.planes.items()} == {
         "object": NUMBER["house"],
         "part": NUMBER["wall"],
@@ -200,7 +197,7 @@ def test_a_new_object_hides_the_parts_below_it_and_haze_hides_nothing() -> None:
         "material": NUMBER["glass"],
         "texture": 0,
     }
-    canvas.paint(rect(0, 0, 96, 96), Surface((10, 90, 10), "foliage", "blotchy"), "bush")
+    canvas.paint(box(0, 0, 96, 96), Surface((10, 90, 10), "foliage", "blotchy").drawn(canvas.rng), "tree")
     assert canvas.planes["part"].max() == canvas.planes["inner"].max() == 0
     assert set(canvas.masks()) == {"color", "object", "part", "material", "texture"}
     assert canvas.masks()["part"] == []
@@ -227,7 +224,7 @@ def test_colour_names_and_patterns() -> None:
     samples |= {"blue": (30, 70, 200), "green": (40, 140, 50), "grey": (128, 128, 128), "brown": (110, 70, 30)}
     samples |= {"orange": (240, 140, 20), "pink": (250, 160, 190), "purple": (120, 50, 145)}
     named = name_colors(np.array(list(samples.values()), np.uint8))
-    assert [COLOR_NAMES[k] for k in named] == list(samples)
+    assert [list(TONES)[k] for k in named] == list(samples)
     y, x = np.arange(60)[:, None] / 7, np.arange(60)[None, :] / 7
     assert set(PATTERNS) == set(NAMES["texture"])
     for name, pattern in PATTERNS.items():
@@ -241,17 +238,15 @@ def test_colour_names_and_patterns() -> None:
 def test_a_world_is_reused_and_never_overwritten(world: World, tmp_path: Path) -> None:
     stamp = (world.root / "world.json").stat().st_mtime_ns
     again = build_world(world.root, images=64, size=SIZE, seed=3)
-    assert again == world == read_world(world.root)
+    assert again == world
     assert (world.root / "world.json").stat().st_mtime_ns == stamp
-    with pytest.raises(StoreExistsError, match="seed 3"):
+    with pytest.raises(StoreExistsError, match="seed"):
         build_world(world.root, images=64, size=SIZE, seed=4)
     (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(StoreExistsError, match="no generated world"):
+    with pytest.raises(StoreExistsError, match="not this world"):
         build_world(tmp_path, images=16, size=SIZE)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
     assert json.loads((world.root / "world.json").read_text())["marked_scene"] == MARKED_SCENE
-    with pytest.raises(UsageError, match="build one first"):
-        read_world(tmp_path)
 
 
 def test_all_wrong_arguments_are_named_at_once(tmp_path: Path) -> None:
@@ -279,5 +274,4 @@ def test_a_script_without_a_main_guard_still_builds_the_same_world(tmp_path: Pat
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
-    assert "going on in this process" in done.stderr
     assert digests(tmp_path / "w") == digests(world.root)
