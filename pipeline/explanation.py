@@ -13,8 +13,8 @@ from PIL import Image
 
 from evaluate.detector_bank import make_bank
 from evaluate.explain.explainer import Explained, Explainer
-from evaluate.explain.explanation_document import Terms
-from evaluate.explain.explanation_page import PageData, Shown, render
+from evaluate.explain.explanation_document import Terms, brief
+from evaluate.explain.explanation_page import PageData, Shown, draw_image, render
 from evaluate.explain.values import Values, readout, usual_values
 from evaluate.glossary import definitions
 from extract.crop_geometry import visible_box
@@ -23,16 +23,17 @@ from extract.image_io import reason
 from extract.network import Network, open_network
 from extract.store_images import crop
 from pipeline.explain_inputs import Inputs, Item, class_number, find_images
-from pipeline.explanation_files import Drawn
-from pipeline.explanation_folder import Folder
 from pipeline.influence import class_names
 from stores.directions import Directions
 from stores.errors import EDDPError, ImageError, NonFiniteError, UsageError
+from stores.folders import Ours, check_replaceable, replacing
+from stores.io import write_json
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 
 log = logging.getLogger(__name__)
+OURS = Ours("explanation.json", "eddp explain", "an explanation")
 MOST = 500  # images on a page
 
 
@@ -84,27 +85,26 @@ def explain_images(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Explain the predictions for some images, at most 500, and write everything into ``out``; gives what ``explanation.json`` holds.
+    """Explain the predictions for some images, at most 500, and write everything into ``out``; returns what ``explanation.json`` holds.
 
-    That is a few words an image. All numbers of an image are in its own document alone: they are not held in memory.
+    That is a few words an image. All numbers of an image are in its own document alone: they are not held in memory. An earlier
+    explanation in ``out`` is replaced when all is written.
 
-    Raises UsageError and its kin before anything is written, ImageError for an image that was named and cannot be read, NonFiniteError.
+    Raises UsageError and its kin before anything is written, ImageError for an image that was named and cannot be read,
+    NonFiniteError, and the errors of ``replacing``.
     """
-    folder = Folder(out)
+    check_replaceable(out, OURS, paths)
     store = inputs.store
     items = find_images(paths, rows, store, out)
     if not items:
         raise UsageError("Name images or folders to explain, or --row N for images of the store.")
     if len(items) > MOST:
-        raise UsageError(
-            f"{len(items)} images are more than a page can show, which is {MOST}: name fewer, or a smaller folder, and explain the others into "
-            "another --out."
-        )
+        raise UsageError(f"{len(items)} images are more than a page can show, which is {MOST}. Explain the others into another --out.")
     classes = class_names(store, int(store.array("images/logits").shape[1]))
     explained, to = class_number(config.explained, classes, "--class"), class_number(config.to, classes, "--to")
     for item in items:
         if item.named:
-            item.read()  # a bad one is told of before the work begins
+            item.read()  # a bad one is reported before the work starts
     network = open_network(store, inputs.layer, device=device)
     explainer = make_explainer(
         store, inputs.layer, inputs.directions, network, values=config.values, device=device, progress=progress
@@ -114,7 +114,8 @@ def explain_images(
     shown: list[Shown] = []
     briefs: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    with folder:
+    with replacing(out, OURS) as folder:
+        (folder / "pictures").mkdir()
         for done, item in enumerate(items, 1):
             try:
                 image = item.read()
@@ -127,15 +128,22 @@ def explain_images(
             with computing_in("float32", network.device):
                 found = _explain(explainer, network, item, image, explained, to)
             picture = crop(network.transform.picture(image), box((image.height, image.width)))
-            drawn = Drawn(found, explainer.usual, terms, config.shown, network.layout.grid)
-            page, brief = drawn.write(folder, len(shown) + 1, item, picture)
-            shown.append(page)
-            briefs.append(brief)
+            page = draw_image(
+                len(shown) + 1, item.name, item.row, picture, found, explainer.usual, terms,
+                grid=network.layout.grid, most=config.shown,
+            )  # fmt: skip
+            for name, data in page.files.items():
+                (folder / name).write_bytes(data)
+            shown.append(page.shown)
+            briefs.append(brief(page.document))
             progress("explaining", done, len(items))
         if not shown:
             raise ImageError(f"None of the {len(items)} images can be read; the first: {skipped[0]['reason']}")
-        result = {**_about(inputs, explainer, config), "images": briefs, "skipped": skipped}
-        return folder.publish(result, render(_page(inputs, explainer, shown)))
+        about = {"made_by": OURS.made_by, **_about(inputs, explainer, config)}
+        result = {**about, "images": briefs, "skipped": skipped}
+        write_json(folder / OURS.file, result)
+        (folder / "index.html").write_bytes(render(_page(inputs, explainer, shown)).encode("utf-8", "replace"))
+    return result
 
 
 def _page(inputs: Inputs, explainer: Explainer, shown: Sequence[Shown]) -> PageData:

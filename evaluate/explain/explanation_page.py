@@ -1,17 +1,28 @@
-"""The page of explanations: plain data in, one ``index.html`` out, to be read next to the pictures in its folder.
-
-It runs no script.
-"""
+"""The page of explanations: pictures and facts of each image, and one ``index.html`` that shows them. It runs no script."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from evaluate.explain.heat_maps import Step, bars
+import numpy as np
+from PIL import Image
+
+from evaluate.explain.explainer import Explained
+from evaluate.explain.explanation_document import UNREAD, Terms, describe, sentence, steps_of, turning_words
+from evaluate.explain.heat_maps import Step, bars, heat, sheet
+from evaluate.explain.values import Usual
+from evaluate.image_tiles import jpeg, outline, square
+from evaluate.number_format import percent, probability, signed
 from evaluate.report.svg_shapes import bar
 from evaluate.web_page import render_page
+from stores.io import json_bytes
+
+TILE = 240  # pixels of a picture's side
+PALE = 0.25  # maps that reach less than this share of the strongest are paler
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,124 @@ class PageData:
     facts: dict[str, str]
     shown: Sequence[Shown]
     notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImagePage:
+    """What an explanation of one image consists of: what the page shows, its document, and files by name."""
+
+    shown: Shown
+    document: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def draw_image(
+    number: int,
+    name: str,
+    row: int | None,
+    picture: Image.Image,
+    found: Explained,
+    usual: Usual,
+    terms: Terms,
+    *,
+    grid: tuple[int, int],
+    most: int,
+) -> ImagePage:
+    """Draw one image's explanation: its pictures, its sheet (PNG) and its document.
+
+    Parameters
+    ----------
+    number : of the image on the page. name, row : what it is called, and its row of the store.
+    picture : what the network saw. grid : of the layer's positions. most : concepts with a picture of their own.
+    """
+    stem = f"{number:04d}-{file_stem(name)}"
+    line = sentence(found, usual, terms)
+    document = {
+        "image": name,
+        "row": row,
+        "sentence": line,
+        **describe(found, usual, terms),
+        "files": {"sheet": f"{stem}.png", "document": f"{stem}.json"},
+    }
+    seen = square(picture, TILE)
+    cam = None if found.unread else heat(seen, found.cam.reshape(grid), both=False)
+    tiles = [] if found.unread else _tiles(found, seen, grid, most)
+    maps = [_map(found, terms, i, f"pictures/{stem}.{i:04d}.jpg") for i, _ in tiles]
+    files = {one.file: jpeg(tile) for one, (_, tile) in zip(maps, tiles, strict=True)}
+    files |= {f"pictures/{stem}.seen.jpg": jpeg(seen), f"{stem}.json": json_bytes(document)}
+    files[f"{stem}.png"] = _sheet(found, usual, terms, seen, cam, [(m, t) for m, (_, t) in zip(maps, tiles, strict=True)], most)
+    if cam is not None:
+        files[f"pictures/{stem}.cam.jpg"] = jpeg(cam)
+    shown = Shown(
+        name,
+        _capital(line),
+        document["predicted"],
+        document["explained"],
+        document["classes"],
+        document["counterfactual"],
+        [] if found.unread else _sums(found, terms, most),
+        maps,
+        f"pictures/{stem}.seen.jpg",
+        None if cam is None else f"pictures/{stem}.cam.jpg",
+        f"{stem}.png",
+        f"{stem}.json",
+    )
+    return ImagePage(shown, document, files)
+
+
+def _map(found: Explained, terms: Terms, i: int, file: str) -> Map:
+    name = ("little " if found.pooled[i] < 0 else "") + terms.concepts[i].name
+    return Map(name, float(found.contributions.parts[i, found.explained]), float((found.fires[:, i] > 0).mean()), file)
+
+
+def _tiles(found: Explained, seen: Image.Image, grid: tuple[int, int], most: int) -> list[tuple[int, Image.Image]]:
+    """The directions that add most, and their maps over the image."""
+    parts = found.contributions.parts[:, found.explained]
+    chosen = np.argsort(-np.abs(parts), kind="stable")[:most].tolist()
+    largest = np.abs(found.maps[:, chosen]).max(0)  # (most,)
+    scale = np.maximum(largest, PALE * largest.max(initial=0))
+    heats = [heat(seen, found.maps[:, i].reshape(grid), largest=float(top)) for i, top in zip(chosen, scale, strict=True)]
+    return [(i, outline(tile, found.fires[:, i].reshape(grid))) for i, tile in zip(chosen, heats, strict=True)]
+
+
+def _sums(found: Explained, terms: Terms, most: int) -> list[tuple[str, list[Step]]]:
+    name = terms.classes[found.explained]
+    sums = [(f"The logit of {name}", steps_of(found, terms, most))]
+    if found.against is not None:
+        sums.append((f"{name} against {terms.classes[found.against]}", steps_of(found, terms, most, found.against)))
+    return sums
+
+
+def _sheet(
+    found: Explained,
+    usual: Usual,
+    terms: Terms,
+    seen: Image.Image,
+    cam: Image.Image | None,
+    maps: list[tuple[Map, Image.Image]],
+    most: int,
+) -> bytes:
+    name = terms.classes[found.explained]
+    return sheet(
+        seen,
+        cam,
+        [(f"{m.name} {signed(m.value)}" + (f", on {percent(m.fires)}" if m.fires else ""), tile) for m, tile in maps],
+        [] if found.unread else steps_of(found, terms, most),
+        title=f"{name} ({probability(float(found.probabilities[found.explained]))})",
+        subtitle=_capital(UNREAD if found.unread else turning_words(found, usual, terms)),
+        what=f"what makes the logit of {name}",
+        cam_title=f"Grad-CAM for {name}",
+    )
+
+
+def file_stem(name: str) -> str:
+    """A file name's stem in letters that every disk and address takes, at most 60 of them."""
+    stem = Path(name).stem
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-")[:60] or "image"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def render(data: PageData) -> str:
