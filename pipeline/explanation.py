@@ -99,7 +99,9 @@ def explain_images(
     if not items:
         raise UsageError("Name images or folders to explain, or --row N for images of the store.")
     if len(items) > MOST:
-        raise UsageError(f"{len(items)} images are more than a page can show, which is {MOST}. Explain the others into another --out.")
+        raise UsageError(
+            f"{len(items)} images are more than a page can show, which is {MOST}. Explain the others into another --out."
+        )
     classes = class_names(store, int(store.array("images/logits").shape[1]))
     explained, to = class_number(config.explained, classes, "--class"), class_number(config.to, classes, "--to")
     for item in items:

@@ -33,7 +33,8 @@ class Ours:
 
 
 def check_replaceable(out: Path, ours: Ours, inputs: Iterable[Path] = ()) -> None:
-    """Raise StoreExistsError unless there is nothing at ``out``, an empty folder, or one of ours with none of the inputs in it."""
+    """Raise StoreExistsError unless there is nothing at ``out``, an empty folder, or one of ours with none of the inputs, and no
+    file of anybody else's, in it."""
     if out.is_symlink():
         raise StoreExistsError(f"'{out}' (--out) is a link, and is left alone. Give the folder itself, or another.")
     if out.exists() and not out.is_dir():
@@ -42,6 +43,9 @@ def check_replaceable(out: Path, ours: Ours, inputs: Iterable[Path] = ()) -> Non
         return
     if not _is_ours(out, ours):
         raise StoreExistsError(f"'{out}' (--out) holds other things than {ours.what}, and is left alone. Give another.")
+    if foreign := _foreign_files(out):
+        listed = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise StoreExistsError(f"'{out}' (--out) holds files of others ({listed}), and is left alone. Move them, or give another.")
     for path in inputs:
         if not is_remote(path) and path.resolve().is_relative_to(out.resolve()):
             raise StoreExistsError(f"'{out}' (--out) holds '{path}', which is needed, and is left alone. Give another.")
@@ -140,6 +144,18 @@ def _listed(folder: Path) -> dict[str, tuple[int, int]]:
     if json_bytes(document) != data or checksum(json_bytes(document["files"])) != document["crc32c"]:
         raise ValueError("it does not match its checksum")
     return {str(path): (int(crc), int(size)) for path, (crc, size) in document["files"].items()}
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """Files below a folder that its manifest does not list, but for the record of its run; all of them where it has none that is sound."""
+    try:
+        listed = {*_listed(folder), MANIFEST, "run.json"}
+    except (OSError, *UNREADABLE):
+        listed = {MANIFEST, "run.json"}
+    there = (
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
+    )
+    return sorted(name for name in there if name not in listed and not name.endswith(".partial"))
 
 
 def _is_ours(folder: Path, ours: Ours) -> bool:

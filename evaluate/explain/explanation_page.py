@@ -110,7 +110,9 @@ def draw_image(
     maps = [_map(found, terms, i, f"pictures/{stem}.{i:04d}.jpg") for i, _ in tiles]
     files = {one.file: jpeg(tile) for one, (_, tile) in zip(maps, tiles, strict=True)}
     files |= {f"pictures/{stem}.seen.jpg": jpeg(seen), f"{stem}.json": json_bytes(document)}
-    files[f"{stem}.png"] = _sheet(found, usual, terms, seen, cam, [(m, t) for m, (_, t) in zip(maps, tiles, strict=True)], most)
+    files[f"{stem}.png"] = _sheet(
+        found, usual, terms, seen, cam, [(m, t) for m, (_, t) in zip(maps, tiles, strict=True)], most
+    )
     if cam is not None:
         files[f"pictures/{stem}.cam.jpg"] = jpeg(cam)
     shown = Shown(
@@ -141,7 +143,9 @@ def _tiles(found: Explained, seen: Image.Image, grid: tuple[int, int], most: int
     chosen = np.argsort(-np.abs(parts), kind="stable")[:most].tolist()
     largest = np.abs(found.maps[:, chosen]).max(0)  # (most,)
     scale = np.maximum(largest, PALE * largest.max(initial=0))
-    heats = [heat(seen, found.maps[:, i].reshape(grid), largest=float(top)) for i, top in zip(chosen, scale, strict=True)]
+    heats = [
+        heat(seen, found.maps[:, i].reshape(grid), largest=float(top)) for i, top in zip(chosen, scale, strict=True)
+    ]
     return [(i, outline(tile, found.fires[:, i].reshape(grid))) for i, tile in zip(chosen, heats, strict=True)]
 
 

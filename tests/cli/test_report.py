@@ -117,9 +117,11 @@ def test_evaluate_wrote_the_same_pages(run: Run, world: Path) -> None:
 def test_the_same_evaluation_gives_the_same_bytes_and_replaces_what_was_there(run: Run, world: Path) -> None:
     ok(run("eddp", "report", world / "evaluation", *PLAIN))
     first = contents(world / "report")
-    (world / "report" / "d" / "99999.html").write_text("of an earlier, larger set")
     ok(run("eddp", "report", world / "evaluation", *PLAIN))
     assert contents(world / "report") == first
+    (world / "report" / "d" / "mine.html").write_text("mine")
+    assert run("eddp", "report", world / "evaluation", *PLAIN).code == 2
+    assert (world / "report" / "d" / "mine.html").read_text() == "mine"
     ok(run("eddp", "report", world / "evaluation", *PLAIN, "--tiles", 2, "--out", world / "other"))
     assert sum(name.startswith("t/") for name in contents(world / "other")) == 12
     assert not [p for p in world.iterdir() if p.name.startswith(".")]
