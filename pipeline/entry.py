@@ -6,6 +6,7 @@ Nothing has been begun then, so the process simply ends.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -38,8 +39,9 @@ def _run(script: str) -> None:
     if command in main.COMMANDS:
         if message := limited_address_space(command):
             leave(message if as_json else f"Error: {message}", 1)
-        # with all that it needs, which is what takes long
         main.load(command)
+        if not {"-h", "--help"} & set(sys.argv[1:]):
+            importlib.import_module(main.COMMANDS[command][2])
     for number, handler in before.items():
         signal.signal(number, handler)
     getattr(main, script)()

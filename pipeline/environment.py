@@ -14,8 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from extract.worker_processes import cores
 
 LIBRARIES = ("torch", "torchvision", "zarr", "numpy", "numcodecs")
@@ -61,7 +59,7 @@ def _version(name: str) -> str | None:
 
 def device_of(device: str) -> dict[str, Any]:
     """What a device is: its kind (``cuda:0``), its name, and the cores that this process may use."""
-    if device.startswith("cuda") and torch.cuda.is_available():
+    if device.startswith("cuda") and (torch := sys.modules.get("torch")) and torch.cuda.is_available():
         return {"kind": device, "name": torch.cuda.get_device_name(device), "cores": cores()}
     return {"kind": device, "name": cpu_name(), "cores": cores()}
 
@@ -100,7 +98,8 @@ def peak_memory_mib() -> int:
 
 def peak_gpu_memory_mib(device: str) -> int | None:
     """Largest memory that torch held on a GPU so far, in MiB; None for a CPU, and where it held none."""
-    if not device.startswith("cuda") or not torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")  # loaded by whoever uses a GPU; it takes a second
+    if torch is None or not device.startswith("cuda") or not torch.cuda.is_initialized():
         return None
     return round(torch.cuda.max_memory_allocated(device) / 2**20)
 
@@ -122,7 +121,8 @@ class Busy:
         return round(self.percent / self.looks / 100, 3) if self.looks else None
 
     def __enter__(self) -> Busy:
-        if self.device.startswith("cuda") and torch.cuda.is_available():
+        torch = sys.modules.get("torch")
+        if torch is not None and self.device.startswith("cuda") and torch.cuda.is_available():
             self._thread = threading.Thread(target=self._look, name="gpu-busy", daemon=True)
             self._thread.start()
         return self
@@ -133,6 +133,7 @@ class Busy:
             self._thread.join(BUSY_SECONDS)
 
     def _look(self) -> None:
+        torch = sys.modules["torch"]
         while not self._stop.wait(BUSY_SECONDS):
             try:
                 percent = int(torch.cuda.utilization(self.device))

@@ -24,7 +24,6 @@ from stores.store import ActivationStore, StoreBase
 QUANTILES = {"1": 0.01, "25": 0.25, "50": 0.5, "75": 0.75, "99": 0.99, "99.9": 0.999}
 BARS = 14  # of a histogram, at most, and two more for the tails
 CROWDED = 0.8  # a linear histogram with so large a share in two of its bars tells little
-QUICK_IMAGES = 1024
 
 
 class Inspection:
@@ -109,7 +108,7 @@ class Inspection:
         }
 
     def values(
-        self, name: str, *, images: int | None = QUICK_IMAGES, progress: Progress = silent
+        self, name: str, *, images: int | None, progress: Progress = silent
     ) -> dict[str, Any] | None:
         """How a layer's values are distributed, as values for JSON; None when no chunk is there yet.
 

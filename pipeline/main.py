@@ -8,18 +8,18 @@ import click
 
 from pipeline.options import run_command
 
-# where each subcommand lies, and what is said of it in the list of all: loading them takes seconds, so only the one that is run is
+# of each subcommand: its module, what is said of it in the list of all, and what it needs to work, which takes seconds to load
 COMMANDS = {
-    "correct": ("pipeline.commands.correct", "Suppress a concept the model should not use."),
-    "demo": ("pipeline.commands.demo", "Run everything on a small drawn world."),
-    "evaluate": ("pipeline.commands.evaluate", "Score directions; write tables and a report."),
-    "explain": ("pipeline.commands.explain", "Explain predictions by their concepts."),
-    "extract": ("pipeline.commands.extract", "Store the activations of a network's layers."),
-    "fit": ("pipeline.commands.fit", "Find directions in a store's activations."),
-    "inspect": ("pipeline.commands.inspect", "Show what a result holds and how its run went."),
-    "report": ("pipeline.commands.report", "Make pages to read from an evaluation."),
-    "synthetic": ("pipeline.commands.synthetic", "Make a store whose directions are known."),
-    "verify": ("pipeline.commands.inspect", "Check every byte of one."),
+    "correct": ("pipeline.commands.correct", "Suppress a concept the model should not use.", "pipeline.correction"),
+    "demo": ("pipeline.commands.demo", "Run everything on a small drawn world.", "pipeline.demo"),
+    "evaluate": ("pipeline.commands.evaluate", "Score directions; write tables and a report.", "pipeline.evaluation"),
+    "explain": ("pipeline.commands.explain", "Explain predictions by their concepts.", "pipeline.explanation"),
+    "extract": ("pipeline.commands.extract", "Store the activations of a network's layers.", "extract.stream"),
+    "fit": ("pipeline.commands.fit", "Find directions in a store's activations.", "pipeline.fitting"),
+    "inspect": ("pipeline.commands.inspect", "Show what a result holds and how its run went.", "stores.store"),
+    "report": ("pipeline.commands.report", "Make pages to read from an evaluation.", "pipeline.report"),
+    "synthetic": ("pipeline.commands.synthetic", "Make a store whose directions are known.", "fit.synthetic"),
+    "verify": ("pipeline.commands.inspect", "Check every byte of one.", "stores.store"),
 }
 
 

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
-import torch
-
 from pipeline.environment import Busy, code_version, device_of, job, peak_gpu_memory_mib, peak_memory_mib, versions
 from pipeline.logging import add_field, emit, is_json, plain, ranks
 from pipeline.records import Place, merged
@@ -32,6 +30,8 @@ LONGEST = 1000  # characters of a warning
 
 def pick_device(device: str) -> str:
     """``auto`` -> ``cuda`` or ``cpu``. Raises UsageError for a device that is not there or has no such name."""
+    import torch  # takes a second: not for --help
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
-from torch.cuda import device_count
 
 from extract.config import ExtractConfig
 from pipeline.logging import echo, say
@@ -173,6 +172,8 @@ def _config(
     **options: Any,
 ) -> ExtractConfig:
     """The options as the configuration of an extraction."""
+    from torch.cuda import device_count
+
     from extract.classes import read_class_names
 
     layouts = [text.rpartition("=") for text in layout]

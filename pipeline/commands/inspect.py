@@ -10,7 +10,6 @@ from typing import Any
 import click
 import numpy as np
 
-from pipeline.inspection import QUICK_IMAGES, Inspection
 from pipeline.logging import echo, say
 from pipeline.options import common
 from pipeline.progress import showing
@@ -29,6 +28,7 @@ from stores.tensors import key_of, read_tensors, reading
 
 BAR = 40  # characters of a histogram's longest bar
 DOCUMENTS = (MANIFEST, "summary.json", "report.json", "explanation.json")  # of folders that have a manifest
+QUICK_IMAGES = 1024  # whose values are looked at
 SHOWN = 10  # of a list of channels or ranges; --json has all
 
 
@@ -68,6 +68,8 @@ def inspect(path: Path, everything: bool, quiet: bool, as_json: bool, debug: boo
             "next": "Nothing is committed yet: see what the runs say.",
         }
     else:
+        from pipeline.inspection import Inspection  # loads torch, which takes a second
+
         found = Inspection(path)
         facts = found.facts()
         with showing(quiet) as progress:
