@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
-from fit.base import Fitter
-from fit.baselines.ica import ICA, ICAConfig
-from fit.baselines.kmeans import KMeans, KMeansConfig
-from fit.baselines.neurons import Neurons, NeuronsConfig
-from fit.baselines.nmf import NMF, NMFConfig
-from fit.baselines.pca import PCA, PCAConfig
-from fit.baselines.sae import SAE, SAEConfig
-from fit.config import EDDPConfig, with_settings
-from fit.eddp import EDDP
-from fit.paper import CBE, UIBE, CBEConfig, PaperConfig, PaperEDDP, UIBEConfig
-from fit.supervised.base import Supervised
-from fit.supervised.logistic_probe import Probe, ProbeConfig
-from fit.supervised.pattern_cav import PatternCAV, PatternCAVConfig
-from fit.supervised.position_labels import Labels
+from fit.config import with_settings
 from stores.errors import UnknownNameError, UsageError
 
-METHODS: dict[str, tuple[Any, Any]] = {
-    "eddp": (EDDP, EDDPConfig),
-    "kmeans": (KMeans, KMeansConfig),
-    "pca": (PCA, PCAConfig),
-    "neurons": (Neurons, NeuronsConfig),
-    "ica": (ICA, ICAConfig),
-    "nmf": (NMF, NMFConfig),
-    "sae": (SAE, SAEConfig),
-    "uibe": (UIBE, UIBEConfig),
-    "cbe": (CBE, CBEConfig),
-    "probe": (Probe, ProbeConfig),
-    "pattern-cav": (PatternCAV, PatternCAVConfig),
+if TYPE_CHECKING:
+    from fit.base import Fitter
+    from fit.supervised.position_labels import Labels
+
+METHODS: dict[str, tuple[str, str]] = {  # module and class
+    "eddp": ("fit.eddp", "EDDP"),
+    "kmeans": ("fit.baselines.kmeans", "KMeans"),
+    "pca": ("fit.baselines.pca", "PCA"),
+    "neurons": ("fit.baselines.neurons", "Neurons"),
+    "ica": ("fit.baselines.ica", "ICA"),
+    "nmf": ("fit.baselines.nmf", "NMF"),
+    "sae": ("fit.baselines.sae", "SAE"),
+    "uibe": ("fit.paper", "UIBE"),
+    "cbe": ("fit.paper", "CBE"),
+    "probe": ("fit.supervised.logistic_probe", "Probe"),
+    "pattern-cav": ("fit.supervised.pattern_cav", "PatternCAV"),
 }
-PUBLISHED: tuple[Any, Any] = (PaperEDDP, PaperConfig)  # of ``--steps paper``
-SUPERVISED = tuple(name for name, (fitter, _) in METHODS.items() if issubclass(fitter, Supervised))
+PUBLISHED = ("fit.paper", "PaperEDDP")  # of ``--steps paper``
+SUPERVISED = ("probe", "pattern-cav")
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of methods as attributes (``from fit import EDDP``). They are loaded when asked for: with torch that takes seconds."""
+    classes = {cls: module for module, cls in (*METHODS.values(), PUBLISHED)} | {"Fitter": "fit.base"}
+    module = classes.get(name) or classes.get(name.removesuffix("Config"))
+    if module is None:
+        raise AttributeError(f"module 'fit' has no attribute {name!r}")
+    return getattr(import_module(module), name)
 
 
 def make_fitter(
@@ -60,7 +61,9 @@ def make_fitter(
         raise UnknownNameError(f"There is no method '{method}'. Methods: {', '.join(METHODS)}.")
     if steps != "fast" and (steps != "paper" or method != "eddp"):
         raise UsageError(f"--steps {steps} is not for '{method}': leave it out, or take --method eddp --steps paper.")
-    fitter, config = METHODS[method] if steps == "fast" else PUBLISHED
+    module, name = METHODS[method] if steps == "fast" else PUBLISHED
+    fitter = getattr(import_module(module), name)
+    config = fitter.configuration
     common: dict[str, Any] = {"seed": seed, "device": device}
     if refits is not None:
         common["refits"] = refits
@@ -78,21 +81,3 @@ def make_fitter(
             f"'{method}' learns without labels: leave --concepts out, or take --method {' or '.join(SUPERVISED)}."
         )
     return fitter(with_settings(config(n_directions=n_directions, **common), settings or {}))
-
-
-__all__ = [
-    "CBE",
-    "EDDP",
-    "METHODS",
-    "PCA",
-    "SUPERVISED",
-    "UIBE",
-    "EDDPConfig",
-    "Fitter",
-    "KMeans",
-    "Neurons",
-    "PaperEDDP",
-    "PatternCAV",
-    "Probe",
-    "make_fitter",
-]

@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from stores.attachments import write_attachment
 from stores.errors import UsageError
@@ -263,6 +261,8 @@ def train_head(
 
     The features are centred for the training alone (the offset of 10 would swamp it) and A, c are given for x itself.
     """
+    import torch  # takes a second, and only this needs it
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = torch.nn.Linear(pooled.shape[1], classes)
@@ -271,7 +271,7 @@ def train_head(
     optimiser = torch.optim.Adam(layer.parameters(), lr=5e-3)
     for step in range(steps):
         optimiser.zero_grad()
-        loss = F.cross_entropy(layer(x), y)
+        loss = torch.nn.functional.cross_entropy(layer(x), y)
         loss.backward()
         optimiser.step()
         progress("training the head", step + 1, steps)

@@ -286,3 +286,12 @@ def test_killed_by_sigterm_and_gone_on_with(tiny_images: Callable[..., Path], tm
         zarr.open_array(two / "layers/second/activations", mode="r")[:],
     )
     assert ActivationStore.open(two).verify() == []
+
+
+def test_help_loads_nothing_that_takes_seconds() -> None:
+    code = (
+        "import sys\nfrom pipeline import main\nfor name in main.COMMANDS:\n    main.load(name)\n"
+        "print({'torch', 'scipy', 'sklearn', 'dask', 'zarr', 'matplotlib', 'pyarrow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"
