@@ -107,9 +107,7 @@ class Inspection:
             "next": f"Run the same {'eddp synthetic' if synthetic else 'extract'} command again: it goes on where it stopped.",
         }
 
-    def values(
-        self, name: str, *, images: int | None, progress: Progress = silent
-    ) -> dict[str, Any] | None:
+    def values(self, name: str, *, images: int | None, progress: Progress = silent) -> dict[str, Any] | None:
         """How a layer's values are distributed, as values for JSON; None when no chunk is there yet.
 
         ``images``: look at about so many, spread evenly over the store; None: at all, and keep the sketch with the store.

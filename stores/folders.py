@@ -45,7 +45,9 @@ def check_replaceable(out: Path, ours: Ours, inputs: Iterable[Path] = ()) -> Non
         raise StoreExistsError(f"'{out}' (--out) holds other things than {ours.what}, and is left alone. Give another.")
     if foreign := _foreign_files(out):
         listed = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-        raise StoreExistsError(f"'{out}' (--out) holds files of others ({listed}), and is left alone. Move them, or give another.")
+        raise StoreExistsError(
+            f"'{out}' (--out) holds files of others ({listed}), and is left alone. Move them, or give another."
+        )
     for path in inputs:
         if not is_remote(path) and path.resolve().is_relative_to(out.resolve()):
             raise StoreExistsError(f"'{out}' (--out) holds '{path}', which is needed, and is left alone. Give another.")
