@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 
 from fit.whiten import Whitening
 
-NAMES = ("directions", "offsets", "log_margins")
+
+class TensorFields:
+    """A dataclass of tensors, by name for a checkpoint or for other ranks."""
+
+    def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Its tensors by its fields' names, without those that are None."""
+        named = {prefix + entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], device: torch.device | str, prefix: str = "") -> Self:
+        """What ``tensors`` gave."""
+        names = (entry.name for entry in fields(cls))  # type: ignore[arg-type]
+        return cls(**{name: tensors[prefix + name].to(device) for name in names if prefix + name in tensors})
+
+    def parameters(self) -> list[torch.Tensor]:
+        return list(self.tensors().values())
 
 
 @dataclass
-class Detectors:
+class Detectors(TensorFields):
     """``z = (y·ū − β) / M`` for rows y of r numbers.
 
     ``directions`` (r, I), normalised where used; ``offsets`` β (I,); ``log_margins`` ln M (I,). Directions and margins are
@@ -24,9 +41,6 @@ class Detectors:
     directions: torch.Tensor
     offsets: torch.Tensor
     log_margins: torch.Tensor
-
-    def parameters(self) -> list[torch.Tensor]:
-        return [self.directions, self.offsets, self.log_margins]
 
     def unit(self) -> torch.Tensor:
         """ū (r, I)."""
@@ -43,15 +57,6 @@ class Detectors:
 
     def copy(self) -> Detectors:
         return Detectors(*(tensor.detach().clone() for tensor in self.parameters()))
-
-    def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        """By name, for a checkpoint or for other ranks."""
-        return dict(zip((prefix + name for name in NAMES), self.parameters(), strict=True))
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], device: torch.device, prefix: str = "") -> Detectors:
-        """What ``tensors`` gave."""
-        return cls(*(tensors[prefix + name].to(device) for name in NAMES))
 
 
 def in_activation_space(

@@ -72,8 +72,8 @@ class Group(Ranks):
             operation(tensor, **more)
         except RuntimeError as error:
             raise LostError(
-                f"Another process of this fit is gone or does not answer (noticed by rank {self.rank} of {self.size}): see what it "
-                "said, and run the same command again to go on from the last checkpoint."
+                f"Another process of this fit ended or does not answer (noticed by rank {self.rank} of {self.size}): see what it "
+                "said, and run the same command again to resume from the last checkpoint."
             ) from error
 
     def _together(self, tensors: tuple[torch.Tensor, ...], operation: Callable[..., Any], **more: Any) -> None:

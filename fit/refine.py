@@ -65,10 +65,10 @@ def refine(
     data = positions(rows)
     with checkpoint.resuming(state):
         if state is not None:
-            detectors = Detectors.from_tensors(state.tensors, data.device)
-            i = detectors.directions.shape[1]
+            i = state.tensors["directions"].shape[1]
             shapes = {"directions": (data.rank, i), "offsets": (i,), "log_margins": (i,)}
             state.check(shapes | {name: shapes["directions"] for name in ("signals", "held") if name in state.tensors})
+            detectors = Detectors.from_tensors(state.tensors, data.device)
         assert detectors is not None
         detectors = Detectors(*(t.detach().clone().requires_grad_(True) for t in detectors.parameters()))
         descent = _Descent(data, detectors, config, regime, moments, uncertainty, state)

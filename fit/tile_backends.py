@@ -153,23 +153,23 @@ class Torch(Visit):
         return torch.addmm(-self._b[:, None], self._w.T, y.T, out=self._z)
 
     def bound(self) -> tuple[float, float]:
-        entropy = self._row_terms().entropy
+        entropy = self._row_terms()[2]
         fourth, fifth = (entropy.pow(power).sum(dtype=torch.float64) for power in (POWER, POWER + 1))
         return float(fourth), float(fifth)
 
     def losses(self, y: torch.Tensor, slopes: Slopes, gamma: float) -> None:
-        row = self._row_terms()
+        share, total, entropy, activation = self._row_terms()
         surprise, gradient = self._surprise, self._spare
-        self.totals += torch.stack([row.entropy.sum(dtype=torch.float64), row.activation.sum(dtype=torch.float64)])
+        self.totals += torch.stack([entropy.sum(dtype=torch.float64), activation.sum(dtype=torch.float64)])
         # exp2: several times faster than exp in some builds of torch, as exact
         self.column += torch.mul(surprise, -gamma / LN2, out=gradient).exp2_().sum(1)
         on_entropy: torch.Tensor | float = slopes.entropy
         if slopes.fourth or slopes.third:
-            on_entropy = on_entropy + (slopes.fourth * row.entropy - slopes.third) * row.entropy.pow(POWER - 1)
+            on_entropy = on_entropy + (slopes.fourth * entropy - slopes.third) * entropy.pow(POWER - 1)
         both = on_entropy + slopes.activation
         # dz = (1 − y) q (both · (−ln y) / ln 2 − activation / ln 2 − both · L_ma,p), with q = share / total
-        torch.mul(surprise, both / (LN2 * row.total), out=gradient)
-        gradient.sub_((slopes.activation / LN2 + both * row.activation) / row.total).mul_(row.share)
+        torch.mul(surprise, both / (LN2 * total), out=gradient)
+        gradient.sub_((slopes.activation / LN2 + both * activation) / total).mul_(share)
         gradient.addcmul_(gradient, self._active, value=-1)
         self.thresholds += gradient.sum(1)
         self._add(gradient, y)
@@ -183,8 +183,11 @@ class Torch(Visit):
         self.thresholds += gradient.sum(1)
         self._add(gradient, y)
 
-    def _row_terms(self) -> _RowTerms:
-        """Row terms of the tile; negates the logits, fills ``active`` y and ``surprise`` −ln y, spends ``spare``."""
+    def _row_terms(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each position: ``share`` (I, t) and ``total`` (t,), whose ratio is q, entropy ℓ_p and L_ma,p (t,) in bits.
+
+        Negates the logits, fills ``active`` y and ``surprise`` −ln y, overwrites ``spare``.
+        """
         share = torch.sigmoid(self._z, out=self._active)
         # −ln y as softplus(−z), never −log(sigmoid(z))
         surprise = F.softplus(self._z.neg_(), threshold=SOFTPLUS, out=self._surprise)  # type: ignore[call-arg]
@@ -196,17 +199,7 @@ class Torch(Visit):
             share = torch.exp(least - surprise)
             total = share.sum(0)
         activation = torch.mul(share, surprise, out=self._spare).sum(0) / (total * LN2)
-        return _RowTerms(share, total, total.log2() + (activation - least / LN2), activation)
-
-
-@dataclass
-class _RowTerms:
-    """Per position (t,): ``entropy`` ℓ_p, ``activation`` L_ma,p, in bits; q = ``share`` (I, t) / ``total`` (t,)."""
-
-    share: torch.Tensor
-    total: torch.Tensor
-    entropy: torch.Tensor
-    activation: torch.Tensor
+        return share, total, total.log2() + (activation - least / LN2), activation
 
 
 def visits(device: torch.device) -> type[Compiled] | type[Torch]:

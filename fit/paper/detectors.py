@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fit.detectors import Detectors
+from fit.detectors import Detectors, TensorFields
 from fit.whiten import Whitening
 from stores.errors import FitError
 from stores.statistics import Statistics
@@ -69,7 +67,7 @@ def cayley(free: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     return base @ turned
 
 
-class Learnt:
+class Learnt(TensorFields):
     """``z = y·ū / M − b`` for rows y of r numbers: I unit filters ū, margins M > 0 and thresholds b, whose tensors a step learns."""
 
     log_margins: torch.Tensor
@@ -78,17 +76,6 @@ class Learnt:
     def __post_init__(self) -> None:
         for name, tensor in self.tensors().items():
             setattr(self, name, tensor.detach().clone().requires_grad_(name != "base"))
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """For a checkpoint, by the fields' names."""
-        named = {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], device: str) -> Self:
-        """What ``tensors`` gave."""
-        names = (entry.name for entry in fields(cls))  # type: ignore[arg-type]
-        return cls(**{name: tensors[name].to(device) for name in names if name in tensors})
 
     def parameters(self) -> list[torch.Tensor]:
         return [tensor for tensor in self.tensors().values() if tensor.requires_grad]

@@ -24,6 +24,7 @@ from tests.cli.conftest import Ended
 
 Run = Callable[..., Ended]
 ROOT = Path(__file__).parents[2]
+QUICK = ("--set", "refine_steps=10", "--set", "restart_steps=5", "--refits", 0)
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +42,18 @@ def store_of(path: Path, x: np.ndarray) -> Path:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipeline.main", "fit", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "pipeline.main", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def ended(process: subprocess.Popen[str]) -> int:
-    _, err = process.communicate(timeout=120)
-    return process.returncode if not err.strip() else pytest.fail(err)
-
-
-def test_killed_at_any_moment_the_same_command_goes_on(synthetic: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_the_same_command_goes_on(run: Run, synthetic: Path, tmp_path: Path) -> None:
     """The real command, ended from outside whenever it happens to be; the result has the bytes of one never killed."""
-    options = ("--store", synthetic, "--directions", 3, "--refits", 2, "--set", "refine_steps=500", "--set", "patience=0", "--quiet")  # fmt: skip
+    options = ("fit", "--store", synthetic, "--directions", 3, "--refits", 0, "--set", "restarts=1", "--set", "regime=sharp", "--set", "refine_steps=400", "--set", "patience=0", "--quiet")  # fmt: skip
     whole, out = tmp_path / "whole.safetensors", tmp_path / "d.safetensors"
-    assert ended(start(*options, "--out", whole)) == 0
+    assert run(*options, "--out", whole).code == 0
     assert not whole.with_suffix(".checkpoint").exists()
     steps = []
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
@@ -74,7 +73,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(synthetic: Path, tmp_path
         assert process.returncode == (-number if number == signal.SIGKILL else 130), err
         assert not out.exists()
         steps.append(checkpoint.stat().st_mtime_ns)
-    assert ended(start(*options, "--out", out)) == 0
+    assert run(*options, "--out", out).code == 0
     a, b = Directions.load(whole), Directions.load(out)
     for name in ("filters", "signals", "thresholds"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
@@ -109,8 +108,8 @@ def test_constant_channels_and_dead_ones_are_no_obstacle(run: Run, tmp_path: Pat
     store = store_of(tmp_path / "s.zarr", x)
     for method in ("eddp", "kmeans", "pca", "ica", "sae"):
         out = tmp_path / f"{method}.safetensors"
-        more = ("--set", "refine_steps=20") if method == "eddp" else ("--set", "epochs=2") if method == "sae" else ()
-        ended = run("fit", "--store", store, "--directions", 2, "--method", method, "--out", out, "--refits", 0, *more)
+        more = QUICK if method == "eddp" else ("--set", "epochs=2") if method == "sae" else ()
+        ended = run("fit", "--store", store, "--directions", 2, "--method", method, "--out", out, *more)
         assert ended.code == 0, ended.err
         assert np.isfinite(Directions.load(out).filters).all()
 
@@ -119,9 +118,7 @@ def test_more_directions_than_different_rows(run: Run, tmp_path: Path) -> None:
     g = np.random.default_rng(0)
     x = np.repeat(g.normal(size=(3, 1, 8)), 4, 1)[g.integers(0, 3, 40)]
     store = store_of(tmp_path / "s.zarr", x)
-    ended = run(
-        "fit", "--store", store, "--directions", 9, "--out", tmp_path / "d.safetensors", "--set", "refine_steps=20"
-    )
+    ended = run("fit", "--store", store, "--directions", 9, "--out", tmp_path / "d.safetensors", *QUICK)
     assert ended.code == 1
     assert "9 directions were asked for" in ended.err
     assert "fewer --directions" in ended.err
@@ -129,17 +126,8 @@ def test_more_directions_than_different_rows(run: Run, tmp_path: Path) -> None:
 
 def test_too_few_positions_for_so_many_directions(run: Run, synthetic: Path, tmp_path: Path) -> None:
     for directions, few in ((2, False), (8, True)):  # of 1800 positions
-        arguments = (
-            "--refits",
-            0,
-            "--set",
-            "refine_steps=2",
-            "--set",
-            "restarts=1",
-            "--out",
-            tmp_path / "d.safetensors",
-        )
-        ended = run("fit", "--store", synthetic, "--directions", directions, *arguments)
+        out = tmp_path / "d.safetensors"
+        ended = run("fit", "--store", synthetic, "--directions", directions, *QUICK, "--out", out)
         assert ("225 positions for each direction" in ended.err) == few
 
 
@@ -163,8 +151,8 @@ def test_not_enough_memory_for_the_rows(
 def test_every_setting_is_reached_by_set_and_recorded(run: Run, synthetic: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
     ended = run(
-        "fit", "--store", synthetic, "--directions", 3, "--out", out, "--json", "--refits", 0,
-        "--set", "refine_steps=10", "--set", "signals=positives", "--set", "batch_rows=500", "--set", "regime=soft",
+        "fit", "--store", synthetic, "--directions", 3, "--out", out, "--json", *QUICK,
+        "--set", "signals=positives", "--set", "batch_rows=500", "--set", "regime=soft",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     config = json.loads(out.with_suffix(".json").read_text())["config"]
@@ -202,7 +190,7 @@ def test_options_that_contradict_each_other(run: Run, synthetic: Path, tmp_path:
 def test_a_large_seed_and_what_an_earlier_fit_left(run: Run, synthetic: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
     options = ("fit", "--store", synthetic, "--directions", 2, "--out", out)
-    assert run(*options, "--seed", 3_000_000_000, "--set", "refine_steps=5", "--refits", 1).code == 0
+    assert run(*options, "--seed", 3_000_000_000, *QUICK, "--refits", 1).code == 0
     assert out.with_suffix(".log.csv").exists()
     assert run(*options, "--method", "pca").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.run.json", "d.safetensors"]
@@ -278,7 +266,7 @@ def test_halves_hold_as_many_of_each_class(run: Run, tiny_images: Callable[..., 
 
 def test_the_number_of_directions_is_selected(run: Run, synthetic: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
-    options = ("fit", "--store", synthetic, "--out", out, "--refits", 2, "--set", "refine_steps=10")
+    options = ("fit", "--store", synthetic, "--out", out, *QUICK, "--refits", 2)
     ended = run(*options, "--directions", "auto", "--json")
     assert ended.code == 0, ended.err
     selection = json.loads(ended.out)["selection"]

@@ -114,8 +114,8 @@ def test_two_processes_fit_what_one_does(run: Run, store: Path, tmp_path: Path) 
     finally:
         end(processes)
     assert processes[0].returncode == 1
-    assert err.startswith("Error: Another process of this fit is gone or does not answer (noticed by rank 0 of 2)")
-    assert "run the same command again to go on from the last checkpoint" in err
+    assert err.startswith("Error: Another process of this fit ended or does not answer (noticed by rank 0 of 2)")
+    assert "run the same command again to resume from the last checkpoint" in err
     assert checkpoint.exists()
     assert not again.exists()
     assert run("fit", *arguments, "--out", again).code == 0

@@ -50,7 +50,7 @@ def every_operation(group: Group) -> None:
     if k == 1:
         return
     start = time.monotonic()
-    with pytest.raises(LostError, match="noticed by rank 0 of 2.* run the same command again to go on"):
+    with pytest.raises(LostError, match="noticed by rank 0 of 2.* run the same command again to resume"):
         group.sum(torch.zeros(1))
     assert time.monotonic() - start < 30
 
