@@ -40,12 +40,12 @@ class Start:
 
 @dataclass(frozen=True)
 class _Tried:
-    """Detectors as clusters gave them, the same after a brief refinement, their loss and L_s."""
+    """Detectors as clusters gave them, the same after a brief refinement, and its loss and L_s."""
 
-    clusters: Detectors
-    refined: Detectors
     loss: float
     sparsity: float
+    clusters: Detectors
+    refined: Detectors
 
 
 def find_start(
@@ -84,33 +84,24 @@ def _best(rows: torch.Tensor, config: EDDPConfig, soft: bool, turns: range, rank
     sample = rows[sample_rows(len(rows), config.seed, rows.device, config.restart_rows)]
     moments, regime = moments_of(sample), config.regime_settings(soft)
     short = replace(config, refine_steps=config.restart_steps, batch_rows=0, patience=0, reseed=False)
-    tried: dict[int, _Tried] = {}
+    tried: dict[int, dict[str, torch.Tensor]] = {}
     losses = torch.zeros(len(turns), dtype=torch.float64, device=rows.device)
     for turn in turns[ranks.rank :: ranks.size]:
         progress("clustering", turn, turns.stop, f"{len(rows)} positions")
         clusters = from_clusters(rows, config, config.seed + 1000 * turn, skewed=turn == config.restarts)
         refined = refine(sample, sharpened(clusters, config, soft), short, regime, moments)
         loss = refined.log[-1]["total"]
-        tried[turn] = _Tried(clusters, refined.detectors.copy(), loss, refined.log[-1]["sparsity"])
+        numbers = torch.tensor([loss, refined.log[-1]["sparsity"]], dtype=torch.float64)
+        both = clusters.tensors("clusters.") | refined.detectors.copy().tensors("refined.")
+        tried[turn] = {**both, "numbers": numbers}
         losses[turn - turns.start] = loss
         progress("clustering", turn + 1, turns.stop, f"loss {loss:.3f}")
     ranks.sum(losses)
     first = min(range(len(turns)), key=losses.tolist().__getitem__)
-    own = tried.get(turns[first])
-    if ranks.size == 1 and own:
-        return own
-    made = (
-        None
-        if own is None
-        else {
-            **own.clusters.tensors("clusters."),
-            **own.refined.tensors("refined."),
-            "numbers": torch.tensor([own.loss, own.sparsity], dtype=torch.float64),
-        }
-    )
-    shared = ranks.share(made, source=first % ranks.size)
-    clusters, refined_ = (Detectors.from_tensors(shared, rows.device, prefix) for prefix in ("clusters.", "refined."))
-    return _Tried(clusters, refined_, *shared["numbers"].tolist())
+    best = ranks.share(tried.get(turns[first]), source=first % ranks.size)
+    loss, sparsity = best["numbers"].tolist()
+    starts = (Detectors.from_tensors(best, rows.device, prefix) for prefix in ("clusters.", "refined."))
+    return _Tried(loss, sparsity, *starts)
 
 
 def sharpened(detectors: Detectors, config: EDDPConfig, soft: bool) -> Detectors:

@@ -173,11 +173,11 @@ def whiten_store(
     """
     total, r, p, device = reader.n_rows, transform.rank, reader.positions, config.device
     take = min(total, max_rows)
-    chosen = None
+    chosen = np.arange(total)
     if take < total:
         chosen = np.sort(np.random.default_rng([config.seed, 0x77]).choice(total, take, replace=False))
     held = Held.of(take, ranks, longest)
-    own, needed = _images_of(held, chosen, reader, ranks)
+    own, needed = _images_of(held, chosen, reader)
     transform = transform.to(device)
     try:
         rows = torch.empty(held.end - held.start, r, device=device)
@@ -196,35 +196,21 @@ def whiten_store(
             a, b = max(image, own.start), min(image + len(index), own.stop)
             if a < b:
                 means[a - own.start : b - own.start] = y.view(len(index), p, r).mean(1)[a - image : b - image]
-        first, last = (_rows_before(row, chosen, held) for row in (image * p, (image + len(index)) * p))
-        if chosen is None:
-            rows[first - held.start : last - held.start] = y[first - image * p : last - image * p]
-        else:
-            picked = torch.from_numpy(chosen[first:last] - image * p).to(device)
-            rows[first - held.start : last - held.start] = y[picked]
+        edges = np.searchsorted(chosen, [image * p, (image + len(index)) * p])
+        first, last = edges.clip(held.start, held.end).tolist()
+        rows[first - held.start : last - held.start] = y[torch.from_numpy(chosen[first:last] - image * p).to(device)]
         progress("whitening", min(image + len(index), needed.stop) - needed.start, len(needed))
     return WhitenedRows(rows, means, reader.image_indices, held, own.start, ranks)
 
 
-def _rows_before(row: int, chosen: np.ndarray | None, held: Held) -> int:
-    """How many of the sampled rows come before row ``row`` of the layer, within what is held."""
-    before = row if chosen is None else int(np.searchsorted(chosen, row))
-    return min(max(before, held.start), held.end)
-
-
-def _images_of(held: Held, chosen: np.ndarray | None, reader: LayerReader, ranks: Ranks) -> tuple[range, range]:
-    """The images that are this rank's own, and those that it has to read, of those that could be read.
-
-    Each image belongs to the rank that holds its first sampled row, or the next one; every image belongs to one rank.
-    """
-
-    def image(row: int) -> int:
-        return (row if chosen is None else int(chosen[row])) // reader.positions
+def _images_of(held: Held, chosen: np.ndarray, reader: LayerReader) -> tuple[range, range]:
+    """The images that are this rank's own, and those that it has to read; each belongs to the rank that holds its first sampled row."""
 
     def edge(row: int) -> int:
-        return 0 if row == 0 else reader.n_images if row >= held.count else image(row)
+        return 0 if row == 0 else reader.n_images if row >= held.count else int(chosen[row]) // reader.positions
 
     own = range(edge(held.start), edge(held.stop))
     if held.start == held.end:
         return own, own
-    return own, range(min(own.start, image(held.start)), max(own.stop, image(held.end - 1) + 1))
+    first, last = (chosen[[held.start, held.end - 1]] // reader.positions).tolist()
+    return own, range(min(own.start, first), max(own.stop, last + 1))

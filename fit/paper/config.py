@@ -130,7 +130,8 @@ class UIBEConfig(FitterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(positive=("max_rows", "gamma", "margin", "penalty", "restarts", "restart_epochs"))
+        positive = ("max_rows", "gamma", "margin", "penalty", "restarts", "restart_epochs")
+        self.require(positive=positive, not_negative=("batch_rows",))
         for step, losses in NOT_IN.items():
             for name in losses:
                 if getattr(getattr(self, step, None), name, None) is not None:
@@ -139,8 +140,6 @@ class UIBEConfig(FitterConfig):
             raise UsageError(
                 "'a.lambda_uncertainty': UIBE has no such loss; leave the setting out, or take --method cbe."
             )
-        if self.batch_rows is not None and self.batch_rows < 0:
-            raise UsageError(f"'batch_rows' must not be negative (0: all positions), got {self.batch_rows}.")
         if not 0 <= self.settled < 1:
             raise UsageError(f"'settled' must lie between 0 and 1, got {self.settled}.")
 
@@ -148,13 +147,10 @@ class UIBEConfig(FitterConfig):
     def in_force(self) -> Preset:
         """The preset, with what was set otherwise."""
         preset = PRESETS[self.preset]
-        return Preset(
-            form=preset.form if self.form == "preset" else self.form,
-            batch_rows=preset.batch_rows if self.batch_rows is None else self.batch_rows,
-            steps={name: self._step(name, step) for name, step in preset.steps.items() if hasattr(self, name)},
-            restarts=self.restarts or preset.restarts,
-            centre=preset.centre,
-        )
+        steps = {name: self._step(name, step) for name, step in preset.steps.items() if hasattr(self, name)}
+        own: dict[str, Any] = {name: getattr(self, name, None) for name in ("batch_rows", "restarts", "centre")}
+        own["form"] = None if self.form == "preset" else self.form
+        return replace(preset, steps=steps, **{name: value for name, value in own.items() if value is not None})
 
     def _step(self, name: str, preset: StepSettings) -> StepSettings:
         own: StepSettings = getattr(self, name)
@@ -193,8 +189,3 @@ class PaperConfig(CBEConfig):
     b: StepSettings = field(default_factory=StepSettings)
     d: StepSettings = field(default_factory=StepSettings)
     centre: bool | None = None
-
-    @property
-    def in_force(self) -> Preset:
-        found = super().in_force
-        return found if self.centre is None else replace(found, centre=self.centre)
