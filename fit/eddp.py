@@ -9,7 +9,6 @@ The steps as published are in ``fit.paper``.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -26,13 +25,11 @@ from fit.losses import longest_tile
 from fit.refine import refine
 from fit.row_sources import Stored, positions
 from fit.signals import moments_of
-from fit.uncertainty import Uncertainty
+from fit.uncertainty import Uncertainty, usable_head
 from fit.whiten import rank_by_gap, whiten_store, whitening_of_rank_0
 from stores.progress import Progress
 from stores.readers import LayerReader
 from stores.statistics import statistics
-
-log = logging.getLogger(__name__)
 
 
 class EDDP(Fitter[EDDPConfig]):
@@ -92,7 +89,8 @@ class EDDP(Fitter[EDDPConfig]):
         regime = config.regime_settings(soft, partial)
         # 4. refinement
         uncertainty = None
-        if head is not None and self._can_use_head(reader):
+        head = usable_head(reader, head) if config.lambda_uncertainty and config.refine_steps else None
+        if head is not None:
             uncertainty = Uncertainty(
                 transform,
                 data,
@@ -144,11 +142,3 @@ class EDDP(Fitter[EDDPConfig]):
         steps = min(config.refine_steps, BRIEF["refine_steps"])
         few: dict[str, Any] = {"restarts": 1, "refine_steps": steps, "max_rows": BRIEF["max_rows"], "rows": "memory"}
         return EDDP(replace(config, seed=seed, refits=0, **few, **decided))
-
-    def _can_use_head(self, reader: LayerReader) -> bool:
-        if self.config.lambda_uncertainty == 0 or self.config.refine_steps == 0:
-            return False
-        if reader.spec.sampled or reader.spec.prefix:
-            log.warning("uncertainty region alignment is left out: it needs every position of the layer")
-            return False
-        return True

@@ -13,6 +13,7 @@ network is certain; ``objective="entropy"`` gives the printed one. Everything is
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Literal
 
@@ -24,6 +25,8 @@ from extract.network import Head
 from fit.whiten import WhitenedRows, Whitening
 from stores.errors import OutOfMemoryError
 from stores.readers import LayerReader
+
+log = logging.getLogger(__name__)
 
 
 def constrained_step(logits: torch.Tensor, filters: torch.Tensor, signals: torch.Tensor, ridge: float) -> torch.Tensor:
@@ -64,6 +67,14 @@ def uncertainty_loss(network_logits: torch.Tensor, objective: str = "kl") -> tor
     else:
         value = (log_p.exp() * log_p).sum(1)
     return value.mean() / math.log(2)
+
+
+def usable_head(reader: LayerReader, head: Head | None) -> Head | None:
+    """``head``, or None, with a warning, where the store lacks positions of the layer: the term needs complete maps."""
+    if head is not None and (reader.spec.sampled or reader.spec.prefix):
+        log.warning("uncertainty region alignment is left out: it needs every position of the layer")
+        return None
+    return head
 
 
 class Uncertainty:

@@ -1,9 +1,9 @@
-"""A sparse autoencoder's codes and its gradient, by hand: nothing is done for codes that are 0.
+"""A sparse autoencoder's codes and its gradient, by hand: nothing is computed for codes that are 0.
 
-``z = x Eᵀ + b``, codes ``c`` are some of z (k largest of a row, or all positive ones), ``x̃ = c D + o``. Of positions ×
-units numbers a row keeps k, so of the five dense products that autograd makes only the first, ``x Eᵀ``, is left: decoding and
-both gradients by weights are sums of a few rows (``embedding_bag``: each sum in a fixed order by one thread, so that results
-do not depend on how many there are), and the gradient by the codes is a product sampled where codes are.
+``z = x Eᵀ + b``, codes ``c`` are some of z (k largest of a row, or all positive ones), ``x̃ = c D + o``. A row has k codes of I, so
+of the five dense products of autograd only the first, ``x Eᵀ``, is left: decoding and both gradients by weights are sums of a few
+rows (``embedding_bag``: each sum in a fixed order by one thread, so that results do not depend on the number of threads), and the
+gradient by the codes is a product sampled where codes are.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def gradients(
     *,
     penalty: float = 0.0,
 ) -> Gradients:
-    """The exact gradient by E, b, D and o, by the way that costs less for as many codes as there are.
+    """The exact gradient by E, b, D and o, by dense or sparse products, whichever cost less for this many codes.
 
     Parameters
     ----------
@@ -128,23 +128,12 @@ def gradients(
     codes : of x.
     penalty : weight of the sum of a row's codes.
     """
-    dense = len(codes.unit) * SPARSE_GAIN > codes.rows * codes.units
-    return (_dense if dense else _sparse)(x, target, codes, decoder, offset, penalty)
-
-
-def _dense(
-    x: torch.Tensor, target: torch.Tensor, codes: Codes, decoder: torch.Tensor, offset: torch.Tensor, penalty: float
-) -> Gradients:
-    c = codes.dense()
-    residual = torch.addmm(offset, c, decoder).sub_(target)
-    slope = residual * (2 / len(x))
-    by_code = (slope @ decoder.T).add_(penalty / len(x)).mul_(c > 0)
-    return Gradients(by_code.T @ x, by_code.sum(0), c.T @ slope, slope.sum(0), residual)
-
-
-def _sparse(
-    x: torch.Tensor, target: torch.Tensor, codes: Codes, decoder: torch.Tensor, offset: torch.Tensor, penalty: float
-) -> Gradients:
+    if len(codes.unit) * SPARSE_GAIN > codes.rows * codes.units:
+        c = codes.dense()
+        residual = torch.addmm(offset, c, decoder).sub_(target)
+        slope = residual * (2 / len(x))
+        by_code = (slope @ decoder.T).add_(penalty / len(x)).mul_(c > 0)
+        return Gradients(by_code.T @ x, by_code.sum(0), c.T @ slope, slope.sum(0), residual)
     residual = _sums(codes.unit, codes.value, codes.start, decoder).add_(offset).sub_(target)
     slope = residual * (2 / len(x))
     by_code = _sampled(slope, decoder, codes).add_(penalty / len(x)).mul_(codes.value > 0)

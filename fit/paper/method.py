@@ -8,7 +8,6 @@ Our own steps, faster and better at recovering what is known to be there (BENCHM
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from typing import ClassVar, TypeVar
 
@@ -26,7 +25,7 @@ from fit.paper.detectors import Learnt, Orthonormal, Separate, plain, released, 
 from fit.paper.step import BOUNDS, CONSTRAINED, LearningStep, Multipliers
 from fit.row_sources import Batches, Positions, Stored, positions
 from fit.signals import signals_from_sums
-from fit.uncertainty import Uncertainty
+from fit.uncertainty import Uncertainty, usable_head
 from fit.whiten import WhitenedRows, Whitening, whiten_store
 from stores.errors import FitError
 from stores.progress import Progress
@@ -34,7 +33,6 @@ from stores.ranks import Ranks
 from stores.readers import LayerReader
 from stores.statistics import Statistics, statistics
 
-log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=UIBEConfig)
 
 
@@ -52,11 +50,7 @@ class _Published(Fitter[Config]):
         """
         state = self.resume(reader, head, checkpoint)
         moments = statistics(reader, device=self.config.device, progress=progress, ranks=self.ranks)
-        if not isinstance(self.config, CBEConfig):
-            head = None
-        elif head is not None and (reader.spec.sampled or reader.spec.prefix):
-            log.warning("uncertainty region alignment is left out: it needs every position of the layer")
-            head = None
+        head = usable_head(reader, head) if isinstance(self.config, CBEConfig) else None
         fit = _Fit(self.config, reader, head, moments, progress, checkpoint, self.ranks)
         model, signals, rows = fit.run(self.stages, state)
         filters, thresholds = model.linear()
