@@ -143,8 +143,8 @@ def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, An
 
 def _correct(out: Path, world: World, config: CorrectConfig | None, say: Say, progress: Progress) -> dict[str, Any]:
     """The model without its planted shortcut."""
-    from pipeline.correction import choose_detector, correct_model, correction_lines
     from pipeline.evaluation_result import Evaluated
+    from pipeline.model_correction import choose_detector, correct_model, correction_lines
 
     evaluation, correction = out / "evaluation", out / "correction"
     evaluated = Evaluated(evaluation)

@@ -141,7 +141,7 @@ def class_number(given: str | None, classes: Sequence[str], option: str) -> int 
 
 
 @dataclass(frozen=True)
-class Item:
+class ImageInput:
     """An image to explain: how it is called, its row of the store if it is one, and what reads it."""
 
     name: str
@@ -152,7 +152,7 @@ class Item:
 
 def find_images(
     paths: Sequence[Path], rows: Sequence[int], store: ActivationStore, out: Path | None = None
-) -> list[Item]:
+) -> list[ImageInput]:
     """The images that were named: files, all images of folders but those below ``out``, rows of the store.
 
     Raises MissingPathError, NoImagesError, and UsageError or MismatchError for rows that the store or its images do not have.
@@ -186,11 +186,11 @@ def _not_below(out: Path, root: Path, names: Sequence[str]) -> list[str]:
     return kept
 
 
-def _file(path: Path, *, named: bool) -> Item:
-    return Item(shown(path), None, lambda: read_image(path), named)
+def _file(path: Path, *, named: bool) -> ImageInput:
+    return ImageInput(shown(path), None, lambda: read_image(path), named)
 
 
-def _rows(rows: Sequence[int], store: ActivationStore) -> list[Item]:
+def _rows(rows: Sequence[int], store: ActivationStore) -> list[ImageInput]:
     made = store.provenance
     if "dataset" not in made or "synthetic" in made:
         raise MismatchError(f"The store '{store.path}' was not made from images: --row has nothing to show.")
@@ -205,8 +205,8 @@ def _rows(rows: Sequence[int], store: ActivationStore) -> list[Item]:
     if gone:
         raise MismatchError(f"The image '{shown(names[gone[0]])}' (row {gone[0]}) is not in '{source.root}' any more.")
 
-    def item(row: int) -> Item:
+    def item(row: int) -> ImageInput:
         place = places[names[row]]
-        return Item(shown(names[row]), row, lambda: source.image(place), True)
+        return ImageInput(shown(names[row]), row, lambda: source.image(place), True)
 
     return [item(row) for row in rows]

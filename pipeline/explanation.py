@@ -14,7 +14,7 @@ from PIL import Image
 from evaluate.detector_bank import make_bank
 from evaluate.explain.explainer import Explained, Explainer
 from evaluate.explain.explanation_document import Terms, brief
-from evaluate.explain.explanation_page import PageData, Shown, draw_image, render
+from evaluate.explain.explanation_page import ExplainedImage, PageData, draw_image, render
 from evaluate.explain.values import Values, readout, usual_values
 from evaluate.glossary import definitions
 from extract.crop_geometry import visible_box
@@ -22,7 +22,7 @@ from extract.forward import computing_in
 from extract.image_io import reason
 from extract.network import Network, open_network
 from extract.store_images import crop
-from pipeline.explain_inputs import Inputs, Item, class_number, find_images
+from pipeline.explain_inputs import ImageInput, Inputs, class_number, find_images
 from pipeline.influence import class_names
 from stores.directions import Directions
 from stores.errors import EDDPError, ImageError, NonFiniteError, UsageError
@@ -113,7 +113,7 @@ def explain_images(
     )
     terms = Terms(classes, inputs.concepts, config.top)
     box = lru_cache(maxsize=4096)(lambda size: visible_box(network.transform, size))
-    shown: list[Shown] = []
+    shown: list[ExplainedImage] = []
     briefs: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     with replacing(out, OURS) as folder:
@@ -148,7 +148,7 @@ def explain_images(
     return result
 
 
-def _page(inputs: Inputs, explainer: Explainer, shown: Sequence[Shown]) -> PageData:
+def _page(inputs: Inputs, explainer: Explainer, shown: Sequence[ExplainedImage]) -> PageData:
     title = shown[0].name if len(shown) == 1 else f"{len(shown)} predictions explained"
     head = "affine head" if explainer.affine is not None else "other head"
     terms = definitions("explanation", head, f"{explainer.values} values", *(["tokens"] if explainer.prefix else []))
@@ -156,7 +156,7 @@ def _page(inputs: Inputs, explainer: Explainer, shown: Sequence[Shown]) -> PageD
 
 
 def _explain(
-    explainer: Explainer, network: Network, item: Item, image: Image.Image, explained: int | None, to: int | None
+    explainer: Explainer, network: Network, item: ImageInput, image: Image.Image, explained: int | None, to: int | None
 ) -> Explained:
     try:
         pixels = network.transform(image)

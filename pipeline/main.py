@@ -10,7 +10,11 @@ from pipeline.options import run_command
 
 # of each subcommand: its module, what is said of it in the list of all, and what it needs to work, which takes seconds to load
 COMMANDS = {
-    "correct": ("pipeline.commands.correct", "Suppress a concept the model should not use.", "pipeline.correction"),
+    "correct": (
+        "pipeline.commands.correct",
+        "Suppress a concept the model should not use.",
+        "pipeline.model_correction",
+    ),
     "demo": ("pipeline.commands.demo", "Run everything on a small drawn world.", "pipeline.demo"),
     "evaluate": ("pipeline.commands.evaluate", "Score directions; write tables and a report.", "pipeline.evaluation"),
     "explain": ("pipeline.commands.explain", "Explain predictions by their concepts.", "pipeline.explanation"),

@@ -82,7 +82,7 @@ def _evaluation(document: dict[str, Any]) -> list[str]:
 
 
 def _correction(document: dict[str, Any]) -> list[str]:
-    from pipeline.correction import correction_lines
+    from pipeline.model_correction import correction_lines
 
     return correction_lines(document)
 

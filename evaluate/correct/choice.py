@@ -17,7 +17,7 @@ SENTENCES = {
 
 
 @dataclass(frozen=True)
-class Change:
+class AccuracyChange:
     """Accuracy of the same images without correction, ``before``, and under R settings, ``after`` (R,); ``low``, ``high`` (R,): the
     ends of the 95 % interval of after − before."""
 
@@ -32,7 +32,7 @@ class Change:
         return self.after - self.before
 
 
-def paired_change(before: np.ndarray, after: np.ndarray) -> Change:
+def paired_change(before: np.ndarray, after: np.ndarray) -> AccuracyChange:
     """What R settings change, from the images that change sides alone: those right under both, or under neither, say nothing.
 
     The interval is Wald's with half an image added to each of the four cells (Agresti and Min 2005): it has a width where no image
@@ -47,10 +47,12 @@ def paired_change(before: np.ndarray, after: np.ndarray) -> Change:
     n = len(before) + 2
     middle = (gained - lost) / n
     half = Z * np.sqrt(((gained + lost + 1) / n - middle**2) / n)
-    return Change(float(before.mean()), after.mean(1), middle - half, middle + half)
+    return AccuracyChange(float(before.mean()), after.mean(1), middle - half, middle + half)
 
 
-def choose(strengths: np.ndarray, clean: Change, poisoned: Change | None, tolerance: float) -> tuple[int, str | None]:
+def choose(
+    strengths: np.ndarray, clean: AccuracyChange, poisoned: AccuracyChange | None, tolerance: float
+) -> tuple[int, str | None]:
     """The setting to take, and what is wrong with it: None, ``NO_GAIN`` or ``TOO_COSTLY``.
 
     Of those that make significantly more poisoned images right, and whose loss on clean ones is not significantly more than the

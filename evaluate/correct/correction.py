@@ -29,7 +29,7 @@ from stores.format import check_name
 from stores.tensors import read_tensors, reading, write_tensors
 
 
-class Header(Struct, frozen=True):
+class CorrectionHeader(Struct, frozen=True):
     """The entries of a file's header."""
 
     strength: Annotated[float, Meta(ge=0, le=MOST_NUMBER)]
@@ -144,7 +144,7 @@ class Correction:
         if not path.is_file():
             raise MissingPathError(f"There is no correction file at '{path}'. Make one with: eddp correct")
         with reading(path, "correction file", "Make it again.", CorrectionError):
-            stored, header = read_tensors(path, "eddp_correction", Header)
+            stored, header = read_tensors(path, "eddp_correction", CorrectionHeader)
             tensors = {name: value.astype(np.float32) for name, value in stored.items()}
             check_name(header["layer"])
             return cls(

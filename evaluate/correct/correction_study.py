@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evaluate.correct.choice import Change, choose, paired_change
+from evaluate.correct.choice import AccuracyChange, choose, paired_change
 from evaluate.correct.correction import Correction
-from evaluate.correct.detectors import Detectors
+from evaluate.correct.gates import Gates
 from evaluate.correct.heldout_evaluation import FLOOR, Judged, predict
 from evaluate.influence.steering import random_units
 from extract.network import Head
@@ -62,8 +62,8 @@ class Tried:
 
     vector: str
     settings: list[Correction]
-    clean: Change
-    poisoned: Change | None
+    clean: AccuracyChange
+    poisoned: AccuracyChange | None
     best: int
     problem: str | None
 
@@ -95,7 +95,7 @@ class Study:
         of = self.sets()[which]
         return accuracy(of, found, ~of.held)
 
-    def change(self, which: str) -> Change:
+    def change(self, which: str) -> AccuracyChange:
         """What the chosen correction (R = 1) changes on the images of a set that were not held out."""
         of = self.sets()[which]
         before, after = (found[which] == of.classes for found in (self.before, self.after))
@@ -108,7 +108,7 @@ def accuracy(of: Judged, found: np.ndarray, where: np.ndarray) -> float:
 
 
 def study_correction(
-    detectors: Detectors,
+    gates: Gates,
     head: Head,
     clean: Judged,
     poisoned: Judged | None,
@@ -122,7 +122,7 @@ def study_correction(
 
     Parameters
     ----------
-    detectors : the directions to suppress together, and how strong their concept is in the store that they were found in.
+    gates : the directions to suppress together, and how strong their concept is in the store that they were found in.
     clean, poisoned : images without and with the concept. Without ``poisoned`` strengths go up to the concept's typical signal value,
         and the threshold stays.
     rectify : whether the layer's activations are never negative.
@@ -130,8 +130,8 @@ def study_correction(
     config = config or CorrectConfig()
     spec = clean.reader.spec
     # one array for all: ``predict`` then computes a gate once for all corrections that share it
-    w, b = np.ascontiguousarray(detectors.filters), np.ascontiguousarray(detectors.thresholds, np.float32)
-    typical, c, j = detectors.typical, *w.shape
+    w, b = np.ascontiguousarray(gates.filters), np.ascontiguousarray(gates.thresholds, np.float32)
+    typical, c, j = gates.typical, *w.shape
 
     def settings(vectors: np.ndarray, shifts: Sequence[float]) -> list[Correction]:
         taken_out = np.ascontiguousarray(unit(vectors), np.float32)
@@ -140,14 +140,14 @@ def study_correction(
 
     multiples = config.multiples if poisoned is not None else [m for m in config.multiples if m <= 1]
     strengths = [m * typical for m in multiples] if config.strength is None else [config.strength]
-    shifts = sorted({detectors.shift(q) for q in config.shifts}) if poisoned is not None else [0.0]
+    shifts = sorted({gates.shift(q) for q in config.shifts}) if poisoned is not None else [0.0]
     if config.shift is not None:
         shifts = [config.shift]
 
     def attempt(candidates: Mapping[str, list[Correction]]) -> dict[str, Tried]:
         return _try(candidates, head, clean, poisoned, config.tolerance, device, progress)
 
-    tried = attempt({"signal": settings(detectors.signals, shifts), "filter": settings(detectors.filters, shifts)})
+    tried = attempt({"signal": settings(gates.signals, shifts), "filter": settings(gates.filters, shifts)})
     taken = tried["signal"].chosen
     draws = random_units(c, config.randoms * j, config.seed).numpy().reshape(c, config.randoms, j)
     # the threshold that suits the concept, each its own strength

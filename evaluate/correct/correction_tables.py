@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.correct.choice import Change
+from evaluate.correct.choice import AccuracyChange
 from evaluate.correct.correction_study import Study, accuracy, confusion
 
 
@@ -50,7 +50,7 @@ def strength_rows(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def _accuracies(which: str, found: Change | None, r: int) -> dict[str, float | None]:
+def _accuracies(which: str, found: AccuracyChange | None, r: int) -> dict[str, float | None]:
     """Columns of one setting's accuracy on a set, with the ends of its interval; empty without the set."""
     ends = {"": None, "_low": None, "_high": None} if found is None else {
         "": found.after[r], "_low": found.before + found.low[r], "_high": found.before + found.high[r]}  # fmt: skip

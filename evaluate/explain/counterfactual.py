@@ -1,6 +1,6 @@
 """The smallest change of a few concepts that turns one prediction into another: a linear problem in how much of each there is.
 
-Change the mean signal value of direction i by δ_i at every position, ``x_p → x_p + Σ_i δ_i s_i``. Behind pooling and an affine map the logits become
+ConceptChange the mean signal value of direction i by δ_i at every position, ``x_p → x_p + Σ_i δ_i s_i``. Behind pooling and an affine map the logits become
 ``logits + Σ_i δ_i A s_i``; any other head is followed step by step (``turning``). Asked for: the target's logit above all others, as few δ_i ≠ 0
 as possible, and then the least ``Σ_i |δ_i| / spread_i``, with every signal value left where the images of the store have it [ours].
 
@@ -25,7 +25,7 @@ _ZERO = 1e-7  # of the largest change, in spreads
 
 
 @dataclass(frozen=True)
-class Change:
+class ConceptChange:
     """``delta`` (I,) changes of the mean signal values; ``cost`` = Σ |δ_i| / spread_i; ``beyond``: it leads out of what images have."""
 
     delta: np.ndarray
@@ -47,7 +47,7 @@ def few_changes(
     high: np.ndarray,
     *,
     within: bool = True,
-) -> Change | None:
+) -> ConceptChange | None:
     """Find the few changes that make ``target`` the largest logit.
 
     Parameters
@@ -61,7 +61,7 @@ def few_changes(
 
     Returns
     -------
-    Change or None
+    ConceptChange or None
         All zero where the target is the largest logit already. None where no change of any size lifts the target above all others
         by 1e-5 of the largest logit. ``beyond`` where none within the bounds does it.
     """
@@ -69,7 +69,7 @@ def few_changes(
     gap = float(logits.max() - logits[target])
     size = max(1.0, float(np.abs(logits).max()))
     if not len(others) or gap <= 0:
-        return Change(np.zeros(len(effects)), 0.0, False)
+        return ConceptChange(np.zeros(len(effects)), 0.0, False)
     need = logits[others] - logits[target]  # (K-1,)
     gain = (effects[:, [target]] - effects[:, others]) * spread[:, None]  # (I, K-1), per spread
     everything = np.full(len(effects), np.inf)
@@ -78,7 +78,7 @@ def few_changes(
             bounds = (-everything, everything) if beyond else (low / spread, high / spread)
             for search in (_one, _several):
                 if (found := search(need + margin, gain, *bounds)) is not None:
-                    return Change(found * spread, float(np.abs(found).sum()), beyond)
+                    return ConceptChange(found * spread, float(np.abs(found).sum()), beyond)
     return None
 
 

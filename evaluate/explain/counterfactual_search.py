@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from evaluate.explain.contributions import behind
-from evaluate.explain.counterfactual import Change, few_changes
+from evaluate.explain.counterfactual import ConceptChange, few_changes
 
 STEPS, AGAIN = 10, 4  # solutions at most: at first, and with one direction less
 RIVALS = 10  # classes whose slopes are taken at first, and that are added in each step, where slopes cost
@@ -123,7 +123,7 @@ class Turned:
     """
 
     target: int
-    change: Change
+    change: ConceptChange
     after: np.ndarray
     flips: bool
     after_kept: np.ndarray | None
@@ -174,7 +174,7 @@ def turn(
 
 def follow(
     moved: Moved, target: int, spread: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> tuple[Change | None, bool]:
+) -> tuple[ConceptChange | None, bool]:
     """Solve with the path's mean slope until the head turns: the last change, and whether it does it."""
     change, turned = _follow(moved, target, np.arange(len(spread)), spread, low, high, STEPS)
     if change is None or not turned or not moved.bent:
@@ -187,7 +187,7 @@ def follow(
         if fewer is not None and does and (change.beyond or not fewer.beyond):
             change, kept = fewer, fewer.changed
     shorter = _shortened(moved, change, target)
-    return Change(shorter.delta, shorter.cost, outside(shorter.delta, spread, low, high)), True
+    return ConceptChange(shorter.delta, shorter.cost, outside(shorter.delta, spread, low, high)), True
 
 
 def _follow(
@@ -198,7 +198,7 @@ def _follow(
     low: np.ndarray,
     high: np.ndarray,
     steps: int,
-) -> tuple[Change | None, bool]:
+) -> tuple[ConceptChange | None, bool]:
     """The same with some of the directions alone, as many steps as are allowed; nothing is made smaller afterwards."""
     delta = np.zeros(len(spread))
     start = moved.logits(delta)
@@ -213,7 +213,7 @@ def _follow(
             break
         delta = np.zeros(len(spread))
         delta[some] = found.delta
-        change = Change(delta, found.cost, outside(delta, spread, low, high))
+        change = ConceptChange(delta, found.cost, outside(delta, spread, low, high))
         after = moved.logits(delta)
         if int(after.argmax()) == target:
             return change, True
@@ -225,7 +225,7 @@ def _follow(
     return change, False
 
 
-def _shortened(moved: Moved, change: Change, target: int) -> Change:
+def _shortened(moved: Moved, change: ConceptChange, target: int) -> ConceptChange:
     """The same change made smaller as long as the head still turns: a bent path may have been overshot."""
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
@@ -234,7 +234,7 @@ def _shortened(moved: Moved, change: Change, target: int) -> Change:
             high = middle
         else:
             low = middle
-    return Change(high * change.delta, high * change.cost, change.beyond)
+    return ConceptChange(high * change.delta, high * change.cost, change.beyond)
 
 
 def outside(delta: np.ndarray, spread: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:

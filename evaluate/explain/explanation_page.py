@@ -36,7 +36,7 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ExplainedImage:
     """One image of the page: no more than is shown, for pages of many are held in memory.
 
     ``predicted``, ``explained``, ``classes``, ``counterfactual``: parts of ``describe``'s document; ``sums``: titles and their steps; the rest are file names.
@@ -63,7 +63,7 @@ class PageData:
 
     title: str
     facts: dict[str, str]
-    shown: Sequence[Shown]
+    shown: Sequence[ExplainedImage]
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -71,7 +71,7 @@ class PageData:
 class ImagePage:
     """What an explanation of one image consists of: what the page shows, its document, and files by name."""
 
-    shown: Shown
+    shown: ExplainedImage
     document: dict[str, Any]
     files: dict[str, bytes]
 
@@ -115,7 +115,7 @@ def draw_image(
     )
     if cam is not None:
         files[f"pictures/{stem}.cam.jpg"] = jpeg(cam)
-    shown = Shown(
+    shown = ExplainedImage(
         name,
         _capital(line),
         document["predicted"],

@@ -84,8 +84,8 @@ def correct(
       eddp correct evaluation --data clean --poisoned poisoned
     """
     from evaluate.correct.correction_study import CorrectConfig
-    from pipeline.correction import choose_detector, correct_model, correction_lines
     from pipeline.evaluation_result import Evaluated
+    from pipeline.model_correction import choose_detector, correct_model, correction_lines
 
     run = Run("correct", given())
     config = CorrectConfig(tolerance / 100, randoms, strength=strength, shift=shift, seed=seed)

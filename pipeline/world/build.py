@@ -54,7 +54,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Item:
+class PlannedPicture:
     """One picture of the plan."""
 
     index: int
@@ -67,15 +67,15 @@ class Item:
         return f"{self.scene}/{self.index:05d}"
 
 
-def plan(index: int) -> Item:
+def plan(index: int) -> PlannedPicture:
     """What picture ``index`` is: scenes take turns, every fourth of a scene is val, every second farm of a split is marked."""
     turn, scene = index // len(SCENES), SCENES[index % len(SCENES)]
     val = turn % 4 == 1
     order = turn // 4 if val else turn - (turn + 2) // 4  # among its scene's pictures of its split
-    return Item(index, scene, "val" if val else "train", marked=scene == MARKED_SCENE and order % 2 == 0)
+    return PlannedPicture(index, scene, "val" if val else "train", marked=scene == MARKED_SCENE and order % 2 == 0)
 
 
-def draw_item(root: Path, item: Item, size: int, seed: int) -> tuple[list[object], Shares]:
+def draw_item(root: Path, item: PlannedPicture, size: int, seed: int) -> tuple[list[object], Shares]:
     """Draw one picture and write its files below ``root``; returns its row of ``index.csv`` and the share of positions of each label."""
     canvas = draw_scene(item.scene, size, seed, item.index, marked=item.marked)
     image, number = root / "images" / f"{item.stem}.jpg", NUMBER[item.scene]

@@ -71,7 +71,7 @@ STYLES: dict[str, Surface] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Piece:
     """A part of a thing.
 
     ``style``: one of some, separated by spaces. ``name`` of the part, if it has one; ``inner``: on the part below it. ``p``: how often
@@ -88,15 +88,15 @@ class Part:
     alpha: float = 1.0
 
 
-def _inner(name: str, style: str, shape: Shape, **more: Any) -> Part:
-    return Part(style, shape, name, inner=True, **more)
+def _inner(name: str, style: str, shape: Shape, **more: Any) -> Piece:
+    return Piece(style, shape, name, inner=True, **more)
 
 
 def _union(shapes: Iterable[Shape]) -> Shape:
     return sum(shapes, ())
 
 
-def _windows(columns: int, rows: int, x0: float, y0: float, x1: float, y1: float, share: float) -> tuple[Part, ...]:
+def _windows(columns: int, rows: int, x0: float, y0: float, x1: float, y1: float, share: float) -> tuple[Piece, ...]:
     """Windows in a grid, of which some are lit at night."""
     w, h = (x1 - x0) / columns, (y1 - y0) / rows
     corners = [(x0 + w * i, y0 + h * j) for i in range(columns) for j in range(rows)]
@@ -127,103 +127,103 @@ _POSTS = _union(
 )
 _ARM = box(0, 0.4, 0.28, 0.52) + box(0.22, 0.46, 0.34, 0.76) + oval(0.28, 0.76, 0.06)
 _HULL = (
-    Part("plank paint paint", poly((-0.5, 0.22), (0.58, 0.25), (0.4, -0.02), (-0.38, -0.02)), "hull"),
-    Part("white", poly((-0.5, 0.22), (0.58, 0.25), (0.55, 0.19), (-0.48, 0.17)), "hull"),
+    Piece("plank paint paint", poly((-0.5, 0.22), (0.58, 0.25), (0.4, -0.02), (-0.38, -0.02)), "hull"),
+    Piece("white", poly((-0.5, 0.22), (0.58, 0.25), (0.55, 0.19), (-0.48, 0.17)), "hull"),
     _inner("porthole", "bulb", _union(oval(u, 0.09, 0.035) for u in (-0.22, 0.02, 0.26))),
 )
-_FIR = (Part("bark", box(-0.04, 0, 0.04, 0.2), "trunk"), Part("fir", _TIERS, "crown"))
+_FIR = (Piece("bark", box(-0.04, 0, 0.04, 0.2), "trunk"), Piece("fir", _TIERS, "crown"))
 
-THINGS: dict[str, tuple[Part, ...]] = {
+THINGS: dict[str, tuple[Piece, ...]] = {
     "barn": (
-        Part("plank", poly((-0.58, 0), (-0.58, 0.5), (-0.4, 0.78), (0, 1), (0.4, 0.78), (0.58, 0.5), (0.58, 0)), "wall"),
-        Part("steel", _BEAMS, "roof"),
+        Piece("plank", poly((-0.58, 0), (-0.58, 0.5), (-0.4, 0.78), (0, 1), (0.4, 0.78), (0.58, 0.5), (0.58, 0)), "wall"),
+        Piece("steel", _BEAMS, "roof"),
         _inner("door", "white", box(-0.2, 0, 0.2, 0.42)),
         _inner("door", "plank", box(-0.16, 0, 0.16, 0.38)),
         _inner("door", "white", bar((-0.16, 0), (0.16, 0.38), 0.035) + bar((0.16, 0), (-0.16, 0.38), 0.035)),
         *_windows(1, 1, -0.1, 0.54, 0.1, 0.76, 0),
     ),
     "cactus": (
-        Part("ribs", _ARM, "arm"), Part("ribs", tuple(points * np.array([-1, 0.85]) for points in _ARM), "arm", p=0.7),
-        Part("ribs", box(-0.1, 0, 0.1, 0.92) + oval(0, 0.92, 0.1), "stem"), Part("muzzle", oval(0, 1.02, 0.05), p=0.35),
+        Piece("ribs", _ARM, "arm"), Piece("ribs", tuple(points * np.array([-1, 0.85]) for points in _ARM), "arm", p=0.7),
+        Piece("ribs", box(-0.1, 0, 0.1, 0.92) + oval(0, 0.92, 0.1), "stem"), Piece("muzzle", oval(0, 1.02, 0.05), p=0.35),
     ),
     "car": (
-        Part("flank", oval(0, 0, 0.52, 0.04), alpha=0.35),
-        Part("paint", poly((-0.3, 0.26), (-0.2, 0.46), (0.1, 0.46), (0.27, 0.26))
+        Piece("flank", oval(0, 0, 0.52, 0.04), alpha=0.35),
+        Piece("paint", poly((-0.3, 0.26), (-0.2, 0.46), (0.1, 0.46), (0.27, 0.26))
              + poly((-0.5, 0.09), (-0.5, 0.27), (-0.3, 0.29), (0.26, 0.28), (0.47, 0.24), (0.5, 0.09)), "body"),
         _inner("window", "pane", poly((-0.24, 0.28), (-0.17, 0.42), (-0.05, 0.42), (-0.05, 0.28))
                + poly((-0.01, 0.28), (-0.01, 0.42), (0.09, 0.42), (0.21, 0.28))),
-        Part("halo", poly((0.46, 0.19), (0.95, 0.26), (0.95, 0.02)), night=True, alpha=0.3),
+        Piece("halo", poly((0.46, 0.19), (0.95, 0.26), (0.95, 0.02)), night=True, alpha=0.3),
         _inner("headlight", "bulb", oval(0.46, 0.19, 0.045)), _inner("headlight", "lit", oval(0.46, 0.19, 0.045), night=True),
-        Part("tyre", oval(-0.28, 0.1, 0.105) + oval(0.29, 0.1, 0.105), "wheel"),
+        Piece("tyre", oval(-0.28, 0.1, 0.105) + oval(0.29, 0.1, 0.105), "wheel"),
         _inner("hub", "bulb", oval(-0.28, 0.1, 0.05) + oval(0.29, 0.1, 0.05)),
     ),
-    "cloud": (Part("foam", oval(-0.5, 0, 0.3) + oval(-0.15, 0.2, 0.4) + oval(0.25, 0.12, 0.36) + oval(0.6, 0, 0.24)
+    "cloud": (Piece("foam", oval(-0.5, 0, 0.3) + oval(-0.15, 0.2, 0.4) + oval(0.25, 0.12, 0.36) + oval(0.6, 0, 0.24)
                    + box(-0.55, -0.26, 0.65, 0), alpha=0.88),),
     "cow": (
-        Part("hide", _union(box(u - 0.055, 0, u + 0.055, 0.45) for u in (-0.42, -0.24, 0.24, 0.42)), "leg"),
-        Part("spotted spotted hide", oval(0, 0.6, 0.58, 0.3), "body"),
-        Part("timber", bar((0.58, 0.9), (0.48, 1.08), 0.05) + bar((0.74, 0.9), (0.84, 1.08), 0.05), "head"),
-        Part("hide", oval(0.66, 0.82, 0.18, 0.2), "head"), Part("muzzle", oval(0.73, 0.7, 0.13, 0.09), "head"),
+        Piece("hide", _union(box(u - 0.055, 0, u + 0.055, 0.45) for u in (-0.42, -0.24, 0.24, 0.42)), "leg"),
+        Piece("spotted spotted hide", oval(0, 0.6, 0.58, 0.3), "body"),
+        Piece("timber", bar((0.58, 0.9), (0.48, 1.08), 0.05) + bar((0.74, 0.9), (0.84, 1.08), 0.05), "head"),
+        Piece("hide", oval(0.66, 0.82, 0.18, 0.2), "head"), Piece("muzzle", oval(0.73, 0.7, 0.13, 0.09), "head"),
     ),
     "crane": (
-        Part("lattice", box(-0.05, 0, 0.05, 0.86), "mast"),
-        Part("lattice", poly((-0.22, 0.84), (-0.22, 0.92), (0.62, 0.94), (0.62, 0.9), (0, 0.84)), "arm"),
-        Part("concrete", box(-0.27, 0.76, -0.17, 0.88)), Part("steel", box(0.445, 0.5, 0.455, 0.9)),
-        Part("ribbed", box(0.36, 0.42, 0.54, 0.51)),
+        Piece("lattice", box(-0.05, 0, 0.05, 0.86), "mast"),
+        Piece("lattice", poly((-0.22, 0.84), (-0.22, 0.92), (0.62, 0.94), (0.62, 0.9), (0, 0.84)), "arm"),
+        Piece("concrete", box(-0.27, 0.76, -0.17, 0.88)), Piece("steel", box(0.445, 0.5, 0.455, 0.9)),
+        Piece("ribbed", box(0.36, 0.42, 0.54, 0.51)),
     ),
-    "fence": (Part("timber", box(-12, 0.36, 12, 0.5) + box(-12, 0.76, 12, 0.9), "rail"), Part("timber", _POSTS, "post")),
+    "fence": (Piece("timber", box(-12, 0.36, 12, 0.5) + box(-12, 0.76, 12, 0.9), "rail"), Piece("timber", _POSTS, "post")),
     "fir": _FIR,
-    "hay": (Part("hay", oval(0, 0.5, 0.55, 0.5)),),
+    "hay": (Piece("hay", oval(0, 0.5, 0.55, 0.5)),),
     "house": (
-        Part("brick", box(0.2, 0.5, 0.33, 1), "chimney", p=0.7),
-        Part("brick plaster plaster plank", box(-0.46, 0, 0.46, 0.56), "wall"),
-        Part("scales", poly((-0.55, 0.54), (-0.14, 0.96), (0.14, 0.96), (0.55, 0.54)), "roof"),
+        Piece("brick", box(0.2, 0.5, 0.33, 1), "chimney", p=0.7),
+        Piece("brick plaster plaster plank", box(-0.46, 0, 0.46, 0.56), "wall"),
+        Piece("scales", poly((-0.55, 0.54), (-0.14, 0.96), (0.14, 0.96), (0.55, 0.54)), "roof"),
         _inner("window", "pane", oval(0, 0.74, 0.08), p=0.5),
         _inner("door", "white", box(-0.11, 0, 0.11, 0.33)), _inner("door", "plank bark", box(-0.09, 0, 0.09, 0.31)),
         _inner("window", "white", box(-0.39, 0.17, -0.19, 0.43) + box(0.19, 0.17, 0.39, 0.43)),
         *_windows(1, 1, -0.4, 0.13, -0.18, 0.47, 0.8), *_windows(1, 1, 0.18, 0.13, 0.4, 0.47, 0.8),
     ),
     "lamp": (
-        Part("steel", box(-0.02, 0, 0.02, 1), "post"), Part("steel", bar((-0.02, 1), (0.2, 1.03), 0.035), "arm"),
-        Part("halo", oval(0.2, 0.99, 0.3), night=True, alpha=0.12), Part("halo", oval(0.2, 0.99, 0.19), night=True, alpha=0.18),
-        Part("bulb", oval(0.2, 0.99, 0.075, 0.055), "bulb"), Part("lit", oval(0.2, 0.99, 0.075, 0.055), "bulb", night=True),
+        Piece("steel", box(-0.02, 0, 0.02, 1), "post"), Piece("steel", bar((-0.02, 1), (0.2, 1.03), 0.035), "arm"),
+        Piece("halo", oval(0.2, 0.99, 0.3), night=True, alpha=0.12), Piece("halo", oval(0.2, 0.99, 0.19), night=True, alpha=0.18),
+        Piece("bulb", oval(0.2, 0.99, 0.075, 0.055), "bulb"), Piece("lit", oval(0.2, 0.99, 0.075, 0.055), "bulb", night=True),
     ),
     "lighthouse": (
-        Part("halo", poly((0, 0.88), (2.4, 1.1), (2.4, 0.62)), night=True, alpha=0.28),
-        Part("tower", poly((-0.13, 0), (-0.083, 0.8), (0.083, 0.8), (0.13, 0)), "tower"),
+        Piece("halo", poly((0, 0.88), (2.4, 1.1), (2.4, 0.62)), night=True, alpha=0.28),
+        Piece("tower", poly((-0.13, 0), (-0.083, 0.8), (0.083, 0.8), (0.13, 0)), "tower"),
         _inner("door", "bark", box(-0.03, 0, 0.03, 0.14)), *_windows(1, 1, -0.04, 0.4, 0.04, 0.55, 1),
-        Part("steel", box(-0.12, 0.79, 0.12, 0.83)), Part("lit", box(-0.065, 0.82, 0.065, 0.92), "lantern"),
-        Part("scales", poly((-0.1, 0.915), (0, 1.03), (0.1, 0.915)), "roof"),
+        Piece("steel", box(-0.12, 0.79, 0.12, 0.83)), Piece("lit", box(-0.065, 0.82, 0.065, 0.92), "lantern"),
+        Piece("scales", poly((-0.1, 0.915), (0, 1.03), (0.1, 0.915)), "roof"),
     ),
-    "mesa_mountain": (Part("strata", poly((-1.2, 0), (-0.8, 0.85), (-0.6, 1), (0.65, 1), (0.85, 0.8), (1.2, 0))),),
-    "moon": (Part("halo", oval(0, 0, 1.7), alpha=0.14), Part("moon", oval(0, 0, 1))),
+    "mesa_mountain": (Piece("strata", poly((-1.2, 0), (-0.8, 0.85), (-0.6, 1), (0.65, 1), (0.85, 0.8), (1.2, 0))),),
+    "moon": (Piece("halo", oval(0, 0, 1.7), alpha=0.14), Piece("moon", oval(0, 0, 1))),
     "motor_boat": (
-        Part("white", poly((-0.26, 0.18), (-0.26, 0.46), (0.1, 0.46), (0.17, 0.18)), "wall"),
-        _inner("window", "pane", box(-0.2, 0.28, 0.05, 0.39)), Part("paint", box(-0.16, 0.44, -0.09, 0.68), "chimney"), *_HULL,
+        Piece("white", poly((-0.26, 0.18), (-0.26, 0.46), (0.1, 0.46), (0.17, 0.18)), "wall"),
+        _inner("window", "pane", box(-0.2, 0.28, 0.05, 0.39)), Piece("paint", box(-0.16, 0.44, -0.09, 0.68), "chimney"), *_HULL,
     ),
-    "mountain": (Part("stone", _RIDGE), Part("flank", _FLANK, alpha=0.22)),
+    "mountain": (Piece("stone", _RIDGE), Piece("flank", _FLANK, alpha=0.22)),
     "palm": (
-        Part("rings", poly((-0.05, 0), (0.06, 0.4), (-0.03, 0.75), (0.03, 0.75), (0.12, 0.4), (0.06, 0)), "trunk"),
-        Part("palm", _union(map(_leaf, np.linspace(-0.35, 3.5, 8))), "leaf"),
-        Part("fruit", oval(-0.03, 0.71, 0.035) + oval(0.03, 0.71, 0.035)),
+        Piece("rings", poly((-0.05, 0), (0.06, 0.4), (-0.03, 0.75), (0.03, 0.75), (0.12, 0.4), (0.06, 0)), "trunk"),
+        Piece("palm", _union(map(_leaf, np.linspace(-0.35, 3.5, 8))), "leaf"),
+        Piece("fruit", oval(-0.03, 0.71, 0.035) + oval(0.03, 0.71, 0.035)),
     ),
-    "parasol": (Part("steel", box(-0.025, 0, 0.025, 0.8), "pole"), Part("stripes stripes dots checks", _CANOPY, "canopy")),
-    "rock": (Part("stone", poly((-0.7, 0), (-0.55, 0.4), (-0.15, 0.62), (0.3, 0.5), (0.65, 0.2), (0.72, 0))),),
+    "parasol": (Piece("steel", box(-0.025, 0, 0.025, 0.8), "pole"), Piece("stripes stripes dots checks", _CANOPY, "canopy")),
+    "rock": (Piece("stone", poly((-0.7, 0), (-0.55, 0.4), (-0.15, 0.62), (0.3, 0.5), (0.65, 0.2), (0.72, 0))),),
     "sailing_boat": (
-        Part("bark", bar((0.02, 0.1), (0.02, 1.02), 0.035), "mast"), *_HULL,
-        Part("plain stripes checks dots", poly((0.06, 0.26), (0.06, 0.98), (0.46, 0.26))
+        Piece("bark", bar((0.02, 0.1), (0.02, 1.02), 0.035), "mast"), *_HULL,
+        Piece("plain stripes checks dots", poly((0.06, 0.26), (0.06, 0.98), (0.46, 0.26))
              + poly((-0.02, 0.26), (-0.02, 0.86), (-0.36, 0.26)), "sail"),
     ),
     "skyscraper": (
-        Part("steel", box(-0.01, 1, 0.01, 1.15), "antenna", p=0.45), Part("concrete", box(-0.18, 0, 0.18, 1), "wall"),
+        Piece("steel", box(-0.01, 1, 0.01, 1.15), "antenna", p=0.45), Piece("concrete", box(-0.18, 0, 0.18, 1), "wall"),
         *_windows(3, 8, -0.165, 0.06, 0.165, 0.97, 0.5), _inner("window", "facade", box(-0.15, 0.04, 0.15, 0.96), p=0.25),
     ),
-    "snowy_fir": (*_FIR, Part("snow", _CAPS, "crown")),
-    "snowy_mountain": (Part("stone", _RIDGE), Part("flank", _FLANK, alpha=0.22), Part("snow", _PEAK, "peak")),
-    "sun": (Part("sun", oval(0, 0, 2.1), alpha=0.14), Part("sun", oval(0, 0, 1.5), alpha=0.2), Part("sun", oval(0, 0, 1))),
+    "snowy_fir": (*_FIR, Piece("snow", _CAPS, "crown")),
+    "snowy_mountain": (Piece("stone", _RIDGE), Piece("flank", _FLANK, alpha=0.22), Piece("snow", _PEAK, "peak")),
+    "sun": (Piece("sun", oval(0, 0, 2.1), alpha=0.14), Piece("sun", oval(0, 0, 1.5), alpha=0.2), Piece("sun", oval(0, 0, 1))),
     "tree": (
-        Part("bark", poly((-0.07, 0), (-0.04, 0.5), (0.04, 0.5), (0.07, 0)), "trunk"), Part("leaves", _CROWN, "crown"),
-        Part("fruit", _union(oval(u, v, 0.032) for u, v in ((-0.2, 0.7), (0.1, 0.85), (0.2, 0.6), (0, 0.55))), "crown", p=0.2),
+        Piece("bark", poly((-0.07, 0), (-0.04, 0.5), (0.04, 0.5), (0.07, 0)), "trunk"), Piece("leaves", _CROWN, "crown"),
+        Piece("fruit", _union(oval(u, v, 0.032) for u, v in ((-0.2, 0.7), (0.1, 0.85), (0.2, 0.6), (0, 0.55))), "crown", p=0.2),
     ),
 }  # fmt: skip
 """Name → parts, in the order in which they are painted. The last word of a name is the label of the object."""

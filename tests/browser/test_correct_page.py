@@ -13,7 +13,7 @@ from tiny import trusted
 from evaluate.correct import CorrectConfig, study_correction
 from evaluate.correct.correction_page import write_page
 from evaluate.correct.correction_tables import correction_summary
-from evaluate.correct.detectors import measure_detectors
+from evaluate.correct.gates import measure_gates
 from evaluate.correct.heldout_evaluation import judged
 from extract.datasets import open_source
 from extract.network import open_head
@@ -37,7 +37,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     d = Directions(**directions_arrays(), method="eddp", layer="act")  # type: ignore[arg-type]
     assert d.thresholds is not None
     head = open_head(stores[0], "act")
-    found = measure_detectors(d, [0], d.thresholds, LayerReader(stores[1], "act"))
+    found = measure_gates(d, [0], d.thresholds, LayerReader(stores[1], "act"))
     study = study_correction(found, head, clean, poisoned, rectify=True, config=CorrectConfig(randoms=2))
     summary = {"title": HOSTILE, "because": HOSTILE, "directions": "found", "layer": "act", **correction_summary(study)}
     return write_page(folder / "out", study, summary, [HOSTILE, CLASSES[1]], stores[0]).as_uri()
@@ -68,7 +68,7 @@ def test_a_page_without_any_change_says_so(watched: Callable[..., Any], page: st
     d = Directions(**directions_arrays(), method="eddp", layer="act")  # type: ignore[arg-type]
     assert d.thresholds is not None
     config = CorrectConfig(randoms=0, strength=0.0, shift=0.0)
-    found = measure_detectors(d, [0], d.thresholds, LayerReader(store, "act"))
+    found = measure_gates(d, [0], d.thresholds, LayerReader(store, "act"))
     study = study_correction(found, open_head(store, "act"), judged(store, "act"), None, rectify=True, config=config)
     summary = {
         "title": "mark",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate.explain.explanation_page import Map, PageData, Shown, render
+from evaluate.explain.explanation_page import ExplainedImage, Map, PageData, render
 from evaluate.explain.heat_maps import Step, heat
 from evaluate.glossary import definitions
 from evaluate.image_tiles import jpeg, outline
@@ -23,7 +23,7 @@ def of_class(number: int, name: str, p: float) -> dict[str, object]:
     return {"number": number, "name": name, "probability": p, "logit": 3.0}
 
 
-def shown(folder: Path, number: int) -> Shown:
+def shown(folder: Path, number: int) -> ExplainedImage:
     g = np.random.default_rng(number)
     picture = Image.fromarray(g.integers(0, 256, (60, 60, 3), np.uint8))
     values = g.normal(size=(5, 5))
@@ -60,7 +60,7 @@ def shown(folder: Path, number: int) -> Shown:
         Step("farm", 3.0, "total"),
     ]
     maps = [Map(LONG, v, 0.2, f"{number} c#?.jpg") for v in (1.0, -1.0, 0.4)]
-    return Shown(
+    return ExplainedImage(
         f"/some/where/{'x' * 120}.jpg",
         f"Predicted as farm (0.90): {LONG} +2.50",
         *(document[key] for key in ("predicted", "explained", "classes", "counterfactual")),

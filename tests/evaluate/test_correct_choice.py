@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluate.correct.choice import NO_GAIN, TOO_COSTLY, Change, choose, paired_change
+from evaluate.correct.choice import NO_GAIN, TOO_COSTLY, AccuracyChange, choose, paired_change
 
 
-def changes(before: int, gained: list[int], lost: list[int], images: int) -> Change:
+def changes(before: int, gained: list[int], lost: list[int], images: int) -> AccuracyChange:
     """``before`` of the images are right at first; each setting makes some others right, and some of these wrong."""
     first = np.arange(images) < before
     after = np.tile(first, (len(gained), 1))

@@ -21,7 +21,7 @@ from evaluate.correct.correction_tables import (
     correction_summary,
     strength_rows,
 )
-from evaluate.correct.detectors import Detectors, measure_detectors
+from evaluate.correct.gates import Gates, measure_gates
 from evaluate.correct.heldout_evaluation import FLOOR, Judged, judged, predict
 from extract.datasets import open_source
 from extract.network import open_head
@@ -47,11 +47,11 @@ def found_directions() -> Directions:
     return Directions(**directions_arrays(), method="eddp", layer="act")  # type: ignore[arg-type]
 
 
-def detectors(store: ActivationStore, chosen: list[int], thresholds: np.ndarray | None = None) -> Detectors:
+def detectors(store: ActivationStore, chosen: list[int], thresholds: np.ndarray | None = None) -> Gates:
     d = found_directions()
     b = d.thresholds if thresholds is None else thresholds
     assert b is not None
-    return measure_detectors(d, chosen, b, LayerReader(store, "act"))
+    return measure_gates(d, chosen, b, LayerReader(store, "act"))
 
 
 def corrections() -> list[Correction]:
@@ -209,7 +209,7 @@ def test_gates_of_methods_without_thresholds_are_shut_where_the_concept_is_not(t
     units = Directions(
         np.eye(12, dtype=np.float32), np.eye(12, dtype=np.float32), np.zeros(12, np.float32), None, "neurons", "act"
     )
-    found = measure_detectors(units, [0], np.full(12, 0.9, np.float32), LayerReader(store, "act"))
+    found = measure_gates(units, [0], np.full(12, 0.9, np.float32), LayerReader(store, "act"))
     x = np.concatenate([np.asarray(b, np.float32) for _, b in LayerReader(store, "act").blocks()]).reshape(-1, 12)
     z = x @ found.filters - found.thresholds
     assert np.abs(z).mean() == pytest.approx(3, rel=1e-4)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from evaluate.explain.counterfactual import Change, few_changes
+from evaluate.explain.counterfactual import ConceptChange, few_changes
 
 FREE = np.inf
 
 
-def find(logits, effects, target, *, spread=None, low=-FREE, high=FREE, within=True) -> Change | None:  # type: ignore[no-untyped-def]
+def find(logits, effects, target, *, spread=None, low=-FREE, high=FREE, within=True) -> ConceptChange | None:  # type: ignore[no-untyped-def]
     effects = np.asarray(effects, float)
     n = len(effects)
     spread = np.ones(n) if spread is None else np.asarray(spread, float)
@@ -23,7 +23,7 @@ def find(logits, effects, target, *, spread=None, low=-FREE, high=FREE, within=T
     return few_changes(np.asarray(logits, float), effects, target, spread, low, high, within=within)
 
 
-def lacking(logits, effects, target: int, found: Change) -> float:  # type: ignore[no-untyped-def]
+def lacking(logits, effects, target: int, found: ConceptChange) -> float:  # type: ignore[no-untyped-def]
     after = np.asarray(logits) + found.delta @ np.asarray(effects)
     return float(np.delete(after, target).max() - after[target])
 

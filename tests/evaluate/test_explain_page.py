@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from evaluate.explain.contributions import pooled_contributions
-from evaluate.explain.counterfactual import Change
+from evaluate.explain.counterfactual import ConceptChange
 from evaluate.explain.counterfactual_search import Turned
 from evaluate.explain.explainer import Explained
 from evaluate.explain.explanation_document import (
@@ -25,7 +25,7 @@ from evaluate.explain.explanation_document import (
     steps_of,
     turning_words,
 )
-from evaluate.explain.explanation_page import Map, PageData, Shown, render, waterfall
+from evaluate.explain.explanation_page import ExplainedImage, Map, PageData, render, waterfall
 from evaluate.explain.heat_maps import AGAINST, FOR, Step, bars, heat, sheet
 from evaluate.explain.phrases import Concept, change_words, contribution_words
 from evaluate.explain.values import Usual
@@ -59,7 +59,7 @@ def found() -> Explained:
     alpha, x = g.normal(size=(4, 4)), g.normal(size=(4, 5))
     parts = pooled_contributions(x, np.zeros(5), alpha, g.normal(size=(5, 4)), g.normal(size=(3, 5)), g.normal(size=3))
     order = np.argsort(-parts.logits)
-    change = Change(np.array([0.5, 0, 0, -1.0]), 1.5, False)
+    change = ConceptChange(np.array([0.5, 0, 0, -1.0]), 1.5, False)
     after = np.where(np.arange(3) == order[1], 5.0, 0.0)
     return Explained(
         parts, int(order[0]), int(order[1]), alpha, alpha - 0.5, alpha, np.abs(x).sum(1), alpha.mean(0), int(order[1]),
@@ -116,7 +116,7 @@ def test_sentences(found: Explained) -> None:
     assert turned is not None
     lost = Turned(turned.target, turned.change, turned.after, True, turned.after, False)
     assert turning_words(with_(found, turned=lost), USUAL, terms()).endswith("(not with activations kept above 0)")
-    far = Turned(turned.target, Change(turned.change.delta, 1.5, True), turned.after, True, None, None)
+    far = Turned(turned.target, ConceptChange(turned.change.delta, 1.5, True), turned.after, True, None, None)
     assert turning_words(with_(found, turned=far), USUAL, terms()).endswith("(beyond what images have)")
     never = Turned(turned.target, turned.change, turned.after, False, turned.after, False)
     assert turning_words(with_(found, turned=never), USUAL, terms()).startswith("not even")
@@ -226,7 +226,7 @@ def page(found: Explained, count: int = 1, usual: Usual = USUAL) -> str:
     sums = [] if found.unread else [("The logit", steps_of(found, terms(), 2))]
     line = "Predicted as <i>road</i>" if not found.unread else sentence(found, usual, terms())
     parts = (document[key] for key in ("predicted", "explained", "classes", "counterfactual"))
-    one = Shown("<b>x</b>.jpg", line, *parts, sums, maps,
+    one = ExplainedImage("<b>x</b>.jpg", line, *parts, sums, maps,
                 "pictures/s.jpg", None if found.unread else "pictures/c.jpg", "s.png", "s.json")  # fmt: skip
     return render(PageData("<u>t</u>", {"Model": "m & n"}, [one] * count, definitions("explanation")))
 
@@ -263,7 +263,7 @@ def test_the_page_says_what_was_not_found(found: Explained) -> None:
     assert "What would make it" not in page(with_(found, target=None, turned=None))
     turned = found.turned
     assert turned is not None
-    far = Turned(turned.target, Change(turned.change.delta, 1.5, True), turned.after, True, turned.after, False)
+    far = Turned(turned.target, ConceptChange(turned.change.delta, 1.5, True), turned.after, True, turned.after, False)
     text = page(with_(found, turned=far))
     assert "beyond what images have" in text
     assert "within it, none was found" in text

@@ -239,7 +239,9 @@ def test_another_number_of_classes_rebuilds_the_classifier(tmp_path: Path) -> No
 def test_weights_of_another_model_are_named(tmp_path: Path) -> None:
     state = torchvision.models.get_model(NET, weights=None).state_dict()
     torch.save(state, tmp_path / "net.pth")
-    with pytest.raises(WeightsError, match=r"122 tensors 102 missing \(conv1.weight, .* and 99 more\); 52 unexpected \("):
+    with pytest.raises(
+        WeightsError, match=r"122 tensors 102 missing \(conv1.weight, .* and 99 more\); 52 unexpected \("
+    ):
         load_model("resnet18", str(tmp_path / "net.pth"))
     torch.save({**state, "features.0.weight": torch.zeros(64, 3, 5, 5)}, tmp_path / "w.pth")
     with pytest.raises(

@@ -18,7 +18,7 @@ _ROWS = 65_536
 
 
 @dataclass(frozen=True)
-class Detectors:
+class Gates:
     """J direction pairs to be suppressed together.
 
     ``filters`` (C, J), ``thresholds`` (J,): as gates, ``sigmoid(w·x − b)`` is near 0 where the concept is not. ``signals`` (C, J).
@@ -37,13 +37,13 @@ class Detectors:
         return max(0.0, float(np.quantile(self.positives, quantile))) if quantile else 0.0
 
 
-def measure_detectors(
+def measure_gates(
     directions: Directions,
     chosen: Sequence[int],
     thresholds: np.ndarray,
     reader: LayerReader,
     progress: Progress = silent,
-) -> Detectors:
+) -> Gates:
     """Read the store once: the concept's typical signal value, and the logits of its positives.
 
     Where the method has no thresholds of its own, its logits have no scale either, and a sigmoid of them would be half open everywhere:
@@ -84,6 +84,4 @@ def measure_detectors(
     scale = (
         np.ones(len(chosen)) if directions.thresholds is not None else MARGIN / np.maximum(size / max(rows, 1), 1e-12)
     )
-    return Detectors(
-        (w * scale).astype(np.float32), (b * scale).astype(np.float32), s, total / count, kept * scale[whose]
-    )
+    return Gates((w * scale).astype(np.float32), (b * scale).astype(np.float32), s, total / count, kept * scale[whose])

@@ -18,7 +18,7 @@ from evaluate.correct.correction_tables import (
     correction_summary,
     strength_rows,
 )
-from evaluate.correct.detectors import measure_detectors
+from evaluate.correct.gates import measure_gates
 from evaluate.correct.heldout_evaluation import judged
 from evaluate.detector_bank import make_bank
 from extract.datasets import open_source
@@ -118,7 +118,7 @@ def correct_model(
     }
     reader = LayerReader(store, layer)
     thresholds = make_bank({name: directions}, reader, device=device, progress=progress).thresholds.cpu().numpy()
-    detectors = measure_detectors(directions, suspect.indices, thresholds, reader, progress)
+    gates = measure_gates(directions, suspect.indices, thresholds, reader, progress)
     mend = "Mend it or take it out of its folder, then run eddp correct again: it goes on where it stopped."
     sets = {
         which: judged(
@@ -130,7 +130,7 @@ def correct_model(
         for which, source in sources.items()
     }
     study = study_correction(
-        detectors, open_head(store, layer, device=device), sets["clean"], sets.get("poisoned"),
+        gates, open_head(store, layer, device=device), sets["clean"], sets.get("poisoned"),
         rectify=never_negative(reader), config=config, device=device, progress=progress,
     )  # fmt: skip
     classes = class_names(store, sets["clean"].logits.shape[1])
