@@ -108,7 +108,7 @@ def parse_manifest(path: Path, data: bytes) -> Manifest:
         header = check(parse_json(first), Header)
         if header.line() != first or fingerprint_of(body.removesuffix(b"\n")) != header.fingerprint:
             raise ValueError("it was changed after it was written")
-        records = [_record(line) for line in body.split(b"\n")[:-1]]
+        records = [check(parse_json(line), Record) for line in body.split(b"\n")[:-1]]
         if len({record.chunk for record in records}) != header.chunks or len(records) != header.chunks:
             raise ValueError(f"it must have records of {header.chunks} chunks")
     except UNREADABLE as error:
@@ -151,18 +151,13 @@ def read_commits(path: Path, chunks: Iterable[int] | None = None) -> tuple[dict[
         if data is None:  # another writer has just sealed the store
             continue
         try:
-            record = _record(data)
+            record = check(parse_json(data), Record)
             if file != commit_file(path, record.chunk):
                 raise ValueError("it is of another chunk")
             found[record.chunk] = record
         except UNREADABLE as error:
             bad[file.name] = brief(error)
     return found, bad
-
-
-def _record(line: bytes) -> Record:
-    """Raises one of UNREADABLE."""
-    return check(parse_json(line), Record)
 
 
 def ranges(numbers: Iterable[int]) -> list[list[int]]:

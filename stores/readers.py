@@ -7,6 +7,7 @@ over these images and their positions: row r is position ``r % P`` of image ``im
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,24 +76,20 @@ class LayerReader:
         self.spec: LayerSpec = self.store.layer(layer)
         self.array = self.store.array(f"layers/{self.spec.name}/activations")
         self._first = 0 if prefix or self.spec.sampled else self.spec.prefix
-        self.part = part
-        self.valid = self.store.valid
-        if part is not None:
-            self._keep(part)
-        self.image_indices: np.ndarray = np.flatnonzero(self.valid)
-
-    def _keep(self, part: Part) -> None:
-        self.valid = part.choose(self.store.labels[: len(self.valid)], self.valid)
-        if not self.valid.any():
-            raise UsageError(f"Part {part} of the store '{self.store.path}' holds no readable image.")
+        self._restrict(self.store.valid, part)
 
     def only(self, part: Part) -> LayerReader:
         """The same layer with only a part of this reader's images; those of a part are shared out among its own parts."""
-        reader = LayerReader(self.store, self.spec.name, prefix=self._first < self.spec.prefix)
-        reader.valid, reader.part = self.valid, part
-        reader._keep(part)
-        reader.image_indices = np.flatnonzero(reader.valid)
+        reader = copy(self)
+        reader._restrict(self.valid, part)
         return reader
+
+    def _restrict(self, valid: np.ndarray, part: Part | None) -> None:
+        self.part = part
+        self.valid = valid if part is None else part.choose(self.store.labels[: len(valid)], valid)
+        self.image_indices: np.ndarray = np.flatnonzero(self.valid)
+        if part is not None and not len(self.image_indices):
+            raise UsageError(f"Part {part} of the store '{self.store.path}' holds no readable image.")
 
     @property
     def identity(self) -> str:
