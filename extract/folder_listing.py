@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from pathlib import Path
@@ -57,43 +57,48 @@ _PLAIN_ENDING = re.compile(r"\.(?=\w*[a-z])\w{1,9}")
 
 @dataclass
 class Listing:
-    """What ``files_below`` saw: ``folders`` that it entered, relative, and the number of files left out by ending."""
+    """What is below a folder: ``files`` that are read, sorted, ``folders``, and the number of files left out by ending."""
 
+    files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
-
-def list_images(root: Path, *prefixes: str) -> tuple[list[str], Listing]:
-    """The sorted images below a folder, or below some folders in it ("train/"). Raises NoImagesError where there is none."""
-    found = Listing()
-    files = sorted(prefix + file for prefix in prefixes or ("",) for file in files_below(root / prefix, found=found))
-    if not files:
-        raise no_images(root, found)
-    return files, found
+    def __add__(self, other: Listing) -> Listing:
+        folders = self.folders + other.folders
+        return Listing(sorted(self.files + other.files), folders, self.left_out + other.left_out)
 
 
-def no_images(root: Path, found: Listing) -> NoImagesError:
+def list_images(root: Path, *folders: str) -> Listing:
+    """The images below a folder, or below some folders in it ("train/"). Raises NoImagesError where there is none."""
+    found = sum((list_files(root, below=below) for below in folders or ("",)), Listing())
+    if not found.files:
+        raise no_images(root, found.left_out)
+    return found
+
+
+def no_images(root: Path, left_out: Counter[str]) -> NoImagesError:
     """The error for a folder in which no file is read."""
-    other = ", ".join(f"{ending} ({count})" for ending, count in found.left_out.most_common(8))
+    other = ", ".join(f"{ending} ({count})" for ending, count in left_out.most_common(8))
     return NoImagesError(
         f"There is no image in '{shown(root)}' (--data) or its subfolders{other and f', only other files: {other}'}. Give a "
         "folder of image files such as .jpg, .png or .tif; archives must be unpacked."
     )
 
 
-def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing | None = None) -> Iterator[str]:
-    """Relative paths of all files with an ending below a folder; label maps next to images are left out of ``ENDINGS``.
+def list_files(root: Path, endings: tuple[str, ...] = ENDINGS, *, below: str = "") -> Listing:
+    """All files with an ending below a folder, or below ``below`` ("train/") in it; paths are relative to ``root``.
 
-    Links to folders are followed, after all folders that are none and in the order of their names; but no folder is listed
-    twice, and links that lead back up are not followed. How many are left out for that is logged. ``found`` is filled in.
+    Label maps next to images are left out of ``ENDINGS``. Links to folders are followed, after all folders that are none and
+    in the order of their names; but no folder is listed twice, and links that lead back up are not followed. How many are left
+    out for that is logged.
 
     Raises UsageError for a folder that cannot be listed.
     """
-    found = Listing() if found is None else found
+    found = Listing()
     images = endings is ENDINGS
     listed: set[object] = set()
     # a heap: (whether it is a link, path, prefix of names, the real folders on the way, the folder of label maps it is in)
-    ahead: list[tuple[bool, str, str, tuple[str, ...], str]] = [(False, str(root), "", (), "")]
+    ahead: list[tuple[bool, str, str, tuple[str, ...], str]] = [(False, str(root / below), below, (), "")]
     links = 0
     map_files: list[str] = []
     while ahead:
@@ -113,16 +118,18 @@ def files_below(root: Path, endings: tuple[str, ...] = ENDINGS, found: Listing |
         if maps_folder:
             found.left_out[f"{maps_folder.rpartition('/')[2]}/"] += len(files)
             continue
-        if prefix:
+        if prefix != below:
             found.folders.append(prefix[:-1])
         found.left_out.update(ending_of(name) for name in files if not name.lower().endswith(endings))
         left = label_maps(read) if images else {}
         found.left_out.update(left.values())
         map_files += (prefix + name for name in left)
-        yield from (f"{prefix}{name}" for name in read if name not in left)
+        found.files += (f"{prefix}{name}" for name in read if name not in left)
     if links:
         log.warning(f"'{shown(root)}' holds {links} links to folders that are listed already or lead back up; left out")
     warn_of_maps(root, map_files)
+    found.files.sort()
+    return found
 
 
 def warn_of_maps(root: Path, files: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from evaluate.explain.phrases import Concept
 from extract.datasets import open_source
-from extract.folder_listing import files_below
+from extract.folder_listing import list_files
 from extract.image_io import ENDINGS, read_image, shown
 from extract.store_images import place_of
 from pipeline.evaluation_result import Evaluated
@@ -160,7 +160,7 @@ def find_images(
     items = []
     for path in paths:
         if path.is_dir():
-            there = sorted(files_below(path))
+            there = list_files(path).files
             names = there if out is None else _not_below(out, path, there)
             if not names:
                 what = f"no file ending in {', '.join(ENDINGS)}" if not there else "all are in --out, explained before"

@@ -28,10 +28,11 @@ def open_folder(root: Path, part: str = "") -> PathSource:
     (``extract.folder_listing``). Raises NoImagesError, and UsageError for a folder that cannot be listed.
     """
     prefix = f"{part}/" if part else ""
-    files, found = list_images(root, prefix)
+    found = list_images(root, prefix)
+    files = found.files
     if holds_maps(root.name) or holds_maps(Path(os.path.realpath(root)).name):
         log.warning("'%s' is called like a folder of label maps; they are read as images", shown(root))
-    folders = [part] * bool(part) + [prefix + folder for folder in found.folders]
+    folders = [part] * bool(part) + found.folders
     depth, names, empty = _class_folders(root, Counter(file.rpartition("/")[0] for file in files), folders)
     number = {name: k for k, name in enumerate(names)}
     parts = (file.split("/") for file in files)

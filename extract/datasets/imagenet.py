@@ -61,7 +61,8 @@ def open_imagenet(root: Path) -> PathSource:
     words where they are known: "n01440764 tench". Raises NoImagesError, and DatasetError, naming file and line.
     """
     base = next((base for base in BASES if any((root / base / split).is_dir() for split in SPLITS[1:])), "")
-    files, found = list_images(root, base)
+    found = list_images(root, base)
+    files = found.files
     codes, wnids = _codes(files, nearby(root, 0)[0].name)
     flat = bool((codes < 0).any())
     if not wnids and not flat and not any(_FLAT.match(file.rpartition("/")[2]) for file in files):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from extract.file_list import at, check_listed, find_near, inside, lines_of, nearby, not_listed, peek, read_pairs
-from extract.folder_listing import Listing, files_below, is_folder, no_images
+from extract.folder_listing import is_folder, list_files, no_images
 from extract.image_io import shown
 from extract.image_source import PathSource, register
 from extract.string_array import Names
@@ -90,20 +91,19 @@ def open_places365(root: Path) -> PathSource:
     """
     path = _find(root, CATEGORIES)
     categories = _Categories(path) if path else None
-    folders, found = _image_folders(root), Listing()
-    if folders:
+    if folders := _image_folders(root):
         classes = categories.number if categories else _folder_classes(folders)
         names = categories.names if categories else [name[3:] for name in classes]
         if not categories and any(folder.list() for folder in folders):
             names = []  # the lists' numbers need not be those of the folders that are here
-        items: Iterable[tuple[str, int]] = chain.from_iterable(
-            _of_folder(root, folder, classes, categories, found) for folder in folders
-        )
+        parts = [_of_folder(root, folder, classes, categories) for folder in folders]
+        items: Iterable[tuple[str, int]] = chain.from_iterable(pairs for pairs, _ in parts)
+        left_out = sum((left for _, left in parts), Counter[str]())
     else:
-        items, names = _easy(root, categories, found)
-    source = PathSource(root, items, names or None, "places365", left_out=found.left_out)
+        items, names, left_out = _easy(root, categories)
+    source = PathSource(root, items, names or None, "places365", left_out=left_out)
     if not len(source):
-        raise no_images(root, found)
+        raise no_images(root, left_out)
     return source
 
 
@@ -122,17 +122,18 @@ def _image_folders(root: Path) -> list[_Folder]:
 def _folder_classes(folders: list[_Folder]) -> dict[str, int]:
     """Classes by the training images' folders, where neither categories nor a list number them."""
     unlisted = [folder.path for folder in folders if folder.kind == "data" and not folder.list()]
-    found = {"/" + file.rpartition("/")[0] for folder in unlisted for file in files_below(folder) if "/" in file}
+    found = {"/" + file.rpartition("/")[0] for folder in unlisted for file in list_files(folder).files if "/" in file}
     return {name: k for k, name in enumerate(sorted(found))}
 
 
 def _of_folder(
-    root: Path, folder: _Folder, classes: dict[str, int], categories: _Categories | None, found: Listing
-) -> Iterable[tuple[str, int]]:
-    """Names and labels of an image folder, by its list or else by its own folders."""
+    root: Path, folder: _Folder, classes: dict[str, int], categories: _Categories | None
+) -> tuple[Iterable[tuple[str, int]], Counter[str]]:
+    """Names and labels of an image folder, by its list or else by its own folders, and what is left out."""
     if path := folder.list():
-        return _listed(root, folder.prefix, path, partial(_in_list, folder.kind, categories, path))
-    files = sorted(files_below(folder.path, found=found))
+        return _listed(root, folder.prefix, path, partial(_in_list, folder.kind, categories, path)), Counter()
+    found = list_files(folder.path)
+    files = found.files
     if folder.kind == "val" and files:
         log.warning(
             f"the {len(files)} images of '{shown(folder.path)}' have no labels: put places365_val.txt into "
@@ -143,7 +144,8 @@ def _of_folder(
     if unknown:
         table = categories.path if categories else root
         raise DatasetError(f"'{shown(table)}' lists no class '{shown(min(unknown))}'.")
-    return ((folder.prefix + file, classes.get(name, -1)) for file, name in zip(files, names, strict=True))
+    pairs = ((folder.prefix + file, classes.get(name, -1)) for file, name in zip(files, names, strict=True))
+    return pairs, found.left_out
 
 
 def _in_list(kind: str, categories: _Categories | None, path: Path, text: str, line: int) -> tuple[str, int]:
@@ -183,9 +185,10 @@ def _easy_splits(root: Path) -> list[str]:
     return [split for split in _EASY if (root / split).is_dir()] or [""]
 
 
-def _easy(root: Path, categories: _Categories | None, found: Listing) -> tuple[Iterator[tuple[str, int]], list[str]]:
-    """The easy layout: ``train/apartment_building-outdoor/00000001.jpg``."""
+def _easy(root: Path, categories: _Categories | None) -> tuple[Iterator[tuple[str, int]], list[str], Counter[str]]:
+    """The easy layout, ``train/apartment_building-outdoor/00000001.jpg``: images, classes, and what is left out."""
     files: list[str] = []
+    left_out: Counter[str] = Counter()
     for split in _easy_splits(root):
         # a split that was given alone has its list in the folder above, where it is called like the split
         own = split or nearby(root, 0)[0].name
@@ -194,7 +197,8 @@ def _easy(root: Path, categories: _Categories | None, found: Listing) -> tuple[I
         if path:
             files += (name for name, _ in _listed(root, prefix, path, partial(_in_split, own, path)))
         else:
-            files += [prefix + file for file in sorted(files_below(root / split, found=found))]
+            found = list_files(root, below=prefix)
+            files, left_out = files + found.files, left_out + found.left_out
     depth = 1 if _easy_splits(root) != [""] else 0
     folders = [parts[depth] if len(parts := file.split("/")) > depth + 1 else "" for file in files]
     here = sorted(set(folders) - {""})
@@ -203,7 +207,7 @@ def _easy(root: Path, categories: _Categories | None, found: Listing) -> tuple[I
     if unknown and categories:
         raise not_listed(root, categories.path, unknown)
     items = ((file, number.get(name, -1)) for file, name in zip(files, folders, strict=True))
-    return items, categories.names if categories else here
+    return items, categories.names if categories else here, left_out
 
 
 def _in_split(split: str, path: Path, text: str, line: int) -> tuple[str, int]:

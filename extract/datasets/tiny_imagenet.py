@@ -38,7 +38,7 @@ def open_tiny_imagenet(root: Path) -> PathSource:
     Raises MissingPathError, NoImagesError, and DatasetError, naming file and line.
     """
     splits = [f"{split}/" for split in SPLITS if (root / split).is_dir()]
-    files, found = list_images(root, *splits)
+    found = list_images(root, *splits)
     val = root / "val" if splits else root
     form = "NAME, WNID and a box with tabs between"
     truth = read_pairs(val / TRUTH, r"([^/\\\t]+)\t(n\d{8})(?:\t.*)?", form) if (val / TRUTH).is_file() else {}
@@ -67,4 +67,6 @@ def open_tiny_imagenet(root: Path) -> PathSource:
     listed = find_near(root, (WORDS,), 1)
     words = dict(text.partition("\t")[::2] for _, text in lines_of(listed)) if listed else {}
     names = [f"{wnid} {words.get(wnid, '').split(',')[0].strip()}".strip() for wnid in wnids]
-    return PathSource(root, ((file, label(file)) for file in files), names, "tiny-imagenet", left_out=found.left_out)
+    return PathSource(
+        root, ((file, label(file)) for file in found.files), names, "tiny-imagenet", left_out=found.left_out
+    )

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from extract.folder_listing import ending_of, files_below, label_maps, warn_of_maps
+from extract.folder_listing import ending_of, label_maps, list_files, warn_of_maps
 from extract.image_io import ENDINGS, decode_image, open_regular, reason, shown
 from extract.image_source import Entry, PackedSource, digest_items, register, sample
 from stores.errors import DatasetError, EDDPError, MissingPathError, NoImagesError, UsageError
@@ -97,7 +97,7 @@ def is_webdataset(root: Path) -> bool:
 
 def holds_shards(root: Path) -> bool:
     """Whether there are tar files in a folder or below it."""
-    return next(files_below(root, (".tar", *COMPRESSED)), None) is not None
+    return bool(list_files(root, (".tar", *COMPRESSED)).files)
 
 
 @register("webdataset", is_webdataset, files=True)
@@ -124,12 +124,12 @@ def open_webdataset(root: Path) -> WebDatasetSource:
 def _shards(root: Path) -> tuple[Path, list[str]]:
     """The folder that names are relative to, and the shards."""
     if root.is_dir():
-        shards = sorted(files_below(root, (".tar",)))
+        shards = list_files(root, (".tar",)).files
         if shards:
             return root, shards
-        if packed := next(files_below(root, COMPRESSED), None):
+        if packed := list_files(root, COMPRESSED).files:
             raise DatasetError(
-                f"The tar files in '{shown(root)}' (--data) are compressed ('{shown(packed)}'). Unpack them."
+                f"The tar files in '{shown(root)}' (--data) are compressed ('{shown(packed[0])}'). Unpack them."
             )
         raise NoImagesError(f"There is no .tar file in '{shown(root)}' (--data) or its subfolders.")
     if root.is_file():

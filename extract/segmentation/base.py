@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from extract.file_list import at, integer
-from extract.folder_listing import Listing, files_below
+from extract.folder_listing import Listing, list_files
 from extract.image_io import LARGEST, formats_of, open_regular, orientation_of, quiet_pillow, reason, shown
 from extract.image_source import ImageSource, PathSource
 from stores.errors import DatasetError, EDDPError, ImageError, NoImagesError
@@ -296,7 +297,7 @@ def stem(name: str) -> str:
 
 def stems_below(folder: Path) -> set[str]:
     """The paths, without ``.png``, of all PNGs below a folder; none where there is no such folder."""
-    files = files_below(folder, (".png",)) if folder.is_dir() else ()
+    files = list_files(folder, (".png",)).files if folder.is_dir() else ()
     return {stem(name) for name in files if name.endswith((".png", ".PNG"))}
 
 
@@ -307,15 +308,19 @@ def png(base: Path, name: str) -> Path:
     return capital if not os.path.isfile(path) and os.path.isfile(capital) else path  # noqa: PTH113
 
 
-def images_below(folder: Path, listing: Listing) -> dict[str, str]:
-    """Path without ending -> path of all images below a folder, sorted. Raises DatasetError where two share a map."""
+def images_below(folder: Path) -> tuple[dict[str, str], Counter[str]]:
+    """Path without ending -> path of all images below a folder, sorted, and the number of files left out by ending.
+
+    Raises DatasetError where two share a map.
+    """
     found: dict[str, str] = {}
-    for name in sorted(files_below(folder, found=listing)) if folder.is_dir() else []:
+    listing = list_files(folder) if folder.is_dir() else Listing()
+    for name in listing.files:
         if stem(name) in found:
             both = f"'{shown(folder / name)}' and '{shown(found[stem(name)])}'"
             raise DatasetError(f"{both} differ in their endings only: which is the mask of? Rename one, and its mask.")
         found[stem(name)] = name
-    return found
+    return found, listing.left_out
 
 
 def paired(images: dict[str, str], masks: set[str], folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from extract.file_list import at, csv_rows, inside, lines_of, peek
-from extract.folder_listing import Listing, is_folder
+from extract.folder_listing import is_folder
 from extract.image_io import shown
 from extract.image_source import register
 from extract.segmentation.base import (
@@ -64,8 +64,8 @@ class MasksSource(MapSource):
         labels = read_labels(table, csv_rows(table, ("number", "name")), _category, skip=0)
         self._folders = _folders(root / "masks", list(dict.fromkeys(label.category for label in labels)))
         stems = {folder: stems_below(root / "masks" / folder) for folder in self._folders}
-        found = Listing()
-        names, splits, listing = _images(root, stems, found)
+        images, left_out = images_below(root / "images")
+        names, splits, listing = _images(root, stems, images)
         super().__init__(
             root,
             (f"images/{name}" for name in names),
@@ -74,7 +74,7 @@ class MasksSource(MapSource):
             {0: 0, **{label.number: label.number for label in labels}},
             unknown=f"which '{shown(table)}' does not list: add it there, or fix the mask",
             listing=listing,
-            left_out=found.left_out,
+            left_out=left_out,
         )
         # (N, folders)
         self._has = np.array([[stem(name) in there for there in stems.values()] for name in names], bool)
@@ -114,9 +114,8 @@ def _folders(masks: Path, categories: list[str]) -> list[str]:
     return [category for category in categories if category in found] if found and found <= set(categories) else [""]
 
 
-def _images(root: Path, stems: dict[str, set[str]], found: Listing) -> tuple[list[str], list[int], str]:
+def _images(root: Path, stems: dict[str, set[str]], images: dict[str, str]) -> tuple[list[str], list[int], str]:
     """Names relative to ``images/``, in order, their splits, and which files list them."""
-    images = images_below(root / "images", found)
     masked = set().union(*stems.values())
     table, files = root / "split.csv", {split: root / "splits" / f"{split}.txt" for split in SPLITS}
     if table.is_file():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from extract.file_list import at, check_listed, csv_rows, inside, lines_of, read_pairs
-from extract.folder_listing import Listing
 from extract.image_io import shown
 from extract.image_source import register
 from extract.segmentation.base import (
@@ -95,10 +95,12 @@ class TwinSource(MapSource):
     def __init__(self, root: Path, labels: list[ConceptLabel], number_of: dict[int, int], unknown: str) -> None:
         names: list[str] = []
         splits: list[int] = []
-        listing = Listing()
+        left_out: Counter[str] = Counter()
         for split, folder in self.folders.items():
             below = root / "images" / folder
-            found = paired(images_below(below, listing), stems_below(root / "annotations" / folder), below)
+            images, left = images_below(below)
+            left_out += left
+            found = paired(images, stems_below(root / "annotations" / folder), below)
             names += [f"images/{folder}/{name}" for name in found]
             splits += [SPLITS.index(split)] * len(found)
         if not names:
@@ -112,7 +114,7 @@ class TwinSource(MapSource):
             number_of,
             unknown=unknown,
             listing=f"'{shown(root / 'images')}'",
-            left_out=listing.left_out,
+            left_out=left_out,
         )
 
     @classmethod

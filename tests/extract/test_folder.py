@@ -16,7 +16,7 @@ from image_folders import listed, put
 
 from extract.datasets import open_folder, open_source
 from extract.file_list import check_listed
-from extract.folder_listing import Listing, ending_of, files_below, label_maps
+from extract.folder_listing import ending_of, label_maps, list_files
 from extract.string_array import Names
 from stores.errors import DatasetError, ImageError, UsageError
 
@@ -63,7 +63,7 @@ def test_label_maps_next_to_their_image_are_left_out(tmp_path: Path) -> None:
 def test_label_maps_next_to_images_are_logged(
     tmp_path: Path, files: list[str], left: int, warned: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert len(list(files_below(put(tmp_path, *files)))) == len(files) - left
+    assert len(list_files(put(tmp_path, *files)).files) == len(files) - left
     assert len(caplog.messages) == bool(warned)
     assert re.search(warned, caplog.text)
 
@@ -94,9 +94,9 @@ def test_classes_called_like_label_maps_are_classes(tmp_path: Path) -> None:
 
 
 def test_only_some_endings_are_asked_for_and_maps_are_files(tmp_path: Path) -> None:
-    found = Listing()
     put(tmp_path, "x.png", "x_mask.png", "masks/y.png")
-    assert sorted(files_below(tmp_path, (".png",), found)) == ["masks/y.png", "x.png", "x_mask.png"]
+    found = list_files(tmp_path, (".png",))
+    assert found.files == ["masks/y.png", "x.png", "x_mask.png"]
     assert found.folders == ["masks"]
 
 
