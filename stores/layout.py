@@ -38,14 +38,8 @@ UNIMPORTANT = {
     "heads", "provenance.about", "provenance.batch_size", "provenance.dataset.path", "provenance.weights",
     "provenance.weights_source",
 }  # fmt: skip
-PARTS = (
-    ROOT,
-    MANIFEST,
-    "truth.safetensors",
-    COMMITS,
-    "layers",
-    "images",
-)  # of a store, which --overwrite deletes in this order
+# What a store's folder holds, and --overwrite deletes in this order; "ledger" is of format 2
+PARTS = (ROOT, MANIFEST, "truth.safetensors", COMMITS, "layers", "images", "ledger")
 TARGET_CHUNK_BYTES = 32 * 2**20  # large enough to stream at the disk's rate, small enough to hold several per writer
 
 

@@ -49,7 +49,9 @@ class WebDatasetSource(PackedSource):
 
         def entries() -> Iterator[tuple[str, int, int, int, int]]:
             for k, name in enumerate(shards):
-                members = _scan(root / name, left_out, unused)
+                members, others, lost = _scan(root / name)
+                unused.extend(lost)
+                left_out.update(others)
                 maps = label_maps([member for member, *_ in members])
                 left_out.update(maps.values())
                 map_files.extend(f"{name}/{member}" for member in maps)
@@ -156,11 +158,10 @@ def _expanded(pattern: str) -> list[str]:
     return [f"{pattern[: match.start()]}{k:0{width}d}{end}" for k in range(first, last + 1) for end in rest]
 
 
-def _scan(path: Path, left_out: Counter[str], unused: list[str]) -> list[tuple[str, int, int, int]]:
-    """(name, label, offset, size) of each image in a shard, in its order.
-
-    What is neither an image nor its label is counted by ending in ``left_out``; labels without an image are added to ``unused``.
-    """
+def _scan(path: Path) -> tuple[list[tuple[str, int, int, int]], Counter[str], list[str]]:
+    """(name, label, offset, size) of each image in a shard, in its order; counts of other members by ending; labels without an image."""
+    left_out: Counter[str] = Counter()
+    unused: list[str] = []
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int | DatasetError | None] = {}  # key and ending -> what the file says, None for nothing
     for member, file in _members(path):
@@ -195,7 +196,7 @@ def _scan(path: Path, left_out: Counter[str], unused: list[str]) -> list[tuple[s
             left_out[ending_of(name)] += 1
             if name.endswith(".cls") or isinstance(given, int):
                 unused.append(f"{path.name}/{name}")
-    return found
+    return found, left_out, unused
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -106,6 +106,7 @@ def test_overwriting_leaves_nothing_of_the_old_store(tmp_path: Path) -> None:
 def test_overwriting_replaces_damaged_and_unfinished_stores(tmp_path: Path) -> None:
     for name, text in (("damaged", "{"), ("newer", '{"attributes": {"eddp": {"format": 99}}}')):
         path = write_store(tmp_path / name, X)
+        (path / "ledger").mkdir()  # of format 2
         (path / "zarr.json").write_text(text)
         with pytest.raises(StoreError):
             open_writer(path, X)
