@@ -65,7 +65,7 @@ def use(path: Path) -> None:
         found = Inspection(path)
         json.dumps(found.facts())
         for name in found.store.layers:
-            found.values(name)
+            found.values(name, images=4)
 
     def read() -> None:
         store = ActivationStore.open(path)
