@@ -35,10 +35,10 @@ KAPPA = 0.5  # from where two halves count as alike
 POSITIONS = 100  # of a half, for each direction
 PAIRS = 2  # of halves a number
 
-Fitted = Any  # a ``fit.base.Fitter``, whose module uses this one
+Method = Any  # a ``fit.base.Fitter``, whose module uses this one
 
 
-def found_again(fitter: Fitted, reader: LayerReader, progress: Progress = silent) -> np.ndarray | None:
+def found_again(fitter: Method, reader: LayerReader, progress: Progress = silent) -> np.ndarray | None:
     """Share of ``fitter.config.refits`` refits that contain each of its directions.
 
     Of several ranks each does some of the refits, alone; all of them end with the same numbers.
@@ -72,14 +72,14 @@ def found_again(fitter: Fitted, reader: LayerReader, progress: Progress = silent
     return None if failed.any() else found.mean(0).cpu().numpy().astype(np.float32)
 
 
-def part_of_refit(fitter: Fitted, reader: LayerReader, k: int) -> Part:
+def part_of_refit(fitter: Method, reader: LayerReader, k: int) -> Part:
     """The images of refit ``k``: of numbers 2j and 2j + 1 no image is in both."""
     config = fitter.config
     halves = max(2, reader.n_rows // max(ROWS, 1024 * config.n_directions))
     return Part(k % 2, halves, config.seed + k // 2)
 
 
-def _refit(fitter: Fitted, reader: LayerReader, k: int) -> Fitted:
+def _refit(fitter: Method, reader: LayerReader, k: int) -> Method:
     return fitter.brief(fitter.config.seed + 1 + k).fit(reader.only(part_of_refit(fitter, reader, k)), None)
 
 
@@ -94,7 +94,7 @@ class Selection:
 
 
 def select_number(
-    make: Callable[..., Fitted],
+    make: Callable[..., Method],
     reader: LayerReader,
     *,
     numbers: Sequence[int] = NUMBERS,
@@ -119,7 +119,7 @@ def select_number(
     return selection or Selection(number, "", [])
 
 
-def _select(make: Callable[..., Fitted], reader: LayerReader, numbers: Sequence[int], progress: Progress) -> Selection:
+def _select(make: Callable[..., Method], reader: LayerReader, numbers: Sequence[int], progress: Progress) -> Selection:
     moments = statistics(reader)
     rows: list[dict[str, Any]] = []
     most = min(reader.channels, reader.n_rows // (2 * POSITIONS))
@@ -140,7 +140,7 @@ def _select(make: Callable[..., Fitted], reader: LayerReader, numbers: Sequence[
     return Selection(best["directions"], f"{said} (κ of each number tried: {seen}; alike from {KAPPA:g})", rows)
 
 
-def _row(fitter: Fitted, reader: LayerReader, moments: Statistics) -> dict[str, Any]:
+def _row(fitter: Method, reader: LayerReader, moments: Statistics) -> dict[str, Any]:
     found, fits = [], []
     for pair in range(PAIRS):
         first, second = (_refit(fitter, reader, k) for k in (2 * pair, 2 * pair + 1))

@@ -84,7 +84,7 @@ class InMemory:
         return self.tensor[(mine - self.held.start).to(self.device)]
 
 
-class Batch(InMemory):
+class RowBatch(InMemory):
     """Rows in no order: this rank's of ``held.count`` on all ranks."""
 
     def tiles(self, size: int) -> Iterator[torch.Tensor]:
@@ -169,7 +169,7 @@ class Batches:
                 order = np.random.default_rng([self.seed, epoch, 0xBA]).permutation(self.all.count)
                 self._order = (epoch, torch.from_numpy(order))
             batch = self.all.chosen(self._order[1][index * self.size : (index + 1) * self.size])
-        return Batch(batch, Held(0, len(batch), len(batch), self.size), self.all.ranks)
+        return RowBatch(batch, Held(0, len(batch), len(batch), self.size), self.all.ranks)
 
     def _from_store(self, rows: Stored, step: int, epoch: int, index: int) -> torch.Tensor:
         if self._stream is None or self._stream[0] != step or index == 0:

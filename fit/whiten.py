@@ -17,6 +17,10 @@ from stores.readers import LayerReader
 from stores.statistics import Statistics
 
 GAP = 10.0  # of neighbouring eigenvalues, from where the smaller one is noise
+NO_VARIANCE = (
+    "The activations do not vary: every position of every image has the same vector, so there is nothing to find. Look at the layer "
+    "and the images with `eddp inspect`."
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,13 @@ def rank_by_gap(statistics: Statistics, n_directions: int) -> int | None:
     return n_directions + int(ratios.argmax()) if len(ratios) and ratios.max() > GAP else None
 
 
+def principal_axes(statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (C,) of the covariance, falling, and eigenvectors (C, C), whose largest entry is positive: LAPACKs differ in signs."""
+    values, vectors = np.linalg.eigh(statistics.covariance)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    return values, vectors * np.sign(vectors[np.abs(vectors).argmax(0), np.arange(len(values))])
+
+
 def whitening(statistics: Statistics, *, rank: int, shrinkage: float = 0.0, whiten: bool = True) -> Whitening:
     """Truncated inverse square root of the covariance: ``T = (Λ + εI)^{-1/2} Vᵀ`` of the ``rank`` largest eigenvalues.
 
@@ -72,18 +83,12 @@ def whitening(statistics: Statistics, *, rank: int, shrinkage: float = 0.0, whit
 
     Raises FitError when the activations do not vary at all.
     """
-    values, vectors = np.linalg.eigh(statistics.covariance)
-    values, vectors = values[::-1], vectors[:, ::-1]
+    values, vectors = principal_axes(statistics)
     scale = float(np.abs(statistics.mean).max()) ** 2 + float(max(values[0], 0))
     if values[0] <= 1e-12 * max(scale, 1e-30):
-        raise FitError(
-            "The activations do not vary: every position of every image has the same vector, so there is nothing to "
-            "find. Look at the layer and the images with `eddp inspect`."
-        )
+        raise FitError(NO_VARIANCE)
     keep = int(min(rank, (values > 1e-7 * values[0]).sum()))
     kept, axes = values[:keep], vectors[:, :keep]
-    # an eigenvector's sign is arbitrary and differs between LAPACKs: fix it, so that fits are the same everywhere
-    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(keep)])
     deviation = np.sqrt(kept + shrinkage * kept.mean())
     if not whiten:
         deviation = np.full_like(deviation, np.sqrt(kept.mean()))

@@ -12,6 +12,7 @@ from extract.network import Head
 from fit.base import Fitted, Fitter
 from fit.checkpoint import Checkpoint
 from fit.config import FitterConfig
+from fit.whiten import principal_axes
 from stores.errors import FitError
 from stores.progress import Progress
 from stores.readers import LayerReader
@@ -36,8 +37,7 @@ class PCA(Fitter[PCAConfig]):
         """One streamed pass for the covariance, then an eigendecomposition."""
         config = self.config
         moments = statistics(reader, device=config.device, progress=progress)
-        values, vectors = np.linalg.eigh(moments.covariance)
-        values, vectors = values[::-1], vectors[:, ::-1]
+        values, vectors = principal_axes(moments)
         components = -(-config.n_directions // 2) if config.signs == "both" else config.n_directions
         if components > vectors.shape[1]:
             raise FitError(
@@ -45,7 +45,6 @@ class PCA(Fitter[PCAConfig]):
                 f"{vectors.shape[1]} principal components (twice that with both signs). Ask for fewer --directions."
             )
         chosen = vectors[:, :components]
-        chosen = chosen * np.sign(chosen[np.abs(chosen).argmax(0), np.arange(components)])
         if config.signs == "both":
             chosen = np.stack([chosen, -chosen], 2).reshape(len(chosen), -1)[:, : config.n_directions]
         filters = torch.from_numpy(np.ascontiguousarray(chosen, np.float32))

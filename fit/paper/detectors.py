@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fit.detectors import Detectors, TensorFields
-from fit.whiten import Whitening
+from fit.whiten import NO_VARIANCE, Whitening
 from stores.errors import FitError
 from stores.statistics import Statistics
 
@@ -26,10 +26,7 @@ def standardised(statistics: Statistics) -> Whitening:
     variance = statistics.covariance.diagonal()
     varies = np.flatnonzero(variance > CONSTANT * (variance + statistics.mean**2))
     if not len(varies):
-        raise FitError(
-            "The activations do not vary: every position of every image has the same vector, so there is nothing to "
-            "find. Look at the layer and the images with `eddp inspect`."
-        )
+        raise FitError(NO_VARIANCE)
     deviation = np.sqrt(variance[varies])
     forward = np.zeros((len(varies), len(variance)), np.float32)
     forward[np.arange(len(varies)), varies] = 1 / deviation
