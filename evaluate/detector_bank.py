@@ -29,7 +29,7 @@ class Bank:
     def of(self, names: Iterable[str]) -> Bank:
         """The detectors of some of the files."""
         parts = {name: self.slices[name] for name in names}
-        columns = np.concatenate([np.arange(part.start, part.stop) for part in parts.values()])
+        columns = torch.cat([torch.arange(p.start, p.stop) for p in parts.values()]).to(self.filters.device)
         counts = {name: part.stop - part.start for name, part in parts.items()}
         return Bank(self.filters[:, columns].contiguous(), self.thresholds[columns], slices_of(counts))
 

@@ -112,9 +112,10 @@ PARTS: dict[str, dict[str, str]] = {
     "site": {
         "logit": "Distance of a position from a detector's threshold: w·x − b. The detector is positive where it is above 0. Methods without "
         "thresholds of their own get one that their largest logits exceed (the top 0.5 % of the store's positions by default).",
-        "top images": "The images of the store on which a detector has its largest logit at any position. The region where it is positive is bright "
-        "and outlined; logits between the layer's positions are interpolated.",
-        "distribution": "Number of positions of the whole store with a logit in each bin, on a logarithmic scale.",
+        "top images": "The images on which a detector has its largest logit at any position: of the store, or, on the pages that evaluate "
+        "writes, of the concept dataset. The region where it is positive is bright and outlined; logits between the layer's positions are "
+        "interpolated.",
+        "distribution": "Number of positions of all these images with a logit in each bin, on a logarithmic scale.",
         "neighbours": "The directions of largest cosine between signal vectors, and between filters, in activation space.",
         "map": "Directions whose signal vectors have a large cosine are close: t-SNE of 1 − cosine, classical scaling for fewer than ten. Only "
         "distances between neighbours mean something; the axes do not.",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,8 @@ def write_evaluation_pages(
     config = ReportConfig(visualize=0, title=title, device=subject.device)
     pages = _Pages(Evaluated(folder), subject.store, shown, config, subject.progress, scheduler)
     shared = folder / "report"
-    sites = pages.write(subject.sets, {name: shared / name for name in subject.sets}, shared)
+    written = pages.write(subject.sets, {name: shared / name for name in subject.sets}, shared)
+    sites = [replace(site, directions=[], classes=[]) for site in written]  # not all of all sets in memory
     facts = store_facts(subject.store, subject.layer) | ({} if dissected is None else dissected.facts)
     (folder / "report.html").write_bytes(start_page(title, facts, sites))
 
@@ -158,22 +159,20 @@ class _Pages:
     progress: Progress
     scheduler: Scheduler = None
 
-    def write(self, sets: Mapping[str, Directions], folders: Mapping[str, Path], shared: Path) -> list[Site]:
+    def write(self, sets: Mapping[str, Directions], folders: Mapping[str, Path], shared: Path) -> Iterator[Site]:
         """Write each set's pages into its folder, and pictures of classes into ``shared``: that folder, or the one around all."""
         predicted = class_predictions(self.shown.reader.store, EXAMPLES)
         found = survey(self.shown.reader, self.shown.bank, self.config.tiles, self.progress, self.scheduler)
-        sites: list[Site] = []
         missing: set[int] = set()
-        for name, directions in sets.items():
+        for k, (name, directions) in enumerate(sets.items()):
             folders[name].mkdir(parents=True, exist_ok=True)
-            examples = [] if sites else predicted.rows  # the same for all sets
+            examples = [] if k else predicted.rows  # the same for all sets
             missing |= self._draw(name, found[name], examples, folders[name], shared)
             root = "" if folders[name] == shared else "../"
             site = self._site(name, directions, found[name], predicted, missing, root)
             site = self._with_features(site, directions, folders[name])
             _write(site, folders[name], self.progress)
-            sites.append(site)
-        return sites
+            yield site
 
     def _draw(self, name: str, found: Survey, examples: list[list[int]], folder: Path, shared: Path) -> set[int]:
         """Draw top images and examples; returns the rows of the store of which there is no picture."""
@@ -200,7 +199,7 @@ class _Pages:
         truth = evaluated.table("ground_truth", name) if "ground_truth" in entry else []
         stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
         diagnosis = directions.info.get("diagnosis", {})
-        facts = store_facts(self.store, evaluated.layer) | set_facts(name, directions, entry)
+        facts = store_facts(self.store, evaluated.layer) | set_facts(directions, entry)
         if evaluated.concepts is not None:
             facts["Labels from"] = Path(evaluated.concepts).name
         if self.shown.reader.store.path != self.store.path:
@@ -209,8 +208,8 @@ class _Pages:
             f"{100 * found.coverage:.3g} % of positions covered, {found.redundancy:.3g} detectors on each of these"
         )
         wanted = set(np.unique(found.top.rows).tolist()) | {row for some in predicted.rows for row in some}
-        gone = f"{len(missing & wanted)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more."
-        notes = [self.shown.note] if self.shown.note else [gone] if missing & wanted else []
+        note = f"{len(missing & wanted)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more."
+        notes = [self.shown.note] if self.shown.note else [note] if missing & wanted else []
         self.progress("map", 0, 1)
         places = similarity_map(directions.signals)
         self.progress("map", 1, 1)

@@ -15,7 +15,7 @@ PRINTED = 500  # rows up to which a table is also written in LaTeX
 
 
 class Tables:
-    """Writes tables into a folder, and beside them, at the end, their data dictionary."""
+    """Writes tables into a folder, and at the end their data dictionary."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -26,7 +26,7 @@ class Tables:
         self.write_parts(name, [columns])
 
     def write_parts(self, name: str, parts: Iterable[Columns]) -> None:
-        """Write one table that comes in parts, too long to be in memory as a whole."""
+        """Write one table that comes in parts, too long for memory."""
         printed: dict[str, list[Any]] = {}
         count = 0
 

@@ -38,7 +38,7 @@ class ClassPredictions:
 
 
 def class_predictions(store: ActivationStore, examples: int) -> ClassPredictions:
-    """Read the store's logits chunk by chunk; images by classes are never in memory as a whole."""
+    """Read the store's logits chunk by chunk; the table of all images and classes is never in memory."""
     logits, valid = store.array("images/logits"), store.valid
     n_classes = int(logits.shape[1])
     prediction = np.full(store.n_images, -1, np.int64)

@@ -35,11 +35,11 @@ def store_facts(store: ActivationStore, layer: str) -> dict[str, str]:
     return facts
 
 
-def set_facts(name: str, directions: Directions, entry: Mapping[str, Any]) -> dict[str, str]:
+def set_facts(directions: Directions, entry: Mapping[str, Any]) -> dict[str, str]:
     """What was fitted, and what was measured; ``entry`` is the set's in ``summary.json``."""
     config = directions.info.get("config", {})
     seed = f", seed {config['seed']}" if "seed" in config else ""
-    facts = {"Directions": f"{name}: {directions.count} by {directions.method}{seed}"}
+    facts = {"Directions": f"{directions.count} by {directions.method}{seed}"}
     if directions.thresholds is None:
         facts["Thresholds"] = f"of the top {100 * directions.quantile:g} % of the store's positions"
     if measured := entry.get("influence"):

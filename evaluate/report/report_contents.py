@@ -31,7 +31,7 @@ def direction_pages(
     found: Survey,
     predicted: ClassPredictions,
     names: Sequence[str],
-    gone: set[int],
+    missing: set[int],
     *,
     labels: Sequence[tuple[str, str]],
     rows: Mapping[int, Mapping[str, Any]],
@@ -43,7 +43,7 @@ def direction_pages(
 
     Parameters
     ----------
-    names : of the store's images. gone : rows of which there is no picture.
+    names : of the store's images. missing : rows of which there is no picture.
     labels : (label, category) of each. rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
     pushes : by role. curves : of steering, where it was measured.
     """
@@ -59,7 +59,7 @@ def direction_pages(
     out = []
     for i in range(directions.count):
         row = rows.get(i, {})
-        tiles = _tiles(i, found, predicted, names, gone)
+        tiles = _tiles(i, found, predicted, names, missing)
         out.append(
             Direction(
                 index=i,
@@ -91,14 +91,14 @@ def direction_pages(
 
 
 def class_pages(
-    store: ActivationStore, predicted: ClassPredictions, gone: set[int], pushes: Pushes | None, root: str = ""
+    store: ActivationStore, predicted: ClassPredictions, missing: set[int], pushes: Pushes | None, root: str = ""
 ) -> list[ClassPage]:
     """All classes of the network as their pages show them. ``root`` : where the pictures of classes are, from the report's folder."""
     names, titles = store.names, class_titles(store.class_names, len(predicted.count))
     out = []
     for k, title in enumerate(titles):
         tiles = [
-            Tile("" if row in gone else root + example_file(k, rank), names[row], round(p, 4), k)
+            Tile("" if row in missing else root + example_file(k, rank), names[row], round(p, 4), k)
             for rank, (row, p) in enumerate(zip(predicted.rows[k], predicted.probability[k], strict=True))
         ]
         out.append(
@@ -115,10 +115,10 @@ def class_pages(
     return out
 
 
-def _tiles(i: int, found: Survey, predicted: ClassPredictions, names: Sequence[str], gone: set[int]) -> list[Tile]:
+def _tiles(i: int, found: Survey, predicted: ClassPredictions, names: Sequence[str], missing: set[int]) -> list[Tile]:
     rows, values = found.top.rows[:, i].tolist(), found.top.values[:, i].tolist()
     return [
-        Tile("" if row in gone else tile_file(i, rank), names[row], value, int(predicted.prediction[row]))
+        Tile("" if row in missing else tile_file(i, rank), names[row], value, int(predicted.prediction[row]))
         for rank, (row, value) in enumerate(zip(rows, values, strict=True))
     ]
 

@@ -21,7 +21,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Tile:
-    """An image: its picture's file (relative to the site; empty where the image is gone), its name, the largest logit at any
+    """An image: its picture's file (relative to the site; empty where the image is missing), its name, the largest logit at any
     position (or the probability of its class, among a class's examples), and the class that it is predicted as (−1: unknown)."""
 
     file: str
@@ -124,7 +124,7 @@ class ClassPage:
 
 @dataclass(frozen=True)
 class Site:
-    """A whole report on one set of directions, named ``name``.
+    """A report on one set of directions, named ``name``.
 
     Parameters
     ----------

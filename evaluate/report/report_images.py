@@ -43,7 +43,7 @@ def draw_pictures(
     Parameters
     ----------
     top : rows of each of the bank's detectors, best first. examples : of each class, rows of images predicted as it.
-    picture : from a store row to the image as the network saw it; raises an EDDPError where it is gone.
+    picture : from a store row to the image as the network saw it; raises an EDDPError where there is none.
     """
     tiles: dict[int, list[tuple[int, int]]] = {}
     for rank, rows in enumerate(top.rows):
@@ -57,7 +57,7 @@ def draw_pictures(
         place.mkdir(parents=True, exist_ok=True)
     wanted = np.array(sorted({*tiles, *small}), np.int64)
     filters, thresholds = bank.filters.cpu(), bank.thresholds.cpu()
-    gone: set[int] = set()
+    missing: set[int] = set()
 
     def draw(row: int, x: np.ndarray) -> int:
         try:
@@ -78,13 +78,13 @@ def draw_pictures(
         done = 0
         for rows in _parts(wanted, reader.store.chunk_images):
             blocks = reader.images(rows)
-            gone |= {row for row in pool.map(draw, rows.tolist(), blocks) if row >= 0}
+            missing |= {row for row in pool.map(draw, rows.tolist(), blocks) if row >= 0}
             done += len(rows)
             progress("pictures", done, len(wanted))
-        shown = [[rank for rank, row in enumerate(mine) if row not in gone][:STRIP] for mine in top.rows.T.tolist()]
+        shown = [[rank for rank, row in enumerate(mine) if row not in missing][:STRIP] for mine in top.rows.T.tolist()]
         for _ in pool.map(lambda j: _draw_strip(folder, j, shown[j]), range(len(shown))):
             pass
-    return gone
+    return missing
 
 
 def tile_file(direction: int, rank: int) -> str:

@@ -133,7 +133,8 @@ def test_hostile_names_stay_text() -> None:
 
 
 def test_the_start_page_leads_to_every_set_whatever_it_is_called() -> None:
-    sets = [site(name=name, title=HOSTILE, notes=[HOSTILE]) for name in (HOSTILE, "a b#?")]
+    facts = {"Directions": "2 by eddp"}
+    sets = [site(name=name, title=HOSTILE, notes=[HOSTILE], facts=facts) for name in (HOSTILE, "a b#?")]
     row = {**site().suspects[0], "label": HOSTILE, "class_name": HOSTILE}
     page = Page(
         start_page(HOSTILE, {HOSTILE: HOSTILE}, [dataclasses.replace(one, suspects=[row]) for one in sets]).decode()
