@@ -22,6 +22,7 @@ from stores.errors import EDDPError, UsageError
 
 SAMPLE = 256  # bytes at the start, in the middle and at the end of a file
 Entry = tuple[str, int, int, int, bytes]
+NO_FILE = (-1, -1, b"")  # the fingerprint of a folder, a device, a link to nothing
 
 
 class ImageSource(Protocol):
@@ -120,8 +121,17 @@ class PathSource:
         return self._digest
 
     def _compute_digest(self) -> str:
+        above = f"{self._folder}{os.sep}"
         missing: set[str] = set()
-        digest = digest_files(self._folder, self.items, missing)
+
+        def entries() -> Iterator[Entry]:
+            for name, label in self.items:
+                found = fingerprint(above + name)
+                if found is None:
+                    missing.add(name)
+                yield (name, label, *(found or NO_FILE))
+
+        digest = digest_items(entries())
         self._missing = missing
         return digest
 
@@ -200,15 +210,6 @@ def digest_items(entries: Iterable[Entry]) -> str:
     return "sha256:" + hasher.hexdigest()
 
 
-def digest_files(root: Path, items: Iterable[tuple[str, int]], broken: set[str] | None = None) -> str:
-    """``digest_items`` of files, given as (name, label). Broken links are added to ``broken``, if given.
-
-    Raises EDDPError for a file that cannot be read: a disk that is away is not another set of images.
-    """
-    above = f"{root}{os.sep}"
-    return digest_items((name, label, *_look(above + name, name, broken)) for name, label in items)
-
-
 def sample(handle: int, start: int, size: int) -> bytes:
     """A few bytes of the ``size`` that begin at ``start`` in an open file."""
     if size <= 3 * SAMPLE:
@@ -217,22 +218,24 @@ def sample(handle: int, start: int, size: int) -> bytes:
     return b"".join(os.pread(handle, SAMPLE, place) for place in places)
 
 
-def _look(path: str, name: str, broken: set[str] | None) -> tuple[int, int, bytes]:
-    """(size, modification time, sampled bytes) of a file; (-1, -1, b"") for what is no file and never was."""
+def fingerprint(path: str) -> tuple[int, int, bytes] | None:
+    """(size, modification time, sampled bytes) of a file; None for a link to nothing.
+
+    Raises EDDPError for a file that cannot be read: a disk that is away is not another set of images.
+    """
     try:
         handle = os.open(path, OPEN_FLAGS)
         try:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):  # a bad image, when it is read
-                return -1, -1, b""
+                return NO_FILE
             return found.st_size, int(found.st_mtime), sample(handle, 0, found.st_size)
         finally:
             os.close(handle)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path):  # noqa: PTH114
-            if broken is not None:
-                broken.add(name)
-        elif error.errno not in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP):  # a socket
-            then = "Fix its permissions, or run again once the disk is back; if it is missing, remove it from the list"
-            raise EDDPError(f"'{shown(path)}' cannot be read: {reason(error)}. {then}.") from error
-        return -1, -1, b""
+            return None
+        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP):  # a socket
+            return NO_FILE
+        then = "Fix its permissions, or run again once the disk is back; if it is missing, remove it from the list"
+        raise EDDPError(f"'{shown(path)}' cannot be read: {reason(error)}. {then}.") from error

@@ -68,35 +68,31 @@ class LayoutProbe:
         self.module, self.images = module, images
         height, width = images.shape[2:]
         self.size = (int(height), int(width))
-        step = 32 if min(height, width) >= 96 else 8
-        self.other_size, self.other_shapes = (self.size[0] - step, self.size[1] + step), dict[str, Any]()
-        if self.other_size[0] > 0:
-            with suppress(UsageError):  # the model takes one size only
-                self._run(layers, images.new_zeros(1, images.shape[1], *self.other_size), self.other_shapes)
         boxes = []
         for y, x in _CENTRES:
             top, left = round((y - 1 / 12) * height), round((x - 1 / 12) * width)
             bottom, right = max(top + 1, round((y + 1 / 12) * height)), max(left + 1, round((x + 1 / 12) * width))
             boxes.append((top, bottom, left, right))
+        changed = _with_changed_patches(images, boxes)
         self.shapes: dict[str, tuple[int, ...] | None] = {}
+        self.other_shapes: dict[str, tuple[int, ...] | None] = {}
         self.shares: dict[str, dict[LayerLayout, Share]] = {}
         self._offsets: dict[Size, dict[tuple[str, LayerLayout], int]] = {}
-        self._run(layers, _with_changed_patches(images, boxes), self.shapes, self.shares)
 
-    def _run(
-        self,
-        layers: Sequence[str],
-        images: torch.Tensor,
-        shapes: dict[str, tuple[int, ...] | None],
-        shares: dict[str, dict[LayerLayout, Share]] | None = None,
-    ) -> None:
+        def note_other(name: str, output: Any) -> None:
+            self.other_shapes[name] = _shape(output)
+
         def note(name: str, output: Any) -> None:
-            shapes[name] = tuple(output.shape) if isinstance(output, torch.Tensor) else None
-            if shares is not None and shapes[name] and output.ndim > 1 and len(output) == len(images):
-                possible = candidates(output.shape, self.size)
-                shares[name] = {layout: _share(output.float(), layout) for layout in possible}
+            shape = self.shapes[name] = _shape(output)
+            if shape and len(shape) > 1 and shape[0] == len(changed):
+                self.shares[name] = {layout: _share(output.float(), layout) for layout in candidates(shape, self.size)}
 
-        run_with_hooks(self.module, layers, images, note)
+        step = 32 if min(height, width) >= 96 else 8
+        self.other_size = (self.size[0] - step, self.size[1] + step)
+        if self.other_size[0] > 0:
+            with suppress(UsageError):  # the model takes one size only
+                run_with_hooks(module, layers, images.new_zeros(1, images.shape[1], *self.other_size), note_other)
+        run_with_hooks(module, layers, changed, note)
 
     def find(self, name: str, asked: str | None = None) -> FoundLayout | str:
         """Give the layout of one of the layers, or the reason why it has none; ``asked`` is what ``--layout`` says."""
@@ -246,6 +242,10 @@ def _model_says(module: nn.Module, layout: LayerLayout) -> bool:
     if layout.kind not in ("tokens", "ncp") or (prefix is None and grid is None):
         return False
     return (prefix is None or layout.prefix == int(prefix)) and (grid is None or layout.grid == tuple(grid))
+
+
+def _shape(output: Any) -> tuple[int, ...] | None:
+    return tuple(output.shape) if isinstance(output, torch.Tensor) else None
 
 
 def _with_changed_patches(images: torch.Tensor, boxes: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:

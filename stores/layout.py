@@ -228,7 +228,7 @@ def refuse_foreign(path: Path, *, overwrite: bool) -> None:
     except OSError as error:
         raise StoreError(f"The folder '{path}' cannot be listed: {error.strerror or error}.") from error
     foreign = [name for name in there if name not in (*PARTS, LOCK) and not name.endswith(".partial")]
-    # the lock alone tells where the attributes are damaged, or not written yet
+    # the lock alone answers where the attributes are damaged, or not written yet
     if there and not (LOCK in there or _is_store(path / ROOT)):
         foreign = there
     elif not overwrite:
