@@ -12,7 +12,7 @@ from stores.errors import MismatchError, NotFittedError, UnknownNameError, Usage
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 
-QUICK = {"n_directions": 3, "refine_steps": 20, "restarts": 1, "refits": 0}
+QUICK = {"n_directions": 3, "refine_steps": 20, "restarts": 1, "restart_steps": 10, "refits": 0}
 
 
 def test_fit_gives_itself_back_from_a_path_a_store_or_a_reader(synthetic: Path) -> None:
