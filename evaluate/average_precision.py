@@ -22,7 +22,7 @@ def average_precision_from_bins(positive: np.ndarray, negative: np.ndarray) -> n
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Overlap:
     """How well sets of positions agree with sets of others, all (n,); 0 where nothing is there to agree with."""
 
     iou: np.ndarray
@@ -31,13 +31,13 @@ class Agreement:
     f1: np.ndarray
 
 
-def agree(both: np.ndarray, found: np.ndarray, truth: np.ndarray) -> Agreement:
+def agree(both: np.ndarray, found: np.ndarray, truth: np.ndarray) -> Overlap:
     """From the numbers of positions in both, in what was found, and in what is true; all of one shape."""
 
     def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.divide(a, b, out=np.zeros(np.shape(a)), where=b > 0)
 
-    return Agreement(
+    return Overlap(
         ratio(both, found + truth - both), ratio(both, found), ratio(both, truth), ratio(2 * both, found + truth)
     )
 
@@ -53,8 +53,8 @@ def best_bin(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
     return np.where(hits[:, -1] > 0, positive.shape[1] - 1 - f1.argmax(1), -1)
 
 
-def from_bin(positive: np.ndarray, negative: np.ndarray, first: np.ndarray) -> Agreement:
-    """Agreement (J,) when the positions of bin ``first`` (J,) and of all higher ones are taken in; 0 for −1."""
+def from_bin(positive: np.ndarray, negative: np.ndarray, first: np.ndarray) -> Overlap:
+    """The overlap (J,) when the positions of bin ``first`` (J,) and of all higher ones are taken in; 0 for −1."""
     inside = (np.arange(positive.shape[1]) >= first[:, None]) & (first >= 0)[:, None]
     hits, wrong = (positive * inside).sum(1), (negative * inside).sum(1)
     return agree(hits, hits + wrong, positive.sum(1))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evaluate.average_precision import Agreement
+from evaluate.average_precision import Overlap
 
 REPLICATES = 200
 LEVEL = 0.95
@@ -27,7 +27,7 @@ def interval(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0))
 
 
-def set_intervals(label: np.ndarray, replicated: Agreement, limit: float) -> dict[str, list[float]]:
+def set_intervals(label: np.ndarray, replicated: Overlap, limit: float) -> dict[str, list[float]]:
     """Intervals [low, high] of a set's scores.
 
     Parameters

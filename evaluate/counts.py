@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from evaluate.dissection_batches import SPLITS, Material, Shown
+from evaluate.dissection_batches import SPLITS, LabelledImage, Material
 from extract.segmentation.base import ConceptLabel
 from stores.progress import Progress, silent
 
@@ -126,7 +126,7 @@ def _count_grid(counts: Counts, material: Material, on: torch.Tensor) -> None:
         counts.active[name] += int(positive[part].sum())
 
 
-def _count_image(counts: Counts, material: Material, shown: Shown) -> None:
+def _count_image(counts: Counts, material: Material, shown: LabelledImage) -> None:
     """One image: detectors that are nowhere positive on the grid are so on the raster, and cost nothing."""
     columns = np.array([material.column[int(n)] for n in shown.numbers], np.intp)
     maps = with_ones(material, shown.maps)

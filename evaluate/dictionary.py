@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
-from evaluate.glossary import BAU, COMMON, EDDP, MEASURES, RCAV, VAL, Entry
+from evaluate.glossary import BAU, COMMON, EDDP, MEASURES, RCAV, VAL, Term
 from stores.io import write_atomically, write_json
 
 
@@ -23,16 +23,16 @@ class Table:
     """A table: what a row of it is, and its columns, without the common ones."""
 
     rows: str
-    columns: Mapping[str, Entry] = field(default_factory=dict)
+    columns: Mapping[str, Term] = field(default_factory=dict)
 
 
 _INTERVALS = {
-    f"{m.key}_{end}": Entry("number", m.entry.unit, f"{word} end of the confidence interval of {m.key}.")
+    f"{m.key}_{end}": Term("number", m.entry.unit, f"{word} end of the confidence interval of {m.key}.")
     for m in MEASURES
     for end, word in (("low", "Lower"), ("high", "Upper"))
 }
 _ALIKE = {
-    f"{measure}{part}": Entry("number", "share" if part in ("_kappa", "_share") else unit, text.format(what))
+    f"{measure}{part}": Term("number", "share" if part in ("_kappa", "_share") else unit, text.format(what))
     for measure, unit, what, above in (
         ("detector_iou", "IoU", "IoU of the positions on which detectors fire", 0.5),
         ("logit_correlation", "correlation", "|correlation| of logits over the data", 0.9),
@@ -46,166 +46,166 @@ _ALIKE = {
     )
 }
 
-_SCORE = Entry(
+_SCORE = Term(
     "number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall. 0 for a direction that moves nothing.", RCAV
 )  # fmt: skip
-_CHANGE = Entry("number", "probability", "Mean change of the class's probability over the images.")
-_STRENGTH = Entry("number", "activation", "k of the correction x − k·sigmoid(z − shift)·v, v of unit norm.", EDDP)
-_SHIFT = Entry("number", "logit", "How much the detector's threshold is raised; 0 in the paper.")
-_SET = Entry("string", "", "clean: images without the concept; poisoned: images with it.", EDDP)
+_CHANGE = Term("number", "probability", "Mean change of the class's probability over the images.")
+_STRENGTH = Term("number", "activation", "k of the correction x − k·sigmoid(z − shift)·v, v of unit norm.", EDDP)
+_SHIFT = Term("number", "logit", "How much the detector's threshold is raised; 0 in the paper.")
+_SET = Term("string", "", "clean: images without the concept; poisoned: images with it.", EDDP)
 _DRAWN = {"signal": "the signal vector", "filter": "the filter", "random": "random directions (median)"}
 
 TABLES = {
     "directions": Table("One row a direction: its label, and its scores.", {
-        "number": Entry("integer", "", "Number of the label in the concept dataset; 0 for none."),
-        "iou_low": Entry("number", "share", "Lower end of the confidence interval of iou_val."),
-        "iou_high": Entry("number", "share", "Upper end of the confidence interval of iou_val."),
-        "interpretable": Entry("boolean", "", "Whether iou_val exceeds 0.04.", BAU),
-        "threshold_supervised": Entry("number", "logit", "Threshold of the logit refitted with the label: the one of largest IoU on the train split.", EDDP),
-        "iou_supervised": Entry("number", "share", f"IoU with the label at threshold_supervised, {VAL}.", EDDP),
-        "f1_supervised": Entry("number", "share", f"F1 at threshold_supervised, {VAL}.", EDDP),
+        "number": Term("integer", "", "Number of the label in the concept dataset; 0 for none."),
+        "iou_low": Term("number", "share", "Lower end of the confidence interval of iou_val."),
+        "iou_high": Term("number", "share", "Upper end of the confidence interval of iou_val."),
+        "interpretable": Term("boolean", "", "Whether iou_val exceeds 0.04.", BAU),
+        "threshold_supervised": Term("number", "logit", "Threshold of the logit refitted with the label: the one of largest IoU on the train split.", EDDP),
+        "iou_supervised": Term("number", "share", f"IoU with the label at threshold_supervised, {VAL}.", EDDP),
+        "f1_supervised": Term("number", "share", f"F1 at threshold_supervised, {VAL}.", EDDP),
     }),
     "labels": Table("One row a direction and label: the labels of largest IoU on the train split.", {
-        "rank": Entry("integer", "", "1 for the label of largest IoU on the train split, and so on."),
-        "label": Entry("string", "", "A label that the direction could carry.", BAU),
+        "rank": Term("integer", "", "1 for the label of largest IoU on the train split, and so on."),
+        "label": Term("string", "", "A label that the direction could carry.", BAU),
     }),
     "categories": Table("One row a file and category.", {
-        "distinct": Entry("integer", "labels", "Different labels of the category among the interpretable directions.", BAU),
-        "detectors": Entry("integer", "directions", "Interpretable directions with a label of the category.", BAU),
+        "distinct": Term("integer", "labels", "Different labels of the category among the interpretable directions.", BAU),
+        "detectors": Term("integer", "directions", "Interpretable directions with a label of the category.", BAU),
     }),
     "unions": Table("One row a file and label: all detectors that carry it, taken together.", {
-        "label": Entry("string", "", "Label that the detectors share.", BAU),
-        "detectors": Entry("integer", "directions", "Directions that carry the label, the union of whose positives is scored.", EDDP),
-        "iou": Entry("number", "share", f"Intersection over union of the detectors' joint positives and the label, {VAL}.", EDDP),
-        "precision": Entry("number", "share", f"Share of the joint positives that carry the label, {VAL}.", EDDP),
-        "recall": Entry("number", "share", f"Share of the label's positions where at least one of the detectors is positive, {VAL}.", EDDP),
+        "label": Term("string", "", "Label that the detectors share.", BAU),
+        "detectors": Term("integer", "directions", "Directions that carry the label, the union of whose positives is scored.", EDDP),
+        "iou": Term("number", "share", f"Intersection over union of the detectors' joint positives and the label, {VAL}.", EDDP),
+        "precision": Term("number", "share", f"Share of the joint positives that carry the label, {VAL}.", EDDP),
+        "recall": Term("number", "share", f"Share of the label's positions where at least one of the detectors is positive, {VAL}.", EDDP),
     }),
     "ground_truth": Table("One row a file and true concept of a synthetic store, matched one to one by IoU.", {
-        "concept": Entry("integer", "", "Number of the true concept, from 0."),
-        "direction": Entry("integer", "", "Number of the direction matched to it; -1 where there are fewer directions than concepts."),
-        "iou": Entry("number", "share", "Intersection over union of the direction's positives and the positions where the concept is present."),
-        "cos": Entry("number", "cosine", "Cosine of the direction's signal vector and the true one."),
-        "filter_cos": Entry("number", "cosine", "Cosine of the direction's filter and the least-squares readout of the true signal values (Haufe et al. 2014)."),
+        "concept": Term("integer", "", "Number of the true concept, from 0."),
+        "direction": Term("integer", "", "Number of the direction matched to it; -1 where there are fewer directions than concepts."),
+        "iou": Term("number", "share", "Intersection over union of the direction's positives and the positions where the concept is present."),
+        "cos": Term("number", "cosine", "Cosine of the direction's signal vector and the true one."),
+        "filter_cos": Term("number", "cosine", "Cosine of the direction's filter and the least-squares readout of the true signal values (Haufe et al. 2014)."),
     }),
     "influence": Table("One row a direction, role, step and class: what the step does to the class, and against how many null directions.", {
         "score": _SCORE,
-        "logit_change": Entry("number", "logit", "Mean change of the class's logit over the images."),
+        "logit_change": Term("number", "logit", "Mean change of the class's logit over the images."),
         "probability_change": _CHANGE,
-        "p_paper": Entry("number", "probability", "Share of the detector's null directions with an absolute score at least as large; 0 where none has.", RCAV),
-        "p": Entry("number", "probability", "(b + 1) / (N + 1), b of N null directions with an absolute score at least as large (Phipson & Smyth 2010)."),
-        "p_holm": Entry("number", "probability", "p adjusted for the tests of the file, role and step (Holm 1979)."),
-        "q_bh": Entry("number", "probability", "p adjusted for the tests of the file, role and step (Benjamini & Hochberg 1995)."),
-        "significant_paper": Entry("boolean", "", "p_paper is below the level, 0.05 unless set otherwise, over the number of directions · classes.", RCAV),
-        "significant_holm": Entry("boolean", "", "p_holm is at most the level, 0.05 unless set otherwise."),
-        "significant_bh": Entry("boolean", "", "q_bh is at most the level, 0.05 unless set otherwise."),
-        "t": Entry("number", "standard deviations", "Distance of logit_change (against the mean of all classes') from the mean of the null directions' changes, in their standard deviations; 0 with fewer than three of them."),
-        "q_t": Entry("number", "probability", "p-value of t (Student, N − 1 degrees of freedom) adjusted for the tests of the file, role and step (Benjamini & Hochberg 1995)."),
-        "p_max": Entry("number", "probability", "(b + 1) / (N + 1), b of N rounds of permutations whose largest |t| over all directions and classes is at least as large (Westfall & Young 1993); at least 1 / (n + 1), n the direction's null directions."),
-        "t_random": Entry("number", "standard deviations", "As t, against directions uniform on the sphere."),
-        "p_random": Entry("number", "probability", "p-value of t_random (Student) adjusted for the tests of the file, role and step (Holm 1979)."),
-        "significant_random": Entry("boolean", "", "p_random is at most the level, 0.05 unless set otherwise."),
-        "significant_t": Entry("boolean", "", "q_t is at most the level, 0.05 unless set otherwise."),
-        "significant_max": Entry("boolean", "", "p_max is at most the level, 0.05 unless set otherwise."),
+        "p_paper": Term("number", "probability", "Share of the detector's null directions with an absolute score at least as large; 0 where none has.", RCAV),
+        "p": Term("number", "probability", "(b + 1) / (N + 1), b of N null directions with an absolute score at least as large (Phipson & Smyth 2010)."),
+        "p_holm": Term("number", "probability", "p adjusted for the tests of the file, role and step (Holm 1979)."),
+        "q_bh": Term("number", "probability", "p adjusted for the tests of the file, role and step (Benjamini & Hochberg 1995)."),
+        "significant_paper": Term("boolean", "", "p_paper is below the level, 0.05 unless set otherwise, over the number of directions · classes.", RCAV),
+        "significant_holm": Term("boolean", "", "p_holm is at most the level, 0.05 unless set otherwise."),
+        "significant_bh": Term("boolean", "", "q_bh is at most the level, 0.05 unless set otherwise."),
+        "t": Term("number", "standard deviations", "Distance of logit_change (against the mean of all classes') from the mean of the null directions' changes, in their standard deviations; 0 with fewer than three of them."),
+        "q_t": Term("number", "probability", "p-value of t (Student, N − 1 degrees of freedom) adjusted for the tests of the file, role and step (Benjamini & Hochberg 1995)."),
+        "p_max": Term("number", "probability", "(b + 1) / (N + 1), b of N rounds of permutations whose largest |t| over all directions and classes is at least as large (Westfall & Young 1993); at least 1 / (n + 1), n the direction's null directions."),
+        "t_random": Term("number", "standard deviations", "As t, against directions uniform on the sphere."),
+        "p_random": Term("number", "probability", "p-value of t_random (Student) adjusted for the tests of the file, role and step (Holm 1979)."),
+        "significant_random": Term("boolean", "", "p_random is at most the level, 0.05 unless set otherwise."),
+        "significant_t": Term("boolean", "", "q_t is at most the level, 0.05 unless set otherwise."),
+        "significant_max": Term("boolean", "", "p_max is at most the level, 0.05 unless set otherwise."),
     }),
     "influence_directions": Table("One row a direction, role and step: on how many classes it acts, and on which most.", {
-        "nulls": Entry("integer", "directions", "Null directions of the detector; 0 where its positives were too few to train any."),
-        "classes_positive": Entry("integer", "classes", "Classes with significant_paper and a positive score.", EDDP),
-        "classes_negative": Entry("integer", "classes", "Classes with significant_paper and a negative score.", EDDP),
-        "classes_bh": Entry("integer", "classes", "Classes with significant_bh."),
-        "classes_t": Entry("integer", "classes", "Classes with significant_t."),
-        "classes_max": Entry("integer", "classes", "Classes with significant_max."),
-        "classes_random": Entry("integer", "classes", "Classes with significant_random."),
-        "strongest_class": Entry("integer", "", "Class of largest |probability_change|, from 0."),
-        "strongest_class_name": Entry("string", "", "Name of strongest_class."),
-        "strongest_score": Entry("number", "", "Score of strongest_class, in [−1, 1].", RCAV),
-        "strongest_probability_change": Entry("number", "probability", "Mean change of strongest_class's probability over the images."),
+        "nulls": Term("integer", "directions", "Null directions of the detector; 0 where its positives were too few to train any."),
+        "classes_positive": Term("integer", "classes", "Classes with significant_paper and a positive score.", EDDP),
+        "classes_negative": Term("integer", "classes", "Classes with significant_paper and a negative score.", EDDP),
+        "classes_bh": Term("integer", "classes", "Classes with significant_bh."),
+        "classes_t": Term("integer", "classes", "Classes with significant_t."),
+        "classes_max": Term("integer", "classes", "Classes with significant_max."),
+        "classes_random": Term("integer", "classes", "Classes with significant_random."),
+        "strongest_class": Term("integer", "", "Class of largest |probability_change|, from 0."),
+        "strongest_class_name": Term("string", "", "Name of strongest_class."),
+        "strongest_score": Term("number", "", "Score of strongest_class, in [−1, 1].", RCAV),
+        "strongest_probability_change": Term("number", "probability", "Mean change of strongest_class's probability over the images."),
     }),
     "influence_classes": Table("One row a class and signal vector of its concept influence diagram: the at most 10 that raise and lower it most.", {
-        "sign": Entry("string", "", "positive or negative: whether the signal vector raises the class's probability or lowers it.", EDDP),
-        "rank": Entry("integer", "", "1 for the largest change of that sign, and so on.", EDDP),
+        "sign": Term("string", "", "positive or negative: whether the signal vector raises the class's probability or lowers it.", EDDP),
+        "rank": Term("integer", "", "1 for the largest change of that sign, and so on.", EDDP),
         "score": _SCORE,
         "probability_change": _CHANGE,
-        "significant_paper": Entry("boolean", "", "As in the table influence.", RCAV),
-        "significant_max": Entry("boolean", "", "As in the table influence."),
-        "significant_random": Entry("boolean", "", "As in the table influence."),
+        "significant_paper": Term("boolean", "", "As in the table influence.", RCAV),
+        "significant_max": Term("boolean", "", "As in the table influence."),
+        "significant_random": Term("boolean", "", "As in the table influence."),
     }),
     "suspects": Table("One row a label and class: a small concept of one class alone that the class leans on, for a person to look at.", {
-        "indices": Entry("string", "", "Numbers of the directions that carry the label and raise the class, the one that raises it most first, with spaces between."),
-        "share_of_class": Entry("number", "share", "Share of the images that show the label and are predicted as the class."),
-        "images": Entry("integer", "images", "Images of the concept dataset that show the label."),
-        "area": Entry("number", "share", "Mean share of the positions with the label, over images that show it."),
-        "probability_change": Entry("number", "probability", "Mean change of the class's probability over the images, moved along the signal vector of the first direction."),
-        "t_random": Entry("number", "standard deviations", "Of the first direction, as in the table influence."),
-        "p_random": Entry("number", "probability", "Of the first direction, as in the table influence."),
+        "indices": Term("string", "", "Numbers of the directions that carry the label and raise the class, the one that raises it most first, with spaces between."),
+        "share_of_class": Term("number", "share", "Share of the images that show the label and are predicted as the class."),
+        "images": Term("integer", "images", "Images of the concept dataset that show the label."),
+        "area": Term("number", "share", "Mean share of the positions with the label, over images that show it."),
+        "probability_change": Term("number", "probability", "Mean change of the class's probability over the images, moved along the signal vector of the first direction."),
+        "t_random": Term("number", "standard deviations", "Of the first direction, as in the table influence."),
+        "p_random": Term("number", "probability", "Of the first direction, as in the table influence."),
     }),
     "steering": Table("One row a direction, role and step: the probability of the class that the direction is followed for.", {
-        "class": Entry("integer", "", "Class whose probability is followed, from 0."),
-        "probability": Entry("number", "probability", "Mean probability of the class over the images, all moved by alpha."),
-        "monotone_up_to": Entry("number", "activation", "Largest alpha up to which the probability never falls."),
+        "class": Term("integer", "", "Class whose probability is followed, from 0."),
+        "probability": Term("number", "probability", "Mean probability of the class over the images, all moved by alpha."),
+        "monotone_up_to": Term("number", "activation", "Largest alpha up to which the probability never falls."),
     }),
     "stability": Table("One row a pair of files of the same method and layer: how alike their directions are, matched one to one for each measure.", {
-        "layer": Entry("string", "", "Layer the directions belong to."),
-        "first": Entry("string", "", "First file of the pair."),
-        "second": Entry("string", "", "Second file of the pair."),
-        "directions_first": Entry("integer", "directions", "Directions of the first file."),
-        "directions_second": Entry("integer", "directions", "Directions of the second file."),
-        "matched": Entry("integer", "pairs", "Pairs of directions, as many as the smaller file has directions."),
+        "layer": Term("string", "", "Layer the directions belong to."),
+        "first": Term("string", "", "First file of the pair."),
+        "second": Term("string", "", "Second file of the pair."),
+        "directions_first": Term("integer", "directions", "Directions of the first file."),
+        "directions_second": Term("integer", "directions", "Directions of the second file."),
+        "matched": Term("integer", "pairs", "Pairs of directions, as many as the smaller file has directions."),
         **_ALIKE,
-        "mutual": Entry("number", "share", "Share of the first file's directions whose nearest of the second, by logit correlation, has them as its nearest."),
-        "nearest_first": Entry("number", "correlation", "Mean |correlation| of the first file's directions with the nearest other one of that file: near 1, it has duplicates."),
-        "nearest_second": Entry("number", "correlation", "The same for the second file."),
-        "note": Entry("string", "", "What was left out where the files are of different size."),
+        "mutual": Term("number", "share", "Share of the first file's directions whose nearest of the second, by logit correlation, has them as its nearest."),
+        "nearest_first": Term("number", "correlation", "Mean |correlation| of the first file's directions with the nearest other one of that file: near 1, it has duplicates."),
+        "nearest_second": Term("number", "correlation", "The same for the second file."),
+        "note": Term("string", "", "What was left out where the files are of different size."),
     }),
     "comparison": Table("One row a file: its entry in summary.json.", {
-        "supervised": Entry("boolean", "", "Whether the method knew the labels it is scored on; such a file does not compete."),
-        "best": Entry("string", "", "Columns in which the file is the best of those that compete, with spaces between."),
+        "supervised": Term("boolean", "", "Whether the method knew the labels it is scored on; such a file does not compete."),
+        "best": Term("string", "", "Columns in which the file is the best of those that compete, with spaces between."),
         **{m.key: m.entry for m in MEASURES},
         **_INTERVALS,
     }),
     "visualization": Table("One row a direction pair of which pictures were synthesised: what its own detector makes of them.", {
-        **{f"response_{role}": Entry("number", "logit", f"Mean logit of the detector over the layer's positions in the picture synthesised along {what}.", EDDP)
+        **{f"response_{role}": Term("number", "logit", f"Mean logit of the detector over the layer's positions in the picture synthesised along {what}.", EDDP)
            for role, what in _DRAWN.items()},
-        **{f"fires_{role}": Entry("number", "share", f"Share of positions where the detector is positive in the picture synthesised along {what}.", EDDP)
+        **{f"fires_{role}": Term("number", "share", f"Share of positions where the detector is positive in the picture synthesised along {what}.", EDDP)
            for role, what in _DRAWN.items()},
-        "beyond_random": Entry("number", "share", "Share of the random directions' pictures to which the detector responds less than to the signal vector's."),
+        "beyond_random": Term("number", "share", "Share of the random directions' pictures to which the detector responds less than to the signal vector's."),
     }),
     "correction": Table("One row a vector, setting and set of images: what taking the vector out of the activations does to accuracy.", {
-        "vector": Entry("string", "", "What is taken out where the detector is on: none, the signal vector, the filter, or a random direction.", EDDP),
-        "draw": Entry("integer", "", "Number of the random direction, from 0; empty for the others."),
-        "setting": Entry("string", "", "own: strength and shift that suit the vector best on held-out images; signal: those of the signal vector."),
+        "vector": Term("string", "", "What is taken out where the detector is on: none, the signal vector, the filter, or a random direction.", EDDP),
+        "draw": Term("integer", "", "Number of the random direction, from 0; empty for the others."),
+        "setting": Term("string", "", "own: strength and shift that suit the vector best on held-out images; signal: those of the signal vector."),
         "strength": _STRENGTH,
         "shift": _SHIFT,
         "set": _SET,
-        "images": Entry("integer", "images", "Images the accuracy is of, none of them held out."),
-        "accuracy": Entry("number", "share", "Share of these images that are predicted right."),
+        "images": Term("integer", "images", "Images the accuracy is of, none of them held out."),
+        "accuracy": Term("number", "share", "Share of these images that are predicted right."),
     }),
     "correction_strengths": Table("One row a vector, strength and shift that were tried on the held-out images.", {
-        "vector": Entry("string", "", "signal, filter or random."),
-        "draw": Entry("integer", "", "Number of the random direction, from 0; empty for the others."),
+        "vector": Term("string", "", "signal, filter or random."),
+        "draw": Term("integer", "", "Number of the random direction, from 0; empty for the others."),
         "strength": _STRENGTH,
         "shift": _SHIFT,
-        **{f"accuracy_{which}{end}": Entry("number", "share", f"{what} of the held-out {which} images that are predicted right{more}.")
+        **{f"accuracy_{which}{end}": Term("number", "share", f"{what} of the held-out {which} images that are predicted right{more}.")
            for which, more in (("clean", ""), ("poisoned", "; empty without such images"))
            for end, what in (("", "Share"), ("_low", "Lower end of the 95 % interval of the share"), ("_high", "Upper end of the 95 % interval of the share"))},
-        "chosen": Entry("boolean", "", "Whether this setting was chosen for the vector."),
+        "chosen": Term("boolean", "", "Whether this setting was chosen for the vector."),
     }),
     "correction_classes": Table("One row a set of images and class, of the images that were not held out.", {
         "set": _SET,
-        "images": Entry("integer", "images", "Images of the class."),
-        "before": Entry("number", "share", "Share of them that is predicted right without the correction."),
-        "after": Entry("number", "share", "Share of them that is predicted right with it."),
+        "images": Term("integer", "images", "Images of the class."),
+        "before": Term("number", "share", "Share of them that is predicted right without the correction."),
+        "after": Term("number", "share", "Share of them that is predicted right with it."),
     }),
     "correction_confusion": Table("One row a set of images, before or after, class and prediction that occur together, of the images that were not held out.", {
         "set": _SET,
-        "when": Entry("string", "", "before or after the correction."),
-        "predicted": Entry("integer", "", "Class that the images are predicted as, from 0."),
-        "predicted_name": Entry("string", "", "Name of the class in predicted."),
-        "images": Entry("integer", "images", "Images of the class that are predicted as that one."),
+        "when": Term("string", "", "before or after the correction."),
+        "predicted": Term("integer", "", "Class that the images are predicted as, from 0."),
+        "predicted_name": Term("string", "", "Name of the class in predicted."),
+        "images": Term("integer", "images", "Images of the class that are predicted as that one."),
     }),
 }  # fmt: skip
 
 
-def entry_of(table: str, column: str) -> Entry | None:
+def entry_of(table: str, column: str) -> Term | None:
     """The definition of a table's column, None where there is none."""
     return TABLES[table].columns.get(column, COMMON.get(column)) if table in TABLES else None
 

@@ -27,7 +27,7 @@ Resolution = Literal["mask", "feature"]
 
 
 @dataclass(frozen=True)
-class Shown:
+class LabelledImage:
     """One labelled image: ``number`` in the concept dataset, ``logits`` (P, J) on the grid, label ``numbers`` and their
     ``maps`` (l, points), the categories it is annotated in; ``active``: detectors positive anywhere on the grid."""
 
@@ -45,13 +45,13 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Block:
+class ImageBatch:
     """Some images of a store: ``everything`` (m, P, J) logits of all, ``logits`` (n, P, J) of the labelled ones, which
     ``images`` gives one by one, once."""
 
     everything: torch.Tensor
     logits: torch.Tensor
-    images: Iterator[Shown]
+    images: Iterator[LabelledImage]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Material:
 
     def blocks(
         self, chunks: range, stage: str, progress: Progress = silent, *, splits: Collection[str]
-    ) -> Generator[Block, None, None]:
+    ) -> Generator[ImageBatch, None, None]:
         """The images of some chunks; labels are read ahead, and no more is held than some images of each."""
         wanted = self.wanted(splits, self.rows(chunks, labelled=False))
         labelled = labels_ahead(self.alignment.source, list(wanted.values()), self.raster, self.alignment.box_of)
@@ -120,13 +120,13 @@ class Material:
                     inside = np.array([row in wanted for row in rows.tolist()], bool)
                     logits = self.bank.logits(x[start : start + step])
                     kept = logits if inside.all() else logits[torch.from_numpy(inside).to(logits.device)]
-                    yield Block(logits, kept, self._images(rows[inside], wanted, kept, labels))
+                    yield ImageBatch(logits, kept, self._images(rows[inside], wanted, kept, labels))
                     done += int(inside.sum())
                     progress(stage, done, len(wanted))
 
     def _images(
         self, rows: np.ndarray, wanted: dict[int, int], logits: torch.Tensor, labels: Iterator[ImageLabels]
-    ) -> Iterator[Shown]:
+    ) -> Iterator[LabelledImage]:
         active = (logits > 0).any(1).cpu().numpy()
         for k, row in enumerate(rows.tolist()):
             own = next(labels)
@@ -134,9 +134,11 @@ class Material:
             if self.reader.spec.sampled:
                 maps = maps[:, torch.from_numpy(self.reader.places(row)).to(self.device)]
             split = SPLITS.index(self.alignment.source.split(wanted[row]))
-            yield Shown(wanted[row], split, logits[k], np.flatnonzero(active[k]), own.numbers, maps, own.categories)
+            yield LabelledImage(
+                wanted[row], split, logits[k], np.flatnonzero(active[k]), own.numbers, maps, own.categories
+            )
 
-    def tiles(self, images: Sequence[Shown], units: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def tiles(self, images: Sequence[LabelledImage], units: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Logits of chosen detectors where the labels are: (t,) some of ``units``, and (n, points, t), to be overwritten.
 
         A tile is small enough to stay in a processor's cache through all that is done to it, and is filled up to whole

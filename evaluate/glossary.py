@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Entry:
+class Term:
     """A column: type (string, integer, number, boolean), unit (empty for none), definition, source ("paper: …" or "ours")."""
 
     type: str
@@ -22,7 +22,7 @@ class Measure:
     key: str
     title: str
     better: int
-    entry: Entry
+    entry: Term
 
     @property
     def text(self) -> str:
@@ -37,28 +37,28 @@ PACH = "paper: Pach et al. 2025"
 VAL = "on the val split"
 
 COMMON = {
-    "directions": Entry("string", "", "Directions file, by its name without ending."),
-    "method": Entry("string", "", "Method that found the directions."),
-    "index": Entry("integer", "", "Number of the direction in its file, from 0."),
-    "label": Entry("string", "", "Label of the direction: the one of largest IoU on the train split; empty for none.", BAU),
-    "category": Entry("string", "", "Category of the label in the concept dataset.", BAU),
-    "class": Entry("integer", "", "Class of the model, from 0."),
-    "class_name": Entry("string", "", "Name of the class."),
-    "role": Entry("string", "", "Vector that the activations are moved along: signal (encoding direction), filter (decoding direction) or random."),
-    "alpha": Entry("number", "activation", "Length of the step along the unit vector, at every position.", RCAV),
-    "iou_train": Entry("number", "share", "Intersection over union of the detector's positives and the label, on the train split.", BAU),
-    "iou_val": Entry("number", "share", f"Intersection over union of the detector's positives and the label, {VAL}.", BAU),
-    "precision": Entry("number", "share", f"Share of the detector's positives that carry the label, {VAL}.", EDDP),
-    "recall": Entry("number", "share", f"Share of the label's positions where the detector is positive, {VAL}.", EDDP),
-    "f1": Entry("number", "share", f"Harmonic mean of precision and recall, {VAL}.", EDDP),
-    "average_precision": Entry("number", "share", f"Area under the precision-recall curve of the logit, {VAL}; empty where the label does not occur.", EDDP),
-    "share": Entry("number", "share", "Share of the layer's positions where the detector is positive, both splits."),
-    "agreement": Entry("number", "cosine", "Cosine of the direction's filter and its signal vector."),
-    "found_again": Entry("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of logits above 0.9; empty without refits."),
-    "monosemanticity": Entry("number", "cosine", "Monosemanticity score: activation-weighted mean cosine of the embeddings of all pairs of images.", PACH),
+    "directions": Term("string", "", "Directions file, by its name without ending."),
+    "method": Term("string", "", "Method that found the directions."),
+    "index": Term("integer", "", "Number of the direction in its file, from 0."),
+    "label": Term("string", "", "Label of the direction: the one of largest IoU on the train split; empty for none.", BAU),
+    "category": Term("string", "", "Category of the label in the concept dataset.", BAU),
+    "class": Term("integer", "", "Class of the model, from 0."),
+    "class_name": Term("string", "", "Name of the class."),
+    "role": Term("string", "", "Vector that the activations are moved along: signal (encoding direction), filter (decoding direction) or random."),
+    "alpha": Term("number", "activation", "Length of the step along the unit vector, at every position.", RCAV),
+    "iou_train": Term("number", "share", "Intersection over union of the detector's positives and the label, on the train split.", BAU),
+    "iou_val": Term("number", "share", f"Intersection over union of the detector's positives and the label, {VAL}.", BAU),
+    "precision": Term("number", "share", f"Share of the detector's positives that carry the label, {VAL}.", EDDP),
+    "recall": Term("number", "share", f"Share of the label's positions where the detector is positive, {VAL}.", EDDP),
+    "f1": Term("number", "share", f"Harmonic mean of precision and recall, {VAL}.", EDDP),
+    "average_precision": Term("number", "share", f"Area under the precision-recall curve of the logit, {VAL}; empty where the label does not occur.", EDDP),
+    "share": Term("number", "share", "Share of the layer's positions where the detector is positive, both splits."),
+    "agreement": Term("number", "cosine", "Cosine of the direction's filter and its signal vector."),
+    "found_again": Term("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of logits above 0.9; empty without refits."),
+    "monosemanticity": Term("number", "cosine", "Monosemanticity score: activation-weighted mean cosine of the embeddings of all pairs of images.", PACH),
 }  # fmt: skip
 
-MEASURES = tuple(Measure(key, title, better, Entry(*entry)) for key, title, better, *entry in (
+MEASURES = tuple(Measure(key, title, better, Term(*entry)) for key, title, better, *entry in (
     ("s1", "S1", 1, "number", "", f"Sum over directions of the IoU with their label, {VAL}.", UIBE),
     ("s2", "S2", 1, "number", "", f"Sum over distinct labels of the best IoU among their directions, {VAL}.", UIBE),
     ("interpretable", "Interpretable", 1, "integer", "directions", f"Directions whose IoU with their label exceeds 0.04 {VAL}.", BAU),

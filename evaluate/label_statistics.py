@@ -17,7 +17,7 @@ import torch
 from evaluate.average_precision import average_precision_from_bins
 from evaluate.bootstrap import REPLICATES, poisson_weights
 from evaluate.counts import intersections, with_ones
-from evaluate.dissection_batches import SPLITS, Material, Shown
+from evaluate.dissection_batches import SPLITS, LabelledImage, Material
 from stores.progress import Progress, silent
 
 BINS = 2000  # of logits
@@ -135,15 +135,17 @@ class _Asked:
             self._known[categories] = self._units[np.array([c in categories for c in self._category], bool)]
         return self._known[categories]
 
-    def rows(self, shown: Shown) -> np.ndarray:
+    def rows(self, shown: LabelledImage) -> np.ndarray:
         """(J,) the row of each detector's label among an image's maps, −1 where it is not there."""
         row_of = np.full(len(self._column) + 1, -1)  # the last: no label
         row_of[[self._column[int(n)] for n in shown.numbers]] = np.arange(len(shown.numbers))
         return np.asarray(row_of[self.label_of])
 
-    def batches(self, material: Material, images: Iterator[Shown]) -> Iterator[tuple[list[Shown], np.ndarray]]:
+    def batches(
+        self, material: Material, images: Iterator[LabelledImage]
+    ) -> Iterator[tuple[list[LabelledImage], np.ndarray]]:
         """Images of one split, annotated in the same categories, some at a time, and the detectors these concern."""
-        waiting: dict[tuple[int, tuple[str, ...]], list[Shown]] = {}
+        waiting: dict[tuple[int, tuple[str, ...]], list[LabelledImage]] = {}
         for shown in images:
             units = self.annotated(shown.categories)
             if not len(units):
@@ -157,7 +159,7 @@ class _Asked:
 
 
 def _add_histograms(
-    total: torch.Tensor, material: Material, asked: _Asked, images: list[Shown], units: np.ndarray
+    total: torch.Tensor, material: Material, asked: _Asked, images: list[LabelledImage], units: np.ndarray
 ) -> None:
     """Add the logits of some images to (2, J, bins): where the detector's label is not, and where it is."""
     runs = [list(_runs(asked.rows(shown)[units])) for shown in images]
@@ -187,7 +189,7 @@ def _runs(rows: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 
 def _own_counts(
-    material: Material, shown: Shown, units: np.ndarray, rows: np.ndarray, maps: torch.Tensor
+    material: Material, shown: LabelledImage, units: np.ndarray, rows: np.ndarray, maps: torch.Tensor
 ) -> np.ndarray:
     """(3, J) of one image: positions of each detector on its label, of the detector, of its label; 0 if not annotated."""
     out = np.zeros((3, material.bank.count))
@@ -202,7 +204,7 @@ def _own_counts(
 
 
 def _unions(
-    material: Material, chosen: Chosen, shown: Shown, own: np.ndarray, rows: np.ndarray, maps: torch.Tensor
+    material: Material, chosen: Chosen, shown: LabelledImage, own: np.ndarray, rows: np.ndarray, maps: torch.Tensor
 ) -> np.ndarray:
     """(2, U) of one image: positions of each group's detectors together, on their label and in all."""
     out = np.zeros((2, len(chosen.groups)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.average_precision import Agreement, agree, best_bin, from_bin
+from evaluate.average_precision import Overlap, agree, best_bin, from_bin
 from evaluate.bootstrap import interval, set_intervals
 from evaluate.counts import Counts
 from evaluate.label_statistics import Second
@@ -76,7 +76,7 @@ def s2(label: np.ndarray, iou_val: np.ndarray) -> float:
     return float(sum(iou_val[label == c].max() for c in np.unique(label[label >= 0])))
 
 
-def union_scores(counts: Counts, second: Second, columns: slice) -> tuple[np.ndarray, np.ndarray, Agreement]:
+def union_scores(counts: Counts, second: Second, columns: slice) -> tuple[np.ndarray, np.ndarray, Overlap]:
     """Of the set in ``columns``: its different labels (U,), how many detectors carry each (U,), and their unions' scores
     on val (U,)."""
     label_of = second.chosen.label_of
@@ -120,9 +120,9 @@ class LabelScores:
     iou_low: np.ndarray
     iou_high: np.ndarray
     threshold: np.ndarray
-    supervised: Agreement
+    supervised: Overlap
     intervals: dict[str, list[float]]
-    unions: Agreement
+    unions: Overlap
 
 
 def label_scores(counts: Counts, second: Second, columns: slice, *, limit: float) -> LabelScores:
@@ -185,7 +185,7 @@ def summarise(counts: Counts, name: str, scores: Labelled, refined: LabelScores 
     return found
 
 
-def _summarise_unions(unions: Agreement) -> dict[str, Any]:
+def _summarise_unions(unions: Overlap) -> dict[str, Any]:
     good = unions.iou > INTERPRETABLE
     means = {
         key: round(float(getattr(unions, key)[good].mean()), 4) if good.any() else 0.0

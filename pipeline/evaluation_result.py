@@ -52,7 +52,7 @@ class MadeFrom(Struct, frozen=True):
     concepts: Text | None
 
 
-class Influence(Struct, frozen=True):
+class InfluenceSummary(Struct, frozen=True):
     alpha: Number
     images: Whole
     through: Text
@@ -80,7 +80,7 @@ class DirectionSet(Struct, frozen=True):
 
     method: Text
     directions: Annotated[int, Meta(ge=1, le=MOST_DIRECTIONS)]
-    influence: Influence | UnsetType = UNSET
+    influence: InfluenceSummary | UnsetType = UNSET
     ground_truth: GroundTruth | UnsetType = UNSET
     per_category: dict[str, Category] = {}
     intervals: dict[str, tuple[Any, Any] | None] = {}

@@ -12,7 +12,7 @@ import torch
 
 from evaluate.detector_bank import Bank, make_bank
 from evaluate.influence.interventions import Effect, HeadEffect, PooledEffect
-from evaluate.influence.permutation_nulls import Training, null_directions
+from evaluate.influence.permutation_nulls import NullTraining, null_directions
 from evaluate.influence.sampling import balanced_samples
 from evaluate.influence.significance import deviations, rounds, standardised
 from evaluate.influence.steering import random_units
@@ -83,8 +83,8 @@ class InfluenceConfig:
                 raise UsageError(f"{name} must be at least {least}, got {value}.")
 
     @property
-    def training(self) -> Training:
-        return Training(self.nulls, self.null_epochs, self.learning_rate, self.seed)
+    def training(self) -> NullTraining:
+        return NullTraining(self.nulls, self.null_epochs, self.learning_rate, self.seed)
 
 
 @dataclass(frozen=True)

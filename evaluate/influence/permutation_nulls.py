@@ -22,7 +22,7 @@ _BYTES = {"cpu": 2**27, "cuda": 2**32}  # of a group's samples and logits
 
 
 @dataclass(frozen=True)
-class Training:
+class NullTraining:
     """``count`` permutations a detector, ``epochs`` of Adam at ``learning_rate``.
 
     ``precision`` of the products while training: "float32", "bfloat16" or "auto", which is bfloat16 where the device computes in it: three
@@ -46,7 +46,7 @@ class Nulls:
     valid: torch.Tensor
 
 
-def permuted_labels(n: int, training: Training, detector: int) -> np.ndarray:
+def permuted_labels(n: int, training: NullTraining, detector: int) -> np.ndarray:
     """(n, B) float32: B permutations of n/2 ones and n/2 zeros, the same for a file's detector whatever it is computed with."""
     random = np.random.default_rng([training.seed, detector, 0x0CAF])
     ones = np.tile((np.arange(n) < n // 2).astype(np.float32), (training.count, 1))
@@ -54,7 +54,7 @@ def permuted_labels(n: int, training: Training, detector: int) -> np.ndarray:
 
 
 def null_directions(
-    reader: LayerReader, samples: list[Sample], training: Training, *, device: str = "cpu"
+    reader: LayerReader, samples: list[Sample], training: NullTraining, *, device: str = "cpu"
 ) -> Iterator[Nulls]:
     """Null directions of all detectors of one file that have a sample, a few detectors at a time, those of like size together."""
     where = torch.device(device)
@@ -91,7 +91,7 @@ def precision_on(device: torch.device, wanted: str = "auto") -> torch.dtype:
 
 
 def train(
-    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, training: Training
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, training: NullTraining
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logistic classifiers: weights (g, C, B) and biases (g, 1, B).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluate.average_precision import Agreement, agree
+from evaluate.average_precision import Overlap, agree
 from evaluate.bootstrap import interval, poisson_weights, set_intervals
 
 
@@ -51,7 +51,7 @@ def test_intervals_are_as_wide_as_the_binomial_says_and_cover() -> None:
 def test_a_set_of_several_detectors_by_hand() -> None:
     """Three replicates of four detectors: labels 5, 5, 6 and none."""
     iou = np.array([[0.1, 0.3, 0.5, 0.9], [0.2, 0.1, 0.01, 0.9], [0.0, 0.0, 0.0, 0.9]])
-    scores = Agreement(iou, iou, iou * 2, iou)
+    scores = Overlap(iou, iou, iou * 2, iou)
     found = set_intervals(np.array([5, 5, 6, -1]), scores, 0.04)
 
     def of(*values: float) -> list[float]:

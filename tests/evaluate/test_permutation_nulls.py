@@ -12,7 +12,7 @@ from by_hand import layer_store
 from evaluate.detector_bank import Bank
 from evaluate.influence import permutation_nulls as module
 from evaluate.influence.permutation_nulls import (
-    Training,
+    NullTraining,
     null_directions,
     permuted_labels,
     precision_on,
@@ -74,12 +74,12 @@ def test_keys_are_uniform_and_of_their_seed() -> None:
 
 
 def test_permuted_labels_are_balanced_and_differ() -> None:
-    y = permuted_labels(20, Training(count=50), 3)
+    y = permuted_labels(20, NullTraining(count=50), 3)
     assert y.shape == (20, 50)
     assert (y.sum(0) == 10).all()
     assert len({tuple(column) for column in y.T}) > 45
-    assert (y == permuted_labels(20, Training(count=50), 3)).all()
-    assert (y != permuted_labels(20, Training(count=50), 4)).any()
+    assert (y == permuted_labels(20, NullTraining(count=50), 3)).all()
+    assert (y != permuted_labels(20, NullTraining(count=50), 4)).any()
 
 
 def test_all_classifiers_at_once_are_those_trained_one_by_one() -> None:
@@ -88,7 +88,7 @@ def test_all_classifiers_at_once_are_those_trained_one_by_one() -> None:
     y = (torch.rand(2, 12, 4, generator=g) > 0.5).double()
     weight = torch.ones(2, 12, 1, dtype=torch.float64)
     weight[1, 8:] = 0  # the second detector has eight rows
-    w, b = train(x, y, weight, Training(epochs=30))
+    w, b = train(x, y, weight, NullTraining(epochs=30))
     filters, signals, valid = unit_directions(x, w, b, weight)
     assert valid.sum() >= 6
     for k, n in enumerate((12, 8)):
@@ -127,7 +127,7 @@ def test_null_directions_come_for_every_detector_with_a_sample_in_groups_of_any_
 ) -> None:
     reader, bank = reader_and_bank(tmp_path)
     samples = balanced_samples(reader, bank, positions=60)
-    training = Training(count=6, epochs=20)
+    training = NullTraining(count=6, epochs=20)
     together = list(null_directions(reader, samples, training))
     assert [group.detectors.tolist() for group in together] == [[0, 1]]
     monkeypatch.setitem(module._BYTES, "cpu", 1)
@@ -144,13 +144,15 @@ def test_a_group_is_small_enough_for_its_weights_too(tmp_path: Path, monkeypatch
     reader = LayerReader(layer_store(tmp_path / "s.zarr", x, grid=(1, 1)))
     samples = [Sample(np.arange(4)) for _ in range(6)]
     monkeypatch.setitem(module._BYTES, "cpu", 4 * 6 * 300 * 50 * 3)
-    sizes = [len(group.detectors) for group in null_directions(reader, samples, Training(count=50, epochs=1))]
+    sizes = [len(group.detectors) for group in null_directions(reader, samples, NullTraining(count=50, epochs=1))]
     assert sizes == [2, 2, 2]
 
 
 def test_too_small_samples_have_no_nulls(tmp_path: Path) -> None:
     reader, _ = reader_and_bank(tmp_path)
-    assert list(null_directions(reader, [Sample(np.array([0, 1])), Sample(np.zeros(0, int))], Training(count=2))) == []
+    assert (
+        list(null_directions(reader, [Sample(np.array([0, 1])), Sample(np.zeros(0, int))], NullTraining(count=2))) == []
+    )
 
 
 def test_products_in_bfloat16_give_nearly_the_same_directions() -> None:
@@ -159,7 +161,7 @@ def test_products_in_bfloat16_give_nearly_the_same_directions() -> None:
     y = (torch.rand(2, 200, 12, generator=g) > 0.5).float()
     weight = torch.ones(2, 200, 1)
     exact, rough = (
-        unit_directions(x, *train(x, y, weight, Training(epochs=60, precision=precision)), weight)
+        unit_directions(x, *train(x, y, weight, NullTraining(epochs=60, precision=precision)), weight)
         for precision in ("float32", "bfloat16")
     )
     for one, other in zip(exact[:2], rough[:2], strict=True):

@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from evaluate.average_precision import Agreement
+from evaluate.average_precision import Overlap
 from evaluate.counts import Counts
 from evaluate.direction_tables import COLUMNS, agreement, category_rows, direction_rows, label_rows, table_columns
 from evaluate.metrics import Labelled, LabelScores
@@ -80,7 +80,7 @@ def test_one_row_a_direction(labelled: tuple[Counts, Labelled], directions: Dire
 def test_what_the_second_pass_gave(labelled: tuple[Counts, Labelled], directions: Directions) -> None:
     counts, scores = labelled
     none = np.zeros(2)
-    supervised = Agreement(np.array([0.5, 0.0]), none, none, np.array([2 / 3, 0.0]))
+    supervised = Overlap(np.array([0.5, 0.0]), none, none, np.array([2 / 3, 0.0]))
     refined = LabelScores(
         np.array([0.1, 0.0]), np.array([0.3, 0.0]), np.array([1.5, np.nan]), supervised, {}, supervised
     )
