@@ -24,7 +24,8 @@ def test_concepts_that_are_there_are_found_again_and_noise_is_not(
     assert found is not None
     np.testing.assert_array_equal(found, [1, 1, 1])
     x = np.random.default_rng(0).normal(size=(300, 4, 24)).astype(np.float32)
-    noise = EDDP(n_directions=4, restarts=1, restart_steps=10, refine_steps=40, refits=4).fit(tiny_store({"conv": x}), None)
+    quick = EDDP(n_directions=4, restarts=1, restart_steps=10, refine_steps=40, refits=4)
+    noise = quick.fit(tiny_store({"conv": x}), None)
     assert noise.found_again_ is not None
     assert noise.found_again_.mean() < 0.3
     assert EDDP(n_directions=3, restarts=1, refine_steps=5, refits=0).fit(reader).found_again_ is None
