@@ -18,7 +18,7 @@ from extract.network import check_trusted
 from extract.segmentation.base import ConceptSource
 from pipeline.evaluation_parts import (
     Dissected,
-    Part,
+    Findings,
     Subject,
     compare_with_truth,
     dissect,
@@ -125,12 +125,12 @@ def _evaluate(
     subject: Subject, config: EvaluationConfig, source: ConceptSource | None, truth: Any, scheduler: Scheduler
 ) -> Evaluation:
     """All parts that are asked for, put together in their order."""
-    parts: list[Part] = []
+    parts: list[Findings] = []
     if truth is not None:
         parts.append(compare_with_truth(subject, truth))
     dissected = None if source is None else dissect(subject, source, config.resolution, scheduler)
     if dissected is not None:
-        parts.append(dissected.part)
+        parts.append(dissected.findings)
     if config.influence is not None:
         parts.append(study_influence(subject, config.influence, dissected))
     if config.encoder is not None:

@@ -54,7 +54,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Part:
+class Findings:
     """What a part of an evaluation finds: entries of each set in the summary, and tables, each in parts of the same columns."""
 
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Part:
 class Dissected:
     """What a concept dataset says: ``labels`` of each set's directions, and the activations and detectors that were scored on it."""
 
-    part: Part
+    findings: Findings
     labels: dict[str, list[Label]]
     reader: LayerReader
     bank: Bank
@@ -111,10 +111,10 @@ def dissect(subject: Subject, source: ConceptSource, resolution: Resolution, sch
         "Resolution": f"{resolution}, {counts.raster[0]} × {counts.raster[1]} points per image",
     }
     tables = {table: [table_columns(table, some)] for table, some in rows.items()}
-    return Dissected(Part(entries, tables), labels, reader, bank, alignment, facts)
+    return Dissected(Findings(entries, tables), labels, reader, bank, alignment, facts)
 
 
-def compare_with_truth(subject: Subject, truth: Any) -> Part:
+def compare_with_truth(subject: Subject, truth: Any) -> Findings:
     """Match directions with the true concepts of a synthetic store."""
     entries, rows = {}, []
     for name, directions in subject.sets.items():
@@ -126,22 +126,22 @@ def compare_with_truth(subject: Subject, truth: Any) -> Part:
             {"directions": name, "concept": i, "direction": direction, "iou": iou, "cos": cos, "filter_cos": filter_cos}
             for i, (direction, iou, cos, filter_cos) in enumerate(measured)
         ]
-    return Part(entries, {"ground_truth": [rows_to_columns(rows)]})
+    return Findings(entries, {"ground_truth": [rows_to_columns(rows)]})
 
 
-def measure_stability(subject: Subject) -> Part:
+def measure_stability(subject: Subject) -> Findings:
     """Match the files of each method pair by pair, if any method has several: two seeds, two halves of the data."""
     methods = [directions.method for directions in subject.sets.values()]
     several = {name: d for name, d in subject.sets.items() if methods.count(d.method) > 1}
     if not several:
-        return Part()
+        return Findings()
     moments = statistics(subject.reader, device=subject.device, progress=subject.progress)
     bank = subject.bank.of(several)
     rows = stability_rows(several, moments, firing_iou(subject.reader, bank, subject.progress), bank.slices)
-    return Part(stability_of(rows), {"stability": [rows_to_columns(rows)]})
+    return Findings(stability_of(rows), {"stability": [rows_to_columns(rows)]})
 
 
-def measure_monosemanticity(subject: Subject, encoder: Path) -> Part:
+def measure_monosemanticity(subject: Subject, encoder: Path) -> Findings:
     """Monosemanticity over the store's images, in the features of the store ``encoder``, or in the model's own for ``OWN``."""
     embeddings = None if str(encoder) == OWN else _embeddings(encoder)
     # the score does not see a threshold: activations are scaled by each direction's own least and largest
@@ -149,7 +149,7 @@ def measure_monosemanticity(subject: Subject, encoder: Path) -> Part:
     slices = slices_of({name: directions.count for name, directions in subject.sets.items()})
     bank = Bank(filters, torch.zeros(filters.shape[1], device=subject.device), slices)
     found = monosemanticity(subject.reader, bank, embeddings, progress=subject.progress)
-    return Part({name: found.summary(part) for name, part in slices.items()})
+    return Findings({name: found.summary(part) for name, part in slices.items()})
 
 
 def _embeddings(path: Path) -> LayerReader:

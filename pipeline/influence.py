@@ -30,7 +30,7 @@ from evaluate.influence.shortcut_candidates import suspect_rows
 from evaluate.influence.steering import Steering, random_units, sweep
 from evaluate.report.class_predictions import class_predictions
 from extract.segmentation.base import ConceptSource
-from pipeline.evaluation_parts import Dissected, Part, Subject
+from pipeline.evaluation_parts import Dissected, Findings, Subject
 from pipeline.evaluation_result import Label
 from stores.directions import Directions
 from stores.store import ActivationStore
@@ -40,7 +40,7 @@ TABLES = ("influence_directions", "influence_classes", "steering", "suspects")
 RANDOM = 64  # random directions that the steering curves are held against
 
 
-def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissected | None) -> Part:
+def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissected | None) -> Findings:
     """What each set's directions do to classes; with labels also S3, and the concepts that may be shortcuts."""
     store, device, progress = subject.store, subject.device, subject.progress
     moving = effect_of(store, subject.layer, images=config.images, seed=config.seed, device=device)
@@ -78,7 +78,7 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
             rows["suspects"] += [{**row, "indices": " ".join(map(str, row["indices"]))} for row in suspects]
     every = (part for name in subject.sets for part in influence_parts(found, name, plain[name], classes))
     tables = {table: [rows_to_columns(some)] for table, some in rows.items() if some}
-    return Part(entries, {"influence": every, **tables})
+    return Findings(entries, {"influence": every, **tables})
 
 
 def class_names(store: ActivationStore, count: int) -> list[str]:

@@ -66,7 +66,7 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageImages:
     """What pages show images of: a layer, its detectors, and from a row of its store to what the network saw; None where the images
     are not at hand, and ``note`` says why."""
 
@@ -108,7 +108,7 @@ def write_site(
     directions.check_store(reader.spec.name, reader.spec.channels)
     image, note = _images(opened, data)
     bank = make_bank({name: directions}, reader, device=config.device, progress=progress)
-    pages = _Pages(evaluated, opened, Shown(reader, bank, image, note), config, progress)
+    pages = _Pages(evaluated, opened, PageImages(reader, bank, image, note), config, progress)
     with replacing(out, OURS) as folder:
         (site,) = pages.write({name: directions}, {name: folder}, folder)
         about = {"made_by": OURS.made_by, "title": site.title, "set": name, "store": opened.fingerprint}
@@ -136,9 +136,9 @@ def write_evaluation_pages(
     """
     write_manifest(folder)  # tables are read back by it
     if dissected is None:
-        shown = Shown(subject.reader, subject.bank, *_images(subject.store))
+        shown = PageImages(subject.reader, subject.bank, *_images(subject.store))
     else:
-        shown = Shown(dissected.reader, dissected.bank, _labelled_images(dissected))
+        shown = PageImages(dissected.reader, dissected.bank, _labelled_images(dissected))
     config = ReportConfig(visualize=0, title=title, device=subject.device)
     pages = _Pages(Evaluated(folder), subject.store, shown, config, subject.progress, scheduler)
     shared = folder / "report"
@@ -154,7 +154,7 @@ class _Pages:
 
     evaluated: Evaluated
     store: ActivationStore
-    shown: Shown
+    shown: PageImages
     config: ReportConfig
     progress: Progress
     scheduler: Scheduler = None
