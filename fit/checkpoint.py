@@ -45,7 +45,7 @@ class Values(Struct, frozen=True):
     multipliers: dict[str, float] | None = None
 
 
-class Header(Struct, frozen=True):
+class CheckpointHeader(Struct, frozen=True):
     identity: dict[str, Any]
     values: Values
 
@@ -108,7 +108,7 @@ class Checkpoint:
         with reading(self.path, "checkpoint", "To start the fit again, remove it.", CheckpointError):
             if not self.path.is_file():
                 raise ValueError("it is no file")
-            stored, header = read_tensors(self.path, "eddp-checkpoint", Header)
+            stored, header = read_tensors(self.path, "eddp-checkpoint", CheckpointHeader)
             tensors = {name: torch.from_numpy(value) for name, value in stored.items()}
             kept, values = header["identity"], header["values"]
         if kept != self._identity:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.progress import format_seconds
+from pipeline.progress_display import format_seconds
 from pipeline.records import Place, attempts_of, outcome_of, read_record, shards_of
 from stores.errors import EDDPError
 

@@ -65,7 +65,7 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return json.dumps(msgspec.structs.asdict(self), sort_keys=True).encode()
 
 
-class Header(Struct, frozen=True, forbid_unknown_fields=True):
+class ManifestHeader(Struct, frozen=True, forbid_unknown_fields=True):
     """The first line of a manifest: the CRC-32C of the store's zarr.json, and the digest of the lines that follow."""
 
     chunks: Count
@@ -79,14 +79,14 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(NamedTuple):
     """A parsed manifest."""
 
-    header: Header
+    header: ManifestHeader
     records: dict[int, Record]
 
 
 def write_manifest(path: Path, records: dict[int, Record], root: int) -> None:
     """Write the manifest of the store at ``path``, whose zarr.json has the CRC-32C ``root``."""
     body = b"\n".join(records[k].line() for k in sorted(records))
-    header = Header(len(records), fingerprint_of(body), root)
+    header = ManifestHeader(len(records), fingerprint_of(body), root)
     write_atomically(path / MANIFEST, header.line() + b"\n" + body + b"\n")
 
 
@@ -105,7 +105,7 @@ def parse_manifest(path: Path, data: bytes) -> Manifest:
     """A manifest from its bytes. Raises CorruptStoreError where one of them was changed."""
     try:
         first, _, body = data.partition(b"\n")
-        header = check(parse_json(first), Header)
+        header = check(parse_json(first), ManifestHeader)
         if header.line() != first or fingerprint_of(body.removesuffix(b"\n")) != header.fingerprint:
             raise ValueError("it was changed after it was written")
         records = [check(parse_json(line), Record) for line in body.split(b"\n")[:-1]]

@@ -66,12 +66,19 @@ def test_no_import_cycle_inside_a_folder(floor: str) -> None:
 
 
 def test_no_name_has_two_meanings() -> None:
-    """Neither a module's nor a class's, within and across the two folders that everything else is built on."""
-    files = [file for floor in ("stores", "extract") for file in (ROOT / floor).rglob("*.py")]
-    modules = Counter(file.stem for file in files if file.stem not in ("__init__", "base"))
+    """Neither a module's nor a class's. Commands are called what they do; a folder may have a ``base`` and a ``config``."""
+    files = [file for floor in ALLOWED for file in (ROOT / floor).rglob("*.py")]
+    named = [file.stem for file in files if file.parent.name != "commands"]
+    modules = Counter(name for name in named if name not in ("__init__", "base", "config"))
     nodes = (node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body)
     classes = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
     assert [name for name, count in (modules + classes).items() if count > 1] == []
+
+
+def test_modules_are_nouns() -> None:
+    participles = ("_seen", "listed", "mapped", "refined", "recorded", "judged", "evaluated", "wrapped", "speaking")
+    named = [file.stem for floor in ALLOWED for file in (ROOT / floor).rglob("*.py")]
+    assert [name for name in named if name.endswith(participles)] == []
 
 
 def test_every_version_is_pinned_once() -> None:

@@ -21,7 +21,7 @@ from fit.detectors import in_activation_space
 from fit.diagnostics import diagnose
 from fit.losses import RowWeights, longest_tile, streamed_sums
 from fit.paper.config import CBEConfig, PaperConfig, UIBEConfig
-from fit.paper.detectors import Learnt, Orthonormal, Separate, plain, released, standardised
+from fit.paper.coordinates import Learnt, Orthonormal, Separate, plain, released, standardised
 from fit.paper.step import BOUNDS, CONSTRAINED, LearningStep, Multipliers
 from fit.row_sources import Batches, Positions, Stored, positions
 from fit.signals import signals_from_sums

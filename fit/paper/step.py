@@ -22,7 +22,7 @@ from fit.losses import (
 )
 from fit.optim import adam_tensors, load_adam, refuse_non_finite
 from fit.paper.config import NUMBERS, StepSettings
-from fit.paper.detectors import Learnt
+from fit.paper.coordinates import Learnt
 from fit.row_sources import Batches, Positions
 
 THRESHOLD = 1e-4  # by how much a loss must fall to count as lower; −H makes losses negative, so no share of it

@@ -9,7 +9,7 @@ import click
 
 from pipeline.logging import echo, say
 from pipeline.options import common, given
-from pipeline.progress import format_seconds, showing
+from pipeline.progress_display import format_seconds, showing
 from pipeline.records import Place
 from pipeline.result_paths import LOCAL
 from pipeline.run import Run

@@ -13,7 +13,7 @@ import click
 
 from pipeline.logging import echo, say
 from pipeline.options import common, given, model_option
-from pipeline.progress import format_seconds, showing
+from pipeline.progress_display import format_seconds, showing
 from pipeline.records import within
 from pipeline.result_paths import LOCAL, STORE, cache_option
 from pipeline.run import Run, pick_device

@@ -10,7 +10,7 @@ import click
 
 from pipeline.logging import echo
 from pipeline.options import common, given, model_option
-from pipeline.progress import format_seconds, showing
+from pipeline.progress_display import format_seconds, showing
 from pipeline.records import within
 from pipeline.result_paths import LOCAL, STORE
 from pipeline.run import Run, pick_device

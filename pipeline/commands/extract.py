@@ -13,7 +13,7 @@ import click
 from extract.config import ExtractConfig
 from pipeline.logging import echo, say
 from pipeline.options import common, given
-from pipeline.progress import format_seconds, showing
+from pipeline.progress_display import format_seconds, showing
 from pipeline.records import beside
 from pipeline.result_paths import STORE
 from pipeline.run import Run, code_version, pick_device

@@ -13,7 +13,7 @@ import click
 from fit import METHODS, SUPERVISED, make_fitter
 from pipeline.logging import echo, say
 from pipeline.options import common, given, model_option, share_of
-from pipeline.progress import format_seconds, showing
+from pipeline.progress_display import format_seconds, showing
 from pipeline.records import Place
 from pipeline.result_paths import LOCAL, STORE, cache_option
 from pipeline.run import Run, code_version

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.logging import echo, say
 from pipeline.options import common
-from pipeline.progress import showing
+from pipeline.progress_display import showing
 from pipeline.record_display import run_lines, runs_at, shard_lines, shards_at, text_of
 from pipeline.records import Place, beside
 from pipeline.result_folders import result_folder

@@ -9,7 +9,7 @@ import click
 
 from pipeline.logging import echo, say
 from pipeline.options import common, given, model_option
-from pipeline.progress import format_seconds, showing
+from pipeline.progress_display import format_seconds, showing
 from pipeline.records import beside
 from pipeline.result_paths import LOCAL, STORE
 from pipeline.run import Run, pick_device

@@ -12,7 +12,7 @@ import click
 from fit.synthetic import SyntheticConfig
 from pipeline.logging import echo
 from pipeline.options import common, given
-from pipeline.progress import showing
+from pipeline.progress_display import showing
 from pipeline.records import beside
 from pipeline.result_paths import STORE
 from pipeline.run import Run

@@ -20,7 +20,7 @@ from fit.checkpoint import Checkpoint
 from fit.config import FitterConfig, with_settings
 from fit.paper import CBE, UIBE, PaperConfig, PaperEDDP, StepSettings
 from fit.paper.config import PRESETS
-from fit.paper.detectors import Learnt, Orthonormal, Separate, cayley, plain, released, standardised
+from fit.paper.coordinates import Learnt, Orthonormal, Separate, cayley, plain, released, standardised
 from fit.paper.step import CONSTRAINED, LearningStep, Multipliers
 from fit.row_sources import Batches
 from fit.uncertainty import Uncertainty

@@ -15,7 +15,7 @@ from PIL import Image
 from stores.format import LayerSpec, read_attributes
 from stores.io import checksum, json_bytes
 from stores.layout import StorePlan
-from stores.manifest import Header, fingerprint_of
+from stores.manifest import ManifestHeader, fingerprint_of
 from stores.store import ActivationStore
 from stores.writer import StoreWriter
 
@@ -145,7 +145,7 @@ def reseal(path: Path) -> None:
     if file.exists():
         body = file.read_bytes().partition(b"\n")[2]
         root = checksum((path / "zarr.json").read_bytes())
-        header = Header(body.count(b"\n"), fingerprint_of(body.removesuffix(b"\n")), root)
+        header = ManifestHeader(body.count(b"\n"), fingerprint_of(body.removesuffix(b"\n")), root)
         file.write_bytes(header.line() + b"\n" + body)
 
 
