@@ -140,11 +140,11 @@ HARMS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "bomb": (mask(write_bomb), ("1_color_0.png", "line 3", "exceeds limit")),
     "up and out": (
         replaced("index.csv", ROW, ROW.replace("sub/1_color_0.png", "../../x.png")),
-        ("index.csv', line 3", "'../../x.png' points outside the folder images/", "Name a file in it"),
+        ("index.csv', line 3", "'../../x.png' points outside the folder", "Name a file in it"),
     ),
     "absolute": (
         replaced("index.csv", "sub/image 1.jpg", "/etc/passwd"),
-        ("index.csv', line 3", "'/etc/passwd' points outside the folder images/"),
+        ("index.csv', line 3", "'/etc/passwd' points outside the folder"),
     ),
     "a link out of it to what is no mask": (mask(linked_out), ("1_color_0.png", "cannot identify it as a PNG")),
     "image gone": (
@@ -237,6 +237,6 @@ def test_what_is_no_concept_dataset(run: Run, tmp_path: Path) -> None:
     ):
         name, *rest = command
         sentence(
-            run(name, "--store", store, "--quiet", *rest, tmp_path / "flat"), 2, "without label maps", "JPEGImages"
+            run(name, "--store", store, "--quiet", *rest, tmp_path / "flat"), 2, "no known kind of label maps", "JPEGImages"
         )
         sentence(run(name, "--store", store, "--quiet", *rest, tmp_path / "no"), 2, "There is no", f"{tmp_path / 'no'}")
