@@ -1,7 +1,7 @@
 """The data dictionary: what every column of every table holds, written next to the tables.
 
-A table is defined by its rows and columns in ``TABLES``; columns with one meaning in every table, and measures, are in the glossary.
-``check`` names what has no definition: a test lets no table out without them.
+``TABLES`` defines tables, and the columns that are particular to one; those with one meaning in every table are in ``glossary.COMMON``,
+measures of a set in ``glossary.MEASURES``. ``check`` names what has no definition: a test lets no table out without them.
 """
 
 from __future__ import annotations
