@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # tiny, tiny_net; spawned workers take it over
 
 from by_hand import NETWORK, broden_folder, layer_store
 from pretended_cuda import pretended_cuda
-from tiny import TinyBroden, write_broden, write_store
+from tiny import TinyBroden, write_broden, write_images, write_store
 
 from extract.segmentation.broden import BrodenSource
 from stores.store import ActivationStore
@@ -91,12 +90,7 @@ def tiny_images(tmp_path: Path) -> Callable[..., Path]:
     """``tiny_images(n)``: a folder of n noisy PNG images in two class folders."""
 
     def make(n: int = 10, *, name: str = "data", size: int = 20) -> Path:
-        g = np.random.default_rng(5)
-        for i in range(n):
-            file = tmp_path / name / ("cat", "dog")[i * 2 // n] / f"{i:03d}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(g.integers(0, 256, (size, size, 3), np.uint8)).save(file)
-        return tmp_path / name
+        return write_images(tmp_path / name, n, size)
 
     return make
 

@@ -10,9 +10,6 @@ import pytest
 import torch
 from brought import folders, level, logits, loop, picture, right, stored
 
-Run = Callable[..., object]
-
-
 # Classes
 
 

@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 import torch
 from brought import folders, loop, picture, stored
+from command_line import Run, fails
 from concept_folders import write_ade20k, write_masks, write_voc
 from PIL import Image
 from tiny import write_broden
 
 from extract.classes import image_classes
 from stores.store import ActivationStore
-
-Run = Callable[..., object]
-
 
 # Pixels
 
@@ -84,9 +82,8 @@ def test_networks_of_one_and_of_four_channels(extracted: Callable, run: Run, tmp
     np.testing.assert_allclose(stored(store, "see")[0, :, 0], grey.reshape(-1) / 255, atol=1e-5)
     assert "grey, 1 × 32 × 48" in said
     picture(1).save(data / "b.png")
-    ended = run("extract", "--model", "own_nets:see_four", "--layer", "see", "--data", data, "--out", tmp_path / "s")
-    assert ended.code == 1
-    assert "'b.png' cannot be used: it has 3 channels (mode RGB), and the network takes 4" in ended.err
+    ended = run("extract --model own_nets:see_four --layer see --data", data, "--out", tmp_path / "s")
+    fails(ended, 1, "'b.png' cannot be used: it has 3 channels (mode RGB), and the network takes 4")
 
 
 def test_every_format_that_pillow_reads(extracted: Callable, tmp_path: Path) -> None:
@@ -204,7 +201,7 @@ def test_the_start_of_a_run_says_what_it_is_about(
     assert ("as the network's" in rows) == (mapped is not None)
     assert rows.get("as the network's", "").startswith(mapped or "")
     assert "RGB, 3 × 32 × 48" in rows["network input"]
-    ended = run("eddp", "inspect", store.path)
+    ended = run("eddp inspect", store.path)
     assert images in ended.out
     record = json.loads(store.path.with_name(f"{store.path.name}.run.json").read_bytes())
     assert ["images", images] in record["result"]["about"]["rows"]
@@ -241,15 +238,13 @@ def test_images_that_were_changed_are_other_images(run: Run, tmp_path: Path) -> 
     assert run("extract", *options).code == 0
     for k in range(4):
         picture(10 + k).save(data / f"{k}.bmp")
-    ended = run("extract", *options)
-    assert ended.code == 2
-    assert "the images are others, or were changed or copied" in ended.err
+    fails(run("extract", *options), 2, "the images are others, or were changed or copied")
     assert run("extract", *options, "--overwrite").code == 0
 
 
 def test_a_dry_run_and_json_say_the_same(run: Run, animals: Path, tmp_path: Path) -> None:
     options = ("--model", "own_nets:plain", "--layer", "features", "--data", animals, "--out", tmp_path / "s.zarr")
-    planned = json.loads(run("extract", *options, "--dry-run", "--json").out)["about"]
+    planned = json.loads(run("extract", *options, "--dry-run --json").out)["about"]
     done = json.loads(run("extract", *options, "--json").out)["about"]
     assert planned == done
     assert dict(done["rows"])["classes"] == "5: a, b, c, d, …"

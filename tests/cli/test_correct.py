@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import Run, do, fails, ok
 from PIL import Image
 from shortcut_net import CLASSES, ToUnit, build, directions_arrays, write_masks, write_scenes
 from tiny import contents
@@ -17,40 +18,27 @@ from tiny import contents
 from evaluate.correct import Correction
 from stores.directions import Directions
 
-Run = Callable[..., object]
+INFLUENCE = "--influence --null-directions 5 --null-positions 40"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, its directions, their evaluation with influence, and clean and poisoned images; not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    masks = write_masks(folder / "concepts", 20)
+    store, file = folder / "acts.zarr", folder / "found.safetensors"
+    do("extract --model shortcut_net:with_transform --weights none --layer act --data", masks, "--out", store)
+    Directions(**directions_arrays(), method="eddp", layer="act").save(file)
+    do("evaluate --store", store, "--directions", file, "--broden", masks, INFLUENCE)
+    write_scenes(folder / "clean", 20, marked=False)
+    write_scenes(folder / "poisoned", 20, marked=True)
+    return folder
 
 
 @pytest.fixture
-def place(run: Run, tmp_path: Path) -> Path:
-    """A store, its directions, their evaluation with influence, and clean and poisoned images."""
-    masks = write_masks(tmp_path / "concepts", 20)
-    store, file = tmp_path / "acts.zarr", tmp_path / "found.safetensors"
-    ok(
-        run(
-            "extract",
-            "--model",
-            "shortcut_net:with_transform",
-            "--weights",
-            "none",
-            "--layer",
-            "act",
-            "--data",
-            masks,
-            "--out",
-            store,
-        )
-    )
-    Directions(**directions_arrays(), method="eddp", layer="act").save(file)  # type: ignore[arg-type]
-    few = ("--null-directions", 5, "--null-positions", 40)
-    ok(run("evaluate", "--store", store, "--directions", file, "--broden", masks, "--influence", *few))
-    write_scenes(tmp_path / "clean", 20, marked=False)
-    write_scenes(tmp_path / "poisoned", 20, marked=True)
-    return tmp_path
-
-
-def ok(ended):  # type: ignore[no-untyped-def]
-    assert ended.code == 0, ended.err
-    return ended
+def place(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(made, tmp_path, dirs_exist_ok=True))
 
 
 def table_of(path: Path) -> list[dict[str, str]]:
@@ -59,17 +47,8 @@ def table_of(path: Path) -> list[dict[str, str]]:
 
 
 def data(place: Path) -> tuple[object, ...]:
-    return (
-        "eddp",
-        "correct",
-        place / "evaluation",
-        "--data",
-        place / "clean",
-        "--poisoned",
-        place / "poisoned",
-        "--random",
-        4,
-    )
+    images = ("--data", place / "clean", "--poisoned", place / "poisoned")
+    return ("eddp", "correct", place / "evaluation", *images, "--random", 4)
 
 
 def test_the_shortcut_is_found_and_taken_out(run: Run, place: Path) -> None:
@@ -79,7 +58,7 @@ def test_the_shortcut_is_found_and_taken_out(run: Run, place: Path) -> None:
     out = place / "correction"
     assert ended.out.splitlines()[-1] == str(out / "index.html")
     for path in (out, out / "correction.safetensors"):
-        assert ok(run("eddp", "verify", path)).out == f"{path}: sound\n"
+        assert ok(run("eddp verify", path)).out == f"{path}: sound\n"
     summary = json.loads((out / "summary.json").read_bytes())
     assert summary["direction"] == [0]
     assert summary["poisoned"]["before"] < 0.7
@@ -111,8 +90,8 @@ def test_all_directions_of_the_first_suspect_are_taken_out(run: Run, place: Path
     arrays = {k: v if k == "mean" else np.concatenate([v, v[..., :1]], -1) for k, v in directions_arrays().items()}
     file, out = place / "found.safetensors", place / "correction"
     Directions(**arrays, method="eddp", layer="act").save(file)  # type: ignore[arg-type]
-    ok(run("evaluate", "--store", place / "acts.zarr", "--directions", file, "--broden", place / "concepts", "--influence",
-           "--null-directions", 5, "--null-positions", 40))  # fmt: skip
+    ok(run("evaluate --store", place / "acts.zarr", "--directions", file, "--broden", place / "concepts",
+           "--influence --null-directions 5 --null-positions 40"))  # fmt: skip
     suspects = table_of(place / "evaluation" / "suspects.csv")
     assert [(row["label"], row["indices"]) for row in suspects] == [("mark", "0 3")]
     ended = ok(run(*data(place)))
@@ -120,7 +99,7 @@ def test_all_directions_of_the_first_suspect_are_taken_out(run: Run, place: Path
     assert "95th percentile" in ended.out
     summary = json.loads((out / "summary.json").read_bytes())
     assert (summary["direction"], summary["poisoned"]["after"], summary["problem"]) == ([0, 3], 1, None)
-    flags = ok(run("eddp", "report", place / "evaluation", "--visualize", 0, "--out", place / "report"))
+    flags = ok(run("eddp report", place / "evaluation", "--visualize 0 --out", place / "report"))
     assert flags.code == 0
     for number in (0, 3):
         assert "suspect for" in next((place / "report" / "d").glob(f"*{number}.html")).read_text(encoding="utf-8")
@@ -136,27 +115,14 @@ def test_what_cannot_be_corrected_is_said(run: Run, place: Path) -> None:
 
 def test_a_direction_may_be_named_and_its_strength_given(run: Run, place: Path) -> None:
     out = place / "o"
-    ended = ok(run("eddp", "correct", place / "evaluation", "--data", place / "poisoned", "--label", "mark", "--strength", 1, "--shift", 0,
-                   "--random", 0, "--out", out, "--json"))  # fmt: skip
+    ended = ok(run("eddp correct", place / "evaluation", "--data", place / "poisoned",
+                   "--label mark --strength 1 --shift 0 --random 0 --out", out, "--json"))  # fmt: skip
     summary = json.loads(ended.out)
     assert (summary["strength"], summary["shift"], summary["direction"]) == (1, 0, [0])
     assert "poisoned" not in summary
     assert summary["clean"]["after"] == 1  # given as clean, but marked
-    named = ok(
-        run(
-            "eddp",
-            "correct",
-            place / "evaluation",
-            "--data",
-            place / "poisoned",
-            "--direction",
-            0,
-            "--out",
-            out,
-            "--random",
-            0,
-        )
-    )
+    given = ("--data", place / "poisoned", "--direction 0 --random 0 --out", out)
+    named = ok(run("eddp correct", place / "evaluation", *given))
     assert "asked for by number" in named.out
 
 
@@ -180,9 +146,8 @@ def test_wrong_use(
 ) -> None:
     monkeypatch.chdir(place)
     replaced = [place / "evaluation" if a == "EVALUATION" else a for a in arguments]
-    ended = run("eddp", "correct", "evaluation", *(() if "--data" in arguments else ("--data", "clean")), *replaced)
-    assert ended.code == 2
-    assert word in ended.err
+    ended = run("eddp correct evaluation", *(() if "--data" in arguments else ("--data", "clean")), *replaced)
+    fails(ended, 2, word)
     assert ended.err.strip().splitlines()[-1].startswith("Error: ")
     assert "Traceback" not in ended.err
     assert (place / "evaluation" / "summary.json").is_file()
@@ -209,26 +174,17 @@ def test_directions_that_were_fitted_again_are_told_apart(run: Run, place: Path)
 
 def test_no_evaluation_none_of_ours_and_nothing_suspicious(run: Run, place: Path) -> None:
     arguments = ("--data", place / "clean")
-    ended = run("eddp", "correct", place / "nothing", *arguments)
+    ended = run("eddp correct", place / "nothing", *arguments)
     assert (ended.code, "There is no evaluation" in ended.err) == (2, True)
     summary = place / "evaluation" / "summary.json"
     whole = json.loads(summary.read_bytes())
     del whole["made_from"]
     summary.write_text(json.dumps(whole))
-    ended = run("eddp", "correct", place / "evaluation", *arguments)
+    ended = run("eddp correct", place / "evaluation", *arguments)
     assert (ended.code, "older eddp" in ended.err) == (1, True)
-    ok(
-        run(
-            "evaluate",
-            "--store",
-            place / "acts.zarr",
-            "--directions",
-            place / "found.safetensors",
-            "--broden",
-            place / "concepts",
-        )
-    )
-    ended = run("eddp", "correct", place / "evaluation", *arguments)
+    given = ("--store", place / "acts.zarr", "--directions", place / "found.safetensors")
+    ok(run("evaluate", *given, "--broden", place / "concepts"))
+    ended = run("eddp correct", place / "evaluation", *arguments)
     assert (ended.code, "--influence" in ended.err) == (2, True)
 
 
@@ -237,31 +193,10 @@ def test_a_store_and_an_evaluation_may_move_together(run: Run, place: Path) -> N
     moved.mkdir()
     for name in ("acts.zarr", "found.safetensors", "found.json", "evaluation"):
         (place / name).rename(moved / name)
-    ok(
-        run(
-            "eddp",
-            "correct",
-            moved / "evaluation",
-            "--data",
-            place / "clean",
-            "--poisoned",
-            place / "poisoned",
-            "--random",
-            0,
-        )
-    )
+    images = ("--data", place / "clean", "--poisoned", place / "poisoned")
+    arguments = ("eddp correct", moved / "evaluation", *images, "--random 0")
+    ok(run(*arguments))
     assert (moved / "correction" / "index.html").is_file()
     (moved / "acts.zarr").rename(place / "elsewhere.zarr")
-    arguments = (
-        "eddp",
-        "correct",
-        moved / "evaluation",
-        "--data",
-        place / "clean",
-        "--poisoned",
-        place / "poisoned",
-        "--random",
-        0,
-    )
     assert run(*arguments).code == 2
     ok(run(*arguments, "--store", place / "elsewhere.zarr"))

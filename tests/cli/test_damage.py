@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import Run, do
 
 from evaluate.correct import Correction
 from fit.checkpoint import Checkpoint
 from fit.synthetic import SyntheticConfig, make_synthetic
-from pipeline.commands.evaluate import evaluate
 from stores.directions import Directions
-from tests.cli.conftest import Ended
-
-Run = Callable[..., Ended]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     Correction(f, np.ones(3, np.float32), f, 1.0, 0.0, True, "synthetic").save(folder / "correction.safetensors")
     Checkpoint(folder / "d.checkpoint").save({"x": torch.ones(40)}, {"step": 3})
-    arguments = ["--store", "s.zarr", "--directions", "d.safetensors", "--ground-truth", "--quiet"]
-    evaluate.main([str(folder / a) if "." in a else a for a in arguments], standalone_mode=False)
+    do("evaluate --store", folder / "s.zarr", "--directions", folder / "d.safetensors", "--ground-truth --quiet")
     return folder
 
 
@@ -67,14 +63,14 @@ def test_a_flipped_bit_of_a_chunk_stops_the_command(run: Run, world: Path, comma
 def test_flipped_bits_of_directions_are_refused(run: Run, world: Path) -> None:
     file = world / "d.safetensors"
     for _ in flips(file, 40):
-        ended = run("evaluate", "--store", world / "s.zarr", "--directions", file, "--ground-truth", "--quiet")
+        ended = run("evaluate --store", world / "s.zarr", "--directions", file, "--ground-truth --quiet")
         assert ended.code == 1
         assert f"'{file}' is damaged" in ended.err or "Update eddp" in ended.err
 
 
 def test_flipped_bits_of_a_checkpoint_are_refused(run: Run, world: Path) -> None:
     for _ in flips(world / "d.checkpoint", 5):
-        ended = run("fit", "--store", world / "s.zarr", "--directions", 3, "--out", world / "d.safetensors", "--quiet")
+        ended = run("fit --store", world / "s.zarr", "--directions 3 --out", world / "d.safetensors", "--quiet")
         assert ended.code == 1
         assert "remove it" in ended.err or "Update eddp" in ended.err
 
@@ -82,7 +78,7 @@ def test_flipped_bits_of_a_checkpoint_are_refused(run: Run, world: Path) -> None
 @pytest.mark.parametrize("name", ["summary.json", "ground_truth.parquet", "manifest.json"])
 def test_flipped_bits_of_an_evaluation_stop_what_reads_it(run: Run, world: Path, name: str) -> None:
     for _ in flips(world / "evaluation" / name, 4):
-        ended = run("eddp", "report", world / "evaluation", "--visualize", "none", "--quiet")
+        ended = run("eddp report", world / "evaluation", "--visualize none --quiet")
         assert ended.code == 1
         assert "Run evaluate again" in ended.err or "Run the command that made it again" in ended.err
     assert not (world / "report").exists()
@@ -90,27 +86,27 @@ def test_flipped_bits_of_an_evaluation_stop_what_reads_it(run: Run, world: Path,
 
 @pytest.mark.parametrize("name", ["d.safetensors", "correction.safetensors", "d.checkpoint"])
 def test_verify_finds_every_flipped_bit_of_a_file(run: Run, world: Path, name: str) -> None:
-    assert run("eddp", "verify", world / name).out.endswith(": sound\n")
+    assert run("eddp verify", world / name).out.endswith(": sound\n")
     for _ in flips(world / name, 60):
-        assert run("eddp", "verify", world / name).code == 1
+        assert run("eddp verify", world / name).code == 1
 
 
 def test_verify_finds_flipped_bits_in_an_evaluation(run: Run, world: Path) -> None:
     folder = world / "evaluation"
-    assert run("eddp", "verify", folder).out == f"{folder}: sound\n"
+    assert run("eddp verify", folder).out == f"{folder}: sound\n"
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "run.json"]
     assert {"summary.json", "manifest.json", "report.html", "ground_truth.parquet"} <= {path.name for path in files}
     for file in files:
         for _ in flips(file, 3):
-            ended = run("eddp", "verify", folder)
+            ended = run("eddp verify", folder)
             assert ended.code == 1
             assert file.name in ended.err
     (folder / "manifest.json").unlink()
-    assert "make it again" in run("eddp", "verify", folder).err
+    assert "make it again" in run("eddp verify", folder).err
 
 
 def test_verify_of_a_file_without_a_header(run: Run, tmp_path: Path) -> None:
     (tmp_path / "c.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
-    ended = run("eddp", "verify", tmp_path / "c.safetensors")
+    ended = run("eddp verify", tmp_path / "c.safetensors")
     assert ended.code == 1
     assert "unexpected" not in ended.err

@@ -10,17 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Run, ok
 from tiny import contents
 
 import extract.dask
 
-Run = Callable[..., object]
 NET = ("--model", "tiny_net:build", "--layer", "second")
-
-
-def ok(ended):  # type: ignore[no-untyped-def]
-    assert ended.code == 0, ended.err
-    return ended
 
 
 @pytest.fixture
@@ -30,7 +25,7 @@ def fitted(
     """Arguments of an evaluation of directions that were fitted on other images: the model is run over the concept dataset."""
     broden, store, out = tiny_broden(images=12).root, tmp_path / "acts.zarr", tmp_path / "pca.safetensors"
     ok(run("extract", *NET, "--data", tiny_images(12), "--out", store))
-    ok(run("fit", "--store", store, "--directions", 4, "--method", "pca", "--out", out))
+    ok(run("fit --store", store, "--directions 4 --method pca --out", out))
     return ["--store", store, "--directions", out, "--broden", broden, "--json", "--quiet"]
 
 
@@ -43,7 +38,7 @@ def test_processes_of_this_machine_give_the_same(
     (beside,) = tmp_path.glob("acts.second.broden-*.zarr")
     of_one_process = contents(beside)
     shutil.rmtree(beside)
-    ended = ok(run("evaluate", *fitted, "--out", spread, "--dask", "local"))
+    ended = ok(run("evaluate", *fitted, "--out", spread, "--dask local"))
     assert ended.err == ""
     assert contents(beside) == of_one_process
     here, there = contents(plain), contents(spread)
@@ -61,7 +56,7 @@ def test_an_address_where_nobody_listens(
     run: Run, fitted: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extract.dask, "PATIENCE", 0.5)
-    ended = run("evaluate", *fitted, "--out", tmp_path / "out", "--dask", "tcp://127.0.0.1:9")
+    ended = run("evaluate", *fitted, "--out", tmp_path / "out", "--dask tcp://127.0.0.1:9")
     assert ended.code == 1
     assert ended.out == ""
     assert ended.err.startswith("Error: No dask scheduler answers at 'tcp://127.0.0.1:9' (--dask).")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import weakref
@@ -12,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import Run, do, fails, ok
 from PIL import Image
+from tiny import write_images
 
 from evaluate.explain.explainer import Explainer
 from evaluate.explain.explanation_document import brief, describe
 from extract.network import Network
 from stores.directions import Directions
 
-Run = Callable[..., Any]
 NETS = {
     "pooled": ("tiny_net:build", "second"),
     "bent": ("tiny_net:build", "first"),
@@ -27,23 +29,31 @@ NETS = {
 }
 
 
-def ok(ended):  # type: ignore[no-untyped-def]
-    assert ended.code == 0, ended.err
-    return ended
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder for each kind, made when it is first asked for; not to be changed."""
+
+    @functools.cache
+    def make(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        net, layer = NETS[kind]
+        images, store, out = write_images(folder / "data", 8), folder / "acts.zarr", folder / "kmeans.safetensors"
+        do("extract --model", net, "--layer", layer, "--data", images, "--out", store)
+        do("fit --store", store, "--directions 3 --method kmeans --out", out)
+        return folder
+
+    return make
 
 
 @pytest.fixture
-def made(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> Callable[[str], tuple[Path, Path, Path]]:
+def made(originals: Callable[[str], Path], tmp_path: Path) -> Callable[[str], tuple[Path, Path, Path]]:
     """``made(kind)``: the images' folder, a store of them, directions."""
 
-    def make(kind: str) -> tuple[Path, Path, Path]:
-        net, layer = NETS[kind]
-        images, store, out = tiny_images(8), tmp_path / "acts.zarr", tmp_path / "kmeans.safetensors"
-        ok(run("extract", "--model", net, "--layer", layer, "--data", images, "--out", store))
-        ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--out", out))
-        return images, store, out
+    def copy(kind: str) -> tuple[Path, Path, Path]:
+        shutil.copytree(originals(kind), tmp_path, dirs_exist_ok=True)
+        return tmp_path / "data", tmp_path / "acts.zarr", tmp_path / "kmeans.safetensors"
 
-    return make
+    return copy
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -64,7 +74,7 @@ def test_sums_come_out_at_the_models_own_logits(run: Run, made: Callable[..., An
     out = tmp_path / "out"
     files = sorted(images.rglob("*.png"))
     chosen = files[1:3] if kind == "pooled" else files[:1]
-    ended = ok(run("eddp", "explain", *chosen, "--store", store, "--directions", directions, "--out", out, "--top", 2))
+    ended = ok(run("eddp explain", *chosen, "--store", store, "--directions", directions, "--out", out, "--top 2"))
     result = read(out)
     assert result["exact"] == (kind == "pooled")
     net, layer = NETS[kind]
@@ -91,18 +101,16 @@ def test_sums_come_out_at_the_models_own_logits(run: Run, made: Callable[..., An
         assert f"{file}: predicted as class {document['predicted']['number']}" in ended.out
     assert ended.out.splitlines()[-1] == str(out / "index.html")
     assert json.loads((out / "run.json").read_bytes())["options"]["top"] == 2
-    assert ok(run("eddp", "verify", out)).out == f"{out}: sound\n"
+    assert ok(run("eddp verify", out)).out == f"{out}: sound\n"
     (out / f"{stem}.png").write_bytes(b"\x89PNG")
-    assert f"{stem}.png" in run("eddp", "verify", out).err
+    assert f"{stem}.png" in run("eddp verify", out).err
     assert not list(out.glob(".*"))
 
 
 def test_rows_classes_targets_and_what_is_printed(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
     _, store, directions = made("pooled")
     given = ("--store", store, "--directions", directions, "--values", "paper", "--concepts-shown", 2, "--json")
-    ended = ok(
-        run("eddp", "explain", "--row", 3, "--row", 0, *given, "--class", 1, "--to", "class 2", "--out", tmp_path / "o")
-    )
+    ended = ok(run("eddp explain --row 3 --row 0", *given, "--class 1 --to", "class 2", "--out", tmp_path / "o"))
     result = json.loads(ended.out)
     assert result == read(tmp_path / "o")
     assert [d["row"] for d in result["images"]] == [3, 0]
@@ -122,11 +130,11 @@ def test_again_into_the_same_folder(run: Run, made: Callable[..., Any], tmp_path
     out = tmp_path / "out"
     files = sorted(images.rglob("*.png"))
     given = ("--store", store, "--directions", directions, "--out", out)
-    ok(run("eddp", "explain", *files[:2], *given))
+    ok(run("eddp explain", *files[:2], *given))
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "run.json"}
-    ok(run("eddp", "explain", *files[:2], *given))
+    ok(run("eddp explain", *files[:2], *given))
     assert {p: p.read_bytes() for p in before} == before
-    ok(run("eddp", "explain", files[5], *given))
+    ok(run("eddp explain", files[5], *given))
     names = {"0001-005.json", "0001-005.png", "explanation.json", "index.html", "manifest.json", "pictures", "run.json"}
     assert {p.name for p in out.iterdir()} == names
     assert {p.name.split(".")[0] for p in (out / "pictures").iterdir()} == {"0001-005"}
@@ -137,12 +145,10 @@ def test_a_folder_with_other_files_is_left_alone(run: Run, made: Callable[..., A
     images, store, directions = made("pooled")
     out, image = tmp_path / "out", min(images.rglob("*.png"))
     given = ("--store", store, "--directions", directions, "--out", out)
-    ok(run("eddp", "explain", image, *given))
+    ok(run("eddp explain", image, *given))
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     (out / name).write_text("mine")
-    ended = run("eddp", "explain", image, *given)
-    assert ended.code == 2
-    assert name in ended.err
+    fails(run("eddp explain", image, *given), 2, name)
     assert (out / name).read_text() == "mine"
 
 
@@ -152,9 +158,7 @@ def test_a_folder_of_other_things_is_left_alone(run: Run, made: Callable[..., An
     out = tmp_path / "out"
     out.mkdir()
     (out / "explanation.json").write_text(text)
-    ended = run(
-        "eddp", "explain", min(images.rglob("*.png")), "--store", store, "--directions", directions, "--out", out
-    )
+    ended = run("eddp explain", min(images.rglob("*.png")), "--store", store, "--directions", directions, "--out", out)
     assert ended.code == 2
     assert {p.name: p.read_text() for p in out.iterdir()} == {"explanation.json": text}
 
@@ -171,12 +175,12 @@ def test_what_was_written_is_not_explained(
     names = []
     (photos / "linked").symlink_to(photos / "explanation")
     for _ in range(3):
-        ok(run("eddp", "explain", ".", *given))
+        ok(run("eddp explain .", *given))
         names.append([short["image"] for short in read(photos / "explanation")["images"]])
     assert len(names[0]) == 1
     assert names[1:] == names[:1] * 2
-    assert run("eddp", "explain", "explanation/pictures", *given).code == 2
-    ok(run("eddp", "explain", "explanation/pictures", *given, "--out", tmp_path / "other"))
+    assert run("eddp explain explanation/pictures", *given).code == 2
+    ok(run("eddp explain explanation/pictures", *given, "--out", tmp_path / "other"))
 
 
 def test_more_images_than_a_page_shows(
@@ -185,9 +189,7 @@ def test_more_images_than_a_page_shows(
     images, store, directions = made("pooled")
     monkeypatch.setattr("pipeline.explanation.MOST", 7)
     given = ("--store", store, "--directions", directions, "--out", tmp_path / "out")
-    ended = run("eddp", "explain", images, *given)
-    assert ended.code == 2
-    assert "8 images are more than a page can show, which is 7" in ended.err
+    fails(run("eddp explain", images, *given), 2, "8 images are more than a page can show, which is 7")
     assert not (tmp_path / "out").exists()
 
 
@@ -195,7 +197,7 @@ def test_a_head_that_reads_a_class_token_alone(run: Run, made: Callable[..., Any
     images, store, directions = made("tokens")
     out = tmp_path / "out"
     ended = ok(
-        run("eddp", "explain", min(images.rglob("*.png")), "--store", store, "--directions", directions, "--out", out)
+        run("eddp explain", min(images.rglob("*.png")), "--store", store, "--directions", directions, "--out", out)
     )
     assert "does not depend on the positions of this layer; choose an earlier layer" in ended.out
     document = first(out)
@@ -228,7 +230,7 @@ def test_numbers_of_an_image_are_not_held(
 
     monkeypatch.setattr("evaluate.explain.explanation_page.describe", described)
     given = ("--store", store, "--directions", directions, "--out", tmp_path / "out", "--concepts-shown", 1)
-    ok(run("eddp", "explain", images, *given))
+    ok(run("eddp explain", images, *given))
     assert len(counts) == 8
     assert max(counts) <= 1
 
@@ -237,42 +239,39 @@ def test_names_come_from_an_evaluation(
     run: Run, tiny_broden: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broden, store, directions = tiny_broden().root, tmp_path / "acts.zarr", tmp_path / "kmeans.safetensors"
-    ok(run("extract", "--model", "tiny_net:build", "--layer", "second", "--data", broden, "--out", store))
-    ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--out", directions))
-    ok(run("evaluate", "--store", store, "--directions", directions, "--broden", broden))
+    ok(run("extract --model tiny_net:build --layer second --data", broden, "--out", store))
+    ok(run("fit --store", store, "--directions 3 --method kmeans --out", directions))
+    ok(run("evaluate --store", store, "--directions", directions, "--broden", broden))
     given = ("--row", 0, "--out", tmp_path / "out")
-    ok(run("eddp", "explain", *given, "--store", store, "--directions", directions))
+    ok(run("eddp explain", *given, "--store", store, "--directions", directions))
     named = first(tmp_path / "out")
     assert all(c["label"] for c in named["contributions"])
-    ok(run("eddp", "explain", *given, "--evaluation", tmp_path / "evaluation"))
+    ok(run("eddp explain", *given, "--evaluation", tmp_path / "evaluation"))
     assert first(tmp_path / "out") == named
     other = tmp_path / "other.safetensors"
     shutil.copy(directions, other)
-    ok(run("eddp", "explain", *given, "--store", store, "--directions", other))
+    ok(run("eddp explain", *given, "--store", store, "--directions", other))
     assert not any(c["label"] for c in first(tmp_path / "out")["contributions"])
-    ended = run("eddp", "explain", *given, "--directions", other, "--evaluation", tmp_path / "evaluation")
-    assert ended.code == 2
-    assert "no directions 'other'; it has kmeans" in ended.err
+    ended = run("eddp explain", *given, "--directions", other, "--evaluation", tmp_path / "evaluation")
+    fails(ended, 2, "no directions 'other'; it has kmeans")
     for moved, others in (("a", ()), ("b", ("--seed", 7))):
         (tmp_path / moved).mkdir()
         copy = tmp_path / moved / directions.name
         shutil.copy(directions, copy)
         shutil.copy(directions.with_suffix(".json"), copy.with_suffix(".json"))
         if others:
-            ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--out", copy, *others))
-        ended = run("eddp", "explain", *given, "--directions", copy, "--evaluation", tmp_path / "evaluation")
+            ok(run("fit --store", store, "--directions 3 --method kmeans --out", copy, *others))
+        ended = run("eddp explain", *given, "--directions", copy, "--evaluation", tmp_path / "evaluation")
         assert ended.code == (2 if others else 0), ended.err
         assert ("holds other directions" in ended.err) == bool(others)
     for count in (3, 4):  # the same number of others, and more of them
-        ok(run("fit", "--store", store, "--directions", count, "--method", "kmeans", "--out", directions, "--seed", 7))
-        ok(run("eddp", "explain", *given, "--store", store, "--directions", directions))
+        ok(run("fit --store", store, "--directions", count, "--method kmeans --out", directions, "--seed 7"))
+        ok(run("eddp explain", *given, "--store", store, "--directions", directions))
         assert "concepts go without names" in caplog.text
         caplog.clear()
         assert first(tmp_path / "out")["contributions"][0]["name"].startswith("direction ")
         for named_too in ((), ("--directions", directions)):
-            ended = run("eddp", "explain", *given, "--evaluation", tmp_path / "evaluation", *named_too)
-            assert ended.code == 2
-            assert "fitted again" in ended.err
+            fails(run("eddp explain", *given, "--evaluation", tmp_path / "evaluation", *named_too), 2, "fitted again")
 
 
 def test_wrong_use(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
@@ -307,7 +306,7 @@ def test_wrong_use(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
         ((image, *both, "--device", "gpu"), 2, "--device"),
     ):
         out = () if "--out" in arguments else ("--out", tmp_path / "out")
-        ended = run("eddp", "explain", *arguments, *out)
+        ended = run("eddp explain", *arguments, *out)
         assert ended.code == code, (arguments, ended.err)
         assert word in ended.err, (arguments, ended.err)
         assert "Traceback" not in ended.err
@@ -321,12 +320,10 @@ def test_bad_images_of_a_folder_are_left_out(run: Run, made: Callable[..., Any],
     folder.mkdir()
     (folder / "a.png").write_text("no image")
     given = ("--store", store, "--directions", directions, "--out", tmp_path / "out")
-    ended = run("eddp", "explain", folder, *given)
-    assert ended.code == 1
-    assert "None of the 1 images" in ended.err
+    fails(run("eddp explain", folder, *given), 1, "None of the 1 images")
     assert not (tmp_path / "out").exists()
     Image.new("L", (9, 30)).save(folder / "b b'.png")
-    ok(run("eddp", "explain", folder, *given))
+    ok(run("eddp explain", folder, *given))
     result = read(tmp_path / "out")
     assert [d["image"] for d in result["images"]] == [str(folder / "b b'.png")]
     assert result["images"][0]["files"]["sheet"] == "0001-b-b.png"
@@ -340,7 +337,7 @@ def test_what_fails_leaves_nothing_behind(
     files = sorted(images.rglob("*.png"))
     out = tmp_path / "out"
     given = ("--store", store, "--directions", directions, "--out", out)
-    ok(run("eddp", "explain", files[0], *given))
+    ok(run("eddp explain", files[0], *given))
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     networks: list[Network] = []
     load = Network.load
@@ -358,7 +355,7 @@ def test_what_fails_leaves_nothing_behind(
         return found
 
     monkeypatch.setattr(Explainer, "explain", failing)
-    ended = run("eddp", "explain", *files[:3], *given)
+    ended = run("eddp explain", *files[:3], *given)
     assert ended.code == 1
     assert files[1].name in ended.err
     assert "NaN" in ended.err
@@ -378,18 +375,17 @@ def test_what_fails_leaves_nothing_behind(
 
 def test_stores_without_images_or_with_samples(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     images, store, directions = tiny_images(6), tmp_path / "s.zarr", tmp_path / "d.safetensors"
-    ok(run("eddp", "synthetic", "--out", store, "--images", 60))
-    ok(run("fit", "--store", store, "--directions", 3, "--method", "pca", "--out", directions))
+    ok(run("eddp synthetic --out", store, "--images 60"))
+    ok(run("fit --store", store, "--directions 3 --method pca --out", directions))
     given = ("--store", store, "--directions", directions, "--out", tmp_path / "out")
     for arguments in (("--row", 0), (images,)):
-        ended = run("eddp", "explain", *arguments, *given)
+        ended = run("eddp explain", *arguments, *given)
         assert ended.code == 2
         assert "synthetic" in ended.err or "not made from images" in ended.err
     sampled = tmp_path / "sampled.zarr"
     net = ("--model", "tiny_net:build", "--layer", "second")
-    ok(run("extract", *net, "--data", images, "--out", sampled, "--positions", 2))
-    ok(run("fit", "--store", sampled, "--directions", 2, "--method", "kmeans", "--out", directions))
-    ended = run("eddp", "explain", images, "--store", sampled, "--directions", directions, "--out", tmp_path / "out")
-    assert ended.code == 2
-    assert "--positions all" in ended.err
+    ok(run("extract", *net, "--data", images, "--out", sampled, "--positions 2"))
+    ok(run("fit --store", sampled, "--directions 2 --method kmeans --out", directions))
+    ended = run("eddp explain", images, "--store", sampled, "--directions", directions, "--out", tmp_path / "out")
+    fails(ended, 2, "--positions all")
     assert not (tmp_path / "out").exists()

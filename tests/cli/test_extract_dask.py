@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +15,8 @@ from typing import Any
 
 import fateful_net
 import pytest
+from command_line import Run, fails, ok
+from own_process import EDDP, start
 from PIL import Image
 from tiny import contents
 
@@ -31,7 +31,6 @@ from stores.manifest import commit_file
 from stores.store import ActivationStore
 from stores.writer import StoreWriter
 
-Run = Callable[..., Any]
 NET = ("--model", "tiny_net:build", "--layer", "second")
 CONFIG: dict[str, Any] = {
     "model": "tiny_net:build", "layers": ("second", "act"), "chunk_images": 4, "batch_size": 3, "workers": 0, "positions": 5,
@@ -191,11 +190,8 @@ def test_the_command_gives_the_store_of_one_process(
     tiny_images(40)
     monkeypatch.chdir(tmp_path)  # where no worker is: what is relative is said in full
     monkeypatch.setattr("stores.layout.TARGET_CHUNK_BYTES", 2048)
-    plain = run("extract", *NET, "--data", "data", "--out", "plain.zarr", "--json", "--quiet")
-    ended = run(
-        "extract", *NET, "--data", "folder:data", "--out", "spread.zarr", "--json", "--quiet", "--dask", address
-    )
-    assert ended.code == 0, ended.err
+    plain = run("extract", *NET, "--data data --out plain.zarr --json --quiet")
+    ended = ok(run("extract", *NET, "--data folder:data --out spread.zarr --json --quiet --dask", address))
     assert ended.err == ""
     found, alone = json.loads(ended.out), json.loads(plain.out)
     for key in set(alone) - {"store", "seconds"}:
@@ -203,16 +199,11 @@ def test_the_command_gives_the_store_of_one_process(
     assert len(Path("spread.zarr/manifest.jsonl").read_bytes().splitlines()) == 1 + 5
     assert contents(Path("spread.zarr")) == contents(Path("plain.zarr"))
     assert json.loads(Path("spread.zarr.run.json").read_text())["options"]["dask"] == address
-    looked = run("extract", *NET, "--data", "data", "--out", "other.zarr", "--json", "--dry-run", "--dask", address)
+    looked = run("extract", *NET, "--data data --out other.zarr --json --dry-run --dask", address)
     assert json.loads(looked.out)["rate"] > 0
     assert not Path("other.zarr").exists()
-    replaced = run("extract", *NET, "--data", "data", "--out", "spread.zarr", "--seed", 1, "--dask", address)
-    assert replaced.code == 2
-    assert "--overwrite" in replaced.err
-    replaced = run(
-        "extract", *NET, "--data", "data", "--out", "spread.zarr", "--seed", 1, "--overwrite", "--dask", address
-    )
-    assert replaced.code == 0, replaced.err
+    fails(run("extract", *NET, "--data data --out spread.zarr --seed 1 --dask", address), 2, "--overwrite")
+    ok(run("extract", *NET, "--data data --out spread.zarr --seed 1 --overwrite --dask", address))
     assert ActivationStore.open(Path("spread.zarr")).provenance["seed"] == 1
 
 
@@ -240,7 +231,7 @@ def test_a_worker_without_the_device_is_told(
     run: Run, tmp_path: Path, tiny_images: Callable[..., Path], address: str
 ) -> None:
     options = ("--data", tiny_images(2), "--out", tmp_path / "s", "--quiet", "--dask", address)
-    ended = run("extract", *NET, *options, "--device", "cuda:7")
+    ended = run("extract", *NET, *options, "--device cuda:7")
     assert "--device cuda:7: The dask worker at" in ended.err
     assert not (tmp_path / "s").exists()
 
@@ -248,17 +239,10 @@ def test_a_worker_without_the_device_is_told(
 @pytest.mark.slow
 def test_interrupted_at_the_keyboard_it_says_one_sentence(tmp_path: Path, tiny_images: Callable[..., Path]) -> None:
     """Ctrl-C reaches the workers as well, which belong to the same terminal."""
-    out, helpers = tmp_path / "s.zarr", Path(fateful_net.__file__).parent
+    out = tmp_path / "s.zarr"
     words = ("extract", "--model", "tiny_net:slow", "--layer", "second", "--data", tiny_images(400), "--out", out,
              "--batch-size", 1, "--quiet", "--dask", "local")  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.main", *map(str, words)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(helpers), str(helpers.parents[1])])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(*words, code=EDDP, own_session=True)
     while not (out / "zarr.json").exists():
         time.sleep(0.05)
         assert process.poll() is None

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Run, fails, ok
 from own_process import HELPERS, SLOW, end, start, wait_for
 from tiny import contents
 
 from extract import plan
 from stores.store import ActivationStore
 
-Run = Callable[..., object]
 NET = ("--model", "tiny_net:build", "--layer", "second")
 
 
@@ -28,22 +28,21 @@ def test_a_dry_run_tells_all_and_writes_nothing(run: Run, tiny_images: Callable[
     root, out = tiny_images(40), tmp_path / "s.zarr"
     (root / "cat" / "003.png").write_text("no picture")
     options = (*NET, "--layer", "first", "--data", root, "--out", out, "--batch-size", 4)
-    ended = run("extract", *options, "--dry-run")
-    assert ended.code == 0, ended.err
+    ended = ok(run("extract", *options, "--dry-run"))
     for part in ("40 images, 4 at a time", "second: 10.2 kB", "first: 30.7 kB", "(enough)", "images/s: about"):
         assert part in ended.out, part
     assert "1 of 20 images tried cannot be read: see --on-bad-image" in ended.out
     assert not out.exists()
     assert list(tmp_path.iterdir()) == [root]
-    found = json.loads(run("extract", *options, "--dry-run", "--json", "--quiet").out)
+    found = json.loads(run("extract", *options, "--dry-run --json --quiet").out)
     assert found["layers"] == {"second": 40 * 16 * 8 * 2, "first": 40 * 64 * 6 * 2}
     assert (found["images"], found["fits"], found["tried"], found["unreadable"]) == (40, True, 20, 1)
     assert found["rate"] > 0
-    ended = run("extract", *options, "--on-bad-image", "skip")
+    ended = run("extract", *options, "--on-bad-image skip")
     assert "40 images, 4 at a time" in ended.err  # the start of a run says so, too
     stored = json.loads((tmp_path / "s.zarr.run.json").read_bytes())["result"]["bytes"]
     assert found["bytes"] == pytest.approx(stored, rel=0.01)
-    assert "0 of 40 images" in run("extract", *options, "--on-bad-image", "skip", "--dry-run").out
+    assert "0 of 40 images" in run("extract", *options, "--on-bad-image skip --dry-run").out
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
@@ -53,13 +52,10 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage._replace(free=5000))
     options = (*NET, "--data", tiny_images(40), "--out", tmp_path / "s.zarr")
     assert "(NOT enough)" in run("extract", *options, "--dry-run").out
-    ended = run("extract", *options)
-    assert ended.code == 1
-    assert "has 5.0 kB free, but" in ended.err
-    assert "--compress zstd, --positions N" in ended.err
+    fails(run("extract", *options), 1, "has 5.0 kB free, but", "--compress zstd, --positions N")
     assert not (tmp_path / "s.zarr").exists()
-    assert "(enough only if it compresses well)" in run("extract", *options, "--compress", "zstd", "--dry-run").out
-    assert run("extract", *options, "--compress", "zstd").code == 0
+    assert "(enough only if it compresses well)" in run("extract", *options, "--compress zstd --dry-run").out
+    assert run("extract", *options, "--compress zstd").code == 0
 
 
 def test_two_processes_at_once_give_the_store_of_one(
@@ -75,29 +71,26 @@ def test_two_processes_at_once_give_the_store_of_one(
     records = [json.loads((tmp_path / f"s.zarr.shard-{i}-of-2.run.json").read_bytes())["result"] for i in range(2)]
     assert sum(record["done_now"] for record in records) == 60
     assert min(record["missing_chunks"] for record in records) == 0
-    assert run("eddp", "verify", tmp_path / "s.zarr").code == 0
+    assert run("eddp verify", tmp_path / "s.zarr").code == 0
 
 
 def test_one_shard_alone_says_what_is_missing(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     options = (*NET, "--data", tiny_images(10), "--out", tmp_path / "s.zarr")
-    ended = run("extract", *options, "--shard", "0/3")
-    assert ended.code == 0
+    ended = ok(run("extract", *options, "--shard 0/3"))
     assert "this shard is done; 1 of 1 chunks are missing yet" in ended.out
-    ended = run("eddp", "verify", tmp_path / "s.zarr")
-    assert ended.code == 1
-    assert "is sound, but it is unfinished: 1 chunks are missing. Run the same extract command" in ended.err
-    assert "unfinished" in run("eddp", "inspect", tmp_path / "s.zarr").out
-    assert "unfinished: 0 of 1 chunks" in run("fit", "--store", tmp_path / "s.zarr", "--directions", 2).err
-    ended = run("extract", *options, "--shard", "2/3")
+    ended = run("eddp verify", tmp_path / "s.zarr")
+    fails(ended, 1, "is sound, but it is unfinished: 1 chunks are missing. Run the same extract command")
+    assert "unfinished" in run("eddp inspect", tmp_path / "s.zarr").out
+    assert "unfinished: 0 of 1 chunks" in run("fit --store", tmp_path / "s.zarr", "--directions 2").err
+    ended = run("extract", *options, "--shard 2/3")
     assert "chunks are missing" not in ended.out
-    assert run("eddp", "verify", tmp_path / "s.zarr").code == 0
+    assert run("eddp verify", tmp_path / "s.zarr").code == 0
 
 
 @pytest.mark.parametrize("shard", ["2/2", "a/b", "1/2/3"])
 def test_a_shard_that_is_none(run: Run, tiny_images: Callable[..., Path], tmp_path: Path, shard: str) -> None:
     ended = run("extract", *NET, "--data", tiny_images(2), "--out", tmp_path / "s", f"--shard={shard}")
-    assert ended.code == 2
-    assert f"--shard must be I/N with I from 0 to N-1, such as 0/8, got '{shard}'" in ended.err
+    fails(ended, 2, f"--shard must be I/N with I from 0 to N-1, such as 0/8, got '{shard}'")
 
 
 def test_the_same_store_twice_at_once_is_refused(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
@@ -140,19 +133,11 @@ def test_killed_at_random_times_it_goes_on(tiny_images: Callable[..., Path], tmp
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("number", "after"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 0.6), (signal.SIGINT, 1.0), (signal.SIGTERM, 1.6)]
-)
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 1.0)])
 def test_interrupted_while_libraries_are_still_loading(tmp_path: Path, number: int, after: float) -> None:
     code = "from pipeline.entry import extract; print('begun', flush=True); extract()"
     arguments = (*NET, "--data", tmp_path / "none", "--out", tmp_path / "s")
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=HELPERS.parents[1],
-    )
+    process = start(*arguments, code=code)
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(after)
@@ -186,25 +171,20 @@ def test_places_that_cannot_be_written_to_end_in_a_sentence(
     run: Run, tiny_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tiny_images(4)
-    ended = run("extract", *NET, "--data", root, "--out", tmp_path / ("x" * 300))
-    assert ended.code == 2
-    assert "File name too long" in ended.err
+    fails(run("extract", *NET, "--data", root, "--out", tmp_path / ("x" * 300)), 2, "File name too long")
     assert run("extract", *NET, "--data", root, "--out", tmp_path / "s").code == 0
     ended = run("extract", *NET, "--data", root, "--out", tmp_path / "s" / "images" / "inner.zarr")
-    assert ended.code == 2
-    assert f"is within the store '{tmp_path / 's'}'" in ended.err
+    fails(ended, 2, f"is within the store '{tmp_path / 's'}'")
     ended = run("extract", *NET, "--data", root, "--out", tmp_path / "t", "--seed", 2**63)
-    assert ended.code == 2
-    assert "'seed' must not be negative, nor 2^63 or more" in ended.err
+    fails(ended, 2, "'seed' must not be negative, nor 2^63 or more")
     monkeypatch.chdir(tmp_path / "s")
-    assert run("extract", *NET, "--data", root, "--out", ".", "--overwrite").code == 0
+    assert run("extract", *NET, "--data", root, "--out . --overwrite").code == 0
     assert (tmp_path / "s.run.json").is_file()
     run("extract", *NET, "--data", root, "--out", tmp_path / "u")
     (tmp_path / "u/images/names/c.0.0").unlink()
     (tmp_path / "u.run.json").unlink()
     (tmp_path / "u.run.json").mkdir()  # the record cannot be written, but the store can
-    ended = run("extract", *NET, "--data", root, "--out", tmp_path / "u")
-    assert ended.code == 0
+    ok(run("extract", *NET, "--data", root, "--out", tmp_path / "u"))
     assert ActivationStore.open(tmp_path / "u").verify() == []
 
 
@@ -212,8 +192,7 @@ def test_a_folder_of_bad_images_only(run: Run, tiny_images: Callable[..., Path],
     root = tiny_images(4)
     for file in root.rglob("*.png"):
         file.write_text("no picture")
-    ended = run("extract", *NET, "--data", root, "--out", tmp_path / "s", "--on-bad-image", "skip")
-    assert ended.code == 0
+    ended = ok(run("extract", *NET, "--data", root, "--out", tmp_path / "s", "--on-bad-image skip"))
     assert "Warning: not one of the images could be read." in ended.err
 
 

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import Run, fails, ok
+from own_process import EDDP, start
 from tiny import write_store
 
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.directions import Directions
-from tests.cli.conftest import Ended
 
-Run = Callable[..., Ended]
-ROOT = Path(__file__).parents[2]
 QUICK = ("--set", "refine_steps=10", "--set", "restart_steps=5", "--refits", 0)
 
 
@@ -41,23 +38,18 @@ def store_of(path: Path, x: np.ndarray) -> Path:
     return write_store(path, {"layer": x.astype(np.float32)}, provenance=made, heads=heads)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipeline.main", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def test_killed_at_any_moment_the_same_command_goes_on(run: Run, synthetic: Path, tmp_path: Path) -> None:
     """The real command, ended from outside whenever it happens to be; the result has the bytes of one never killed."""
-    options = ("fit", "--store", synthetic, "--directions", 3, "--refits", 0, "--set", "restarts=1", "--set", "regime=sharp", "--set", "refine_steps=400", "--set", "patience=0", "--quiet")  # fmt: skip
+    settings = [
+        word for text in ("restarts=1", "regime=sharp", "refine_steps=400", "patience=0") for word in ("--set", text)
+    ]
+    options = ("fit", "--store", synthetic, "--directions", 3, "--refits", 0, *settings, "--quiet")
     whole, out = tmp_path / "whole.safetensors", tmp_path / "d.safetensors"
     assert run(*options, "--out", whole).code == 0
     assert not whole.with_suffix(".checkpoint").exists()
     steps = []
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        process = start(*options, "--out", out, "--checkpoint-every", 0)
+        process = start(*options, "--out", out, "--checkpoint-every", 0, code=EDDP)
         checkpoint, seen = out.with_suffix(".checkpoint"), len(steps)
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         deadline = time.monotonic() + 60
@@ -84,17 +76,15 @@ def test_killed_at_any_moment_the_same_command_goes_on(run: Run, synthetic: Path
 def test_a_checkpoint_of_another_fit_stops_with_a_sentence(run: Run, synthetic: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
     out.with_suffix(".checkpoint").write_bytes(b"nonsense")
-    ended = run("fit", "--store", synthetic, "--directions", 2, "--out", out)
-    assert ended.code == 1
-    assert "is damaged" in ended.err
-    assert "remove it" in ended.err
+    ended = run("fit --store", synthetic, "--directions 2 --out", out)
+    fails(ended, 1, "is damaged", "remove it")
     assert ended.err.count("\n") == 1
 
 
 def test_a_store_of_zeros(run: Run, tmp_path: Path) -> None:
     store = store_of(tmp_path / "s.zarr", np.zeros((20, 4, 8)))
     for method in ("eddp", "kmeans", "ica"):
-        ended = run("fit", "--store", store, "--directions", 2, "--method", method, "--out", tmp_path / "d.safetensors")
+        ended = run("fit --store", store, "--directions 2 --method", method, "--out", tmp_path / "d.safetensors")
         assert ended.code == 1, method
         assert "Traceback" not in ended.err
         assert "do not vary" in ended.err or "not zero" in ended.err, ended.err
@@ -109,8 +99,7 @@ def test_constant_channels_and_dead_ones_are_no_obstacle(run: Run, tmp_path: Pat
     for method in ("eddp", "kmeans", "pca", "ica", "sae"):
         out = tmp_path / f"{method}.safetensors"
         more = QUICK if method == "eddp" else ("--set", "epochs=2") if method == "sae" else ()
-        ended = run("fit", "--store", store, "--directions", 2, "--method", method, "--out", out, *more)
-        assert ended.code == 0, ended.err
+        ok(run("fit --store", store, "--directions 2 --method", method, "--out", out, *more))
         assert np.isfinite(Directions.load(out).filters).all()
 
 
@@ -118,16 +107,14 @@ def test_more_directions_than_different_rows(run: Run, tmp_path: Path) -> None:
     g = np.random.default_rng(0)
     x = np.repeat(g.normal(size=(3, 1, 8)), 4, 1)[g.integers(0, 3, 40)]
     store = store_of(tmp_path / "s.zarr", x)
-    ended = run("fit", "--store", store, "--directions", 9, "--out", tmp_path / "d.safetensors", *QUICK)
-    assert ended.code == 1
-    assert "9 directions were asked for" in ended.err
-    assert "fewer --directions" in ended.err
+    ended = run("fit --store", store, "--directions 9 --out", tmp_path / "d.safetensors", *QUICK)
+    fails(ended, 1, "9 directions were asked for", "fewer --directions")
 
 
 def test_too_few_positions_for_so_many_directions(run: Run, synthetic: Path, tmp_path: Path) -> None:
     for directions, few in ((2, False), (8, True)):  # of 1800 positions
         out = tmp_path / "d.safetensors"
-        ended = run("fit", "--store", synthetic, "--directions", directions, *QUICK, "--out", out)
+        ended = run("fit --store", synthetic, "--directions", directions, *QUICK, "--out", out)
         assert ("225 positions for each direction" in ended.err) == few
 
 
@@ -142,41 +129,34 @@ def test_not_enough_memory_for_the_rows(
         return real(*size, **more)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(torch, "empty", empty)
-    ended = run("fit", "--store", synthetic, "--directions", 3, "--out", tmp_path / "d.safetensors")
-    assert ended.code == 1
-    assert "1800 positions of 5 numbers" in ended.err
-    assert "rows=store" in ended.err
+    ended = run("fit --store", synthetic, "--directions 3 --out", tmp_path / "d.safetensors")
+    fails(ended, 1, "1800 positions of 5 numbers", "rows=store")
 
 
 def test_every_setting_is_reached_by_set_and_recorded(run: Run, synthetic: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
-    ended = run(
-        "fit", "--store", synthetic, "--directions", 3, "--out", out, "--json", *QUICK,
-        "--set", "signals=positives", "--set", "batch_rows=500", "--set", "regime=soft",
-    )  # fmt: skip
-    assert ended.code == 0, ended.err
+    ok(run("fit --store", synthetic, "--directions 3 --out", out, "--json", *QUICK,
+           "--set signals=positives --set batch_rows=500 --set regime=soft"))  # fmt: skip
     config = json.loads(out.with_suffix(".json").read_text())["config"]
     wanted = {"refine_steps": 10, "signals": "positives", "batch_rows": 500, "regime": "soft"}
     assert wanted.items() <= config.items()
     assert out.with_suffix(".log.png").stat().st_size > 5000
-    wrong = run("fit", "--store", synthetic, "--directions", 3, "--out", out, "--set", "signals=average")
-    assert wrong.code == 2
-    assert "must be one of pooled, positives, free" in wrong.err
+    ended = run("fit --store", synthetic, "--directions 3 --out", out, "--set signals=average")
+    fails(ended, 2, "must be one of pooled, positives, free")
 
 
 def test_learning_too_fast_is_told_and_nothing_is_written(run: Run, synthetic: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
     for method, more in (("eddp", ("refine_steps=1", "restart_steps=0")), ("sae", ("epochs=1",))):
         settings = [text for pair in (*more, "learning_rate=1e37") for text in ("--set", pair)]
-        ended = run("fit", "--store", synthetic, "--directions", 3, "--method", method, "--out", out, *settings)
-        assert ended.code == 1, ended.err
-        assert "lower the learning rate" in ended.err
+        ended = run("fit --store", synthetic, "--directions 3 --method", method, "--out", out, *settings)
+        fails(ended, 1, "lower the learning rate")
         assert not out.exists()
 
 
 def test_options_that_contradict_each_other(run: Run, synthetic: Path, tmp_path: Path) -> None:
     def fit(*more: object) -> str:
-        ended = run("fit", "--store", synthetic, "--directions", 2, *more)
+        ended = run("fit --store", synthetic, "--directions 2", *more)
         assert ended.code == 2, ended.err
         return ended.err
 
@@ -203,7 +183,7 @@ def test_what_cannot_be_written_is_refused_before_the_fit(
     monkeypatch.setattr("pipeline.fitting.fit_to_file", lambda *_, **__: pytest.fail("it was begun"))
 
     def refused(out: Path, reason: str) -> None:
-        ended = run("fit", "--store", synthetic, "--directions", 3, "--out", out)
+        ended = run("fit --store", synthetic, "--directions 3 --out", out)
         assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
         assert f"could not be written: {reason}" in ended.err
 
@@ -235,18 +215,17 @@ def test_options_by_their_names_in_the_environment(
     monkeypatch.setenv("EDDP_FIT_CHECKPOINT_EVERY", "5")
     monkeypatch.setenv("EDDP_FIT_JSON", "1")
     out = tmp_path / "d.safetensors"
-    ended = run("fit", "--store", synthetic, "--directions", 2, "--refits", 0, "--out", out)
-    assert ended.code == 0, ended.err
+    ended = ok(run("fit --store", synthetic, "--directions 2 --refits 0 --out", out))
     assert json.loads(ended.out)["directions"] == 2
     config = json.loads(out.with_suffix(".json").read_bytes())["config"]
     assert (config["refine_steps"], config["restarts"]) == (3, 1)
     monkeypatch.setenv("EDDP_FIT_CHECKPOINT_EVERY", "often")
-    assert "often" in run("fit", "--store", synthetic, "--directions", 2, "--out", out).err
+    assert "often" in run("fit --store", synthetic, "--directions 2 --out", out).err
 
 
 def test_all_of_a_layer_negative_is_100_percent(run: Run, tmp_path: Path) -> None:
     store = store_of(tmp_path / "s.zarr", -1 - np.random.default_rng(0).random((8, 4, 3)))
-    ended = run("fit", "--store", store, "--method", "nmf", "--directions", 2, "--out", tmp_path / "d.safetensors")
+    ended = run("fit --store", store, "--method nmf --directions 2 --out", tmp_path / "d.safetensors")
     assert "(100 % of them" in ended.err
 
 
@@ -257,8 +236,7 @@ def test_halves_hold_as_many_of_each_class(run: Run, tiny_images: Callable[..., 
     for i in range(2):
         out = tmp_path / f"half{i}.safetensors"
         options = ("--store", store, "--directions", 2, "--method", "kmeans", "--part", f"{i}/2", "--part-seed", 3)
-        ended = run("fit", *options, "--out", out)
-        assert ended.code == 0, ended.err
+        ok(run("fit", *options, "--out", out))
         record = json.loads(out.with_suffix(".run.json").read_bytes())
         assert record["part"] == {"images": 6, "classes": {"cat": 3, "dog": 3}}
         assert json.loads(out.with_suffix(".json").read_bytes())["store"]["part"] == {"index": i, "of": 2, "seed": 3}
@@ -267,8 +245,7 @@ def test_halves_hold_as_many_of_each_class(run: Run, tiny_images: Callable[..., 
 def test_the_number_of_directions_is_selected(run: Run, synthetic: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
     options = ("fit", "--store", synthetic, "--out", out, *QUICK, "--refits", 2)
-    ended = run(*options, "--directions", "auto", "--json")
-    assert ended.code == 0, ended.err
+    ended = ok(run(*options, "--directions", "auto", "--json"))
     selection = json.loads(ended.out)["selection"]
     assert [row["directions"] for row in selection["rows"]] == [8]  # 1800 positions: more would be too few each
     found = Directions.load(out)

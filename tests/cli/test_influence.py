@@ -8,14 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Run, fails, ok
 
-Run = Callable[..., object]
 FEW = ("--null-directions", 8, "--null-positions", 40, "--influence-images", 20)
-
-
-def ok(ended):  # type: ignore[no-untyped-def]
-    assert ended.code == 0, ended.err
-    return ended
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -35,12 +30,12 @@ def test_with_a_concept_dataset(
     run: Run, tiny_broden: Callable[..., object], tmp_path: Path, net: str, layer: str, through: str, classes: int
 ) -> None:
     broden, store = tiny_broden().root, tmp_path / "acts.zarr"
-    ok(run("extract", "--model", net, "--layer", layer, "--data", broden, "--out", store))
+    ok(run("extract --model", net, "--layer", layer, "--data", broden, "--out", store))
     for method in ("kmeans", "pca"):
         out = tmp_path / f"{method}.safetensors"
-        ok(run("fit", "--store", store, "--directions", 3, "--method", method, "--out", out))
+        ok(run("fit --store", store, "--directions 3 --method", method, "--out", out))
     files = ("--directions", tmp_path / "kmeans.safetensors", "--directions", tmp_path / "pca.safetensors")
-    ended = ok(run("evaluate", "--store", store, *files, "--broden", broden, "--influence", *FEW))
+    ended = ok(run("evaluate --store", store, *files, "--broden", broden, "--influence", *FEW))
     assert "Influence at α = 2" in ended.out
     folder = tmp_path / "evaluation"
     summary = json.loads((folder / "summary.json").read_bytes())["directions"]
@@ -60,33 +55,18 @@ def test_with_a_concept_dataset(
         assert (folder / f"{name}.parquet").is_file()
     assert "Classes pushed further" in (folder / "report" / "pca" / "index.html").read_text(encoding="utf-8")
     again = tmp_path / "again"
-    ok(run("evaluate", "--store", store, *files, "--broden", broden, "--influence", *FEW, "--out", again))
+    ok(run("evaluate --store", store, *files, "--broden", broden, "--influence", *FEW, "--out", again))
     assert (again / "influence.csv").read_bytes() == (folder / "influence.csv").read_bytes()
-    ok(run("evaluate", "--store", store, *files, "--broden", broden, "--out", again))
+    ok(run("evaluate --store", store, *files, "--broden", broden, "--out", again))
     assert "Classes pushed further" not in (again / "report" / "pca" / "index.html").read_text(encoding="utf-8")
     assert not (again / "influence.csv").exists()  # of the earlier evaluation: nothing contradicts what is written now
 
 
 def test_alone_on_a_store_of_known_truth(run: Run, tmp_path: Path) -> None:
     store, out = tmp_path / "s.zarr", tmp_path / "k.safetensors"
-    ok(run("eddp", "synthetic", "--out", store, "--images", 100))
-    ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--out", out))
-    ended = ok(
-        run(
-            "evaluate",
-            "--store",
-            store,
-            "--directions",
-            out,
-            "--influence",
-            "--alphas",
-            "1",
-            *FEW,
-            "--seed",
-            3,
-            "--json",
-        )
-    )
+    ok(run("eddp synthetic --out", store, "--images 100"))
+    ok(run("fit --store", store, "--directions 3 --method kmeans --out", out))
+    ended = ok(run("evaluate --store", store, "--directions", out, "--influence --alphas 1", *FEW, "--seed 3 --json"))
     entry = json.loads(ended.out)["directions"]["k"]
     assert entry["influence"]["alpha"] == 1
     assert "s3" not in entry
@@ -104,9 +84,8 @@ def test_alone_on_a_store_of_known_truth(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_use(run: Run, tmp_path: Path, arguments: tuple[object, ...], word: str) -> None:
-    ended = run("evaluate", "--store", tmp_path / "s", "--directions", tmp_path / "d", *arguments)
-    assert ended.code == 2
-    assert word in ended.err
+    ended = run("evaluate --store", tmp_path / "s", "--directions", tmp_path / "d", *arguments)
+    fails(ended, 2, word)
     assert ended.err.count("\n") == 1
 
 

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Run, fails, ok
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import fill, open_writer, write_store
@@ -22,14 +22,8 @@ from pipeline.inspection import BARS, QUANTILES, distribution, histogram
 from stores.format import LayerSpec
 from stores.sketch import Sketch, torch
 
-Run = Callable[..., Any]
 Make = Callable[..., Path]
 SPECS = {"a": LayerSpec("a", (2, 2), 6, prefix=1, layout="tokens")}
-
-
-def ok(ended: Any) -> Any:
-    assert ended.code == 0, ended.err
-    return ended
 
 
 def odd_layer() -> np.ndarray:
@@ -46,7 +40,7 @@ def test_all_there_is_to_know_of_a_store(run: Run, tiny_store: Make) -> None:
     path = tiny_store(
         {"a": x, "b": np.abs(x)}, specs=SPECS, provenance={"model": "tiny", "weights_digest": "sha256:1f"}
     )
-    facts = json.loads(ok(run("eddp", "inspect", path, "--json")).out)
+    facts = json.loads(ok(run("eddp inspect", path, "--json")).out)
     assert facts["model"] == "tiny"
     assert facts["weights digest"] == "sha256:1f"
     assert facts["images"] == 40
@@ -77,7 +71,7 @@ def test_all_there_is_to_know_of_a_store(run: Run, tiny_store: Make) -> None:
 
 def test_what_people_read(run: Run, tiny_store: Make) -> None:
     path = tiny_store({"a": odd_layer()}, specs=SPECS)
-    lines = ok(run("eddp", "inspect", path)).out.splitlines()
+    lines = ok(run("eddp inspect", path)).out.splitlines()
     text = "\n".join(lines)
     assert "values of a, without its prefix, from all 40 images:" in lines
     assert "  exactly zero          16.72 %" in lines
@@ -97,17 +91,17 @@ def test_many_dead_channels_are_listed_in_part(run: Run, tiny_store: Make) -> No
     x = np.zeros((8, 2, 30), np.float32)
     x[:, :, 3] = np.arange(16).reshape(8, 2)
     path = tiny_store({"a": x})
-    text = ok(run("eddp", "inspect", path)).out
+    text = ok(run("eddp inspect", path)).out
     assert "29 of 30 (always 0 in what was looked at): 0, 1, 2, 4, 5, 6, 7, 8, 9, 10, ..." in text
-    facts = json.loads(ok(run("eddp", "inspect", path, "--json")).out)
+    facts = json.loads(ok(run("eddp inspect", path, "--json")).out)
     assert facts["values"]["a"]["dead channels"] == [k for k in range(30) if k != 3]
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, np.nan, np.inf, 1e-30, 1e30])
 def test_a_layer_of_one_value(run: Run, tiny_store: Make, value: float) -> None:
     path = tiny_store({"a": np.full((5, 2, 3), value, np.float32)})
-    ok(run("eddp", "inspect", path))
-    found = json.loads(ok(run("eddp", "inspect", path, "--json")).out, parse_constant=pytest.fail)["values"]["a"]
+    ok(run("eddp inspect", path))
+    found = json.loads(ok(run("eddp inspect", path, "--json")).out, parse_constant=pytest.fail)["values"]["a"]
     assert found["values"] == 30
     assert found["dead channels"] == ([0, 1, 2] if value == 0 else [])
     assert found["constant channels"] == ([0, 1, 2] if value and np.isfinite(value) else [])
@@ -118,13 +112,13 @@ def test_a_layer_of_one_value(run: Run, tiny_store: Make, value: float) -> None:
 def test_some_images_of_a_large_store_or_all_of_them(run: Run, tiny_store: Make) -> None:
     x = np.random.default_rng(0).normal(size=(1500, 1, 2)).astype(np.float32)
     path = tiny_store({"a": x}, chunk_images=100)
-    assert "values of a, from 1 024 of 1 500 images:" in ok(run("eddp", "inspect", path)).out
+    assert "values of a, from 1 024 of 1 500 images:" in ok(run("eddp inspect", path)).out
     assert not (path / "layers/a/sketch.safetensors").exists()
-    assert "values of a, from all 1 500 images:" in ok(run("eddp", "inspect", path, "--all")).out
+    assert "values of a, from all 1 500 images:" in ok(run("eddp inspect", path, "--all")).out
     assert (path / "layers/a/sketch.safetensors").exists()
-    facts = json.loads(ok(run("eddp", "inspect", path, "--json")).out)  # from what was kept
+    facts = json.loads(ok(run("eddp inspect", path, "--json")).out)  # from what was kept
     assert facts["values"]["a"]["images"] == 1500
-    assert "sound" in ok(run("eddp", "verify", path)).out
+    assert "sound" in ok(run("eddp verify", path)).out
 
 
 @pytest.fixture
@@ -137,12 +131,12 @@ def unfinished(tmp_path: Path) -> Path:
 
 
 def test_an_unfinished_store(run: Run, unfinished: Path) -> None:
-    text = ok(run("eddp", "inspect", unfinished)).out
+    text = ok(run("eddp inspect", unfinished)).out
     assert "  missing chunks        2 to 3, 5 to 8" in text
     assert "  missing images        8 to 15, 20 to 35" in text
     assert "Run the same extract command again" in text
     assert "from all 15 images" in text
-    facts = json.loads(ok(run("eddp", "inspect", unfinished, "--json", "--all")).out)
+    facts = json.loads(ok(run("eddp inspect", unfinished, "--json --all")).out)
     assert facts["sealed"] is False
     assert (facts["images"], facts["skipped"]) == (15, 1)
     assert facts["unfinished"]["committed chunks"] == 4
@@ -153,7 +147,7 @@ def test_an_unfinished_store(run: Run, unfinished: Path) -> None:
     assert found["values"] == inside.size
     assert found["maximum"] == inside[np.isfinite(inside)].max()
     assert not (unfinished / "layers/a/sketch").exists()
-    ended = run("eddp", "verify", unfinished)  # which is of sealed stores alone
+    ended = run("eddp verify", unfinished)  # which is of sealed stores alone
     assert ended.code == 1
     assert "unfinished" in ended.err
 
@@ -162,23 +156,21 @@ def test_an_unfinished_store_of_which_files_are_gone(run: Run, unfinished: Path)
     folder = unfinished / "layers/a/activations"
     file = next(path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "zarr.json")
     file.unlink()
-    facts = json.loads(ok(run("eddp", "inspect", unfinished, "--json")).out)
+    facts = json.loads(ok(run("eddp inspect", unfinished, "--json")).out)
     assert facts["unfinished"]["committed chunks"] == 3
     assert facts["unfinished"]["missing chunks"][0] == [0, 0]
 
 
 def test_a_store_with_nothing_in_it_yet(run: Run, tmp_path: Path) -> None:
     open_writer(tmp_path / "s.zarr", {"a": odd_layer()}, specs=SPECS).close()
-    facts = json.loads(ok(run("eddp", "inspect", tmp_path / "s.zarr", "--json")).out)
+    facts = json.loads(ok(run("eddp inspect", tmp_path / "s.zarr", "--json")).out)
     assert facts["values"] == {"a": None}
     assert facts["unfinished"]["missing images"] == [[0, 39]]
-    assert "missing images        0 to 39" in ok(run("eddp", "inspect", tmp_path / "s.zarr")).out
+    assert "missing images        0 to 39" in ok(run("eddp inspect", tmp_path / "s.zarr")).out
 
 
 def test_no_store(run: Run, tmp_path: Path) -> None:
-    ended = run("eddp", "inspect", tmp_path / "none.zarr")
-    assert ended.code == 2
-    assert "There is no store" in ended.err
+    fails(run("eddp inspect", tmp_path / "none.zarr"), 2, "There is no store")
 
 
 @pytest.fixture(scope="module")
@@ -201,35 +193,31 @@ def flip(file: Path) -> None:
 
 def test_verify_reads_what_is_kept_with_a_store_too(run: Run, synthetic: Path) -> None:
     out = synthetic.with_name("d.safetensors")
-    ok(run("fit", "--store", synthetic, "--directions", 2, "--method", "pca", "--out", out))
-    ok(run("eddp", "inspect", synthetic, "--all"))
-    assert "sound" in ok(run("eddp", "verify", synthetic)).out
+    ok(run("fit --store", synthetic, "--directions 2 --method pca --out", out))
+    ok(run("eddp inspect", synthetic, "--all"))
+    assert "sound" in ok(run("eddp verify", synthetic)).out
     layer = synthetic / "layers/synthetic"
     harmed = [synthetic / "truth.safetensors", layer / "statistics.safetensors", layer / "sketch.safetensors"]
     for file in harmed:
         flip(file)
-    ended = run("eddp", "verify", synthetic, "--json")
+    ended = run("eddp verify", synthetic, "--json")
     assert ended.code == 1
     problems = json.loads(ended.out)["problems"]
     assert len(problems) == 3
     for file in harmed:
         assert sum(problem.startswith(f"'{file}'") for problem in problems) == 1
-    ok(run("eddp", "inspect", synthetic, "--all"))  # mends its own
-    assert len(json.loads(run("eddp", "verify", synthetic, "--json").out)["problems"]) == 2
+    ok(run("eddp inspect", synthetic, "--all"))  # mends its own
+    assert len(json.loads(run("eddp verify", synthetic, "--json").out)["problems"]) == 2
 
 
 def test_a_damaged_truth_is_refused(run: Run, synthetic: Path) -> None:
     out, file = synthetic.with_name("d.safetensors"), synthetic / "truth.safetensors"
-    ok(run("fit", "--store", synthetic, "--directions", 3, "--method", "pca", "--out", out))
+    ok(run("fit --store", synthetic, "--directions 3 --method pca --out", out))
     evaluate = ("evaluate", "--store", synthetic, "--directions", out, "--ground-truth", "--json")
     flip(file)
-    ended = run(*evaluate)
-    assert ended.code == 1
-    assert f"'{file}' is damaged" in ended.err
+    fails(run(*evaluate), 1, f"'{file}' is damaged")
     file.unlink()
-    ended = run(*evaluate)
-    assert ended.code == 2
-    assert "no ground truth" in ended.err
+    fails(run(*evaluate), 2, "no ground truth")
 
 
 @given(st.integers(0, 2**32), st.sampled_from(["normal", "cauchy", "exponential", "lognormal", "offset", "one"]))
@@ -278,7 +266,7 @@ def test_scales_suit_the_values() -> None:
 def test_skipped_images_are_left_out(run: Run, tmp_path: Path) -> None:
     valid = np.arange(12) != 3
     path = write_store(tmp_path / "s.zarr", {"a": np.ones((12, 2, 3), np.float32)}, valid=valid)
-    facts = json.loads(ok(run("eddp", "inspect", path, "--json")).out)
+    facts = json.loads(ok(run("eddp inspect", path, "--json")).out)
     assert (facts["images"], facts["skipped"]) == (11, 1)
     found = facts["values"]["a"]
     assert (found["images"], found["of images"], found["nan"], found["values"]) == (11, 11, 0, 66)
@@ -315,8 +303,8 @@ def test_histograms_of_extreme_values() -> None:
 def test_inspect_a_store_of_huge_values(run: Run, tiny_store: Make) -> None:
     x = np.random.default_rng(1).normal(size=(8, 4, 3)).astype(np.float32) * 1e13
     path = tiny_store({"a": x})
-    ok(run("eddp", "inspect", path))
-    found = json.loads(ok(run("eddp", "inspect", path, "--json", "--all")).out)["values"]["a"]
+    ok(run("eddp inspect", path))
+    found = json.loads(ok(run("eddp inspect", path, "--json --all")).out)["values"]["a"]
     assert sum(found["histogram"]["counts"]) == x.size
 
 
@@ -327,17 +315,17 @@ def test_verify_lists_all_that_is_wrong(run: Run, tiny_store: Make) -> None:
         file.unlink()
     files[7].write_bytes(b"short")
     flip(files[8])
-    ended = run("eddp", "verify", path, "--json")
+    ended = run("eddp verify", path, "--json")
     assert ended.code == 1
     assert len(json.loads(ended.out)["problems"]) == 9
-    ended = run("eddp", "verify", path)
+    ended = run("eddp verify", path)
     assert ended.code == 1
     for k in range(9):
         assert f"chunk {k} of layers/a/activations" in ended.err
     assert "damaged in 9 places, listed above" in ended.err
     assert "eddp verify" not in ended.err
     (path / "zarr.json").write_text("[" * 100_000)
-    ended = run("eddp", "verify", path, "--json")
+    ended = run("eddp verify", path, "--json")
     assert ended.code == 1
     assert len(json.loads(ended.out)["problems"]) == 1
 
@@ -346,15 +334,13 @@ def test_verify_lists_all_that_is_wrong_with_what_is_there(run: Run, unfinished:
     flip(unfinished / "layers/a/activations/c.1.0.0")
     (unfinished / "layers/a/activations/c.4.0.0").unlink()
     (unfinished / "commits/00000009.json").write_text("{}")
-    problems = json.loads(run("eddp", "verify", unfinished, "--json").out)["problems"]
+    problems = json.loads(run("eddp verify", unfinished, "--json").out)["problems"]
     assert len(problems) == 3
 
 
 def test_verify_misses_a_truth(run: Run, synthetic: Path) -> None:
     (synthetic / "truth.safetensors").unlink()
-    ended = run("eddp", "verify", synthetic)
-    assert ended.code == 1
-    assert "truth: missing" in ended.err
+    fails(run("eddp verify", synthetic), 1, "truth: missing")
 
 
 def test_an_unfinished_store_of_very_many_chunks(run: Run, unfinished: Path) -> None:
@@ -362,7 +348,7 @@ def test_an_unfinished_store_of_very_many_chunks(run: Run, unfinished: Path) -> 
     for n, code in ((4 * 10**8, 1), (10**12, 1)):
         document["attributes"]["eddp"]["n_images"] = n
         (unfinished / "zarr.json").write_text(json.dumps(document))
-        assert run("eddp", "inspect", unfinished).code == code
+        assert run("eddp inspect", unfinished).code == code
 
 
 def test_a_terminal_that_lacks_the_bars(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import pytest
+from command_line import Run
 from own_process import SLOW, end, start, wait_for
 
 from pipeline import progress
@@ -24,7 +25,6 @@ from pipeline.logging import emit, json_line, ranks, say
 from pipeline.options import common, run_command, wants_json
 from stores.errors import StoreError
 
-Run = Callable[..., Any]
 NET = ("--model", "tiny_net:build", "--layer", "second", "--workers", 0)
 ROOT = Path(__file__).parents[2]
 LEVELS = {"debug", "info", "warning", "error"}
@@ -60,10 +60,7 @@ def test_a_run_that_is_done(run: Run, tiny_images: Callable[..., Path], tmp_path
     found = lines_of(ended.err, "extract", 0)
     assert ended.out.endswith(f"{out}\n")
     steps = [line for line in found if line["event"] == "progress" and line["stage"] == "extraction"]
-    assert [(line["done"], line["total"]) for line in steps] == [
-        (0, 20),
-        (20, 20),
-    ]  # begun and ended: it took no five seconds
+    assert [(line["done"], line["total"]) for line in steps] == [(0, 20), (20, 20)]  # it took no five seconds
     assert steps[-1]["per_second"] > 0
     assert steps[-1]["seconds_left"] == 0
     assert all(line["shard"] == "0/1" for line in found if line["event"] == "progress")
@@ -75,11 +72,11 @@ def test_a_run_that_is_done(run: Run, tiny_images: Callable[..., Path], tmp_path
     assert result["record"] == str(tmp_path / "s.zarr.shard-0-of-1.run.json")
     assert result["result"]["images"] == 19
     # --json stays on stdout, alone
-    again = run("extract", *options, "--log-json", "--json")
+    again = run("extract", *options, "--log-json --json")
     assert json.loads(again.out)["images"] == 19
     lines_of(again.err, "extract", 0)
     # nothing but the events of a run is left by --quiet
-    quiet = lines_of(run("extract", *options, "--log-json", "--quiet", "--json").err, "extract", 0)
+    quiet = lines_of(run("extract", *options, "--log-json --quiet --json").err, "extract", 0)
     assert [line["event"] for line in quiet] == ["begun", "result", "ended"]
 
 
@@ -88,14 +85,14 @@ def test_every_way_to_ask_for_it(run: Run, tmp_path: Path, monkeypatch: pytest.M
     config = tmp_path / "eddp.toml"
     config.write_text("[fit]\nlog_json = true\n[evaluate]\nlog-json = false\n")
     lines_of(run("fit", *missing, "--log-json").err, "fit", 2)
-    lines_of(run("eddp", "fit", *missing, "--log-json").err, "fit", 2)
+    lines_of(run("eddp fit", *missing, "--log-json").err, "fit", 2)
     lines_of(run("fit", *missing, "--config", config).err, "fit", 2)
     lines_of(run("fit", *missing, f"--config={config}").err, "fit", 2)
-    lines_of(run("fit", "--nonsense", "--config", config).err, "fit", 2)
+    lines_of(run("fit --nonsense --config", config).err, "fit", 2)
     assert run("fit", *missing).err.startswith("Error: There is no store")
     monkeypatch.setenv("EDDP_FIT_LOG_JSON", "1")
     lines_of(run("fit", *missing).err, "fit", 2)
-    lines_of(run("eddp", "fit", *missing).err, "fit", 2)
+    lines_of(run("eddp fit", *missing).err, "fit", 2)
     monkeypatch.setenv("EDDP_FIT_LOG_JSON", "0")
     assert run("fit", *missing, "--config", config).err.startswith("Error: ")
     monkeypatch.delenv("EDDP_FIT_LOG_JSON")
@@ -137,7 +134,7 @@ def test_wrong_use(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ar
 
 
 def test_no_command_at_all(run: Run) -> None:
-    found = lines_of(run("eddp", "nonsense", "--log-json").err, "eddp", 2)
+    found = lines_of(run("eddp nonsense --log-json").err, "eddp", 2)
     assert "nonsense" in found[1]["message"]
 
 
@@ -206,18 +203,8 @@ def test_what_others_write_is_caught(capsys: pytest.CaptureFixture[str], recwarn
     [
         (StoreError("The disk is full."), 1, "The disk is full."),
         (KeyboardInterrupt(), 130, "Interrupted."),
-        (
-            MemoryError(),
-            1,
-            "not enough memory (allocation failed). Use smaller inputs, or give the process more memory.",
-        ),
-        (
-            RuntimeError(
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
-            ),
-            1,
-            "not enough memory (4096 bytes more were asked for)",
-        ),
+        (MemoryError(), 1, "not enough memory (allocation failed). Use smaller inputs, or give"),
+        (RuntimeError("CPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."), 1, "(4096 bytes more"),
         (OSError(28, "No space left", "file"), 1, "'file': No space left."),
         (RuntimeError("odd\nand long"), 1, "unexpected RuntimeError: odd (run again"),
         (BrokenPipeError(32, "Broken pipe"), 1, "could not be written: Broken pipe"),
@@ -307,13 +294,9 @@ def test_progress_is_told_every_few_seconds_and_at_the_end(monkeypatch: pytest.M
 def test_the_number_of_the_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks({}) == (0, 1)
     assert ranks({"RANK": "1", "WORLD_SIZE": "2"}) == (1, 2)
-    for odd in (
-        {"RANK": "2", "WORLD_SIZE": "2"},
-        {"RANK": "x", "WORLD_SIZE": "2"},
-        {"RANK": "-1", "WORLD_SIZE": "2"},
-        {"RANK": "1"},
-    ):
-        assert ranks(odd) == (0, 1)
+    assert ranks({"RANK": "1"}) == (0, 1)
+    for odd in ("2", "x", "-1"):
+        assert ranks({"RANK": odd, "WORLD_SIZE": "2"}) == (0, 1)
     monkeypatch.setattr("pipeline.logging.ranks", lambda: (1, 2))
 
     def work() -> None:

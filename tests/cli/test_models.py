@@ -60,8 +60,8 @@ def test_store_and_head(
     out = tmp_path / "acts.zarr"
     torch.set_num_threads(2)
     try:
-        ended = run("extract", "--model", model, "--layer", layer, "--weights", "none", "--data", photos, "--out", out,
-                    "--dtype", "float32", "--limit", images)  # fmt: skip
+        ended = run("extract --model", model, "--layer", layer, "--weights none --data", photos, "--out", out,
+                    "--dtype float32 --limit", images)  # fmt: skip
     finally:
         torch.set_num_threads(1)
     assert ended.code == 0, ended.err

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Run, ok
 from shortcut_net import directions_arrays, write_masks, write_scenes
 from tiny import write_broden
 
@@ -16,18 +16,12 @@ from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.directions import Directions
 from stores.readers import LayerReader
 
-Run = Callable[..., object]
 GPU = ("--device", "cuda", "--quiet")
-QUICK = ("--quiet", "--set", "refine_steps=8", "--set", "restarts=1", "--set", "restart_steps=4")
-BRIEF = ("--set", "restarts=1", "--set", "restart_epochs=2", "--set", "a.epochs=3")
+QUICK = ("--quiet", "--refits", 1, "--set", "refine_steps=8", "--set", "restarts=1", "--set", "restart_steps=4")
+BRIEF = ("--refits", 0, "--set", "restarts=1", "--set", "restart_epochs=2", "--set", "a.epochs=3")
 FEW = ("--null-directions", 5, "--null-positions", 40)
 
 pytestmark = pytest.mark.gpu
-
-
-def ok(ended):  # type: ignore[no-untyped-def]
-    assert ended.code == 0, ended.err
-    return ended
 
 
 def extracted(run: Run, data: Path, out: Path, *more: object, network: str = "with_transform") -> Path:
@@ -82,7 +76,7 @@ def test_a_fit_finds_what_the_processor_finds(run: Run, truth: Path, tmp_path: P
     found = []
     for device in ("cpu", "cuda"):
         out = tmp_path / f"{device}.safetensors"
-        ok(run("fit", "--store", truth, "--directions", 3, "--out", out, "--device", device, *QUICK, *more))
+        ok(run("fit --store", truth, "--directions 3 --out", out, "--device", device, *QUICK, *more))
         found.append(Directions.load(out))
     cosine = np.abs(unit(found[0].filters).T @ unit(found[1].filters)).max(1)
     assert cosine.min() > 0.98, cosine
@@ -117,9 +111,9 @@ def test_every_method_fits_and_is_measured(
     run: Run, truth: Path, tmp_path: Path, method: str, more: tuple[object, ...]
 ) -> None:
     out = tmp_path / "d.safetensors"
-    ok(run("fit", "--store", truth, "--directions", 3, "--method", method, "--out", out, *GPU, *more))
+    ok(run("fit --store", truth, "--directions 3 --method", method, "--out", out, *GPU, *more))
     assert np.isfinite(Directions.load(out).filters).all()
-    ok(run("evaluate", "--store", truth, "--directions", out, "--ground-truth", "--out", tmp_path / "e", *GPU))
+    ok(run("evaluate --store", truth, "--directions", out, "--ground-truth --out", tmp_path / "e", *GPU))
 
 
 @pytest.mark.parametrize(
@@ -128,16 +122,16 @@ def test_every_method_fits_and_is_measured(
 )
 def test_fits_that_ask_the_network(run: Run, tmp_path: Path, method: str, more: tuple[object, ...]) -> None:
     data, store = write_broden(tmp_path / "broden", images=12).root, tmp_path / "acts.zarr"
-    ok(run("extract", "--model", "tiny_net:build", "--layer", "second", "--data", data, "--out", store, *GPU))
+    ok(run("extract --model tiny_net:build --layer second --data", data, "--out", store, *GPU))
     out = tmp_path / "d.safetensors"
-    ok(run("fit", "--store", store, "--directions", 6, "--method", method, "--out", out, *GPU, *more))
+    ok(run("fit --store", store, "--directions 6 --method", method, "--out", out, *GPU, *more))
     assert np.isfinite(Directions.load(out).signals).all()
 
 
 @pytest.mark.parametrize("method", ["probe", "pattern-cav"])
 def test_supervised_directions(run: Run, store: Path, masks: Path, tmp_path: Path, method: str) -> None:
     out = tmp_path / "d.safetensors"
-    ok(run("fit", "--store", store, "--method", method, "--concepts", masks, "--out", out, *GPU))
+    ok(run("fit --store", store, "--method", method, "--concepts", masks, "--out", out, *GPU))
     assert np.isfinite(Directions.load(out).filters).all()
 
 
@@ -155,11 +149,11 @@ def test_evaluation_report_explanation_and_correction(run: Run, tmp_path: Path, 
         assert_alike(rows_of(tmp_path / "cpu" / f"{table}.csv"), rows_of(tmp_path / "cuda" / f"{table}.csv"))
     evaluation = tmp_path / "cuda"
 
-    ok(run("eddp", "report", evaluation, "--visualize", 1, *GPU))
-    ok(run("eddp", "explain", "--row", 0, "--evaluation", evaluation, "--out", tmp_path / "explanation", *GPU))
+    ok(run("eddp report", evaluation, "--visualize 1", *GPU))
+    ok(run("eddp explain --row 0 --evaluation", evaluation, "--out", tmp_path / "explanation", *GPU))
     images = [write_scenes(tmp_path / name, 20, marked=name == "poisoned") for name in ("clean", "poisoned")]
     given = ("--data", images[0], "--poisoned", images[1], "--random", 4)
-    summary = json.loads(ok(run("eddp", "correct", evaluation, *given, *GPU, "--json")).out)
+    summary = json.loads(ok(run("eddp correct", evaluation, *given, *GPU, "--json")).out)
     assert summary["poisoned"]["before"] < 0.7
     assert summary["poisoned"]["after"] == 1
 

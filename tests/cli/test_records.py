@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Run, ok
 from own_process import SLOW, end, start, wait_for
 
 from pipeline import run as run_module
 
-Run = Callable[..., Any]
 NET = ("--model", "tiny_net:build", "--layer", "second", "--workers", 0)
 
 
@@ -31,30 +31,10 @@ def record(path: Path) -> dict[str, Any]:
     return found
 
 
-def ok(ended: Any) -> Any:
-    assert ended.code == 0, ended.err
-    return ended
-
-
 def test_what_a_record_says(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     root, out = tiny_images(40), tmp_path / "s.zarr"
     (root / "cat" / "003.png").write_text("no picture")
-    ok(
-        run(
-            "extract",
-            *NET,
-            "--data",
-            root,
-            "--out",
-            out,
-            "--on-bad-image",
-            "skip",
-            "--batch-size",
-            4,
-            "--device",
-            "cpu",
-        )
-    )
+    ok(run("extract", *NET, "--data", root, "--out", out, "--on-bad-image skip --batch-size 4 --device cpu"))
     found = record(tmp_path / "s.zarr.run.json")
     assert (found["command"], found["outcome"]) == ("extract", "done")
     assert found["options"]["batch_size"] == "4"
@@ -95,7 +75,7 @@ def test_an_extraction_that_failed_and_went_on(run: Run, tiny_images: Callable[.
     assert failed["done_now"] == 28  # batches of 4 before the one with image 30
     assert failed["reached"] == "extraction, 28 of 40"
     assert "attempts" not in failed
-    shown = ok(run("eddp", "inspect", out)).out
+    shown = ok(run("eddp inspect", out)).out
     assert "run: extract, failed after" in shown
     assert "It is image 30 of" in shown
     options = (*options, "--on-bad-image", "skip")
@@ -111,9 +91,9 @@ def test_an_extraction_that_failed_and_went_on(run: Run, tiny_images: Callable[.
     assert again["result"]["done_now"] == done["result"]["done_now"]
     assert [one["done_now"] for one in again["attempts"]] == [28, 0]
     # nor does a failure that changed nothing replace it
-    assert run("extract", *options, "--seed", 1).code == 2  # wrong use: another seed would give another store
+    assert run("extract", *options, "--seed 1").code == 2  # wrong use: another seed would give another store
     assert record(file) == again
-    shown = ok(run("eddp", "inspect", out)).out
+    shown = ok(run("eddp inspect", out)).out
     assert "run: extract, done in" in shown
     assert shown.count("; started") == 3
 
@@ -122,17 +102,7 @@ def test_activations_that_are_nan(run: Run, network: str, tiny_images: Callable[
     sys_module = __import__("importlib").import_module("toy_network")
     sys_module.SCALE = float("nan")
     ended = run(
-        "extract",
-        "--model",
-        network,
-        "--layer",
-        "conv",
-        "--data",
-        tiny_images(8),
-        "--out",
-        tmp_path / "s.zarr",
-        "--workers",
-        0,
+        "extract --model", network, "--layer conv --data", tiny_images(8), "--out", tmp_path / "s.zarr", "--workers 0"
     )
     assert ended.code == 1, ended.err
     found = record(tmp_path / "s.zarr.run.json")
@@ -144,23 +114,9 @@ def test_wrong_use_leaves_no_record(run: Run, tiny_images: Callable[..., Path], 
     for options in (("--layer", "nowhere"), ("--device", "cuda:99"), ("--dtype", "float64")):
         ended = run("extract", *NET, "--data", tiny_images(4), "--out", tmp_path / "out" / "s.zarr", *options)
         assert ended.code == 2
-    assert (
-        run("fit", "--store", tmp_path / "none", "--directions", 3, "--out", tmp_path / "out" / "d.safetensors").code
-        == 2
-    )
-    assert (
-        run(
-            "evaluate",
-            "--store",
-            tmp_path / "none",
-            "--directions",
-            tmp_path / "d",
-            "--ground-truth",
-            "--out",
-            tmp_path / "out" / "e",
-        ).code
-        == 2
-    )
+    assert run("fit --store", tmp_path / "none", "--directions 3 --out", tmp_path / "out" / "d.safetensors").code == 2
+    given = ("--store", tmp_path / "none", "--directions", tmp_path / "d", "--ground-truth")
+    assert run("evaluate", *given, "--out", tmp_path / "out" / "e").code == 2
     assert not (tmp_path / "out").exists()
 
 
@@ -173,7 +129,7 @@ def test_a_run_that_is_stopped(run: Run, tiny_images: Callable[..., Path], tmp_p
     process.send_signal(signal.SIGSTOP)  # it shall not end before it has been looked at
     assert record(file)["outcome"] == "running"
     assert record(file)["pid"] == process.pid
-    shown = json.loads(ok(run("eddp", "inspect", out, "--json", "--quiet")).out)
+    shown = json.loads(ok(run("eddp inspect", out, "--json --quiet")).out)
     assert shown["shards"]["rows"][0]["outcome"] == "running"
     process.send_signal(number)
     process.send_signal(signal.SIGCONT)
@@ -184,7 +140,7 @@ def test_a_run_that_is_stopped(run: Run, tiny_images: Callable[..., Path], tmp_p
     assert found["reached"].startswith("extraction, ")
     assert found["done_now"] >= 4
     assert found["shard"] == "0/2"
-    shown = ok(run("eddp", "inspect", out, "--quiet")).out
+    shown = ok(run("eddp inspect", out, "--quiet")).out
     state = "lost" if number == signal.SIGKILL else "interrupted"
     assert f"shards: 2, of which 1 {state}, 1 without a record" in shown
     assert "no record of shard 1" in shown
@@ -207,56 +163,42 @@ def test_every_stage_leaves_its_record(run: Run, tiny_broden: Callable[..., Any]
     broden, store, d = tiny_broden().root, tmp_path / "s.zarr", tmp_path / "d.safetensors"
     for k in range(2):
         ok(run("extract", *NET, "--data", broden, "--out", store, "--shard", f"{k}/2"))
-    shards = json.loads(ok(run("eddp", "inspect", store, "--json")).out)["shards"]
+    shards = json.loads(ok(run("eddp inspect", store, "--json")).out)["shards"]
     assert [(row["shard"], row["outcome"]) for row in shards["rows"]] == [(0, "done"), (1, "done")]
     assert shards["without_record"] == []
     assert shards["totals"]["images"] == sum(row["images"] for row in shards["rows"]) > 0
-    ok(run("fit", "--store", store, "--directions", 3, "--out", d, "--set", "refine_steps=5", "--set", "restarts=1"))
+    ok(run("fit --store", store, "--directions 3 --out", d, "--set refine_steps=5 --refits 0 --set restarts=1"))
     fitted = record(tmp_path / "d.run.json")
     assert (fitted["command"], fitted["outcome"]) == ("fit", "done")
     rates = fitted["rates"]
     assert rates["steps"] == 4  # the time of the first is told by nobody
     assert rates["positions_per_second"] == pytest.approx(rates["positions"] * rates["steps_per_second"], rel=1e-2)
-    text = ok(run("eddp", "inspect", d)).out
+    text = ok(run("eddp inspect", d)).out
     assert "run: fit, done in" in text
     assert "refinement" in text
     (tmp_path / "d.run.json").unlink()
-    assert "run: fit, done in" in ok(run("eddp", "inspect", d)).out  # the header knows it in short
+    assert "run: fit, done in" in ok(run("eddp inspect", d)).out  # the header knows it in short
     out = tmp_path / "evaluation"
-    ok(
-        run(
-            "evaluate",
-            "--store",
-            store,
-            "--directions",
-            d,
-            "--broden",
-            broden,
-            "--influence",
-            "--null-directions",
-            20,
-            "--out",
-            out,
-        )
-    )
+    given = ("--store", store, "--directions", d, "--broden", broden, "--influence --null-directions 20")
+    ok(run("evaluate", *given, "--out", out))
     evaluated = record(out / "run.json")
     assert evaluated["rates"]["dissection, images_per_second"] > 0
-    text = ok(run("eddp", "inspect", out)).out
+    text = ok(run("eddp inspect", out)).out
     for part in ("evaluation", "d: 3 directions by eddp", "S1", "run: evaluate, done in"):
         assert part in text, text
-    ok(run("eddp", "report", out, "--visualize", "none"))
+    ok(run("eddp report", out, "--visualize none"))
     assert record(tmp_path / "report.run.json")["outcome"] == "done"
-    text = ok(run("eddp", "inspect", tmp_path / "report")).out
+    text = ok(run("eddp inspect", tmp_path / "report")).out
     assert "run: report, done in" in text
     explained = tmp_path / "explanation"
-    ok(run("eddp", "explain", "--row", 0, "--evaluation", out, "--out", explained))
+    ok(run("eddp explain --row 0 --evaluation", out, "--out", explained))
     assert record(explained / "run.json")["command"] == "explain"
-    shown = json.loads(ok(run("eddp", "inspect", explained, "--json")).out)
+    shown = json.loads(ok(run("eddp inspect", explained, "--json")).out)
     assert (shown["what"], shown["run"]["outcome"], len(shown["document"]["images"])) == ("explanation", "done", 1)
     # an evaluation that fails leaves the whole one's record where it changed nothing, and none where nothing is
     shutil.move(store, tmp_path / "away")
     before = (out / "run.json").read_bytes()
-    assert run("evaluate", "--store", store, "--directions", d, "--broden", broden, "--out", out).code == 2
+    assert run("evaluate --store", store, "--directions", d, "--broden", broden, "--out", out).code == 2
     assert (out / "run.json").read_bytes() == before
 
 
@@ -267,14 +209,14 @@ def test_a_fit_that_fails_does_not_replace_the_record_of_the_one_before(
     store = tiny_store({"a": g.normal(size=(30, 4, 6)).astype(np.float32)})
     flat = tiny_store({"a": np.zeros((30, 4, 6), np.float32)}, name="flat.zarr")
     d, file = tmp_path / "d.safetensors", tmp_path / "d.run.json"
-    assert run("fit", "--store", flat, "--directions", 2, "--out", d).code == 1
+    assert run("fit --store", flat, "--directions 2 --out", d).code == 1
     failed = record(file)
     assert failed["outcome"] == "failed"
     assert not d.exists()
-    ok(run("fit", "--store", store, "--directions", 2, "--out", d, "--method", "kmeans"))
+    ok(run("fit --store", store, "--directions 2 --out", d, "--method kmeans"))
     done = record(file)
     assert [one["error"] for one in done["attempts"]] == [failed["error"]]
-    assert run("fit", "--store", flat, "--directions", 2, "--out", d).code == 1
+    assert run("fit --store", flat, "--directions 2 --out", d).code == 1
     after = record(file)
     assert (after["outcome"], after["begun"], after["options"]["method"]) == ("done", done["begun"], "kmeans")
     assert [one["outcome"] for one in after["attempts"]] == ["failed", "failed"]
@@ -284,8 +226,8 @@ def test_warnings_are_counted(
     run: Run, tiny_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "s.zarr"
-    assert run("extract", *NET, "--data", tiny_images(40), "--out", out, "--batch-size", 4, "--shard", "0/2").code == 0
-    ok(run("extract", *NET, "--data", tmp_path / "data", "--out", out, "--batch-size", 5, "--shard", "1/2"))
+    assert run("extract", *NET, "--data", tiny_images(40), "--out", out, "--batch-size 4 --shard 0/2").code == 0
+    ok(run("extract", *NET, "--data", tmp_path / "data", "--out", out, "--batch-size 5 --shard 1/2"))
     told = record(tmp_path / "s.zarr.shard-1-of-2.run.json")["warnings"]
     assert [(one["level"], one["logger"], one["count"]) for one in told] == [("warning", "extract.stream", 1)]
     assert "was started with batches of 4 images" in told[0]["message"]
@@ -305,12 +247,10 @@ def test_a_place_that_takes_no_record(run: Run, tiny_store: Callable[..., Path],
     store = tiny_store({"a": np.random.default_rng(0).normal(size=(30, 4, 6)).astype(np.float32)})
     (tmp_path / "d.run.json").mkdir()
     (tmp_path / "d.run.json" / "mine").write_text("")
-    ended = ok(
-        run("fit", "--store", store, "--directions", 2, "--out", tmp_path / "d.safetensors", "--method", "kmeans")
-    )
+    ended = ok(run("fit --store", store, "--directions 2 --out", tmp_path / "d.safetensors", "--method kmeans"))
     assert (tmp_path / "d.safetensors").is_file()
     assert ended.out.endswith("d.safetensors\n")
-    assert "cannot be read: it is no file" in ok(run("eddp", "inspect", tmp_path / "d.safetensors")).out
+    assert "cannot be read: it is no file" in ok(run("eddp inspect", tmp_path / "d.safetensors")).out
 
 
 def test_records_by_themselves_and_of_a_store_that_was_never_begun(run: Run, tmp_path: Path) -> None:
@@ -318,28 +258,28 @@ def test_records_by_themselves_and_of_a_store_that_was_never_begun(run: Run, tmp
     file.write_text(
         json.dumps({"command": "extract", "outcome": "failed", "error": "No GPU.", "host": "n7", "seconds": 3.0})
     )
-    shown = ok(run("eddp", "inspect", file)).out
+    shown = ok(run("eddp inspect", file)).out
     assert "run: extract, failed after 3 s" in shown
-    shown = ok(run("eddp", "inspect", tmp_path / "s.zarr")).out
+    shown = ok(run("eddp inspect", tmp_path / "s.zarr")).out
     assert "Nothing is committed yet" in shown
     assert "shard 1: No GPU." in shown
     assert "no record of shard 0, 2" in shown
-    assert run("eddp", "inspect", tmp_path / "other.run.json").code == 2
+    assert run("eddp inspect", tmp_path / "other.run.json").code == 2
     file.write_text("[]")
-    shown = ok(run("eddp", "inspect", tmp_path / "s.zarr")).out
+    shown = ok(run("eddp inspect", tmp_path / "s.zarr")).out
     assert "1 unreadable" in shown
-    assert "it is no JSON object" in ok(run("eddp", "inspect", file)).out
+    assert "it is no JSON object" in ok(run("eddp inspect", file)).out
 
 
 def test_documents_that_are_damaged(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
     folder.mkdir()
     (folder / "summary.json").write_text('{"made_by": "eddp correct"}')
-    assert "damaged, or were written by an older eddp" in ok(run("eddp", "inspect", folder)).out
+    assert "damaged, or were written by an older eddp" in ok(run("eddp inspect", folder)).out
     evaluation = '{"made_by": "eddp evaluate", "directions": {"a": 3}}'
     for text in (evaluation, "[]", "no json", '{"directions": 3}'):
         (folder / "summary.json").write_text(text)
-        ended = run("eddp", "inspect", folder)
+        ended = run("eddp inspect", folder)
         assert (ended.code, "older eddp" in ended.err) == (1, True)
 
 
@@ -351,18 +291,17 @@ def test_a_store_on_object_storage_has_its_records_beside_it(
     root, out = tiny_images(16), "memory://bucket-of-records/s.zarr"
     try:
         for k in (1, 0):
-            ok(run("extract", *NET, "--data", root, "--out", out, "--shard", f"{k}/2", "--batch-size", 4))
+            ok(run("extract", *NET, "--data", root, "--out", out, "--shard", f"{k}/2", "--batch-size 4"))
         assert "/bucket-of-records/s.zarr.shard-1-of-2.run.json" in MemoryFileSystem.store
-        ok(
-            run("extract", *NET, "--data", root, "--out", out, "--batch-size", 4)
-        )  # nothing is left to do, and that is kept as well
-        found = json.loads(ok(run("eddp", "inspect", out, "--json")).out)
+        # nothing is left to do, and that is recorded as well
+        ok(run("extract", *NET, "--data", root, "--out", out, "--batch-size 4"))
+        found = json.loads(ok(run("eddp inspect", out, "--json")).out)
         assert [(row["shard"], row["outcome"]) for row in found["shards"]["rows"]] == [(0, "done"), (1, "done")]
         assert found["shards"]["totals"]["images"] == 16
         assert found["run"]["result"]["done_now"] == 0
-        text = ok(run("eddp", "inspect", out)).out
+        text = ok(run("eddp inspect", out)).out
         assert "shards: 2, of which 2 done" in text
-        assert run("eddp", "inspect", "memory://bucket-of-records/none.zarr").code == 2
+        assert run("eddp inspect memory://bucket-of-records/none.zarr").code == 2
     finally:
         for path in [path for path in MemoryFileSystem.store if path.startswith("/bucket-of-records/")]:
             del MemoryFileSystem.store[path]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from command_line import Run, ok
 from small_report import small_evaluation
 from tiny import contents, write_store
 
@@ -20,7 +20,6 @@ from pipeline.visualization import Features
 from stores.directions import Directions
 from stores.errors import MismatchError
 
-Run = Callable[..., object]
 PLAIN = ("--visualize", "none")
 
 
@@ -43,17 +42,12 @@ def world(made: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ok(ended):  # type: ignore[no-untyped-def]
-    assert ended.code == 0, ended.err
-    return ended
-
-
 def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
 def test_everything_is_in_it(run: Run, world: Path) -> None:
-    ended = ok(run("eddp", "report", world / "evaluation", *PLAIN, "--json"))
+    ended = ok(run("eddp report", world / "evaluation", *PLAIN, "--json"))
     out = world / "report"
     told = json.loads(ended.out)
     assert (told["set"], told["directions"], told["classes"], told["visualized"]) == ("eddp", 6, 5, 0)
@@ -61,7 +55,7 @@ def test_everything_is_in_it(run: Run, world: Path) -> None:
     assert told["files"] == len(files)
     assert told["bytes"] == sum(map(len, files.values()))
     assert told["notes"] == []
-    assert ok(run("eddp", "verify", out)).out == f"{out}: sound\n"
+    assert ok(run("eddp verify", out)).out == f"{out}: sound\n"
     assert sum(name.startswith("d/") for name in files) == 6
     assert sum(name.startswith("c/") for name in files) == 5
     assert sum(name.startswith("t/") for name in files) == 6 * 9
@@ -75,7 +69,7 @@ def test_everything_is_in_it(run: Run, world: Path) -> None:
     assert again is not None
     for i, share in enumerate(again):
         assert f"{8 * share:.0f} of 8" in text_of(out / "d" / f"{i:05d}.html")
-    ok(run("eddp", "report", world / "evaluation", *PLAIN, "--directions", "kmeans"))  # fitted without refits
+    ok(run("eddp report", world / "evaluation", *PLAIN, "--directions kmeans"))  # fitted without refits
     assert "of 8" not in "".join(text_of(page) for page in out.rglob("*.html"))
     tables = ("directions", "influence_directions")
     for table in (pyarrow.parquet.read_table(world / "evaluation" / f"{name}.parquet").to_pylist() for name in tables):
@@ -84,7 +78,7 @@ def test_everything_is_in_it(run: Run, world: Path) -> None:
 
 
 def test_numbers_are_those_of_the_tables(run: Run, world: Path) -> None:
-    ok(run("eddp", "report", world / "evaluation", *PLAIN, "--directions", "kmeans"))
+    ok(run("eddp report", world / "evaluation", *PLAIN, "--directions kmeans"))
     rows = pyarrow.parquet.read_table(world / "evaluation" / "directions.parquet").to_pylist()
     for row in (r for r in rows if r["directions"] == "kmeans"):
         page = text_of(world / "report" / "d" / f"{row['index']:05d}.html")
@@ -101,7 +95,7 @@ def test_numbers_are_those_of_the_tables(run: Run, world: Path) -> None:
 
 
 def test_evaluate_wrote_the_same_pages(run: Run, world: Path) -> None:
-    ok(run("eddp", "report", world / "evaluation", *PLAIN))
+    ok(run("eddp report", world / "evaluation", *PLAIN))
     found, expected = contents(world / "evaluation" / "report" / "eddp"), contents(world / "report")
     way_back = re.compile(rb'<a href="[./]*report.html">All files</a>\n')
     shared = [name for name in expected if name[:2] in ("d/", "t/", "s/") or name == "fit.html"]
@@ -115,20 +109,20 @@ def test_evaluate_wrote_the_same_pages(run: Run, world: Path) -> None:
 
 
 def test_the_same_evaluation_gives_the_same_bytes_and_replaces_what_was_there(run: Run, world: Path) -> None:
-    ok(run("eddp", "report", world / "evaluation", *PLAIN))
+    ok(run("eddp report", world / "evaluation", *PLAIN))
     first = contents(world / "report")
-    ok(run("eddp", "report", world / "evaluation", *PLAIN))
+    ok(run("eddp report", world / "evaluation", *PLAIN))
     assert contents(world / "report") == first
     (world / "report" / "d" / "mine.html").write_text("mine")
-    assert run("eddp", "report", world / "evaluation", *PLAIN).code == 2
+    assert run("eddp report", world / "evaluation", *PLAIN).code == 2
     assert (world / "report" / "d" / "mine.html").read_text() == "mine"
-    ok(run("eddp", "report", world / "evaluation", *PLAIN, "--tiles", 2, "--out", world / "other"))
+    ok(run("eddp report", world / "evaluation", *PLAIN, "--tiles 2 --out", world / "other"))
     assert sum(name.startswith("t/") for name in contents(world / "other")) == 12
     assert not [p for p in world.iterdir() if p.name.startswith(".")]
 
 
 def test_no_path_of_the_machine_is_told(run: Run, world: Path, made: Path) -> None:
-    ok(run("eddp", "report", world / "evaluation", *PLAIN))
+    ok(run("eddp report", world / "evaluation", *PLAIN))
     for name, content in contents(world / "report").items():
         assert str(world).encode() not in content, name
         assert str(made).encode() not in content, name
@@ -139,7 +133,7 @@ def test_images_that_are_gone_are_told_of(run: Run, world: Path, made: Path, tmp
     shutil.copytree(images, there)
     images.rename(hidden)
     try:
-        ended = ok(run("eddp", "report", world / "evaluation", *PLAIN))
+        ended = ok(run("eddp report", world / "evaluation", *PLAIN))
     finally:
         hidden.rename(images)
     assert "The images are not shown" in ended.err
@@ -149,38 +143,27 @@ def test_images_that_are_gone_are_told_of(run: Run, world: Path, made: Path, tmp
     assert "sub/image" in text_of(world / "report" / "d" / "00000.html")  # their names still are
     for k in range(0, 12, 2):
         (there / "images" / "sub" / f"image {k}.jpg").write_bytes(b"no image")
-    ended = ok(run("eddp", "report", world / "evaluation", *PLAIN, "--data", there))
+    ended = ok(run("eddp report", world / "evaluation", *PLAIN, "--data", there))
     assert re.search(r"[1-6] of the \d+ images to be shown are not where they were", ended.err)
     page = text_of(world / "report" / "index.html")
     assert "<img" in page
     assert "are not where they were" in page
-    wrong = run("eddp", "report", world / "evaluation", *PLAIN, "--data", tmp_path / "nowhere")
-    assert wrong.code == 2  # type: ignore[attr-defined]
+    wrong = run("eddp report", world / "evaluation", *PLAIN, "--data", tmp_path / "nowhere")
+    assert wrong.code == 2
 
 
 def test_a_store_that_has_moved(run: Run, world: Path) -> None:
     (world / "acts.zarr").rename(world / "moved.zarr")
-    assert run("eddp", "report", world / "evaluation", *PLAIN).code == 2  # type: ignore[attr-defined]
-    ok(run("eddp", "report", world / "evaluation", *PLAIN, "--store", world / "moved.zarr"))
+    assert run("eddp report", world / "evaluation", *PLAIN).code == 2
+    ok(run("eddp report", world / "evaluation", *PLAIN, "--store", world / "moved.zarr"))
     assert (world / "report" / "index.html").is_file()
 
 
 def test_labels_alone(run: Run, made: Path, tmp_path: Path) -> None:
     out = tmp_path / "labels"
-    ok(
-        run(
-            "evaluate",
-            "--store",
-            made / "acts.zarr",
-            "--directions",
-            made / "eddp.safetensors",
-            "--broden",
-            made / "broden",
-            "--out",
-            out,
-        )
-    )
-    ok(run("eddp", "report", out, *PLAIN))
+    given = ("--store", made / "acts.zarr", "--directions", made / "eddp.safetensors", "--broden", made / "broden")
+    ok(run("evaluate", *given, "--out", out))
+    ok(run("eddp report", out, *PLAIN))
     page = text_of(tmp_path / "report" / "index.html")
     assert 'id="least"' in page
     assert 'id="class"' not in page
@@ -191,8 +174,8 @@ def test_labels_alone(run: Run, made: Path, tmp_path: Path) -> None:
 def test_influence_alone(run: Run, made: Path, tmp_path: Path) -> None:
     out = tmp_path / "influence"
     few = ("--influence", "--null-directions", 8, "--null-positions", 40)
-    ok(run("evaluate", "--store", made / "acts.zarr", "--directions", made / "eddp.safetensors", *few, "--out", out))
-    ok(run("eddp", "report", out, *PLAIN))
+    ok(run("evaluate --store", made / "acts.zarr", "--directions", made / "eddp.safetensors", *few, "--out", out))
+    ok(run("eddp report", out, *PLAIN))
     page = text_of(tmp_path / "report" / "index.html")
     assert 'id="least"' not in page
     assert 'id="class"' in page
@@ -201,10 +184,10 @@ def test_influence_alone(run: Run, made: Path, tmp_path: Path) -> None:
 
 def test_a_synthetic_store_has_no_images(run: Run, tmp_path: Path) -> None:
     store, out = tmp_path / "s.zarr", tmp_path / "k.safetensors"
-    ok(run("eddp", "synthetic", "--out", store, "--images", 100))
-    ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--out", out))
-    ok(run("evaluate", "--store", store, "--directions", out, "--ground-truth"))
-    ended = ok(run("eddp", "report", tmp_path / "evaluation"))  # nothing to synthesise either
+    ok(run("eddp synthetic --out", store, "--images 100"))
+    ok(run("fit --store", store, "--directions 3 --method kmeans --out", out))
+    ok(run("evaluate --store", store, "--directions", out, "--ground-truth"))
+    ended = ok(run("eddp report", tmp_path / "evaluation"))  # nothing to synthesise either
     assert "synthetic" in ended.err
     page = text_of(tmp_path / "report" / "c" / "0000.html")
     assert "images that carry its label" in page
@@ -223,7 +206,7 @@ def test_a_synthetic_store_has_no_images(run: Run, tmp_path: Path) -> None:
     for row in rows:
         page = text_of(tmp_path / "report" / "d" / f"{row['direction']:05d}.html")
         assert re.search(rf"true concept<span.*</a> {row['concept']}: IoU {row['iou']:.3f}", page)
-    assert run("eddp", "report", tmp_path / "evaluation", "--visualize", 1).code == 2  # type: ignore[attr-defined]
+    assert run("eddp report", tmp_path / "evaluation", "--visualize 1").code == 2
 
 
 def test_hostile_names_of_images_and_classes(run: Run, tmp_path: Path) -> None:
@@ -237,33 +220,22 @@ def test_hostile_names_of_images_and_classes(run: Run, tmp_path: Path) -> None:
     )
     w = np.eye(3, dtype=np.float32)
     Directions(w, w, x.mean((0, 1)), None, "toy", "conv").save(tmp_path / "d.safetensors")
-    ok(
-        run(
-            "evaluate",
-            "--store",
-            store,
-            "--directions",
-            tmp_path / "d.safetensors",
-            "--influence",
-            "--null-directions",
-            0,
-        )
-    )
-    ok(run("eddp", "report", tmp_path / "evaluation", *PLAIN, "--title", evil))
+    ok(run("evaluate --store", store, "--directions", tmp_path / "d.safetensors", "--influence --null-directions 0"))
+    ok(run("eddp report", tmp_path / "evaluation", *PLAIN, "--title", evil))
     for name, content in contents(tmp_path / "report").items():
         assert evil.encode() not in content or name == "report.json", name
     assert evil in unescape(text_of(tmp_path / "report" / "d" / "00000.html"))
 
 
 def test_an_interrupted_run_leaves_the_old_report(run: Run, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ok(run("eddp", "report", world / "evaluation", *PLAIN))
+    ok(run("eddp report", world / "evaluation", *PLAIN))
     before = contents(world / "report")
 
     def stop(*given: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline.report, "pages", stop)
-    assert run("eddp", "report", world / "evaluation", *PLAIN, "--title", "new").code == 130  # type: ignore[attr-defined]
+    assert run("eddp report", world / "evaluation", *PLAIN, "--title new").code == 130
     assert contents(world / "report") == before
     assert not [p for p in world.iterdir() if p.name.startswith(".")]
 
@@ -271,7 +243,7 @@ def test_an_interrupted_run_leaves_the_old_report(run: Run, world: Path, monkeyp
 def test_pictures_that_are_synthesised_are_shown(run: Run, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[int]] = []
 
-    def draw(store, directions, indices, folder, *, thresholds, **options):  # type: ignore[no-untyped-def]
+    def draw(store, directions, indices, folder, *, thresholds, **options):
         asked.append(list(indices))
         assert thresholds.shape == (directions.count,)
         for i in indices:
@@ -280,7 +252,7 @@ def test_pictures_that_are_synthesised_are_shown(run: Run, world: Path, monkeypa
         return {i: Features(f"s{i}.jpg", f"f{i}.jpg", 4.25, 2.5, 0.5, 0.75, 0.25, 0.125, 0.875) for i in indices}
 
     monkeypatch.setattr(pipeline.report, "draw_features", draw)
-    ok(run("eddp", "report", world / "evaluation", "--visualize", 2, "--device", "cpu"))
+    ok(run("eddp report", world / "evaluation", "--visualize 2 --device cpu"))
     rows = pyarrow.parquet.read_table(world / "evaluation" / "directions.parquet").to_pylist()
     best = sorted((r for r in rows if r["directions"] == "eddp"), key=lambda r: -r["iou_val"])[:2]
     assert asked == [sorted(r["index"] for r in best)]
@@ -295,21 +267,21 @@ def test_pictures_that_are_synthesised_are_shown(run: Run, world: Path, monkeypa
         "88 % of them",
     ):
         assert word in page
-    ok(run("eddp", "report", world / "evaluation", "--visualize", "all"))
-    ok(run("eddp", "report", world / "evaluation", "--device", "cpu"))
+    ok(run("eddp report", world / "evaluation", "--visualize all"))
+    ok(run("eddp report", world / "evaluation", "--device cpu"))
     assert asked[1:] == [list(range(6))] * 2  # fewer than 16 are all
 
     def cannot(*given: object, **options: object) -> None:
         raise MismatchError("The network is another one now.")
 
     monkeypatch.setattr(pipeline.report, "draw_features", cannot)
-    ended = ok(run("eddp", "report", world / "evaluation", "--device", "cpu"))
+    ended = ok(run("eddp report", world / "evaluation", "--device cpu"))
     assert "No pictures were synthesised. The network is another one now." in ended.err
-    assert run("eddp", "report", world / "evaluation", "--visualize", "all").code == 2  # type: ignore[attr-defined]
+    assert run("eddp report", world / "evaluation", "--visualize all").code == 2
 
 
 def test_pictures_are_synthesised_for_real(run: Run, world: Path) -> None:
-    ended = ok(run("eddp", "report", world / "evaluation", "--visualize", 1, "--device", "cpu", "--json"))
+    ended = ok(run("eddp report", world / "evaluation", "--visualize 1 --device cpu --json"))
     assert json.loads(ended.out)["visualized"] == 1
     pictures = list((world / "report" / "v").iterdir())
     assert len(pictures) == 2
@@ -334,9 +306,9 @@ def test_wrong_use_is_one_sentence_and_nothing_is_written(run: Run, world: Path)
         "--device must be": (good, "--device", "abacus"),
     }
     for words, arguments in wrong.items():
-        ended = run("eddp", "report", *arguments)
-        assert ended.code == (1 if words == "older eddp" else 2), words  # type: ignore[attr-defined]
-        assert words in ended.err, ended.err  # type: ignore[attr-defined]
-        assert "Traceback" not in ended.err  # type: ignore[attr-defined]
+        ended = run("eddp report", *arguments)
+        assert ended.code == (1 if words == "older eddp" else 2), words
+        assert words in ended.err, ended.err
+        assert "Traceback" not in ended.err
     assert not (world / "report").exists()
     assert contents(world / "thesis") == {"text": b"precious"}

@@ -17,36 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import Run, do
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from fit.checkpoint import Checkpoint
 from fit.synthetic import SyntheticConfig, make_synthetic
-from pipeline.commands.evaluate import evaluate
-from pipeline.commands.fit import fit
 from stores.directions import Directions
 from stores.folders import MANIFEST, write_manifest
 
-Run = Callable[..., Any]
 MOST = 500  # characters of a message, without the folder's path
 DEEP = "DEEP"
-ODD = [
-    None,
-    True,
-    -1,
-    10**11,
-    10**400,
-    1e308,
-    float("nan"),
-    float("inf"),
-    "x" * 200_000,
-    "\x1b[2J" * 999,
-    "a\0b",
-    [],
-    [None],
-    {},
-    DEEP,
-]
+NAN, INF = float("nan"), float("inf")
+ODD = [None, True, -1, 10**11, 10**400, 1e308, NAN, INF, "x" * 200_000, "\x1b[2J" * 999, "a\0b", [], [None], {}, DEEP]
 INFLUENCE = {"alpha": 2.0, "images": 9, "through": "x", "classes": 3, "nulls": 8, "randoms": 9}
 
 
@@ -58,31 +41,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_synthetic(store, SyntheticConfig(images=60))
     g = np.random.default_rng(0)
     filters = g.standard_normal((16, 3)).astype(np.float32)
-    info = {
-        "config": {"refits": 8, "seed": 1},
-        "diagnosis": {"dead": [1], "duplicates": [[0, 2]]},
-        "store": {"path": "s.zarr"},
-        "run": {},
-    }
+    diagnosis = {"dead": [1], "duplicates": [[0, 2]]}
+    info = {"config": {"refits": 8, "seed": 1}, "diagnosis": diagnosis, "store": {"path": "s.zarr"}, "run": {}}
     signals = filters / np.linalg.norm(filters, axis=0)
-    Directions(
-        filters, signals, np.zeros(16, np.float32), np.zeros(3, np.float32), "eddp", "synthetic", info=info
-    ).save(file)
-    arguments = ("--store", store, "--directions", file, "--ground-truth", "--quiet")
-    evaluate.main([str(a) for a in arguments], standalone_mode=False)
+    mean, b = np.zeros(16, np.float32), np.zeros(3, np.float32)
+    Directions(filters, signals, mean, b, "eddp", "synthetic", info=info).save(file)
+    do("evaluate --store", store, "--directions", file, "--ground-truth --quiet")
     summary = json.loads((out / "summary.json").read_bytes())
-    summary["directions"]["d"] |= {
-        "influence": INFLUENCE,
-        "per_category": {"c": {"distinct": 1, "detectors": 2}},
-        "intervals": {"s1": [0, 1]},
-    }
+    per_category = {"c": {"distinct": 1, "detectors": 2}}
+    summary["directions"]["d"] |= {"influence": INFLUENCE, "per_category": per_category, "intervals": {"s1": [0, 1]}}
     (out / "summary.json").write_text(json.dumps(summary))
-    each: dict[str, Any] = {
-        "directions": ["d"] * 3,
-        "index": [0, 1, 2],
-        "label": ["a", "b", ""],
-        "category": ["c", "c", ""],
-    }
+    labels = {"label": ["a", "b", ""], "category": ["c", "c", ""]}
+    each: dict[str, Any] = {"directions": ["d"] * 3, "index": [0, 1, 2]} | labels
     shares = ("iou_train", "iou_val", "iou_low", "iou_high", "precision", "recall", "f1", "average_precision")
     scored = each | {"interpretable": [True, False, False]} | {key: [0.5, 0.1, 0.0] for key in shares}
     suspect = {
@@ -94,14 +64,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "class_name": "k",
         "images": 6,
     }
+    suspect |= dict.fromkeys(("area", "share_of_class", "probability_change"), 0.1)
     moved = each | {"role": ["signal"] * 3, "alpha": [2.0] * 3, "class": [0, 1, 2]}
     marks = {key: [True, False, True] for key in ("significant_paper", "significant_max", "significant_random")}
     tables = {
         "directions": scored,
         "labels": scored,
-        "suspects": {
-            k: [v] for k, v in (suspect | dict.fromkeys(("area", "share_of_class", "probability_change"), 0.1)).items()
-        },
+        "suspects": {k: [v] for k, v in suspect.items()},
         "steering": moved | {"probability": [0.1] * 3, "monotone_up_to": [1.0] * 3},
         "influence": moved | {"probability_change": [0.1] * 3} | marks,
     }
@@ -179,7 +148,7 @@ def without(document: dict[str, Any], key: Any, *path: Any) -> dict[str, Any]:
 
 def test_the_evaluation_that_the_others_are_made_from_is_sound(run: Run, place: Path) -> None:
     assert run(*commands(place)[0]).code == 0
-    assert run("eddp", "inspect", place / "evaluation").code == 0
+    assert run("eddp inspect", place / "evaluation").code == 0
 
 
 def test_every_entry_of_a_summary(run: Run, refused: Callable[..., str], place: Path) -> None:
@@ -198,7 +167,7 @@ def test_every_entry_of_a_summary(run: Run, refused: Callable[..., str], place: 
             assert "older eddp" in refused(*g.choice([*commands(place), ("eddp", "inspect", place / "evaluation")]))
     for path in g.sample(list(leaves(document)), 40):  # what is not read may be anything
         file.write_text(changed(document, path, g.choice(ODD)))
-        ended = run("eddp", "inspect", place / "evaluation", "--quiet")
+        ended = run("eddp inspect", place / "evaluation", "--quiet")
         assert "unexpected" not in ended.err
         assert len(ended.err) < MOST + len(str(place))
 
@@ -272,43 +241,26 @@ def test_headers_of_directions(run: Run, refused: Callable[..., str], place: Pat
             assert "Fit it again" in message
     for path in leaves(header):
         forge(tensors, file, {"eddp": changed(header, path, g.choice(ODD))})
-        ended = run("eddp", "inspect", file, "--quiet")
+        ended = run("eddp inspect", file, "--quiet")
         assert "unexpected" not in ended.err
         assert len(ended.err) < MOST + len(str(place))
 
 
 def test_checkpoints(refused: Callable[..., str], place: Path) -> None:
-    settings = ("--set", "refine_steps=4", "--set", "restarts=1", "--refits", 0, "--checkpoint-every", 0)
-    command = (
-        "fit",
-        "--store",
-        place / "s.zarr",
-        "--directions",
-        2,
-        "--out",
-        place / "e.safetensors",
-        *settings,
-        "--quiet",
-    )
+    settings = "--directions 2 --set refine_steps=4 --set restarts=1 --refits 0 --checkpoint-every 0 --quiet"
+    command = ("fit --store", place / "s.zarr", "--out", place / "e.safetensors", settings)
     file = place / "e.checkpoint"
     kept: list[bytes] = []
     save = Checkpoint.save
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "save", lambda self, *state: (save(self, *state), kept.append(file.read_bytes())))
-        fit.main([str(a) for a in command[1:]], standalone_mode=False)
+        do(*command)
     file.write_bytes(kept[0])
     tensors = load_file(file)
     with safe_open(file, framework="np") as opened:
         header = json.loads(opened.metadata()["eddp-checkpoint"])
-    for key, value in (
-        ("step", -1),
-        ("step", 10**400),
-        ("log", [3]),
-        ("log", DEEP),
-        ("plateau", [0]),
-        ("soft", 1),
-        ("reseeded", "x" * 10**5),
-    ):
+    wrong = {"step": (-1, 10**400), "log": ([3], DEEP), "plateau": ([0],), "soft": (1,), "reseeded": ("x" * 10**5,)}
+    for key, value in ((key, value) for key, values in wrong.items() for value in values):
         forge(tensors, file, {"eddp-checkpoint": changed(header, ("values", key), value)})
         assert "remove it" in refused(*command)
     for key in ("step", "soft"):

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Run, fails, ok
+from own_process import start
 from tiny import contents
 
 pytest.importorskip("moto")
@@ -30,17 +31,9 @@ from stores.paths import as_path
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 
-Run = Callable[..., object]
 NET = ("--model", "tiny_net:build", "--layer", "second")
 SLOW = ("--model", "tiny_net:slow", "--layer", "second", "--batch-size", 4, "--workers", 0, "--quiet")
-FEW = ("--set", "restarts=1")
-HELPERS = Path(__file__).parents[1] / "helpers"
-CODE = """
-import sys
-import stores.layout, pipeline.main
-stores.layout.TARGET_CHUNK_BYTES = int(sys.argv.pop(1))  # small chunks: these stores would else be one
-pipeline.main.extract_script()
-"""
+FEW = ("--set", "restarts=1", "--refits", 0)
 
 
 @pytest.fixture(scope="module")
@@ -59,28 +52,12 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "TARGET_CHUNK_BYTES", 1024)  # four images
 
 
-def ok(ended):  # type: ignore[no-untyped-def]
-    assert ended.code == 0, ended.err
-    return ended
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """``extract`` as a process of its own, with chunks of four images."""
-    return subprocess.Popen(
-        [sys.executable, "-c", CODE, "1024", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])},
-    )
-
-
 @pytest.mark.slow
 def test_the_whole_job_is_that_of_a_disk(
     run: Run, server: Server, bucket: str, tiny_broden: Callable[..., object], tmp_path: Path, small_chunks: None
 ) -> None:
     broden, local, remote = tiny_broden(images=12).root, tmp_path / "acts.zarr", f"{bucket}/deep/acts.zarr"
-    told = json.loads(ok(run("extract", *NET, "--data", broden, "--out", remote, "--dry-run", "--json")).out)
+    told = json.loads(ok(run("extract", *NET, "--data", broden, "--out", remote, "--dry-run --json")).out)
     assert (told["images"], told["free"], told["fits"]) == (12, None, None)
     assert remote_contents(bucket) == {}
     for out in (local, remote):
@@ -91,10 +68,10 @@ def test_the_whole_job_is_that_of_a_disk(
     assert json.loads(as_path(f"{remote}.run.json").read_bytes())["options"]["out"] == remote
     again = ok(run("extract", *NET, "--data", broden, "--out", remote, "--json"))
     assert json.loads(again.out)["done_now"] == 0
-    assert ok(run("eddp", "verify", remote)).out == f"{remote}: sound\n"
+    assert ok(run("eddp verify", remote)).out == f"{remote}: sound\n"
 
     def shown(path: object) -> dict[str, object]:
-        facts = json.loads(ok(run("eddp", "inspect", path, "--json")).out)
+        facts = json.loads(ok(run("eddp inspect", path, "--json")).out)
         return {key: facts[key] for key in ("model", "images", "chunks", "bytes", "layers", "values")}
 
     assert shown(remote) == shown(local)
@@ -104,26 +81,15 @@ def test_the_whole_job_is_that_of_a_disk(
     ):  # fmt: skip
         out = tmp_path / name / "d.safetensors"
         out.parent.mkdir()
-        ok(run("fit", "--store", store, "--directions", 3, "--set", "refine_steps=2", *FEW, "--out", out, *more))
+        ok(run("fit --store", store, "--directions 3 --set refine_steps=2", *FEW, "--out", out, *more))
         found = Directions.load(out)
         assert found.info["store"]["path"] == str(store)
         numbers[name] = found.filters.tolist(), found.signals.tolist(), found.mean.tolist()
     assert numbers["plain"] == numbers["kept"] == numbers["local"]
     for name, store in (("local", local), ("kept", remote)):
         more = ("--cache", tmp_path / "cache", "--influence", "--null-directions", 0)[2 * (store is local) :]
-        ok(
-            run(
-                "evaluate",
-                "--store",
-                store,
-                "--directions",
-                tmp_path / name / "d.safetensors",
-                "--broden",
-                broden,
-                *NET[:2],
-                *more,
-            )
-        )
+        given = ("--store", store, "--directions", tmp_path / name / "d.safetensors", "--broden", broden)
+        ok(run("evaluate", *given, *NET[:2], *more))
         evaluated = Evaluated(tmp_path / name / "evaluation")
         assert evaluated.store().path == as_path(store)  # what follows finds it there
         numbers[name] = evaluated.summary["directions"]
@@ -158,13 +124,12 @@ def test_two_shards_begin_at_once_and_one_is_killed(
     missing = re.search(r"this shard is done; (\d+) of 15 chunks are missing yet", told)
     assert missing, told
     assert 15 - len(done) <= int(missing[1]) <= 8  # it may have counted before the other one's last
-    ended = run("fit", "--store", out, "--directions", 2, "--out", tmp_path / "d.safetensors")
-    assert ended.code == 1
-    assert f"{len(done)} of 15 chunks are committed" in ended.err
-    facts = json.loads(ok(run("eddp", "inspect", out, "--json", "--quiet")).out)
+    ended = run("fit --store", out, "--directions 2 --out", tmp_path / "d.safetensors")
+    fails(ended, 1, f"{len(done)} of 15 chunks are committed")
+    facts = json.loads(ok(run("eddp inspect", out, "--json --quiet")).out)
     assert facts["unfinished"]["committed chunks"] == len(done)
     (out / "commits" / "00000001.json").unlink()  # as if it had been killed before this record
-    assert run("eddp", "verify", out).code == 1
+    assert run("eddp verify", out).code == 1
     again = json.loads(ok(run("extract", *options, "--out", out, "--json")).out)
     assert again["done_now"] == 60 - 4 * (len(done) - 1)
     ok(run("extract", *options, "--out", tmp_path / "whole.zarr"))
@@ -183,23 +148,20 @@ def test_what_was_damaged_is_found_and_made_good(
     array = "layers/second/activations"
     flipped, short, gone = (f"{array}/c.{k}.0.0" for k in range(3))
     objects.put({out / flipped: bytes([whole[flipped][0] ^ 1]) + whole[flipped][1:]})
-    ended = run("eddp", "verify", out)
-    assert ended.code == 1
-    assert f"chunk 0 of {array}: its bytes do not match its recorded checksum" in ended.err
-    ended = run(
-        "fit", "--store", out, "--directions", 2, "--cache", tmp_path / "c", "--out", tmp_path / "d.safetensors"
-    )
-    assert ended.code == 1
-    assert f"Chunk 0 of '{array}'" in ended.err
-    assert "was changed after it was written" in ended.err
+    fails(run("eddp verify", out), 1, f"chunk 0 of {array}: its bytes do not match its recorded checksum")
+    ended = run("fit --store", out, "--directions 2 --cache", tmp_path / "c", "--out", tmp_path / "d.safetensors")
+    fails(ended, 1, f"Chunk 0 of '{array}'", "was changed after it was written")
     objects.put({out / flipped: whole[flipped], out / short: whole[short][:-1]})
     objects.remove([out / gone])
-    ended = run("evaluate", "--store", out, "--directions", tmp_path / "none.safetensors", "--influence")
+    ended = run("evaluate --store", out, "--directions", tmp_path / "none.safetensors", "--influence")
     assert ended.code == 2  # of a file that is not there nothing else is asked
-    ended = run("eddp", "verify", out)
-    assert ended.code == 1
-    assert f"chunk 1 of {array}: {len(whole[short]) - 1} bytes instead of {len(whole[short])}" in ended.err
-    assert f"chunk 2 of {array}: no such object" in ended.err
+    ended = run("eddp verify", out)
+    fails(
+        ended,
+        1,
+        f"chunk 1 of {array}: {len(whole[short]) - 1} bytes instead of {len(whole[short])}",
+        f"chunk 2 of {array}: no such object",
+    )
     ok(run(*options))
     assert remote_contents(out) == whole
 
@@ -210,19 +172,13 @@ def test_overwritten_and_another_one_left_alone(
     out, data = as_path(f"{bucket}/s.zarr"), tiny_images(20)
     ok(run("extract", *NET, "--data", data, "--out", out, "--quiet"))
     other = ("extract", *NET, "--data", data, "--limit", 8, "--quiet")
-    ended = run(*other, "--out", out)
-    assert ended.code == 2
-    assert "already holds a store made from something else" in ended.err
-    ended = run(*other, "--out", out / "layers")
-    assert ended.code == 2
-    assert f"is within the store '{out}'" in ended.err
+    fails(run(*other, "--out", out), 2, "already holds a store made from something else")
+    fails(run(*other, "--out", out / "layers"), 2, f"is within the store '{out}'")
     ok(run(*other, "--out", out, "--overwrite"))
     ok(run(*other, "--out", tmp_path / "s.zarr"))
     assert remote_contents(out) == contents(tmp_path / "s.zarr")
     objects.put({out / "mine.txt": b"of a user"})
-    ended = run(*other, "--out", out, "--overwrite")
-    assert ended.code == 2
-    assert "holds other things than a store of eddp (mine.txt)" in ended.err
+    fails(run(*other, "--out", out, "--overwrite"), 2, "holds other things than a store of eddp (mine.txt)")
     assert (out / "zarr.json").is_file()
 
 
@@ -235,7 +191,7 @@ def test_any_zarr_reader_opens_it(bucket: str, tiny_store: Callable[..., Path]) 
     write_store(as_path(f"{bucket}/s.zarr"), {"a": x}, compress="zstd")
     group = zarr.open_group(f"{bucket}/s.zarr", mode="r", storage_options={"skip_instance_cache": True})
     assert np.array_equal(np.asarray(group["layers/a/activations"][:]), x)  # type: ignore[index]
-    system = group.store.fs  # type: ignore[attr-defined]
+    system = group.store.fs
     sync(system._s3.__aexit__(None, None, None))
 
 
@@ -323,9 +279,8 @@ def test_refused(run: Run, bucket: str, tmp_path: Path, monkeypatch: pytest.Monk
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(objects.filesystem("s3"), "cat_ranges", refuse)
-    ended = run("fit", "--store", f"{bucket}/s.zarr", "--directions", 2, "--out", tmp_path / "d.safetensors")
-    assert ended.code == 1
-    assert "access is refused (Access Denied). Check the credentials" in ended.err
+    ended = run("fit --store", f"{bucket}/s.zarr", "--directions 2 --out", tmp_path / "d.safetensors")
+    fails(ended, 1, "access is refused (Access Denied). Check the credentials")
 
 
 def test_a_full_cache_is_told_once(

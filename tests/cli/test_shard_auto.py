@@ -8,14 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_line import Run, ok
 from tiny import contents
 
 from stores.store import ActivationStore
 
-Run = Callable[..., Any]
 NET = ("--model", "tiny_net:build", "--layer", "second")
 ARRAY = "SLURM_ARRAY_TASK_"
 ROOT = Path(__file__).parents[2]
@@ -43,8 +42,7 @@ def test_an_array_gives_the_store_of_one_process(
     ids = list(range(1, count + 1))
     for task in ids[1:] + ids[:1]:  # the first one comes last
         submitted(monkeypatch, task, ids)
-        ended = run("extract", *options, "--out", tmp_path / "s", "--shard", "auto")
-        assert ended.code == 0, ended.err
+        ended = ok(run("extract", *options, "--out", tmp_path / "s", "--shard auto"))
         if count == 2:  # of nine, the first holds no chunk
             assert ("1 of 3 chunks are missing yet" in ended.out) == (task != 1)
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
@@ -60,8 +58,7 @@ def test_one_task_that_is_queued_again_does_whatever_is_missing(
     submitted(monkeypatch, 0, [0, 1, 2])
     assert run("extract", *options).code == 0
     submitted(monkeypatch, 2, [2])
-    ended = run("extract", *options)
-    assert ended.code == 0, ended.err
+    ended = ok(run("extract", *options))
     assert (json.loads(ended.out)["done_now"], json.loads(ended.out)["missing_chunks"]) == (12, 0)
     assert ActivationStore.open(tmp_path / "s").verify() == []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Run, fails, ok
 from PIL import Image
 from tiny import LABELS, TinyBroden, trusted
 
@@ -16,8 +17,6 @@ from extract.labels import labels_on_raster
 from fit.supervised.position_labels import ConceptLabels
 from stores.directions import Directions
 from stores.readers import LayerReader
-
-Run = Callable[..., object]
 
 
 @pytest.fixture
@@ -31,20 +30,17 @@ def store(run: Run, broden: TinyBroden, tmp_path: Path) -> Path:
 
 
 def extracted(run: Run, data: Path, out: Path, *more: object) -> Path:
-    ended = run("extract", "--model", "tiny_net:build", "--layer", "second", "--weights", "none", "--data", data,
-                "--out", out, "--quiet", *more)  # fmt: skip
-    assert ended.code == 0, ended.err  # type: ignore[attr-defined]
+    ok(run("extract --model tiny_net:build --layer second --weights none --data", data, "--out", out, "--quiet", *more))
     return out
 
 
 @pytest.mark.parametrize("method", ["probe", "pattern-cav"])
 def test_one_direction_a_label(run: Run, broden: TinyBroden, store: Path, tmp_path: Path, method: str) -> None:
     out = tmp_path / "d.safetensors"
-    ended = run("fit", "--store", store, "--method", method, "--concepts", broden.root, "--out", out, "--json",
-                "--set", "min_positives=10")  # fmt: skip
-    assert ended.code == 0, ended.err  # type: ignore[attr-defined]
+    ended = ok(run("fit --store", store, "--method", method, "--concepts", broden.root, "--out", out,
+                   "--json --set min_positives=10"))  # fmt: skip
     found = Directions.load(out)
-    assert json.loads(ended.out)["directions"] == found.count  # type: ignore[attr-defined]
+    assert json.loads(ended.out)["directions"] == found.count
     info = found.info
     # scenes cover whole images; stripes cover one of train entirely and no other is annotated in textures
     assert info["labels"] == [LABELS[n][0] for n in info["label_numbers"]]
@@ -53,12 +49,11 @@ def test_one_direction_a_label(run: Run, broden: TinyBroden, store: Path, tmp_pa
     assert info["labelled_images"] == 6  # of nine, those of the split train
     assert info["config"]["min_positives"] == 10
     again = tmp_path / "again.safetensors"
-    run("fit", "--store", store, "--method", method, "--concepts", f"broden:{broden.root}", "--out", again, "--quiet",
-        "--set", "min_positives=10")  # fmt: skip
+    run("fit --store", store, "--method", method, "--concepts", f"broden:{broden.root}", "--out", again,
+        "--quiet --set min_positives=10")  # fmt: skip
     assert (Directions.load(again).filters == found.filters).all()
-    ended = run("evaluate", "--store", store, "--directions", out, "--broden", broden.root, "--out", tmp_path / "ev",
-                "--resolution", "feature", "--quiet")  # fmt: skip
-    assert ended.code == 0, ended.err  # type: ignore[attr-defined]
+    ended = ok(run("evaluate --store", store, "--directions", out, "--broden", broden.root, "--out", tmp_path / "ev",
+                   "--resolution feature --quiet"))  # fmt: skip
 
 
 def test_labels_are_those_of_the_train_images_at_the_layers_grid(broden: TinyBroden, store: Path) -> None:
@@ -95,11 +90,11 @@ def test_sampled_positions_have_the_labels_of_their_places(
 
 def test_wrong_use_is_a_sentence(run: Run, broden: TinyBroden, store: Path, tmp_path: Path) -> None:
     def refused(code: int, *arguments: object) -> str:
-        ended = run("fit", "--store", store, "--out", tmp_path / "d.safetensors", "--quiet", *arguments)
-        assert ended.code == code, ended.err  # type: ignore[attr-defined]
-        assert "Traceback" not in ended.err  # type: ignore[attr-defined]
+        ended = run("fit --store", store, "--out", tmp_path / "d.safetensors", "--quiet", *arguments)
+        assert ended.code == code, ended.err
+        assert "Traceback" not in ended.err
         assert not (tmp_path / "d.safetensors").exists()
-        return str(ended.err)  # type: ignore[attr-defined]
+        return str(ended.err)
 
     probe = ("--method", "probe", "--concepts", broden.root)
     assert "leave --directions 4 out" in refused(2, *probe, "--directions", 4)
@@ -119,12 +114,8 @@ def test_a_store_of_other_images_is_refused(
     run: Run, broden: TinyBroden, tiny_images: Callable[..., Path], tmp_path: Path
 ) -> None:
     other = extracted(run, tiny_images(4), tmp_path / "other.zarr")
-    ended = run(
-        "fit", "--store", other, "--method", "probe", "--concepts", broden.root, "--out", tmp_path / "d.safetensors"
-    )
-    assert ended.code == 2  # type: ignore[attr-defined]
-    assert "was not made from the images in" in ended.err  # type: ignore[attr-defined]
-    assert "extract --data" in ended.err  # type: ignore[attr-defined]
+    ended = run("fit --store", other, "--method probe --concepts", broden.root, "--out", tmp_path / "d.safetensors")
+    fails(ended, 2, "was not made from the images in", "extract --data")
 
 
 def test_a_folder_without_train_images_is_refused(run: Run, broden: TinyBroden, tmp_path: Path) -> None:
@@ -133,14 +124,13 @@ def test_a_folder_without_train_images_is_refused(run: Run, broden: TinyBroden, 
     index = val / "index.csv"
     index.write_text(index.read_text().replace(",train,", ",val,"))
     store = extracted(run, val, tmp_path / "val.zarr")
-    ended = run("fit", "--store", store, "--method", "probe", "--concepts", val, "--out", tmp_path / "d.safetensors")
-    assert ended.code == 2  # type: ignore[attr-defined]
-    assert "split 'train'" in ended.err  # type: ignore[attr-defined]
+    ended = run("fit --store", store, "--method probe --concepts", val, "--out", tmp_path / "d.safetensors")
+    fails(ended, 2, "split 'train'")
     assert not (tmp_path / "d.safetensors").exists()
 
 
 def test_a_synthetic_store_brings_its_own_labels(run: Run, tmp_path: Path) -> None:
-    assert run("eddp", "synthetic", "--out", tmp_path / "t.zarr", "--images", 300, "--quiet").code == 0  # type: ignore[attr-defined]
+    assert run("eddp synthetic --out", tmp_path / "t.zarr", "--images 300 --quiet").code == 0
     out = tmp_path / "d.safetensors"
-    assert run("fit", "--store", tmp_path / "t.zarr", "--method", "probe", "--out", out, "--quiet").code == 0  # type: ignore[attr-defined]
+    assert run("fit --store", tmp_path / "t.zarr", "--method probe --out", out, "--quiet").code == 0
     assert Directions.load(out).info["labels"] == ["concept 0", "concept 1", "concept 2"]

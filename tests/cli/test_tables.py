@@ -4,40 +4,39 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from command_line import Run, do, fails, ok
+from tiny import write_broden
 
 from evaluate.dictionary import check
 from pipeline.table_writer import Tables
 from stores.errors import StoreError
 
-Run = Callable[..., object]
 
-
-def ok(ended):  # type: ignore[no-untyped-def]
-    assert ended.code == 0, ended.err
-    return ended
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A concept dataset, a store made from it, and three files: one method with two seeds, and another method; not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    broden, store = write_broden(folder / "broden").root, folder / "acts.zarr"
+    do("extract --model tiny_net:build --layer second --data", broden, "--out", store)
+    for name, options in (("one", "kmeans"), ("two", "kmeans --seed 5 --refits 2"), ("pca", "pca")):
+        out = folder / f"{name}.safetensors"
+        do("fit --store", store, "--directions 3 --out", out, f"--method {options}")
+    return folder
 
 
 @pytest.fixture
-def fitted(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> tuple[Path, Path, list[object]]:
-    """A concept dataset, a store made from it, and three files: one method with two seeds, and another method."""
-    broden, store = tiny_broden().root, tmp_path / "acts.zarr"
-    ok(run("extract", "--model", "tiny_net:build", "--layer", "second", "--data", broden, "--out", store))
-    files: list[object] = []
-    for name, *options in (
-        ("one", "--method", "kmeans"),
-        ("two", "--method", "kmeans", "--seed", 5, "--refits", 2),
-        ("pca", "--method", "pca"),
-    ):
-        out = tmp_path / f"{name}.safetensors"
-        ok(run("fit", "--store", store, "--directions", 3, "--out", out, *options))
-        files += ["--directions", out]
-    return broden, store, files
+def fitted(made: Path, tmp_path: Path) -> tuple[Path, Path, list[object]]:
+    """The concept dataset, the store and the options that name the files, in a copy."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    files = [word for name in ("one", "two", "pca") for word in ("--directions", tmp_path / f"{name}.safetensors")]
+    return made / "broden", tmp_path / "acts.zarr", files
 
 
 def test_every_column_of_every_table_is_defined(
@@ -46,7 +45,7 @@ def test_every_column_of_every_table_is_defined(
     broden, store, files = fitted
     out = tmp_path / "evaluation"
     few = ("--influence", "--null-directions", 4, "--null-positions", 20, "--monosemanticity")
-    ok(run("evaluate", "--store", store, *files, "--broden", broden, *few))
+    ok(run("evaluate --store", store, *files, "--broden", broden, *few))
     headers = {}
     for path in sorted(out.glob("*.csv")):
         if path.stem != "dictionary":
@@ -67,7 +66,7 @@ def test_the_comparison_holds_all_files_and_stability_the_pair_of_one_method(
     run: Run, fitted: tuple[Path, Path, list[object]], tmp_path: Path
 ) -> None:
     broden, store, files = fitted
-    ok(run("evaluate", "--store", store, *files, "--broden", broden, "--monosemanticity"))
+    ok(run("evaluate --store", store, *files, "--broden", broden, "--monosemanticity"))
     out = tmp_path / "evaluation"
     compared = pyarrow.parquet.read_table(out / "comparison.parquet").to_pylist()
     assert [row["directions"] for row in compared] == ["one", "two", "pca"]
@@ -89,8 +88,8 @@ def test_the_comparison_holds_all_files_and_stability_the_pair_of_one_method(
     assert summary["two"]["found_again"] == pytest.approx(np.mean([value >= 0.5 for value in again["two"]]), abs=1e-4)
     assert [row["found_again"] for row in compared] == [None, summary["two"]["found_again"], None]
     assert "found_again" not in summary["one"]
-    assert "found again" in ok(run("eddp", "inspect", tmp_path / "two.safetensors")).out
-    assert "found again" not in ok(run("eddp", "inspect", tmp_path / "one.safetensors")).out
+    assert "found again" in ok(run("eddp inspect", tmp_path / "two.safetensors")).out
+    assert "found again" not in ok(run("eddp inspect", tmp_path / "one.safetensors")).out
     assert "second" in summary["pca"]["monosemanticity_encoder"]
 
 
@@ -99,26 +98,22 @@ def test_monosemanticity_alone_in_the_features_of_another_store(
 ) -> None:
     broden, store, files = fitted
     other = tmp_path / "other.zarr"
-    ok(run("extract", "--model", "tiny_net:build", "--layer", "first", "--data", broden, "--out", other))
-    ended = ok(run("evaluate", "--store", store, *files, "--monosemanticity", other, "--json"))
+    ok(run("extract --model tiny_net:build --layer first --data", broden, "--out", other))
+    ended = ok(run("evaluate --store", store, *files, "--monosemanticity", other, "--json"))
     entry = json.loads(ended.out)["directions"]["one"]
     assert "first" in entry["monosemanticity_encoder"]
     both = ("--layer", "first", "--layer", "second", "--data", broden, "--out", tmp_path / "both.zarr")
-    ok(run("extract", "--model", "tiny_net:build", *both))
-    several = run("evaluate", "--store", store, *files, "--monosemanticity", tmp_path / "both.zarr")
-    assert several.code == 2
-    assert "store of its own" in several.err
-    missing = run("evaluate", "--store", store, *files, "--monosemanticity", tmp_path / "none.zarr")
-    assert missing.code == 2
-    assert "none.zarr" in missing.err
+    ok(run("extract --model tiny_net:build", *both))
+    fails(run("evaluate --store", store, *files, "--monosemanticity", tmp_path / "both.zarr"), 2, "store of its own")
+    fails(run("evaluate --store", store, *files, "--monosemanticity", tmp_path / "none.zarr"), 2, "none.zarr")
 
 
 def test_an_earlier_evaluation_leaves_nothing_behind(
     run: Run, fitted: tuple[Path, Path, list[object]], tmp_path: Path
 ) -> None:
     broden, store, files = fitted
-    ok(run("evaluate", "--store", store, *files, "--broden", broden))
-    ok(run("evaluate", "--store", store, *files[:2], "--broden", broden))
+    ok(run("evaluate --store", store, *files, "--broden", broden))
+    ok(run("evaluate --store", store, *files[:2], "--broden", broden))
     out = tmp_path / "evaluation"
     assert not list(out.glob("stability.*"))
     assert not list(out.glob("comparison.*"))
@@ -126,18 +121,16 @@ def test_an_earlier_evaluation_leaves_nothing_behind(
 
 def test_two_halves_of_the_images_tell_how_stable_a_fit_is(run: Run, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
-    ok(run("eddp", "synthetic", "--out", store, "--images", 200))
+    ok(run("eddp synthetic --out", store, "--images 200"))
     for i in range(2):
         out = tmp_path / f"half{i}.safetensors"
-        ok(run("fit", "--store", store, "--directions", 3, "--method", "kmeans", "--part", f"{i}/2", "--out", out))
+        ok(run("fit --store", store, "--directions 3 --method kmeans --part", f"{i}/2", "--out", out))
         assert json.loads(out.with_suffix(".json").read_bytes())["store"]["part"] == {"index": i, "of": 2, "seed": 0}
     halves = [a for i in range(2) for a in ("--directions", tmp_path / f"half{i}.safetensors")]
-    ended = ok(run("evaluate", "--store", store, *halves, "--ground-truth", "--json"))
+    ended = ok(run("evaluate --store", store, *halves, "--ground-truth --json"))
     assert json.loads(ended.out)["directions"]["half0"]["stability"] > 0.8
     for wrong in ("2/2", "a/b", "1"):
-        ended = run("fit", "--store", store, "--directions", 3, "--part", wrong)
-        assert ended.code == 2
-        assert "--part must be I/N" in ended.err
+        fails(run("fit --store", store, "--directions 3 --part", wrong), 2, "--part must be I/N")
 
 
 def test_a_table_in_parts_is_the_table_in_one(tmp_path: Path) -> None:

@@ -11,12 +11,11 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from command_line import Run, ok
 from tiny import write_store
 
 from stores.directions import Directions
-from tests.cli.conftest import Ended
 
-Run = Callable[..., Ended]
 EVIL = "\x1b[2J\u202eevil\x9b"
 SHOWN = "\\x1b[2J\\u202eevil\\x9b"
 
@@ -74,8 +73,7 @@ def test_warnings_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 def test_texts_are_no_formulas_in_a_spreadsheet(run: Run, store: Path, tmp_path: Path) -> None:
     file = directions(tmp_path / "d.safetensors")
-    ended = run("evaluate", "--store", store, "--directions", file, "--influence", "--null-directions", 0)
-    assert ended.code == 0, ended.err
+    ok(run("evaluate --store", store, "--directions", file, "--influence --null-directions 0"))
     with (tmp_path / "evaluation" / "influence.csv").open(newline="", encoding="utf-8") as opened:
         text = list(csv.DictReader(opened))
     exact = pyarrow.parquet.read_table(tmp_path / "evaluation" / "influence.parquet").to_pylist()
@@ -96,8 +94,8 @@ def test_nobody_is_told_to_run_what_a_file_holds(
     header[148:156] = f"{sum(header):06o}\0 ".encode()
     (tmp_path / "old.pth").write_bytes(bytes(header) + bytes(1024))
     for weights in ("DEFAULT", tmp_path / "old.pth"):
-        ended = run("extract", "--model", "squeezenet1_1", "--weights", weights, "--layer", "features",
-                    "--data", tiny_images(2), "--out", tmp_path / "s.zarr")  # fmt: skip
+        ended = run("extract --model squeezenet1_1 --weights", weights, "--layer features --data", tiny_images(2),
+                    "--out", tmp_path / "s.zarr")  # fmt: skip
         assert ended.code == 2, ended.err
         assert "tar format" in ended.err or "Cannot download" in ended.err
         for word in ("likely succeed", "In PyTorch 2", "unexpected"):

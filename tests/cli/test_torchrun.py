@@ -7,18 +7,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Run, fails
 from tiny import contents, write_store
 
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.directions import Directions
-from tests.cli.conftest import Ended
 
-Run = Callable[..., Ended]
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds: a busy machine is no failure
 FIT = ("pipeline.main", "fit")
@@ -160,7 +158,6 @@ def test_half_an_environment(run: Run, store: Path, tmp_path: Path, monkeypatch:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    ended = run("fit", "--store", store, "--directions", 3, "--out", tmp_path / "d.safetensors")
-    assert ended.code == 2
-    assert "nothing says MASTER_ADDR and MASTER_PORT: start them by torchrun, or unset both" in ended.err
+    ended = run("fit --store", store, "--directions 3 --out", tmp_path / "d.safetensors")
+    fails(ended, 2, "nothing says MASTER_ADDR and MASTER_PORT: start them by torchrun, or unset both")
     assert not list(tmp_path.iterdir())

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny import edit_attributes
+from command_line import Run, do, fails, ok
+from tiny import edit_attributes, write_broden
 
 from extract.network import open_model, open_network
 from fit import EDDP
 from stores.errors import UsageError
 from stores.store import ActivationStore
 
-Run = Callable[..., Any]
 EVIL = "from pathlib import Path\nMARK = Path(__file__).resolve().parent / 'ran'\nMARK.touch()\n\n\ndef run():\n    MARK.touch()\n    from tiny_net import build\n    return build()\n"
 TRUSTED = ("--model", "tiny_net:build")
 
@@ -27,40 +27,34 @@ def rename(store: Path, **provenance: str) -> None:
     edit_attributes(store, lambda attributes: attributes["provenance"].update(provenance))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a module that leaves a mark when it is imported, and a store whose head is the model itself; not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "package").mkdir()
+    for name in ("evilmod.py", "package/inner.py", "package/__init__.py"):
+        (folder / name).write_text(EVIL)
+    (folder / "linked.py").symlink_to("evilmod.py")
+    (folder / "names").write_text("0\n1\n2\n3\n4\n")
+    data = write_broden(folder / "broden").root
+    for k in "01":
+        (folder / "clean" / k).mkdir(parents=True)
+        for file in sorted(data.rglob("*.jpg"))[:4]:
+            shutil.copy(file, folder / "clean" / k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        do("extract --model tiny_net:build --layer first --data broden --out acts.zarr --class-names names")
+        do("fit --store acts.zarr --directions 3 --method kmeans --out d.safetensors")
+        do("evaluate --store acts.zarr --directions d.safetensors --monosemanticity")
+    return folder
+
+
 @pytest.fixture
-def place(run: Run, tiny_broden: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a module that leaves a mark when it is imported, and a store whose head is the model itself."""
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of it, which is the working directory."""
+    shutil.copytree(made, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    (tmp_path / "package").mkdir()
-    for name in ("evilmod.py", "package/inner.py", "package/__init__.py"):
-        (tmp_path / name).write_text(EVIL)
-    (tmp_path / "linked.py").symlink_to("evilmod.py")
-    (tmp_path / "names").write_text("0\n1\n2\n3\n4\n")
-    data = tiny_broden().root
-    for k in range(2):
-        for file in sorted(data.rglob("*.jpg"))[:4]:
-            (tmp_path / "clean" / str(k)).mkdir(parents=True, exist_ok=True)
-            (tmp_path / "clean" / str(k) / file.name).write_bytes(file.read_bytes())
-    for arguments in (
-        (
-            "extract",
-            "--model",
-            "tiny_net:build",
-            "--layer",
-            "first",
-            "--data",
-            "broden",
-            "--out",
-            "acts.zarr",
-            "--class-names",
-            "names",
-        ),
-        ("fit", "--store", "acts.zarr", "--directions", 3, "--method", "kmeans", "--out", "d.safetensors"),
-        ("evaluate", "--store", "acts.zarr", "--directions", "d.safetensors", "--monosemanticity"),
-    ):
-        ended = run(*arguments)
-        assert ended.code == 0, ended.err
     yield tmp_path
     for name in ("evilmod", "package", "package.inner", "linked"):
         sys.modules.pop(name, None)
@@ -81,9 +75,12 @@ COMMANDS = {
 def test_code_that_a_store_names_is_not_run(run: Run, place: Path, command: tuple[object, ...]) -> None:
     rename(place / "acts.zarr", model="evilmod:run")
     ended = run(*command)
-    assert ended.code == 2, ended.err
-    assert "names evilmod:run as its model. That is code, which would be imported and run." in ended.err
-    assert "repeat the command with --model evilmod:run" in ended.err
+    fails(
+        ended,
+        2,
+        "names evilmod:run as its model. That is code, which would be imported and run.",
+        "repeat the command with --model evilmod:run",
+    )
     assert not (place / "ran").exists()
     assert not [*place.glob("e"), *place.glob("e.safetensors")]
 
@@ -97,16 +94,14 @@ def test_whatever_it_is_called(run: Run, place: Path, name: str) -> None:
     rename(place / "acts.zarr", model=name)
     for command in (COMMANDS["fit"], COMMANDS["explain"]):
         ended = run(*command)
-        assert ended.code == 2, ended.err
-        assert "That is code" in ended.err
+        fails(ended, 2, "That is code")
         assert "\x1b" not in ended.err
     assert not list(place.rglob("ran"))
 
 
 def test_a_report_goes_without_pictures(run: Run, place: Path) -> None:
     rename(place / "acts.zarr", model="evilmod:run")
-    ended = run("eddp", "report", "evaluation", "--out", "e")
-    assert ended.code == 0, ended.err
+    ended = ok(run("eddp report evaluation --out e"))
     assert "The images are not shown. The store" in ended.err
     assert "--model evilmod:run" in ended.err
     assert not (place / "ran").exists()
@@ -114,16 +109,13 @@ def test_a_report_goes_without_pictures(run: Run, place: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_the_users_word(run: Run, place: Path, command: tuple[object, ...]) -> None:
-    ended = run(*command, *TRUSTED)
-    assert ended.code == 0, ended.err
+    ok(run(*command, *TRUSTED))
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_the_users_word_on_another_model(run: Run, place: Path, command: tuple[object, ...]) -> None:
     rename(place / "acts.zarr", model="evilmod:run")
-    ended = run(*command, *TRUSTED)
-    assert ended.code == 2
-    assert "names the model 'evilmod:run', not 'tiny_net:build' (--model)" in ended.err
+    fails(run(*command, *TRUSTED), 2, "names the model 'evilmod:run', not 'tiny_net:build' (--model)")
     assert not (place / "ran").exists()
 
 
@@ -135,13 +127,9 @@ def test_only_what_is_typed_is_the_users_word(
     words = COMMANDS[command]
     name = words[1] if words[0] == "eddp" else words[0]
     (place / "theirs.toml").write_text(f"[{name}]\nmodel = 'evilmod:run'\n")
-    ended = run(*words, "--config", "theirs.toml")
-    assert ended.code == 2
-    assert "it is taken from the command line alone" in ended.err
+    fails(run(*words, "--config", "theirs.toml"), 2, "it is taken from the command line alone")
     monkeypatch.setenv(f"EDDP_{str(name).upper()}_MODEL", "evilmod:run")
-    ended = run(*words)
-    assert ended.code == 2
-    assert f"(EDDP_{str(name).upper()}_MODEL)" in ended.err
+    fails(run(*words), 2, f"(EDDP_{str(name).upper()}_MODEL)")
     assert not (place / "ran").exists()
 
 
@@ -151,9 +139,7 @@ def test_what_lies_beside_a_store(run: Run, place: Path) -> None:
     assert run(*words, *TRUSTED).code == 0
     [beside] = place.glob("acts.first.*.zarr")
     rename(beside, model="evilmod:run")
-    ended = run(*words, *TRUSTED)
-    assert ended.code == 2
-    assert "names the model 'evilmod:run', not 'tiny_net:build'" in ended.err
+    fails(run(*words, *TRUSTED), 2, "names the model 'evilmod:run', not 'tiny_net:build'")
     assert not (place / "ran").exists()
 
 

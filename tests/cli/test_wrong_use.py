@@ -9,20 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import Run, fails, ok
 from PIL import Image
 from tiny import open_writer
 
 from stores.directions import Directions
-
-Run = Callable[..., object]
-
-
-def sentence(ended, code: int, *parts: str) -> None:  # type: ignore[no-untyped-def]
-    assert ended.code == code, ended.err
-    assert "Traceback" not in ended.err
-    assert len(ended.err.strip().splitlines()[-1]) > 30
-    for part in parts:
-        assert part in ended.err, ended.err
 
 
 def extraction(
@@ -45,7 +36,7 @@ def store(tiny_store: Callable[..., Path]) -> Path:
 
 def test_missing_folder(run: Run, tmp_path: Path) -> None:
     ended = run(*extraction(tmp_path / "no", tmp_path / "s"))
-    sentence(ended, 2, "There is no folder", "no' (--data)")
+    fails(ended, 2, "There is no folder", "no' (--data)")
     assert not (tmp_path / "s").exists()
 
 
@@ -53,23 +44,23 @@ def test_no_images_in_it(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("nothing to see")
     ended = run(*extraction(tmp_path / "empty", tmp_path / "s"))
-    sentence(ended, 2, "There is no image in", ".jpg")
+    fails(ended, 2, "There is no image in", ".jpg")
 
 
 def test_unknown_model(run: Run, images: Path, tmp_path: Path) -> None:
     ended = run(*extraction(images, tmp_path / "s", model="resnet81", layer="layer4"))
-    sentence(ended, 2, "resnet81", "resnet18")
+    fails(ended, 2, "resnet81", "resnet18")
 
 
 def test_unknown_layer(run: Run, images: Path, tmp_path: Path) -> None:
     ended = run(*extraction(images, tmp_path / "s", model="resnet18", layer="layer5"))
-    sentence(ended, 2, "layer5", "layer4", "--layer ?")
+    fails(ended, 2, "layer5", "layer4", "--layer ?")
     assert not (tmp_path / "s").exists()
 
 
 def test_layer_that_is_no_cut(run: Run, images: Path, tmp_path: Path) -> None:
     ended = run(*extraction(images, tmp_path / "s", model="resnet18", layer="layer3.0.conv1"))
-    sentence(ended, 2, "layer3.0.conv1", "layer2", "layer3.0")
+    fails(ended, 2, "layer3.0.conv1", "layer2", "layer3.0")
 
 
 def test_weights_of_another_model(run: Run, images: Path, tmp_path: Path) -> None:
@@ -77,35 +68,30 @@ def test_weights_of_another_model(run: Run, images: Path, tmp_path: Path) -> Non
 
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
     ended = run(*extraction(images, tmp_path / "s", model="resnet18", layer="layer4", weights=tmp_path / "squeeze.pth"))
-    sentence(ended, 2, "squeeze.pth", "missing")
+    fails(ended, 2, "squeeze.pth", "missing")
 
 
 def test_text_file_named_jpg(run: Run, images: Path, tmp_path: Path) -> None:
     (images / "cat" / "zz.jpg").write_text("I am no image")
     command = extraction(images, tmp_path / "s")
-    sentence(run(*command), 1, "zz.jpg", "no image file", "--on-bad-image skip")
-    ended = run(*command, "--on-bad-image", "skip")
-    assert ended.code == 0, ended.err
+    fails(run(*command), 1, "zz.jpg", "no image file", "--on-bad-image skip")
+    ended = ok(run(*command, "--on-bad-image", "skip"))
     assert "skipped cat/zz.jpg" in ended.err
     assert "4 images (1 skipped)" in ended.out
 
 
 @pytest.mark.parametrize("value", ["0", "-3"])
 def test_directions_0(run: Run, store: Path, value: str, tmp_path: Path) -> None:
-    sentence(
-        run("fit", "--store", store, "--directions", value, "--out", tmp_path / "d.safetensors"),
-        2,
-        "--directions",
-        "at least 1",
-    )
+    ended = run("fit --store", store, "--directions", value, "--out", tmp_path / "d.safetensors")
+    fails(ended, 2, "--directions", "at least 1")
     assert not (tmp_path / "d.safetensors").exists()
 
 
 def test_unsealed_store(run: Run, tmp_path: Path) -> None:
     writer = open_writer(tmp_path / "half.zarr", {"a": np.zeros((8, 2, 3), np.float32)})
     writer.close()
-    ended = run("fit", "--store", tmp_path / "half.zarr", "--directions", 2)
-    sentence(ended, 1, "unfinished", "0 of 2 chunks", "Run the same extract command again")
+    ended = run("fit --store", tmp_path / "half.zarr", "--directions 2")
+    fails(ended, 1, "unfinished", "0 of 2 chunks", "Run the same extract command again")
 
 
 def test_directions_fitted_on_another_layer(
@@ -114,27 +100,27 @@ def test_directions_fitted_on_another_layer(
     w = np.eye(5, 2, dtype=np.float32)
     Directions(w, w, np.zeros(5, np.float32), None, "kmeans", "layer4").save(tmp_path / "other.safetensors")
     broden = tiny_broden()
-    ended = run("evaluate", "--store", store, "--directions", tmp_path / "other.safetensors", "--broden", broden.root)
-    sentence(ended, 2, "layer4", "a.b", "5 channels", "3 channels")
+    ended = run("evaluate --store", store, "--directions", tmp_path / "other.safetensors", "--broden", broden.root)
+    fails(ended, 2, "layer4", "a.b", "5 channels", "3 channels")
 
 
 def test_nothing_to_evaluate_against(run: Run, store: Path, tmp_path: Path) -> None:
-    ended = run("evaluate", "--store", store, "--directions", tmp_path / "d.safetensors")
-    sentence(ended, 2, "--broden DIR", "--ground-truth")
+    ended = run("evaluate --store", store, "--directions", tmp_path / "d.safetensors")
+    fails(ended, 2, "--broden DIR", "--ground-truth")
 
 
 def test_broden_without_folder_or_environment(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDDP_BRODEN", raising=False)
-    sentence(run("evaluate", "--store", store, "--directions", "d.safetensors", "--broden"), 2, "EDDP_BRODEN")
+    fails(run("evaluate --store", store, "--directions d.safetensors --broden"), 2, "EDDP_BRODEN")
 
 
 def test_missing_and_hostile_files(run: Run, store: Path, tmp_path: Path) -> None:
-    sentence(run("fit", "--store", tmp_path / "no.zarr", "--directions", 2), 2, "There is no store at")
+    fails(run("fit --store", tmp_path / "no.zarr", "--directions 2"), 2, "There is no store at")
     (tmp_path / "d.safetensors").write_text("not directions")
-    ended = run("evaluate", "--store", store, "--directions", tmp_path / "d.safetensors", "--ground-truth")
-    sentence(ended, 1, "d.safetensors", "no directions file")
-    ended = run("evaluate", "--store", store, "--directions", tmp_path / "none.safetensors", "--ground-truth")
-    sentence(ended, 2, "There is no directions file")
+    ended = run("evaluate --store", store, "--directions", tmp_path / "d.safetensors", "--ground-truth")
+    fails(ended, 1, "d.safetensors", "no directions file")
+    ended = run("evaluate --store", store, "--directions", tmp_path / "none.safetensors", "--ground-truth")
+    fails(ended, 2, "There is no directions file")
 
 
 def test_two_files_of_one_name(run: Run, store: Path, tmp_path: Path) -> None:
@@ -143,8 +129,7 @@ def test_two_files_of_one_name(run: Run, store: Path, tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         Directions(w, w, np.zeros(3, np.float32), None, "kmeans", "a.b").save(tmp_path / folder / "d.safetensors")
     ended = run(
-        "evaluate",
-        "--store",
+        "evaluate --store",
         store,
         "--directions",
         tmp_path / "one/d.safetensors",
@@ -152,39 +137,35 @@ def test_two_files_of_one_name(run: Run, store: Path, tmp_path: Path) -> None:
         tmp_path / "two/d.safetensors",
         "--ground-truth",
     )
-    sentence(ended, 2, "Two directions files are named 'd'")
+    fails(ended, 2, "Two directions files are named 'd'")
 
 
 def test_settings_and_devices(run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where a record of what failed is left
-    sentence(run("fit", "--store", store, "--directions", 2, "--set", "lambda_x=1"), 2, "lambda_x", "lambda_s")
-    sentence(run("fit", "--store", store, "--directions", 2, "--set", "rank"), 2, "NAME=VALUE")
-    sentence(run("fit", "--store", store, "--directions", 2, "--device", "tpu"), 2, "--device must be")
+    fails(run("fit --store", store, "--directions 2 --set lambda_x=1"), 2, "lambda_x", "lambda_s")
+    fails(run("fit --store", store, "--directions 2 --set rank"), 2, "NAME=VALUE")
+    fails(run("fit --store", store, "--directions 2 --device tpu"), 2, "--device must be")
     if not torch.cuda.is_available():
-        sentence(run("fit", "--store", store, "--directions", 2, "--device", "cuda"), 2, "no CUDA device")
-    sentence(run("fit", "--store", store, "--directions", 2, "--out", "d.bin"), 2, ".safetensors")
-    sentence(run("fit", "--store", store, "--directions", "many"), 2, "many")
-    sentence(run("fit", "--directions", 2), 2, "--store")
-    sentence(
-        run("fit", "--store", store, "--directions", 90, "--method", "kmeans"),
-        1,
-        "90 directions",
-        "24 activation vectors",
-    )
+        fails(run("fit --store", store, "--directions 2 --device cuda"), 2, "no CUDA device")
+    fails(run("fit --store", store, "--directions 2 --out d.bin"), 2, ".safetensors")
+    fails(run("fit --store", store, "--directions many"), 2, "many")
+    fails(run("fit --directions 2"), 2, "--store")
+    ended = run("fit --store", store, "--directions 90 --method kmeans")
+    fails(ended, 1, "90 directions", "24 activation vectors")
 
 
 def test_ground_truth_of_a_real_store(run: Run, store: Path, tmp_path: Path) -> None:
     w = np.eye(3, 2, dtype=np.float32)
     Directions(w, w, np.zeros(3, np.float32), None, "kmeans", "a.b").save(tmp_path / "d.safetensors")
-    ended = run("evaluate", "--store", store, "--directions", tmp_path / "d.safetensors", "--ground-truth")
-    sentence(ended, 2, "no ground truth", "eddp synthetic")
+    ended = run("evaluate --store", store, "--directions", tmp_path / "d.safetensors", "--ground-truth")
+    fails(ended, 2, "no ground truth", "eddp synthetic")
 
 
 def test_store_of_something_else_is_kept(run: Run, images: Path, tmp_path: Path) -> None:
     command = extraction(images, tmp_path / "s")
     assert run(*command).code == 0
     ended = run(*command[:4], "first", *command[5:])
-    sentence(ended, 2, "already holds a store made from something else", "--overwrite")
+    fails(ended, 2, "already holds a store made from something else", "--overwrite")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("years of work")
     ended = run(*command[:-1], tmp_path / "precious", "--overwrite")
@@ -196,7 +177,7 @@ def test_hostile_configuration_files(run: Run, store: Path, tmp_path: Path, monk
     config = tmp_path / "c.toml"
 
     def refused(path: Path, word: str) -> None:
-        ended = run("fit", "--store", store, "--config", path, "--method", "pca", "--out", tmp_path / "d.safetensors")
+        ended = run("fit --store", store, "--config", path, "--method pca --out", tmp_path / "d.safetensors")
         assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err[:2000]
         assert word in ended.err
         assert "unexpected" not in ended.err
@@ -225,7 +206,7 @@ def test_hostile_configuration_files(run: Run, store: Path, tmp_path: Path, monk
     for path in (config, Path("/dev/zero"), tmp_path):
         refused(path, "no regular file")
         monkeypatch.setenv("EDDP_FIT_CONFIG", str(path))
-        assert run("fit", "--store", store).code == 2
+        assert run("fit --store", store).code == 2
     monkeypatch.delenv("EDDP_FIT_CONFIG")
     config.unlink()
     config.write_text("[fit]\ndirections = 2\npart = 5")  # a number, as it is typed
@@ -241,8 +222,8 @@ def test_unexpected_errors_are_a_sentence_too(run: Run, store: Path, monkeypatch
         raise RuntimeError("the moon is full\nsecond line")
 
     monkeypatch.setattr(stores.readers.LayerReader, "__init__", broken)
-    ended = run("fit", "--store", store, "--directions", 2)
-    sentence(ended, 1, "unexpected RuntimeError: the moon is full", "--debug")
+    ended = run("fit --store", store, "--directions 2")
+    fails(ended, 1, "unexpected RuntimeError: the moon is full", "--debug")
     assert "second line" not in ended.err
 
 
@@ -251,7 +232,6 @@ def test_bad_images_of_every_kind_are_named(run: Run, images: Path, tmp_path: Pa
     Image.new("RGB", (32, 32)).save(good)
     (images / "cat" / "y.jpg").write_bytes(good.read_bytes()[:200])
     (images / "cat" / "z.png").write_bytes(b"")
-    ended = run(*extraction(images, tmp_path / "s", "--on-bad-image", "skip"))
-    assert ended.code == 0, ended.err
+    ended = ok(run(*extraction(images, tmp_path / "s", "--on-bad-image", "skip")))
     assert "cat/y.jpg" in ended.err
     assert "cat/z.png" in ended.err

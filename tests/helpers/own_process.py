@@ -10,6 +10,7 @@ from pathlib import Path
 
 HELPERS = Path(__file__).parent
 SLOW = ("--model", "tiny_net:slow", "--layer", "second", "--batch-size", 4)
+EDDP = "from pipeline.entry import eddp; eddp()"
 SMALL_CHUNKS = """
 import sys
 import stores.layout, pipeline.main
@@ -22,12 +23,13 @@ def start(
     *arguments: object, chunk_bytes: int = 1024, code: str | None = None, own_session: bool = False
 ) -> subprocess.Popen[str]:
     """Begin; ``code`` is run instead of the command, and may print a line first."""
+    path = os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])
     return subprocess.Popen(
         [sys.executable, "-c", code or SMALL_CHUNKS.format(chunk_bytes=chunk_bytes), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         start_new_session=own_session,
     )
 

@@ -97,20 +97,11 @@ def fill(
         kept = {name: x[part].astype(writer.attributes["dtype"]) for name, x in layers.items()}
         for x in kept.values():
             x[~valid[part]] = np.nan
-        writer.commit(
-            k,
-            names=names[part],
-            labels=labels[part],
-            valid=valid[part],
-            logits=logits[part],
-            activations=kept,
-            positions={name: p[part] for name, p in (positions or {}).items()},
-            skipped=[
-                {"row": int(i), "name": names[i], "reason": "bad"}
-                for i in np.flatnonzero(~valid)
-                if i in range(n)[part]
-            ],
-        )
+        bad = [i for i in np.flatnonzero(~valid).tolist() if i in range(n)[part]]
+        rows = {"names": names[part], "labels": labels[part], "valid": valid[part], "logits": logits[part]}
+        places = {name: p[part] for name, p in (positions or {}).items()}
+        skipped = [{"row": i, "name": names[i], "reason": "bad"} for i in bad]
+        writer.commit(k, **rows, activations=kept, positions=places, skipped=skipped)
 
 
 def write_store(
@@ -154,6 +145,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def write_images(folder: Path, n: int, size: int = 20) -> Path:
+    """n noisy PNG images in two class folders."""
+    g = np.random.default_rng(5)
+    for i in range(n):
+        file = folder / ("cat", "dog")[i * 2 // n] / f"{i:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(g.integers(0, 256, (size, size, 3), np.uint8)).save(file)
+    return folder
+
+
 @dataclass(frozen=True)
 class TinyBroden:
     """A Broden folder, and what each image's ``masks`` must give."""
@@ -193,17 +194,8 @@ def write_broden(root: Path, *, images: int = 6, size: int = 24, mask: int = 12,
         if i == 3:
             cells["texture"] = "301"
             truth["texture"] = np.full((1, mask, mask), 301)
-        rows.append(
-            {
-                "image": name,
-                "split": "val" if i % 3 == 2 else "train",
-                "ih": size,
-                "iw": size,
-                "sh": mask,
-                "sw": mask,
-                **cells,
-            }
-        )
+        split = "val" if i % 3 == 2 else "train"
+        rows.append({"image": name, "split": split, "ih": size, "iw": size, "sh": mask, "sw": mask, **cells})
         masks.append(truth)
     with (root / "index.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))

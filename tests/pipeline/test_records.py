@@ -164,22 +164,8 @@ def test_other_things_than_files_are_unreadable(tmp_path: Path) -> None:
         read_record(tmp_path / "loop")
 
 
-ODD = [
-    None,
-    True,
-    -1,
-    10**400,
-    float("inf"),
-    float("nan"),
-    1e300,
-    "text",
-    "\x1b[2J\r\n",
-    [],
-    [[1]],
-    {},
-    {"a": []},
-    "x" * 10**5,
-]
+INF, NAN = float("inf"), float("nan")
+ODD = [None, True, -1, 10**400, INF, NAN, 1e300, "text", "\x1b[2J\r\n", [], [[1]], {}, {"a": []}, "x" * 10**5]
 
 
 @pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
