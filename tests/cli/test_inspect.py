@@ -169,10 +169,6 @@ def test_a_store_with_nothing_in_it_yet(run: Run, tmp_path: Path) -> None:
     assert "missing images        0 to 39" in ok(run("eddp inspect", tmp_path / "s.zarr")).out
 
 
-def test_no_store(run: Run, tmp_path: Path) -> None:
-    fails(run("eddp inspect", tmp_path / "none.zarr"), 2, "There is no store")
-
-
 @pytest.fixture(scope="module")
 def made_synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("inspect") / "s.zarr"

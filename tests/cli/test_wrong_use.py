@@ -11,9 +11,6 @@ import pytest
 import torch
 from command_line import Run, fails, ok
 from PIL import Image
-from tiny import open_writer
-
-from stores.directions import Directions
 
 
 def extraction(
@@ -87,23 +84,6 @@ def test_directions_0(run: Run, store: Path, value: str, tmp_path: Path) -> None
     assert not (tmp_path / "d.safetensors").exists()
 
 
-def test_unsealed_store(run: Run, tmp_path: Path) -> None:
-    writer = open_writer(tmp_path / "half.zarr", {"a": np.zeros((8, 2, 3), np.float32)})
-    writer.close()
-    ended = run("fit --store", tmp_path / "half.zarr", "--directions 2")
-    fails(ended, 1, "unfinished", "0 of 2 chunks", "Run the same extract command again")
-
-
-def test_directions_fitted_on_another_layer(
-    run: Run, store: Path, tmp_path: Path, tiny_broden: Callable[..., object]
-) -> None:
-    w = np.eye(5, 2, dtype=np.float32)
-    Directions(w, w, np.zeros(5, np.float32), None, "kmeans", "layer4").save(tmp_path / "other.safetensors")
-    broden = tiny_broden()
-    ended = run("evaluate --store", store, "--directions", tmp_path / "other.safetensors", "--broden", broden.root)
-    fails(ended, 2, "layer4", "a.b", "5 channels", "3 channels")
-
-
 def test_nothing_to_evaluate_against(run: Run, store: Path, tmp_path: Path) -> None:
     ended = run("evaluate --store", store, "--directions", tmp_path / "d.safetensors")
     fails(ended, 2, "--broden DIR", "--ground-truth")
@@ -123,23 +103,6 @@ def test_missing_and_hostile_files(run: Run, store: Path, tmp_path: Path) -> Non
     fails(ended, 2, "There is no directions file")
 
 
-def test_two_files_of_one_name(run: Run, store: Path, tmp_path: Path) -> None:
-    w = np.eye(3, 2, dtype=np.float32)
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        Directions(w, w, np.zeros(3, np.float32), None, "kmeans", "a.b").save(tmp_path / folder / "d.safetensors")
-    ended = run(
-        "evaluate --store",
-        store,
-        "--directions",
-        tmp_path / "one/d.safetensors",
-        "--directions",
-        tmp_path / "two/d.safetensors",
-        "--ground-truth",
-    )
-    fails(ended, 2, "Two directions files are named 'd'")
-
-
 def test_settings_and_devices(run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where a record of what failed is left
     fails(run("fit --store", store, "--directions 2 --set lambda_x=1"), 2, "lambda_x", "lambda_s")
@@ -152,13 +115,6 @@ def test_settings_and_devices(run: Run, store: Path, tmp_path: Path, monkeypatch
     fails(run("fit --directions 2"), 2, "--store")
     ended = run("fit --store", store, "--directions 90 --method kmeans")
     fails(ended, 1, "90 directions", "24 activation vectors")
-
-
-def test_ground_truth_of_a_real_store(run: Run, store: Path, tmp_path: Path) -> None:
-    w = np.eye(3, 2, dtype=np.float32)
-    Directions(w, w, np.zeros(3, np.float32), None, "kmeans", "a.b").save(tmp_path / "d.safetensors")
-    ended = run("evaluate --store", store, "--directions", tmp_path / "d.safetensors", "--ground-truth")
-    fails(ended, 2, "no ground truth", "eddp synthetic")
 
 
 def test_store_of_something_else_is_kept(run: Run, images: Path, tmp_path: Path) -> None:
