@@ -20,7 +20,7 @@ import pytest
 from command_line import Run
 from own_process import SLOW, end, start, wait_for
 
-from pipeline import progress
+from pipeline import progress_display
 from pipeline.logging import emit, json_line, ranks, say
 from pipeline.options import common, run_command, wants_json
 from stores.errors import StoreError
@@ -261,13 +261,13 @@ def test_threads_do_not_write_into_each_other(capsys: pytest.CaptureFixture[str]
 
 def test_progress_is_told_every_few_seconds_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now, told = [0.0], []
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_display.time, "monotonic", lambda: now[0])
 
     def record(event: str, level: str, message: str, **fields: Any) -> None:
         told.append((now[0], fields["stage"], fields["done"], fields["per_second"], fields["seconds_left"]))
 
-    monkeypatch.setattr(progress, "emit", record)
-    events = progress.Events()
+    monkeypatch.setattr(progress_display, "emit", record)
+    events = progress_display.Events()
     for done in range(41):
         events("a", done, 40)
         now[0] += 0.25
