@@ -42,7 +42,7 @@ from pipeline.run import Run, pick_device
     help="Random directions to compare with.",
 )
 @click.option("--store", type=STORE, default=None, help="The activation store, if it was moved.")
-@click.option("--out", type=LOCAL, default=None, help="Folder to write to.  [default: correction/ beside the evaluation]")  # fmt: skip
+@click.option("--out", type=LOCAL, default=None, help="Folder to write to.  [default: correction/ next to the evaluation]")  # fmt: skip
 @click.option(
     "--seed",
     type=click.IntRange(min=0),

@@ -28,7 +28,7 @@ from pipeline.run import Run, pick_device
     type=click.Path(path_type=Path),
     default=None,
     help="The folder that evaluate wrote: it names the concepts, and knows store and directions.  [default: evaluation/ "
-    "beside the directions, if it is there]",
+    "next to the directions, if it is there]",
 )
 @click.option("--layer", default=None, help="The store's layer.  [default: the directions']")
 @click.option(

@@ -29,9 +29,9 @@ MOST_TILES = 50
     help="Which of the evaluation's directions files to show in full, by its name without ending.  [default: the first]",
 )
 @click.option("--out", type=LOCAL, default=None,
-              help="Folder to write to; a report there is replaced.  [default: report/ beside the evaluation]")  # fmt: skip
-@click.option("--store", type=STORE, default=None, help="The store, where it lies elsewhere now.")
-@click.option("--data", default=None, metavar="IMAGES", help="The store's images, where they lie elsewhere now.")
+              help="Folder to write to; a report there is replaced.  [default: report/ next to the evaluation]")  # fmt: skip
+@click.option("--store", type=STORE, default=None, help="The store, if it was moved.")
+@click.option("--data", default=None, metavar="IMAGES", help="The store's images, if they were moved.")
 @click.option("--tiles", type=int, default=9, show_default=True, help="Images a direction.")
 @click.option("--visualize", default=None, metavar="N|all|none",
               help="Directions to synthesise pictures of, those of highest IoU first.  [default: all on CUDA; on a CPU 8, and the suspects]")  # fmt: skip

@@ -54,9 +54,7 @@ def unchecked(small: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[np.ndar
 @pytest.mark.parametrize("method", sorted(METHODS))
 class TestEveryMethod:
     def test_gives_unit_signals_and_survives_the_disk(self, method: str, reader: LayerReader, tmp_path: Path) -> None:
-        stages: set[str] = set()
-        found = fit(method, reader, progress=lambda stage, done, total=None, note="": stages.add(stage))
-        assert method in ("pca", "neurons") or {"clustering", "components", "parts", "training", "step a"} & stages
+        found = fit(method, reader)
         assert found.filters.shape == found.signals.shape == (16, 3)
         assert found.filters.dtype == found.signals.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(found.signals, axis=0), 1, rtol=1e-5)
