@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tiny import write_store
 
 from extract.segmentation.broden import BrodenSource
 from stores.format import LayerSpec
-from stores.layout import StorePlan
 from stores.store import ActivationStore
-from stores.writer import StoreWriter
 
 NETWORK = '''
 """A network of one convolution whose weights can be made to change."""
@@ -97,34 +96,13 @@ def layer_store(
 ) -> ActivationStore:
     """A sealed store of one layer."""
     n, p, c = x.shape
-    names = [f"{i}.png" for i in range(n)] if names is None else list(names)
-    valid = np.ones(n, bool) if valid is None else valid
     logits = np.zeros((n, 2), np.float32) if logits is None else logits
     spec = LayerSpec(layer, grid, c, prefix, None if positions is None else p)
     assert spec.positions == p
-    plan = StorePlan(
-        layers=[spec],
-        names=names,
-        n_classes=logits.shape[1],
-        class_names=class_names,
-        provenance=dict(provenance or {"model": "toy", "weights": "none"}),
-        dtype=dtype,
-        chunk_images=min(chunk_images, n),
-    )
-    writer = StoreWriter.open(path, plan)
-    for k in writer.missing():
-        part = slice(k * writer.chunk_images, min(n, (k + 1) * writer.chunk_images))
-        block = x[part].astype(dtype)
-        block[~valid[part]] = np.nan
-        writer.commit(
-            k,
-            names=names[part],
-            labels=np.full(len(block), -1),
-            valid=valid[part],
-            logits=logits[part],
-            activations={layer: block},
-            positions=None if positions is None else {layer: positions[part]},
-        )
-    writer.seal()
-    writer.close()
+    write_store(
+        path, {layer: x}, specs={layer: spec}, names=[f"{i}.png" for i in range(n)] if names is None else list(names),
+        labels=np.full(n, -1), valid=valid, logits=logits, n_classes=logits.shape[1], class_names=class_names,
+        provenance=dict(provenance or {"model": "toy", "weights": "none"}), dtype=dtype, chunk_images=min(chunk_images, n),
+        positions=None if positions is None else {layer: positions},
+    )  # fmt: skip
     return ActivationStore.open(path)
