@@ -43,7 +43,7 @@ def test_processes_of_this_machine_give_the_same(
     assert contents(beside) == of_one_process
     here, there = contents(plain), contents(spread)
     assert here.keys() == there.keys()
-    assert any(name.endswith(".jpg") for name in here)
+    assert any(name.endswith(".webp") for name in here)
     for name in here.keys() - {"run.json"}:  # tables, summary, pictures and report, to the byte
         assert here[name] == there[name], name
     entry = json.loads(ended.out)["directions"]["pca"]
