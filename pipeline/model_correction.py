@@ -79,7 +79,7 @@ def choose_detector(
     first = suspects[0]
     why = (
         f"first of the evaluation's suspects: small ({100 * first['area']:.1f} % of an image), {100 * first['share_of_class']:.0f} % of the "
-        f"images that show it are taken for '{first['class_name']}', and {'it' if len(first['indices']) == 1 else 'the first of them'} raises that class by {100 * first['probability_change']:.1f} points"
+        f"images that show it are predicted as '{first['class_name']}', and {'it' if len(first['indices']) == 1 else 'the first of them'} raises that class by {100 * first['probability_change']:.1f} points"
     )
     return Suspect(
         first["indices"], ", ".join(title_of(labels, i) for i in first["indices"]), why, str(first["class_name"])

@@ -17,7 +17,7 @@ from stores.readers import LayerReader
 class LabelUse:
     """Of L labels: ``cavs`` (C, L) ``E[x | label] − E[x | no label]`` of unit norm over the positions of images annotated in the label's
     category, ``known`` (L,) which labels have one (the others' columns are zero), ``images`` (L, K) how many of the images that show the
-    label are taken for each class, ``area`` (L,) the mean share of positions it has there."""
+    label are predicted as each class, ``area`` (L,) the mean share of positions it has there."""
 
     cavs: np.ndarray
     known: np.ndarray

@@ -18,7 +18,7 @@ from evaluate.influence.cavs import LabelUse
 from evaluate.influence.influence_study import Influence
 from evaluate.influence.influence_tables import claims_of
 
-CONCENTRATED = 0.9  # share of the images that show the concept and are taken for the class
+CONCENTRATED = 0.9  # share of the images that show the concept and are predicted as the class
 SMALL = 0.1  # of an image's positions, on average over images that show the concept
 FEW = 5  # images that show a concept: fewer say nothing of where it occurs
 
@@ -49,7 +49,7 @@ def suspect_rows(
             continue
         k = int(use.images[column].argmax())
         share = use.images[column, k] / shown[column]
-        # a class that nearly all images are taken for concentrates every concept
+        # a class that nearly all images are predicted as concentrates every concept
         usual = use.images[:, k].sum() / max(use.images.sum(), 1)
         if share < CONCENTRATED or usual > 0.5:
             continue

@@ -78,7 +78,7 @@ def explain(
     as_json: bool,
     debug: bool,
 ) -> None:
-    """Explain what images are taken for: which concepts did it, where they are, and the least change that would make it another class.
+    """Explain what images are predicted as: which concepts did it, where they are, and the least change that would make it another class.
 
     IMAGE is an image file or a folder of them, 500 images at most. Writes index.html, a picture (PNG) and a JSON document an image, and
     explanation.json, a summary of all. A folder --out that holds other things is left alone.
