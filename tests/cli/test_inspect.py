@@ -202,7 +202,7 @@ def test_verify_reads_what_is_kept_with_a_store_too(run: Run, synthetic: Path) -
     assert len(problems) == 3
     for file in harmed:
         assert sum(problem.startswith(f"'{file}'") for problem in problems) == 1
-    ok(run("eddp inspect", synthetic, "--all"))  # mends its own
+    ok(run("eddp inspect", synthetic, "--all"))  # rewrites the damaged cache
     assert len(json.loads(run("eddp verify", synthetic, "--json").out)["problems"]) == 2
 
 
