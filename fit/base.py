@@ -20,7 +20,7 @@ from extract.network import Head, open_head
 from fit.checkpoint import Checkpoint, State
 from fit.config import FitterConfig, refuse_unknown
 from fit.optim import refuse_non_finite_result
-from fit.refits import found_again
+from fit.refits import refit
 from stores.directions import Directions
 from stores.errors import FitError, MismatchError, NotFittedError, UsageError
 from stores.progress import Progress, silent
@@ -105,8 +105,10 @@ class Fitter(ABC, Generic[Config]):
         self.ranks = ranks
         self._fitted: Fitted = self.find(reader, head, progress, checkpoint or Checkpoint(ranks=ranks))
         if self.config.refits:
-            again = found_again(self, reader, progress)
-            directions = dataclasses.replace(self.directions_, found_again=again)
+            again = refit(self, reader, progress)
+            diagnosis = {"diagnosis": {**self.diagnosis_, **again.losses}} if again.losses else {}
+            info = {**self.directions_.info, **diagnosis}
+            directions = dataclasses.replace(self.directions_, found_again=again.found_again, info=info)
             self._fitted = dataclasses.replace(self._fitted, directions=directions)
         return self
 
@@ -139,6 +141,10 @@ class Fitter(ABC, Generic[Config]):
         """The state of this very fit in a checkpoint, if it has one."""
         identity = {"method": self.name, "layer": reader.spec.name, "head": head is not None, "store": reader.identity}
         return checkpoint.load({**identity, "config": provenance(reader, self.config)["config"]})
+
+    def row_loss(self, reader: LayerReader) -> float | None:
+        """Mean over a reader's positions of what the fitted method minimises at each; None for methods without such a loss."""
+        return None
 
     def brief(self, seed: int) -> Fitter[Config]:
         """The same method with another seed, not fitted, as short a fit as a refit may be."""
@@ -260,5 +266,6 @@ def provenance(reader: LayerReader, config: FitterConfig) -> dict[str, Any]:
         "model": made.get("model"),
         "weights_digest": made.get("weights_digest"),
         "grid": list(reader.grid),
+        "images": reader.n_images,
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "device"},
     }

@@ -11,8 +11,8 @@ from fit.row_sources import Positions, positions, tiles
 
 DEAD = 1e-5  # share of positions below which a detector counts as dead
 DUPLICATE = 0.95  # |cos| of two filters above which they count as one
+TOGETHER = 0.8  # intersection over union of the positions of two detectors, likewise
 OVERFULL = 0.5  # share of positions above which a detector says little
-ENOUGH = 300  # positions a direction; with fewer, known directions were not recovered (64 concepts, BENCHMARKS.md)
 
 
 def diagnose(
@@ -24,31 +24,33 @@ def diagnose(
 ) -> dict[str, Any]:
     """Dead, duplicate and overfull detectors, coverage, orthogonality and the pairs' agreement.
 
+    ``duplicates``: pairs of filters that are nearly parallel, or of detectors that are positive at nearly the same positions.
     ``coverage``: share of positions with at least one positive detector; ``redundancy``: mean positives on covered
     positions; ``agreement``: mean cosine of each filter with its own signal; ``mixing``: root mean square cosine of
     filters with other detectors' signals. All in the fit's own coordinates; rows (n, r), filters and signals (r, I).
     """
     i = filters.shape[1]
     data = positions(rows)
-    positives = torch.zeros(i, dtype=torch.int64, device=data.device)
+    together = torch.zeros(i, i, dtype=torch.float64, device=data.device)  # positions at which both are positive
     both = torch.zeros(2, dtype=torch.int64, device=data.device)
     for y in tiles(data, tile):
         on = torch.addmm(-thresholds, y, filters) > 0
-        positives += on.sum(0)
+        together += on.float().T @ on.float()
         each = on.sum(1)
         both += torch.stack([(each > 0).sum(), each.sum()])
-    data.ranks.sum(positives, both)  # float64 counts exactly
+    data.ranks.sum(together, both)  # float64 counts exactly
     covered, active = both.tolist()
-    share = positives.double() / data.count
+    positives = together.diagonal()
+    share = positives / data.count
+    overlap = together / (positives[:, None] + positives - together).clamp_min(1)
     w, s = F.normalize(filters, dim=0), F.normalize(signals, dim=0)
     like = (w.T @ w).abs()
-    like.fill_diagonal_(0)
     pairs = w.T @ s
     off = pairs - torch.diag(pairs.diagonal())
     return {
         "dead": torch.flatten(torch.nonzero(share < DEAD)).tolist(),
         "overfull": torch.flatten(torch.nonzero(share > OVERFULL)).tolist(),
-        "duplicates": [[int(a), int(b)] for a, b in torch.nonzero(torch.triu(like > DUPLICATE)).tolist()],
+        "duplicates": torch.nonzero(torch.triu((like > DUPLICATE) | (overlap > TOGETHER), 1)).tolist(),
         "positions_per_direction": round(data.count / i, 1),
         "coverage": round(covered / data.count, 4),
         "redundancy": round(active / max(covered, 1), 4),

@@ -9,7 +9,7 @@ The steps as published are in ``fit.paper``.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +21,7 @@ from fit.config import BRIEF, PARTIAL, EDDPConfig
 from fit.detectors import in_activation_space
 from fit.diagnostics import diagnose
 from fit.init import find_start
-from fit.losses import longest_tile
+from fit.losses import OTHER_TILES, RowWeights, longest_tile, streamed_sums
 from fit.refine import refine
 from fit.row_sources import Stored, positions
 from fit.signals import moments_of
@@ -122,8 +122,8 @@ class EDDP(Fitter[EDDPConfig]):
             mean=moments.mean,
             log=refined.log,
             rank=transform.rank,
-            whitening_power=power if soft else 1.0,
-            direction_rate=regime.direction_rate,
+            power=power if soft else 1.0,
+            **asdict(regime),
             variance_kept=round(transform.kept, 6),
             positions=rows.count,
             uncertainty=uncertainty.kind if uncertainty else "none",
@@ -133,11 +133,26 @@ class EDDP(Fitter[EDDPConfig]):
             diagnosis=diagnose(rows, filters.detach(), thresholds.detach(), refined.signals),
         )
 
+    def row_loss(self, reader: LayerReader) -> float:
+        """``λ_s L_s + λ_ma L_ma`` over all positions of a reader."""
+        found, total = self.directions_, 0.0
+        assert found.thresholds is not None
+        filters, thresholds = (torch.from_numpy(a).to(self.config.device) for a in (found.filters, found.thresholds))
+        weights = RowWeights(self.config.lambda_s, found.info["lambda_ma"])
+        for _, block in reader.blocks(images=max(1, OTHER_TILES // reader.positions)):
+            if len(block):
+                x = torch.from_numpy(block).to(self.config.device).float().reshape(-1, reader.channels)
+                sums = streamed_sums(x, filters, thresholds, weights, signals="none")
+                total += len(x) * (
+                    weights.sparsity * sums.sparsity + weights.maximum_activation * sums.maximum_activation
+                )
+        return total / reader.n_rows
+
     def brief(self, seed: int) -> EDDP:
         """From one start, on few positions; in the regime and the coordinates that this fit found, once it is done."""
         config = self.config
         found = self.directions_.info if hasattr(self, "_fitted") else {}
-        names = {"regime": "regime", "rank": "rank", "power": "whitening_power", "direction_rate": "direction_rate"}
+        names = {"regime": "regime", "rank": "rank", "power": "power", "direction_rate": "direction_rate"}
         decided: dict[str, Any] = {name: found[entry] for name, entry in names.items() if entry in found}
         steps = min(config.refine_steps, BRIEF["refine_steps"])
         few: dict[str, Any] = {"restarts": 1, "refine_steps": steps, "max_rows": BRIEF["max_rows"], "rows": "memory"}

@@ -12,6 +12,7 @@ are compared by κ: how much better their logits correlate, matched one to one, 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,19 @@ PAIRS = 2  # of halves a number
 Method = Any  # a ``fit.base.Fitter``, whose module uses this one
 
 
-def found_again(fitter: Method, reader: LayerReader, progress: Progress = silent) -> np.ndarray | None:
-    """Share of ``fitter.config.refits`` refits that contain each of its directions.
+@dataclass(frozen=True)
+class Refits:
+    """``found_again``: (I,) float32 in [0, 1], the share of refits that contain each direction; None, with a warning, where a half of the
+    images is too little to fit. ``losses``: ``loss_seen`` and ``loss_unseen``, mean ``row_loss`` of the first two refits over images that they
+    were fitted on and over those of the other half; empty for methods without one.
+    """
+
+    found_again: np.ndarray | None
+    losses: dict[str, float]
+
+
+def refit(fitter: Method, reader: LayerReader, progress: Progress = silent) -> Refits:
+    """Fit ``fitter.config.refits`` parts of the images, and compare with what was found in all.
 
     Of several ranks each does some of the refits, alone; all of them end with the same numbers.
 
@@ -47,19 +59,22 @@ def found_again(fitter: Method, reader: LayerReader, progress: Progress = silent
     ----------
     fitter : fitted.
     reader : what it was fitted on.
-
-    Returns
-    -------
-    (I,) float32 in [0, 1]; None, with a warning, where a half of the images is too little to fit.
     """
     ranks, refits, filters = fitter.ranks, fitter.config.refits, fitter.filters_
     moments = statistics(reader, device=fitter.config.device, ranks=ranks)
     found = torch.zeros(refits, filters.shape[1], dtype=torch.float64, device=fitter.config.device)
+    losses = torch.zeros(
+        2, 2, dtype=torch.float64, device=fitter.config.device
+    )  # of two refits: seen and unseen images
     failed = torch.zeros(1, dtype=torch.float64, device=fitter.config.device)
     for k in range(ranks.rank, refits, ranks.size):
         progress("refits", k, refits)
         try:
             again = _refit(fitter, reader, k)
+            if k < len(losses):
+                halves = (reader.only(part_of_refit(fitter, reader, j)) for j in (k, 1 - k))
+                both = [again.row_loss(half) for half in halves]
+                losses[k] = torch.tensor([math.nan if loss is None else loss for loss in both])
         except (FitError, UsageError) as error:
             log.warning("found_again is left out: a part of the images cannot be fitted (%s)", error)
             failed += 1
@@ -68,8 +83,12 @@ def found_again(fitter: Method, reader: LayerReader, progress: Progress = silent
         first, second = linear_sum_assignment(alike, maximize=True)
         found[k, first] = torch.from_numpy(alike[first, second] > CONTAINED).to(found)
         progress("refits", k + 1, refits)
-    ranks.sum(found, failed)
-    return None if failed.any() else found.mean(0).cpu().numpy().astype(np.float32)
+    ranks.sum(found, losses, failed)
+    if failed.any():
+        return Refits(None, {})
+    seen, unseen = losses[:refits].mean(0).tolist()
+    named = {} if math.isnan(seen) else {"loss_seen": round(seen, 4), "loss_unseen": round(unseen, 4)}
+    return Refits(found.mean(0).cpu().numpy().astype(np.float32), named)
 
 
 def part_of_refit(fitter: Method, reader: LayerReader, k: int) -> Part:

@@ -27,6 +27,7 @@ from pipeline.evaluation_parts import (
 )
 from pipeline.evaluation_result import MADE_BY, made_from
 from pipeline.influence import influence_lines, study_influence
+from pipeline.record_display import text_of
 from pipeline.report import TITLE, write_evaluation_pages
 from pipeline.table_writer import Tables
 from stores.attachments import read_truth
@@ -72,14 +73,21 @@ class Evaluation:
 
 
 def load_sets(files: tuple[Path, ...] | list[Path]) -> dict[str, tuple[Path, Directions]]:
-    """Direction files by their names without ending. Raises UsageError when two have the same name."""
+    """Direction files by their names without ending. Raises UsageError when two have the same name, or the same directions."""
     sets: dict[str, tuple[Path, Directions]] = {}
     for path in files:
         if path.stem in sets:
             raise UsageError(
-                f"Two directions files are named '{path.stem}'; summary.json is keyed by that name. Rename one."
+                f"Two directions files are named '{path.stem}', '{sets[path.stem][0]}' and '{path}', and all results are listed by that name. "
+                "Rename one."
             )
-        sets[path.stem] = (path, Directions.load(path))
+        found = Directions.load(path)
+        for name, (_, other) in sets.items():
+            if np.array_equal(found.filters, other.filters) and np.array_equal(found.signals, other.signals):
+                raise UsageError(
+                    f"'{name}' and '{path.stem}' hold the same directions (fitted on {found.fitted_on}): leave one out."
+                )
+        sets[path.stem] = (path, found)
     return sets
 
 
@@ -139,7 +147,8 @@ def _evaluate(
     entries: dict[str, dict[str, Any]] = {}
     for name, directions in subject.sets.items():
         again = {} if directions.found_again is None else {"found_again": directions.share_found_again}
-        entries[name] = {"method": directions.method, "directions": directions.count, **again}
+        about = {"method": directions.method, "directions": directions.count, "fitted_on": directions.fitted_on}
+        entries[name] = {**about, **again}
         for part in parts:
             entries[name] |= part.entries.get(name, {})
     return Evaluation(entries, {table: rows for part in parts for table, rows in part.tables.items()}, dissected)
@@ -169,7 +178,11 @@ def _broden(folder: Path) -> ConceptSource:
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """The summary as a table for people."""
-    lines = []
+    lines = [
+        f"{name}: fitted on {text_of(entry['fitted_on'])}"
+        for name, entry in summary["directions"].items()
+        if "fitted_on" in entry
+    ]
     scored = {n: e for n, e in summary["directions"].items() if "s1" in e}
     if scored:
         keys = ["s1", "s2", "interpretable", "distinct", "coverage", "precision", "recall", "f1", "average_precision"]

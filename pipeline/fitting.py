@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from evaluate.loss_curves import loss_picture
 from fit import Fitter
 from fit.checkpoint import MINUTES, Checkpoint
-from fit.diagnostics import ENOUGH
 from fit.refits import Selection
+from fit.verdict import verdict
 from pipeline.run import Run
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
@@ -59,8 +58,8 @@ def fit_to_file(
     else:
         _forget(out, ".log")
     checkpoint.remove()
-    for warning in warnings_of(fitter.diagnosis_):
-        run.warnings.add(warning)
+    for problem in verdict(fitter.directions_).problems:
+        run.warnings.add(problem)
     return fitter, run.write(rates=rates, result={"out": str(out), "directions": fitter.directions_.count})
 
 
@@ -82,21 +81,3 @@ def rates_of(fitter: Fitter[Any], run: Run) -> dict[str, float]:
     batch = getattr(fitter.config, "batch_rows", 0)  # 0: a step goes through all of them
     rate = steps / seconds * (min(batch, positions) if batch else positions)
     return {"positions": positions, **found, "positions_per_second": round(rate)}
-
-
-def warnings_of(diagnosis: Mapping[str, Any]) -> list[str]:
-    """What a user should know about a fit before trusting it."""
-    found = []
-    if (each := diagnosis.get("positions_per_direction", ENOUGH)) < ENOUGH:
-        found.append(
-            f"Note: {each:.0f} positions for each direction; with fewer than about {ENOUGH} directions depend on luck. "
-            "Take fewer --directions, or more images."
-        )
-    for key, text in (
-        ("dead", "detectors are positive almost nowhere"),
-        ("overfull", "detectors are positive on more than half of all positions"),
-        ("duplicates", "pairs of detectors are nearly the same"),
-    ):
-        if diagnosis.get(key):
-            found.append(f"Note: {len(diagnosis[key])} {text}; try fewer --directions or another --seed.")
-    return found

@@ -30,6 +30,7 @@ from evaluate.report.report_pages import pages, start_page
 from evaluate.report.similarity_map import similarity_map
 from extract.image_io import to_mode
 from extract.store_images import crop, open_store_images
+from fit.verdict import verdict
 from pipeline.evaluation_parts import Dissected, Subject
 from pipeline.evaluation_result import Evaluated
 from pipeline.table_writer import Tables
@@ -199,6 +200,7 @@ class _Pages:
         truth = evaluated.table("ground_truth", name) if "ground_truth" in entry else []
         stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
         diagnosis = directions.info.get("diagnosis", {})
+        judged = verdict(directions)
         facts = store_facts(self.store, evaluated.layer) | set_facts(directions, entry)
         if evaluated.concepts is not None:
             facts["Labels from"] = Path(evaluated.concepts).name
@@ -242,6 +244,8 @@ class _Pages:
             log=fit_log(evaluated.directions_path(name)),
             refits=directions.refits,
             stability=stability,
+            verdict=judged.lines,
+            problems=judged.problems,
             start=f"{root}../report.html" if root else "",
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a folder of results is, told from the document in it: an evaluation, a report, a correction, an explanation, a demo."""
+"""What a folder of results is: an evaluation, a report, a correction, an explanation, a demo, by the document in it; or fits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.records import Place, beside, within
+from stores.directions import Directions
 from stores.documents import UNREADABLE, parse_json
+from stores.errors import EDDPError, StoreError
+from stores.tensors import key_of, reading
 
 MOST_BYTES = 64 * 2**20  # of a document that is read
 
@@ -40,7 +43,29 @@ def result_folder(path: Path) -> ResultFolder | None:
             continue
         place = {"report": beside(path), "demo": Place(path / file)}.get(what) or within(path, file)
         return ResultFolder(path, what, document, place, _safely(shown, document))
-    return None
+    sets = {file.stem: _fit(file) for file in sorted([*path.glob("*.safetensors"), *path.glob("*.checkpoint")])}
+    return (
+        ResultFolder(path, "directions", {"directions": sets}, None, [f"{n}: {f}" for n, f in sets.items()])
+        if sets
+        else None
+    )
+
+
+def _fit(path: Path) -> str:
+    """What one of several files of fits is."""
+    if path.suffix == ".checkpoint":
+        return "an unfinished fit; the same command resumes it"
+    try:
+        with reading(path, "safetensors file", "Remove it.", StoreError):
+            kind = key_of(path)
+        if kind != "eddp":
+            return f"no directions ({kind or 'no key'})"
+        found = Directions.load(path)
+    except EDDPError as error:
+        return f"damaged: {error}"
+    share = found.share_found_again
+    again = "" if share is None else f", {round(share * found.count)} found again"
+    return f"{found.count} directions of {found.layer} by {found.method}, fitted on {found.fitted_on}{again}"
 
 
 def _document(path: Path) -> dict[str, Any] | None:

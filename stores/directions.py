@@ -14,13 +14,16 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta, Struct
 
-from stores.documents import Text, Whole, check
+from stores.documents import MOST_NUMBER, Text, Whole, check
 from stores.errors import MismatchError, MissingPathError, StoreError
 from stores.format import check_name
 from stores.io import write_json
 from stores.tensors import FORMAT, read_tensors, reading, write_tensors
 
 HEADER = ("digest", "format", "method", "layer", "channels", "directions", "quantile")  # ``info`` cannot replace these
+
+
+Measure = Annotated[float, Meta(ge=0, le=MOST_NUMBER)]
 
 
 class Config(Struct, frozen=True):
@@ -30,11 +33,35 @@ class Config(Struct, frozen=True):
 
 
 class Diagnosis(Struct, frozen=True):
-    """The entries of ``diagnosis`` that are read: numbers of directions."""
+    """The entries of ``diagnosis`` that are read: numbers of directions, and measures."""
 
     dead: list[Whole] = []
     overfull: list[Whole] = []
     duplicates: list[tuple[Whole, Whole]] = []
+    coverage: Annotated[float, Meta(ge=0, le=1)] = 0
+    positions_per_direction: Measure = 0
+    loss_seen: Measure = 0
+    loss_unseen: Measure = 0
+
+
+class InForce(Struct, frozen=True):
+    """The entry of ``in_force``, the preset of the published steps, that is read."""
+
+    steps: dict[str, Any] = {}
+
+
+class FittedPart(Struct, frozen=True):
+    index: Whole
+    of: Whole
+    seed: int = 0
+
+
+class FittedStore(Struct, frozen=True):
+    """The entries of ``store``, what the fit read: the store, and which part of its images."""
+
+    path: str = ""
+    fingerprint: str = ""
+    part: FittedPart | None = None
 
 
 class DirectionsHeader(Struct, frozen=True):
@@ -45,7 +72,9 @@ class DirectionsHeader(Struct, frozen=True):
     quantile: Annotated[float, Meta(ge=0, le=1)]
     config: Config = Config()
     diagnosis: Diagnosis = Diagnosis()
-    store: dict[str, Any] = {}
+    images: Whole = 0
+    in_force: InForce = InForce()
+    store: FittedStore = FittedStore()
     run: dict[str, Any] = {}
 
 
@@ -106,6 +135,24 @@ class Directions:
     def count(self) -> int:
         """I."""
         return int(self.filters.shape[1])
+
+    @property
+    def fitted_on(self) -> str:
+        """The store of the fit, which part of its images, and how many; "unknown" where the file does not say it."""
+        store, images = self.info.get("store", {}), self.info.get("images")
+        if not store.get("path"):
+            return "unknown"
+        part = "part {index}/{of} (seed {seed}) of ".format(**{"seed": 0, **store["part"]}) if store.get("part") else ""
+        return f"{part}{store['path']}" + (f", {images} images" if images else "")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration of the fit; what it left to the method ("auto", "preset", None) is what the method chose."""
+        preset = self.info.get("in_force", {})
+        chosen = {**self.info, **preset, **preset.get("steps", {})}
+        config = self.info.get("config", {})
+        left = (k for k, v in config.items() if v in (None, "auto", "preset") or isinstance(v, dict))
+        return {**config, **{name: chosen[name] for name in left if name in chosen}}
 
     @property
     def refits(self) -> int:

@@ -69,7 +69,7 @@ def settings_of(directions: Directions) -> dict[str, str]:
     info = directions.info
     more = {key: value for key, value in info.items() if key not in APART}
     run = {f"run: {k}": v for k, v in info.get("run", {}).items() if k in ("begun", "seconds", "peak_memory_mib")}
-    return {key.replace("_", " "): _text(value) for key, value in {**info.get("config", {}), **more, **run}.items()}
+    return {key.replace("_", " "): _text(value) for key, value in {**more, **directions.settings, **run}.items()}
 
 
 def fit_log(path: Path) -> dict[str, list[tuple[float, float]]]:
@@ -96,5 +96,5 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " × ".join(_text(one) for one in value) if len(value) == 2 else ", ".join(_text(one) for one in value)
     if value is None:
-        return "chosen by the method"
+        return "none"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -135,7 +135,7 @@ class Site:
         directions, each on its own class.
     truth : true concepts, where they are known. diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value).
     definitions : term -> text. refits : of how many ``found_again`` is a share, 0 where that is unknown.
-    stability : rows of the table about this set. start : the page about all sets, from this one's folder; empty for none.
+    stability : rows of the table about this set. verdict : on the fit, a line each; problems : what is wrong with it. start : the page about all sets, from this one's folder; empty for none.
     """
 
     title: str
@@ -159,6 +159,8 @@ class Site:
     log: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     refits: int = 0
     stability: list[Row] = field(default_factory=list)
+    verdict: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     start: str = ""
 
     @property

@@ -82,6 +82,7 @@ class KMeans(Fitter[KMeansConfig]):
             signals=signals,
             mean=moments.mean,
             thresholds=thresholds,
+            rank=None if transform is None else transform.rank,
             mean_cosine=round(clusters.objective, 6),
             engine=clusters.engine,
             points=clusters.points,

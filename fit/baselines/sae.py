@@ -113,6 +113,8 @@ class SAE(Fitter[SAEConfig]):
             thresholds=thresholds,
             k=config.k_in_force if config.kind == "topk" else None,
             learning_rate=config.rate_in_force,
+            aux_k=config.aux_k or max(1, reader.channels // 2),
+            dead_rows=training.dead_rows,
             steps=training.steps,
             epochs=training.epochs,
             order={"batch_rows": config.batch_rows, "seed": config.seed, "window_bytes": WINDOW_BYTES},

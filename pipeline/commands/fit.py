@@ -126,8 +126,9 @@ def fit(
     from extract.network import check_trusted
     from fit.refits import NUMBERS, select_number
     from fit.supervised.position_labels import ConceptLabels
+    from fit.verdict import verdict
     from pipeline.distributed import joined
-    from pipeline.fitting import fit_to_file, warnings_of
+    from pipeline.fitting import fit_to_file
     from stores.readers import LayerReader, Part
     from stores.store import ActivationStore
 
@@ -165,6 +166,7 @@ def fit(
             )
         if ranks.rank:
             return
+    judged = verdict(fitted.directions_)
     summary = {
         "out": str(out),
         "method": method,
@@ -175,23 +177,21 @@ def fit(
         "selection": selection and asdict(selection),
         "found_again": fitted.directions_.share_found_again,
         "diagnosis": fitted.diagnosis_,
+        "verdict": asdict(judged),
     }
     if as_json:
         echo(json.dumps(summary))
         return
-    for warning in warnings_of(summary["diagnosis"]):
-        say(warning, "warning")
     echo(
         f"{fitted.directions_.count} directions of {reader.spec.name} by {method}, {format_seconds(run.seconds)}, "
         f"peak memory {record['peak_memory_mib']} MiB (eddp {code_version()})"
     )
     if selection is not None:
         echo(f"{selection.number} directions: {selection.why}")
-    if summary["found_again"] is not None:
-        again = round(summary["found_again"] * summary["directions"])
-        echo(
-            f"{again} of them are found again by at least half of {fitter.config.refits} refits on random halves of the images"
-        )
+    for line in judged.lines:
+        echo(line)
+    for problem in judged.problems:
+        say(f"Note: {problem}", "warning")
     echo(str(out))
 
 

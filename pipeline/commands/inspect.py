@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from fit.verdict import verdict
 from pipeline.logging import echo, say
 from pipeline.options import common
 from pipeline.progress_display import showing
@@ -81,6 +83,8 @@ def inspect(path: Path, everything: bool, quiet: bool, as_json: bool, debug: boo
         echo(json.dumps({**facts, **runs}))
         return
     facts.pop("document", None)
+    judged = facts.pop("verdict", {})
+    lines += [*judged.get("lines", []), *judged.get("problems", [])]
     values = facts.pop("values", {})
     there = "in the whole store" if facts.get("sealed") else "in all that is committed"
     shown = [_table(facts), (text_of(line, 2000) for line in lines)]
@@ -187,23 +191,14 @@ def _directions_facts(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "channels": found.channels,
         "thresholds": "own" if found.thresholds is not None else f"top {100 * found.quantile:g} % of positions",
         "pair agreement": f"cosine of filter and signal {cosine.mean():.3f} on average, {cosine.min():.3f} at least",
-        **({} if found.found_again is None else {"found again": _found_again(found)}),
         **({"number": found.info["selection"].get("why")} if isinstance(found.info.get("selection"), dict) else {}),
         "model": found.info.get("model"),
-        "store": found.info.get("store", {}).get("path"),
-        "configuration": found.info.get("config", {}),
+        "fitted on": found.fitted_on,
+        "configuration": found.settings,
         "diagnosis": found.info.get("diagnosis", {}),
+        "verdict": asdict(verdict(found)),
     }
     return facts, {"run": {"command": "fit", **run}} if isinstance(run, dict) else {}
-
-
-def _found_again(found: Directions) -> str:
-    """How many directions are found again, of how many refits and from which likeness on."""
-    from fit.refits import CONTAINED
-
-    many = round((found.share_found_again or 0) * found.count)
-    refits = f"{found.refits} refits" if found.refits else "the refits"
-    return f"{many} of {found.count} by at least half of {refits}, with a correlation of logits above {CONTAINED}"
 
 
 def _table(facts: dict[str, Any]) -> Iterator[str]:
@@ -211,7 +206,10 @@ def _table(facts: dict[str, Any]) -> Iterator[str]:
         if isinstance(value, dict):
             width = max([22, *(len(name) + 2 for name in value)])
             yield f"{key}:"
-            yield from (f"  {name:<{width}}{_readable(inner)}" for name, inner in value.items())
+            yield from (
+                f"  {name:<{width}}{'none' if inner in (None, []) else _readable(inner)}"
+                for name, inner in value.items()
+            )
         elif key == "bytes":
             yield f"{key:<24}{_whole(value)} ({_binary(value)})"
         else:

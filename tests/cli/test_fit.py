@@ -242,6 +242,44 @@ def test_halves_hold_as_many_of_each_class(run: Run, tiny_images: Callable[..., 
         assert json.loads(out.with_suffix(".json").read_bytes())["store"]["part"] == {"index": i, "of": 2, "seed": 3}
 
 
+def test_48_images_are_too_few_for_32_directions(
+    run: Run, synthetic: Path, tiny_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    store, out = tmp_path / "few.zarr", tmp_path / "d.safetensors"
+    ok(run("extract --model tiny_net:build --layer second --data", tiny_images(48), "--out", store))
+    quick = ("--set", "refine_steps=60", "--set", "restart_steps=20", "--refits", 2)
+    ended = ok(run("fit --store", store, "--directions 32 --out", out, *quick))
+    assert "24 positions for each direction" in ended.err
+    assert "more images" in ended.err
+    shown = ok(run("eddp inspect", out)).out
+    assert "unknown" not in shown
+    for line in ended.out.splitlines()[1:-1]:  # what found the directions again, what they cover, what they are from
+        assert line in shown
+    ended = ok(run("fit --store", synthetic, "--directions 3 --json --out", out, *quick))
+    found = json.loads(ended.out)
+    assert len(found["verdict"]["lines"]) == 3
+    assert found["verdict"]["problems"] == []
+    assert found["diagnosis"]["loss_unseen"] < found["diagnosis"]["loss_seen"] + 0.5
+
+
+def test_two_halves_in_one_folder(run: Run, synthetic: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "halves"
+    folder.mkdir()
+    halves = [folder / f"half{i}.safetensors" for i in range(2)]
+    for i, out in enumerate(halves):
+        ok(run("fit --store", synthetic, "--directions 3 --method kmeans --part", f"{i}/2", "--out", out))
+    shown = ok(run("eddp inspect", folder)).out.splitlines()
+    for name, part in (("half0", "part 0/2"), ("half1", "part 1/2")):
+        assert [line for line in shown if line.startswith(f"{name}: ") and part in line and "450 images" in line]
+    options = ("evaluate --ground-truth --store", synthetic, "--out", tmp_path / "e", "--directions")
+    ended = ok(run(*options, halves[0], "--directions", halves[1]))
+    assert "half1: fitted on part 1/2" in ended.out
+    (folder / "copy.safetensors").write_bytes(halves[0].read_bytes())
+    fails(run(*options, halves[0], "--directions", folder / "copy.safetensors"), 2, "'copy'", "the same directions")
+    (tmp_path / "half0.safetensors").write_bytes(halves[1].read_bytes())
+    fails(run(*options, halves[0], "--directions", tmp_path / "half0.safetensors"), 2, str(halves[0]), "Rename one")
+
+
 def test_the_number_of_directions_is_selected(run: Run, synthetic: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
     options = ("fit", "--store", synthetic, "--out", out, *QUICK, "--refits", 2)

@@ -16,6 +16,7 @@ from small_report import small_evaluation
 from tiny import contents, write_store
 
 import pipeline.report
+from fit.verdict import verdict
 from pipeline.visualization import Features
 from stores.directions import Directions
 from stores.errors import MismatchError
@@ -65,6 +66,7 @@ def test_everything_is_in_it(run: Run, world: Path) -> None:
         assert word in page
     assert "<svg" in text_of(out / "fit.html")  # the log lies beside the directions
     assert "refine steps" in text_of(out / "fit.html")
+    assert all(line in text_of(out / "fit.html") for line in verdict(Directions.load(world / "eddp.safetensors")).lines)
     again = Directions.load(world / "eddp.safetensors").found_again
     assert again is not None
     for i, share in enumerate(again):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from fit import EDDP, make_fitter
+from fit.config import SHARP
 from fit.refits import CONTAINED, KAPPA, part_of_refit, select_number
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.readers import LayerReader
 from stores.statistics import statistics
+from tests.benchmarks.heldout import row_loss
 
 
 def test_concepts_that_are_there_are_found_again_and_noise_is_not(
@@ -54,6 +56,17 @@ def test_every_method_against_all_permutations(method: str, settings: dict[str, 
         best = max(itertools.permutations(range(3)), key=lambda order: sum(alike[i, order[i]] for i in range(3)))
         found += [alike[i, best[i]] > CONTAINED for i in range(3)]
     np.testing.assert_array_equal(fitter.found_again_, found / 2)
+
+
+def test_loss_of_refits_on_images_that_they_saw_and_on_others(reader: LayerReader) -> None:
+    quick = {"n_directions": 3, "restarts": 1, "restart_steps": 5, "refine_steps": 20, "regime": "sharp"}
+    fitter = EDDP(**quick, refits=2).fit(reader, None)
+    halves = [reader.only(part_of_refit(fitter, reader, k)) for k in range(2)]
+    x = [np.concatenate([block.reshape(-1, half.channels) for _, block in half.blocks()]) for half in halves]
+    again = [fitter.brief(1 + k).fit(half, None).directions_ for k, half in enumerate(halves)]
+    for name, other in (("loss_seen", 0), ("loss_unseen", 1)):
+        expected = np.mean([row_loss(again[k], x[k ^ other], SHARP["lambda_ma"]) for k in range(2)])
+        assert fitter.diagnosis_[name] == pytest.approx(expected, abs=2e-4)
 
 
 def test_two_refits_of_a_pair_share_no_image(reader: LayerReader) -> None:

@@ -1,0 +1,86 @@
+"""Is a fit any good, what is wrong with it, and what to try next: in words, from the numbers in a directions file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fit import SUPERVISED
+from stores.directions import Directions
+
+ENOUGH = 300  # positions a direction; with fewer, known directions were not recovered (64 concepts, BENCHMARKS.md)
+AGAIN = 0.5  # share of the directions: fits of 1200 images have 0.56 to 0.73, of 200 images 0.42, of 48 images 0
+UNSEEN = 0.7  # bits above the loss of seen images: 0.1 to 0.3 with 1200 images, 1.1 with 200, 2.4 to 5.7 with 48
+TWINS = 0.25  # share of the directions: fits of 1200 images have about a tenth
+COVERED = 0.5  # share of positions; fits of 1200 images have 0.98
+FEWER, MORE_IMAGES = "Take fewer --directions.", "Take more images, or fewer --directions."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``lines``: how often directions are found again, what detectors cover, what the fit had to learn from; ``problems``: what is wrong,
+    each with the next thing to try."""
+
+    lines: list[str]
+    problems: list[str]
+
+
+def verdict(directions: Directions) -> Verdict:
+    """The verdict on one fit; what its method does not measure is left out."""
+    numbers = directions.info.get("diagnosis", {})
+    lines = [_again(directions), _detectors(directions.count, numbers), _data(directions, numbers)]
+    return Verdict([line for line in lines if line], list(_problems(directions, numbers)))
+
+
+def twins(numbers: dict[str, Any]) -> int:
+    """How many directions are nearly the same as another one."""
+    return len({index for pair in numbers.get("duplicates", ()) for index in pair})
+
+
+def _again(directions: Directions) -> str:
+    share = directions.share_found_again
+    if share is None:
+        return ""
+    refits = f"{directions.refits} refits" if directions.refits else "the refits"
+    return f"found again: {round(share * directions.count)} of {directions.count} directions, by at least half of {refits} on random halves of the images"
+
+
+def _detectors(count: int, numbers: dict[str, Any]) -> str:
+    if "coverage" not in numbers:
+        return ""
+    some = [f"{100 * numbers['coverage']:.3g} % of positions have an active one"]
+    some.append(f"{twins(numbers)} of {count} have a twin")
+    some += [f"{len(numbers[key])} {key}" for key in ("dead", "overfull") if numbers.get(key)]
+    return "detectors: " + ", ".join(some)
+
+
+def _data(directions: Directions, numbers: dict[str, Any]) -> str:
+    images, each = directions.info.get("images"), numbers.get("positions_per_direction")
+    some = [f"{images / directions.count:.{0 if images >= 10 * directions.count else 1}f} images"] if images else []
+    some += [f"{each:.0f} positions"] if each else []
+    parts = [f"{' and '.join(some)} for each direction"] if some else []
+    seen, unseen = numbers.get("loss_seen"), numbers.get("loss_unseen")
+    if seen is not None and unseen is not None:
+        parts.append(f"loss of refits {unseen:.3g} on images that they did not see, {seen:.3g} on those that they saw")
+    return "data: " + "; ".join(parts) if parts else ""
+
+
+def _problems(directions: Directions, numbers: dict[str, Any]) -> Iterator[str]:
+    each, share = numbers.get("positions_per_direction", ENOUGH), directions.share_found_again
+    seen, unseen = numbers.get("loss_seen"), numbers.get("loss_unseen")
+    if each < ENOUGH:
+        yield f"{each:.0f} positions for each direction; with fewer than about {ENOUGH} directions depend on luck. {MORE_IMAGES}"
+    if seen is not None and unseen is not None and unseen - seen > UNSEEN:
+        yield f"The loss is {unseen:.3g} on images that refits did not see and {seen:.3g} on those that they saw: they fit their own images. {MORE_IMAGES}"
+    if share is not None and share < AGAIN:
+        tried = "selection" in directions.info or directions.method in SUPERVISED
+        following = "another layer, or more images" if tried else "--directions auto, or another layer"
+        yield f"{round(100 * share)} % of the directions are found again; the others may be chance. Try {following}."
+    if (number := twins(numbers)) > TWINS * directions.count:
+        yield f"{number} of {directions.count} directions have a twin that is active at the same positions. {FEWER}"
+    if numbers.get("coverage", 1) < COVERED:
+        yield f"No detector is active at {100 * (1 - numbers['coverage']):.0f} % of the positions. Take more --directions."
+    for key, text in (("dead", "positive almost nowhere"), ("overfull", "positive on more than half of all positions")):
+        if found := numbers.get(key):
+            yield f"{len(found)} detectors are {text}. Take fewer --directions, or another --seed."
