@@ -23,6 +23,7 @@ class ExtractConfig:
     precision : what the network computes in. ``float32`` is exact; ``tf32`` (CUDA) rounds the factors of its products,
         ``bfloat16`` and ``float16`` run it under autocast. Recorded with the store.
     positions : None keeps all positions, a number that many per image, drawn by a seed of the image's own.
+    exact : run the untouched network; else a form of it that gives the same up to rounding (``extract.inference``).
     compress : ``none`` (chunks are memory-mapped) or ``zstd``.
     batch_size : images per forward pass; None: that of the unfinished store, else what the device takes. It changes the
         last bits of values at most, and what no longer fits is halved.
@@ -44,6 +45,7 @@ class ExtractConfig:
     device: str = "cpu"
     dtype: Literal["float16", "float32"] = "float16"
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    exact: bool = False
     positions: int | None = None
     compress: Literal["none", "zstd"] = "none"
     batch_size: int | None = None

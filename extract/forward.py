@@ -51,13 +51,13 @@ class Forward:
 
     Parameters
     ----------
-    networks : {layer: Network} of one model; their layers are captured.
+    module : what is run, see ``extract.inference``.
+    networks : {layer: Network} of its model; their layers are captured.
     config : device, dtype and precision.
     """
 
-    def __init__(self, networks: Mapping[str, Network], config: ExtractConfig) -> None:
-        first = next(iter(networks.values()))
-        self.module, self.output = first.module, first.output
+    def __init__(self, module: nn.Module, networks: Mapping[str, Network], config: ExtractConfig) -> None:
+        self.module, self.output = module, next(iter(networks.values())).output
         self.layouts = {name: network.layout for name, network in networks.items()}
         self.device, self.precision = torch.device(config.device), config.precision
         self.dtype = torch.float16 if config.dtype == "float16" else torch.float32

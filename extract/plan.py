@@ -20,9 +20,10 @@ import numpy as np
 from extract.checkpoints import find_file
 from extract.classes import ClassMapping, map_classes, require_decided
 from extract.config import ExtractConfig
-from extract.forward import Forward, fitting_batch_size
+from extract.forward import Forward, computing_in, fitting_batch_size
 from extract.image_io import reason
 from extract.image_source import ImageSource
+from extract.inference import InferenceModule, prepare_inference
 from extract.loader import Decode, decoded
 from extract.models import LoadedModel, load_model
 from extract.network import Network, cut
@@ -63,7 +64,7 @@ class Plan:
     def batch_size(self) -> int:
         if self.config.batch_size is not None:
             return self.config.batch_size
-        return fitting_batch_size(self.first.module, self.first.probe, self.config.device)
+        return fitting_batch_size(self.inference.module, self.first.probe, self.config.device)
 
     @cached_property
     def workers(self) -> int:
@@ -83,9 +84,19 @@ class Plan:
                 return 0
         return workers
 
+    @cached_property
+    def inference(self) -> InferenceModule:
+        """What is run: the network itself, or what gives the same faster."""
+        if self.config.exact:
+            return InferenceModule(self.first.module)
+        # float32 convolutions of a GPU are fastest as they are
+        on_gpu = self.config.device.startswith("cuda") and self.config.precision == "float32"
+        with computing_in("float32", self.first.device):
+            return prepare_inference(self.networks, channels_last=not on_gpu)
+
     def forward(self) -> Forward:
         """The forward pass that gives what is stored."""
-        return Forward(self.networks, self.config)
+        return Forward(self.inference.module, self.networks, self.config)
 
     @cached_property
     def specs(self) -> list[LayerSpec]:
@@ -117,6 +128,7 @@ class Plan:
             "input_size": list(self.first.input_size),
             "split": {name: network.split_kind for name, network in self.networks.items()},
             "precision": config.precision,
+            "forward": self.inference.provenance,
             "batch_size": self.batch_size,
             "dataset": {
                 "path": str(source.root.resolve()),

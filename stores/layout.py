@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 # What may differ when a run resumes another one's store: a head is computed, and may round differently elsewhere; paths of
 # images and weights do not matter, as their digests are compared.
 UNIMPORTANT = {
-    "heads", "provenance.about", "provenance.batch_size", "provenance.dataset.path", "provenance.weights",
-    "provenance.weights_source",
+    "heads", "provenance.about", "provenance.batch_size", "provenance.dataset.path", "provenance.forward.channels_last",
+    "provenance.weights", "provenance.weights_source",
 }  # fmt: skip
 # What a store's folder holds, and --overwrite deletes in this order; "ledger" is of format 2
 PARTS = (ROOT, MANIFEST, "truth.safetensors", COMMITS, "layers", "images", "ledger")
@@ -167,7 +167,9 @@ def repair(path: Path, plan: StorePlan) -> dict[str, Any]:
     other_heads = stored["heads"] != plan.attributes["heads"]
     if lost := [name for name in changed if name == ROOT or (other_heads and "/head_" in name)]:
         raise CorruptStoreError(f"'{path / lost[0]}' is missing or was changed since the store was laid out. {RESTORE}")
-    made = {key: value for key, value in stored["provenance"].items() if key in ("batch_size", "code_version")}
+    made = {
+        key: value for key, value in stored["provenance"].items() if key in ("batch_size", "code_version", "forward")
+    }
     provenance = plan.attributes["provenance"] | made
     attributes = plan.attributes | {"heads": stored["heads"], "provenance": provenance}
     files = plan.files(attributes)

@@ -72,7 +72,28 @@ def test_store_and_head(
     assert (store.layer(layer).prefix, store.affine_head(layer) is not None) == (prefix, affine)
     wanted = torch.from_numpy(store.logits[: len(x)])
     scale = wanted.abs().max()
-    for head in (open_head(store, layer), open_network(store, layer).head):
+    untouched = open_network(store, layer)
+    names = store.names[: len(x)]
+    images = torch.stack([untouched.transform(Image.open(photos / name)) for name in names])
+    assert float((untouched.backbone(images) - x).abs().max()) <= 1e-4 * float(x.abs().max())
+    for head in (open_head(store, layer), untouched.head):
         with torch.no_grad():
             found = head(x)
         assert float((found - wanted).abs().max()) <= 1e-4 * max(float(scale), 1.0)
+
+
+def test_exact_runs_the_network_as_it_is(run: Callable[..., object], photos: Path, tmp_path: Path) -> None:
+    stores = []
+    for name, option in (("fast", ""), ("exact", "--exact")):
+        ended = run("extract --model resnet18 --layer layer1 --weights none --dtype float32 --limit 2 --data", photos,
+                    "--out", tmp_path / name, *option.split())  # fmt: skip
+        assert ended.code == 0, ended.err
+        stores.append(ActivationStore.open(tmp_path / name))
+    fast, exact = (store.provenance["forward"] for store in stores)
+    assert fast == {"folded_batch_norm": 20, "channels_last": True}
+    assert exact == {"folded_batch_norm": 0, "channels_last": False}
+    a, b = (LayerReader(store, "layer1").images(range(2)) for store in stores)
+    assert 0 < np.abs(a - b).max() <= 1e-4 * np.abs(b).max()  # rounding differs, so two forms did run
+    network = open_network(stores[1], "layer1")
+    pictures = [network.transform(Image.open(photos / name)) for name in stores[1].names]
+    assert np.array_equal(network.backbone(torch.stack(pictures)).numpy(), b)
