@@ -151,7 +151,7 @@ class _Built:
     class_names: list[str] | None = None
 
 
-def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0) -> LoadedModel:
+def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0, shapes_only: bool = False) -> LoadedModel:
     """Build a network, load its weights, and find their preprocessing.
 
     Parameters
@@ -165,6 +165,8 @@ def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0) -> Loaded
         of weights in a file, or "none": random initialisation.
     seed : int, default 0
         Of every random number drawn here; the global generators are left unchanged.
+    shapes_only : bool, default False
+        Draw the weights of a zoo's network instead of downloading them: for its layers, not for its values.
 
     Returns
     -------
@@ -181,16 +183,16 @@ def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0) -> Loaded
     UsageError
         The user's callable fails or returns something else.
     """
-    asked = {"default": "DEFAULT", "none": "none"}.get(weights.lower(), weights)
+    asked = {"default": "DEFAULT", "none": "DEFAULT" if shapes_only else "none"}.get(weights.lower(), weights)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the zoos', about their own arguments
         torch.manual_seed(seed)
         if model.startswith("timm:"):
-            built = _from_timm(model, model.removeprefix("timm:"), asked, seed)
+            built = _from_timm(model, model.removeprefix("timm:"), asked, seed, shapes_only)
         elif ":" in model:
             built = _from_callable(model, asked, seed)
         else:
-            built = _from_torchvision(model, asked, seed)
+            built = _from_torchvision(model, asked, seed, shapes_only)
     module = _as_float32(built.module).eval().requires_grad_(False).cpu()
     transform = Preprocess(built.transform)
     provenance = {
@@ -219,7 +221,7 @@ def weights_digest(module: nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _from_torchvision(name: str, weights: str, seed: int) -> _Built:
+def _from_torchvision(name: str, weights: str, seed: int, shapes_only: bool) -> _Built:
     models = torchvision.models
     names = models.list_models(module=models)
     if name not in names:
@@ -238,6 +240,10 @@ def _from_torchvision(name: str, weights: str, seed: int) -> _Built:
     short = weights.removeprefix(f"{type(first).__name__}.")
     if short in entries or short == "DEFAULT":
         entry = entries[short] if short in entries else models.get_model_weights(name).DEFAULT
+        if shapes_only:
+            sized = {"image_size": entry.meta["min_size"][0]} if name.startswith("vit_") else {}
+            classes = entry.meta.get("categories")
+            return _Built(_drawn(build(**sized)), entry.transforms(), "random", f"torchvision {entry}", classes)
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
         with _download(f"{entry} from {entry.url}", f"put the file at {file}"):
             module = models.get_model(name, weights=entry, progress=False)
@@ -269,7 +275,7 @@ def _from_torchvision(name: str, weights: str, seed: int) -> _Built:
     return _Built(module, preset.transforms(), source, f"torchvision {preset}", entry and entry.meta["categories"])
 
 
-def _from_timm(model: str, name: str, weights: str, seed: int) -> _Built:
+def _from_timm(model: str, name: str, weights: str, seed: int, shapes_only: bool) -> _Built:
     try:
         timm: Any = importlib.import_module("timm")
     except ModuleNotFoundError as error:
@@ -295,8 +301,10 @@ def _from_timm(model: str, name: str, weights: str, seed: int) -> _Built:
     elif weights == "DEFAULT" or weights in tags:
         full = name if weights == "DEFAULT" else f"{architecture}.{weights}"
         with _download(f"timm's weights {full} from the Hugging Face hub", "fill its cache (HF_HOME) beforehand"):
-            module = timm.create_model(full, pretrained=True)
-        source = title(module, full)
+            module = timm.create_model(full, pretrained=not shapes_only)
+        if shapes_only:
+            _drawn(module)
+        source = "random" if shapes_only else title(module, full)
         if (subset := timm.data.infer_imagenet_subset(module)) is not None:
             info = timm.data.ImageNetInfo(subset)
             classes = [info.index_to_description(k).split(",")[0] for k in range(module.num_classes)]
@@ -348,6 +356,15 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
         ]
         transform = transforms.Compose(steps)
     return _Built(module, transform, source, transform_source, classes)
+
+
+def _drawn(module: nn.Module) -> nn.Module:
+    """Draw the weights that a network begins its training with as zeros: a head of zeros shows nothing of what it does."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.02)
+    return module
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -35,18 +35,6 @@ _TOLERANCE = 1e-4  # of the largest logit
 _DEMO = "pipeline.scene_net:scene_net"  # the network of eddp demo
 
 
-@dataclass(frozen=True)
-class LayerInfo:
-    """A layer: ``shape`` is its output's, for one image; ``how`` its layout was found; whether it cuts the network in two."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    layout: LayerLayout | None
-    how: str
-    cut: bool
-
-
 class Network:
     """A loaded model cut at one layer; make it with ``Network.load`` or ``Network.from_loaded``.
 
@@ -167,7 +155,7 @@ def cut(
         A layer's layout, or the logits, cannot be determined, or an image's values depend on chance or on its batch.
     """
     device = torch.device(device)
-    loaded, output, probe, split = _traced(loaded, device, repeatable)
+    loaded, output, probe, split = traced(loaded, device, repeatable)
     names = [split.require_single(layer) for layer in layers]
     asked = {split.canonical(layer): layout for layer, layout in (layouts or {}).items()}
     layouts_of = LayoutProbe(loaded.module, names, probe)
@@ -180,24 +168,10 @@ def cut(
     return networks
 
 
-def list_layers(loaded: LoadedModel) -> list[LayerInfo]:
-    """List the layers that give a tensor, in the order in which they finish, and whether each is a cut."""
-    loaded, _, probe, split = _traced(loaded, torch.device("cpu"), repeatable=True)
-    cuts, layouts, layers = set(split.cuts()), LayoutProbe(loaded.module, list(split.runs), probe), []
-    for name in split.runs:
-        if shape := layouts.shapes.get(name):
-            kind, found = type(loaded.module.get_submodule(name)).__name__, layouts.find(name)
-            if isinstance(found, FoundLayout):
-                layers.append(LayerInfo(name, kind, shape[1:], found.layout, found.how, name in cuts))
-            else:
-                layers.append(LayerInfo(name, kind, shape[1:], None, "", False))
-    return layers
-
-
-def _traced(
+def traced(
     loaded: LoadedModel, device: torch.device, repeatable: bool
 ) -> tuple[LoadedModel, ModelOutput, torch.Tensor, Split]:
-    """The model prepared, where its logits are, images to probe it with, and its graph."""
+    """Give the model prepared, where its logits are, images to probe it with, and its graph on a device."""
     if loaded.output is None:
         loaded = prepare_model(loaded)
     assert loaded.output is not None

@@ -16,6 +16,7 @@ import torch
 from extract.classes import ClassMapping, imagenet_classes
 from extract.image_io import grey_values, is_deep, orientation_of, range_of_depth, shown
 from extract.image_source import ImageSource
+from extract.layer_choice import head_costs
 from extract.loader import Decode
 from extract.network import Network
 from stores.errors import EDDPError, UsageError
@@ -152,10 +153,11 @@ def _network(networks: Sequence[Network]) -> Part:
     given = {"RGB": "RGB", "L": "grey", "RGBA": "four channels as they are"}[first.transform.mode]
     fed = f"{given}, {channels} × {height} × {width}, values about {float(first.probe.min()):.2g} to {float(first.probe.max()):.2g}"
     returned = f"{output.classes} logits: {output.key and f'{output.key!r}, '}{output.how}"
-    rows = [["network input", fed], ["network output", returned]]
+    rows, heads = [["network input", fed], ["network output", returned]], head_costs(networks)
     for network in networks:
         found = network.found
         seen = "" if found.seen is None else f"; {found.seen:.0%} of changed patches show in the right place"
         how = "as --layout says" if found.how == "--layout" else f"found {found.how}"
         rows.append([f"layer {network.layer}", f"{found.layout} ({how}{seen})"])
+        rows.append([f"after {network.layer}", str(heads[network.layer])])
     return rows, [doubt for doubt in (output.doubt, *(network.found.doubt for network in networks)) if doubt]

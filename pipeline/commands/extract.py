@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 import click
 
 from extract.config import ExtractConfig
+from pipeline.layer_display import show_layers
 from pipeline.logging import echo, say
 from pipeline.options import common, given
 from pipeline.progress_display import format_seconds, showing
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 HELP = {  # in the order of --help; type, choices and default are those of ExtractConfig, or in OTHERWISE
     "model": "A torchvision name, timm:NAME, or module:callable for your own.",
-    "layer": "Dotted module name; may be given several times. '?' lists them.",
+    "layer": "Dotted module name; may be given several times. '?' shows which to choose from, 'NAME?' all that begin with NAME.",
     "data": "The images: a folder (ImageNet, Places365, CIFAR-10, class subfolders, flat, Broden), WebDataset tar shards, or "
     "KIND:DIR such as cifar10:DIR.",
     "out": "The store to write, such as acts.zarr or s3://bucket/acts.zarr.",
@@ -115,8 +116,11 @@ def extract(
     from extract.plan import forecast, plan_extraction
     from extract.stream import extract as run_extraction
 
-    if "?" in layer:
-        _show_layers(model, options["weights"], options["seed"])
+    if wanted := [name.removesuffix("?") for name in layer if name.endswith("?")]:
+        config = _config(
+            model, layer, None, dask, **{k: options[k] for k in options if k not in ("shard", "overwrite", "dry_run")}
+        )
+        show_layers(config, wanted, data)
         return
     if data is None or out is None:
         raise UsageError("Give --data FOLDER (the images) and --out STORE (where the activations go).")
@@ -276,16 +280,3 @@ def _rates(run: Run, summary: ExtractSummary) -> dict[str, float]:
     if not rate or not summary.done_now or not every:
         return {}
     return {"images_per_second": round(rate, 2), "mb_written_per_second": round(rate * summary.bytes / every / 1e6, 3)}
-
-
-def _show_layers(model: str, weights: str, seed: int) -> None:
-    from extract.models import load_model
-    from extract.network import list_layers
-
-    loaded = load_model(model, weights, seed=seed)
-    echo(f"{'layer':<44}{'type':<28}{'output':<20}{'cut':<5}layout")
-    for info in list_layers(loaded):
-        shape = " × ".join(map(str, info.shape))
-        layout = f"{info.layout} ({info.how})" if info.layout else "not known: see --layout"
-        echo(f"{info.name:<44}{info.type:<28}{shape:<20}{'yes' if info.cut else '-':<5}{layout}")
-    say("Layers marked 'yes' cut the network in two, so a head can be made after them; choose one of these.")

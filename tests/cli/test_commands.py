@@ -141,11 +141,30 @@ def test_several_layers_and_float32_in_one_pass(run: Run, tiny_images: Callable[
     assert "features" not in ok(run("eddp inspect", tmp_path / "d.safetensors")).out
 
 
-def test_layers_are_listed(run: Run) -> None:
-    ended = ok(run("extract --model tiny_net:build --layer ?"))
-    lines = {line.split()[0]: line for line in ended.out.splitlines()[1:]}
-    assert "yes  nchw, 4 × 4 positions, 8 channels (from a second image size)" in lines["second"]
-    assert "fc" in lines
+def test_layers_are_shown_by_stage(run: Run, tiny_images: Callable[..., Path]) -> None:
+    ended = ok(run("extract --model tiny_net:build --layer ? --data", tiny_images(6)))
+    rows = " ".join(ended.out.split())
+    # after the 3·6·9·64 products of first, 6·8·9·16 + 8·5 are left; 6 images × 64 positions × 6 channels × 2 bytes
+    assert "* act 8 × 8 6 4.6 kB 40% of a forward pass first" in rows
+    assert "* second 4 × 4 8 1.5 kB pooling + affine map second.0, second.1" in rows
+    assert "* act: one stage earlier: simpler concepts, 4 times as many positions." in ended.out
+    assert "fc." in ended.out  # without positions
+    ended = ok(run("extract --model tiny_net:build --layer sec? --dtype float32"))
+    assert "second Sequential 4 × 4 8 512 kB yes nchw (from a second image size)" in " ".join(ended.out.split())
+    assert "fc" not in ended.out
+    fails(
+        run("extract --model tiny_net:build --layer sek?"), 2, "No layer of tiny_net:build begins with 'sek'", "second"
+    )
+
+
+def test_layers_are_shown_without_weights(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    ended = ok(run("extract --model resnet18 --layer ?"))
+    rows = " ".join(ended.out.split())
+    assert "* layer4 7 × 7 512 50.2 MB pooling + affine map layer4.0, layer4.1" in rows
+    assert "* layer3 14 × 14 256 100 MB 23% of a forward pass layer3.0, layer3.1" in rows
+    assert "layer2.0.conv1" not in rows
+    assert not list(tmp_path.rglob("*.pth"))
 
 
 def test_options_from_file_and_environment(

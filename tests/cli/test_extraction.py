@@ -31,6 +31,8 @@ def test_a_dry_run_tells_all_and_writes_nothing(run: Run, tiny_images: Callable[
     ended = ok(run("extract", *options, "--dry-run"))
     for part in ("40 images, 4 at a time", "second: 10.2 kB", "first: 30.7 kB", "(enough)", "images/s: about"):
         assert part in ended.out, part
+    assert "after first run by the model, 40% of a forward pass" in " ".join(ended.out.split())  # as --layer ? says
+    assert "after second pooling and an affine map" in " ".join(ended.out.split())
     assert "1 of 20 images tried cannot be read: see --on-bad-image" in ended.out
     assert not out.exists()
     assert list(tmp_path.iterdir()) == [root]

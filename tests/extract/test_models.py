@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from extract import models as zoo
+from extract.layer_choice import list_layers
 from extract.models import Preprocess, load_model, torchvision, transforms, weights_digest
-from extract.network import Network, capture, list_layers, probe_images
+from extract.network import Network, capture, probe_images
 from stores.errors import ImageError, MissingPathError, UnknownNameError, UsageError, WeightsError
 
 NET = "squeezenet1_1"  # small: 1.2 million parameters

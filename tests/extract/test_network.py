@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from extract.layer_choice import LayerInfo, list_layers
 from extract.models import LoadedModel, Preprocess, transforms
-from extract.network import LayerInfo, Network, capture, list_layers
+from extract.network import Network, capture
 from extract.probe import probe_images
 from extract.tensor_layout import LayerLayout
 from stores.errors import NonFiniteError, NotACutError, UnknownNameError, UsageError
