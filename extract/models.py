@@ -38,6 +38,8 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
 _SUFFIXES = {".pth", ".pt", ".safetensors", ".tar", ".bin", ".ckpt"}
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _AUXILIARY = {"inception_v3": ("AuxLogits",), "googlenet": ("aux1", "aux2")}  # heads used in training only
+# Networks that pool take any size, so that most are tried with 224 first; the smaller ones are for those that do not
+_USUAL_SIDES = (224, 256, 288, 299, 320, 384, 448, 512, 128, 96, 64, 32, 28)
 _OLD_DENSENET = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
 )
@@ -158,8 +160,9 @@ def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0, shapes_on
     ----------
     model : str
         A torchvision classifier (``resnet18``), ``timm:NAME``, or ``module:callable``. The callable takes no arguments and
-        returns the module, or (module, transform). Without a transform the module must have an attribute ``input_size``
-        (height, width): images are resized to it and normalised as for ImageNet. It may have ``class_names``.
+        returns the module, or (module, transform). Without a transform images are normalised as for ImageNet, and resized to
+        the module's ``input_size`` (height, width), or else cropped to the first usual size at which it runs. It may have
+        ``class_names``.
     weights : str, default "DEFAULT"
         "DEFAULT", the name of other weights of the zoo, a file (.pth, .pt, .safetensors), FILE#KEY for one of several sets
         of weights in a file, or "none": random initialisation.
@@ -343,19 +346,39 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
         module, source = load_weights(lambda: module, *_weights_file(weights, ["DEFAULT", "none"], model))
     classes = as_class_names(getattr(module, "class_names", None), f"class_names of {model}")
     if transform is None:
-        transform_source = f"input_size of {model}, ImageNet normalisation"
-        size: Any = getattr(module, "input_size", None)
-        size = (size, size) if isinstance(size, int) else size
-        if not (isinstance(size, tuple | list) and len(size) == 2):
-            must = "return (module, transform), or give the module an attribute input_size = (height, width)"
-            raise UsageError(f"{model} says nothing of its input: {must}; got {size!r}.")
-        steps = [
-            transforms.Resize([int(d) for d in size]),
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-        transform = transforms.Compose(steps)
+        transform, transform_source = _usual_transform(module, model)
     return _Built(module, transform, source, transform_source, classes)
+
+
+def _usual_transform(module: nn.Module, model: str) -> tuple[Any, str]:
+    """ImageNet's transform for the size that a network says it takes; else for the first usual one at which it runs."""
+    normalise = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    size: Any = getattr(module, "input_size", None)
+    size = (size, size) if isinstance(size, int) else size
+    give = "return (module, transform), or give the module an attribute input_size = (height, width)"
+    if isinstance(size, tuple | list) and len(size) == 2:
+        whole = transforms.Resize([int(d) for d in size])
+        return transforms.Compose([whole, *normalise]), f"input_size of {model}, ImageNet normalisation"
+    side = next((side for side in _USUAL_SIDES if size is None and _runs_at(module, side)), None)
+    if side is None:
+        raise UsageError(f"{model} says nothing of its input: {give}; got {size!r}.")
+    larger = round(side / 0.875)
+    log.warning(
+        "%s comes without a transform: images are resized to %d, cropped to %d × %d and normalised as for ImageNet. If it was trained "
+        "on other inputs, %s", model, larger, side, side, give,
+    )  # fmt: skip
+    steps = [transforms.Resize(larger), transforms.CenterCrop(side), *normalise]
+    return transforms.Compose(steps), f"usual for ImageNet at {side} × {side}, at which {model} runs"
+
+
+def _runs_at(module: nn.Module, side: int) -> bool:
+    """Whether a network takes a colour image of this size."""
+    try:
+        with torch.no_grad():
+            _as_float32(module).eval()(torch.zeros(1, 3, side, side))
+    except Exception:  # noqa: BLE001  (the network's own code may raise anything)
+        return False
+    return True
 
 
 def _drawn(module: nn.Module) -> nn.Module:

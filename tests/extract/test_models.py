@@ -186,6 +186,12 @@ def sized():
     net.input_size = (20, 30)
     return net
 
+def of_one_size():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 30 * 30, 2))
+
+def no_images():
+    return nn.Linear(7, 2)
+
 def ready():
     return small(), transforms.Compose([transforms.Resize((10, 12)), transforms.ToTensor()])
 
@@ -256,10 +262,21 @@ def test_a_network_of_ones_own(own: str, tmp_path: Path) -> None:
     assert loaded.provenance["weights_digest"] == sized.provenance["weights_digest"]
 
 
+def test_a_network_without_a_transform_is_given_the_usual_one(own: str, caplog: pytest.LogCaptureFixture) -> None:
+    image = Image.new("RGB", (100, 50), (255, 0, 0))
+    assert load_model(f"{own}:small").transform(image).shape == (3, 224, 224)  # it pools: any size would do
+    assert "cropped to 224 × 224 and normalised as for ImageNet" in caplog.text
+    fitting = load_model(f"{own}:of_one_size")  # 32 × 32
+    steps = transforms.Compose([transforms.Resize(37), transforms.CenterCrop(32), transforms.ToTensor()])
+    x = fitting.transform(image)
+    assert torch.equal(x, transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(steps(image)))
+    assert not fitting.module[1].running_mean.any()  # trying it has changed nothing
+
+
 @pytest.mark.parametrize(
     ("suffix", "error", "pattern"),
     [
-        (":small", UsageError, r"input_size = \(height, width\)"),
+        (":no_images", UsageError, r"input_size = \(height, width\)"),
         (":wrong", UsageError, "must return an nn.Module"),
         (":broken", UsageError, "ZeroDivisionError"),
         (":redy", UnknownNameError, "nearest are ready"),
