@@ -58,7 +58,7 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
-class Stage:
+class NetworkStage:
     """Consecutive layers of one resolution: ``layer`` is the last, outermost one, ``others`` name the rest.
 
     ``begin`` says why one would begin with it; empty for most.
@@ -84,7 +84,7 @@ def list_layers(loaded: LoadedModel) -> list[LayerInfo]:
     return layers
 
 
-def list_stages(loaded: LoadedModel, layers: Sequence[LayerInfo]) -> list[Stage]:
+def list_stages(loaded: LoadedModel, layers: Sequence[LayerInfo]) -> list[NetworkStage]:
     """Group the layers of a model (see ``list_layers``) by resolution, and choose the one or two stages to begin with.
 
     A layer stands for all layers inside it, unless these go through several resolutions (a Sequential of all stages). In a
@@ -97,7 +97,7 @@ def list_stages(loaded: LoadedModel, layers: Sequence[LayerInfo]) -> list[Stage]
     if len({group[0].grid for group in groups} - {(1, 1)}) == 1:
         groups = [[info] for info in cuts if not _inside(cuts, info)]
     shares = shares_after(loaded.module, [info.name for info in cuts], probe[:1])
-    stages: list[Stage] = []
+    stages: list[NetworkStage] = []
     affine = True  # of a later layer: what follows an earlier one can only be more
     for group in reversed(groups):
         last = next((info for info in reversed(group) if info.type not in _PASSING), group[-1])
@@ -106,7 +106,7 @@ def list_stages(loaded: LoadedModel, layers: Sequence[LayerInfo]) -> list[Stage]
         affine = affine and pooled_affine(LogitsOf(split.head(last.name), output), last.layout) is not None
         share = 1.0 if split.kind == "replay" else shares[last.name]
         head = HeadCost(affine and not last.layout.prefix, share)
-        stages.insert(0, Stage(last, tuple(info.name for info in others), head))
+        stages.insert(0, NetworkStage(last, tuple(info.name for info in others), head))
     return _recommended(stages)
 
 
@@ -139,7 +139,7 @@ def shares_after(module: nn.Module, layers: Iterable[str], image: torch.Tensor) 
     return {name: 1 - count / total for name, count in done.items()}
 
 
-def _recommended(stages: Sequence[Stage]) -> list[Stage]:
+def _recommended(stages: Sequence[NetworkStage]) -> list[NetworkStage]:
     """The stages, the one or two to begin with marked: the last with positions, and an earlier one."""
     found = list(stages)
     mapped = [k for k, stage in enumerate(found) if stage.layer.grid != (1, 1)]

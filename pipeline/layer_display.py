@@ -13,7 +13,7 @@ from stores.progress import readable
 
 if TYPE_CHECKING:
     from extract.config import ExtractConfig
-    from extract.layer_choice import LayerInfo, Stage
+    from extract.layer_choice import LayerInfo, NetworkStage
 
 _USUAL = 1000  # images that bytes are said for, where none are given
 
@@ -49,7 +49,7 @@ def show_layers(config: ExtractConfig, beginnings: Sequence[str], data: str | No
     echo("\n".join(_layer_lines(chosen, images, config)))
 
 
-def _stage_lines(stages: Sequence[Stage], images: int, config: ExtractConfig) -> list[str]:
+def _stage_lines(stages: Sequence[NetworkStage], images: int, config: ExtractConfig) -> list[str]:
     shown = [stage for stage in stages if stage.layer.grid != (1, 1)] or stages
     rows = [("", "layer", "positions", "channels", "size", "what follows", "of the same resolution")]
     for stage in shown:
