@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from stores.errors import UnsealedStoreError
 from stores.format import LayerSpec, read_attributes
@@ -153,11 +152,11 @@ def distribution(sketch: Sketch) -> dict[str, Any]:
     constant = (sketch.minimum == sketch.maximum) & (sketch.nan + sketch.infinite == 0) & ~never & (total > 1)
     return {
         "channels": sketch.channels,
-        "values": int(pooled.total),
-        "nan": int(pooled.nan),
-        "infinite": int(pooled.infinite),
+        "values": pooled.total.item(),
+        "nan": pooled.nan.item(),
+        "infinite": pooled.infinite.item(),
         "channels not finite": _channels(sketch.nan + sketch.infinite > 0),
-        "zeros": int(pooled.zeros),
+        "zeros": pooled.zeros.item(),
         "minimum": _number(pooled.minimum.item()),
         "maximum": _number(pooled.maximum.item()),
         "quantiles": {
@@ -166,7 +165,7 @@ def distribution(sketch: Sketch) -> dict[str, Any]:
         },
         "dead channels": _channels(never),
         "constant channels": _channels(constant),
-        "histogram": histogram(pooled) if finite > int(pooled.zeros) else None,
+        "histogram": histogram(pooled) if finite > pooled.zeros.item() else None,
     }
 
 
@@ -177,9 +176,9 @@ def histogram(sketch: Sketch) -> dict[str, Any]:
     counts are exact; and they are round in base 2: multiples of 2^k or 3·2^k, or, where these would crowd most values into
     two bars, powers of two. (Of magnitudes below 2^-24 the sketch knows no sign: at an edge of 0 they count as below.)
     """
-    counts = sketch.counts[0].cpu().numpy().copy()
-    counts[ZERO] -= int(sketch.zeros)
-    low, high = float(sketch.minimum), float(sketch.maximum)
+    counts = sketch.counts[0].copy()
+    counts[ZERO] -= sketch.zeros.item()
+    low, high = sketch.minimum.item(), sketch.maximum.item()
     edges, scale = _exact(_linear(counts)), "linear"
     if (
         np.sort(_between(counts, edges))[-2:].sum() > CROWDED * counts.sum()
@@ -241,8 +240,8 @@ def _between(counts: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.diff(np.concatenate([[0], at, below[-1:]]))
 
 
-def _channels(mask: torch.Tensor) -> list[int]:
-    return mask.nonzero()[:, 0].tolist()
+def _channels(mask: np.ndarray) -> list[int]:
+    return [int(channel) for channel in np.flatnonzero(mask)]
 
 
 def _number(value: float) -> float | None:

@@ -228,21 +228,20 @@ class Training:
         One pass over the layer. A unit that never is gets a threshold above all its pre-activations.
         """
         reader, units = self.reader, self.config.n_directions
-        sketch, fired, done = Sketch(units), torch.zeros(units, dtype=torch.int64), 0
+        sketch, fired, done = Sketch(units), np.zeros(units, np.int64), 0
         for index, block in reader.blocks(images=max(1, TILE // reader.positions)):
             x = torch.from_numpy(np.ascontiguousarray(block)).to(self.config.device).float()
             for rows in x.reshape(-1, reader.channels).split(TILE):
                 z = self.model.logits(self.scaled(rows))
-                fired += self.encode(z).fired().cpu()
-                sketch.update(z.cpu())
+                fired += self.encode(z).fired().cpu().numpy()
+                sketch.update(z.cpu().numpy())
             done += len(index)
             progress("thresholds", done, reader.n_images)
-        theta = torch.empty(units)
-        edges = torch.from_numpy(EDGES)
+        theta = np.empty(units, np.float32)
         for first in range(0, units, 64):  # all units at once would need the counts' memory three times more
             counts, wanted = sketch.counts[first : first + 64], fired[first : first + 64]
-            above = counts.flip(1).cumsum(1).flip(1)  # (units, bins): values in this bin or a higher one
-            nearest = edges[(above - wanted[:, None]).abs().argmin(1)]
-            beyond = edges[1:][counts.cumsum(1).argmax(1)]  # the upper edge of the last bin with a value
-            theta[first : first + 64] = torch.where(wanted > 0, nearest, beyond).clamp_min(0).float()
-        return theta.to(self.model.bias)
+            above = counts[:, ::-1].cumsum(1)[:, ::-1]  # (units, bins): values in this bin or a higher one
+            nearest = EDGES[np.abs(above - wanted[:, None]).argmin(1)]
+            beyond = EDGES[1:][counts.cumsum(1).argmax(1)]  # the upper edge of the last bin with a value
+            theta[first : first + 64] = np.maximum(np.where(wanted > 0, nearest, beyond), 0)
+        return torch.from_numpy(theta).to(self.model.bias)

@@ -30,7 +30,7 @@ from stores.tensors import key_of, read_tensors, reading
 
 BAR = 40  # characters of a histogram's longest bar
 DOCUMENTS = (MANIFEST, "summary.json", "report.json", "explanation.json")  # of folders that have a manifest
-QUICK_IMAGES = 1024  # whose values are looked at
+QUICK_IMAGES = 256  # whose values are looked at
 SHOWN = 10  # of a list of channels or ranges; --json has all
 
 

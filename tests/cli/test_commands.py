@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Run, fails, ok
 from own_process import end, start
@@ -211,10 +212,12 @@ def test_the_list_of_commands_names_each() -> None:
         assert load(name).name == name
 
 
-def test_help_loads_nothing_that_takes_seconds() -> None:
+def test_help_and_inspect_load_nothing_that_takes_seconds(tiny_store: Callable[..., Path]) -> None:
+    store = tiny_store({"a": np.ones((5, 2, 3), np.float16)})
     code = (
         "import sys\nfrom pipeline import main\nfor name in main.COMMANDS:\n    main.load(name)\n"
+        f"main.load('inspect')([{str(store)!r}, '--quiet', '--json'], standalone_mode=False)\n"
         "print({'torch', 'scipy', 'sklearn', 'dask', 'zarr', 'matplotlib', 'pyarrow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "set()"
+    assert done.stdout.splitlines()[-1] == "set()"

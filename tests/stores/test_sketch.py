@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,14 +18,14 @@ Make = Callable[..., Path]
 NAMES = ("counts", "zeros", "nan", "infinite", "minimum", "maximum")
 
 
-def sketch_of(x: np.ndarray, device: str = "cpu") -> Sketch:
-    made = Sketch(x.shape[1], device)
-    made.update(torch.from_numpy(x))
+def sketch_of(x: np.ndarray) -> Sketch:
+    made = Sketch(x.shape[1])
+    made.update(x)
     return made
 
 
 def equal(a: Sketch, b: Sketch) -> bool:
-    return all(torch.equal(getattr(a, name).cpu(), getattr(b, name).cpu()) for name in NAMES)
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in NAMES)
 
 
 def naive_counts(column: np.ndarray) -> np.ndarray:
@@ -48,7 +47,7 @@ def test_a_toy_by_hand() -> None:
     assert found.total.tolist() == [4, 4]
     one = ZERO + 1 + 24 * 32  # the bin that begins at 2^0
     assert (EDGES[one], EDGES[one + 1]) == (1, 1 + 1 / 32)
-    assert found.counts[1].nonzero()[:, 0].tolist() == [2 * ZERO - one, one, one + 1, one + 64]
+    assert np.flatnonzero(found.counts[1]).tolist() == [2 * ZERO - one, one, one + 1, one + 64]
     assert found.quantiles([0, 0.5, 0.75, 1]).T.tolist() == [[-3, 0, 0, 2], [-1, 1 + 1 / 64, 1.03125 + 1 / 64, 4]]
 
 
@@ -92,10 +91,10 @@ def test_quantiles_keep_their_guarantee(x: np.ndarray, q: list[float]) -> None:
 def test_counts_against_a_search_of_the_edges(x: np.ndarray) -> None:
     found = sketch_of(x)
     for channel in range(x.shape[1]):
-        assert np.array_equal(found.counts[channel].numpy(), naive_counts(x[:, channel]))
-    assert np.array_equal(found.zeros.numpy(), (x == 0).sum(0))
-    assert np.array_equal(found.minimum.numpy(), x.min(0).astype(np.float32))
-    assert np.array_equal(found.maximum.numpy(), x.max(0).astype(np.float32))
+        assert np.array_equal(found.counts[channel], naive_counts(x[:, channel]))
+    assert np.array_equal(found.zeros, (x == 0).sum(0))
+    assert np.array_equal(found.minimum, x.min(0).astype(np.float32))
+    assert np.array_equal(found.maximum, x.max(0).astype(np.float32))
 
 
 @given(heavy_tailed(), st.integers(0, 300), st.booleans())
@@ -104,7 +103,7 @@ def test_parts_merge_to_the_whole(x: np.ndarray, cut: int, spoil: bool) -> None:
         x[np.random.default_rng(cut).random(x.shape) < 0.2] = np.nan
     whole, first, second = sketch_of(x), sketch_of(x[:cut]), sketch_of(x[cut:])
     streamed = sketch_of(x[:cut])
-    streamed.update(torch.from_numpy(x[cut:]))
+    streamed.update(x[cut:])
     second.merge(first)
     assert equal(whole, second)
     assert equal(whole, streamed)
@@ -150,14 +149,6 @@ def test_all_channels_pooled() -> None:
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     x[0, 0], x[1, 1] = np.nan, 0
     assert equal(sketch_of(x).pooled(), sketch_of(x.reshape(-1, 1)))
-
-
-@pytest.mark.gpu
-def test_a_gpu_counts_the_same() -> None:
-    x = np.random.default_rng(0).standard_cauchy((5000, 130)).clip(-6e4, 6e4).astype(np.float16)
-    x[3, 4], x[5, 6] = np.nan, np.inf
-    assert equal(sketch_of(x, "cuda"), sketch_of(x))
-    np.testing.assert_array_equal(sketch_of(x, "cuda").quantiles([0.1, 0.9]), sketch_of(x).quantiles([0.1, 0.9]))
 
 
 def test_a_layer_is_streamed_and_kept(tiny_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
