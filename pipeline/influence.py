@@ -11,6 +11,8 @@ import torch
 from evaluate.direction_tables import with_found_again
 from evaluate.influence.cavs import LabelUse, label_use, s3
 from evaluate.influence.influence_study import (
+    LONG,
+    Influence,
     InfluenceConfig,
     Moving,
     effect_of,
@@ -27,34 +29,40 @@ from evaluate.influence.influence_tables import (
 )
 from evaluate.influence.permutation_nulls import precision_on
 from evaluate.influence.shortcut_candidates import suspect_rows
-from evaluate.influence.steering import Steering, random_units, sweep
+from evaluate.influence.steering import CONTROLS, Steering, random_units, sweep
 from evaluate.report.class_predictions import class_predictions
 from extract.segmentation.base import ConceptSource
 from pipeline.evaluation_parts import Dissected, Findings, Subject
 from pipeline.evaluation_result import Label
+from pipeline.logging import say
 from stores.directions import Directions
 from stores.store import ActivationStore
 from stores.tables import rows_to_columns
 
 TABLES = ("influence_directions", "influence_classes", "steering", "suspects")
-RANDOM = 64  # random directions that the steering curves are held against
 
 
 def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissected | None) -> Findings:
     """What each set's directions do to classes; with labels also S3, and the concepts that may be shortcuts."""
     store, device, progress = subject.store, subject.device, subject.progress
-    moving = effect_of(store, subject.layer, images=config.images, seed=config.seed, device=device)
+    count = sum(directions.count for directions in subject.sets.values())
+    moving = effect_of(store, subject.layer, config, count, device=device)
+    config = moving.config
+    if moving.forecast is not None:
+        say(moving.forecast.text, "warning" if moving.forecast.seconds > LONG else "info")
     found = measure_influence(
         store, subject.layer, subject.sets, config, through=moving, device=device, progress=progress
     )
     classes = class_names(store, len(found.base))
     use = None if dissected is None else _use_of_labels(subject, dissected)
     cavs = None if use is None else moving.effect(torch.from_numpy(use.cavs).to(device), config.alpha)
-    controls = sweep(moving.effect, random_units(subject.reader.channels, RANDOM, config.seed).to(device))
+    units = random_units(subject.reader.channels, CONTROLS, config.seed).to(device)
+    controls = sweep(moving.effect, units, alphas=moving.sweep)
+    progress("steering", 1, 1 + len(subject.sets))
     entries: dict[str, dict[str, Any]] = {}
     plain: dict[str, list[str]] = {}
     rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
-    for name, directions in subject.sets.items():
+    for done, (name, directions) in enumerate(subject.sets.items(), 2):
         labels = [("", "")] * directions.count if dissected is None else dissected.labels[name]
         names = plain[name] = [label for label, _ in labels]
         of_directions = direction_influence_rows(found, name, names, classes)
@@ -62,7 +70,8 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
         rows["influence_classes"] += class_influence_rows(found, name, names, classes)
         entry = entries[name] = influence_summary(found, name)
         entry["influence"]["null_precision"] = str(precision_on(torch.device(device))).removeprefix("torch.")
-        curves = _steer(moving, directions, controls, device)
+        curves = _steer(moving, found, name, directions, controls, device)
+        progress("steering", done, 1 + len(subject.sets))
         rows["steering"] += steering_rows(name, names, classes, curves)
         entry["influence"]["steering"] = steering_summary(curves)
         if dissected is not None and use is not None and cavs is not None:
@@ -87,13 +96,17 @@ def class_names(store: ActivationStore, count: int) -> list[str]:
     return [names[k] if k < len(names) else f"class {k}" for k in range(count)]
 
 
-def _steer(moving: Moving, directions: Directions, controls: Steering, device: str) -> dict[str, Steering]:
+def _steer(
+    moving: Moving, found: Influence, name: str, directions: Directions, controls: Steering, device: str
+) -> dict[str, Steering]:
     """Curves by role: the filters are followed on the class that the signal vector moves, the random ones on their own."""
     signals, filters = (
         unit_columns(torch.from_numpy(part).to(device)) for part in (directions.signals, directions.filters)
     )
-    of_signals = sweep(moving.effect, signals)
-    return {"signal": of_signals, "filter": sweep(moving.effect, filters, of_signals.target), "random": controls}
+    known = [dict(zip(found.config.alphas, found.probability[:, r, found.slices[name]], strict=True)) for r in (0, 1)]
+    of_signals = sweep(moving.effect, signals, None, moving.sweep, known[0])
+    of_filters = sweep(moving.effect, filters, of_signals.target, moving.sweep, known[1])
+    return {"signal": of_signals, "filter": of_filters, "random": controls}
 
 
 def _use_of_labels(subject: Subject, dissected: Dissected) -> LabelUse:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,22 +14,37 @@ from evaluate.influence.interventions import Effect, HeadEffect, PooledEffect
 from evaluate.influence.permutation_nulls import NullTraining, null_directions
 from evaluate.influence.sampling import balanced_samples
 from evaluate.influence.significance import deviations, rounds, standardised
-from evaluate.influence.steering import random_units
-from extract.forward import computing_in
-from extract.network import open_head
+from evaluate.influence.steering import CONTROLS, SWEEP, random_units
+from extract.network import open_network
+from extract.stepped_head import stepped_head
 from stores.directions import Directions
 from stores.errors import UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 from stores.store import ActivationStore
 
-log = logging.getLogger(__name__)
-
-IMAGES, IMAGES_THROUGH = 1000, 100
+IMAGES, NULLS = 1000, 100  # behind pooling and an affine map
 LONGEST = 1e6  # step: float32 heads overflow somewhere beyond
-LONG = 600  # seconds ahead that are worth a word
 ROLES = ("signal", "filter")
-_BLOCK = 2**28  # bytes of activations at once
+FEW = 20  # null directions that are the least to trust
+# images and null directions through a model's own head: the first that fit into LIMIT seconds
+SIZES = (
+    (100, 100),
+    (100, 50),
+    (64, 50),
+    (64, 20),
+    (32, 20),
+    (16, 20),
+    (8, 20),
+    (100, 0),
+    (64, 0),
+    (32, 0),
+    (16, 0),
+    (8, 0),
+)
+LIMIT, LONG = 480, 600  # seconds: what is chosen to fit, and what is worth a warning
+_BATCH = 16  # images a pass: what keeps a processor's caches busy
+_BLOCK = 2**28  # bytes of activations at once on a GPU
 
 
 @dataclass(frozen=True)
@@ -41,18 +55,20 @@ class InfluenceConfig:
     ----------
     alphas : lengths of the step along a unit vector, in the activations' own unit.
     alpha : the one of ``alphas`` that the summary is about.
-    images : how many images are moved, drawn by the seed; all if the store has fewer. None: 1000 behind pooling and an affine map, where
-        they cost next to nothing, and 100 through any other head.
+    images : how many images are moved, drawn by the seed; all if the store has fewer.
     nulls, null_positions, null_epochs, learning_rate : null directions a detector, and how each is trained.
-    randoms : random directions, uniform on the sphere, that all are held against as well; as many as ``nulls`` at most where each takes
-        passes through a head.
+    randoms : random directions, uniform on the sphere, that all are held against as well; as many as ``nulls``, or 20, at most where each
+        takes passes through a head.
+
+    ``images`` and ``nulls`` of None: 1000 and 100 behind pooling and an affine map, through any other head what takes about ten minutes,
+        100 each at most (``effect_of``).
     level : of significance, after correction for the number of tests.
     """
 
     alphas: tuple[float, ...] = (0.5, 2.0, 5.0)
     alpha: float = 2.0
     images: int | None = None
-    nulls: int = 100
+    nulls: int | None = None
     null_positions: int = 5000
     null_epochs: int = 100
     learning_rate: float = 1e-2
@@ -84,7 +100,9 @@ class InfluenceConfig:
 
     @property
     def training(self) -> NullTraining:
-        return NullTraining(self.nulls, self.null_epochs, self.learning_rate, self.seed)
+        return NullTraining(
+            NULLS if self.nulls is None else self.nulls, self.null_epochs, self.learning_rate, self.seed
+        )
 
 
 @dataclass(frozen=True)
@@ -124,15 +142,31 @@ def unit_columns(directions: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Moving:
-    """What moves ``images`` images of a store, and through which kind of ``head``, in words."""
+    """What moves ``images`` images of a store, and through which kind of ``head``, in words; ``config`` with sizes that are decided, the
+    steps that curves of steering have, ``sweep``, and how long all will take, ``forecast``."""
 
     effect: Effect
     images: int
     head: str
+    config: InfluenceConfig
+    sweep: tuple[float, ...] = SWEEP
+    forecast: InfluenceForecast | None = None
 
 
-def effect_of(store: ActivationStore, layer: str, *, images: int | None, seed: int, device: str = "cpu") -> Moving:
-    """Draw ``images`` images of a store by the seed, and get what moves them ready.
+@dataclass(frozen=True)
+class InfluenceForecast:
+    """``text``: sizes, why they were chosen, and how long it takes; ``seconds``."""
+
+    text: str
+    seconds: float
+
+
+def effect_of(
+    store: ActivationStore, layer: str, config: InfluenceConfig, directions: int, *, device: str = "cpu"
+) -> Moving:
+    """Draw images of a store by the seed, and get what moves them along so many directions ready.
+
+    Through a model's own head a few passes are timed, and decide how many images and null directions there are where ``config`` does not.
 
     Raises UsageError where the head needs all positions and the store holds a sample of them.
     """
@@ -140,30 +174,93 @@ def effect_of(store: ActivationStore, layer: str, *, images: int | None, seed: i
     rows = reader.image_indices
     if not len(rows):
         raise UsageError(f"The store '{store.path}' has no readable image.")
-    head = open_head(store, layer, device=device)
-    images = images or (IMAGES if head.affine is not None else IMAGES_THROUGH)
-    if len(rows) > images:
-        rows = np.sort(np.random.default_rng([seed, 0x1A]).choice(rows, images, replace=False))
-    if head.affine is not None:
-        return Moving(
-            PooledEffect(_logits(store, rows).to(device), head.affine[0]), len(rows), "pooling and an affine map"
-        )
+
+    def drawn(count: int) -> np.ndarray:
+        random = np.random.default_rng([config.seed, 0x1A])
+        return rows if len(rows) <= count else np.sort(random.choice(rows, count, replace=False))
+
+    affine = store.affine_head(layer)
+    if affine is not None:
+        chosen = drawn(config.images or IMAGES)
+        effect = PooledEffect(_logits(store, chosen).to(device), torch.from_numpy(affine[0]).to(device))
+        decided = replace(config, images=len(chosen), nulls=config.training.count)
+        return Moving(effect, len(chosen), "pooling and an affine map", decided)
     if reader.spec.sampled:
         raise UsageError(
             f"The store '{store.path}' holds a sample of each image's positions, and the head after '{layer}' needs all of them. "
             "Extract with --positions all to measure influence."
         )
-    each = max(1, min(256, _BLOCK // (4 * reader.positions * reader.channels)))
+    each = (
+        _BATCH
+        if torch.device(device).type == "cpu"
+        else max(1, min(256, _BLOCK // (4 * reader.positions * reader.channels)))
+    )
 
-    def blocks() -> Iterator[torch.Tensor]:
-        for start in range(0, len(rows), each):
-            yield torch.from_numpy(reader.images(rows[start : start + each])).to(device)
+    def read(some: np.ndarray) -> Iterator[torch.Tensor]:
+        for part in np.array_split(some, -(-len(some) // each)):
+            yield torch.from_numpy(reader.images(part)).to(device)
 
-    def exact(x: torch.Tensor) -> torch.Tensor:
-        with computing_in("float32", x.device):  # a GPU's shortened products would decide what small steps do
-            return head(x)
+    first = drawn(each)
+    head = stepped_head(open_network(store, layer, device=device), next(read(first[:2])).float())
+    seconds = _seconds_a_pass(HeadEffect(lambda: read(first), head), len(first), reader.channels, config.seed, device)
+    decided, sweep, forecast = _decide(config, directions, len(rows), seconds)
+    chosen = drawn(decided.images or 0)
+    return Moving(HeadEffect(lambda: read(chosen), head), len(chosen), "the model's own head", decided, sweep, forecast)
 
-    return Moving(HeadEffect(blocks, exact), len(rows), "the model's own head")
+
+def _seconds_a_pass(effect: HeadEffect, images: int, channels: int, seed: int, device: str) -> float:
+    """What one image takes through the head, from passes as there will be."""
+    count = 4 * torch.get_num_threads()
+    units = random_units(channels, count, seed).to(device)
+    effect(units[:, :1], 1.0)  # the first takes longer
+    start = time.perf_counter()
+    float(effect(units, 1.0).score.sum())  # a GPU is waited for
+    return (time.perf_counter() - start) / (count * images)
+
+
+def _passes(config: InfluenceConfig, directions: int, images: int, nulls: int, sweep: tuple[float, ...]) -> int:
+    """How many passes of one image through the head there will be."""
+    of_steps = len(config.alphas) * (len(ROLES) * directions * (1 + nulls) + min(config.randoms, max(nulls, FEW)))
+    of_curves = sum(CONTROLS + len(ROLES) * directions * (a not in config.alphas) for a in sweep if a)
+    return images * (of_steps + of_curves)
+
+
+def _decide(
+    config: InfluenceConfig, directions: int, available: int, seconds: float
+) -> tuple[InfluenceConfig, tuple[float, ...], InfluenceForecast]:
+    """Sizes that fit where none are given, the steps of curves, and how long it takes if a pass takes so many seconds."""
+    sizes = [
+        (
+            min(images, available) if config.images is None else min(config.images, available),
+            nulls if config.nulls is None else config.nulls,
+        )
+        for images, nulls in SIZES
+    ]
+
+    def steps(nulls: int) -> tuple[float, ...]:
+        return SWEEP if nulls or config.nulls is not None else (0.0, *sorted(config.alphas))
+
+    passes = [_passes(config, directions, images, nulls, steps(nulls)) for images, nulls in sizes]
+    at = next((k for k, count in enumerate(passes) if count * seconds <= LIMIT), len(sizes) - 1)
+    images, nulls = sizes[at]
+    total = passes[at] * seconds
+    text = (
+        f"Through the model's own head ({1000 * seconds:.2g} ms a pass): {directions} directions, {images} images, {nulls} null directions each: "
+        f"{passes[at]} passes, about {_minutes(total)}."
+    )
+    if sizes[at] != sizes[0]:
+        text += f" Chosen for the time: {sizes[0][0]} images with {sizes[0][1]} null directions take {_minutes(passes[0] * seconds)}."
+    if not nulls and config.nulls is None:
+        text += " Directions are compared with random ones only, and curves of steering have few steps."
+    if total > LONG:
+        text += " Fewer directions, --influence-images or --null-directions, or a GPU, take less."
+    return replace(config, images=images, nulls=nulls), steps(nulls), InfluenceForecast(text, total)
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _logits(store: ActivationStore, rows: np.ndarray) -> torch.Tensor:
@@ -186,16 +283,15 @@ def measure_influence(
 
     Raises MismatchError for directions of another layer, UsageError where the head cannot be run.
     """
-    config = config or InfluenceConfig()
-    moving = through or effect_of(store, layer, images=config.images, seed=config.seed, device=device)
-    effect = moving.effect
+    count = sum(d.count for d in sets.values())
+    moving = through or effect_of(store, layer, config or InfluenceConfig(), count, device=device)
+    effect, config = moving.effect, moving.config
     reader = LayerReader(store, layer)
     bank = make_bank(sets, reader, device=device, progress=progress)
     signals = torch.cat([torch.from_numpy(d.signals) for d in sets.values()], 1).to(device)
     vectors = (unit_columns(signals), unit_columns(bank.filters))
     shape = (len(config.alphas), len(ROLES), bank.count, len(effect.base))
     score, probability, logit = (np.zeros(shape) for _ in range(3))
-    start = time.perf_counter()
     for a, alpha in enumerate(config.alphas):
         for r, directions in enumerate(vectors):
             moved = effect(directions, alpha)
@@ -203,24 +299,12 @@ def measure_influence(
                 part.cpu().numpy() for part in (moved.influence, moved.probability, moved.logit)
             )
             progress("influence", a * len(ROLES) + r + 1, len(config.alphas) * len(ROLES))
-    if isinstance(effect, HeadEffect):
-        _tell_what_lies_ahead(config, (time.perf_counter() - start) * config.nulls)
     t_random, randoms = _against_random(effect, config, logit, reader.channels, device)
     reached, t, extremes, nulls = _against_nulls(reader, bank, effect, config, score, logit, device, progress)
     return Influence(
         config, dict(bank.slices), score, probability, logit, reached, t, t_random, randoms, extremes, nulls,
         effect.base.cpu().numpy(), moving.images, moving.head,
     )  # fmt: skip
-
-
-def _tell_what_lies_ahead(config: InfluenceConfig, seconds: float) -> None:
-    if seconds > LONG:
-        log.warning(
-            "Each null direction is a pass of all images through the model's own head: that will take about %.1f hours. Fewer "
-            "--influence-images or --null-directions (now %d), or a GPU, take less.",
-            seconds / 3600,
-            config.nulls,
-        )
 
 
 def _centred(logit: np.ndarray) -> np.ndarray:
@@ -231,7 +315,8 @@ def _against_random(
     effect: Effect, config: InfluenceConfig, logit: np.ndarray, channels: int, device: str
 ) -> tuple[np.ndarray, int]:
     """``t_random`` of an ``Influence``, and how many random directions it was."""
-    count = config.randoms if isinstance(effect, PooledEffect) else min(config.randoms, config.nulls)
+    pooled = isinstance(effect, PooledEffect)
+    count = config.randoms if pooled else min(config.randoms, max(config.training.count, FEW))
     t = np.zeros(logit.shape)
     if count < 3:
         return t, 0
@@ -255,10 +340,30 @@ def _against_nulls(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """``reached``, ``t``, ``extremes`` and ``nulls`` of an ``Influence``."""
     reached, t = np.zeros(score.shape, np.int32), np.zeros(score.shape)
-    extremes = np.zeros((*score.shape[:2], len(bank.slices), config.nulls))
+    count = config.training.count
+    extremes = np.zeros((*score.shape[:2], len(bank.slices), count))
     valid = np.zeros(bank.count, np.int64)
-    if not config.nulls:
+    if not count:
         return reached, t, extremes, valid
+    samples = balanced_samples(reader, bank, positions=config.null_positions, seed=config.seed, progress=progress)
+    done = 0
+    for file, part in enumerate(bank.slices.values()):  # apart, so that a file's numbers do not depend on the others
+        for nulls in null_directions(reader, samples[part], config.training, device=device):
+            counted = nulls.valid.cpu().numpy()
+            valid[part][nulls.detectors] = counted.sum(1)
+            for k, d in enumerate((part.start + nulls.detectors).tolist()):
+                for r, vectors in enumerate((nulls.signals, nulls.filters)):
+                    for a, alpha in enumerate(config.alphas):
+                        moved = effect(vectors[k][:, nulls.valid[k]], alpha)
+                        strength = moved.influence.abs().cpu().numpy()
+                        reached[a, r, d] = (strength >= np.abs(score[a, r, d])).sum(0)
+                        changes = _centred(moved.logit.cpu().numpy())
+                        t[a, r, d], each = standardised(_centred(logit[a, r, d]), changes)
+                        extreme = rounds(np.abs(each).max(1), count)
+                        extremes[a, r, file] = np.maximum(extremes[a, r, file], extreme)
+                done += 1
+                progress("null directions", done, bank.count)
+    return reached, t, extremes, valid
     samples = balanced_samples(reader, bank, positions=config.null_positions, seed=config.seed, progress=progress)
     done = 0
     for file, part in enumerate(bank.slices.values()):  # apart, so that a file's numbers do not depend on the others
@@ -273,7 +378,7 @@ def _against_nulls(
                         reached[a, r, d] = (strength >= np.abs(score[a, r, d])).sum(0)
                         changes = _centred(moved.logit.cpu().numpy())
                         t[a, r, d], each = standardised(_centred(logit[a, r, d]), changes)
-                        extreme = rounds(np.abs(each).max(1), config.nulls)
+                        extreme = rounds(np.abs(each).max(1), count)
                         extremes[a, r, file] = np.maximum(extremes[a, r, file], extreme)
             done += len(nulls.detectors)
             progress("null directions", done, bank.count)

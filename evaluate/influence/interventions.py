@@ -14,14 +14,21 @@ with ``m_n = log Σ_k p_nk e^{d_k}``, ``p'_nk = p_nk e^{d_k − m_n}``: all imag
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from extract.forward import computing_in
+from extract.memory import keep_freed_memory
+from extract.stepped_head import SteppedHead
+
 SAME = 1e-10  # relative: a probability that fell by less has not moved, it was rounded
 SAME_32 = 3e-6  # of the largest logit, of a head that computes in float32
 _NUMBERS = 2**24  # of float64 at once
+_KEPT = 2**29  # bytes of the images' activations that are kept from one set of directions to the next
 
 
 @dataclass(frozen=True)
@@ -80,40 +87,76 @@ class PooledEffect:
 
 
 class HeadEffect:
-    """Through any head, image after image: as many passes through it as there are directions.
+    """Through any head: as many passes of every image through it as there are directions, on a CPU a thread a core.
 
     Parameters
     ----------
     blocks : gives the images' activations (n, P, C), a block at a time, as often as it is called.
-    head : (n, P, C) -> logits (n, K).
     """
 
-    def __init__(
-        self, blocks: Callable[[], Iterator[torch.Tensor]], head: Callable[[torch.Tensor], torch.Tensor]
-    ) -> None:
+    def __init__(self, blocks: Callable[[], Iterator[torch.Tensor]], head: SteppedHead) -> None:
         self._blocks, self._head = blocks, head
-        with torch.inference_mode():
-            parts = [torch.softmax(head(x.float()).double(), 1) for x in blocks()]
-        self.base = torch.cat(parts).mean(0)
+        self._kept: list[_Batch] | None = []
+        p, size = [], 0
+        for batch in self._prepared():
+            p.append(batch.p)
+            size += sum(part.nbytes for part in batch.parts)
+            self._kept = None if self._kept is None or size > _KEPT else [*self._kept, batch]
+        self.base = torch.cat(p).mean(0)
 
-    @torch.inference_mode()
     def __call__(self, directions: torch.Tensor, alpha: float) -> Effects:
-        steps = alpha * directions.T.float()
-        held, probability, logit = (
-            torch.zeros(len(steps), len(self.base), dtype=torch.float64, device=self.base.device) for _ in range(3)
-        )
+        totals = torch.zeros(3, directions.shape[1], len(self.base), dtype=torch.float64, device=self.base.device)
         n = 0
+        with _threads(self._head, self.base.device) as each:
+            for batch in self._prepared() if self._kept is None else self._kept:
+                found = each(lambda step, batch=batch: self._moved(batch, step), alpha * directions.T.float())
+                for j, part in enumerate(found):
+                    totals[:, j] += part
+                n += len(batch.p)
+        held, probability, logit = totals
+        # rounded, so that what two classes exchange is the same to both, whatever the batches
+        return Effects(2 * held / n - 1, (probability / n).round(decimals=12), logit / n)
+
+    @torch.no_grad()
+    def _prepared(self) -> Iterator[_Batch]:
         for x in self._blocks():
             x = x.float()
-            before = self._head(x).double()
-            p = torch.softmax(before, 1)
-            same = SAME_32 * before.abs().amax(1, keepdim=True).clamp(1, 1e5)  # logits are rounded by their size
-            moved = torch.empty_like(x)
-            for j, step in enumerate(steps):
-                after = self._head(torch.add(x, step, out=moved)).double()
-                q = torch.softmax(after, 1)
-                held[j] += (q >= p * (1 - same)).sum(0)
-                probability[j] += (q - p).sum(0)
-                logit[j] += (after - before).sum(0)
-            n += len(x)
-        return Effects(2 * held / n - 1, probability / n, logit / n)
+            with computing_in("float32", x.device):  # a GPU's shortened products would decide what small steps do
+                parts = self._head.start(x)
+                before = self._head.rest(*(part.clone() for part in parts)).double()
+            yield _Batch(x[:1], parts, before, torch.softmax(before, 1))
+
+    @torch.no_grad()
+    def _moved(self, batch: _Batch, step: torch.Tensor) -> torch.Tensor:
+        """Sums over a batch's images (3, K): those whose probability holds, its change, the logit's change."""
+        moved = (part + more for part, more in zip(batch.parts, self._head.step(batch.like, step), strict=True))
+        after = self._head.rest(*moved).double()
+        q = torch.softmax(after, 1)
+        same = SAME_32 * batch.before.abs().amax(1, keepdim=True).clamp(1, 1e5)  # logits are rounded by their size
+        return torch.stack([part.sum(0) for part in (q >= batch.p * (1 - same), q - batch.p, after - batch.before)])
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images unmoved: one that is ``like`` (1, P, C) them, what the head's start gives, logits ``before`` and probabilities ``p``."""
+
+    like: torch.Tensor
+    parts: tuple[torch.Tensor, ...]
+    before: torch.Tensor
+    p: torch.Tensor
+
+
+@contextmanager
+def _threads(head: SteppedHead, device: torch.device) -> Iterator[Callable[..., Iterator[torch.Tensor]]]:
+    """``map`` with as many threads as torch has, each with one of torch: they need not wait for each other at every operation."""
+    count = torch.get_num_threads()
+    if device.type != "cpu" or not head.threads or count == 1:
+        with computing_in("float32", device):
+            yield map
+        return
+    with keep_freed_memory(), ThreadPoolExecutor(count, "influence", torch.set_num_threads, (1,)) as pool:
+        try:
+            yield pool.map
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from evaluate.influence.interventions import Effect
 
+CONTROLS = 64  # random directions that curves are compared with
 SWEEP = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 18.0, 27.0, 40.0)
 
 
@@ -24,14 +26,23 @@ class Steering:
 
 
 def sweep(
-    effect: Effect, directions: torch.Tensor, target: np.ndarray | None = None, alphas: tuple[float, ...] = SWEEP
+    effect: Effect,
+    directions: torch.Tensor,
+    target: np.ndarray | None = None,
+    alphas: tuple[float, ...] = SWEEP,
+    known: Mapping[float, np.ndarray] | None = None,
 ) -> Steering:
     """Push all images along unit columns (C, J) by each α.
 
-    ``target`` (J,): the class whose probability is followed; by default the one that the smallest steps up to 2 raise most.
+    ``target`` (J,): the class whose probability is followed; by default the one that the smallest steps up to 2 raise most. ``known``:
+    by α, changes of probability (J, K) that were measured before.
     """
-    base = effect.base.cpu().numpy()
-    moved = [base + effect(directions, a).probability.cpu().numpy() if a else None for a in alphas]
+    base, known = effect.base.cpu().numpy(), known or {}
+
+    def change(alpha: float) -> np.ndarray:
+        return known[alpha] if alpha in known else effect(directions, alpha).probability.cpu().numpy()
+
+    moved = [base + change(a) if a else None for a in alphas]
     filled = [np.broadcast_to(base, (directions.shape[1], len(base))) if m is None else m for m in moved]
     if target is None:
         small = max((k for k, a in enumerate(alphas) if a <= 2), default=0)

@@ -37,9 +37,11 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
 @click.option("--alphas", default="0.5,2,5", show_default=True, metavar="A,A,…",
               help="Lengths of the step for --influence; the summary is about the middle one.")  # fmt: skip
 @click.option("--influence-images", type=int, default=None,
-              help="Images that are pushed.  [default: 1000; 100 where each push is a pass through the model's own head]")  # fmt: skip
-@click.option("--null-directions", type=int, default=100, show_default=True,
-              help="Null directions a detector; 0 tests nothing.")  # fmt: skip
+              help="Images that are pushed.  [default: 1000; where each push is a pass through the model's own head, 100 or as many as ten "
+                   "minutes allow]")  # fmt: skip
+@click.option("--null-directions", type=int, default=None,
+              help="Null directions a detector; 0 tests against random directions only.  [default: 100; through the model's own head as "
+                   "many as ten minutes allow]")  # fmt: skip
 @click.option("--null-positions", type=int, default=5000, show_default=True,
               help="Positions that each null direction is trained on, half of them the detector's positives.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the images, permutations and positions drawn.")
@@ -68,7 +70,7 @@ def evaluate(
     influence: bool,
     alphas: str,
     influence_images: int | None,
-    null_directions: int,
+    null_directions: int | None,
     null_positions: int,
     seed: int,
     monosemanticity: str | None,
@@ -110,7 +112,7 @@ def evaluate(
         null_positions=null_positions,
         seed=seed,
     )
-    if influence and 0 < null_directions < FEW_NULLS:
+    if influence and null_directions is not None and 0 < null_directions < FEW_NULLS:
         say(
             f"Note: with {null_directions} null directions the paper's rule claims much that is chance; {FEW_NULLS} are the least to trust.",
             "warning",

@@ -26,7 +26,7 @@ from stores.writer import StoreWriter
 from tests.benchmarks.measure import Row
 
 IMAGES, POSITIONS, CHANNELS, CLASSES, DIRECTIONS = 1000, 49, 256, 100, 256
-CONFIG = InfluenceConfig(images=IMAGES)  # the defaults
+CONFIG = InfluenceConfig(images=IMAGES, nulls=100)  # the defaults
 SAMPLE = 12  # null directions of which the loop's time is taken
 
 
@@ -95,7 +95,7 @@ def loop_seconds(store: ActivationStore, directions: Directions) -> float:
         for alpha in CONFIG.alphas:
             for _role in ("signal", "filter"):
                 one_effect(x, weight, v, alpha)
-    return (time.perf_counter() - start) / SAMPLE * DIRECTIONS * (CONFIG.nulls + 1)
+    return (time.perf_counter() - start) / SAMPLE * DIRECTIONS * (CONFIG.training.count + 1)
 
 
 def peak_apart(images: int, folder: Path) -> float:
@@ -106,7 +106,7 @@ def peak_apart(images: int, folder: Path) -> float:
 
 def rows(folder: Path) -> Iterator[Row]:
     store, directions = world(folder / "s.zarr")
-    effect_of(store, "conv", images=IMAGES, seed=0)
+    effect_of(store, "conv", CONFIG, DIRECTIONS)
     start = time.perf_counter()
     measure_influence(store, "conv", {"d": directions}, CONFIG)
     ours = time.perf_counter() - start

@@ -78,7 +78,7 @@ def test_random_directions_are_claimed_no_more_often_than_the_level(known) -> No
 
 def test_changes_are_those_of_the_effect_and_nulls_are_counted(known) -> None:  # type: ignore[no-untyped-def]
     store, sets, found = known
-    moving = effect_of(store, next(iter(store.layers)), images=1000, seed=0)
+    moving = effect_of(store, next(iter(store.layers)), InfluenceConfig(), 3)
     wanted = moving.effect(torch.from_numpy(sets["truth"].signals), 2.0)
     part = found.slices["truth"]
     np.testing.assert_allclose(found.score[1, 0, part], wanted.score)
@@ -232,22 +232,37 @@ def _pooled_store(tmp_path: Path) -> tuple[ActivationStore, LayerReader]:
     return store, LayerReader(store)
 
 
-def test_hours_ahead_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    study._tell_what_lies_ahead(InfluenceConfig(), 5.0)
-    assert not caplog.messages
-    study._tell_what_lies_ahead(InfluenceConfig(), 7200.0)
-    assert "2.0 hours" in caplog.messages[0]
-    assert "--null-directions (now 100)" in caplog.messages[0]
+def test_sizes_fit_into_minutes_where_none_are_given_and_the_time_is_said() -> None:
+    def decide(seconds: float, **given: int) -> tuple[int, int, study.InfluenceForecast]:
+        config, _, forecast = study._decide(InfluenceConfig(**given), 32, 5000, seconds)  # type: ignore[arg-type]
+        assert config.images is not None
+        assert config.nulls is not None
+        return config.images, config.nulls, forecast
+
+    images, nulls, forecast = decide(1e-5)
+    assert (images, nulls) == (100, 100)
+    assert "Chosen" not in forecast.text
+    for seconds in (1e-3, 3e-3, 1e-2, 0.1):
+        fewer, few, forecast = decide(seconds)
+        assert fewer * (few + 1) < images * (nulls + 1)
+        assert forecast.seconds <= 480
+        assert "Chosen for the time: 100 images with 100 null directions" in forecast.text
+        images, nulls = fewer, few
+    assert nulls == 0
+    assert "random ones only" in forecast.text
+    # 48 images × (3 steps × (2 · 32 · 21 + 20) + 7 other steps × 64 + 10 steps × 64 random directions) × 50 ms
+    images, nulls, forecast = decide(0.05, images=48, nulls=20)
+    assert (images, nulls, forecast.seconds) == (48, 20, pytest.approx(48 * (3 * (64 * 21 + 20) + 7 * 64 + 640) * 0.05))
+    assert "about 3.5 hours" in forecast.text
+    assert "--null-directions" in forecast.text
+    assert decide(0.05, images=48)[0] == 48
 
 
 def test_sampled_positions_are_refused_where_the_head_needs_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    from extract.network import Head
-
     x = np.zeros((3, 2, 4), np.float32)
     positions = np.tile(np.array([0, 3], np.int32), (3, 1))
     store = layer_store(tmp_path / "s.zarr", x, grid=(2, 2), positions=positions)
-    monkeypatch.setattr(study, "open_head", lambda *a, **k: Head(lambda y: y.mean(1), None))
     with pytest.raises(UsageError, match="--positions all"):
-        effect_of(store, "conv", images=10, seed=0)
+        effect_of(store, "conv", InfluenceConfig(), 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,24 +12,22 @@ from hypothesis import strategies as st
 
 from evaluate.influence import interventions as effects
 from evaluate.influence.interventions import HeadEffect, PooledEffect
+from extract.network import Network
+from extract.stepped_head import SteppedHead, stepped_head
 
 
 def moved_one_by_one(
-    x: torch.Tensor, a: torch.Tensor, c: torch.Tensor, v: torch.Tensor, alpha: float
+    x: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], v: torch.Tensor, alpha: float, same: float = 1e-10
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Score, mean change of probability and of logit (J, K), every image, direction and class in a loop."""
-
-    def head(one: torch.Tensor) -> torch.Tensor:
-        return one.mean(0) @ a.T + c
-
-    j, k = v.shape[1], len(a)
+    j, k = v.shape[1], len(head(x[0]))
     held, probability, logit = (np.zeros((j, k)) for _ in range(3))
     for d in range(j):
         for image in x:
             before, after = head(image), head(image + alpha * v[:, d])
             p, q = torch.softmax(before, 0), torch.softmax(after, 0)
             for label in range(k):
-                held[d, label] += float(q[label] >= p[label] * (1 - 1e-10))
+                held[d, label] += float(q[label] >= p[label] * (1 - same))
                 probability[d, label] += float(q[label] - p[label])
                 logit[d, label] += float(after[label] - before[label])
     n = len(x)
@@ -50,7 +50,7 @@ def test_the_algebra_of_pooled_heads_is_moving_every_position_and_running_the_he
     a, bias = torch.randn(k, c, generator=g, dtype=torch.float64), torch.randn(k, generator=g, dtype=torch.float64)
     v = torch.randn(c, j, generator=g, dtype=torch.float64)
     v = v / v.norm(dim=0)
-    score, probability, logit = moved_one_by_one(x, a, bias, v, alpha)
+    score, probability, logit = moved_one_by_one(x, lambda one: one.mean(0) @ a.T + bias, v, alpha)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(effects, "_NUMBERS", tile * max(n, k))  # directions in tiles of any length
         pooled = PooledEffect(x.mean(1) @ a.T + bias, a)
@@ -68,13 +68,38 @@ def test_any_head_gives_what_the_algebra_gives(block: int) -> None:
     a, bias = torch.randn(4, 5, generator=g), torch.randn(4, generator=g)
     v = torch.nn.functional.normalize(torch.randn(5, 3, generator=g), dim=0)
     kept = x.clone()
-    through = HeadEffect(lambda: iter(x.split(block)), lambda y: y.mean(1) @ a.T + bias)
+    through = HeadEffect(lambda: iter(x.split(block)), SteppedHead(lambda y: y.mean(1) @ a.T + bias))
     pooled = PooledEffect(x.mean(1) @ a.T + bias, a)
     for alpha in (0.5, 5.0):
         one, other = through(v, alpha), pooled(v, alpha)
         np.testing.assert_allclose(one.score, other.score)
         np.testing.assert_allclose(one.probability, other.probability, atol=1e-6)
         np.testing.assert_allclose(one.logit, other.logit, atol=1e-5)
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("model", "layer"), [("residual", "stem"), ("build", "first"), ("tokens", "embed"), ("tokens", "block")]
+)
+def test_a_models_own_head_gives_what_a_loop_through_the_untouched_one_gives(
+    monkeypatch: pytest.MonkeyPatch, model: str, layer: str, threads: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    network = Network.load(f"tiny_net:{model}", "none", layer)
+    x = torch.randn(7, network.layout.positions, network.layout.channels)
+    v = torch.nn.functional.normalize(torch.randn(x.shape[2], 3), dim=0)
+    kept = x.clone()
+    head = stepped_head(network, x[:2])
+    assert len(head.start(x)) == (2 if layer in ("stem", "embed") else 1)  # what is affine runs once
+    effect = HeadEffect(lambda: iter(x.split(4)), head)
+    for alpha in (0.5, 20.0):
+        found = effect(v, alpha)
+        with torch.no_grad():
+            wanted = moved_one_by_one(x, lambda one: network.head(one[None])[0].double(), v, alpha, effects.SAME_32)
+        np.testing.assert_allclose(found.score, wanted[0])
+        np.testing.assert_allclose(found.probability, wanted[1], atol=1e-5)
+        np.testing.assert_allclose(found.logit, wanted[2], rtol=1e-4, atol=1e-4)
     assert torch.equal(x, kept)
 
 
@@ -86,7 +111,7 @@ def test_rounding_of_a_float32_head_is_no_fall() -> None:
     v = torch.randn(256, 4, generator=g, dtype=torch.float64)
     basis = torch.linalg.qr(a.double().T).Q
     v = torch.nn.functional.normalize(v - basis @ (basis.T @ v), dim=0).float()
-    found = HeadEffect(lambda: iter([x]), lambda y: y.mean(1) @ a.T)(v, 5.0)
+    found = HeadEffect(lambda: iter([x]), SteppedHead(lambda y: y.mean(1) @ a.T))(v, 5.0)
     assert float(found.logit.abs().max()) > 0
     assert (found.score == 1).all()
 

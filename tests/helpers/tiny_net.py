@@ -46,6 +46,28 @@ class Tokens(nn.Module):
         return self.fc(self.block(tokens)[:, 0])
 
 
+class Residual(nn.Module):
+    """A stem and an inverted residual block as MobileNetV2 has them, with statistics of batches that matter; four classes."""
+
+    input_size = (SIZE, SIZE)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, stride=4, padding=1)
+        steps: list[nn.Module] = []
+        for convolution in (nn.Conv2d(6, 24, 1), nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Conv2d(24, 6, 1)):
+            norm = nn.BatchNorm2d(convolution.out_channels)
+            for values, low, high in ((norm.running_mean, -1, 1), (norm.running_var, 0.1, 2), (norm.weight, 0.5, 3)):
+                nn.init.uniform_(values, low, high)  # type: ignore[arg-type]
+            steps += [convolution, norm, nn.ReLU6(inplace=True)]
+        self.block = nn.Sequential(*steps[:-1])
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.fc(torch.relu(x + self.block(x)).mean((2, 3)))
+
+
 class Scaled:
     """A transform without a ``repr`` of its own: to [0, 1], at the network's size."""
 
@@ -76,6 +98,10 @@ def build() -> nn.Module:
 
 def tokens() -> nn.Module:
     return Tokens()
+
+
+def residual() -> nn.Module:
+    return Residual()
 
 
 def own_transform() -> tuple[nn.Module, Scaled]:
