@@ -202,6 +202,14 @@ TABLES = {
         "predicted_name": Term("string", "", "Name of the class in predicted."),
         "images": Term("integer", "images", "Images of the class that are predicted as that one."),
     }),
+    "correction_probabilities": Table("Of images without labels: one row a set of images and class, of the images that were not held out.", {
+        "set": _SET,
+        "images": Term("integer", "images", "Images of the set."),
+        "before": Term("number", "probability", "Mean probability of the class without the correction."),
+        "after": Term("number", "probability", "Mean probability of the class with it."),
+        "change": Term("number", "probability", "after − before."),
+        "half_width": Term("number", "probability", "Half the width of the 95 % interval of change."),
+    }),
 }  # fmt: skip
 
 

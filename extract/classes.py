@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +21,8 @@ from stores.store import ActivationStore
 WNID = re.compile(r"n\d{8}")
 _WNID = re.compile(r"(n\d{8})(?:[ _-]+(.*))?")  # n02085620, "n01440764 tench", n02085620-Chihuahua
 _NUMBERED = ("cifar10", "places365")  # whose classes have numbers of their own, not the order of their folders
+_RENAME = "Rename them, or say which class each is: --classes FILE, a line 'folder,class' each"
+_LISTED = 5
 _DECIDE = "Say what the network's classes are by --class-names FILE (a name a line, in its order)"
 
 
@@ -97,12 +101,90 @@ def map_classes(
     return ClassMapping(np.argsort(order), "by their order: the network names none to compare", doubt=True)
 
 
-def image_classes(store: ActivationStore) -> np.ndarray:
+def folder_numbers(
+    names: Sequence[str] | None,
+    store: ActivationStore,
+    given: Mapping[str, str],
+    *,
+    place: str | Path,
+    largest: int = -1,
+    kind: str = "",
+) -> np.ndarray:
+    """(n,) numbers among the classes of a store's model of a dataset's n classes, as ``map_classes`` finds them.
+
+    ``given``: names, or numbers, of the model's classes that are meant by some of ``names`` instead.
+
+    Raises MismatchError that lists the names without a class, and the nearest that there are.
+    """
+    n_classes, known = int(store.array("images/logits").shape[1]), store.class_names
+    meant = [given.get(name, name) for name in names or []]
+    if known is None and meant and all(name.isdecimal() and int(name) < n_classes for name in meant):
+        return np.array([int(name) for name in meant], np.int64)
+    if known is not None:
+        own = {_plain(name) for name in known}
+        meant = [
+            known[int(b)] if a != b and b.isdecimal() and int(b) < n_classes and _plain(b) not in own else b
+            for a, b in zip(names or [], meant, strict=True)
+        ]
+    each = list(dict.fromkeys(meant))  # two folders may be given the same class
+    model = str(store.provenance.get("model", ""))
+    found = map_classes(each, known, n_classes, largest=largest, kind=kind, model=model)
+    if found.numbers is not None:
+        return found.numbers[[each.index(name) for name in meant]] if meant else found.numbers
+    wrong = [name for name in each if known and map_classes([name], known, n_classes).numbers is None]
+    if not known or not wrong:
+        raise MismatchError(
+            f"The class folders of '{shown(place)}' cannot be matched with the model's: {found.how}. {_RENAME}."
+        )
+    listed = ", ".join(f"'{shown(name)}'{_near(name, known)}" for name in wrong[:_LISTED]) + ", …" * (
+        len(wrong) > _LISTED
+    )
+    raise MismatchError(
+        f"{len(wrong)} of the {len(each)} class folders of '{shown(place)}' are no class of the model: {listed}. {_RENAME}."
+    )
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), [one.lower() for one in known], n=3, cutoff=0.4)
+    found = [next(one for one in known if one.lower() == low) for low in near]
+    return f" (nearest: {', '.join(map(shown, found))})" if found else ""
+
+
+def read_folder_classes(path: Path) -> dict[str, str]:
+    """Class by class folder, of a CSV file with a line ``folder,class`` for each, or a JSON object.
+
+    Raises
+    ------
+    MissingPathError, UsageError
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        pairs = (
+            list(json.loads(text).items())
+            if text.lstrip()[:1] == "{"
+            else [row for row in csv.reader(text.splitlines()) if row]
+        )
+    except FileNotFoundError as error:
+        raise MissingPathError(f"There is no file '{shown(path)}' (--classes).") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"'{shown(path)}' (--classes) cannot be read: {reason(error)}.") from error
+    wrong = next((k for k, pair in enumerate(pairs) if len(pair) != 2 or not isinstance(pair[1], str | int)), None)
+    if wrong is not None or not pairs:
+        raise UsageError(
+            f"'{shown(path)}' (--classes) must give a folder and a class in each line; see line {1 + (wrong or 0)}."
+        )
+    return {str(folder).strip(): str(name).strip() for folder, name in pairs}
+
+
+def image_classes(store: ActivationStore, numbers: np.ndarray | None = None) -> np.ndarray:
     """(N,) int64 class of each image of a store among the model's K, -1 where it has none (see ``map_classes``).
 
-    Raises MismatchError where the dataset's classes cannot be matched with the model's.
+    ``numbers`` (n,): those of the dataset's n classes, where they are known. Raises MismatchError where the dataset's classes cannot be
+    matched with the model's.
     """
     stored = store.labels[: store.n_images].astype(np.int64)
+    if numbers is not None:
+        return _numbers_of(stored, numbers)
     made = store.provenance
     dataset = made.get("dataset", {})
     n_classes = int(store.array("images/logits").shape[1])
@@ -113,8 +195,12 @@ def image_classes(store: ActivationStore) -> np.ndarray:
     if found.numbers is None:
         folders = f"The class folders of '{dataset.get('path', store.path)}' cannot be matched with the model's classes"
         raise MismatchError(f"{folders}: {found.how}. {_DECIDE} when the images are extracted.")
-    numbers = np.append(found.numbers, -1)  # the last for images without a class
-    return numbers[np.where((stored >= 0) & (stored < len(found.numbers)), stored, -1)]
+    return _numbers_of(stored, found.numbers)
+
+
+def _numbers_of(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Class numbers of labels, -1 of images without one."""
+    return np.append(numbers, -1)[np.where((labels >= 0) & (labels < len(numbers)), labels, -1)]
 
 
 def require_decided(found: ClassMapping, place: str | Path) -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evaluate.concepts import activations_on
 from evaluate.correct.choice import SENTENCES
-from evaluate.correct.correction_page import change_of, write_page
+from evaluate.correct.correction_page import change_of, facts_of, write_page
 from evaluate.correct.correction_study import CorrectConfig, Study, study_correction
 from evaluate.correct.correction_tables import (
     class_rows,
@@ -20,7 +22,15 @@ from evaluate.correct.correction_tables import (
 )
 from evaluate.correct.gates import measure_gates
 from evaluate.correct.heldout_evaluation import judged
+from evaluate.correct.probability_changes import (
+    probability_change,
+    probability_rows,
+    probability_summary,
+    split_by_detector,
+    write_probability_page,
+)
 from evaluate.detector_bank import make_bank
+from extract.classes import folder_numbers, image_classes, read_folder_classes
 from extract.datasets import open_source
 from extract.image_io import shown
 from extract.image_source import ImageSource
@@ -28,7 +38,7 @@ from extract.network import check_trusted, open_head
 from pipeline.evaluation_result import Evaluated, Label, title_of
 from pipeline.influence import class_names
 from pipeline.table_writer import Tables
-from stores.errors import MismatchError, UnknownNameError, UsageError
+from stores.errors import MismatchError, UnknownNameError, UsageError, nearest
 from stores.folders import Ours, check_replaceable, replacing
 from stores.io import write_json
 from stores.progress import Progress, silent
@@ -94,6 +104,7 @@ def correct_model(
     *,
     clean: str | Path,
     poisoned: str | Path | None,
+    given_classes: Path | None = None,
     held: float = 0.5,
     config: CorrectConfig | None = None,
     store: ActivationStore | None = None,
@@ -101,6 +112,9 @@ def correct_model(
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Choose and judge a correction; writes ``correction.safetensors``, ``summary.json``, tables and ``index.html``; returns the summary.
+
+    ``given_classes``: a file that says which class a folder of images is. Images without class folders are judged by what becomes of the
+    model's own predictions and probabilities.
 
     The activations of the images are kept beside the store, as those of concept datasets are: a second try goes at once. What an earlier
     run wrote to ``out`` is replaced when all is done, and not before. Raises StoreExistsError when ``out`` holds anything else.
@@ -113,36 +127,41 @@ def correct_model(
         raise MismatchError(f"The store '{store.path}' is synthetic: it has no model to correct.")
     check_trusted(store)
     check_replaceable(out, OURS)
-    sources = {
-        which: _labelled(place) for which, place in zip(SETS, (clean, poisoned), strict=True) if place is not None
-    }
+    places = {which: place for which, place in zip(SETS, (clean, poisoned), strict=True) if place is not None}
+    sources = {which: open_source(place) for which, place in places.items()}
+    numbers = _class_numbers(sources, store, given_classes)
     reader = LayerReader(store, layer)
     thresholds = make_bank({name: directions}, reader, device=device, progress=progress).thresholds.cpu().numpy()
     gates = measure_gates(directions, suspect.indices, thresholds, reader, progress)
-    mend = "Mend it or take it out of its folder, then run eddp correct again: it goes on where it stopped."
-    sets = {
-        which: judged(
-            activations_on(store, layer, source, mend=mend, device=device, progress=progress),
-            layer,
-            held=held,
-            seed=config.seed,
-        )
-        for which, source in sources.items()
-    }
+    mend = "Repair it or take it out of its folder, then run eddp correct again: it continues where it stopped."
+    sets = {}
+    for which, source in sources.items():
+        seen = activations_on(store, layer, source, mend=mend, device=device, progress=progress)
+        known = seen.logits.argmax(1) if numbers is None else image_classes(seen, numbers[which])
+        sets[which] = judged(seen, layer, known, held=held, seed=config.seed)
+    head = open_head(store, layer, device=device)
     study = study_correction(
-        gates, open_head(store, layer, device=device), sets["clean"], sets.get("poisoned"),
-        rectify=never_negative(reader), config=config, device=device, progress=progress,
+        gates, head, sets["clean"], None if numbers is None else sets.get("poisoned"),
+        rectify=never_negative(reader), config=config if numbers else replace(config, randoms=0), device=device, progress=progress,
     )  # fmt: skip
     classes = class_names(store, sets["clean"].logits.shape[1])
-    summary = {
+    summary: dict[str, Any] = {
         "made_by": OURS.made_by,
         "direction": suspect.indices,
         "title": suspect.title,
         "because": suspect.because,
         "directions": name,
         "layer": layer,
-        **correction_summary(study),
     }
+    if numbers is None:
+        if len(sets) == 1:
+            sets = split_by_detector(sets["clean"], study.correction)
+        changes = {which: probability_change(of, head, study.correction, device) for which, of in sets.items()}
+        rows = probability_rows(changes, classes)
+        chosen = {key: value for key, value in correction_summary(study).items() if key not in SETS}
+        summary |= {**chosen, "labelled": False, **probability_summary(changes, rows)}
+    else:
+        summary |= correction_summary(study)
     made = store.provenance
     about = {
         "model": made.get("model"),
@@ -155,9 +174,15 @@ def correct_model(
     }
     with replacing(out, OURS) as folder:
         replace(study.correction, info=about).save(folder / "correction.safetensors")
-        _write_tables(study, classes, folder)
         write_json(folder / "summary.json", summary)
-        write_page(folder, study, summary, classes, store)
+        if numbers is None:
+            tables = Tables(folder)
+            tables.write("correction_probabilities", rows_to_columns(rows))
+            tables.finish()
+            write_probability_page(folder, summary, facts_of(summary, store), problem_of(summary))
+        else:
+            _write_tables(study, classes, folder)
+            write_page(folder, study, summary, classes, store)
     return summary
 
 
@@ -166,14 +191,33 @@ def never_negative(reader: LayerReader) -> bool:
     return all(float(block.min()) >= 0 for _, block in reader.blocks() if block.size)
 
 
-def _labelled(place: str | Path) -> ImageSource:
-    """Images in class folders. Raises UsageError for images without classes, before anything is run over them."""
-    source = open_source(place)
-    if not source.class_names:
+def _class_numbers(
+    sources: dict[str, ImageSource], store: ActivationStore, given: Path | None
+) -> dict[str, np.ndarray] | None:
+    """The model's class of each source's labels; None where no image has a label.
+
+    Raises MismatchError for folders that are no class of the model, UsageError where only one of the sets has labels, or a class is given to
+    folders that there are not: all before anything is run.
+    """
+    largest = {which: max((of.label(i) for i in range(len(of))), default=-1) for which, of in sources.items()}
+    bare = [which for which, of in sources.items() if not of.class_names and largest[which] < 0]
+    if bare and len(bare) < len(sources):
         raise UsageError(
-            f"No image of '{shown(source.root)}' has a class: a correction is judged on images in class folders (--data, --poisoned)."
+            f"The images of '{shown(sources[bare[0]].root)}' have no classes, and the others have. Give both in class folders, or both without."
         )
-    return source
+    meant = {} if given is None else read_folder_classes(given)
+    folders = [name for of in sources.values() for name in of.class_names or []]
+    unknown = [name for name in meant if name not in folders]
+    if unknown:
+        raise UsageError(
+            f"There is no class folder '{shown(unknown[0])}' that '{given}' names{nearest(unknown[0], folders)}."
+        )
+    if bare:
+        return None
+    return {
+        which: folder_numbers(of.class_names, store, meant, place=of.root, largest=largest[which], kind=of.kind)
+        for which, of in sources.items()
+    }
 
 
 def _write_tables(study: Study, classes: Sequence[str], out: Path) -> None:
@@ -192,6 +236,8 @@ def correction_lines(summary: dict[str, Any]) -> list[str]:
         f"x' = {'relu(' if summary['rectify'] else ''}x − {summary['strength']:.4g} · sigmoid(z − {summary['shift']:.3g}) · s{')' if summary['rectify'] else ''}; "
         f"the concept's typical signal value is {summary['typical_signal_value']:.4g}"
     )
+    if not summary.get("labelled", True):
+        return lines + _probability_lines(summary)
     width = 30
     shown = [which for which in SETS if which in summary]
     counts = [f"{which} ({summary[which]['images']})" for which in shown]
@@ -212,6 +258,31 @@ def correction_lines(summary: dict[str, Any]) -> list[str]:
         ("  best", "random_best"),
     ):
         lines.append(line(name, [summary[which]["own_strength"][key] for which in shown]))
-    if summary["problem"]:
-        lines.append(f"Warning: {SENTENCES[summary['problem']]} Do not use it unchecked.")
-    return lines
+    return lines + _warning(summary)
+
+
+def _probability_lines(summary: dict[str, Any]) -> list[str]:
+    lines = []
+    for which in SETS:
+        if which in summary:
+            of = summary[which]
+            lines.append(
+                f"{which}: {of['predicted_otherwise']} of {of['images']} images are predicted as another class"
+            )
+            lines += [
+                f"  {row['class_name']:<28}{100 * row['before']:.1f} % → {100 * row['after']:.1f} %"
+                for row in of["classes"][:3]
+            ]
+    return lines + _warning(summary)
+
+
+def problem_of(summary: dict[str, Any]) -> str:
+    """What is wrong with a correction, for people; empty where nothing is."""
+    if summary["problem"] and not summary.get("labelled", True):
+        return "Every strength that was tried changes more predictions on clean images than the tolerance allows."
+    return SENTENCES.get(summary["problem"], "")
+
+
+def _warning(summary: dict[str, Any]) -> list[str]:
+    problem = problem_of(summary)
+    return [f"Warning: {problem} Do not use it unchecked."] if problem else []

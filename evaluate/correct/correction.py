@@ -87,7 +87,9 @@ class Correction:
             )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Activations (…, C) with the concept taken out; ``x`` itself is not written into."""
+        """Activations (…, C) with the concept taken out; ``x`` itself is not written into. Raises MismatchError for other C."""
+        if x.shape[-1] != len(self.filters):
+            raise self._refused(f"that layer has {x.shape[-1]} channels instead of {len(self.filters)}")
         w, b, v = (torch.from_numpy(part).to(x.device) for part in (self.filters, self.thresholds, self.vectors))
         wide = x.float()
         gate = torch.sigmoid(wide @ w - (b + self.shift))  # (…, J)
@@ -101,7 +103,7 @@ class Correction:
     def apply(self, model: nn.Module) -> Corrected:
         """A module that wraps a model: its layer is corrected whenever the wrapper runs, and only then.
 
-        ``corrected.model`` is the model as it was: that is how to take it back. Raises MismatchError when the model has no such layer.
+        ``corrected.model`` is the model as it was: that is how to take it back. Raises MismatchError for another model (see ``check``).
         """
         self.check(model)
         return Corrected(model, self)
@@ -114,14 +116,21 @@ class Correction:
             yield model
 
     def check(self, model: nn.Module) -> None:
-        """Raise MismatchError when a model has no layer of the correction's name."""
-        try:
-            model.get_submodule(self.layer)
-        except AttributeError:
-            raise MismatchError(
-                f"The correction is of layer '{self.layer}', which this model ({type(model).__name__}) has not. Give the model that "
-                f"the directions were found in{_model(self.info)}."
-            ) from None
+        """Raise MismatchError when a model has no layer of the correction's name, or other weights than the correction was made with."""
+        made_with = self.info.get("weights_digest")
+        if self.layer not in dict(model.named_modules()):
+            raise self._refused(f"{type(model).__name__} has no such layer")
+        if made_with is not None:
+            from extract.models import weights_digest  # torchvision takes seconds to load
+
+            if weights_digest(model) != made_with:
+                raise self._refused(f"this {type(model).__name__} has other weights")
+
+    def _refused(self, why: str) -> MismatchError:
+        made = f" of {self.info['model']}" if self.info.get("model") else ""
+        return MismatchError(
+            f"The correction is for layer '{self.layer}'{made}, and {why}. Give the model it was made with."
+        )
 
     def save(self, path: str | Path) -> None:
         """Write it as one small safetensors file, everything but the vectors as JSON in its header."""
@@ -155,7 +164,3 @@ class Correction:
                 shift=float(header["shift"]),
                 **{name: header[name] for name in ("rectify", "layer", "layout", "prefix", "info")},
             )
-
-
-def _model(info: dict[str, Any]) -> str:
-    return f" ({info['model']})" if info.get("model") else ""

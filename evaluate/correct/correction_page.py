@@ -38,7 +38,7 @@ def write_page(
     """Write ``index.html`` and its pictures into the folder of a correction."""
     page = {
         "summary": summary,
-        "made": _facts(summary, store),
+        "made": facts_of(summary, store),
         "bar": bar,
         "bars": {which: bars(summary[which]) for which in study.sets()},
         "strengths": strengths(study),
@@ -102,7 +102,8 @@ def _confusion(study: Study, which: str, classes: Sequence[str]) -> dict[str, An
     }
 
 
-def _facts(summary: dict[str, Any], store: ActivationStore) -> dict[str, str]:
+def facts_of(summary: dict[str, Any], store: ActivationStore) -> dict[str, str]:
+    """What a correction is about, for its page."""
     made = store.provenance
     inside = f"x − {summary['strength']:.4g} · σ(w·x − b{'' if not summary['shift'] else ' − ' + format(summary['shift'], '.3g')}) · s"
     return {

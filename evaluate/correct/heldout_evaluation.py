@@ -42,10 +42,15 @@ class Judged:
         return [every[row] for row in self.rows.tolist()]
 
 
-def judged(store: ActivationStore, layer: str, *, held: float = 0.5, seed: int = 0) -> Judged:
-    """Take the labelled images of a store. Raises UsageError when there are none, MismatchError when their classes are not the model's."""
+def judged(
+    store: ActivationStore, layer: str, classes: np.ndarray | None = None, *, held: float = 0.5, seed: int = 0
+) -> Judged:
+    """Take the labelled images of a store; ``classes`` (N,) of its images, −1 for none, where they are known.
+
+    Raises UsageError when there are none, MismatchError when their classes are not the model's.
+    """
     reader = LayerReader(store, layer, prefix=True)
-    classes = image_classes(store)
+    classes = image_classes(store) if classes is None else classes
     rows = np.array([row for row in reader.image_indices.tolist() if classes[row] >= 0], np.int64)
     if not len(rows):
         raise UsageError(
@@ -92,18 +97,37 @@ def predict(
     places = np.flatnonzero(wanted)
     found = np.full((len(corrections), len(of.rows)), -1, np.int64)
     done = 0
-    for at, x in _blocks(of, places, device):
-        if head.affine is not None:
-            base = torch.from_numpy(of.logits[at]).to(device)
-            logits = _pooled(x, base, head.affine[0], corrections, floor)
-        else:
-            prefix = of.reader.spec.prefix
-            logits = (_through(head, _corrected(x, c, prefix)) for c in corrections)
+    for at, logits in _logits(of, head, corrections, places, floor, device):
         for r, z in enumerate(logits):
             found[r, at] = z.argmax(1).cpu().numpy()
         done += len(at)
         progress(stage, done, len(places))
     return found
+
+
+def probabilities(
+    of: Judged, head: Head, correction: Correction, places: np.ndarray, device: str = "cpu"
+) -> np.ndarray:
+    """Class probabilities (n, K) under a correction, of the images at some places."""
+    parts = [
+        torch.softmax(z.double(), 1)
+        for _, logits in _logits(of, head, [correction], places, 0.0, device)
+        for z in logits
+    ]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _logits(
+    of: Judged, head: Head, corrections: Sequence[Correction], places: np.ndarray, floor: float, device: str
+) -> Iterator[tuple[np.ndarray, Iterator[torch.Tensor]]]:
+    """Places of a few images, and their logits under each correction."""
+    for at, x in _blocks(of, places, device):
+        if head.affine is not None:
+            base = torch.from_numpy(of.logits[at]).to(device)
+            yield at, _pooled(x, base, head.affine[0], corrections, floor)
+        else:
+            prefix = of.reader.spec.prefix
+            yield at, (_through(head, _corrected(x, c, prefix)) for c in corrections)
 
 
 def _blocks(of: Judged, places: np.ndarray, device: str) -> Iterator[tuple[np.ndarray, torch.Tensor]]:

@@ -29,7 +29,8 @@ class Corrected(nn.Module):
         self.correction = correction
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        with self.correction.hooked(self.model):
+        of = self.correction
+        with hooked_layer(self.model, of.layer, of, of.layout, of.prefix):
             return self.model(*arguments, **keywords)
 
 

@@ -20,10 +20,13 @@ from pipeline.run import Run, pick_device
 @click.option(
     "--data",
     required=True,
-    help="Images without the concept, in class folders: the model should stay as it is on them.",
+    help="Images without the concept: the model should stay as it is on them. In class folders, or in one folder: then changes of "
+    "probabilities are reported instead of accuracies.",
 )
 @click.option("--poisoned", default=None, help="Images with the concept, in class folders: the model should become right on them. "
               "Without these the strength is the concept's typical signal value.")  # fmt: skip
+@click.option("--classes", "given_classes", type=LOCAL, default=None, metavar="FILE",
+              help="Which class of the model a folder of images is, where their names differ: CSV with a line 'folder,class' each, or JSON.")  # fmt: skip
 @click.option("--directions", "name", default=None, metavar="NAME", help="Which of the evaluation's directions files, by its name without ending.  [default: the first]")  # fmt: skip
 @click.option("--direction", "numbers", type=int, multiple=True, metavar="N", help="Suppress this direction; may be given several times, for all of them together.")  # fmt: skip
 @click.option("--label", default=None, help="Suppress all directions that carry this label.  [default: the first of the evaluation's suspects]")  # fmt: skip
@@ -57,6 +60,7 @@ def correct(
     evaluation: Path,
     data: str,
     poisoned: str | None,
+    given_classes: Path | None,
     name: str | None,
     numbers: tuple[int, ...],
     label: str | None,
@@ -96,7 +100,7 @@ def correct(
     target = out or evaluation.resolve().parent / "correction"
     with showing(quiet) as shown, run.watching(shown, within(target, "summary.json"), device=chosen) as progress:
         summary = correct_model(
-            evaluated, which, suspect, target, clean=data, poisoned=poisoned, held=held, config=config,
+            evaluated, which, suspect, target, clean=data, poisoned=poisoned, given_classes=given_classes, held=held, config=config,
             store=evaluated.store(store, model=model), device=chosen, progress=progress,
         )  # fmt: skip
     record = run.write()

@@ -138,7 +138,7 @@ def test_a_direction_may_be_named_and_its_strength_given(run: Run, place: Path) 
         (("--out", "clean"), "left alone"),
         (("--direction", 0, "--label", "mark"), "not both"),
         (("--held-out", 0.999, "--poisoned", "poisoned"), "held out"),
-        (("--direction", 1, "--data", "concepts/masks"), "has a class"),
+        (("--direction", 1, "--poisoned", "concepts/images"), "Give both in class folders"),
     ],
 )
 def test_wrong_use(
@@ -152,6 +152,59 @@ def test_wrong_use(
     assert "Traceback" not in ended.err
     assert (place / "evaluation" / "summary.json").is_file()
     assert not (place / "correction" / "summary.json").exists()
+
+
+def test_misnamed_class_folders_are_refused_at_once_and_may_be_given_their_classes(run: Run, place: Path) -> None:
+    before = json.loads(ok(run(*data(place), "--json")).out)
+    shutil.rmtree(place / "correction")
+    for folder in ("clean", "poisoned"):
+        (place / folder / "meadow").rename(place / folder / "medow")
+        (place / folder / "sea").rename(place / folder / "wet")
+    stores = set(place.glob("*.zarr"))
+    ended = run(*data(place))
+    fails(ended, 2, "'medow' (nearest: meadow), 'wet'", "--classes")
+    assert set(place.glob("*.zarr")) == stores  # nothing was computed
+    file = place / "classes.csv"
+    file.write_text("medow,meadow\nwet,1\n")
+    after = json.loads(ok(run(*data(place), "--classes", file, "--json")).out)
+    assert (after["clean"]["before"], after["poisoned"]["after"]) == (1, 1)
+    assert after["poisoned"]["before"] < 0.7
+    file.write_text(json.dumps({"medow": "meadow", "wet": "meadow"}))  # all are meadows now
+    assert json.loads(ok(run(*data(place), "--classes", file, "--json")).out)["clean"]["before"] < 0.7
+    file.write_text("medow,meadow\nwte,sea\n")
+    fails(run(*data(place), "--classes", file), 2, "'wte'", "wet")
+    assert before["clean"]["before"] == 1
+
+
+def test_without_classes_probabilities_are_reported(run: Run, place: Path) -> None:
+    """Meadows, half of them marked, in one folder: the detector decides which show the mark; and in two folders."""
+    flat = place / "flat"
+    flat.mkdir()
+    for folder in ("clean", "poisoned"):
+        for picture in (place / folder / "meadow").glob("*.png"):
+            shutil.copy(picture, flat / f"{folder}{picture.name}")
+    out = place / "correction"
+    given = ("eddp correct", place / "evaluation", "--strength 1 --shift 0")
+    ended = ok(run(*given, "--data", flat))
+    assert "images are predicted as another class" in ended.out
+    summary = json.loads((out / "summary.json").read_bytes())
+    assert summary["clean"]["predicted_otherwise"] == 0
+    assert summary["poisoned"]["predicted_otherwise"] == summary["poisoned"]["images"] > 0
+    assert summary["clean"]["images"] + summary["poisoned"]["images"] < 40  # the others were held out
+    corrected = Correction.load(out / "correction.safetensors").apply(build().eval())
+    images = torch.stack([ToUnit()(Image.open(p)) for p in sorted(flat.glob("poisoned*"))])
+    wanted = torch.softmax(corrected(images), 1)[:, 0].tolist()
+    table = table_of(out / "correction_probabilities.csv")
+    row = next(row for row in table if row["set"] == "poisoned" and row["class_name"] == "meadow")
+    assert min(wanted) <= float(row["after"]) <= max(wanted)
+    assert "<bdi>meadow</bdi>" in (out / "index.html").read_text(encoding="utf-8")
+    assert "another class" in ok(run("eddp inspect", out)).out
+    for name in ("clean", "poisoned"):
+        (place / "two" / name).mkdir(parents=True)
+        for picture in flat.glob(f"{name}*"):
+            shutil.copy(picture, place / "two" / name)
+    ended = ok(run(*given, "--data", place / "two" / "clean", "--poisoned", place / "two" / "poisoned", "--json"))
+    assert json.loads(ended.out)["poisoned"]["predicted_otherwise"] > 0
 
 
 def test_a_run_that_fails_leaves_an_earlier_correction_as_it_was(run: Run, place: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from evaluate.correct import Correction, CorrectionError
 from evaluate.correct.hooks import changed
+from extract.models import weights_digest
 from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
 
 
@@ -102,14 +103,26 @@ def test_no_hook_is_left_after_an_exception() -> None:
         one.apply(model)(torch.zeros(1, 5, 16, 16))  # five colours
     assert hooks(model) == 0
     wrong = correction(filters=np.ones((7, 1), np.float32), vectors=np.ones((7, 1), np.float32))
-    with pytest.raises(RuntimeError):
-        wrong.apply(model)(torch.zeros(1, 3, 16, 16))  # seven channels
+    with pytest.raises(MismatchError, match="12 channels instead of 7"):
+        wrong.apply(model)(torch.zeros(1, 3, 16, 16))
     assert hooks(model) == 0
 
 
 def test_a_model_without_the_layer_is_refused() -> None:
-    with pytest.raises(MismatchError, match=r"layer 'act'.*Linear.*shortcut"):
+    with pytest.raises(MismatchError, match=r"layer 'act' of shortcut, and Linear has no such layer"):
         correction().apply(nn.Linear(2, 2))
+
+
+def test_a_model_with_other_weights_is_refused() -> None:
+    model = build().eval()
+    one = correction(info={"model": "shortcut", "weights_digest": weights_digest(model)})
+    one.apply(model)(torch.zeros(1, 3, 16, 16))
+    with torch.no_grad():
+        model.fc.bias += 1e-6  # type: ignore[operator]
+    with pytest.raises(MismatchError, match="other weights"):
+        one.apply(model)
+    with pytest.raises(MismatchError, match="other weights"), one.hooked(model):
+        pass
 
 
 def test_a_layer_that_gives_no_tensor_is_refused() -> None:
