@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from extract.network import Head, open_head
-from fit.checkpoint import Checkpoint, State
+from fit.checkpoint import Checkpoint
 from fit.config import FitterConfig, refuse_unknown
 from fit.optim import refuse_non_finite_result
 from fit.refits import refit
@@ -103,7 +103,9 @@ class Fitter(ABC, Generic[Config]):
         if head == "store":
             head = open_head(reader.store, reader.spec.name, device=self.config.device) if self.uses_head else None
         self.ranks = ranks
-        self._fitted: Fitted = self.find(reader, head, progress, checkpoint or Checkpoint(ranks=ranks))
+        identity = {"method": self.name, "layer": reader.spec.name, "head": head is not None, "store": reader.identity}
+        own = (checkpoint or Checkpoint(ranks=ranks)).of({**identity, "config": recorded(self.config)})
+        self._fitted: Fitted = self.find(reader, head, progress, own)
         if self.config.refits:
             again = refit(self, reader, progress)
             diagnosis = {"diagnosis": {**self.diagnosis_, **again.losses}} if again.losses else {}
@@ -126,6 +128,20 @@ class Fitter(ABC, Generic[Config]):
     ) -> Fitted:
         """Directions of this method; without thresholds its detectors are positive on the top quantile (Network Dissection)."""
         refuse_non_finite_result(filters, signals, *(() if thresholds is None else (thresholds,)))
+        made = reader.store.provenance
+        store = {
+            "path": str(reader.store.path),
+            "fingerprint": reader.store.fingerprint,
+            "part": reader.part and dataclasses.asdict(reader.part),
+        }
+        about = {
+            "store": store,
+            "model": made.get("model"),
+            "weights_digest": made.get("weights_digest"),
+            "grid": list(reader.grid),
+            "images": reader.n_images,
+            "config": recorded(config or self.config),
+        }
         directions = Directions(
             filters=filters.cpu().numpy().astype(np.float32),
             signals=torch.nn.functional.normalize(signals, dim=0).cpu().numpy().astype(np.float32),
@@ -133,14 +149,9 @@ class Fitter(ABC, Generic[Config]):
             thresholds=None if thresholds is None else thresholds.cpu().numpy().astype(np.float32),
             method=self.name,
             layer=reader.spec.name,
-            info={**provenance(reader, config or self.config), **info},
+            info={**about, **info},
         )
         return Fitted(directions, list(log))
-
-    def resume(self, reader: LayerReader, head: Head | None, checkpoint: Checkpoint) -> State | None:
-        """The state of this very fit in a checkpoint, if it has one."""
-        identity = {"method": self.name, "layer": reader.spec.name, "head": head is not None, "store": reader.identity}
-        return checkpoint.load({**identity, "config": provenance(reader, self.config)["config"]})
 
     def row_loss(self, reader: LayerReader) -> float | None:
         """Mean over a reader's positions of what the fitted method minimises at each; None for methods without such a loss."""
@@ -254,18 +265,6 @@ def check_varies(reader: LayerReader, moments: Statistics) -> None:
         )
 
 
-def provenance(reader: LayerReader, config: FitterConfig) -> dict[str, Any]:
-    """What goes into every directions file: the store's identity, and the configuration in force."""
-    made = reader.store.provenance
-    return {
-        "store": {
-            "path": str(reader.store.path),
-            "fingerprint": reader.store.fingerprint,
-            "part": reader.part and dataclasses.asdict(reader.part),
-        },
-        "model": made.get("model"),
-        "weights_digest": made.get("weights_digest"),
-        "grid": list(reader.grid),
-        "images": reader.n_images,
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "device"},
-    }
+def recorded(config: FitterConfig) -> dict[str, Any]:
+    """The settings that decide what a fit finds."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k != "device"}

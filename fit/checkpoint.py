@@ -77,15 +77,21 @@ class Checkpoint:
     def __init__(self, path: str | Path | None = None, minutes: float = MINUTES, ranks: Ranks = ALONE) -> None:
         self.path = None if path is None or ranks.rank else Path(path)
         self.minutes, self.ranks = minutes, ranks
-        self._identity: dict[str, Any] = {}
+        self.identity: dict[str, Any] = {}
         self._written = time.monotonic()
 
-    def load(self, identity: dict[str, Any]) -> State | None:
-        """The stored state, on all ranks, None if there is none. ``identity``: which fit this is, in JSON values.
+    def of(self, identity: dict[str, Any]) -> Checkpoint:
+        """The same for a fit, which ``identity`` tells from others, in JSON values."""
+        own = Checkpoint(self.path, self.minutes, self.ranks)
+        own.identity = json.loads(json.dumps(identity))
+        return own
+
+    def load(self) -> State | None:
+        """The stored state, on all ranks, None if there is none.
 
         Raises MismatchError when the file is of another fit, CheckpointError when it is damaged.
         """
-        state = self._load(identity)
+        state = self._load()
         if self.ranks.size == 1:
             return state
         given = None
@@ -100,8 +106,7 @@ class Checkpoint:
         values = json.loads(shared.pop("values").numpy().tobytes())
         return State(shared, values)
 
-    def _load(self, identity: dict[str, Any]) -> State | None:
-        self._identity = json.loads(json.dumps(identity))
+    def _load(self) -> State | None:
         self._written = time.monotonic()
         if self.path is None or not self.path.exists():
             return None
@@ -111,9 +116,9 @@ class Checkpoint:
             stored, header = read_tensors(self.path, "eddp-checkpoint", CheckpointHeader)
             tensors = {name: torch.from_numpy(value) for name, value in stored.items()}
             kept, values = header["identity"], header["values"]
-        if kept != self._identity:
+        if kept != self.identity:
             raise MismatchError(
-                f"The checkpoint '{self.path}' is of another fit ({_difference(kept, self._identity)}). Run that fit's command "
+                f"The checkpoint '{self.path}' is of another fit ({_difference(kept, self.identity)}). Run that fit's command "
                 "to resume it, choose another --out, or remove the file to start again."
             )
         return State(tensors, values)
@@ -142,7 +147,7 @@ class Checkpoint:
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         remove_abandoned(self.path)
         try:
-            write_tensors(self.path, "eddp-checkpoint", arrays, {"identity": self._identity, "values": values})
+            write_tensors(self.path, "eddp-checkpoint", arrays, {"identity": self.identity, "values": values})
         except StoreError as error:
             log.warning("the fit continues, but its state could not be stored: %s", error)
         self._written = time.monotonic()

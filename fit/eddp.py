@@ -47,7 +47,7 @@ class EDDP(Fitter[EDDPConfig]):
         Raises FitError when the activations do not vary or have too few directions, NonFiniteError for NaN.
         """
         config, ranks, device = self.config, self.ranks, torch.device(self.config.device)
-        state = self.resume(reader, head, checkpoint)
+        state = checkpoint.load()
         # 1. whitened coordinates
         moments = statistics(reader, device=config.device, progress=progress, ranks=ranks)
         # rank 0 decides for all: LAPACKs of two machines round differently
@@ -89,7 +89,7 @@ class EDDP(Fitter[EDDPConfig]):
         regime = config.regime_settings(soft, partial)
         # 4. refinement
         uncertainty = None
-        head = usable_head(reader, head) if config.lambda_uncertainty and config.refine_steps else None
+        head = usable_head(reader.spec, head) if config.lambda_uncertainty and config.refine_steps else None
         if head is not None:
             uncertainty = Uncertainty(
                 transform,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from fit.config import FitterConfig
 from stores.errors import FitError, UsageError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
@@ -72,7 +73,7 @@ def refit(fitter: Method, reader: LayerReader, progress: Progress = silent) -> R
         try:
             again = _refit(fitter, reader, k)
             if k < len(losses):
-                halves = (reader.only(part_of_refit(fitter, reader, j)) for j in (k, 1 - k))
+                halves = (reader.only(part_of_refit(fitter.config, reader.n_rows, j)) for j in (k, 1 - k))
                 both = [again.row_loss(half) for half in halves]
                 losses[k] = torch.tensor([math.nan if loss is None else loss for loss in both])
         except (FitError, UsageError) as error:
@@ -91,15 +92,15 @@ def refit(fitter: Method, reader: LayerReader, progress: Progress = silent) -> R
     return Refits(found.mean(0).cpu().numpy().astype(np.float32), named)
 
 
-def part_of_refit(fitter: Method, reader: LayerReader, k: int) -> Part:
-    """The images of refit ``k``: of numbers 2j and 2j + 1 no image is in both."""
-    config = fitter.config
-    halves = max(2, reader.n_rows // max(ROWS, 1024 * config.n_directions))
+def part_of_refit(config: FitterConfig, rows: int, k: int) -> Part:
+    """The images of refit ``k``, of a reader with so many rows: of numbers 2j and 2j + 1 no image is in both."""
+    halves = max(2, rows // max(ROWS, 1024 * config.n_directions))
     return Part(k % 2, halves, config.seed + k // 2)
 
 
 def _refit(fitter: Method, reader: LayerReader, k: int) -> Method:
-    return fitter.brief(fitter.config.seed + 1 + k).fit(reader.only(part_of_refit(fitter, reader, k)), None)
+    half = reader.only(part_of_refit(fitter.config, reader.n_rows, k))
+    return fitter.brief(fitter.config.seed + 1 + k).fit(half, None)
 
 
 @dataclass(frozen=True)

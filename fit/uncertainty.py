@@ -24,6 +24,7 @@ from extract.memory import is_out_of_memory
 from extract.network import Head
 from fit.whiten import WhitenedRows, Whitening
 from stores.errors import OutOfMemoryError
+from stores.format import LayerSpec
 from stores.readers import LayerReader
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,9 @@ def uncertainty_loss(network_logits: torch.Tensor, objective: str = "kl") -> tor
     return value.mean() / math.log(2)
 
 
-def usable_head(reader: LayerReader, head: Head | None) -> Head | None:
+def usable_head(spec: LayerSpec, head: Head | None) -> Head | None:
     """``head``, or None, with a warning, where the store lacks positions of the layer: the term needs complete maps."""
-    if head is not None and (reader.spec.sampled or reader.spec.prefix):
+    if head is not None and (spec.sampled or spec.prefix):
         log.warning("uncertainty region alignment is left out: it needs every position of the layer")
         return None
     return head

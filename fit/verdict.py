@@ -69,13 +69,14 @@ def _data(directions: Directions, numbers: dict[str, Any]) -> str:
 def _problems(directions: Directions, numbers: dict[str, Any]) -> Iterator[str]:
     each, share = numbers.get("positions_per_direction", ENOUGH), directions.share_found_again
     seen, unseen = numbers.get("loss_seen"), numbers.get("loss_unseen")
-    if each < ENOUGH:
+    few, own = each < ENOUGH, seen is not None and unseen is not None and unseen - seen > UNSEEN
+    if few:
         yield f"{each:.0f} positions for each direction; with fewer than about {ENOUGH} directions depend on luck. {MORE_IMAGES}"
-    if seen is not None and unseen is not None and unseen - seen > UNSEEN:
+    if own:
         yield f"The loss is {unseen:.3g} on images that refits did not see and {seen:.3g} on those that they saw: they fit their own images. {MORE_IMAGES}"
     if share is not None and share < AGAIN:
         tried = "selection" in directions.info or directions.method in SUPERVISED
-        following = "another layer, or more images" if tried else "--directions auto, or another layer"
+        following = "more images, or another layer" if tried or few or own else "--directions auto, or another layer"
         yield f"{round(100 * share)} % of the directions are found again; the others may be chance. Try {following}."
     if (number := twins(numbers)) > TWINS * directions.count:
         yield f"{number} of {directions.count} directions have a twin that is active at the same positions. {FEWER}"

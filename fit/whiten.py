@@ -182,7 +182,7 @@ def whiten_store(
     if take < total:
         chosen = np.sort(np.random.default_rng([config.seed, 0x77]).choice(total, take, replace=False))
     held = Held.of(take, ranks, longest)
-    own, needed = _images_of(held, chosen, reader)
+    own, needed = _images_of(held, chosen // p, reader.n_images)
     transform = transform.to(device)
     try:
         rows = torch.empty(held.end - held.start, r, device=device)
@@ -208,14 +208,15 @@ def whiten_store(
     return WhitenedRows(rows, means, reader.image_indices, held, own.start, ranks)
 
 
-def _images_of(held: Held, chosen: np.ndarray, reader: LayerReader) -> tuple[range, range]:
-    """The images that are this rank's own, and those that it has to read; each belongs to the rank that holds its first sampled row."""
+def _images_of(held: Held, image: np.ndarray, images: int) -> tuple[range, range]:
+    """The images that are this rank's own, and those that it has to read, from the image of each sampled row; each belongs to the rank that
+    holds its first."""
 
     def edge(row: int) -> int:
-        return 0 if row == 0 else reader.n_images if row >= held.count else int(chosen[row]) // reader.positions
+        return 0 if row == 0 else images if row >= held.count else int(image[row])
 
     own = range(edge(held.start), edge(held.stop))
     if held.start == held.end:
         return own, own
-    first, last = (chosen[[held.start, held.end - 1]] // reader.positions).tolist()
+    first, last = image[[held.start, held.end - 1]].tolist()
     return own, range(min(own.start, first), max(own.stop, last + 1))

@@ -48,9 +48,9 @@ class _Published(Fitter[Config]):
 
         Raises FitError when the activations do not vary, or when there are more directions than channels that do.
         """
-        state = self.resume(reader, head, checkpoint)
+        state = checkpoint.load()
         moments = statistics(reader, device=self.config.device, progress=progress, ranks=self.ranks)
-        head = usable_head(reader, head) if isinstance(self.config, CBEConfig) else None
+        head = usable_head(reader.spec, head) if isinstance(self.config, CBEConfig) else None
         fit = _Fit(self.config, reader, head, moments, progress, checkpoint, self.ranks)
         model, signals, rows = fit.run(self.stages, state)
         filters, thresholds = model.linear()

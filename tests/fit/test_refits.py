@@ -50,7 +50,7 @@ def test_every_method_against_all_permutations(method: str, settings: dict[str, 
     found = np.zeros(3)
     for k in range(2):
         again = make_fitter(method, n_directions=3, settings=settings, seed=1 + k)
-        w, v = fitter.filters_, again.fit(reader.only(part_of_refit(fitter, reader, k)), None).filters_
+        w, v = fitter.filters_, again.fit(reader.only(part_of_refit(fitter.config, reader.n_rows, k)), None).filters_
         scale = [np.sqrt(np.einsum("ci,cd,di->i", f, covariance, f)) for f in (w, v)]
         alike = np.abs(w.T @ covariance @ v / np.outer(*scale))
         best = max(itertools.permutations(range(3)), key=lambda order: sum(alike[i, order[i]] for i in range(3)))
@@ -61,7 +61,7 @@ def test_every_method_against_all_permutations(method: str, settings: dict[str, 
 def test_loss_of_refits_on_images_that_they_saw_and_on_others(reader: LayerReader) -> None:
     quick = {"n_directions": 3, "restarts": 1, "restart_steps": 5, "refine_steps": 20, "regime": "sharp"}
     fitter = EDDP(**quick, refits=2).fit(reader, None)
-    halves = [reader.only(part_of_refit(fitter, reader, k)) for k in range(2)]
+    halves = [reader.only(part_of_refit(fitter.config, reader.n_rows, k)) for k in range(2)]
     x = [np.concatenate([block.reshape(-1, half.channels) for _, block in half.blocks()]) for half in halves]
     again = [fitter.brief(1 + k).fit(half, None).directions_ for k, half in enumerate(halves)]
     for name, other in (("loss_seen", 0), ("loss_unseen", 1)):
@@ -71,12 +71,12 @@ def test_loss_of_refits_on_images_that_they_saw_and_on_others(reader: LayerReade
 
 def test_two_refits_of_a_pair_share_no_image(reader: LayerReader) -> None:
     fitter = EDDP(n_directions=3)
-    parts = [set(reader.only(part_of_refit(fitter, reader, k)).image_indices) for k in range(4)]
+    parts = [set(reader.only(part_of_refit(fitter.config, reader.n_rows, k)).image_indices) for k in range(4)]
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == parts[2] | parts[3] == set(reader.image_indices)
     assert parts[0] not in (parts[2], parts[3])
-    half = reader.only(part_of_refit(fitter, reader, 0))
-    assert set(half.only(part_of_refit(fitter, half, 1)).image_indices) < parts[0]
+    half = reader.only(part_of_refit(fitter.config, reader.n_rows, 0))
+    assert set(half.only(part_of_refit(fitter.config, half.n_rows, 1)).image_indices) < parts[0]
 
 
 def test_one_image_cannot_be_halved(tiny_store: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
