@@ -22,11 +22,10 @@ from fit.config import FitterConfig, refuse_unknown
 from fit.optim import refuse_non_finite_result
 from fit.refits import refit
 from stores.directions import Directions
-from stores.errors import FitError, MismatchError, NotFittedError, UsageError
+from stores.errors import MismatchError, NotFittedError, UsageError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader
-from stores.statistics import Statistics
 from stores.store import ActivationStore
 
 
@@ -253,16 +252,6 @@ class Fitter(ABC, Generic[Config]):
                 f"'x' must be activations of shape (…, {self.directions_.channels}), channels last, got {x.shape}."
             )
         return x
-
-
-def check_varies(reader: LayerReader, moments: Statistics) -> None:
-    """Raise FitError when all positions have the same vector."""
-    scale = float(np.abs(moments.mean).max()) ** 2
-    if float(np.trace(moments.covariance)) <= 1e-12 * max(scale, 1e-30):
-        raise FitError(
-            f"The activations of layer '{reader.spec.name}' do not vary, so there is nothing to find. Look at the layer and "
-            "the images with `eddp inspect`."
-        )
 
 
 def recorded(config: FitterConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from fit.row_sources import Positions, positions, tiles
 
 DEAD = 1e-5  # share of positions below which a detector counts as dead
 DUPLICATE = 0.95  # |cos| of two filters above which they count as one
-TOGETHER = 0.8  # intersection over union of the positions of two detectors, likewise
+TOGETHER = 0.8  # overlap (IoU) of two detectors' positives, likewise
 OVERFULL = 0.5  # share of positions above which a detector says little
 
 

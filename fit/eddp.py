@@ -152,8 +152,7 @@ class EDDP(Fitter[EDDPConfig]):
         """From one start, on few positions; in the regime and the coordinates that this fit found, once it is done."""
         config = self.config
         found = self.directions_.info if hasattr(self, "_fitted") else {}
-        names = {"regime": "regime", "rank": "rank", "power": "power", "direction_rate": "direction_rate"}
-        decided: dict[str, Any] = {name: found[entry] for name, entry in names.items() if entry in found}
+        decided = {name: found[name] for name in ("regime", "rank", "power", "direction_rate") if name in found}
         steps = min(config.refine_steps, BRIEF["refine_steps"])
         few: dict[str, Any] = {"restarts": 1, "refine_steps": steps, "max_rows": BRIEF["max_rows"], "rows": "memory"}
         return EDDP(replace(config, seed=seed, refits=0, **few, **decided))

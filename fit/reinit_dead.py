@@ -7,12 +7,11 @@ import torch.nn.functional as F
 
 from fit.clustering import spherical_kmeans
 from fit.detectors import Detectors
-from fit.diagnostics import DEAD, DUPLICATE
+from fit.diagnostics import DEAD, DUPLICATE, TOGETHER
 from fit.losses import Sums
 from fit.row_sources import Positions, tiles
 from stores.errors import FitError
 
-TOGETHER = 0.8  # overlap (IoU) of two detectors' positives above which the one with fewer of them is superfluous
 ENOUGH = 32  # positions that a new detector needs to start with
 KEEP = 65536  # undetected positions looked at, at most
 

@@ -54,6 +54,12 @@ class Whitening:
         return (x.float() - self.mean) @ self.forward.T
 
 
+def check_varies(statistics: Statistics) -> None:
+    """Raise FitError when all positions have the same vector."""
+    if statistics.covariance.diagonal().max() <= 1e-12 * max(float(np.abs(statistics.mean).max()) ** 2, 1e-30):
+        raise FitError(NO_VARIANCE)
+
+
 def rank_by_gap(statistics: Statistics, n_directions: int) -> int | None:
     """How many axes are in front of the largest gap ``λ_k / λ_{k+1}`` of the eigenvalues with k >= n_directions, behind which there is
     noise; None where no ratio is above ``GAP``, as in layers of real networks.
@@ -83,10 +89,8 @@ def whitening(statistics: Statistics, *, rank: int, shrinkage: float = 0.0, whit
 
     Raises FitError when the activations do not vary at all.
     """
+    check_varies(statistics)
     values, vectors = principal_axes(statistics)
-    scale = float(np.abs(statistics.mean).max()) ** 2 + float(max(values[0], 0))
-    if values[0] <= 1e-12 * max(scale, 1e-30):
-        raise FitError(NO_VARIANCE)
     keep = int(min(rank, (values > 1e-7 * values[0]).sum()))
     kept, axes = values[:keep], vectors[:, :keep]
     deviation = np.sqrt(kept + shrinkage * kept.mean())

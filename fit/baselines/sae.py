@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from extract.network import Head
-from fit.base import Fitted, Fitter, check_varies
+from fit.base import Fitted, Fitter
 from fit.baselines.autoencoder import Autoencoder, Codes, Gradients, gradients, positive_codes, top_codes
 from fit.checkpoint import Checkpoint
 from fit.config import FitterConfig
+from fit.whiten import check_varies
 from stores.errors import NonFiniteError, UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -97,7 +98,7 @@ class SAE(Fitter[SAEConfig]):
         """
         config = self.config
         moments = statistics(reader, device=config.device, progress=progress)
-        check_varies(reader, moments)
+        check_varies(moments)
         training = Training(config, reader, moments)
         log = training.run(progress)
         model = training.model

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from fit.base import Fitter, check_varies
+from fit.base import Fitter
 from fit.config import FitterConfig
 from fit.supervised.position_labels import LabelledImages, Labels, TruthImages
+from fit.whiten import check_varies
 from stores.errors import FitError, UsageError
 from stores.progress import Progress
 from stores.readers import LayerReader
@@ -129,7 +130,7 @@ class Supervised(Fitter[Config]):
         contradicts their number.
         """
         moments = statistics(reader, device=self.config.device, progress=progress)
-        check_varies(reader, moments)
+        check_varies(moments)
         labels = TruthImages(reader, self.name) if self.labels is None else self.labels.at(reader)
         positives, negatives = count(labels, reader.positions, progress)
         enough = (positives >= self.config.min_positives) & (negatives > 0)
