@@ -110,7 +110,7 @@ def config_of(store: ActivationStore, layer: str) -> ExtractConfig:
         output=made.get("output"),
         layouts=((layer, layout_of(store, layer).option),),
         grey_range=None if grey is None else (grey[0], grey[1]),
-        class_names=None if store.class_names is None else tuple(store.class_names),
+        class_names=None if (names := store.attributes.get("class_names")) is None else tuple(names),
     )
 
 

@@ -194,7 +194,7 @@ def image_classes(store: ActivationStore, numbers: np.ndarray | None = None) -> 
     )  # fmt: skip
     if found.numbers is None:
         folders = f"The class folders of '{dataset.get('path', store.path)}' cannot be matched with the model's classes"
-        raise MismatchError(f"{folders}: {found.how}. {_DECIDE} when the images are extracted.")
+        raise MismatchError(f"{folders}: {found.how}. {_DECIDE}.")
     return _numbers_of(stored, found.numbers)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +50,7 @@ class MadeFrom(Struct, frozen=True):
     directions: dict[str, Text]
     digests: dict[str, Text]
     concepts: Text | None
+    class_names: list[Text] | None = None
 
 
 class InfluenceSummary(Struct, frozen=True):
@@ -137,6 +138,7 @@ def made_from(
         "directions": {name: _relative(path, out) for name, path in files.items()},
         "digests": {name: _digest(path) for name, path in files.items()},
         "concepts": None if concepts is None else str(concepts if ":" in str(concepts) else _relative(concepts, out)),
+        "class_names": store.given_class_names,  # else the store has them
     }
 
 
@@ -180,12 +182,15 @@ class Evaluated:
             )
         return name
 
-    def store(self, path: Path | None = None, *, model: str | None = None) -> ActivationStore:
+    def store(
+        self, path: Path | None = None, *, model: str | None = None, class_names: Sequence[str] | None = None
+    ) -> ActivationStore:
         """Open the store that was evaluated, where it lay or at ``path``, as ``ActivationStore.open`` does.
 
         Raises MismatchError when it is another one.
         """
-        found = ActivationStore.open(path or self._place(self.made_from["store"]), model=model)
+        names = class_names or self.made_from.get("class_names")
+        found = ActivationStore.open(path or self._place(self.made_from["store"]), model=model, class_names=names)
         if found.fingerprint != self.made_from["fingerprint"]:
             raise MismatchError(
                 f"'{found.path}' is not the store that '{self.folder}' is about. Run evaluate again on it."

@@ -50,6 +50,7 @@ def open_inputs(
     layer: str | None,
     *,
     model: str | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Inputs:
     """Open what was named; what was not comes from the evaluation, by default that beside the directions.
 
@@ -65,7 +66,10 @@ def open_inputs(
     found = known.directions(str(name)) if directions is None and known else Directions.load(directions or "")
     if directions is not None and evaluation is not None and known is not None:
         _check_same(found, directions, known, str(name))
-    opened = known.store(model=model) if store is None and known else ActivationStore.open(store or "", model=model)
+    if store is None and known:
+        opened = known.store(model=model, class_names=class_names)
+    else:
+        opened = ActivationStore.open(store or "", model=model, class_names=class_names)
     spec = opened.layer(layer or found.layer)
     found.check_store(spec.name, spec.channels)
     return Inputs(opened, spec.name, found, str(name), _concepts(known, str(name), found, evaluation is not None))

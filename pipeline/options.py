@@ -165,6 +165,19 @@ def model_option(command: F) -> F:
                              "need no such word.")(command)  # fmt: skip
 
 
+def class_names_option(command: F) -> F:
+    """``--class-names``: the names of the network's classes, where the store has none or others."""
+    return click.option("--class-names", type=click.Path(path_type=Path), metavar="FILE",
+                        help="Names of the network's classes, where the store has none: a name a line in its order, or JSON.")(command)  # fmt: skip
+
+
+def names_in(file: Path | None) -> list[str] | None:
+    """The class names of a file that was given, or None."""
+    from extract.classes import read_class_names
+
+    return None if file is None else read_class_names(file)
+
+
 def share_of(option: str, text: str | None) -> tuple[int, int] | None:
     """``2/8`` -> (2, 8). Raises UsageError for anything else."""
     if text is None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ def write_site(
     store: Path | None = None,
     data: str | None = None,
     model: str | None = None,
+    class_names: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write the report on one set of directions to ``out``; returns what is in it.
@@ -96,7 +97,7 @@ def write_site(
     ----------
     evaluation : the folder that ``evaluate`` wrote. name : of the set shown in full, the first if None.
     store, data : where the store and its images are, if they were moved.
-    model : the store's, if it is code that you trust (see ``ActivationStore.open``).
+    model, class_names : see ``ActivationStore.open``.
 
     Raises the errors of ``Evaluated`` and of ``replacing``, and those of getting what was asked for by name (``data``,
     ``config.visualize``).
@@ -104,7 +105,8 @@ def write_site(
     evaluated = Evaluated(evaluation)
     name = evaluated.one(name)
     check_replaceable(out, OURS)
-    opened, directions = evaluated.store(store, model=model), evaluated.directions(name)
+    opened = evaluated.store(store, model=model, class_names=class_names)
+    directions = evaluated.directions(name)
     reader = LayerReader(opened, evaluated.layer)
     directions.check_store(reader.spec.name, reader.spec.channels)
     image, note = _images(opened, data)

@@ -17,6 +17,7 @@ All arrays along images have chunks of the same ``chunk_images`` rows; such a ra
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class StoreBase:
         self.specs = arrays_of(checked)
         self.records: dict[int, Record] = {}  # known ones: their chunks are checked when they are first read
         self.cache: ChunkCache | None = None
+        self.given_class_names: list[str] | None = None
         self._arrays: dict[str, ChunkedArray] = {}
 
     @property
@@ -82,7 +84,8 @@ class StoreBase:
 
     @property
     def class_names(self) -> list[str] | None:
-        return self.attributes.get("class_names")
+        """The names of the model's classes: those that the store was opened with, or else its own."""
+        return self.given_class_names or self.attributes.get("class_names")
 
     @property
     def sealed(self) -> bool:
@@ -202,7 +205,9 @@ class ActivationStore(StoreBase):
     fingerprint: str  # identity of the content: the digest of all records
 
     @classmethod
-    def open(cls, path: str | Path, *, model: str | None = None) -> ActivationStore:
+    def open(
+        cls, path: str | Path, *, model: str | None = None, class_names: Sequence[str] | None = None
+    ) -> ActivationStore:
         """Open a complete store.
 
         Parameters
@@ -211,13 +216,15 @@ class ActivationStore(StoreBase):
             Folder or URL of the store.
         model : str, optional
             The model that the store names, where you trust it: ``module:callable`` is code, and is not run without this.
+        class_names : sequence of str, optional
+            Names of the model's classes, in place of the store's own.
 
         Raises
         ------
         MissingPathError : nothing there, or no eddp store.
         UnsealedStoreError : extraction has not finished; says how much is missing and how to resume.
         CorruptStoreError : the manifest, the metadata and the chunk files contradict each other.
-        MismatchError : the store names another model than ``model``.
+        MismatchError : the store names another model than ``model``, or its model has another number of classes.
         """
         path = as_path(path)
         root, data = read_documents([path / ROOT, path / MANIFEST], MOST_BYTES)
@@ -225,6 +232,10 @@ class ActivationStore(StoreBase):
         if model not in (None, named := store.provenance.get("model")):
             raise MismatchError(f"The store '{path}' names the model {named!r}, not {model!r} (--model).")
         store.trusted_model = model
+        if class_names is not None and len(class_names) != (classes := store.attributes["n_classes"]):
+            names = f"There are {len(class_names)} class names, and the model of '{path}' has {classes} classes"
+            raise MismatchError(f"{names}. Give a name for every class, in its order.")
+        store.given_class_names = None if class_names is None else list(class_names)
         manifest = None if data is None else parse_manifest(path, data)
         if manifest is None or len(manifest.records) < store.n_chunks:
             records = store.committed()

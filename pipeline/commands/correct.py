@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.logging import echo
-from pipeline.options import common, given, model_option
+from pipeline.options import class_names_option, common, given, model_option, names_in
 from pipeline.progress_display import format_seconds, showing
 from pipeline.records import within
 from pipeline.result_paths import LOCAL, STORE
@@ -55,6 +55,7 @@ from pipeline.run import Run, pick_device
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @model_option
+@class_names_option
 @common
 def correct(
     evaluation: Path,
@@ -74,6 +75,7 @@ def correct(
     seed: int,
     device: str,
     model: str | None,
+    class_names: Path | None,
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -92,6 +94,7 @@ def correct(
     from pipeline.model_correction import choose_detector, correct_model, correction_lines
 
     run = Run("correct", given())
+    names = names_in(class_names)
     config = CorrectConfig(tolerance / 100, randoms, strength=strength, shift=shift, seed=seed)
     chosen = pick_device(device)
     evaluated = Evaluated(evaluation)
@@ -101,7 +104,7 @@ def correct(
     with showing(quiet) as shown, run.watching(shown, within(target, "summary.json"), device=chosen) as progress:
         summary = correct_model(
             evaluated, which, suspect, target, clean=data, poisoned=poisoned, given_classes=given_classes, held=held, config=config,
-            store=evaluated.store(store, model=model), device=chosen, progress=progress,
+            store=evaluated.store(store, model=model, class_names=names), device=chosen, progress=progress,
         )  # fmt: skip
     record = run.write()
     if as_json:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import click
 
 from pipeline.logging import echo, say
-from pipeline.options import common, given, model_option
+from pipeline.options import class_names_option, common, given, model_option, names_in
 from pipeline.progress_display import format_seconds, showing
 from pipeline.records import within
 from pipeline.result_paths import LOCAL, STORE, cache_option
@@ -62,6 +62,7 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
 @cache_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @model_option
+@class_names_option
 @common
 def evaluate(
     store: Path,
@@ -80,6 +81,7 @@ def evaluate(
     dask: str | None,
     device: str,
     model: str | None,
+    class_names: Path | None,
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -97,6 +99,7 @@ def evaluate(
     from stores.store import ActivationStore
 
     run = Run("evaluate", given())
+    names = names_in(class_names)
     folder = _broden_folder(broden)
     if folder is None and not (ground_truth or influence or monosemanticity):
         raise UsageError(
@@ -128,7 +131,7 @@ def evaluate(
         if scheduler is not None:
             run.about["workers"] = workers_of(scheduler)
         summary = evaluate_directions(
-            ActivationStore.open(store, model=model),
+            ActivationStore.open(store, model=model, class_names=names),
             sets,
             target,
             EvaluationConfig(

@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from pipeline.logging import echo
-from pipeline.options import common, given, model_option
+from pipeline.options import class_names_option, common, given, model_option, names_in
 from pipeline.progress_display import format_seconds, showing
 from pipeline.records import within
 from pipeline.result_paths import LOCAL, STORE
@@ -58,6 +58,7 @@ from pipeline.run import Run, pick_device
 @click.option("--out", type=LOCAL, default=Path("explanation"), show_default=True, help="Folder to write to.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @model_option
+@class_names_option
 @common
 def explain(
     images: tuple[Path, ...],
@@ -74,6 +75,7 @@ def explain(
     out: Path,
     device: str,
     model: str | None,
+    class_names: Path | None,
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -93,7 +95,7 @@ def explain(
 
     run = Run("explain", given())
     chosen = pick_device(device)
-    inputs = open_inputs(store, directions, evaluation, layer, model=model)
+    inputs = open_inputs(store, directions, evaluation, layer, model=model, class_names=names_in(class_names))
     config = ExplainConfig(explained, to, top, concepts_shown, cast(Values, values))
     with showing(quiet) as shown, run.watching(shown, within(out, "explanation.json"), device=chosen) as progress:
         result = explain_images(inputs, images, rows, out, config, device=chosen, progress=progress)

@@ -13,7 +13,7 @@ import click
 from extract.config import ExtractConfig
 from pipeline.layer_display import show_layers
 from pipeline.logging import echo, say
-from pipeline.options import common, given
+from pipeline.options import common, given, names_in
 from pipeline.progress_display import format_seconds, showing
 from pipeline.records import beside
 from pipeline.result_paths import STORE
@@ -180,8 +180,6 @@ def _config(
     """The options as the configuration of an extraction."""
     from torch.cuda import device_count
 
-    from extract.classes import read_class_names
-
     layouts = [text.rpartition("=") for text in layout]
     return ExtractConfig(
         model=model,
@@ -192,7 +190,7 @@ def _config(
         shard=shard,
         layouts=tuple((name if equals else "", text) for name, equals, text in layouts),
         grey_range=_grey_range(grey_range),
-        class_names=None if class_names is None else tuple(read_class_names(class_names)),
+        class_names=None if class_names is None else tuple(names_in(class_names) or ()),
         **options,
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.logging import echo, say
-from pipeline.options import common, given, model_option
+from pipeline.options import class_names_option, common, given, model_option, names_in
 from pipeline.progress_display import format_seconds, showing
 from pipeline.records import beside
 from pipeline.result_paths import LOCAL, STORE
@@ -38,6 +38,7 @@ MOST_TILES = 50
 @click.option("--title", default=None, help="Title of the report.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @model_option
+@class_names_option
 @common
 def report(
     evaluation: Path,
@@ -50,6 +51,7 @@ def report(
     title: str | None,
     device: str,
     model: str | None,
+    class_names: Path | None,
     quiet: bool,
     as_json: bool,
     debug: bool,
@@ -65,12 +67,23 @@ def report(
     from pipeline.report import ReportConfig, write_site
 
     run = Run("report", given())
+    names = names_in(class_names)
     if not 1 <= tiles <= MOST_TILES:
         raise UsageError(f"--tiles must be a number from 1 to {MOST_TILES}, got {tiles}.")
     how = ReportConfig(tiles=tiles, visualize=_how_many(visualize), title=title, device=pick_device(device))
     target = out or evaluation.absolute().parent / "report"
     with showing(quiet) as shown, run.watching(shown, beside(target), device=how.device) as progress:
-        made = write_site(evaluation, target, how, name=name, store=store, data=data, model=model, progress=progress)
+        made = write_site(
+            evaluation,
+            target,
+            how,
+            name=name,
+            store=store,
+            data=data,
+            model=model,
+            class_names=names,
+            progress=progress,
+        )
     record = run.write(notes=made["notes"])
     if as_json:
         echo(json.dumps({**made, "out": str(target)}))

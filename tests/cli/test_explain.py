@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import shutil
@@ -272,6 +273,29 @@ def test_names_come_from_an_evaluation(
         assert first(tmp_path / "out")["contributions"][0]["name"].startswith("direction ")
         for named_too in ((), ("--directions", directions)):
             fails(run("eddp explain", *given, "--evaluation", tmp_path / "evaluation", *named_too), 2, "fitted again")
+
+
+def test_class_names_given_after_the_extraction(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
+    """By evaluate, which report and explain take over, or by each of them."""
+    data, store, directions = made("pooled")
+    names, others, two = tmp_path / "names.txt", tmp_path / "others.txt", tmp_path / "two.txt"
+    names.write_text("ant\nbee\ncod\ndoe\nelk\n")
+    others.write_text("axe\nbow\ncup\ndie\nelm\n")
+    two.write_text("ant\nbee\n")
+    evaluation, out, image = tmp_path / "evaluation", tmp_path / "x", sorted(data.rglob("*.png"))[0]
+    asked = ("evaluate --store", store, "--directions", directions, "--influence --null-directions 0 --out", evaluation)
+    fails(run(*asked, "--class-names", two), 2, "2 class names", "5 classes")
+    ok(run(*asked, "--class-names", names))
+    with (evaluation / "influence.csv").open(encoding="utf-8") as file:
+        assert {row["class_name"] for row in csv.DictReader(file)} == {"ant", "bee", "cod", "doe", "elk"}
+    ok(run("eddp report", evaluation, "--visualize none --out", tmp_path / "pages"))
+    assert "doe" in (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    ok(run("eddp report", evaluation, "--visualize none --out", tmp_path / "pages", "--class-names", others))
+    assert "die" in (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    ok(run("eddp explain", image, "--evaluation", evaluation, "--out", out))
+    assert first(out)["predicted"]["name"] in names.read_text()
+    ok(run("eddp explain", image, "--store", store, "--directions", directions, "--out", out, "--class-names", others))
+    assert first(out)["predicted"]["name"] in others.read_text()
 
 
 def test_wrong_use(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
