@@ -138,7 +138,7 @@ def made_from(
         "directions": {name: _relative(path, out) for name, path in files.items()},
         "digests": {name: _digest(path) for name, path in files.items()},
         "concepts": None if concepts is None else str(concepts if ":" in str(concepts) else _relative(concepts, out)),
-        "class_names": store.given_class_names,  # else the store has them
+        **({"class_names": store.given_class_names} if store.given_class_names else {}),  # else the store has them
     }
 
 
