@@ -10,6 +10,7 @@ import stat
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -88,7 +89,6 @@ class PathSource:
         self.left_out = dict(left_out or {})
         self.empty_classes = list(empty_classes)
         self._folder = root / folder
-        self._digest: str | None = None
         self._missing: set[str] | None = None  # broken links at the time of the digest
 
     def __len__(self) -> int:
@@ -113,14 +113,9 @@ class PathSource:
         name = self.name(i)
         return read_image(self.path(i), name, known_broken=None if self._missing is None else name in self._missing)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over name, label, size, modification time and sampled bytes of each image, in order."""
-        if self._digest is None:
-            self._digest = self._compute_digest()
-        return self._digest
-
-    def _compute_digest(self) -> str:
         above = f"{self._folder}{os.sep}"
         missing: set[str] = set()
 

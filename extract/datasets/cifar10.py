@@ -10,6 +10,7 @@ import hashlib
 import logging
 import pickle
 from collections.abc import Iterator
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class Cifar10Source(PackedSource):
         pixels_chw = np.frombuffer(self.read(i), np.uint8).reshape(3, 32, 32)
         return Image.fromarray(np.ascontiguousarray(pixels_chw.transpose(1, 2, 0)))
 
-    def _compute_digest(self) -> str:
+    @cached_property
+    def digest(self) -> str:
         """SHA-256 over the names, labels and the files' content: all images are of one size."""
         hasher = hashlib.sha256()
         for name, label in self.items:

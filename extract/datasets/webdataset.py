@@ -14,6 +14,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,7 +72,8 @@ class WebDatasetSource(PackedSource):
     def image(self, i: int) -> Image.Image:
         return decode_image(self.read(i), shown(self.name(i)))
 
-    def _compute_digest(self) -> str:
+    @cached_property
+    def digest(self) -> str:
         return digest_items(self._entries())
 
     def _entries(self) -> Iterator[Entry]:
