@@ -16,6 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fit.tile_backends import in_pieces
+
+PIECE = 128  # rows that one thread takes at a time
 SPARSE_GAIN = 12  # a dense product costs as much as a sparse one with every twelfth code (measured, float32)
 
 
@@ -84,11 +87,15 @@ class Codes:
 def top_codes(z: torch.Tensor, k: int) -> Codes:
     """The k largest of each row of z (B, I), negative ones as 0 (Gao et al. 2024)."""
     rows, units = z.shape
-    if z.device.type == "cpu" and k < units:  # numpy's selection is vectorised, torch's is not
-        unit = torch.from_numpy(np.argpartition(z.numpy(), units - k, axis=1)[:, units - k :].copy())
+    if z.device.type == "cpu":
+        from fit.baselines.code_kernels import largest  # slow to import, and only needed here
+
+        unit, value = torch.empty(rows, k, dtype=torch.int64), torch.empty(rows, k, dtype=z.dtype)
+        arrays = z.contiguous().numpy(), unit.numpy(), value.numpy()
+        in_pieces(lambda n: largest(*(a[n * PIECE : (n + 1) * PIECE] for a in arrays)), -(-rows // PIECE))
     else:
-        unit = z.topk(k, dim=1, sorted=False).indices
-    value = z.gather(1, unit).clamp_min_(0)
+        value, unit = z.topk(k, dim=1, sorted=False)
+        value.clamp_min_(0)
     start = torch.arange(0, rows * k + 1, k, device=z.device)
     return Codes(unit.reshape(-1), value.reshape(-1), start, units)
 

@@ -52,6 +52,21 @@ class TestCodes:
         assert codes.start.tolist() == [0, 2, 4, 6]
         assert top_codes(self.z, 4).dense().tolist() == self.z.clamp_min(0).tolist()
 
+    @pytest.mark.parametrize(("units", "k"), [(9, 3), (64, 16), (700, 100), (2048, 32), (65, 64)])
+    @pytest.mark.parametrize("digits", [7, 0])
+    def test_top_of_many(self, units: int, k: int, digits: int) -> None:
+        """Rounded logits are often equal; the first units are then taken."""
+        z = torch.randn(300, units, generator=torch.Generator().manual_seed(units)).round(decimals=digits)
+        codes = top_codes(z, k)
+        order = np.sort(np.argsort(-z.numpy(), axis=1, kind="stable")[:, :k], axis=1)
+        np.testing.assert_array_equal(codes.unit.reshape(300, k), order)
+        assert torch.equal(codes.value.reshape(300, k), z.gather(1, torch.from_numpy(order)).clamp_min(0))
+
+    def test_nan_is_not_lost(self) -> None:
+        z = torch.randn(3, 200, generator=torch.Generator().manual_seed(0))
+        z[1], z[2, 150] = torch.nan, torch.nan
+        assert top_codes(z, 5).value.isnan().reshape(3, 5).sum(1).tolist() == [0, 5, 1]
+
     def test_positive(self) -> None:
         codes = positive_codes(self.z)
         assert codes.dense().tolist() == self.z.clamp_min(0).tolist()
