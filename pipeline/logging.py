@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 INTERRUPTED = "Interrupted. What was committed is kept: run the same command again to go on."
+INTERRUPTED_ELSEWHERE = "Interrupted. Activations and checkpoints that were written are kept and used; the same command computes all else again."
 OURS = ("pipeline", "evaluate", "fit", "extract", "stores")  # what --debug shows more of
 EVENTS = logging.getLogger("eddp")
 EVENTS.setLevel(logging.DEBUG)

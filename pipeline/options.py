@@ -18,7 +18,16 @@ from typing import Any, NoReturn, TypeVar
 import click
 from click.core import ParameterSource
 
-from pipeline.logging import INTERRUPTED, ended, error, is_json, logging_to_stderr, ranks, visible
+from pipeline.logging import (
+    INTERRUPTED,
+    INTERRUPTED_ELSEWHERE,
+    ended,
+    error,
+    is_json,
+    logging_to_stderr,
+    ranks,
+    visible,
+)
 from pipeline.out_of_memory import shortage, shortage_in
 from stores.errors import EDDPError, MissingPathError, OutOfMemoryError, UnknownNameError, UsageError
 
@@ -246,7 +255,7 @@ def _run(command: click.Command, name: str, arguments: list[str], meant: str, de
                 sys.stderr.write(visible(usage.getvalue()))
         return 2
     except (KeyboardInterrupt, click.Abort):
-        error(INTERRUPTED, 130)
+        error(INTERRUPTED if meant == "extract" else INTERRUPTED_ELSEWHERE, 130)
         return 130
     except BrokenPipeError:
         sys.stderr.close()

@@ -163,6 +163,12 @@ def outcome_of(record: Mapping[str, Any]) -> str:
     return outcome if outcome in (*OUTCOMES, "lost") else "unknown"
 
 
+def stopped_at(record: Mapping[str, Any]) -> str | None:
+    """Where the latest of a record's runs stopped, for people; None where it is done, or may still be under way."""
+    latest = max([record, *attempts_of(record)], key=lambda one: str(one.get("begun", "")))
+    return None if outcome_of(latest) in ("done", "running") else str(latest.get("reached") or "its start")
+
+
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two are of the same run."""
     return all(one.get(key) == other.get(key) for key in ("begun", "host", "pid"))

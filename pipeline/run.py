@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.environment import Busy, code_version, device_of, job, peak_gpu_memory_mib, peak_memory_mib, versions
 from pipeline.logging import add_field, emit, is_json, plain, ranks
-from pipeline.records import Place, merged
+from pipeline.records import Place, merged, stopped_at
 from pipeline.stage_times import Stages
 from stores.errors import EDDPError, UsageError
 from stores.io import json_bytes
@@ -85,6 +85,11 @@ class Run:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.clock
+
+    @property
+    def earlier_stopped_at(self) -> str | None:
+        """Where the run before this one stopped, if it did not come to its end."""
+        return None if self._kept is None else stopped_at(self._kept)
 
     @property
     def worked(self) -> bool:

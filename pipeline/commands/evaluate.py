@@ -128,6 +128,11 @@ def evaluate(
         run.watching(shown, within(target, "summary.json"), device=chosen) as progress,
         _workers(dask) as scheduler,
     ):
+        if run.earlier_stopped_at is not None:
+            say(
+                f"An earlier run stopped ({run.earlier_stopped_at}). Its results were not kept: all is computed again, except for activations that "
+                "it wrote beside the store."
+            )
         if scheduler is not None:
             run.about["workers"] = workers_of(scheduler)
         summary = evaluate_directions(

@@ -73,6 +73,25 @@ def test_alone_on_a_store_of_known_truth(run: Run, tmp_path: Path) -> None:
     assert rows(tmp_path / "evaluation" / "influence_directions.csv")[0]["label"] == ""
 
 
+def test_a_run_after_one_that_stopped_says_what_is_done_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    store, out = tmp_path / "s.zarr", tmp_path / "k.safetensors"
+    ok(run("eddp synthetic --out", store, "--images 100"))
+    ok(run("fit --store", store, "--directions 3 --method kmeans --out", out))
+    command = ("evaluate --store", store, "--directions", out, "--influence", *FEW)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.evaluation.measure_stability", stop)  # all but the last part is done
+        ended = run(*command)
+    assert (ended.code, "computes all else again" in ended.err) == (130, True)
+    assert not (tmp_path / "evaluation").exists()
+    assert "An earlier run stopped (steering, 2 of 2). Its results were not kept" in ok(run(*command)).err
+    assert "earlier run" not in ok(run(*command)).err
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
