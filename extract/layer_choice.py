@@ -95,7 +95,7 @@ def list_stages(loaded: LoadedModel, layers: Sequence[LayerInfo]) -> list[Networ
     units = _outermost([info for k, info in enumerate(cuts) if _is_unit(cuts, k)])
     groups = [list(group) for _, group in groupby(units, key=lambda info: info.grid)]
     if len({group[0].grid for group in groups} - {(1, 1)}) == 1:
-        groups = [[info] for info in cuts if not _inside(cuts, info)]
+        groups = [[info] for info in cuts if info.type not in _PASSING and not _inside(cuts, info)]
     shares = shares_after(loaded.module, [info.name for info in cuts], probe[:1])
     stages: list[NetworkStage] = []
     affine = True  # of a later layer: what follows an earlier one can only be more

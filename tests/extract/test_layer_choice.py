@@ -11,11 +11,10 @@ from extract.network import Network
 # model, the last layer of each stage from the end, those to begin with, whether pooling and an affine map follow the last
 STAGES = [
     ("mobilenet_v2", ("features.18", "features.13", "features.6"), ("features.13", "features.18"), True),
-    ("vgg16", ("features.30", "features.29", "features.22"), ("features.29", "features.30"), False),
-    ("densenet121", ("features.norm5", "features.denseblock3"), ("features.denseblock3", "features.norm5"), False),
+    ("alexnet", ("features.12", "features.11", "features.4"), ("features.11", "features.12"), False),
     ("swin_t", ("permute", "features.5", "features.3"), ("features.5", "permute"), True),
-    ("vit_b_16", ("encoder.ln", "encoder.layers.encoder_layer_11"), ("encoder.layers.encoder_layer_8", "encoder.ln"), False),
-    ("timm:mixer_s32_224", ("norm", "blocks.7", "blocks.6"), ("blocks.6", "norm"), True),  # its head begins as zeros
+    ("timm:vit_tiny_patch16_224", ("norm", "blocks.11", "blocks.10"), ("blocks.8", "norm"), False),
+    ("timm:mixer_s32_224", ("norm", "blocks.7", "blocks.6"), ("blocks.5", "norm"), True),  # its head begins as zeros
 ]  # fmt: skip
 
 
