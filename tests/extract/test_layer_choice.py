@@ -12,8 +12,6 @@ from extract.network import Network
 STAGES = [
     ("mobilenet_v2", ("features.18", "features.13", "features.6"), ("features.13", "features.18"), True),
     ("alexnet", ("features.12", "features.11", "features.4"), ("features.11", "features.12"), False),
-    ("swin_t", ("permute", "features.5", "features.3"), ("features.5", "permute"), True),
-    ("timm:vit_tiny_patch16_224", ("norm", "blocks.11", "blocks.10"), ("blocks.8", "norm"), False),
     ("timm:mixer_s32_224", ("norm", "blocks.7", "blocks.6"), ("blocks.5", "norm"), True),  # its head begins as zeros
 ]  # fmt: skip
 
