@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from extract.affine_head import pooled_affine
+from extract.affine_head import head_logits, pooled_affine
 from extract.layout_probe import FoundLayout, LayoutProbe
 from extract.network import LogitsOf, Network, traced
 from extract.probe import run_with_hooks
@@ -24,20 +25,28 @@ _PASSING = {"AdaptiveAvgPool2d", "Dropout", "Identity"}  # often last in a stage
 
 @dataclass(frozen=True)
 class HeadCost:
-    """What follows a layer: pooling and an affine map, or anything else; ``share`` of the operations of a forward pass."""
+    """What follows a layer: pooling and an affine map, or anything else; ``share`` of the operations of a forward pass.
+
+    ``read``: whether the logits depend on the layer's positions, not on its class token only.
+    """
 
     affine: bool
     share: float
+    read: bool = True
 
     @property
     def brief(self) -> str:
         if self.affine:
             return "pooling + affine map"
+        if not self.read:
+            return "reads no position"
         return f"{f'{self.share:.0%}' if self.share >= 0.01 else 'under 1%'} of a forward pass"
 
     def __str__(self) -> str:
         if self.affine:
             return "pooling and an affine map: contributions and influence are exact and fast"
+        if not self.read:
+            return "run by the model, which reads no position of it: concepts found there do not reach the logits. Choose an earlier layer"
         return f"run by the model, {self.brief}: influence takes as much for every image, direction and step"
 
 
@@ -98,14 +107,17 @@ def list_stages(loaded: LoadedModel, layers: Sequence[LayerInfo]) -> list[Networ
         groups = [[info] for info in cuts if info.type not in _PASSING and not _inside(cuts, info)]
     shares = shares_after(loaded.module, [info.name for info in cuts], probe[:1])
     stages: list[NetworkStage] = []
-    affine = True  # of a later layer: what follows an earlier one can only be more
+    affine, read = True, False  # of a later layer: what follows an earlier one can only be more
     for group in reversed(groups):
         last = next((info for info in reversed(group) if info.type not in _PASSING), group[-1])
         others = [info for info in group if info is not last] or _outermost(_inside(cuts, last))
         assert last.layout is not None
-        affine = affine and pooled_affine(LogitsOf(split.head(last.name), output), last.layout) is not None
+        follows = LogitsOf(split.head(last.name), output)
+        affine = affine and pooled_affine(follows, last.layout) is not None
+        mapped = last.grid != (1, 1)
+        read = read or (mapped and _reads_positions(partial(head_logits, follows, last.layout), last.layout))
         share = 1.0 if split.kind == "replay" else shares[last.name]
-        head = HeadCost(affine and not last.layout.prefix, share)
+        head = HeadCost(affine and not last.layout.prefix, share, read or not mapped)
         stages.insert(0, NetworkStage(last, tuple(info.name for info in others), head))
     return _recommended(stages)
 
@@ -119,6 +131,7 @@ def head_costs(networks: Iterable[Network]) -> dict[str, HeadCost]:
         name: HeadCost(
             network.pooled_affine is not None and not network.layout.prefix,
             1.0 if network.split_kind == "replay" else shares[name],
+            _reads_positions(network.head, network.layout),
         )
         for name, network in every.items()
     }
@@ -139,14 +152,26 @@ def shares_after(module: nn.Module, layers: Iterable[str], image: torch.Tensor) 
     return {name: 1 - count / total for name, count in done.items()}
 
 
+def _reads_positions(head: Callable[[torch.Tensor], torch.Tensor], layout: LayerLayout) -> bool:
+    """Whether other values at all positions but the class and register tokens change the logits."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, layout.positions, layout.channels, generator=generator)
+    y = torch.randn(x.shape, generator=generator)
+    y[:, : layout.prefix] = x[:, : layout.prefix]
+    with torch.no_grad():
+        return not torch.equal(head(x), head(y))
+
+
 def _recommended(stages: Sequence[NetworkStage]) -> list[NetworkStage]:
     """The stages, the one or two to begin with marked: the last with positions, and an earlier one."""
     found = list(stages)
-    mapped = [k for k, stage in enumerate(found) if stage.layer.grid != (1, 1)]
+    mapped = [k for k, stage in enumerate(found) if stage.layer.grid != (1, 1) and stage.head.read]
     if not mapped:
         return found
     last = mapped[-1]
-    found[last] = replace(found[last], begin="the last layer with positions: its concepts are nearest to the classes")
+    found[last] = replace(
+        found[last], begin="the last layer whose positions are read: its concepts are nearest to the classes"
+    )
     (h, w), grids = found[last].layer.grid, {found[k].layer.grid for k in mapped}
     if len(grids) > 1:
         rows, columns = found[mapped[-2]].layer.grid

@@ -158,6 +158,17 @@ def test_layers_are_shown_by_stage(run: Run, tiny_images: Callable[..., Path]) -
     )
 
 
+def test_a_layer_of_which_a_class_token_alone_is_read_is_said_so(
+    run: Run, tiny_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    ended = ok(run("extract --model tiny_net:tokens --layer ?"))
+    assert "1 + 4 × 4 8 272 kB reads no position" in " ".join(ended.out.split())
+    assert "*" not in ended.out
+    options = ("--data", tiny_images(6), "--out", tmp_path / "s.zarr", "--dry-run")
+    ended = ok(run("extract --model tiny_net:tokens --layer block", *options))
+    assert "reads no position of it: concepts found there do not reach the logits" in ended.out
+
+
 def test_layers_are_shown_without_weights(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     ended = ok(run("extract --model resnet18 --layer ?"))
