@@ -147,7 +147,9 @@ def _evaluate(
     entries: dict[str, dict[str, Any]] = {}
     for name, directions in subject.sets.items():
         again = {} if directions.found_again is None else {"found_again": directions.share_found_again}
-        about = {"method": directions.method, "directions": directions.count, "fitted_on": directions.fitted_on}
+        fingerprint = directions.info.get("store", {}).get("fingerprint") or subject.store.fingerprint
+        other = "" if fingerprint == subject.store.fingerprint else " (not the store evaluated)"
+        about = {"method": directions.method, "directions": directions.count, "fitted_on": directions.fitted_on + other}
         entries[name] = {**about, **again}
         for part in parts:
             entries[name] |= part.entries.get(name, {})

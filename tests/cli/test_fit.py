@@ -274,6 +274,10 @@ def test_two_halves_in_one_folder(run: Run, synthetic: Path, tmp_path: Path) -> 
     options = ("evaluate --ground-truth --store", synthetic, "--out", tmp_path / "e", "--directions")
     ended = ok(run(*options, halves[0], "--directions", halves[1]))
     assert "half1: fitted on part 1/2" in ended.out
+    assert "not the store" not in ended.out
+    make_synthetic(tmp_path / "other.zarr", SyntheticConfig(images=100))
+    other = ("evaluate --ground-truth --store", tmp_path / "other.zarr", "--out", tmp_path / "o", "--directions")
+    assert "not the store evaluated" in ok(run(*other, halves[0])).out
     (folder / "copy.safetensors").write_bytes(halves[0].read_bytes())
     fails(run(*options, halves[0], "--directions", folder / "copy.safetensors"), 2, "'copy'", "the same directions")
     (tmp_path / "half0.safetensors").write_bytes(halves[1].read_bytes())
