@@ -183,7 +183,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"{name}: fitted on {text_of(entry['fitted_on'])}"
         for name, entry in summary["directions"].items()
-        if "fitted_on" in entry
+        if entry.get("fitted_on", "unknown") != "unknown"
     ]
     scored = {n: e for n, e in summary["directions"].items() if "s1" in e}
     if scored:
