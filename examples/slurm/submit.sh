@@ -3,8 +3,8 @@
 #
 #   DATA=/data/places365/val_256 BRODEN=/data/broden1_224 WORK=$SCRATCH/places ./submit.sh
 #
-# Whatever is lost (a node, a preempted task, a time limit) is mended by running the same line again: what is done is
-# skipped, what was begun goes on. Options for every job, such as an account, go behind it: ./submit.sh --account=vision
+# After a lost node, a preempted task or a time limit, run the same line again: what is done is skipped, what was started
+# is resumed. Options for every job, such as an account, go behind it: ./submit.sh --account=vision
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from queue_stub import queue
 from tiny import write_broden
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,18 +149,14 @@ CHECKS = (
 )
 
 
-@pytest.mark.slow
-def test_the_jobs_as_they_are_pasted(place: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
-    (pasted,) = blocks("bash")
-    own, rest = pasted.split("\n", 1)
-    assert own.startswith("export DATA=")
-    work = tmp_path / "work"
-    folder, environment = place
-    environment = queue(tmp_path / "queue", {**environment, "WORK": str(work), "SLURM_GPUS_ON_NODE": "2"})
-    # eight small images have 392 positions: enough for 64 directions, not for 500
-    run(rest.replace("DIRECTIONS=500", "DIRECTIONS=64").replace("--array=0-7", "--array=0-2"), (folder, environment))
-    assert (work / "evaluation" / "report.html").is_file()
-    run('eddp verify "$WORK/acts.zarr"', (folder, environment))
+def test_the_jobs_of_a_cluster() -> None:
+    """What the scripts do is tested where they are; here: the README's line names one of them, and only what it reads."""
+    (block,) = blocks("bash")
+    script = ROOT / re.findall(r"\S+\.sh", block)[0]
+    assert os.access(script, os.X_OK)
+    text = script.read_text()
+    for name in re.findall(r"([A-Z]+)=", block):
+        assert f"${{{name}:" in text, name
 
 
 def test_make_targets_exist() -> None:
