@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,11 +174,11 @@ def test_without_poisoned_images_it_is_the_strongest_that_leaves_clean_ones_alon
         detectors(marked, [0]), head, clean, None, rectify=True, config=CorrectConfig(strength=0.3, shift=0.7)
     )
     assert (given.correction.strength, given.correction.shift) == (0.3, 0.7)
-    # grass is what meadows are known by: hardly any of it can be taken out
+    # grass is what meadows are known by: hardly any of it can be taken out; without any, it is a sea, not a tie
     harmful = study_correction(
         detectors(marked, [1], np.zeros(3, np.float32)),
         head,
-        clean,
+        replace(clean, logits=clean.logits + np.array([0, 1e-3], np.float32)),
         None,
         rectify=True,
         config=CorrectConfig(tolerance=0.0),
