@@ -11,8 +11,8 @@ from stores.directions import Directions
 
 ENOUGH = 300  # positions a direction; with fewer, known directions were not recovered (64 concepts, BENCHMARKS.md)
 AGAIN = 0.5  # share of the directions: fits of 1200 images have 0.56 to 0.73, of 200 images 0.42, of 48 images 0
-UNSEEN = 0.7  # bits above the loss of seen images: 0.1 to 0.3 with 1200 images, 1.1 with 200, 2.4 to 5.7 with 48
-TWINS = 0.25  # share of the directions: fits of 1200 images have about a tenth
+UNSEEN = 0.7  # bits above the loss of seen images: at most 0.3 with 1200 images, 1.1 with 200, 2.4 and more with 48
+TWINS = 0.25  # share of the directions: fits of 1200 images have at most a tenth
 COVERED = 0.5  # share of positions; fits of 1200 images have 0.98
 FEWER, MORE_IMAGES = "Take fewer --directions.", "Take more images, or fewer --directions."
 
