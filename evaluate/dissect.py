@@ -15,7 +15,8 @@ from evaluate.bootstrap import REPLICATES
 from evaluate.counts import Counts, count_images
 from evaluate.detector_bank import Bank, block_images
 from evaluate.dissection_batches import SPLITS, Material, Resolution, raster_size, upsample
-from evaluate.label_statistics import BINS, Chosen, Second, groups_of, second_images
+from evaluate.label_counters import BINS, Chosen, groups_of
+from evaluate.label_statistics import Second, second_images
 from evaluate.parallel import Scheduler, spread
 from extract.labels import Alignment
 from stores.errors import DatasetError

@@ -7,9 +7,7 @@ float32 ones good to about 2e-7 a logit. NaN stays NaN: a fit looks for it in it
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,8 @@ from numba import njit, types
 from numba.cpython.unsafe.numbers import trailing_zeros
 from numba.extending import overload
 
-# These flags keep NaN and infinity, others would not. Division by 0 is no exception: it would not vectorise.
-OPTIONS: Any = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
+from stores.jit import OPTIONS, compiled
+
 LN2 = math.log(2.0)
 BLOCK, ROWS = 4096, 64  # logits and rows worked on at a time; only their column sums are taken in the logits' precision
 PACK = np.uint64(0x0102040810204080)  # times eight bytes of 0 or 1: eight bits, in the highest byte
@@ -34,26 +32,6 @@ E2, E3, E4, E5, E6, E7 = np.array(
 )
 L0, L1, L2, L3, L4 = np.array([0.99999997054, -0.49999501517, 0.33319271343, -0.2484436989, 0.19111431081], np.float32)
 L5, L6, L7, L8 = np.array([-0.13674769705, 0.078361668009, -0.029588507387, 0.0052534577954], np.float32)
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` compiled on its first call, or taken from numba's cache on disk; no cache is never a reason to fail."""
-    uncached = njit(**OPTIONS)(function)  # not compiled before it is called
-    try:
-        ready = njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # no folder to write to
-        return uncached
-
-    @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
-        nonlocal ready
-        try:
-            return ready(*arguments)
-        except Exception:  # noqa: BLE001  # whatever a full disk or a damaged cache gives; a kernel's own errors come again
-            ready = uncached
-            return ready(*arguments)
-
-    return call
 
 
 def exp(x: float) -> float:

@@ -16,8 +16,9 @@ from slow_dissection import LABELS, WHOLE, Broden, naive_bilinear, naive_bin, na
 from evaluate.bootstrap import poisson_weights
 from evaluate.counts import Counts, count_images, no_counts
 from evaluate.detector_bank import make_bank
-from evaluate.dissect import BINS, Dissector, Resolution, Second
-from evaluate.label_statistics import groups_of, second_images
+from evaluate.dissect import BINS, SPLITS, Dissector, Resolution, Second
+from evaluate.label_counters import Chosen, CompiledCounter, ImageCounts, TorchCounter, groups_of
+from evaluate.label_statistics import second_images
 from evaluate.metrics import INTERPRETABLE, choose_labels, label_scores, score, summarise, union_rows
 from extract.labels import Alignment
 from extract.segmentation.broden import BrodenSource
@@ -232,6 +233,39 @@ def test_the_sums_of_parts_are_those_of_the_whole(three: Dissector, passed: tupl
             found = found + second_images(three.material, part, second.chosen)
         for name in SUMS:
             np.testing.assert_array_equal(getattr(found, name), getattr(second, name))
+
+
+@pytest.mark.parametrize(("grid", "mask"), [((2, 3), (7, 11)), ((1, 1), (6, 5)), ((5, 4), (40, 9)), ((3, 2), (3, 2))])
+def test_compiled_and_torch_count_the_same(
+    tmp_path: Path, make_broden: Broden, memory_reader: Reader, make_directions: Make,
+    grid: tuple[int, int], mask: tuple[int, int],
+) -> None:  # fmt: skip
+    """Any ratio of mask and grid, any box: up to a point that rounding puts into the next bin. And histograms that are full."""
+    g = np.random.default_rng(3)
+    source = make_broden(tmp_path / "b", LABELS, random_rows(g, 9, mask))
+    x = g.normal(size=(9, grid[0] * grid[1], 4)).astype(np.float32)
+    reader = memory_reader(x, grid)
+    sets = {"a": make_directions(g.normal(size=(4, 12)), g.normal(size=12))}
+    alignment = Alignment(source, {i: i for i in range(9)}, lambda image: (0.11, -0.07, 0.93, 1.2))
+    dissector = Dissector(reader, make_bank(sets, reader), alignment)
+    label_of = np.arange(12) // 2 - 1  # two detectors a label, two without one
+    chosen = Chosen(label_of, *dissector._logit_range(), groups_of(label_of, dissector.bank.slices))
+    counters = [kind(dissector.material, chosen) for kind in (CompiledCounter, TorchCounter)]
+    found: list[dict[int, ImageCounts]] = [{}, {}]
+    for counter, images in zip(counters, found, strict=True):
+        for block in dissector.material.blocks(range(9), "", splits=SPLITS):
+            images |= {image.number: image for image in counter.images(block.images)}
+            if isinstance(counter, CompiledCounter):
+                counter._points = 2**32 - 1
+    assert found[0].keys() == found[1].keys() != set()
+    for number, image in found[0].items():
+        np.testing.assert_array_equal(image.own, found[1][number].own)
+        np.testing.assert_array_equal(image.union, found[1][number].union)
+    for ours, theirs in zip(counters[0].histograms(), counters[1].histograms(), strict=True):
+        np.testing.assert_array_equal(ours.sum(2), theirs.sum(2))
+        moved = np.abs(np.cumsum(ours - theirs, 2))
+        assert moved.max() <= 1 + theirs.max()
+        assert moved.sum() <= 0.002 * theirs.sum()
 
 
 def test_groups_are_of_one_set_and_label() -> None:
