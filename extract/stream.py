@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class ExtractSummary:
     """What a run of ``extract`` did: images in its part of the store, those skipped, those done by this run.
 
     ``layers`` maps each layer to (N, P, C) of the complete store; ``missing`` of its ``chunks`` are still to be committed by
-    other shards: 0 once the store is sealed. ``about`` is what the run is about.
+    other shards: 0 once the store is sealed. ``about`` is what the run is about. ``waited`` is for how many seconds the network
+    had no images, because decoding is slower than it (None on a cluster).
     """
 
     images: int
@@ -50,6 +51,7 @@ class ExtractSummary:
     missing: int
     chunks: int
     about: dict[str, Any]
+    waited: float | None = None
 
 
 def extract(
@@ -98,9 +100,9 @@ def fill(
     ``measured`` is called with images a second, once a few batches have been run. Raises as ``extract`` once it has started.
     """
     batch_size = batch_size_of(writer, plan.config)
-    done = 0 if writer.sealed else _run(plan, writer, batch_size, progress, measured)
+    done, waited = (0, 0.0) if writer.sealed else _run(plan, writer, batch_size, progress, measured)
     missing = 0 if writer.seal_if_complete() else len(writer.missing(anywhere=True))
-    return summary_of(plan, writer, writer.span, done, batch_size, missing)
+    return replace(summary_of(plan, writer, writer.span, done, batch_size, missing), waited=waited)
 
 
 def summary_of(
@@ -137,14 +139,16 @@ def batches_of(images: range, size: int) -> list[range]:
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress, measured: Callable[[float], None]) -> int:
-    """Fill every missing chunk of this writer; returns the number of images done."""
+def _run(
+    plan: Plan, writer: StoreWriter, size: int, progress: Progress, measured: Callable[[float], None]
+) -> tuple[int, float]:
+    """Fill every missing chunk of this writer; returns the number of images done, and the seconds without images to run."""
     missing = {k: images_of(k, writer) for k in writer.missing()}
     before = sum(len(images_of(k, writer)) for k in writer.span if k not in missing)
     total = before + sum(map(len, missing.values()))
     on_gpu = plan.config.device.startswith("cuda")
     batches = [batch for images in missing.values() for batch in batches_of(images, size)]
-    done, warm, start = 0, 0, 0.0
+    done, warm, start, waited = 0, 0, 0.0, 0.0
     progress("extraction", before, total)  # from here on: what is reported later was done by this run
     with (
         closing(
@@ -171,7 +175,9 @@ def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress, measure
 
         chunk: Chunk | None = None
         behind: deque[tuple[Chunk, Batch, list[Outcome]]] = deque()
+        asked = time.perf_counter()
         for batch in stream:
+            waited += time.perf_counter() - asked
             if batch.reasons and plan.config.on_bad_image == "fail":
                 row, reason = next(iter(batch.reasons.items()))
                 raise ImageError(
@@ -185,9 +191,10 @@ def _run(plan: Plan, writer: StoreWriter, size: int, progress: Progress, measure
             behind.append((chunk, batch, outcomes))
             if len(behind) > int(on_gpu):  # a GPU works on this batch while the previous one is stored
                 store(*behind.popleft())
+            asked = time.perf_counter()
         while behind:
             store(*behind.popleft())
-    return done
+    return done, waited
 
 
 def sampled_positions(spec: LayerSpec, image: int, seed: int) -> np.ndarray:

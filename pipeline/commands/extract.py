@@ -225,6 +225,7 @@ def _report(run: Run, summary: ExtractSummary, out: Path, as_json: bool) -> None
         "done_now": summary.done_now,
         "batch_size": summary.batch_size,
         "missing_chunks": summary.missing,
+        "seconds_waiting_for_images": None if summary.waited is None else round(summary.waited, 2),
         "about": summary.about,
     }
     record = run.write(result=result, rates=_rates(run, summary))
@@ -241,7 +242,9 @@ def _report(run: Run, summary: ExtractSummary, out: Path, as_json: bool) -> None
         echo(f"{name}: {shape[0]} images × {shape[1]} positions × {shape[2]} channels")
     echo(
         f"{summary.images} images ({len(summary.skipped)} skipped), {readable(summary.bytes)}, "
-        f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB"
+        f"{format_seconds(run.seconds)}"
+        + (f" ({format_seconds(summary.waited)} of it waiting for images)" if (summary.waited or 0) >= 1 else "")
+        + f", peak memory {record['peak_memory_mib']} MiB"
     )
     if summary.missing:
         echo(
