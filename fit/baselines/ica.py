@@ -97,9 +97,9 @@ class ICA(Fitter[ICAConfig]):
                 "ICA did not converge in %d iterations: raise --set iterations=, or ask for fewer --directions",
                 ica.n_iter_,
             )
-        # |s| + log(1 + e^(−2|s|)) − log 2 is log cosh s, and does not overflow
-        contrast = (np.abs(sources) + np.log1p(np.exp(-2 * np.abs(sources))) - np.log(2)).mean(0, dtype=np.float64)
-        skewness = skew(sources.astype(np.float64))
+        # one by one: float64 copies of all of them would need more memory than FastICA; log(e^s + e^−s) − log 2 is log cosh s
+        columns = (column.astype(np.float64) for column in sources.T)
+        contrast, skewness = np.array([(np.logaddexp(s, -s).mean() - np.log(2), skew(s)) for s in columns]).T
         order = np.argsort(-np.abs(contrast - GAUSSIAN), kind="stable")[: config.components]
         upward = np.where(skewness < 0, -1.0, 1.0)
         chosen = torch.from_numpy((ica.components_ * upward[:, None])[order].T.astype(np.float64))  # (r, components)

@@ -59,7 +59,7 @@ class NMF(Fitter[NMFConfig]):
 
         config = self.config
         moments = statistics(reader, device=config.device, progress=progress)
-        x = reader.sampled_rows(config.max_rows, config.seed).astype(np.float32)
+        x = reader.sampled_rows(config.max_rows, config.seed).astype(np.float32, copy=False)
         lowest, negative_share = float(x.min()), float((x < 0).mean())
         if lowest < 0 and config.negative == "refuse":
             raise FitError(
@@ -77,7 +77,9 @@ class NMF(Fitter[NMFConfig]):
             warnings.simplefilter("ignore")  # that it has not converged: ``iterations`` in the file says so
             nmf.fit(x)
         parts = torch.from_numpy(nmf.components_.astype(np.float64))
-        total = float(np.square(x - x.mean(0), dtype=np.float64).sum())
+        mean = x.mean(0, dtype=np.float64)
+        # in parts: float64 copies of all rows would need more memory than the factorisation
+        total = sum(float(np.square(part - mean).sum()) for part in np.array_split(x, -(-len(x) // 4096)))
         return self.fitted(
             reader,
             filters=torch.linalg.pinv(F.normalize(parts, dim=1)),

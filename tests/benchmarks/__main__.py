@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.benchmarks import (
+    baselines,
     chain,
     dissection,
     extraction,
@@ -31,6 +32,7 @@ SUITES = {
     "objects": objects.rows,
     "extraction": extraction.rows,
     "fitting": fitting.rows,
+    "baselines": baselines.rows,
     "ranks": ranks.rows,
     "sae": sae.rows,
     "influence": influence.rows,

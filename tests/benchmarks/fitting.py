@@ -1,4 +1,4 @@
-"""A full-batch step against its bare matrix products and against plain autograd; k-means against FAISS itself."""
+"""A full-batch step against its bare matrix products and against plain autograd."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import torch
 import torch.nn.functional as F
 
-from fit.clustering import spherical_kmeans
 from fit.losses import (
     RowWeights,
     column_gradient,
@@ -145,7 +143,7 @@ def extra_memory_apart(name: str, n: int, r: int, i: int) -> float:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
 
 
-def steps() -> Iterator[Row]:
+def rows(folder: Path) -> Iterator[Row]:
     for n, r, i in ((50_000, 64, 64), (100_000, 512, 256)):
         shape = f"{n:,} × {r} × {i}".replace(",", " ")
         for state, name in ((fit_like, "as in a fit"), (random, "a quarter positive")):
@@ -169,20 +167,6 @@ def steps() -> Iterator[Row]:
         yield Row(f"peak memory of that step, {shape}", "autograd", c / a, "higher", f"{a:.0f} MB, {c:.0f} MB")
     a, c = (extra_memory_apart("again", n, 512, 256) for n in (1_000_000, 100_000))
     yield Row("peak memory of a step, 1 000 000 × 512 × 256", "100 000 positions", a / c, "lower", f"{a:.0f} MB")
-
-
-def rows(folder: Path) -> Iterator[Row]:
-    yield from steps()
-    g = torch.Generator().manual_seed(0)
-    y = torch.randn(65_536, 64, generator=g)
-    unit = F.normalize(y, dim=1).numpy()
-
-    def plain() -> None:
-        kmeans = faiss.Kmeans(64, 64, niter=25, nredo=3, spherical=True, seed=1, max_points_per_centroid=1024)
-        kmeans.train(unit)
-
-    a, c = in_turns(lambda: spherical_kmeans(y, 64, seed=0), plain, repeats=3)
-    yield Row("spherical k-means, 65 536 × 64, 64 clusters", "faiss.Kmeans", a / c, "lower", f"{1000 * a:.0f} ms")
 
 
 if __name__ == "__main__":
