@@ -49,7 +49,7 @@ def spherical_kmeans(
     """
     norms = rows.norm(dim=1)
     alive = norms > 1e-6 * norms.mean().clamp_min(1e-30)
-    unit = F.normalize(rows[alive], dim=1)
+    unit = rows[alive].div_(norms[alive, None])
     train = unit
     limit = k * points_per_centroid
     if len(unit) > limit:
