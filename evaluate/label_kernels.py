@@ -45,11 +45,18 @@ def axis(cells: int, points: int) -> Axis:
 def _weigh(maps, row, down, across, weights):  # type: ignore[no-untyped-def]
     """The points of each place, where the label of a row of ``maps`` is not and where it is; −1 for a label that is not there."""
     weights[:] = NONE
-    columns = len(across.place)
+    columns, last = len(across.place), len(across.cell) - 1
+    first = 0  # how many points the first place has more than one; all but the last have one
+    while first + 1 < columns and across.place[first + 1] == 0:
+        first += 1
     for y in range(len(down.place)):
-        line = weights[down.place[y]]
-        for x in range(columns):
-            line[across.place[x]] += ON if row >= 0 and maps[row, y * columns + x] else OFF
+        at, start = down.place[y], y * columns
+        for x in range(first):
+            weights[at, 0] += ON if row >= 0 and maps[row, start + x] else OFF
+        for x in range(last + 1):
+            weights[at, x] += ON if row >= 0 and maps[row, start + first + x] else OFF
+        for x in range(first + last + 1, columns):
+            weights[at, last] += ON if row >= 0 and maps[row, start + x] else OFF
 
 
 @njit(**OPTIONS)
