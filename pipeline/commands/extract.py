@@ -243,7 +243,11 @@ def _report(run: Run, summary: ExtractSummary, out: Path, as_json: bool) -> None
     echo(
         f"{summary.images} images ({len(summary.skipped)} skipped), {readable(summary.bytes)}, "
         f"{format_seconds(run.seconds)}"
-        + (f" ({format_seconds(summary.waited)} of it waiting for images)" if (summary.waited or 0) >= 1 else "")
+        + (
+            f" ({format_seconds(summary.waited)} of it waiting for images)"
+            if summary.waited and summary.waited >= 1
+            else ""
+        )
         + f", peak memory {record['peak_memory_mib']} MiB"
     )
     if summary.missing:
