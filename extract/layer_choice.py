@@ -47,7 +47,7 @@ class HeadCost:
             return "pooling and an affine map: contributions and influence are exact and fast"
         if not self.read:
             return "run by the model, which reads no position of it: concepts found there do not reach the logits. Choose an earlier layer"
-        return f"run by the model, {self.brief}: influence takes as much for every image, direction and step"
+        return f"run by the model, {self.brief}: influence takes that for every image, direction and step"
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ class Plan:
     @cached_property
     def about(self) -> dict[str, Any]:
         """What the extraction is about; see ``extract.overview``."""
-        return overview(self.source, self.classes, list(self.networks.values()))
+        found = overview(self.source, self.classes, list(self.networks.values()))
+        return {**found, "rows": [*found["rows"], ["forward pass", str(self.inference)]]}
 
     @cached_property
     def store(self) -> StorePlan:

@@ -62,7 +62,7 @@ def _stage_lines(stages: Sequence[NetworkStage], images: int, config: ExtractCon
     return [
         *lines,
         "What follows a layer gives the logits. Pooling and an affine map: contributions and influence are exact and fast. Anything",
-        "else is run by the model: influence takes as much for every image, direction and step. Where it reads no position (but a",
+        "else is run by the model: influence takes that for every image, direction and step. Where it reads no position (but a",
         "class token), concepts found at positions do not reach the logits.",
         f"--layer '{shown[-1].layer.name}?' lists all layers whose names begin so.",
     ]
