@@ -20,12 +20,14 @@ def known(value: Any) -> bool:
 
 
 def number(value: Any) -> str:
-    """A number for a table: counts as they are, the rest with three decimals or two digits; a dash for none."""
+    """A number for a table: counts as they are, the rest with three decimals, large ones in four digits, small ones in two; a dash for none."""
     if not known(value):
         return DASH
     if isinstance(value, Integral):
         return str(int(value))
     value = float(value)
+    if abs(value) >= 100:
+        return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
 
 

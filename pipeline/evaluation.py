@@ -198,6 +198,12 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             cells = (f"{number(entry.get(k)):>10}" for k in keys)
             lines.append(f"{name:<{width}}" + "".join(cells))
     lines += influence_lines(summary)
+    lines += [
+        f"{name}: monosemanticity {number(entry.get('monosemanticity'))} (over all pairs of images "
+        f"{number(entry.get('monosemanticity_baseline'))}), in the features of {entry['monosemanticity_encoder']}"
+        for name, entry in summary["directions"].items()
+        if "monosemanticity_encoder" in entry
+    ]
     for name, entry in summary["directions"].items():
         if "ground_truth" in entry:
             found = entry["ground_truth"]

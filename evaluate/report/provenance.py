@@ -13,6 +13,7 @@ from stores.directions import HEADER, Directions
 from stores.store import ActivationStore
 from stores.tables import TableError, read_table
 
+DIGEST = 19  # characters shown of one
 # entries of a file's header that are shown elsewhere, or in parts
 APART = (*HEADER, "config", "diagnosis", "run", "store")
 
@@ -27,9 +28,9 @@ def store_facts(store: ActivationStore, layer: str) -> dict[str, str]:
         facts["Synthetic"] = ", ".join(f"{key} {value}" for key, value in made["synthetic"].items())
     else:
         source = str(made.get("weights_source", made.get("weights")))
-        facts["Weights"] = f"{Path(source).name} ({str(made.get('weights_digest', ''))[:19]}…)"
+        facts["Weights"] = f"{Path(source).name} ({str(made.get('weights_digest', ''))[:DIGEST]}…)"
     facts["Layer"] = f"{spec.name}: {spec.grid[0]} × {spec.grid[1]} positions, {spec.channels} channels"
-    facts["Store"] = f"{store.path.name}, {int(store.valid.sum())} images, {store.fingerprint[:19]}…"
+    facts["Store"] = f"{store.path.name}, {int(store.valid.sum())} images, {store.fingerprint[:DIGEST]}…"
     if dataset:
         facts["Images"] = f"{Path(dataset['path']).name} ({dataset['kind']}, {dataset['images']} images)"
     return facts
@@ -97,4 +98,7 @@ def _text(value: Any) -> str:
         return " × ".join(_text(one) for one in value) if len(value) == 2 else ", ".join(_text(one) for one in value)
     if value is None:
         return "none"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return f"{text[:DIGEST]}…" if text.startswith("sha256:") else text

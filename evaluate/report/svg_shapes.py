@@ -78,27 +78,24 @@ def interval(low: float, middle: float, high: float, scale: float) -> Markup:
 def scatter(places: Sequence[tuple[float, float]], points: Sequence[Mapping[str, str | int]], text: str) -> Markup:
     """A map of links: each point a shape of its category's number, with its name next to it where there is room, else when pointed at.
 
+    Names of class ``first`` have room at twice the size, for a narrow window.
+
     ``places`` in the unit square, both axes drawn on one scale, the longer way lying down. ``points``: ``href``, ``name``, ``title``, ``colour`` (0-9 or "none"), ``shape`` (0-9), in the order of ``places``; the first ones
     get their names first.
     """
     width, height, margin = 900, 540, 46
     at = _fitted(places, width, height, margin)
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at]
+    names = [str(point["name"]) for point in points]
+    names = [name if len(name) <= 18 else name[:17] + "…" for name in names]
+    large = _sides(at, names, width, 2, {})
+    sides = _sides(at, names, width, 1, large)
     parts = []
     for k, ((x, y), point) in enumerate(zip(at, points, strict=True)):
-        name = str(point["name"])
-        short = name if len(name) <= 18 else name[:17] + "…"
-        length = 7.1 * len(short)
-        shown, side = "", 1 if x < width * 0.8 else -1
-        for way in (1, -1):
-            left = x + 9 if way > 0 else x - 9 - length
-            box = (left, y - 7, left + length, y + 7)
-            inside = left > 2 and left + length < width - 2
-            if inside and not any(_overlap(box, other) for j, other in enumerate(taken) if j != k):
-                taken.append(box)
-                shown, side = " shown", way
-                break
-        named = element("text", short, x=x + 9 * side, y=y + 4, text_anchor="end" if side < 0 else None)
+        side = sides.get(k) or (1 if x < width * 0.8 else -1)
+        shown = " shown first" if k in large else " shown" if k in sides else ""
+        named = element(
+            "text", names[k], x=x, y=y, dx=f"{side * 0.8}em", dy=".35em", text_anchor="end" if side < 0 else None
+        )
         mark = element("path", d=_shape(int(point["shape"]), x, y))
         parts.append(
             element(
@@ -107,6 +104,29 @@ def scatter(places: Sequence[tuple[float, float]], points: Sequence[Mapping[str,
             )
         )  # fmt: skip
     return element("svg", *parts, class_="map", viewBox=f"0 0 {width} {height}", role="group", aria_label=text)
+
+
+def _sides(
+    at: Sequence[tuple[float, float]], names: Sequence[str], width: int, size: float, before: Mapping[int, int]
+) -> dict[int, int]:
+    """On which side of its point (1: right, −1: left) a name has room, text and shapes ``size`` times as large; ``before`` are placed."""
+
+    def box(k: int, side: int) -> tuple[float, float, float, float]:
+        x, y = at[k]
+        near, far = x + 9 * size * side, x + (9 + 7.1 * len(names[k])) * size * side
+        return min(near, far), y - 7 * size, max(near, far), y + 7 * size
+
+    points = [(x - 7 * size, y - 7 * size, x + 7 * size, y + 7 * size) for x, y in at]
+    found, taken = dict(before), [box(k, side) for k, side in before.items()]
+    for k in range(len(at)):
+        for side in () if k in found else (1, -1):
+            mine = box(k, side)
+            others = [*taken, *points[:k], *points[k + 1 :]]
+            if mine[0] > 2 and mine[2] < width - 2 and not any(_overlap(mine, other) for other in others):
+                found[k] = side
+                taken.append(mine)
+                break
+    return found
 
 
 def _fitted(places: Sequence[tuple[float, float]], width: int, height: int, margin: int) -> list[tuple[float, float]]:

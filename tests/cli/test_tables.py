@@ -66,7 +66,7 @@ def test_the_comparison_holds_all_files_and_stability_the_pair_of_one_method(
     run: Run, fitted: tuple[Path, Path, list[object]], tmp_path: Path
 ) -> None:
     broden, store, files = fitted
-    ok(run("evaluate --store", store, *files, "--broden", broden, "--monosemanticity"))
+    told = ok(run("evaluate --store", store, *files, "--broden", broden, "--monosemanticity")).out
     out = tmp_path / "evaluation"
     compared = pyarrow.parquet.read_table(out / "comparison.parquet").to_pylist()
     assert [row["directions"] for row in compared] == ["one", "two", "pca"]
@@ -81,6 +81,8 @@ def test_the_comparison_holds_all_files_and_stability_the_pair_of_one_method(
     )
     assert "stability" not in summary["pca"]
     assert -1 <= summary["pca"]["monosemanticity"] <= 1
+    for key in ("monosemanticity", "monosemanticity_baseline"):
+        assert f"{summary['pca'][key]:.3f}" in next(line for line in told.splitlines() if "pca: monosem" in line)
     rows = pyarrow.parquet.read_table(out / "directions.parquet").to_pylist()
     again = {name: [row["found_again"] for row in rows if row["directions"] == name] for name in summary}
     assert again["one"] == again["pca"] == [None] * 3
