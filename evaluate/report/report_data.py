@@ -9,6 +9,7 @@ from evaluate.compare import Comparison
 from evaluate.report.logit_histograms import Histogram
 
 Row = dict[str, Any]  # of a table of the evaluation
+MOVED = 0.001  # change of a class's probability that makes a page of it
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ class ClassPage:
     right: int = -1
     tiles: list[Tile] = field(default_factory=list)
     pushes: list[Push] = field(default_factory=list)
+
+    @property
+    def shown(self) -> bool:
+        """Whether it has a page: it has images, or a direction moves it by ``MOVED``."""
+        return max(self.predicted, self.labelled) > 0 or any(abs(push.change) >= MOVED for push in self.pushes)
 
 
 @dataclass(frozen=True)

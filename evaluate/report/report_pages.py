@@ -13,7 +13,7 @@ from evaluate.number_format import DASH, known, minus, number, url
 from evaluate.report import svg_charts as charts
 from evaluate.report import svg_shapes as figures
 from evaluate.report.page_layout import COLOURS, category_colours, complaints, iou_scale, ordered, scalars
-from evaluate.report.report_data import ClassPage, Direction, Push, Site
+from evaluate.report.report_data import MOVED, ClassPage, Direction, Push, Site
 from evaluate.report.report_images import EXAMPLE, GAP, SMALL, STRIP, TILE
 from evaluate.web_page import environment, render_page, resource
 
@@ -37,8 +37,8 @@ def pages(site: Site) -> Iterator[tuple[str, bytes]]:
         yield direction_page(i), book.direction(i)
     if site.classes:
         yield "classes.html", book.classes()
-    for k in range(len(site.classes)):
-        yield class_page(k), book.of_class(k)
+    for k, c in enumerate(book.classes_shown):
+        yield class_page(c.number), book.of_class(k)
 
 
 def start_page(title: str, facts: Mapping[str, str], sites: Sequence[Site]) -> bytes:
@@ -100,6 +100,7 @@ class _Book:
         self.templates.globals.update(self.shared)
         self.suspects_of = _grouped([{**row, "index": i} for row in site.suspects for i in row["indices"]], "index")
         self.suspects_for = _grouped(site.suspects, "class")
+        self.classes_shown = [c for c in site.classes if c.shown]
 
     def page(self, file: str, *, here: str = "", root: str = "", **more: Any) -> bytes:
         return self.templates.get_template(file).render(here=here, root=root, **more).encode("utf-8", "replace")
@@ -138,13 +139,13 @@ class _Book:
         )
 
     def of_class(self, k: int) -> bytes:
-        c = self.site.classes[k]
+        c = self.classes_shown[k]
         return self.page(
             "class.html",
             root="../",
             c=c,
-            **_neighbours(self.site.classes, k, lambda c: (class_page(c.number), c.name)),
-            suspects=self.suspects_for.get(k, []),
+            **_neighbours(self.classes_shown, k, lambda c: (class_page(c.number), c.name)),
+            suspects=self.suspects_for.get(c.number, []),
             push_scale=max((abs(p.change) for p in c.pushes), default=0.0),
         )
 
@@ -152,7 +153,9 @@ class _Book:
         known = [c for c in self.site.classes if c.labelled >= 0]
         labelled = sum(c.labelled for c in known)
         accuracy = sum(c.right for c in known) / labelled if labelled else None
-        return self.page("classes.html", here="classes", accuracy=accuracy, labelled=labelled, extremes=_extremes)
+        return self.page(
+            "classes.html", here="classes", accuracy=accuracy, labelled=labelled, extremes=_extremes, least=MOVED
+        )
 
     def _point(self, d: Direction) -> dict[str, str | int]:
         colour: int | str = self.colours.get(d.category, "none")

@@ -84,7 +84,7 @@ def bare() -> Site:
                "candidates": [], "pushes": {}, "up": [], "influence": NAN, "steer": None}  # fmt: skip
     one = direction(0, **nothing, tiles=[Tile("", "a.jpg", 1.0)], near={"signal": [], "filter": []})
     return site(
-        directions=[one], classes=[ClassPage(0, "class 0", 0)], places=[(0.5, 0.5)], per_category=[], suspects=[], diagnosis={}, log={},
+        directions=[one], classes=[ClassPage(0, "class 0", 1)], places=[(0.5, 0.5)], per_category=[], suspects=[], diagnosis={}, log={},
         influence=None, random=None, comparison=compare({"directions": {"eddp": {"method": "eddp", "directions": 1}}}),
         definitions=definitions("pairs", "site", "diagnosis"),
     )  # fmt: skip
@@ -245,6 +245,21 @@ def test_there_is_a_page_for_each_direction_and_class() -> None:
     texts = rendered(site())
     expected = {"index.html", "fit.html", "definitions.html", "classes.html", "style.css", "script.js"}
     assert set(texts) == expected | {direction_page(i) for i in (0, 1)} | {class_page(k) for k in (0, 1)}
+
+
+def test_a_class_without_images_that_hardly_anything_moves_has_no_page_and_no_link() -> None:
+    moved, still = (
+        ClassPage(k, name, 0, pushes=[Push(0, change, True, False, False)])
+        for k, name, change in ((2, "moved", -0.001), (3, "still", 0.0009))
+    )
+    pushed = direction(0, pushes={"signal": [Push(k, 0.1, True, True, True) for k in (2, 3)]})
+    texts = rendered(site(classes=[*site().classes, moved, still], directions=[pushed, direction(1)]))
+    assert [class_page(k) in texts for k in range(4)] == [True, True, True, False]
+    for path in ("classes.html", direction_page(0)):
+        assert class_page(2) in texts[path]
+        assert class_page(3) not in texts[path]
+        assert "still" in texts[path]
+    assert 'rel="next"' not in texts[class_page(2)]
 
 
 def test_nothing_is_asked_of_the_network_and_no_page_brings_code() -> None:
