@@ -6,6 +6,7 @@ Files are named by numbers, and the content policy allows no script and no style
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from evaluate.web_page import environment, render_page, resource
 
 P = TypeVar("P", Direction, ClassPage)
 PUSHED = 3  # classes named on a direction's card
+CONCEPTS = 60  # with a bar; more are counted
 SUSPECTS = 12  # shown with pictures; more are named
 
 
@@ -118,6 +120,8 @@ class _Book:
             unlabelled=any(not d.category for d in shown),
             found=complaints(site.diagnosis),
             tallest=max((n for _, _, n in site.per_category), default=1) or 1,
+            concepts=_concepts(shown),
+            concepts_shown=CONCEPTS,
             most_pushed=_most_pushed,
             listed=SUSPECTS,
             moved=_moved(site),
@@ -200,6 +204,12 @@ FORMATS: dict[str, Any] = {
     "cosine": cosine, "ends": ends, "attribute": attribute, "floor": floor, "shown": shown, "page": direction_page,
     "class_page": class_page,
 }  # fmt: skip
+
+
+def _concepts(directions: Sequence[Direction]) -> list[tuple[str, str, int]]:
+    """Label, category and number of interpretable directions of each concept, most directions first."""
+    counted = Counter((d.label, d.category) for d in directions if d.interpretable)
+    return [(*concept, count) for concept, count in sorted(counted.items(), key=lambda one: (-one[1], one[0]))]
 
 
 def _most_pushed(d: Direction) -> list[Push]:

@@ -166,8 +166,8 @@
   const follow = () => {
     restore();
     show();
+    if (view().length) one("#directions")?.scrollIntoView();
   };
   addEventListener("hashchange", follow);
   follow();
-  if (view().length) one("#directions")?.scrollIntoView();
 })();

@@ -163,7 +163,7 @@ def test_every_link_leads_somewhere(make: Any) -> None:
             target, _, part = link.partition("#")
             there = posixpath.normpath(posixpath.join(posixpath.dirname(path), unquote(target))) if target else path
             assert there in texts, (path, link)
-            assert not part or part in ids[there], (path, link)
+            assert not part or part.startswith("q=") or part in ids[there], (path, link)  # q=: a search
 
 
 def test_a_share_is_never_said_to_be_more_than_it_is() -> None:
@@ -260,6 +260,16 @@ def test_a_class_without_images_that_hardly_anything_moves_has_no_page_and_no_li
         assert class_page(3) not in texts[path]
         assert "still" in texts[path]
     assert 'rel="next"' not in texts[class_page(2)]
+
+
+def test_directions_are_counted_by_concept() -> None:
+    named = [("sky", "object"), ("sea & land", "scene"), ("sky", "object"), ("rock", "object")]
+    many = [
+        direction(i, label=label, category=category, interpretable=i < 3) for i, (label, category) in enumerate(named)
+    ]
+    text = rendered(site(directions=many, places=[(0.1 * i, 0.5) for i in range(4)]))["index.html"]
+    found = re.findall(r'<a class="who" href="(.+?)"><bdi>(.+?)</bdi>.*?width="(\d+)".*?class="sum">(\d+)<', text)
+    assert found == [("#q=sky", "sky", "100", "2"), ("#q=sea%20%26%20land", "sea &amp; land", "50", "1")]
 
 
 def test_nothing_is_asked_of_the_network_and_no_page_brings_code() -> None:
