@@ -269,7 +269,7 @@ def test_directions_are_counted_by_concept() -> None:
     ]
     text = rendered(site(directions=many, places=[(0.1 * i, 0.5) for i in range(4)]))["index.html"]
     found = re.findall(r'<a class="who" href="(.+?)"><bdi>(.+?)</bdi>.*?width="(\d+)".*?class="sum">(\d+)<', text)
-    assert found == [("#q=sky", "sky", "100", "2"), ("#q=sea%20%26%20land", "sea &amp; land", "50", "1")]
+    assert found == [("#q=sky", "sky", "100", "2"), ("#q=sea+%26+land", "sea &amp; land", "50", "1")]
 
 
 def test_nothing_is_asked_of_the_network_and_no_page_brings_code() -> None:
