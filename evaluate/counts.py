@@ -22,7 +22,7 @@ class Counts:
 
     ``both`` (2, J, L): positions where detector and label are on; ``detector`` (2, J, G): detector's positions in images
     annotated in a category; ``label`` (2, L): label's positions; ``points`` (2, G): positions of annotated images.
-    ``images`` (2,): images seen; ``covered``, ``active``, ``positions``: for coverage and redundancy, over the grid, per
+    ``images`` (2,): images seen; ``shown`` (2, L): images that show each label; ``covered``, ``active``, ``positions``: for coverage and redundancy, over the grid, per
     direction set; ``positive`` (J,): each detector's positions on the grid. ``low``, ``high`` (J,): the smallest and the
     largest logit on the grid, of all images of the store.
     """
@@ -43,6 +43,7 @@ class Counts:
     positive: np.ndarray = field(default_factory=lambda: np.zeros(0))
     low: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     high: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    shown: np.ndarray = field(default_factory=lambda: np.zeros((2, 0), np.int64))
 
     @property
     def share(self) -> np.ndarray:
@@ -76,6 +77,7 @@ class Counts:
             positive=self.positive + other.positive,
             low=np.minimum(self.low, other.low),
             high=np.maximum(self.high, other.high),
+            shown=self.shown + other.shown,
         )
 
 
@@ -98,6 +100,7 @@ def no_counts(material: Material) -> Counts:
         positive=np.zeros(j),
         low=np.full(j, np.inf, np.float32),
         high=np.full(j, -np.inf, np.float32),
+        shown=np.zeros((2, n_labels), np.int64),
     )
 
 
@@ -130,7 +133,9 @@ def _count_image(counts: Counts, material: Material, shown: LabelledImage) -> No
     """One image: detectors that are nowhere positive on the grid are so on the raster, and cost nothing."""
     columns = np.array([material.column[int(n)] for n in shown.numbers], np.intp)
     maps = with_ones(material, shown.maps)
-    counts.label[shown.split][columns] += maps[:-1].sum(1).double().cpu().numpy()
+    size = maps[:-1].sum(1).double().cpu().numpy()
+    counts.label[shown.split][columns] += size
+    counts.shown[shown.split][columns] += size > 0
     at = np.array([material.categories.index(category) for category in shown.categories], np.intp)
     counts.points[shown.split][at] += shown.points
     counts.images[shown.split] += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
-from evaluate.glossary import BAU, COMMON, EDDP, MEASURES, RCAV, VAL, Term
+from evaluate.glossary import BAU, COMMON, EDDP, MEASURES, RCAV, SIGNIFICANT, VAL, Term
 from stores.io import write_atomically, write_json
 
 
@@ -58,6 +58,8 @@ _DRAWN = {"signal": "the signal vector", "filter": "the filter", "random": "rand
 TABLES = {
     "directions": Table("One row a direction: its label, and its scores.", {
         "number": Term("integer", "", "Number of the label in the concept dataset; 0 for none."),
+        "images_val": Term("integer", "images", f"Images that show the label, {VAL}."),
+        "positions_val": Term("integer", "points", f"Points of the masks (or positions of the layer, with --resolution feature) that carry the label, {VAL}."),
         "iou_low": Term("number", "share", "Lower end of the confidence interval of iou_val."),
         "iou_high": Term("number", "share", "Upper end of the confidence interval of iou_val."),
         "interpretable": Term("boolean", "", "Whether iou_val exceeds 0.04.", BAU),
@@ -68,6 +70,9 @@ TABLES = {
     "labels": Table("One row a direction and label: the labels of largest IoU on the train split.", {
         "rank": Term("integer", "", "1 for the label of largest IoU on the train split, and so on."),
         "label": Term("string", "", "A label that the direction could carry.", BAU),
+        "images_val": Term("integer", "images", f"Images that show the label, {VAL}."),
+        "positions_val": Term("integer", "points", f"Points of the masks (or positions of the layer, with --resolution feature) that carry the label, {VAL}."),
+        "as_good": Term("boolean", "", "Whether iou_val reaches the confidence interval of the direction's label (rank 1, whose own row is true)."),
     }),
     "categories": Table("One row a file and category.", {
         "distinct": Term("integer", "labels", "Different labels of the category among the interpretable directions.", BAU),
@@ -91,6 +96,7 @@ TABLES = {
         "score": _SCORE,
         "logit_change": Term("number", "logit", "Mean change of the class's logit over the images."),
         "probability_change": _CHANGE,
+        "significant": Term("boolean", "", f"Both significant_max and significant_random: {SIGNIFICANT}"),
         "p_paper": Term("number", "probability", "Share of the detector's null directions with an absolute score at least as large; 0 where none has.", RCAV),
         "p": Term("number", "probability", "(b + 1) / (N + 1), b of N null directions with an absolute score at least as large (Phipson & Smyth 2010)."),
         "p_holm": Term("number", "probability", "p adjusted for the tests of the file, role and step (Holm 1979)."),
@@ -109,12 +115,10 @@ TABLES = {
     }),
     "influence_directions": Table("One row a direction, role and step: on how many classes it acts, and on which most.", {
         "nulls": Term("integer", "directions", "Null directions of the detector; 0 where its positives were too few to train any."),
-        "classes_positive": Term("integer", "classes", "Classes with significant_paper and a positive score.", EDDP),
-        "classes_negative": Term("integer", "classes", "Classes with significant_paper and a negative score.", EDDP),
-        "classes_bh": Term("integer", "classes", "Classes with significant_bh."),
-        "classes_t": Term("integer", "classes", "Classes with significant_t."),
-        "classes_max": Term("integer", "classes", "Classes with significant_max."),
-        "classes_random": Term("integer", "classes", "Classes with significant_random."),
+        "alpha_relative": Term("number", "typical distances", "alpha over the root mean square distance of the layer's activations from their mean."),
+        "significant": Term("integer", "classes", "Classes with significant in the table influence."),
+        "significant_raised": Term("integer", "classes", "Those of them whose probability rises."),
+        "significant_lowered": Term("integer", "classes", "Those of them whose probability falls."),
         "strongest_class": Term("integer", "", "Class of largest |probability_change|, from 0."),
         "strongest_class_name": Term("string", "", "Name of strongest_class."),
         "strongest_score": Term("number", "", "Score of strongest_class, in [−1, 1].", RCAV),
@@ -125,9 +129,7 @@ TABLES = {
         "rank": Term("integer", "", "1 for the largest change of that sign, and so on.", EDDP),
         "score": _SCORE,
         "probability_change": _CHANGE,
-        "significant_paper": Term("boolean", "", "As in the table influence.", RCAV),
-        "significant_max": Term("boolean", "", "As in the table influence."),
-        "significant_random": Term("boolean", "", "As in the table influence."),
+        "significant": Term("boolean", "", "As in the table influence."),
     }),
     "suspects": Table("One row a label and class: a small concept of one class alone that the class leans on, for a person to look at.", {
         "indices": Term("string", "", "Numbers of the directions that carry the label and raise the class, the one that raises it most first, with spaces between."),

@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 
 from evaluate.counts import Counts
+from evaluate.direction_names import Given, names_of, with_names
 from evaluate.metrics import INTERPRETABLE, Labelled, LabelScores
 from stores.directions import Directions
 
 # columns of each table, so that an empty one still says what it would hold
 COLUMNS = {
     "directions": (
-        "directions", "method", "index", "label", "category", "number", "iou_train", "iou_val", "interpretable",
+        "directions", "method", "index", "name", "label", "category", "number", "iou_train", "iou_val", "interpretable",
         "precision", "recall", "f1", "average_precision", "share", "agreement",
-        "iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised", "found_again",
+        "images_val", "positions_val", "iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised", "found_again",
     ),
-    "labels": ("directions", "index", "rank", "label", "category", "iou_train", "iou_val"),
+    "labels": ("directions", "index", "rank", "label", "category", "iou_train", "iou_val", "images_val", "positions_val", "as_good"),
     "categories": ("directions", "category", "distinct", "detectors"),
     "unions": ("directions", "label", "category", "detectors", "iou", "precision", "recall", "f1"),
 }  # fmt: skip
@@ -56,10 +57,11 @@ def direction_rows(
     columns: slice,
     scores: Labelled,
     refined: LabelScores | None = None,
+    given: Mapping[int, Given] | None = None,
 ) -> list[dict[str, Any]]:
     """One row a direction: its label, and its scores on val; nothing where the second pass would have given them."""
     share, cosine = counts.share[columns], agreement(directions)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i in range(directions.count):
         label = counts.labels[int(scores.label[i])] if scores.label[i] >= 0 else None
         ap = float(scores.average_precision[i])
@@ -80,10 +82,13 @@ def direction_rows(
                 "average_precision": round(ap, 6) if np.isfinite(ap) else None,
                 "share": round(float(share[i]), 6),
                 "agreement": round(float(cosine[i]), 6),
+                "images_val": int(counts.shown[1, scores.label[i]]) if label else 0,
+                "positions_val": int(counts.label[1, scores.label[i]]) if label else 0,
                 **_refined(refined, i),
             }
         )
-    return with_found_again(rows, directions)
+    names = names_of([row["label"] for row in rows], [row["interpretable"] for row in rows], given)
+    return with_found_again(with_names(rows, names), directions)
 
 
 def _refined(refined: LabelScores | None, i: int) -> dict[str, float | None]:
@@ -97,9 +102,18 @@ def _refined(refined: LabelScores | None, i: int) -> dict[str, float | None]:
 
 
 def label_rows(
-    name: str, directions: Directions, counts: Counts, scores: Labelled, *, top: int = 5
+    name: str,
+    directions: Directions,
+    counts: Counts,
+    scores: Labelled,
+    refined: LabelScores | None = None,
+    *,
+    top: int = 5,
 ) -> list[dict[str, Any]]:
-    """The ``top`` labels of each direction by IoU on train, with their IoU on both splits."""
+    """The ``top`` labels of each direction by IoU on train, with their IoU on both splits.
+
+    ``as_good``: whether the IoU on val reaches the interval of the direction's label; nothing where the second pass would have given it.
+    """
     rows = []
     order = np.argsort(-scores.all_iou_train, axis=1, kind="stable")[:, :top]
     for i in range(directions.count):
@@ -116,6 +130,9 @@ def label_rows(
                     "category": label.category,
                     "iou_train": round(float(scores.all_iou_train[i, column]), 6),
                     "iou_val": round(float(scores.all_iou_val[i, column]), 6),
+                    "images_val": int(counts.shown[1, column]),
+                    "positions_val": int(counts.label[1, column]),
+                    "as_good": None if refined is None else bool(scores.all_iou_val[i, column] >= refined.iou_low[i]),
                 }
             )
     return rows

@@ -25,6 +25,11 @@ class Measure:
     entry: Term
 
     @property
+    def shown(self) -> bool:
+        """Whether pages show it: significance by other rules than ours is in the tables."""
+        return self.key not in ("sdc", "scdp", "significant_bh")
+
+    @property
     def text(self) -> str:
         return self.entry.definition
 
@@ -35,11 +40,17 @@ EDDP = "paper: EDDP"
 RCAV = "paper: RCAV (Pfau et al. 2021)"
 PACH = "paper: Pach et al. 2025"
 VAL = "on the val split"
+SIGNIFICANT = (
+    "the change of the class's logit is larger than that of the direction's null directions (classifiers trained on permuted labels) and than that of "
+    "random directions; the chance of any false claim in a table is at most 5 % for each. Where a layer has few channels, null directions may point "
+    "along the concepts themselves, and then nothing is significant."
+)
 
 COMMON = {
     "directions": Term("string", "", "Directions file, by its name without ending."),
     "method": Term("string", "", "Method that found the directions."),
     "index": Term("integer", "", "Number of the direction in its file, from 0."),
+    "name": Term("string", "", "Name of the direction: a person's (names.csv), else its label where that fits (interpretable), numbered where several directions of the file carry it, else direction and its number."),
     "label": Term("string", "", "Label of the direction: the one of largest IoU on the train split; empty for none.", BAU),
     "category": Term("string", "", "Category of the label in the concept dataset.", BAU),
     "class": Term("integer", "", "Class of the model, from 0."),
@@ -69,11 +80,11 @@ MEASURES = tuple(Measure(key, title, better, Term(*entry)) for key, title, bette
     ("recall", "Recall", 1, "number", "share", f"Mean recall of the interpretable directions, {VAL}.", EDDP),
     ("f1", "F1", 1, "number", "share", f"Mean F1 of the interpretable directions, {VAL}.", EDDP),
     ("average_precision", "AP", 1, "number", "share", f"Mean average precision of the interpretable directions, {VAL}.", EDDP),
-    ("sdc", "SDC", 1, "integer", "directions", "Signal vectors with significant influence on at least one class, at the step that summary.json names, by the paper's rule.", EDDP),
-    ("scdp", "SCDP", 1, "integer", "pairs", "Pairs of signal vector and class with significant influence, at the step that summary.json names, by the paper's rule.", EDDP),
-    ("significant_bh", "Significant (BH)", 1, "integer", "pairs", "Pairs of signal vector and class that stay significant at that step after Benjamini-Hochberg."),
-    ("significant_max", "Beyond nulls", 1, "integer", "pairs", "Pairs of signal vector and class beyond all null directions, at that step (p_max of the table influence)."),
-    ("significant_random", "Beyond random", 1, "integer", "pairs", "Pairs of signal vector and class beyond random directions, at that step (p_random of the table influence)."),
+    ("significant", "Significant pairs", 1, "integer", "pairs", f"Pairs of signal vector and class, at the step alpha of summary.json: {SIGNIFICANT}"),
+    ("significant_directions", "Significant directions", 1, "integer", "directions", "Signal vectors with at least one significant pair."),
+    ("sdc", "SDC", 1, "integer", "directions", "Signal vectors with at least one class by the paper's rule (significant_paper of the table influence), which is not corrected for the number of pairs.", EDDP),
+    ("scdp", "SCDP", 1, "integer", "pairs", "Pairs of signal vector and class by the paper's rule (significant_paper of the table influence), which is not corrected for the number of pairs.", EDDP),
+    ("significant_bh", "BH pairs", 1, "integer", "pairs", "Pairs of signal vector and class by Benjamini & Hochberg's rule on counted null directions (significant_bh of the table influence)."),
     ("s3", "S3", -1, "number", "share", "Share of (label, class) pairs whose Pattern-CAV beats every signal vector of the label; below 0.5 the signal vectors are more influential.", EDDP),
     ("monosemanticity", "Monosemanticity", 1, "number", "cosine", "Mean monosemanticity score of the directions that have one.", PACH),
     ("stability", "Stability", 1, "number", "correlation", "Mean |correlation| of logits over the data with those of the other files of the method, matched one to one."),
@@ -87,7 +98,12 @@ _KAPPA = "(matched − by chance) / (1 − by chance): 0 is no better than chanc
 PARTS: dict[str, dict[str, str]] = {
     "labels": {
         "IoU": COMMON["iou_val"].definition + " Unions count only images annotated in the label's category (Network Dissection).",
-        "label": "The label with the largest IoU on the train split; every score is computed on the val split.",
+        "label": "The label with the largest IoU on the train split; every score is computed on the val split. It names the direction where it fits: "
+        "where its IoU on val exceeds 0.04. Several directions of one label are numbered.",
+        "no label fits": "No label of the concept dataset has an IoU above 0.04 with the direction on the val split. The direction may still show one thing "
+        "clearly, for which the dataset has no label: look at its images, and name it yourself.",
+        "too few validation images": "Fewer than five images of the val split show the label: its scores say little.",
+        "as good": "Labels whose IoU on val reaches the interval of the direction's label: the data do not decide between them.",
         **{key: _MEASURED[key] for key in ("interpretable", "distinct", "s1", "s2")},
         **{key: COMMON[key].definition for key in ("precision", "recall", "f1", "average_precision")},
         "interval": "95 % percentile interval of a score on the val split, from 200 Poisson bootstrap replicates of its images; the labels chosen "
@@ -147,19 +163,12 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "influence": {
         "pushes": "The classes whose probability changes most when every position of the layer is moved along the direction's signal "
-        "vector (unit norm), in percentage points, mean over the images; in italics where random directions do as much.",
-        "SDC": _MEASURED["sdc"],
-        "SCDP": _MEASURED["scdp"],
-        "beyond nulls": "Pairs whose change of logit is larger, in standard deviations of the detector's null directions (classifiers trained on "
-        "permuted labels), than that of any null direction on any class: the chance of any false claim is below 5 % (our definition).",
-        "beyond random": "Pairs whose change of logit is larger than that of directions drawn at random, after Holm's correction at 5 % (our "
-        "definition).",
+        "vector (unit norm), in percentage points, mean over the images; in italics where that is not significant.",
+        "significant": _MEASURED["significant"],
+        "typical distance": "The root mean square distance of the layer's activations from their mean: the length of a step is held against it (our definition).",
         "S3": _MEASURED["s3"],
     },
     "influence pages": {
-        "paper's rule": "Of one direction and one class, as published: the share of images whose probability of the class does not fall is compared "
-        "with those of the direction's null directions, classifiers trained on permuted labels. p is the share of null directions that are at least "
-        "as far from one half, and the pair is significant where p < 0.05 divided by the number of pairs: in practice, where no null direction is.",
         "concept influence diagram": "Of one class, the at most ten signal vectors that raise its probability most and the ten that lower it most.",
         "steering": "Change of the probability of one class, the one that small steps along the signal vector raise most, as all images are "
         "moved further and further; the same along the filter and along random directions (each followed on the class that it raises most).",
@@ -176,7 +185,7 @@ PARTS: dict[str, dict[str, str]] = {
         "contribution": "The change of the logit when the concept's component, along its signal vector, is set to its mean over the data. Orange: for "
         "the class, blue: against it. Only differences between logits change probabilities: hence the second sum.",
         "little": "The image has less of the concept than images have on average. Its absence counts as well.",
-        "label?": "The label fits the direction best, but its detector finds hardly any of it (IoU up to 0.04).",
+        "direction 12": "A direction without a label that fits is called by its number. A name of your own goes into names.csv beside the directions file.",
         "average image": "The logit where every position holds the data's mean.",
         "maps": "What the concept adds to the explained class's logit at each position (signal value times the logit's slope along the signal vector), "
         "paler where it adds little. The yellow line surrounds where the detector fires.",

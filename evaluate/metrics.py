@@ -16,6 +16,8 @@ from evaluate.counts import Counts
 from evaluate.label_statistics import Second
 
 INTERPRETABLE = 0.04  # IoU above which a detector counts as interpretable (Bau et al. 2017)
+FEW_IMAGES = 5  # of val that show a label: fewer say little of how well it fits
+NO_LABEL, FEW = "no label fits", "too few validation images"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,13 @@ class Labelled:
     average_precision: np.ndarray
     all_iou_train: np.ndarray
     all_iou_val: np.ndarray
+
+
+def problem_of(label: str, iou_val: float, images_val: int) -> str:
+    """What stands against a direction's label, in words for people; empty for nothing."""
+    if label and images_val < FEW_IMAGES:
+        return FEW
+    return "" if label and iou_val > INTERPRETABLE else NO_LABEL
 
 
 def choose_labels(counts: Counts) -> np.ndarray:

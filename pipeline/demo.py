@@ -153,7 +153,7 @@ def _correct(out: Path, world: World, config: CorrectConfig | None, say: Say, pr
     if not evaluated.suspects(name):
         say("     nothing looks like a shortcut: nothing is corrected")
         return {}
-    suspect = choose_detector(evaluated.labels(name), evaluated.suspects(name))
+    suspect = choose_detector(evaluated.labels(name), evaluated.direction_names(name), evaluated.suspects(name))
     run = Run("correct", {"evaluation": evaluation, "data": world.clean_folder, "poisoned": world.poisoned_folder})
     with run.watching(progress, within(correction, "summary.json")) as watched:
         found = correct_model(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.direction_names import read_names
 from evaluate.dissect import Resolution
 from evaluate.influence.influence_study import InfluenceConfig
 from evaluate.number_format import number
@@ -107,7 +108,8 @@ def evaluate_directions(
     """
     layer = _one_layer(store, files)
     sets = {name: directions for name, (_, directions) in files.items()}
-    subject = Subject(store, layer, sets, config.device, progress)
+    given = {name: read_names(path, directions.count) for name, (path, directions) in files.items()}
+    subject = Subject(store, layer, sets, config.device, progress, given)
     source = None if config.broden is None else _broden(config.broden)
     truth = read_truth(store.path) if config.ground_truth else None
     if source is not None or (config.influence is not None and store.affine_head(layer) is None):

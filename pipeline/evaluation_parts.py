@@ -12,6 +12,7 @@ import torch
 
 from evaluate.concepts import concept_store
 from evaluate.detector_bank import Bank, make_bank, slices_of
+from evaluate.direction_names import DirectionName, Given, names_of
 from evaluate.direction_tables import category_rows, direction_rows, label_rows, table_columns
 from evaluate.dissect import Dissector, Resolution
 from evaluate.ground_truth import against_truth
@@ -35,13 +36,14 @@ OWN = "own"  # --monosemanticity without a store: the model's own features
 
 @dataclass(frozen=True)
 class Subject:
-    """Sets of directions, by name, of one layer of a store; ``device``: where they are evaluated."""
+    """Sets of directions, by name, of one layer of a store; ``device``: where they are evaluated; ``given``: names that people gave, by set."""
 
     store: ActivationStore
     layer: str
     sets: Mapping[str, Directions]
     device: str = "cpu"
     progress: Progress = silent
+    given: Mapping[str, Mapping[int, Given]] = field(default_factory=dict)
 
     @cached_property
     def reader(self) -> LayerReader:
@@ -63,10 +65,11 @@ class Findings:
 
 @dataclass(frozen=True)
 class Dissected:
-    """What a concept dataset says: ``labels`` of each set's directions, and the activations and detectors that were scored on it."""
+    """What a concept dataset says: ``labels`` and names of each set's directions, and the activations and detectors that were scored on it."""
 
     findings: Findings
     labels: dict[str, list[Label]]
+    names: dict[str, list[DirectionName]]
     reader: LayerReader
     bank: Bank
     alignment: Alignment
@@ -93,16 +96,19 @@ def dissect(subject: Subject, source: ConceptSource, resolution: Resolution, sch
     second = dissector.second(label_of, progress=progress)
     entries: dict[str, dict[str, Any]] = {}
     labels: dict[str, list[Label]] = {}
+    names: dict[str, list[DirectionName]] = {}
     rows: dict[str, list[dict[str, Any]]] = {"directions": [], "labels": [], "categories": [], "unions": []}
     for name, directions in subject.sets.items():
         columns = bank.slices[name]
         scores = score(counts, columns, label_of, second.average_precision)
         refined = label_scores(counts, second, columns, limit=INTERPRETABLE)
         entries[name] = summarise(counts, name, scores, refined)
-        mine = direction_rows(name, directions, counts, columns, scores, refined)
+        given = subject.given.get(name)
+        mine = direction_rows(name, directions, counts, columns, scores, refined, given)
+        names[name] = names_of([row["label"] for row in mine], [row["interpretable"] for row in mine], given)
         labels[name] = [(row["label"] if row["category"] else "", row["category"]) for row in mine]
         rows["directions"] += mine
-        rows["labels"] += label_rows(name, directions, counts, scores)
+        rows["labels"] += label_rows(name, directions, counts, scores, refined)
         rows["categories"] += category_rows(name, entries[name])
         rows["unions"] += union_rows(name, counts, second, columns)
     facts = {
@@ -111,7 +117,7 @@ def dissect(subject: Subject, source: ConceptSource, resolution: Resolution, sch
         "Resolution": f"{resolution}, {counts.raster[0]} × {counts.raster[1]} points per image",
     }
     tables = {table: [table_columns(table, some)] for table, some in rows.items()}
-    return Dissected(Findings(entries, tables), labels, reader, bank, alignment, facts)
+    return Dissected(Findings(entries, tables), labels, names, reader, bank, alignment, facts)
 
 
 def compare_with_truth(subject: Subject, truth: Any) -> Findings:

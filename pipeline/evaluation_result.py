@@ -14,6 +14,7 @@ import pyarrow.compute
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from evaluate.dictionary import kinds_of
+from evaluate.direction_names import DirectionName, names_of, read_names
 from stores.directions import Directions
 from stores.documents import (
     MOST_IMAGES,
@@ -60,6 +61,7 @@ class InfluenceSummary(Struct, frozen=True):
     classes: Whole
     nulls: Whole
     randoms: Whole
+    alpha_relative: Number | None
 
 
 class GroundTruth(Struct, frozen=True):
@@ -105,9 +107,9 @@ class Summary(Struct, frozen=True):
 READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "directions": (
         ("directions", "index", "label", "category", "interpretable", "iou_val"),
-        ("precision", "recall", "f1", "average_precision", "iou_low", "iou_high"),
+        ("precision", "recall", "f1", "average_precision", "iou_low", "iou_high", "images_val", "positions_val"),
     ),
-    "labels": (("directions", "index", "label", "category", "iou_train", "iou_val"), ()),
+    "labels": (("directions", "index", "rank", "label", "category", "iou_train", "iou_val"), ("as_good",)),
     "ground_truth": (("directions", "concept", "direction"), ("iou", "cos", "filter_cos")),
     "suspects": (
         ("directions", "indices", "class", "class_name", "label", "area", "share_of_class", "images", "probability_change"), (),
@@ -295,6 +297,14 @@ class Evaluated:
                 raise ValueError(f"it has rows for {len(found)} of the {count} directions '{name}'")
         return [found[i] for i in range(count)]
 
+    def direction_names(self, name: str, path: Path | None = None) -> list[DirectionName]:
+        """What each direction of a set is called: by ``names.csv`` beside the directions file (``path`` if it was moved) as it is now, or by
+        its label where that fits."""
+        labels = [label for label, _ in self.labels(name)]
+        fits = {row["index"]: row["interpretable"] for row in self.table("directions", name)}
+        given = read_names(path or self.directions_path(name), self.count(name))
+        return names_of(labels, [fits.get(i, False) for i in range(len(labels))], given)
+
     def suspects(self, name: str) -> list[dict[str, Any]]:
         """Concepts that may be shortcuts, the worst first: what ``evaluate --influence`` ranked; ``indices``: the directions of each."""
         with reading_table(self.path("suspects")) if self.has("suspects") else nullcontext():
@@ -323,9 +333,3 @@ def _digest(path: Path) -> str:
     if not path.is_file():
         return ""
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-
-
-def title_of(labels: list[Label], index: int) -> str:
-    """A direction's name for people: its label and number, or its number alone."""
-    label = labels[index][0] if index < len(labels) else ""
-    return f"{label} ({index})" if label else f"direction {index}"

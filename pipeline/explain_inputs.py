@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from evaluate.direction_names import names_of, read_names, with_number
 from evaluate.explain.phrases import Concept
 from extract.datasets import open_source
 from extract.folder_listing import list_files
@@ -72,7 +73,9 @@ def open_inputs(
         opened = ActivationStore.open(store or "", model=model, class_names=class_names)
     spec = opened.layer(layer or found.layer)
     found.check_store(spec.name, spec.channels)
-    return Inputs(opened, spec.name, found, str(name), _concepts(known, str(name), found, evaluation is not None))
+    return Inputs(
+        opened, spec.name, found, str(name), _concepts(known, str(name), found, directions, evaluation is not None)
+    )
 
 
 def _check_same(found: Directions, path: Path, known: Evaluated, name: str) -> None:
@@ -106,22 +109,29 @@ def _beside(directions: Path | None) -> Evaluated | None:
     return known if same else None
 
 
-def _concepts(known: Evaluated | None, name: str, directions: Directions, asked: bool) -> list[Concept]:
-    """Names of the directions; their numbers alone where no evaluation has labels for them."""
+def _concepts(
+    known: Evaluated | None, name: str, directions: Directions, path: Path | None, asked: bool
+) -> list[Concept]:
+    """Names of the directions; their numbers, and what ``names.csv`` says, where no evaluation has labels for them."""
+    labels = [("", "")] * directions.count
     if known is None or name not in known.names:
-        return [Concept(i) for i in range(directions.count)]
-    labels = known.labels(name)
-    if len(labels) != directions.count:
+        names = names_of(
+            [""] * directions.count, [False] * directions.count, read_names(path, directions.count) if path else None
+        )
+    elif known.count(name) != directions.count:
         text = (
-            f"'{known.folder}' is about {len(labels)} directions '{name}', and the file holds {directions.count}: it was fitted again since. "
+            f"'{known.folder}' is about {known.count(name)} directions '{name}', and the file holds {directions.count}: it was fitted again since. "
             "Run evaluate again."
         )
         if asked:
             raise MismatchError(text)
         log.warning("concepts go without names: %s", text)
-        return [Concept(i) for i in range(directions.count)]
-    sure = {int(row["index"]): bool(row["interpretable"]) for row in known.table("directions", name)}
-    return [Concept(i, label, category, sure.get(i, True)) for i, (label, category) in enumerate(labels)]
+        names = names_of([""] * directions.count, [False] * directions.count)
+    else:
+        labels, names = known.labels(name), known.direction_names(name, path)
+    return [
+        Concept(i, label, category, with_number(names, i), names[i].short) for i, (label, category) in enumerate(labels)
+    ]
 
 
 def class_number(given: str | None, classes: Sequence[str], option: str) -> int | None:

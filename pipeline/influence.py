@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from evaluate.direction_names import names_of, with_names
 from evaluate.direction_tables import with_found_again
 from evaluate.influence.cavs import LabelUse, label_use, s3
 from evaluate.influence.influence_study import (
@@ -29,13 +31,16 @@ from evaluate.influence.influence_tables import (
 )
 from evaluate.influence.permutation_nulls import precision_on
 from evaluate.influence.shortcut_candidates import suspect_rows
+from evaluate.influence.significance import within_reach
 from evaluate.influence.steering import CONTROLS, Steering, random_units, sweep
+from evaluate.number_format import number
 from evaluate.report.class_predictions import class_predictions
 from extract.segmentation.base import ConceptSource
 from pipeline.evaluation_parts import Dissected, Findings, Subject
 from pipeline.evaluation_result import Label
 from pipeline.logging import say
 from stores.directions import Directions
+from stores.statistics import statistics
 from stores.store import ActivationStore
 from stores.tables import rows_to_columns
 
@@ -50,10 +55,12 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
     config = moving.config
     if moving.forecast is not None:
         say(moving.forecast.text, "warning" if moving.forecast.seconds > LONG else "info")
+    _say_what_can_be_claimed(config, subject, len(moving.effect.base))
     found = measure_influence(
         store, subject.layer, subject.sets, config, through=moving, device=device, progress=progress
     )
     classes = class_names(store, len(found.base))
+    typical = _typical_distance(subject)
     use = None if dissected is None else _use_of_labels(subject, dissected)
     cavs = None if use is None else moving.effect(torch.from_numpy(use.cavs).to(device), config.alpha)
     units = random_units(subject.reader.channels, CONTROLS, config.seed).to(device)
@@ -61,14 +68,25 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
     progress("steering", 1, 1 + len(subject.sets))
     entries: dict[str, dict[str, Any]] = {}
     plain: dict[str, list[str]] = {}
+    titles: dict[str, list[str]] = {}
     rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
     for done, (name, directions) in enumerate(subject.sets.items(), 2):
         labels = [("", "")] * directions.count if dissected is None else dissected.labels[name]
+        called = (
+            names_of([""] * directions.count, [False] * directions.count, subject.given.get(name))
+            if dissected is None
+            else dissected.names[name]
+        )
         names = plain[name] = [label for label, _ in labels]
-        of_directions = direction_influence_rows(found, name, names, classes)
-        rows["influence_directions"] += with_found_again(of_directions, directions)
-        rows["influence_classes"] += class_influence_rows(found, name, names, classes)
+        titles[name] = [one.full for one in called]
+        of_directions = [
+            {**row, "alpha_relative": _relative(row["alpha"], typical)}
+            for row in direction_influence_rows(found, name, names, classes)
+        ]
+        rows["influence_directions"] += with_names(with_found_again(of_directions, directions), called)
+        rows["influence_classes"] += with_names(class_influence_rows(found, name, names, classes), called)
         entry = entries[name] = influence_summary(found, name)
+        entry["influence"]["alpha_relative"] = _relative(config.alpha, typical)
         entry["influence"]["null_precision"] = str(precision_on(torch.device(device))).removeprefix("torch.")
         curves = _steer(moving, found, name, directions, controls, device)
         progress("steering", done, 1 + len(subject.sets))
@@ -85,9 +103,26 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
             suspects = with_found_again(suspect_rows(found, name, labels, columns, use, classes), directions)
             entry["influence"]["suspects"] = suspects[:10]
             rows["suspects"] += [{**row, "indices": " ".join(map(str, row["indices"]))} for row in suspects]
-    every = (part for name in subject.sets for part in influence_parts(found, name, plain[name], classes))
+    every = (part for name in subject.sets for part in influence_parts(found, name, plain[name], classes, titles[name]))
     tables = {table: [rows_to_columns(some)] for table, some in rows.items() if some}
     return Findings(entries, {"influence": every, **tables})
+
+
+def _say_what_can_be_claimed(config: InfluenceConfig, subject: Subject, classes: int) -> None:
+    largest = max(directions.count for directions in subject.sets.values())
+    able, words = within_reach(config.training.count, largest * classes, config.level)
+    if words:
+        say(f"{words} (--null-directions)", "info" if able else "warning")
+
+
+def _typical_distance(subject: Subject) -> float:
+    """Root mean square distance of the layer's activations from their mean: what a step's length is held against."""
+    moments = statistics(subject.reader, device=subject.device, progress=subject.progress)
+    return math.sqrt(float(np.trace(moments.covariance)))
+
+
+def _relative(alpha: float, typical: float) -> float | None:
+    return float(f"{alpha / typical:.3g}") if typical > 0 else None
 
 
 def class_names(store: ActivationStore, count: int) -> list[str]:
@@ -134,18 +169,17 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
         return []
     first = next(iter(studied.values()))["influence"]
     width = max(len(n) for n in [*studied, "directions"]) + 2
+    relative = first["alpha_relative"]
+    scale = "" if relative is None else f" ({number(relative)} of the typical distance of an activation from the mean)"
     lines = [
-        f"Influence at α = {first['alpha']:g}, of signal vectors | filters: {first['images']} images, {first['classes']} classes, "
-        f"{first['nulls']} null directions",
-        f"{'directions':<{width}}"
-        + "".join(f"{h:>20}" for h in ("SDC", "SCDP", "beyond nulls", "beyond random", "mean |Δp|")),
+        f"Influence at α = {first['alpha']:g}{scale}, of signal vectors | filters: {first['images']} images, {first['classes']} classes, "
+        f"{first['nulls']} null and {first['randoms']} random directions. Significant: beyond both, any false claim in {100 * first['level']:g} % "
+        "of evaluations at most; other rules: influence.csv.",
+        f"{'directions':<{width}}" + "".join(f"{h:>20}" for h in ("significant pairs", "directions", "mean |Δp|")),
     ]
     for name, entry in studied.items():
         both = [entry["influence"][role][f"{first['alpha']:g}"] for role in ("signal", "filter")]
-        cells = [
-            " | ".join(str(one[key]) for one in both)
-            for key in ("sdc", "scdp", "significant_max", "significant_random")
-        ]
+        cells = [" | ".join(str(one[key]) for one in both) for key in ("significant", "significant_directions")]
         cells.append(" | ".join(f"{one['mean_absolute_probability_change']:.1e}" for one in both))
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
         suspects = entry["influence"].get("suspects", [])

@@ -30,12 +30,13 @@ from evaluate.correct.probability_changes import (
     write_probability_page,
 )
 from evaluate.detector_bank import make_bank
+from evaluate.direction_names import DirectionName, with_number
 from extract.classes import folder_numbers, image_classes, read_folder_classes
 from extract.datasets import open_source
 from extract.image_io import shown
 from extract.image_source import ImageSource
 from extract.network import check_trusted, open_head
-from pipeline.evaluation_result import Evaluated, Label, title_of
+from pipeline.evaluation_result import Evaluated, Label
 from pipeline.influence import class_names
 from pipeline.table_writer import Tables
 from stores.errors import MismatchError, UnknownNameError, UsageError, nearest
@@ -61,7 +62,11 @@ class Suspect:
 
 
 def choose_detector(
-    labels: list[Label], suspects: list[dict[str, Any]], directions: Sequence[int] = (), label: str | None = None
+    labels: list[Label],
+    names: Sequence[DirectionName],
+    suspects: list[dict[str, Any]],
+    directions: Sequence[int] = (),
+    label: str | None = None,
 ) -> Suspect:
     """The detectors asked for by numbers or by label; without either, all of the first of the ranking of suspects.
 
@@ -74,13 +79,13 @@ def choose_detector(
         wrong = [i for i in directions if not 0 <= i < len(labels)]
         if wrong:
             raise UnknownNameError(f"There is no direction {wrong[0]}: they are numbered from 0 to {len(labels) - 1}.")
-        return Suspect(list(directions), ", ".join(title_of(labels, i) for i in directions), "asked for by number")
+        return Suspect(list(directions), ", ".join(with_number(names, i) for i in directions), "asked for by number")
     if label is not None:
         mine = [i for i, (name, _) in enumerate(labels) if name == label]
         if not mine:
             there = ", ".join(sorted({name for name, _ in labels if name})[:20])
             raise UnknownNameError(f"No direction carries the label '{label}'. There are: {there or 'no labels'}.")
-        return Suspect(mine, ", ".join(title_of(labels, i) for i in mine), f"all that carry the label '{label}'")
+        return Suspect(mine, ", ".join(with_number(names, i) for i in mine), f"all that carry the label '{label}'")
     if not suspects:
         raise UsageError(
             "No direction was named, and the evaluation ranks none as a possible shortcut. Name one (--direction N or --label NAME), "
@@ -92,7 +97,7 @@ def choose_detector(
         f"images that show it are predicted as '{first['class_name']}', and {'it' if len(first['indices']) == 1 else 'the first of them'} raises that class by {100 * first['probability_change']:.1f} points"
     )
     return Suspect(
-        first["indices"], ", ".join(title_of(labels, i) for i in first["indices"]), why, str(first["class_name"])
+        first["indices"], ", ".join(with_number(names, i) for i in first["indices"]), why, str(first["class_name"])
     )
 
 

@@ -232,7 +232,7 @@ class _Pages:
             per_category=[(k, v["distinct"], v["detectors"]) for k, v in entry.get("per_category", {}).items()],
             directions=direction_pages(
                 directions, found, predicted, self.shown.reader.store.names, missing,
-                labels=evaluated.labels(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves,
+                labels=evaluated.labels(name), called=evaluated.direction_names(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves,
             ),
             classes=class_pages(self.shown.reader.store, predicted, missing, pushes.get("signal"), root),
             places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],
@@ -249,6 +249,7 @@ class _Pages:
             verdict=judged.lines,
             problems=judged.problems,
             start=f"{root}../report.html" if root else "",
+            key=evaluated.made_from["digests"][name].removeprefix("sha256:")[:16],
         )  # fmt: skip
 
     def _influence(self, name: str, directions: int, classes: int) -> tuple[dict[str, Pushes], dict[str, Any] | None]:
@@ -326,7 +327,7 @@ def _to_visualize(config: ReportConfig, site: Site) -> list[int]:
 def _write_responses(site: Site, directions: Directions, found: Mapping[int, Features], folder: Path) -> None:
     """The table of what detectors make of the synthesised pictures, with its dictionary."""
     rows = [
-        {"directions": site.name, "index": i, "label": site.directions[i].label,
+        {"directions": site.name, "index": i, "name": site.directions[i].name.full, "label": site.directions[i].label,
          **{k: v for k, v in vars(one).items() if k not in ("signal", "filter")}}
         for i, one in sorted(found.items())
     ]  # fmt: skip

@@ -14,22 +14,13 @@ MOST = 4  # concepts named
 
 @dataclass(frozen=True)
 class Concept:
-    """A direction's name: its label (may be empty), category, and whether its detector finds that label at all (``sure``)."""
+    """A direction: its label (may be empty), the label's category, ``name``: what it is called, ``short``: what it and others of the same label are called."""
 
     index: int
-    label: str = ""
-    category: str = ""
-    sure: bool = True
-
-    @property
-    def short(self) -> str:
-        """``barn``; ``barn?`` where its detector hardly finds any; ``direction 12`` without a label."""
-        return f"{self.label}{'' if self.sure else '?'}" if self.label else f"direction {self.index}"
-
-    @property
-    def name(self) -> str:
-        """``barn (3)``."""
-        return f"{self.short} ({self.index})" if self.label else self.short
+    label: str
+    category: str
+    name: str
+    short: str
 
 
 def contribution_words(

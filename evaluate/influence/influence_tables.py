@@ -31,8 +31,10 @@ def claims_of(found: Influence, name: str, a: int, role: int) -> tuple[Counted, 
     )
 
 
-def influence_parts(found: Influence, name: str, labels: Sequence[str], classes: Sequence[str]) -> Iterator[Columns]:
-    """One row a direction, role, step and class; a part for each role and step, for there may be millions."""
+def influence_parts(
+    found: Influence, name: str, labels: Sequence[str], classes: Sequence[str], names: Sequence[str] | None = None
+) -> Iterator[Columns]:
+    """One row a direction, role, step and class; a part for each role and step, for there may be millions. ``names``: the labels if None."""
     part, config = found.slices[name], found.config
     j, k = part.stop - part.start, len(found.base)
     for role, role_name in enumerate(ROLES):
@@ -41,6 +43,7 @@ def influence_parts(found: Influence, name: str, labels: Sequence[str], classes:
             yield {
                 "directions": np.full(j * k, name, object),
                 "index": np.repeat(np.arange(j), k),
+                "name": np.repeat(np.array(labels if names is None else names, object), k),
                 "label": np.repeat(np.array(labels, object), k),
                 "role": np.full(j * k, role_name, object),
                 "alpha": np.full(j * k, alpha),
@@ -49,6 +52,7 @@ def influence_parts(found: Influence, name: str, labels: Sequence[str], classes:
                 "score": found.score[a, role, part].ravel().round(DIGITS),
                 "logit_change": _short(found.logit[a, role, part]),
                 "probability_change": _short(found.probability[a, role, part]),
+                "significant": logit.significant.ravel(),
                 "p_paper": score.p_paper.ravel().round(DIGITS),
                 "p": score.p.ravel().round(DIGITS),
                 "p_holm": score.p_holm.ravel().round(DIGITS),
@@ -77,13 +81,13 @@ def _short(values: np.ndarray) -> np.ndarray:
 def direction_influence_rows(
     found: Influence, name: str, labels: Sequence[str], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One row a direction, role and step: on how many classes it acts significantly (paper's rule), and on which most."""
+    """One row a direction, role and step: on how many classes it acts significantly, and on which most."""
     part = found.slices[name]
     rows = []
     for role, role_name in enumerate(ROLES):
         for a, alpha in enumerate(found.config.alphas):
             score, probability = found.score[a, role, part], found.probability[a, role, part]
-            of_score, of_logit = claims_of(found, name, a, role)
+            significant = claims_of(found, name, a, role)[1].significant
             for i, label in enumerate(labels):
                 most = int(np.abs(probability[i]).argmax())
                 rows.append(
@@ -94,12 +98,9 @@ def direction_influence_rows(
                         "role": role_name,
                         "alpha": alpha,
                         "nulls": int(found.nulls[part][i]),
-                        "classes_positive": int((of_score.paper[i] & (score[i] > 0)).sum()),
-                        "classes_negative": int((of_score.paper[i] & (score[i] < 0)).sum()),
-                        "classes_bh": int(of_score.bh[i].sum()),
-                        "classes_t": int(of_logit.t[i].sum()),
-                        "classes_max": int(of_logit.max[i].sum()),
-                        "classes_random": int(of_logit.random[i].sum()),
+                        "significant": int(significant[i].sum()),
+                        "significant_raised": int((significant[i] & (probability[i] > 0)).sum()),
+                        "significant_lowered": int((significant[i] & (probability[i] < 0)).sum()),
                         "strongest_class": most,
                         "strongest_class_name": classes[most],
                         "strongest_score": round(float(score[i, most]), DIGITS),
@@ -115,7 +116,7 @@ def class_influence_rows(
     """The concept influence diagram of each class, at the summary's step: its ``most`` most positive and most negative signal vectors."""
     a, part = found.config.alphas.index(found.config.alpha), found.slices[name]
     score, probability = found.score[a, 0, part], found.probability[a, 0, part]
-    of_score, of_logit = claims_of(found, name, a, 0)
+    significant = claims_of(found, name, a, 0)[1].significant
     rows = []
     for k, class_name in enumerate(classes):
         order = np.argsort(-probability[:, k], kind="stable")
@@ -133,9 +134,7 @@ def class_influence_rows(
                     "label": labels[i],
                     "score": round(float(score[i, k]), DIGITS),
                     "probability_change": float(_short(probability[i, k : k + 1])[0]),
-                    "significant_paper": bool(of_score.paper[i, k]),
-                    "significant_max": bool(of_logit.max[i, k]),
-                    "significant_random": bool(of_logit.random[i, k]),
+                    "significant": bool(significant[i, k]),
                 }
                 for rank, i in enumerate(chosen)
             ]
@@ -145,9 +144,9 @@ def class_influence_rows(
 def influence_summary(found: Influence, name: str) -> dict[str, Any]:
     """What ``summary.json`` says of one file's influence.
 
-    ``sdc``, ``scdp`` (paper's rule), ``significant_bh``, ``significant_t``, ``significant_max``, ``significant_random`` (pairs): of the signal vectors at the summary's step. ``influence``: the same for every role and step, with the
-    masked table (paper's rule): directions with positive and negative influence, significant classes a direction and directions
-    a class (mean, min, max), classes with at least one.
+    ``significant`` (pairs), ``significant_directions``, and by other rules ``sdc``, ``scdp`` (paper's) and ``significant_bh``: of the signal
+    vectors at the summary's step. ``influence``: the same for every role and step, by all rules, with the masked table: directions that raise
+    and that lower classes, significant classes a direction and directions a class (mean, min, max), classes with at least one.
     """
     config = found.config
     every = {
@@ -157,12 +156,7 @@ def influence_summary(found: Influence, name: str) -> dict[str, Any]:
     main = every["signal"][f"{config.alpha:g}"]
     part = found.slices[name]
     return {
-        "sdc": main["sdc"],
-        "scdp": main["scdp"],
-        "significant_bh": main["significant_bh"],
-        "significant_t": main["significant_t"],
-        "significant_max": main["significant_max"],
-        "significant_random": main["significant_random"],
+        **{key: main[key] for key in ("significant", "significant_directions", "sdc", "scdp", "significant_bh")},
         "influence": {
             "alpha": config.alpha,
             "images": found.images,
@@ -179,13 +173,15 @@ def influence_summary(found: Influence, name: str) -> dict[str, Any]:
 
 def _one(found: Influence, name: str, a: int, role: int) -> dict[str, Any]:
     part = found.slices[name]
-    score, probability = found.score[a, role, part], found.probability[a, role, part]
+    probability = found.probability[a, role, part]
     of_score, of_logit = claims_of(found, name, a, role)
-    masked = of_score.paper
-    positive, negative = masked & (score > 0), masked & (score < 0)
+    masked = of_logit.significant
+    raised, lowered = masked & (probability > 0), masked & (probability < 0)
     return {
-        "sdc": int(masked.any(1).sum()),
-        "scdp": int(masked.sum()),
+        "significant": int(masked.sum()),
+        "significant_directions": int(masked.any(1).sum()),
+        "sdc": int(of_score.paper.any(1).sum()),
+        "scdp": int(of_score.paper.sum()),
         "sdc_bh": int(of_score.bh.any(1).sum()),
         "significant_bh": int(of_score.bh.sum()),
         "significant_holm": int(of_score.holm.sum()),
@@ -197,10 +193,10 @@ def _one(found: Influence, name: str, a: int, role: int) -> dict[str, Any]:
         "significant_random": int(of_logit.random.sum()),
         "mean_absolute_probability_change": float(_short(np.abs(probability).mean(keepdims=True))[0]),
         "largest_probability_change": float(_short(np.abs(probability).max(1).mean(keepdims=True))[0]),
-        "directions_positive": int(positive.any(1).sum()),
-        "directions_negative": int(negative.any(1).sum()),
-        "classes_positive": int(positive.any(0).sum()),
-        "classes_negative": int(negative.any(0).sum()),
+        "directions_raising": int(raised.any(1).sum()),
+        "directions_lowering": int(lowered.any(1).sum()),
+        "classes_raised": int(raised.any(0).sum()),
+        "classes_lowered": int(lowered.any(0).sum()),
         "classes_per_direction": _spread(masked.sum(1)),
         "directions_per_class": _spread(masked.sum(0)),
     }

@@ -15,8 +15,7 @@ from evaluate.dictionary import kinds_of
 from evaluate.report.report_data import Push, Steer
 from stores.tables import column_problem, reading_table
 
-MARKS = ("significant_random", "significant_max", "significant_paper")
-READ = ("directions", "index", "role", "alpha", "class", "probability_change", *MARKS)
+READ = ("directions", "index", "role", "alpha", "class", "probability_change", "significant")
 MOST_ROWS = 10**9
 ROWS = 2**16  # of the table at a time
 ROLES = ("signal", "filter")
@@ -24,16 +23,14 @@ ROLES = ("signal", "filter")
 
 @dataclass(frozen=True)
 class Pushes:
-    """Of one role at one step, I directions on K classes: mean change of probability (I, K) float32, and whether it is beyond
-    random directions, beyond null directions, and significant by the paper's rule (I, K, 3) bool."""
+    """Of one role at one step, I directions on K classes: mean change of probability (I, K) float32, and whether the pair is significant (I, K)."""
 
     change: np.ndarray
-    marks: np.ndarray
+    significant: np.ndarray
 
     def push(self, i: int, k: int, other: int) -> Push:
         """One of them as a page shows it; ``other`` is the class or the direction at its other end."""
-        random, nulls, paper = self.marks[i, k].tolist()
-        return Push(other, float(self.change[i, k]), random, nulls, paper)
+        return Push(other, float(self.change[i, k]), bool(self.significant[i, k]))
 
     def of_direction(self, i: int, most: int) -> list[Push]:
         """The classes that direction ``i`` pushes up most and then those it pushes down most, largest change first."""
@@ -43,9 +40,9 @@ class Pushes:
         """The directions that push class ``k`` up most and then those that push it down most: its concept influence diagram."""
         return [self.push(i, k, i) for i in _ends(self.change[:, k], most)]
 
-    def beyond(self, i: int) -> tuple[list[int], list[int]]:
-        """Classes that direction ``i`` pushes up, and down, more than random directions do."""
-        known = self.marks[i, :, 0]
+    def moved(self, i: int) -> tuple[list[int], list[int]]:
+        """Classes that direction ``i`` pushes up, and down, significantly."""
+        known = self.significant[i]
         return np.flatnonzero(known & (self.change[i] > 0)).tolist(), np.flatnonzero(
             known & (self.change[i] < 0)
         ).tolist()
@@ -64,7 +61,7 @@ def read_pushes(path: Path, name: str, alpha: float, directions: int, classes: i
     pieces of a few columns. Raises TableError for a table that is damaged or about other numbers of directions or classes.
     """
     found = {
-        role: Pushes(np.zeros((directions, classes), np.float32), np.zeros((directions, classes, 3), bool))
+        role: Pushes(np.zeros((directions, classes), np.float32), np.zeros((directions, classes), bool))
         for role in ROLES
     }
     with reading_table(path):
@@ -84,8 +81,7 @@ def read_pushes(path: Path, name: str, alpha: float, directions: int, classes: i
                 if not np.isfinite(change).all() or any((part < 0).any() for part in at):
                     raise ValueError("it holds negative indices or infinite changes")
                 pushes.change[at] = change
-                for m, mark in enumerate(MARKS):
-                    pushes.marks[(*at, m)] = mine[mark].to_numpy()
+                pushes.significant[at] = mine["significant"].to_numpy()
     return found
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.direction_names import DirectionName
 from evaluate.direction_tables import agreement
-from evaluate.metrics import INTERPRETABLE
+from evaluate.metrics import INTERPRETABLE, problem_of
 from evaluate.report.class_predictions import ClassPredictions, class_titles
 from evaluate.report.influence_reader import Pushes
 from evaluate.report.logit_histograms import Survey
@@ -34,6 +35,7 @@ def direction_pages(
     missing: set[int],
     *,
     labels: Sequence[tuple[str, str]],
+    called: Sequence[DirectionName],
     rows: Mapping[int, Mapping[str, Any]],
     candidates: Sequence[dict[str, Any]],
     pushes: Mapping[str, Pushes],
@@ -44,7 +46,7 @@ def direction_pages(
     Parameters
     ----------
     names : of the store's images. missing : rows of which there is no picture.
-    labels : (label, category) of each. rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
+    labels : (label, category) of each. called : what each is called. rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
     pushes : by role. curves : of steering, where it was measured.
     """
     others: dict[int, list[dict[str, Any]]] = {}
@@ -63,6 +65,13 @@ def direction_pages(
         out.append(
             Direction(
                 index=i,
+                name=called[i],
+                problem=problem_of(labels[i][0], _number(row.get("iou_val")), int(row.get("images_val") or 0))
+                if rows
+                else "",
+                images=int(row.get("images_val") or 0),
+                positions=int(row.get("positions_val") or 0),
+                as_good=[one for one in others.get(i, []) if one["rank"] > 1 and one["as_good"]],
                 label=labels[i][0],
                 category=labels[i][1],
                 interpretable=bool(labels[i][0]) and _number(row.get("iou_val")) > INTERPRETABLE,
@@ -77,7 +86,7 @@ def direction_pages(
                 measures={title: _number(row[key]) for key, title in MEASURES.items() if row.get(key) is not None},
                 candidates=others.get(i, []),
                 pushes={role: one.of_direction(i, PUSHED[role]) for role, one in pushes.items()},
-                **_beyond(i, pushes.get("signal")),
+                **_moved(i, pushes.get("signal")),
                 steer=curves[i] if curves else None,
                 near={
                     role: list(zip(order[i].tolist(), value[i].tolist(), strict=True))
@@ -123,10 +132,10 @@ def _tiles(i: int, found: Survey, predicted: ClassPredictions, names: Sequence[s
     ]
 
 
-def _beyond(i: int, pushes: Pushes | None) -> dict[str, Any]:
+def _moved(i: int, pushes: Pushes | None) -> dict[str, Any]:
     if pushes is None:
         return {}
-    up, down = pushes.beyond(i)
+    up, down = pushes.moved(i)
     return {"up": up, "down": down, "influence": float(np.abs(pushes.change[i]).max(initial=0))}
 
 

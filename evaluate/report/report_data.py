@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluate.compare import Comparison
+from evaluate.direction_names import DirectionName
 from evaluate.report.logit_histograms import Histogram
 
 Row = dict[str, Any]  # of a table of the evaluation
@@ -34,14 +35,11 @@ class Tile:
 @dataclass(frozen=True)
 class Push:
     """What a step along a direction does to a class: mean change of probability. ``other`` is the class on a direction's page,
-    the direction on a class's. ``random``: beyond random directions; ``nulls``: beyond all null directions; ``paper``: significant
-    by the paper's rule."""
+    the direction on a class's."""
 
     other: int
     change: float
-    random: bool
-    nulls: bool
-    paper: bool
+    significant: bool
 
 
 @dataclass(frozen=True)
@@ -78,16 +76,20 @@ class Features:
 @dataclass(frozen=True)
 class Direction:
     """One direction pair. ``strip``: the file of its first images side by side, as many of them as ``STRIP`` says and are there.
-     ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
+    ``problem``: what stands against the label, in words. ``images``, ``positions``: of val, that show the label. ``as_good``: candidates whose
+    IoU reaches the label's interval.
+    ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
 
     ``found_again``: share of refits that contain it. ``pushes``: by role, classes raised and then classes lowered; ``up`` and ``down``: all classes that the signal vector moves
-    beyond random directions; ``influence``: its largest absolute change of probability. ``near``: by ``signal`` and ``filter``.
+    significantly; ``influence``: its largest absolute change of probability. ``near``: by ``signal`` and ``filter``.
     """
 
     index: int
+    name: DirectionName
     label: str
     category: str
     interpretable: bool
+    problem: str
     iou: float
     iou_low: float
     iou_high: float
@@ -96,6 +98,9 @@ class Direction:
     histogram: Histogram
     tiles: list[Tile]
     strip: str = ""
+    images: int = 0
+    positions: int = 0
+    as_good: list[Row] = field(default_factory=list)
     measures: dict[str, float] = field(default_factory=dict)
     candidates: list[Row] = field(default_factory=list)
     pushes: dict[str, list[Push]] = field(default_factory=dict)
@@ -107,6 +112,11 @@ class Direction:
     marks: list[Mark] = field(default_factory=list)
     features: Features | None = None
     found_again: float = float("nan")
+
+    @property
+    def heading(self) -> str:
+        """What pages call it beside its number: its name, else why it has none."""
+        return self.name.full if self.name.full != f"direction {self.index}" else self.problem or "direction"
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,7 @@ class Site:
         directions, each on its own class.
     truth : true concepts, where they are known. diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value).
     definitions : term -> text. refits : of how many ``found_again`` is a share, 0 where that is unknown.
+    key : of the browser's notes on this set, from the digest of the directions file.
     stability : rows of the table about this set. verdict : on the fit, a line each; problems : what is wrong with it. start : the page about all sets, from this one's folder; empty for none.
     """
 
@@ -168,6 +179,7 @@ class Site:
     verdict: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     start: str = ""
+    key: str = ""
 
     @property
     def refitted(self) -> bool:

@@ -164,11 +164,11 @@ class _Book:
     def _point(self, d: Direction) -> dict[str, str | int]:
         colour: int | str = self.colours.get(d.category, "none")
         iou = f", IoU {number(d.iou)}" if self.site.labelled else ""
-        title = f"{d.index} {d.label or 'no label'}{iou}" + (f" ({d.category})" if d.category else "")
+        title = f"{d.index} {d.name.full}{iou}" + (f" ({d.category})" if d.category else "")
         shape = colour if isinstance(colour, int) else COLOURS - 1
         return {
             "href": direction_page(d.index),
-            "name": d.label or str(d.index),
+            "name": d.name.full if d.name.full != f"direction {d.index}" else str(d.index),
             "title": title,
             "colour": colour,
             "shape": shape,

@@ -41,6 +41,40 @@
   });
   step(points[0]);
 
+  // names and comments of one's own: typed on a direction's page, kept in this browser by the digest of the directions file
+  const { key: report, set } = one("main").dataset;
+  const place = (index) => `eddp:${report}:${index}`;
+  const kept = (index) => {
+    try {
+      return JSON.parse(localStorage.getItem(place(index)));
+    } catch {
+      return null;
+    }
+  };
+  const own = one("#own");
+  if (own) {
+    const { index, heading, name: given, comment: remark } = own.dataset;
+    const { name, comment } = own.elements;
+    const called = one("#called");
+    const shown = () => (called.textContent = name.value.trim() || (given ? `direction ${index}` : heading));
+    const before = kept(index);
+    if (before) [name.value, comment.value] = [before.name, before.comment];
+    shown();
+    own.hidden = false;
+    own.addEventListener("submit", (event) => event.preventDefault());
+    own.addEventListener("input", () => {
+      shown();
+      const said = { name: name.value.trim(), comment: comment.value.trim() };
+      const same = said.name === given && said.comment === remark;
+      try {
+        if (same) localStorage.removeItem(place(index));
+        else localStorage.setItem(place(index), JSON.stringify(said));
+      } catch {
+        one("#own output").textContent = "This browser keeps nothing for such pages: write names.csv yourself.";
+      }
+    });
+  }
+
   const form = one("form.tools");
   if (!form) return;
   const { sort, way, class: klass } = form.elements;
@@ -56,6 +90,24 @@
   for (const asked of ["pointerenter", "focus"]) klass?.addEventListener(asked, fill);
 
   const number = (text) => (text ? Number(text) : NaN);
+  for (const node of all(".dir[data-index]")) {
+    const said = kept(node.dataset.index);
+    if (!said) continue;
+    Object.assign(node.dataset, said);
+    if (!said.name) continue;
+    node.dataset.label = `${said.name} ${node.dataset.label}`;
+    node.querySelector("h3 bdi").textContent = said.name;
+  }
+  one("#export")?.addEventListener("click", () => {
+    const cell = (text) => `"${String(text).replaceAll('"', '""')}"`;
+    const named = all(".dir[data-index]").map((node) => node.dataset).filter(({ name, comment }) => name || comment);
+    const rows = named.sort((a, b) => a.index - b.index).map(({ index, name, comment }) => [set, index, name, comment].map(cell).join());
+    const file = new Blob([["directions,direction,name,comment", ...rows, ""].join("\n")], { type: "text/csv" });
+    const link = document.createElement("a");
+    Object.assign(link, { href: URL.createObjectURL(file), download: "names.csv" });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
   const items = all("[data-index]").map((node) => {
     const { index, label, category = "", iou, share, influence, again } = node.dataset;
     const numbers = { index, iou, share, influence, again };

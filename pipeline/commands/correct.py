@@ -99,7 +99,9 @@ def correct(
     chosen = pick_device(device)
     evaluated = Evaluated(evaluation)
     which = evaluated.one(name)
-    suspect = choose_detector(evaluated.labels(which), evaluated.suspects(which), numbers, label)
+    suspect = choose_detector(
+        evaluated.labels(which), evaluated.direction_names(which), evaluated.suspects(which), numbers, label
+    )
     target = out or evaluation.resolve().parent / "correction"
     with showing(quiet) as shown, run.watching(shown, within(target, "summary.json"), device=chosen) as progress:
         summary = correct_model(

@@ -20,7 +20,6 @@ from pipeline.run import Run, pick_device
 from stores.errors import UsageError
 from stores.paths import as_path
 
-FEW_NULLS = 20
 PASSES = ("extraction", "quantiles", "dissection", "average precision", "logits", "sampling", "class means")
 FROM_ENVIRONMENT = "$EDDP_BRODEN"
 
@@ -115,11 +114,6 @@ def evaluate(
         null_positions=null_positions,
         seed=seed,
     )
-    if influence and null_directions is not None and 0 < null_directions < FEW_NULLS:
-        say(
-            f"Note: with {null_directions} null directions the paper's rule claims much that is chance; {FEW_NULLS} are the least to trust.",
-            "warning",
-        )
     chosen = pick_device(device)
     sets = load_sets(directions)
     target = out or directions[0].resolve().parent / "evaluation"

@@ -90,6 +90,7 @@ def world(folder: Path, images: int) -> Path:
         "through": "pooling and an affine map",
         "nulls": 100,
         "randoms": 1000,
+        "alpha_relative": 0.5,
     }
     entry = {
         "method": "eddp",
@@ -116,9 +117,32 @@ def tables(folder: Path, g: np.random.Generator) -> None:
     same = {"directions": ["eddp"] * n, "index": np.arange(n), "label": label, "category": category}
     iou = g.random(n) * 0.6
     scores = {key: g.random(n) for key in ("precision", "recall", "f1", "average_precision")}
-    write_table(folder, "directions", {**same, "iou_val": iou, "iou_low": iou * 0.9, "iou_high": iou * 1.1, **scores})
+    support = {key: np.full(n, 9) for key in ("images_val", "positions_val")}
+    write_table(
+        folder,
+        "directions",
+        {
+            **same,
+            **support,
+            "interpretable": iou > 0.04,
+            "iou_val": iou,
+            "iou_low": iou * 0.9,
+            "iou_high": iou * 1.1,
+            **scores,
+        },
+    )
     more = {key: np.repeat(np.asarray(values), 5) for key, values in same.items()}
-    write_table(folder, "labels", {**more, "iou_train": g.random(5 * n), "iou_val": g.random(5 * n)})
+    write_table(
+        folder,
+        "labels",
+        {
+            **more,
+            "rank": np.tile(np.arange(1, 6), n),
+            "as_good": np.zeros(5 * n, bool),
+            "iou_train": g.random(5 * n),
+            "iou_val": g.random(5 * n),
+        },
+    )
     suspects = {
         "images": [9] * 4,
         "share_of_class": [1.0] * 4,
@@ -159,6 +183,7 @@ def influence_parts(g: np.random.Generator) -> Iterator[dict[str, Any]]:
         "p_random",
     )
     marks = (
+        "significant",
         "significant_paper",
         "significant_holm",
         "significant_bh",

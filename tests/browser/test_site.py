@@ -160,7 +160,7 @@ def test_every_filter_filters_and_they_add_up(visit: Visit) -> None:
     assert [c["index"] for c in cards(page)] == expected
     page.get_by_role("button", name="Clear all").click()
     assert cards(page) == every
-    page.get_by_role("button", name="interpretable only").click()
+    page.get_by_role("button", name="a label fits").click()
     assert [c["index"] for c in cards(page)] == [c["index"] for c in every if "good" in c]
     page.get_by_role("button", name="Clear all").click()
     expect(page.locator("#way")).to_be_disabled()  # which way says nothing without a class
@@ -181,7 +181,7 @@ def test_a_view_can_be_sent_as_an_address(visit: Visit) -> None:
     every = cards(page)
     page.get_by_label("Search").fill(every[0]["label"])
     page.get_by_label("Sort by").select_option("share")
-    page.get_by_role("button", name="interpretable only").click()
+    page.get_by_role("button", name="a label fits").click()
     page.locator("#class").focus()
     page.locator("#class").select_option("1")
     page.locator("#way").select_option("down")

@@ -36,14 +36,18 @@ def test_with_a_concept_dataset(
         ok(run("fit --store", store, "--directions 3 --method", method, "--out", out))
     files = ("--directions", tmp_path / "kmeans.safetensors", "--directions", tmp_path / "pca.safetensors")
     ended = ok(run("evaluate --store", store, *files, "--broden", broden, "--influence", *FEW))
-    assert "Influence at α = 2" in ended.out
+    assert "Influence at α = 2 (" in ended.out
+    assert "significant pairs" in ended.out
+    assert "SDC" not in ended.out  # other rules are in the table influence
+    assert "With 8 null directions no pair can be significant" in ended.err
     folder = tmp_path / "evaluation"
     summary = json.loads((folder / "summary.json").read_bytes())["directions"]
     for entry in summary.values():
-        for key in ("sdc", "scdp", "s3", "significant_bh", "significant_max", "significant_random"):
+        for key in ("sdc", "scdp", "s3", "significant_bh", "significant", "significant_directions"):
             assert key in entry
         assert entry["influence"]["through"] == through
         assert entry["influence"]["images"] == 6
+        assert entry["influence"]["alpha_relative"] > 0
         assert entry["influence"]["signal"]["5"]["largest_probability_change"] > 1e-6
         assert set(entry["influence"]["steering"]) == {"signal", "filter", "random"}
     table = rows(folder / "influence.csv")

@@ -30,7 +30,7 @@ MOST = 500  # characters of a message, without the folder's path
 DEEP = "DEEP"
 NAN, INF = float("nan"), float("inf")
 ODD = [None, True, -1, 10**11, 10**400, 1e308, NAN, INF, "x" * 200_000, "\x1b[2J" * 999, "a\0b", [], [None], {}, DEEP]
-INFLUENCE = {"alpha": 2.0, "images": 9, "through": "x", "classes": 3, "nulls": 8, "randoms": 9}
+INFLUENCE = {"alpha": 2.0, "images": 9, "through": "x", "classes": 3, "nulls": 8, "randoms": 9, "alpha_relative": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = {"label": ["a", "b", ""], "category": ["c", "c", ""]}
     each: dict[str, Any] = {"directions": ["d"] * 3, "index": [0, 1, 2]} | labels
     shares = ("iou_train", "iou_val", "iou_low", "iou_high", "precision", "recall", "f1", "average_precision")
-    scored = each | {"interpretable": [True, False, False]} | {key: [0.5, 0.1, 0.0] for key in shares}
+    scored = (
+        each
+        | {"interpretable": [True, False, False], "rank": [1] * 3, "as_good": [True] * 3}
+        | {key: [0.5, 0.1, 0.0] for key in shares}
+        | {key: [9, 4, 0] for key in ("images_val", "positions_val")}
+    )
     suspect = {
         "directions": "d",
         "indices": "0 2",
@@ -66,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     suspect |= dict.fromkeys(("area", "share_of_class", "probability_change"), 0.1)
     moved = each | {"role": ["signal"] * 3, "alpha": [2.0] * 3, "class": [0, 1, 2]}
-    marks = {key: [True, False, True] for key in ("significant_paper", "significant_max", "significant_random")}
+    marks = {"significant": [True, False, True]}
     tables = {
         "directions": scored,
         "labels": scored,
@@ -199,7 +204,7 @@ def test_columns_of_tables(refused: Callable[..., str], place: Path) -> None:
                        "iou_val": [[None, 0.1, 0.2], [float("inf")] * 3, None], "interpretable": [["a"] * 3]},
         "labels": {"label": [text], "iou_train": [[1e308] * 3, ["a"] * 3], "index": [[0, 1, 10**18]]},
         "steering": {"class": [[0, 1, 3]], "role": [None], "probability": [[float("-inf")] * 3]},
-        "influence": {"class": [[0, 1, 3], [0, -1, 1], [0.5] * 3], "probability_change": [[float("nan")] * 3], "significant_max": [None]},
+        "influence": {"class": [[0, 1, 3], [0, -1, 1], [0.5] * 3], "probability_change": [[float("nan")] * 3], "significant": [None]},
         "ground_truth": {"direction": [[0, 1, 3]], "iou": [[float("inf")] * 3, None]},
         "suspects": {"indices": [["0 3"], ["x"], [""], ["9" * 9999], [None], None], "class": [[3]], "area": [["a"]]},
     }  # fmt: skip

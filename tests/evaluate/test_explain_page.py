@@ -32,25 +32,31 @@ from evaluate.explain.values import Usual
 from evaluate.glossary import definitions
 from evaluate.image_tiles import LINE, jpeg, outline, square
 
-CONCEPTS = [Concept(0, "barn", "object"), Concept(1, "sea", "object", False), Concept(2), Concept(3, "barn", "object")]
+CONCEPTS = [
+    Concept(0, "barn", "object", "barn 1 (0)", "barn"), Concept(1, "sea", "object", "direction 1", "direction 1"),
+    Concept(2, "", "", "direction 2", "direction 2"), Concept(3, "barn", "object", "barn 2 (3)", "barn"),
+]  # fmt: skip
 
 
 def test_names() -> None:
-    assert [c.name for c in CONCEPTS] == ["barn (0)", "sea? (1)", "direction 2", "barn (3)"]
+    assert [c.name for c in CONCEPTS] == ["barn 1 (0)", "direction 1", "direction 2", "barn 2 (3)"]
 
 
 def test_contributions_in_words() -> None:
     parts, pooled = np.array([2.1, -0.4, 0.1, 1.0]), np.array([1.0, 0.5, 1.0, -0.2])
     words = contribution_words(CONCEPTS, parts, pooled, shown=3)
-    assert words == "barn (0) +2.10, little barn (3) +1.00, sea? (1) −0.40"
-    assert contribution_words(CONCEPTS, parts, pooled, -3.0, shown=1) == "barn (0) +2.10, and by no concept −3.00"
+    assert words == "barn 1 (0) +2.10, little barn 2 (3) +1.00, direction 1 −0.40"
+    assert contribution_words(CONCEPTS, parts, pooled, -3.0, shown=1) == "barn 1 (0) +2.10, and by no concept −3.00"
 
 
 def test_changes_in_words_join_a_label() -> None:
     spread = np.array([1.0, 1.0, 2.0, 1.0])
-    assert change_words(CONCEPTS, np.array([1.0, -1.5, 0, 1.0]), spread) == "more barn, less sea?"
+    assert change_words(CONCEPTS, np.array([1.0, -1.5, 0, 1.0]), spread) == "more barn, less direction 1"
     assert change_words(CONCEPTS, np.array([0, 0, -2.0, 0]), spread) == "less direction 2"
-    assert change_words(CONCEPTS, np.array([3, -2, 3, -1.0]), spread, 2) == "more barn, less sea? and 2 smaller changes"
+    assert (
+        change_words(CONCEPTS, np.array([3, -2, 3, -1.0]), spread, 2)
+        == "more barn, less direction 1 and 2 smaller changes"
+    )
 
 
 @pytest.fixture

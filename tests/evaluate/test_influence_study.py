@@ -9,6 +9,7 @@ import pytest
 import torch
 from by_hand import layer_store
 
+from evaluate.detector_bank import make_bank
 from evaluate.influence import influence_study as study
 from evaluate.influence.cavs import LabelUse
 from evaluate.influence.influence_study import ROLES, InfluenceConfig, effect_of, measure_influence, unit_columns
@@ -19,7 +20,11 @@ from evaluate.influence.influence_tables import (
     influence_parts,
     influence_summary,
 )
+from evaluate.influence.permutation_nulls import NullTraining, null_directions
+from evaluate.influence.sampling import balanced_samples
 from evaluate.influence.shortcut_candidates import suspect_rows
+from evaluate.influence.significance import by_deviations, deviations, standardised
+from evaluate.influence.steering import random_units
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.attachments import read_truth
 from stores.directions import Directions
@@ -76,6 +81,39 @@ def test_random_directions_are_claimed_no_more_often_than_the_level(known) -> No
             assert not any(claim.any() for claim in claims)
 
 
+@pytest.mark.parametrize("nulls", [19, 60])
+def test_where_there_is_nothing_significance_claims_in_at_most_five_per_cent_of_tables(known, nulls: int) -> None:  # type: ignore[no-untyped-def]
+    """Held-out null directions, and random directions, evaluated as if they had been found: 60 tables of each."""
+    store, sets, _ = known
+    layer, tables = next(iter(store.layers)), 60
+    reader = LayerReader(store)
+    bank = make_bank({"truth": sets["truth"]}, reader)
+    move = effect_of(store, layer, InfluenceConfig(), 3).effect
+    training = NullTraining(count=nulls + tables, epochs=40)
+    samples = balanced_samples(reader, bank, positions=200)
+
+    def change(vectors: torch.Tensor) -> np.ndarray:
+        logit = move(vectors, 2.0).logit.numpy()
+        return logit - logit.mean(1, keepdims=True)
+
+    each = [
+        change(v) for part in null_directions(reader, samples, training) for v in part.signals
+    ]  # detector, direction, class
+    random = change(random_units(reader.channels, 1000, 0))
+    claims = {"null": 0, "random": 0}
+    for k in range(tables):
+        for kind, found in (
+            ("null", np.stack([own[nulls + k] for own in each])),
+            ("random", change(random_units(reader.channels, len(each), 1 + k))),
+        ):
+            own = [standardised(one, others[:nulls]) for one, others in zip(found, each, strict=True)]
+            extremes = np.max([np.abs(nulls_t).max(1) for _, nulls_t in own], axis=0)
+            t = np.stack([value for value, _ in own])
+            judged = by_deviations(t, np.full(len(each), nulls), extremes, deviations(found, random), 1000)
+            claims[kind] += bool(judged.significant.any())
+    assert max(claims.values()) <= 8  # 3, and three standard deviations
+
+
 def test_changes_are_those_of_the_effect_and_nulls_are_counted(known) -> None:  # type: ignore[no-untyped-def]
     store, sets, found = known
     moving = effect_of(store, next(iter(store.layers)), InfluenceConfig(), 3)
@@ -101,8 +139,13 @@ def test_tables_hold_a_row_for_everything_and_agree_with_the_summary(known) -> N
         for row in (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         if row["role"] == "signal" and row["alpha"] == 2.0
     ]
+    for row in main:
+        assert row["significant"] == (row["significant_max"] and row["significant_random"])
+    assert summary["significant"] == sum(row["significant"] for row in main)
     assert summary["scdp"] == sum(row["significant_paper"] for row in main)
-    assert summary["significant_random"] == sum(row["significant_random"] for row in main) >= 3
+    assert (
+        summary["influence"]["signal"]["2"]["significant_random"] == sum(row["significant_random"] for row in main) >= 3
+    )
     assert summary["sdc"] == len({row["index"] for row in main if row["significant_paper"]})
     rows = direction_influence_rows(found, "truth", names, classes)
     assert len(rows) == 3 * 2 * 3
@@ -134,8 +177,7 @@ def test_without_null_directions_nothing_is_claimed(tmp_path: Path) -> None:
     d = Directions(eye, eye, np.zeros(4, np.float32), np.zeros(4, np.float32), "toy", reader.spec.name)
     found = measure_influence(store, reader.spec.name, {"d": d}, InfluenceConfig(nulls=0, randoms=0))
     summary = influence_summary(found, "d")
-    assert summary["scdp"] == summary["significant_bh"] == summary["significant_max"] == 0
-    assert summary["significant_random"] == 0
+    assert summary["scdp"] == summary["significant_bh"] == summary["significant"] == 0
     assert found.logit.any()
     assert not found.score.any()  # of a single class nothing can move
 

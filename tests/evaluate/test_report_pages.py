@@ -15,6 +15,7 @@ import pytest
 from html_page import HOSTILE, Page
 
 from evaluate.compare import compare
+from evaluate.direction_names import DirectionName
 from evaluate.glossary import definitions
 from evaluate.number_format import anchor, url
 from evaluate.report import svg_charts as charts
@@ -44,16 +45,23 @@ def bins(low: float, counts: tuple[int, ...]) -> Histogram:
 
 
 def candidate(label: str, category: str, iou_train: float, iou_val: float) -> dict[str, Any]:
-    return {"label": label, "category": category, "iou_train": iou_train, "iou_val": iou_val}
+    return {
+        "label": label,
+        "category": category,
+        "rank": 1,
+        "as_good": True,
+        "iou_train": iou_train,
+        "iou_val": iou_val,
+    }
 
 
 def direction(index: int = 0, **changes: Any) -> Direction:
     plain = Direction(
-        index=index, label="sky", category="object", interpretable=True, iou=0.25, iou_low=0.2, iou_high=0.3, share=0.05,
+        index=index, name=DirectionName("sky", "sky"), label="sky", category="object", interpretable=True, problem="", iou=0.25, iou_low=0.2, iou_high=0.3, share=0.05,
         agreement=0.5, histogram=bins(-2.0, (5, 3, 1)),
         tiles=[Tile(f"t/{index}.webp", "a.jpg", 4.5, 1), Tile("", "gone.jpg", 3.25, -1)],
         strip=f"s/{index}.webp", measures={"precision": 0.5}, candidates=[candidate("sky", "object", 0.3, 0.25), candidate("sea", "scene", 0.2, 0.1)],
-        pushes={"signal": [Push(1, 0.2, True, True, True), Push(0, -0.1, False, False, False)], "filter": [Push(0, 0.01, False, True, False)]},
+        pushes={"signal": [Push(1, 0.2, True), Push(0, -0.1, False)], "filter": [Push(0, 0.01, True)]},
         up=[1], down=[], influence=0.2, steer=STEER, near={"signal": [(1 - index, 0.9)], "filter": [(1 - index, -0.2)]},
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
@@ -61,7 +69,7 @@ def direction(index: int = 0, **changes: Any) -> Direction:
 
 def site(**changes: Any) -> Site:
     classes = [
-        ClassPage(k, name, 3, 2, 1, [Tile(f"e/{k}.webp", "a.jpg", 0.9, k)], [Push(0, 0.2, True, False, False), Push(1, -0.1, False, False, False)])
+        ClassPage(k, name, 3, 2, 1, [Tile(f"e/{k}.webp", "a.jpg", 0.9, k)], [Push(0, 0.2, True), Push(1, -0.1, False)])
         for k, name in enumerate(("boat", "house"))
     ]  # fmt: skip
     summary = {"directions": {"eddp": {"method": "eddp", "directions": 2, "s1": 2.0, "sdc": 0, "intervals": {"s1": [1.5, 2.5]}},
@@ -69,9 +77,9 @@ def site(**changes: Any) -> Site:
     plain = Site(
         title="A layer", name="eddp", method="eddp", facts={"Model": "m"}, settings={"seed": "0"}, notes=["Something is missing."],
         comparison=compare(summary), per_category=[("object", 1, 2)],
-        directions=[direction(0, marks=[Mark("dead"), Mark("duplicate of", 1)]), direction(1, label="", category="", interpretable=False, iou=0.0)],
+        directions=[direction(0, marks=[Mark("dead"), Mark("duplicate of", 1)]), direction(1, name=DirectionName("direction 1", "direction 1"), label="", category="", interpretable=False, problem="no label fits", iou=0.0)],
         classes=classes, places=[(0.0, 0.5), (1.0, 0.5)], definitions=definitions(*SHOWN),
-        influence={"alpha": 2.0, "images": 100}, random=RANDOM,
+        influence={"alpha": 2.0, "images": 100, "alpha_relative": 0.25}, random=RANDOM,
         suspects=[{"indices": [0], "class": 1, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
         diagnosis={"dead": [0], "duplicates": [[0, 1]], "overfull": [], "coverage": 0.9}, log={"total": [(0, 2.0), (1, 1.0), (2, 1.5)]},
     )  # fmt: skip
@@ -80,7 +88,7 @@ def site(**changes: Any) -> Site:
 
 def bare() -> Site:
     """Neither labels nor influence nor images."""
-    nothing = {"label": "", "category": "", "interpretable": False, "iou": NAN, "iou_low": NAN, "iou_high": NAN, "measures": {},
+    nothing = {"name": DirectionName("direction 0", "direction 0"), "label": "", "category": "", "interpretable": False, "iou": NAN, "iou_low": NAN, "iou_high": NAN, "measures": {},
                "candidates": [], "pushes": {}, "up": [], "influence": NAN, "steer": None}  # fmt: skip
     one = direction(0, **nothing, tiles=[Tile("", "a.jpg", 1.0)], near={"signal": [], "filter": []})
     return site(
@@ -107,16 +115,16 @@ def rendered(what: Site) -> dict[str, str]:
 
 def test_hostile_names_stay_text() -> None:
     evil = direction(
-        0, label=HOSTILE, category=HOSTILE, tiles=[Tile("t/0.webp", HOSTILE, 1.0, 0), Tile("", HOSTILE, 1.0, 0)],
+        0, name=DirectionName(HOSTILE, HOSTILE, HOSTILE, True), label=HOSTILE, category=HOSTILE, tiles=[Tile("t/0.webp", HOSTILE, 1.0, 0), Tile("", HOSTILE, 1.0, 0)],
         measures={HOSTILE: 0.1}, candidates=[candidate(HOSTILE, HOSTILE, 0.1, 0.1)], marks=[Mark(HOSTILE, 0)],
         features=Features("a.jpg", "b.jpg", 1, 1, 0.5, 0.5, 0.5, 0.1, 1.0),
-        near={"signal": [(0, 1.0)]}, pushes={"signal": [Push(0, 0.1, True, True, True)]}, steer=dataclasses.replace(STEER, target=0),
+        near={"signal": [(0, 1.0)]}, pushes={"signal": [Push(0, 0.1, True)]}, steer=dataclasses.replace(STEER, target=0),
     )  # fmt: skip
     summary = {"directions": {HOSTILE: {"method": HOSTILE, "s1": 1.0}, "x": {"method": "x", "s1": 2.0}}}
     what = site(
         title=HOSTILE, name=HOSTILE, method=HOSTILE, facts={HOSTILE: HOSTILE}, settings={HOSTILE: HOSTILE}, notes=[HOSTILE],
         comparison=compare(summary), per_category=[(HOSTILE, 1, 1)], directions=[evil, evil], log={HOSTILE: [(0, 1.0)]},
-        classes=[ClassPage(0, HOSTILE, 1, 1, 1, [Tile("e/0.webp", HOSTILE, 0.9, 0)], [Push(0, 0.1, True, False, False)])],
+        classes=[ClassPage(0, HOSTILE, 1, 1, 1, [Tile("e/0.webp", HOSTILE, 0.9, 0)], [Push(0, 0.1, True)])],
         suspects=[{"indices": [0], "class": 0, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
     )  # fmt: skip
     for path, text in rendered(what).items():
@@ -182,7 +190,7 @@ def test_a_detector_that_fires_nowhere_is_not_said_to_fire() -> None:
 
 def test_a_direction_without_label_neighbours_or_influence() -> None:
     texts = rendered(dataclasses.replace(bare(), diagnosis={"dead": [0], "duplicates": [], "overfull": []}))
-    assert "<title>direction 0 · A layer</title>" in texts[direction_page(0)]
+    assert "<title>0 direction · A layer</title>" in texts[direction_page(0)]
     assert "Neighbours" not in texts[direction_page(0)]
     assert "1 direction hardly ever fires" in texts["index.html"]
 
@@ -290,15 +298,48 @@ def test_the_same_data_give_the_same_bytes() -> None:
 def test_claims_are_said_in_words() -> None:
     texts = rendered(site())
     page = texts[direction_page(0)]
-    assert "✓ random" in page
-    assert "✓ nulls" in page
-    assert "✓ paper" in page
-    assert page.count("not beyond chance") == 1
+    assert page.count('"claims">significant<') == 2
+    assert page.count(">not significant<") == 1
+    assert "0.250 of the" in page  # the step's length
     assert "is small, occurs nearly only with this class, and is used for it" in texts[class_page(1)]
     assert "is small" not in texts[class_page(0)]
     assert "1 of these" not in texts[class_page(0)]
     assert "1 (50 %)" in texts[class_page(0)]
     assert "Of 4 labelled images 50 %" in texts["classes.html"]
+
+
+def test_a_direction_without_a_label_that_fits_is_not_called_uninterpretable() -> None:
+    """A striped fish on all of its images, and no label for it in the dataset."""
+    fish = direction(
+        1, name=DirectionName("direction 1", "direction 1"), interpretable=False, problem="no label fits", iou=0.01, iou_low=0.0, iou_high=0.02,
+        tiles=[Tile(f"t/{k}.webp", f"{k}.jpg", 12.5, 1) for k in range(9)],
+    )  # fmt: skip
+    texts = rendered(site(directions=[direction(0), fish]))
+    page = texts[direction_page(1)]
+    assert ">no label fits</bdi></h1>" in page
+    assert page.count("12.5") == 9
+    assert "not interpretable" not in "".join(texts.values())
+    assert 'class="dir"' in texts["index.html"]
+    named = site(
+        directions=[
+            direction(0),
+            dataclasses.replace(fish, name=DirectionName("striped fish", "striped fish", "8 of 9", True)),
+        ]
+    )
+    texts = rendered(named)
+    assert ">striped fish</bdi></h1>" in texts[direction_page(1)]
+    assert "no label fits" in texts[direction_page(1)]
+    assert "8 of 9" in texts[direction_page(1)]
+    assert ">striped fish</bdi>" in texts["index.html"]
+
+
+def test_a_label_comes_with_what_it_rests_on() -> None:
+    few = direction(
+        0, problem="too few validation images", images=2, positions=70, as_good=[candidate("sea", "scene", 0.2, 0.24)]
+    )
+    page = rendered(site(directions=[few, direction(1)]))[direction_page(0)]
+    for text in ("too few validation images", ">2 <small>images, 70 points<", "as good", "0.200 to 0.300"):
+        assert text in page
 
 
 def test_many_suspects_are_named() -> None:

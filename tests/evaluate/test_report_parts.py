@@ -99,7 +99,7 @@ def influence_table(folder: Path, *, directions: int = 3, classes: int = 4) -> d
                     {
                         "directions": [name] * len(order), "index": index, "label": ["x"] * len(order), "role": [role] * len(order),
                         "alpha": np.full(len(order), alpha), "class": k, "probability_change": flat,
-                        "significant_paper": flat > 1, "significant_max": flat < -0.5, "significant_random": np.abs(flat) > 0.3,
+                        "significant": np.abs(flat) > 0.3,
                     }
                 )  # fmt: skip
     write_parts(folder, "influence", parts)
@@ -113,8 +113,7 @@ def test_influence_is_read_for_one_set_and_step(tmp_path: Path, name: str, alpha
     for role in ("signal", "filter"):
         change = truth[name, role, alpha]
         assert found[role].change == pytest.approx(change)
-        expected = np.stack([np.abs(change) > 0.3, change < -0.5, change > 1], axis=2)
-        assert (found[role].marks == expected).all()
+        assert (found[role].significant == (np.abs(change) > 0.3)).all()
 
 
 def test_a_table_about_something_else_is_refused(tmp_path: Path) -> None:
@@ -128,17 +127,16 @@ def test_a_table_about_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_the_ends_of_a_push() -> None:
     change = np.array([[0.1, -0.2, 0.0, 0.3, 0.1], [0.0, 0.5, 0.0, -0.1, -0.3]], np.float32)
-    marks = np.zeros((2, 5, 3), bool)
-    marks[0, [0, 1], 0] = marks[0, 3, 2] = True
-    pushes = Pushes(change, marks)
+    significant = np.zeros((2, 5), bool)
+    significant[0, [0, 1]] = True
+    pushes = Pushes(change, significant)
     assert [p.other for p in pushes.of_direction(0, 2)] == [3, 0, 1]  # no zeros, equal ones in their order
     assert [p.other for p in pushes.of_class(1, 9)] == [1, 0]
     first, second, third = pushes.of_direction(0, 2)
-    assert (first.random, first.nulls, first.paper) == (False, False, True)
-    assert second.random
+    assert (first.significant, second.significant) == (False, True)
     assert third.change == pytest.approx(-0.2)
-    assert pushes.beyond(0) == ([0], [1])
-    assert pushes.beyond(1) == ([], [])
+    assert pushes.moved(0) == ([0], [1])
+    assert pushes.moved(1) == ([], [])
 
 
 def test_steering_is_what_is_gained(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from evaluate.influence.significance import (
     holm_adjusted,
     rounds,
     standardised,
+    within_reach,
 )
 
 
@@ -29,6 +30,17 @@ def test_by_hand() -> None:
     assert found.p_holm == pytest.approx(np.array([[0.04, 0.3], [1, 1]]))
     assert found.q_bh == pytest.approx(np.array([[0.04, 0.2], [1, 1]]))
     assert found.holm.tolist() == found.bh.tolist() == [[True, False], [False, False]]
+
+
+def test_too_few_null_directions_are_named_with_the_number_that_would_do() -> None:
+    able, words = within_reach(18, 64_000)
+    assert not able
+    assert "19 is the least" in words
+    able, words = within_reach(20, 64_000)
+    assert able
+    assert "1279999 would do" in words
+    assert "60953 pairs" in words
+    assert within_reach(1_279_999, 64_000) == (True, "")
 
 
 def test_adjusted_p_values_of_a_textbook_example() -> None:

@@ -34,6 +34,7 @@ def labelled() -> tuple[Counts, Labelled]:
         images=np.zeros(2, int),
         resolution="mask",
         raster=(1, 1),
+        shown=np.array([[0, 0, 0], [7, 3, 2]]),
         positions=8,
         positive=np.array([7, 1, 0]),  # the first belongs to another set
     )
@@ -66,10 +67,10 @@ def test_one_row_a_direction(labelled: tuple[Counts, Labelled], directions: Dire
     counts, scores = labelled
     first, dead = direction_rows("mine", directions, counts, slice(1, 3), scores)
     assert first == {
-        "directions": "mine", "method": "eddp", "index": 0, "label": "sky", "category": "object", "number": 4,
+        "directions": "mine", "method": "eddp", "index": 0, "name": "sky", "label": "sky", "category": "object", "number": 4,
         "iou_train": 0.5, "iou_val": 0.25, "interpretable": True, "precision": 0.333333, "recall": 0.5, "f1": 0.4,
         "average_precision": 0.75, "share": 0.125, "agreement": 0.6,
-        "iou_low": None, "iou_high": None, "threshold_supervised": None, "iou_supervised": None, "f1_supervised": None,
+        "images_val": 7, "positions_val": 0, "iou_low": None, "iou_high": None, "threshold_supervised": None, "iou_supervised": None, "f1_supervised": None,
         "found_again": None,
     }  # fmt: skip
     assert (dead["label"], dead["category"], dead["number"], dead["interpretable"]) == ("", "", 0, False)
@@ -88,6 +89,14 @@ def test_what_the_second_pass_gave(labelled: tuple[Counts, Labelled], directions
     names = ("iou_low", "iou_high", "threshold_supervised", "iou_supervised", "f1_supervised")
     assert [first[name] for name in names] == [0.1, 0.3, 1.5, 0.5, 0.666667]
     assert [dead[name] for name in names] == [0, 0, None, 0, 0]
+    rows = label_rows("mine", directions, counts, scores, refined)
+    assert [(row["label"], row["images_val"], row["as_good"]) for row in rows] == [
+        ("sky", 7, True),
+        ("tree", 2, True),
+        ("sea", 3, True),
+    ]
+    narrow = dataclasses.replace(refined, iou_low=np.array([0.2, 0.0]))
+    assert [row["as_good"] for row in label_rows("mine", directions, counts, scores, narrow)] == [True, True, False]
 
 
 def test_how_often_each_direction_is_found_again(labelled: tuple[Counts, Labelled], directions: Directions) -> None:

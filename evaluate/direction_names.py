@@ -1,0 +1,107 @@
+"""Names of directions for people: the label where it fits, numbered where several directions carry it, or a name that a person gave.
+
+A person's names are in ``names.csv`` beside the directions file, with the columns ``direction`` (its number), ``name`` and ``comment``, and
+``directions`` (the file's name without ending) where the folder holds several directions files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from extract.file_list import at, csv_rows, integer
+from stores.errors import DatasetError
+
+FILE = "names.csv"
+LONGEST = 200  # characters of a name
+LONGEST_COMMENT = 2000
+
+
+@dataclass(frozen=True)
+class DirectionName:
+    """``full``: ``mammal 2``; ``short``: ``mammal``, what directions of one label share; ``comment``: a person's; ``own``: a person gave it."""
+
+    full: str
+    short: str
+    comment: str = ""
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Given:
+    """A row of ``names.csv``; the name may be empty."""
+
+    name: str
+    comment: str
+
+
+def names_of(
+    labels: Sequence[str], fits: Sequence[bool], given: Mapping[int, Given] | None = None
+) -> list[DirectionName]:
+    """Name each direction of a set.
+
+    Parameters
+    ----------
+    labels : of each direction, empty for none. fits : whether the label fits: one that does not gives no name.
+    given : by number, from ``read_names``.
+    """
+    carried = Counter(label for label, fit in zip(labels, fits, strict=True) if fit)
+    seen: Counter[str] = Counter()
+    found = []
+    for i, (label, fit) in enumerate(zip(labels, fits, strict=True)):
+        short = full = f"direction {i}"
+        if label and fit:
+            seen[label] += 1
+            short, full = label, f"{label} {seen[label]}" if carried[label] > 1 else label
+        own = (given or {}).get(i, Given("", ""))
+        found.append(DirectionName(own.name or full, own.name or short, own.comment, bool(own.name)))
+    return found
+
+
+def with_number(names: Sequence[DirectionName], index: int) -> str:
+    """``mammal 2 (17)``; ``direction 17`` as it is."""
+    full = names[index].full
+    return full if full == f"direction {index}" else f"{full} ({index})"
+
+
+def with_names(rows: Sequence[Mapping[str, Any]], names: Sequence[DirectionName]) -> list[dict[str, Any]]:
+    """Rows about a direction (``index``) with its ``name`` behind its number."""
+    return [
+        {key: value for k, v in row.items() for key, value in ((k, v), *((("name", names[v].full),) if k == "index" else ()))}
+        for row in rows
+    ]  # fmt: skip
+
+
+def read_names(directions: Path, count: int) -> dict[int, Given]:
+    """What ``names.csv`` beside a directions file says of its directions, of which there are ``count``; nothing where there is none.
+
+    Raises DatasetError for a row about a direction that there is not, or that another row is about, and for a file that does not say which
+    of several directions files it is about.
+    """
+    path = directions.parent / FILE
+    if not path.is_file():
+        return {}
+    found: dict[int, Given] = {}
+    several = len([file for file in directions.parent.glob("*.safetensors") if file != directions]) > 0
+    for line, row in csv_rows(path, ("direction", "name")):
+        if "directions" not in row and several:
+            raise DatasetError(
+                f"'{path}' lies beside several directions files. Add a column 'directions' with the name of the one that each row is about, "
+                f"such as {directions.stem}."
+            )
+        if row.get("directions", directions.stem) != directions.stem:
+            continue
+        try:
+            index = integer(row, "direction", 0, count - 1)
+            if index in found:
+                raise ValueError(f"direction {index} has a row already")
+            name, comment = row["name"].strip(), row.get("comment", "").strip()
+            if len(name) > LONGEST or len(comment) > LONGEST_COMMENT:
+                raise ValueError(f"a name has at most {LONGEST} characters, a comment {LONGEST_COMMENT}")
+        except ValueError as error:
+            raise DatasetError(f"{at(path, line)}: {error}. Correct the row or remove it.") from error
+        found[index] = Given(name, comment)
+    return found
