@@ -5,6 +5,7 @@ The report is made here by the commands; with EDDP_DEMO_REPORT naming the folder
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -400,3 +401,19 @@ def test_printing_leaves_the_tools_out_and_is_light(visit: Visit) -> None:
     light = page.evaluate(colours)
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate(colours) == light
+
+
+def test_a_name_typed_on_a_page_is_kept_shown_and_saved_as_a_file(visit: Visit) -> None:
+    page = visit("d/00001.html")
+    page.get_by_label("Your name for it").fill('a "striped", fish')
+    page.get_by_label("Comment").fill("8 of 9")
+    expect(page.locator("h1 bdi")).to_have_text('a "striped", fish')
+    page.goto(page.url.replace("d/00001.html", "index.html"))
+    expect(page.locator('.dir[data-index="1"] h3 bdi')).to_have_text('a "striped", fish')
+    with page.expect_download() as started:
+        page.get_by_role("button", name="Save names.csv").click()
+    assert started.value.suggested_filename == "names.csv"
+    with Path(started.value.path()).open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["direction"], row["name"], row["comment"]) == ("1", 'a "striped", fish', "8 of 9")
+    assert row["directions"]

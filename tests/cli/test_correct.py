@@ -95,7 +95,7 @@ def test_all_directions_of_the_first_suspect_are_taken_out(run: Run, place: Path
     suspects = table_of(place / "evaluation" / "suspects.csv")
     assert [(row["label"], row["indices"]) for row in suspects] == [("mark", "0 3")]
     ended = ok(run(*data(place)))
-    assert "Suppressing mark (0), mark (3): first of the evaluation's suspects" in ended.out
+    assert "Suppressing mark 1 (0), mark 2 (3): first of the evaluation's suspects" in ended.out
     assert "95th percentile" in ended.out
     summary = json.loads((out / "summary.json").read_bytes())
     assert (summary["direction"], summary["poisoned"]["after"], summary["problem"]) == ([0, 3], 1, None)
