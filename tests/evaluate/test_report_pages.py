@@ -257,10 +257,10 @@ def test_there_is_a_page_for_each_direction_and_class() -> None:
 
 def test_a_class_without_images_that_hardly_anything_moves_has_no_page_and_no_link() -> None:
     moved, still = (
-        ClassPage(k, name, 0, pushes=[Push(0, change, True, False, False)])
+        ClassPage(k, name, 0, pushes=[Push(0, change, True)])
         for k, name, change in ((2, "moved", -0.001), (3, "still", 0.0009))
     )
-    pushed = direction(0, pushes={"signal": [Push(k, 0.1, True, True, True) for k in (2, 3)]})
+    pushed = direction(0, pushes={"signal": [Push(k, 0.1, True) for k in (2, 3)]})
     texts = rendered(site(classes=[*site().classes, moved, still], directions=[pushed, direction(1)]))
     assert [class_page(k) in texts for k in range(4)] == [True, True, True, False]
     for path in ("classes.html", direction_page(0)):
