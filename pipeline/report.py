@@ -180,10 +180,18 @@ class _Pages:
     def _draw(self, name: str, found: Survey, examples: list[list[int]], folder: Path, shared: Path) -> set[int]:
         """Draw top images and examples; returns the rows of the store of which there is no picture."""
         if self.shown.image is None:
-            return set(np.unique(found.top.rows).tolist()) | {row for rows in examples for row in rows}
+            return set(np.unique(found.rows).tolist()) | {row for rows in examples for row in rows}
         bank = self.shown.bank.of([name])
         return draw_pictures(
-            self.shown.reader, bank, found.top, examples, folder, shared, self.shown.image, self.progress
+            self.shown.reader,
+            bank,
+            found.rows,
+            len(found.top.rows),
+            examples,
+            folder,
+            shared,
+            self.shown.image,
+            self.progress,
         )
 
     def _site(
@@ -211,7 +219,7 @@ class _Pages:
         facts["On these images"] = (
             f"{100 * found.coverage:.3g} % of positions covered, {found.redundancy:.3g} detectors on each of these"
         )
-        wanted = set(np.unique(found.top.rows).tolist()) | {row for some in predicted.rows for row in some}
+        wanted = set(np.unique(found.rows[found.rows >= 0]).tolist()) | {row for some in predicted.rows for row in some}
         note = f"{len(missing & wanted)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more."
         notes = [self.shown.note] if self.shown.note else [note] if missing & wanted else []
         self.progress("map", 0, 1)

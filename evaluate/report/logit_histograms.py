@@ -23,8 +23,11 @@ from stores.readers import LayerReader
 BINS = 64
 FINEST = 22  # bits of a float32 that a bin's number keeps: floor(z / width) is exact
 SMALLEST = -60  # exponent of the narrowest bin, for detectors whose logits are all 0
+AT_ONCE = 64  # images read again
 VALUES = 2**22  # logits at a time: what the pass needs does not grow with the store
 STAGE = "logits"
+FEW = 3  # images of the middle, and of those just above the threshold
+SAMPLE = 15  # images of which the middle ones are taken
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,20 @@ class Histogram:
 @dataclass(frozen=True)
 class Survey:
     """What one pass finds of a set's J detectors: histograms, positions where each is positive, positions where any is, positions in
-    all, and the images of largest logit."""
+    all, and the images of largest logit. ``across``: of the images where each fires, FEW around the median and the FEW weakest; row −1
+    where there are fewer."""
 
     histograms: list[Histogram]
     positives: np.ndarray
     covered: int
     positions: int
     top: Top
+    across: Top
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of the store (images, J) of all of them."""
+        return np.concatenate([self.top.rows, self.across.rows])
 
     @property
     def coverage(self) -> float:
@@ -146,6 +156,8 @@ class _Sums:
     covered: np.ndarray
     positions: int
     top: Top
+    sample: Top
+    weakest: Top
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(
@@ -154,6 +166,8 @@ class _Sums:
             self.covered + other.covered,
             self.positions + other.positions,
             self.top + other.top,
+            self.sample + other.sample,
+            self.weakest + other.weakest,
         )
 
 
@@ -167,6 +181,7 @@ def survey(
     """
     material = Material(reader, bank, None, "feature", reader.grid)
     found = spread(_sums_of, material, scheduler, count, progress=progress, stage=STAGE, labelled=False)
+    across = _across(reader, bank, found)
     return {
         name: Survey(
             [found.histograms.histogram(j) for j in range(part.start, part.stop)],
@@ -174,6 +189,7 @@ def survey(
             int(found.covered[k]),
             found.positions,
             Top(found.top.rows[:, part], found.top.values[:, part]),
+            Top(across.rows[:, part], across.values[:, part]),
         )
         for k, (name, part) in enumerate(bank.slices.items())
     }
@@ -184,7 +200,10 @@ def _sums_of(material: Material, chunks: range, count: int, progress: Progress =
     total = len(material.rows(chunks, labelled=False))
     histograms = Histograms(bank.count, device=material.device)
     positives, covered = torch.zeros(bank.count, dtype=torch.int64), torch.zeros(len(bank.slices), dtype=torch.int64)
-    top = Top(np.zeros((0, bank.count), np.int64), np.zeros((0, bank.count), np.float32), count)
+    top, sample, weakest = (
+        Top(np.zeros((0, bank.count), np.int64), np.zeros((0, bank.count), np.float32), most)
+        for most in (count, SAMPLE, FEW)
+    )
     done, step = 0, max(1, VALUES // (max(bank.count, 1) * reader.positions))
     for index, x in reader.chunks(chunks):
         for start in range(0, len(index), step):
@@ -194,7 +213,43 @@ def _sums_of(material: Material, chunks: range, count: int, progress: Progress =
             on = z > 0
             positives += on.sum((0, 1)).cpu()
             covered += torch.stack([on[..., part].any(2).sum() for part in bank.slices.values()]).cpu()
-            top += top_of(rows, z.amax(1), count)
+            peaks = z.amax(1)
+            top += top_of(rows, peaks, count)
+            sample += top_of(rows, torch.where(peaks > 0, _order(rows).to(peaks)[:, None], -torch.inf), SAMPLE)
+            weakest += top_of(rows, torch.where(peaks > 0, -peaks, -torch.inf), FEW)
             done += len(rows)
             progress(STAGE, done, total)
-    return _Sums(histograms, positives.numpy(), covered.numpy(), done * reader.positions, top)
+    return _Sums(histograms, positives.numpy(), covered.numpy(), done * reader.positions, top, sample, weakest)
+
+
+def _order(rows: np.ndarray) -> torch.Tensor:
+    """A number of each row, by which a store's images come in an order that has nothing to do with theirs."""
+    return torch.from_numpy(
+        (rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)).astype(np.float32)
+    )
+
+
+def _across(reader: LayerReader, bank: Bank, found: _Sums) -> Top:
+    """The images of ``Survey.across``; none that is among the strongest, and none twice."""
+    drawn = np.where(np.isfinite(found.sample.values), found.sample.rows, -1)
+    peaks = np.full(drawn.shape, -np.inf, np.float32)
+    every = np.unique(drawn[drawn >= 0])
+    for rows in np.array_split(every, -(-len(every) // AT_ONCE)) if len(every) else []:
+        z = bank.logits(reader.images(rows)).amax(1).cpu().numpy()
+        at = np.nonzero(np.isin(drawn, rows))
+        peaks[at] = z[np.searchsorted(rows, drawn[at]), at[1]]
+    rows, values = np.full((2 * FEW, bank.count), -1), np.full((2 * FEW, bank.count), np.nan, np.float32)
+    for j in range(bank.count):
+        taken = set(found.top.rows[:, j].tolist())
+        weak = [
+            (r, -v) for r, v in zip(found.weakest.rows[:, j], found.weakest.values[:, j], strict=True) if np.isfinite(v)
+        ]
+        weak = [(r, v) for r, v in weak if r not in taken]
+        taken |= {r for r, _ in weak}
+        order = [k for k in np.argsort(-peaks[:, j], kind="stable") if drawn[k, j] >= 0 and drawn[k, j] not in taken]
+        start = max(0, (len(order) - FEW) // 2)
+        middle = [(drawn[k, j], peaks[k, j]) for k in order[start : start + FEW]]
+        for first, some in ((0, middle), (FEW, weak[::-1])):
+            for k, (row, value) in enumerate(some, first):
+                rows[k, j], values[k, j] = row, value
+    return Top(rows, values)

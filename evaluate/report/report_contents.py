@@ -12,11 +12,12 @@ from evaluate.direction_tables import agreement
 from evaluate.metrics import INTERPRETABLE, problem_of
 from evaluate.report.class_predictions import ClassPredictions, class_titles
 from evaluate.report.influence_reader import Pushes
-from evaluate.report.logit_histograms import Survey
+from evaluate.report.logit_histograms import FEW, Survey
 from evaluate.report.page_layout import marks
 from evaluate.report.report_data import ClassPage, Direction, Steer, Tile
 from evaluate.report.report_images import example_file, strip_file, tile_file
 from evaluate.report.similarity_map import nearest
+from evaluate.top_images import Top
 from stores.directions import Directions
 from stores.store import ActivationStore
 
@@ -61,7 +62,19 @@ def direction_pages(
     out = []
     for i in range(directions.count):
         row = rows.get(i, {})
-        tiles = _tiles(i, found, predicted, names, missing)
+        first = len(found.top.rows)
+        tiles = _tiles(i, found.top, 0, predicted, names, missing)
+        middle, weakest = (
+            _tiles(
+                i,
+                Top(found.across.rows[part], found.across.values[part]),
+                first + part.start,
+                predicted,
+                names,
+                missing,
+            )
+            for part in (slice(0, FEW), slice(FEW, 2 * FEW))
+        )
         out.append(
             Direction(
                 index=i,
@@ -82,6 +95,8 @@ def direction_pages(
                 agreement=round(float(cosine[i]), 4),
                 histogram=found.histograms[i],
                 tiles=tiles,
+                middle=middle,
+                weakest=weakest,
                 strip=strip_file(i) if any(tile.file for tile in tiles) else "",
                 measures={title: _number(row[key]) for key, title in MEASURES.items() if row.get(key) is not None},
                 candidates=others.get(i, []),
@@ -124,11 +139,15 @@ def class_pages(
     return out
 
 
-def _tiles(i: int, found: Survey, predicted: ClassPredictions, names: Sequence[str], missing: set[int]) -> list[Tile]:
-    rows, values = found.top.rows[:, i].tolist(), found.top.values[:, i].tolist()
+def _tiles(
+    i: int, top: Top, first: int, predicted: ClassPredictions, names: Sequence[str], missing: set[int]
+) -> list[Tile]:
+    """Direction ``i``'s images, whose files are numbered from ``first``."""
+    rows, values = top.rows[:, i].tolist(), top.values[:, i].tolist()
     return [
         Tile("" if row in missing else tile_file(i, rank), names[row], value, int(predicted.prediction[row]))
-        for rank, (row, value) in enumerate(zip(rows, values, strict=True))
+        for rank, (row, value) in enumerate(zip(rows, values, strict=True), first)
+        if row >= 0
     ]
 
 

@@ -75,7 +75,8 @@ class Features:
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction pair. ``strip``: the file of its first images side by side, as many of them as ``STRIP`` says and are there.
+    """One direction pair. ``tiles``: its strongest images; ``middle``, ``weakest``: of those where it fires. ``strip``: the file of its first
+    images side by side, as many of them as ``STRIP`` says and are there.
     ``problem``: what stands against the label, in words. ``images``, ``positions``: of val, that show the label. ``as_good``: candidates whose
     IoU reaches the label's interval.
     ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
@@ -97,6 +98,8 @@ class Direction:
     agreement: float
     histogram: Histogram
     tiles: list[Tile]
+    middle: list[Tile] = field(default_factory=list)
+    weakest: list[Tile] = field(default_factory=list)
     strip: str = ""
     images: int = 0
     positions: int = 0

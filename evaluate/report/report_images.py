@@ -14,7 +14,7 @@ from PIL import Image
 
 from evaluate.detector_bank import Bank
 from evaluate.image_tiles import region_tile, square
-from evaluate.top_images import Top, on_grid
+from evaluate.top_images import on_grid
 from stores.errors import EDDPError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -30,25 +30,27 @@ Picture = Callable[[int], Image.Image]
 def draw_pictures(
     reader: LayerReader,
     bank: Bank,
-    top: Top,
+    top: np.ndarray,
+    strip: int,
     examples: Sequence[Sequence[int]],
     folder: Path,
     shared: Path,
     picture: Picture,
     progress: Progress = silent,
 ) -> set[int]:
-    """Write ``t/<direction>-<rank>.webp``, top images with the detected region, ``s/<direction>.webp``, the first of them side by side, and
+    """Write ``t/<direction>-<rank>.webp``, images with the detected region, ``s/<direction>.webp``, the first of them side by side, and
     in the folder ``shared`` ``e/<class>-<rank>.webp``; returns the rows that are missing.
 
     Parameters
     ----------
-    top : rows of each of the bank's detectors, best first. examples : of each class, rows of images predicted as it.
+    top : (images, J) rows of each of the bank's detectors, −1 for none; the first ``strip`` of them may be in its strip. examples : of each class, rows of images predicted as it.
     picture : from a store row to the image as the network saw it; raises an EDDPError where there is none.
     """
     tiles: dict[int, list[tuple[int, int]]] = {}
-    for rank, rows in enumerate(top.rows):
+    for rank, rows in enumerate(top):
         for j, row in enumerate(rows.tolist()):
-            tiles.setdefault(row, []).append((j, rank))
+            if row >= 0:
+                tiles.setdefault(row, []).append((j, rank))
     small: dict[int, list[tuple[int, int]]] = {}
     for k, mine in enumerate(examples):
         for rank, row in enumerate(mine):
@@ -81,7 +83,9 @@ def draw_pictures(
             missing |= {row for row in pool.map(draw, rows.tolist(), blocks) if row >= 0}
             done += len(rows)
             progress("pictures", done, len(wanted))
-        shown = [[rank for rank, row in enumerate(mine) if row not in missing][:STRIP] for mine in top.rows.T.tolist()]
+        shown = [
+            [rank for rank, row in enumerate(mine) if row not in missing][:STRIP] for mine in top[:strip].T.tolist()
+        ]
         for _ in pool.map(lambda j: _draw_strip(folder, j, shown[j]), range(len(shown))):
             pass
     return missing

@@ -39,6 +39,9 @@ class MemoryReader:
         index = first + np.flatnonzero(self.valid[first : first + self.chunk_images])
         return index, self.x[index]
 
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        return self.x[indices]
+
     def chunks(self, numbers: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return map(self.chunk, numbers)
 

@@ -107,6 +107,17 @@ def test_a_survey_finds_what_the_whole_layer_shows(memory_reader, make_direction
         best = sorted(range(len(rows)), key=lambda i: (-peak[i], i))[:4]
         assert found.top.rows[:, j].tolist() == rows[best].tolist()
         assert found.top.values[:, j].tolist() == peak[best].tolist()
+        fires = [i for i in range(len(rows)) if peak[i] > 0]
+        weakest = [i for i in sorted(fires, key=lambda i: (peak[i], i))[:3] if i not in best]
+        rest = [i for i in sorted(fires, key=lambda i: -peak[i]) if i not in (*best, *weakest)]
+        shown = found.across.rows[:, j]
+        assert [row for row in shown[3:] if row >= 0] == rows[weakest[::-1]].tolist()
+        middle = np.searchsorted(rows, [row for row in shown[:3] if row >= 0])
+        start = max(0, (len(rest) - 3) // 2)  # all images that fire are in the sample
+        assert peak[middle].tolist() == peak[rest[start : start + 3]].tolist()
+        assert set(middle) <= set(rest)
+        known = shown >= 0
+        assert found.across.values[known, j].tolist() == [peak[i] for i in np.searchsorted(rows, shown[known])]
         histogram = found.histograms[j]
         assert (histogram.low, histogram.counts) == naive(z[:, :, j].ravel(), histogram.width)
 

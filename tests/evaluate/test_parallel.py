@@ -101,6 +101,7 @@ def assert_the_same_survey(make_dissector: Callable[..., Dissector], scheduler: 
     for one, other in zip(alone.values(), found.values(), strict=True):
         assert_all_equal(one, other, ("histograms", "positives", "covered", "positions"))
         assert_all_equal(one.top, other.top, ("rows", "values"))
+        assert_all_equal(one.across, other.across, ("rows", "values"))
     assert max(told) == (IMAGES - 1, IMAGES - 1)
 
 

@@ -233,21 +233,21 @@ def test_pictures_show_the_region_and_what_is_gone_is_told(tmp_path: Path, compr
     reader = LayerReader(path)
     w = np.eye(3, dtype=np.float32)
     bank = make_bank({"d": Directions(w, w, np.zeros(3, np.float32), np.zeros(3, np.float32), "m", "conv")}, reader)
-    top = Top(np.array([[8, 1, 1], [2, 8, 5]]), np.zeros((2, 3)))
+    top = Top(np.array([[8, 1, 1], [2, 8, 5], [-1, -1, 4]]), np.zeros((3, 3)))
 
     def picture(row: int) -> Image.Image:
         if row == 5:
             raise ImageError("gone")
         return Image.new("RGB", (50, 30), (200, 20, row * 20))
 
-    gone = draw_pictures(reader, bank, top, [[3, 8], [5]], tmp_path / "out", tmp_path / "out", picture)
+    gone = draw_pictures(reader, bank, top.rows, 2, [[3, 8], [5]], tmp_path / "out", tmp_path / "out", picture)
     assert gone == {5}
     written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.webp"))
     expected = [
         example_file(0, 0),
         example_file(0, 1),
         *map(strip_file, range(3)),
-        *(tile_file(j, r) for j, r in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]),
+        *(tile_file(j, r) for j, r in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 2)]),
     ]
     assert written == sorted(expected)
     with Image.open(tmp_path / "out" / example_file(0, 1)) as image:
