@@ -59,7 +59,10 @@ def test_everything_is_in_it(run: Run, world: Path) -> None:
     assert ok(run("eddp verify", out)).out == f"{out}: sound\n"
     assert sum(name.startswith("d/") for name in files) == 6
     assert sum(name.startswith("c/") for name in files) == 5
-    assert sum(name.startswith("t/") for name in files) == 6 * 9
+    drawn = [name for name in files if name.startswith("t/")]
+    assert sum(int(name[8:-5]) < 9 for name in drawn) == 6 * 9  # the strongest
+    pages = "".join(text_of(out / name) for name in files if name.startswith("d/"))
+    assert all(name in pages for name in drawn)
     assert sum(name.startswith("s/") for name in files) == 6
     page = text_of(out / "index.html")
     for word in ("eddp", "kmeans", "tiny_net:build", "second: 4 × 4 positions, 8 channels", "12 images"):
@@ -104,7 +107,7 @@ def test_evaluate_wrote_the_same_pages(run: Run, world: Path) -> None:
     found, expected = contents(world / "evaluation" / "report" / "eddp"), contents(world / "report")
     way_back = re.compile(rb'<a href="[./]*report.html">All files</a>\n')
     shared = [name for name in expected if name[:2] in ("d/", "t/", "s/") or name == "fit.html"]
-    assert len(shared) == 6 + 6 * 9 + 6 + 1
+    assert len(shared) >= 6 + 6 * 9 + 6 + 1
     for name in shared:
         assert b"".join(way_back.split(found[name])) == expected[name], name
     pages = (b"".join(files[name] for name in files if name.startswith("c/")) for files in (found, expected))
@@ -122,7 +125,7 @@ def test_the_same_evaluation_gives_the_same_bytes_and_replaces_what_was_there(ru
     assert run("eddp report", world / "evaluation", *PLAIN).code == 2
     assert (world / "report" / "d" / "mine.html").read_text() == "mine"
     ok(run("eddp report", world / "evaluation", *PLAIN, "--tiles 2 --out", world / "other"))
-    assert sum(name.startswith("t/") for name in contents(world / "other")) == 12
+    assert sum(name.startswith("t/") and int(name[8:-5]) < 2 for name in contents(world / "other")) == 12
     assert not [p for p in world.iterdir() if p.name.startswith(".")]
 
 
