@@ -47,7 +47,7 @@ from stores.tables import rows_to_columns
 OURS = Ours("report.json", "eddp report", "a report")
 TITLE = "What this layer's directions stand for"
 EXAMPLES = 4  # of a class
-DRAWN_ON_CPU = 8  # pairs of highest IoU, and of the worst suspects, of which pictures are synthesised by default
+BUDGET = 300.0  # seconds for synthesised pictures where no number of pairs is asked for
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class ReportConfig:
     Parameters
     ----------
     tiles : images a direction. title : of the report. device : "cpu" or "cuda:n".
-    visualize : how many directions are visualised, those of highest IoU first; −1 for all, None for what the device allows.
+    visualize : how many directions are visualised, those of highest IoU first; −1 for all, None for the suspects and then
+        as many as ``BUDGET`` allows.
     """
 
     tiles: int = 9
@@ -283,7 +284,7 @@ class _Pages:
         try:
             found = draw_features(
                 self.store, directions, chosen, folder / "v",
-                thresholds=self.shown.bank.thresholds.cpu().numpy(), device=config.device, progress=self.progress,
+                thresholds=self.shown.bank.thresholds.cpu().numpy(), limit=BUDGET if config.visualize is None else None, device=config.device, progress=self.progress,
             )  # fmt: skip
         except EDDPError as error:
             if config.visualize is not None:
@@ -324,12 +325,11 @@ def _labelled_images(dissected: Dissected) -> Callable[[int], Image.Image]:
 
 
 def _to_visualize(config: ReportConfig, site: Site) -> list[int]:
-    """Directions to synthesise pictures of: those of highest IoU (without labels the first), and on a CPU the suspects as well."""
+    """Directions to synthesise pictures of: those of highest IoU (without labels the first); before them the suspects, where no number is asked for."""
     best = sorted(range(len(site.directions)), key=lambda i: -site.directions[i].iou if site.labelled else 0)
-    if config.visualize is None and config.device == "cpu":
-        suspects = [i for row in site.suspects for i in row["indices"]]
-        return sorted({*best[:DRAWN_ON_CPU], *suspects[:DRAWN_ON_CPU]})
-    return sorted(best if config.visualize is None or config.visualize < 0 else best[: config.visualize])
+    if config.visualize is None:
+        return list(dict.fromkeys([*(i for row in site.suspects for i in row["indices"]), *best]))
+    return sorted(best if config.visualize < 0 else best[: config.visualize])
 
 
 def _write_responses(site: Site, directions: Directions, found: Mapping[int, Features], folder: Path) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 
 from evaluate.detector_bank import make_bank
 from evaluate.report.report_data import Features
-from evaluate.visualize.check import Check, Role, check_pairs, check_rows
+from evaluate.visualize.check import Check, Role, check_pairs, check_rows, checked, seconds_a_picture
 from evaluate.visualize.maximise import VisualizeConfig
 from evaluate.visualize.natural import Natural, assumed, sampled
 from extract.network import open_network
 from extract.store_images import open_store_images
+from pipeline.logging import say
+from pipeline.progress_display import format_seconds
 from stores.directions import Directions
 from stores.errors import EDDPError
 from stores.io import Together
@@ -34,6 +36,7 @@ def draw_features(
     *,
     config: VisualizeConfig | None = None,
     thresholds: np.ndarray | None = None,
+    limit: float | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[int, Features]:
@@ -42,7 +45,8 @@ def draw_features(
     Parameters
     ----------
     store : whose network is opened again; its images, where they still are, tell what natural images look like.
-    indices : which pairs.
+    indices : which pairs, the most important first.
+    limit : seconds; of the pairs the first ones that fit are drawn, at least one. None: all.
     folder : gets ``signal-00012.jpg`` and ``filter-00012.jpg``, all together or, when something fails, none; made where it is missing.
     thresholds : (I,), for sets without their own; read off the store where not given.
     device : where the network runs.
@@ -55,8 +59,9 @@ def draw_features(
         See ``evaluate.visualize.check.check_pairs``.
     """
     check = check_features(
-        store, directions, indices, folder, config=config, thresholds=thresholds, device=device, progress=progress
-    )
+        store, directions, indices, folder,
+        config=config, thresholds=thresholds, limit=limit, device=device, progress=progress,
+    )  # fmt: skip
     rows = check_rows(check, "", [""] * directions.count)
     return {
         row["index"]: Features(
@@ -76,6 +81,7 @@ def check_features(
     *,
     config: VisualizeConfig | None = None,
     thresholds: np.ndarray | None = None,
+    limit: float | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Check:
@@ -89,6 +95,7 @@ def check_features(
         thresholds = make_bank({"": directions}, reader, device=device, progress=progress).thresholds.cpu().numpy()
 
     natural = _natural(store, network, config)
+    indices = _affordable(network, directions, indices, natural, config, limit)
     pictures: dict[str, bytes] = {}
 
     def keep(role: Role, index: int, file: bytes) -> None:
@@ -101,6 +108,25 @@ def check_features(
             files.add(folder / name, file)
         files.publish()
     return check
+
+
+def _affordable(
+    network: Any,
+    directions: Directions,
+    indices: Sequence[int],
+    natural: Natural,
+    config: VisualizeConfig,
+    limit: float | None,
+) -> Sequence[int]:
+    """The pairs that fit into ``limit`` seconds; says how many, and how long they take."""
+    seconds = seconds_a_picture(network, directions, checked(network, directions, indices), natural, config)
+    fit = len(indices) if limit is None else max(1, int((limit / seconds - config.randoms) / 2))
+    some = indices[:fit]
+    text = f"Synthesised pictures: {len(some)} of {len(indices)} pairs, about {format_seconds((config.randoms + 2 * len(some)) * seconds)}."
+    if len(some) < len(indices):
+        text += f" All take {format_seconds((config.randoms + 2 * len(indices)) * seconds)}: --visualize all."
+    say(text, "info")
+    return some
 
 
 def _natural(store: ActivationStore, network: Any, config: VisualizeConfig) -> Natural:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -96,7 +97,9 @@ def check_pairs(
     Source: EDDP (arXiv 2509.23926) draws pictures along signal vectors and asks whether they show what the filter detects;
     the measure and its comparisons are [ours].
     """
-    chosen = _checked(network, directions, thresholds, indices)
+    if thresholds.shape != (directions.count,):
+        raise MismatchError(f"'thresholds' must be ({directions.count},), one a direction, got {thresholds.shape}.")
+    chosen = checked(network, directions, indices)
     eyes = Eyes(network.transform, network.input_size)
     detectors = torch.from_numpy(directions.filters[:, chosen]), torch.from_numpy(thresholds[chosen]).float()
     results: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {role: [] for role in (*_ROLES, "flat")}
@@ -124,6 +127,19 @@ def check_pairs(
         np.diag(fires["flat"]),
         fires["random"],
     )
+
+
+def seconds_a_picture(
+    network: Any, directions: Directions, indices: Sequence[int], natural: Natural, config: VisualizeConfig
+) -> float:
+    """How long a picture of ``check_pairs`` takes, from two steps on a batch."""
+    eyes = Eyes(network.transform, network.input_size)
+    targets = _targets(directions, list(indices), config)[: config.batch]
+    for steps in (1, 2):  # the first takes longer
+        start = time.perf_counter()
+        for _ in maximise(network, eyes.normalise, natural, targets, replace(config, steps=steps)):
+            pass
+    return (time.perf_counter() - start) / (steps * len(targets)) * config.steps
 
 
 def check_rows(check: Check, name: str, labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -154,11 +170,9 @@ def _columns(check: Check) -> dict[str, np.ndarray]:
     }
 
 
-def _checked(network: Any, directions: Directions, thresholds: np.ndarray, indices: Sequence[int]) -> list[int]:
-    """The indices, once everything belongs together."""
+def checked(network: Any, directions: Directions, indices: Sequence[int]) -> list[int]:
+    """The indices, once everything belongs together; raises UsageError and MismatchError as ``check_pairs`` does."""
     directions.check_store(network.layer, network.layout.channels)
-    if thresholds.shape != (directions.count,):
-        raise MismatchError(f"'thresholds' must be ({directions.count},), one a direction, got {thresholds.shape}.")
     wrong = [index for index in indices if not 0 <= index < directions.count]
     if wrong or not len(indices) or len(set(indices)) < len(indices):
         got = ", ".join(map(str, wrong or indices)) or "none"

@@ -34,7 +34,7 @@ MOST_TILES = 50
 @click.option("--data", default=None, metavar="IMAGES", help="The store's images, if they were moved.")
 @click.option("--tiles", type=int, default=9, show_default=True, help="Images a direction.")
 @click.option("--visualize", default=None, metavar="N|all|none",
-              help="Directions to synthesise pictures of, those of highest IoU first.  [default: all on CUDA; on a CPU 8, and the suspects]")  # fmt: skip
+              help="Directions to synthesise pictures of, those of highest IoU first.  [default: the suspects, then as many as five minutes allow]")  # fmt: skip
 @click.option("--title", default=None, help="Title of the report.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @model_option
