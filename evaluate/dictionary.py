@@ -1,15 +1,17 @@
-"""The data dictionary: what every column of every table holds, written next to the tables.
+"""The data dictionary: what every column of every table and every key of summary.json holds, written next to them.
 
 ``TABLES`` defines tables, and the columns that are particular to one; those with one meaning in every table are in ``glossary.COMMON``,
-measures of a set in ``glossary.MEASURES``. ``check`` names what has no definition: a test lets no table out without them.
+measures of a set in ``glossary.MEASURES``. ``check`` names what has no definition: a test lets no table out without them. To it,
+summary.json is a table, whose columns are ``summary_keys``.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -50,10 +52,125 @@ _SCORE = Term(
     "number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall. 0 for a direction that moves nothing.", RCAV
 )  # fmt: skip
 _CHANGE = Term("number", "probability", "Mean change of the class's probability over the images.")
+_RELATIVE = Term(
+    "number",
+    "typical distances",
+    "alpha over the root mean square distance of the layer's activations from their mean.",
+)
+_OF_CATEGORY = {
+    "distinct": Term("integer", "labels", "Different labels of the category among the interpretable directions.", BAU),
+    "detectors": Term("integer", "directions", "Interpretable directions with a label of the category.", BAU),
+}  # fmt: skip
 _STRENGTH = Term("number", "activation", "k of the correction x − k·sigmoid(z − shift)·v, v of unit norm.", EDDP)
 _SHIFT = Term("number", "logit", "How much the detector's threshold is raised; 0 in the paper.")
 _SET = Term("string", "", "clean: images without the concept; poisoned: images with it.", EDDP)
 _DRAWN = {"signal": "the signal vector", "filter": "the filter", "random": "random directions (median)"}
+
+SUMMARY = "summary.json"
+_FILE = "directions.FILE"
+# keys that vary: those below each of these go by the name in capitals
+_VARYING = {
+    "directions": "FILE",
+    "made_from.directions": "FILE",
+    "made_from.digests": "FILE",
+    f"{_FILE}.per_category": "CATEGORY",
+    f"{_FILE}.influence.signal": "ALPHA",
+    f"{_FILE}.influence.filter": "ALPHA",
+}
+_BY_MEASURE = {m.key: m.entry for m in MEASURES}
+
+
+def _of_step(vectors: str) -> dict[str, Term]:
+    """What a summary has of every role and step; ``vectors`` are those of the role."""
+
+    def counts(unit: str, what: str) -> dict[str, Term]:
+        words = {"mean": "Mean number", "min": "Smallest number", "max": "Largest number"}
+        return {
+            end: Term("number" if end == "mean" else "integer", unit, f"{word} of {what}.")
+            for end, word in words.items()
+        }
+
+    pairs, some = f"Pairs of {vectors} and class", f"{vectors.capitalize()}s with at least one class"
+    return {
+        "significant": Term("integer", "pairs", f"{pairs} with significant in the table influence."),
+        "significant_directions": Term("integer", "directions", f"{some} with significant in the table influence."),
+        "sdc": Term("integer", "directions", f"{some} with significant_paper in the table influence.", EDDP),
+        **{f"sdc_{rule}": Term("integer", "directions", f"{some} with significant_{rule} in the table influence.")
+           for rule in ("bh", "t", "max", "random")},
+        "scdp": Term("integer", "pairs", f"{pairs} with significant_paper in the table influence.", EDDP),
+        **{f"significant_{rule}": Term("integer", "pairs", f"{pairs} with significant_{rule} in the table influence.")
+           for rule in ("bh", "holm", "t", "max", "random")},
+        "mean_absolute_probability_change": Term("number", "probability", f"Mean |probability_change| over all pairs of {vectors} and class."),
+        "largest_probability_change": Term("number", "probability", f"Largest |probability_change| of each {vectors} over the classes, mean over the {vectors}s."),
+        "directions_raising": Term("integer", "directions", f"{vectors.capitalize()}s that raise the probability of at least one class significantly."),
+        "directions_lowering": Term("integer", "directions", f"{vectors.capitalize()}s that lower the probability of at least one class significantly."),
+        "classes_raised": Term("integer", "classes", f"Classes whose probability at least one {vectors} raises significantly."),
+        "classes_lowered": Term("integer", "classes", f"Classes whose probability at least one {vectors} lowers significantly."),
+        **{f"classes_per_direction.{end}": term for end, term in counts("classes", f"significant classes of a {vectors}").items()},
+        **{f"directions_per_class.{end}": term for end, term in counts("directions", f"significant {vectors}s of a class").items()},
+    }  # fmt: skip
+
+
+_INFLUENCE = {
+    "alpha": Term("number", "activation", "Length of the step that the set's counts, s3, the table influence_classes and the suspects are about.", RCAV),
+    "alpha_relative": _RELATIVE,
+    "images": Term("integer", "images", "Images that were moved."),
+    "through": Term("string", "", "How the effect of a step was computed: by pooling and an affine map, or through the model's own head."),
+    "classes": Term("integer", "classes", "Classes of the model."),
+    "nulls": Term("integer", "directions", "Null directions of each detector, where it has positives enough to train them."),
+    "null_precision": Term("string", "", "Floating-point type in which null directions were trained."),
+    "randoms": Term("integer", "directions", "Random directions, uniform on the sphere."),
+    "directions_without_nulls": Term("integer", "directions", "Directions whose positives were too few to train null directions."),
+    "level": Term("number", "probability", "Level of significance, 0.05 unless set otherwise."),
+    **{f"{role}.ALPHA.{key}": term for role, words in (("signal", "signal vector"), ("filter", "filter")) for key, term in _of_step(words).items()},
+    **{f"steering.{role}.{key}": Term("number", unit, text.format(words))
+       for role, words in (("signal", "signal vectors"), ("filter", "filters"), ("random", "random directions"))
+       for key, unit, text in (
+           ("monotone_up_to", "activation", "Median of monotone_up_to in the table steering, over the {}."),
+           ("probability_gained", "probability", "Largest probability of the followed class along the steps, less the one without a step; mean over the {}."),
+       )},
+    "s3_probability": Term("number", "share", "As s3, with changes of probability in the place of scores."),
+    "suspects": Term("object", "", "The first ten rows of the table suspects; indices is a list of numbers."),
+}  # fmt: skip
+_OF_FILE = {
+    "method": COMMON["method"],
+    "directions": Term("integer", "directions", "Directions in the file."),
+    "fitted_on": Term("string", "", "Store and images that the directions were fitted on."),
+    **_BY_MEASURE,
+    **{f"per_category.CATEGORY.{key}": term for key, term in _OF_CATEGORY.items()},
+    **{f"intervals.{key}": Term("number", _BY_MEASURE[key].unit, f"Lower and upper end of the 95 % interval of {key}, from 200 Poisson bootstrap replicates of the val split's images.")
+       for key in ("s1", "s2", "interpretable", "distinct", "precision", "recall", "f1")},
+    **{f"supervised_thresholds.{key}": Term("number", unit, f"{what} at threshold_supervised of the table directions, {VAL}; {over}.", EDDP)
+       for key, unit, what, over in (
+           *((key, "share", f"Mean {word}", "over directions that are interpretable at their own threshold")
+             for key, word in (("iou", "IoU"), ("precision", "precision"), ("recall", "recall"), ("f1", "F1"))),
+           ("s1", "", "Sum of the IoUs", "over all directions"),
+           ("s2", "", "Sum of the best IoU of each label", "over distinct labels"),
+       )},
+    "union.labels": Term("integer", "labels", f"Labels whose union of detectors has an IoU above 0.04, {VAL}.", EDDP),
+    **{f"union.{key}": Term("number", "share", f"Mean {key} in the table unions, over labels whose union has an IoU above 0.04.", EDDP)
+       for key in ("iou", "precision", "recall", "f1")},
+    "union.s2": Term("number", "", "Sum of the IoUs in the table unions, over all labels.", EDDP),
+    "monosemanticity_baseline": Term("number", "cosine", "Mean cosine of the embeddings over all pairs of images: the score of a direction with the same activation on all of them."),
+    "monosemanticity_encoder": Term("string", "", "Model and layer that the embeddings are of."),
+    **{f"ground_truth.{key}": Term("number", unit, f"Of each true concept in order: {what} in the table ground_truth.")
+       for key, unit, what in (("iou", "share", "iou"), ("cos", "cosine", "cos"), ("filter_cos", "cosine", "filter_cos"))},
+    "ground_truth.matched": Term("integer", "concepts", "True concepts that are found: whose direction has an IoU above 0.5."),
+    "ground_truth.distinct_matches": Term("number", "share", "Share of true concepts whose direction of largest IoU is no other concept's."),
+    "ground_truth.rmse": Term("number", "activation", "Root mean square difference of the directions' signal values and the true ones, about their means, over matched concepts and all positions."),
+    **{f"influence.{key}": term for key, term in _INFLUENCE.items()},
+}  # fmt: skip
+_SUMMARY = {
+    "made_by": Term("string", "", "Command that wrote the folder."),
+    **{f"{_FILE}.{key}": term for key, term in _OF_FILE.items()},
+    "made_from.store": Term("string", "", "Activation store, relative to the folder."),
+    "made_from.fingerprint": Term("string", "", "Fingerprint of the store."),
+    "made_from.layer": Term("string", "", "Layer that the directions belong to."),
+    "made_from.directions.FILE": Term("string", "", "Directions file, relative to the folder."),
+    "made_from.digests.FILE": Term("string", "", "SHA-256 of the directions file."),
+    "made_from.concepts": Term("string", "", "Concept dataset, relative to the folder; null without one."),
+    "made_from.class_names": Term("string", "", "Names of the classes, in order, where --class-names gave them."),
+}
 
 TABLES = {
     "directions": Table("One row a direction: its label, and its scores.", {
@@ -74,10 +191,7 @@ TABLES = {
         "positions_val": Term("integer", "points", f"Points of the masks (or positions of the layer, with --resolution feature) that carry the label, {VAL}."),
         "as_good": Term("boolean", "", "Whether iou_val reaches the confidence interval of the direction's label (rank 1, whose own row is true)."),
     }),
-    "categories": Table("One row a file and category.", {
-        "distinct": Term("integer", "labels", "Different labels of the category among the interpretable directions.", BAU),
-        "detectors": Term("integer", "directions", "Interpretable directions with a label of the category.", BAU),
-    }),
+    "categories": Table("One row a file and category.", _OF_CATEGORY),
     "unions": Table("One row a file and label: all detectors that carry it, taken together.", {
         "label": Term("string", "", "Label that the detectors share.", BAU),
         "detectors": Term("integer", "directions", "Directions that carry the label, the union of whose positives is scored.", EDDP),
@@ -115,7 +229,7 @@ TABLES = {
     }),
     "influence_directions": Table("One row a direction, role and step: on how many classes it acts, and on which most.", {
         "nulls": Term("integer", "directions", "Null directions of the detector; 0 where its positives were too few to train any."),
-        "alpha_relative": Term("number", "typical distances", "alpha over the root mean square distance of the layer's activations from their mean."),
+        "alpha_relative": _RELATIVE,
         "significant": Term("integer", "classes", "Classes with significant in the table influence."),
         "significant_raised": Term("integer", "classes", "Those of them whose probability rises."),
         "significant_lowered": Term("integer", "classes", "Those of them whose probability falls."),
@@ -212,7 +326,21 @@ TABLES = {
         "change": Term("number", "probability", "after − before."),
         "half_width": Term("number", "probability", "Half the width of the 95 % interval of change."),
     }),
+    SUMMARY: Table("One row a key, dots between a key and those inside it; capitals stand for names that vary. Lists have the type of their elements.", _SUMMARY),
 }  # fmt: skip
+
+
+def summary_keys(summary: Mapping[str, Any]) -> list[str]:
+    """The keys that the data dictionary defines of a summary, in order: ``directions.FILE.s1``."""
+
+    def within(value: Any, key: str) -> Iterator[str]:
+        if not isinstance(value, Mapping):
+            yield key
+            return
+        for inner, one in value.items():
+            yield from within(one, ".".join(filter(None, (key, _VARYING.get(key, inner)))))
+
+    return list(dict.fromkeys(within(summary, "")))
 
 
 def entry_of(table: str, column: str) -> Term | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Term:
-    """A column: type (string, integer, number, boolean), unit (empty for none), definition, source ("paper: …" or "ours")."""
+    """A column: type (string, integer, number, boolean; object in summary.json), unit (empty for none), definition, source ("paper: …" or "ours")."""
 
     type: str
     unit: str

@@ -126,7 +126,7 @@ def evaluate_directions(
             tables.write_parts(name, parts)
         if len(sets) > 1:
             tables.write_comparison(summary)
-        tables.finish()
+        tables.finish(summary)
         write_evaluation_pages(folder, subject, found.dissected, config.title, scheduler)
     return summary
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.compare import compare, comparison_columns, write_comparison_latex
-from evaluate.dictionary import TABLES, write_dictionary
+from evaluate.dictionary import SUMMARY, TABLES, summary_keys, write_dictionary
 from evaluate.latex import write_latex
 from stores.tables import Columns, write_parts, write_table
 
@@ -53,6 +53,7 @@ class Tables:
         )
         self._written["comparison"] = list(columns)
 
-    def finish(self) -> None:
-        """Write ``dictionary.json`` and ``dictionary.csv`` of what was written."""
-        write_dictionary(self.folder, self._written)
+    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Write ``dictionary.json`` and ``dictionary.csv`` of what was written, and of an evaluation's summary."""
+        keys = {} if summary is None else {SUMMARY: summary_keys(summary)}
+        write_dictionary(self.folder, self._written | keys)

@@ -39,7 +39,25 @@ def fitted(made: Path, tmp_path: Path) -> tuple[Path, Path, list[object]]:
     return made / "broden", tmp_path / "acts.zarr", files
 
 
-def test_every_column_of_every_table_is_defined(
+def _leaves(value: object, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every key of a document that holds no others, as a path, and its value."""
+    if isinstance(value, dict):
+        for inner, one in value.items():
+            yield from _leaves(one, (*key, inner))
+    else:
+        yield key, value
+
+
+def _defined(key: tuple[str, ...], value: object, dictionary: dict[str, dict[str, str]]) -> bool:
+    """Whether the dictionary has exactly one entry for a key, of its value's type; parts in capitals are any name."""
+    paths = [path for path in dictionary if len(parts := path.split(".")) == len(key)
+             and all(part.isupper() or part == name for part, name in zip(parts, key, strict=True))]  # fmt: skip
+    kinds = {"string": str, "integer": int, "number": (int, float), "object": dict}
+    values = [one for one in (value if isinstance(value, list) else [value]) if one is not None]
+    return len(paths) == 1 and all(isinstance(one, kinds[dictionary[paths[0]]["type"]]) for one in values)
+
+
+def test_every_column_of_every_table_and_every_key_of_the_summary_is_defined(
     run: Run, fitted: tuple[Path, Path, list[object]], tmp_path: Path
 ) -> None:
     broden, store, files = fitted
@@ -60,6 +78,12 @@ def test_every_column_of_every_table_is_defined(
         text = (out / f"{name}.tex").read_text(encoding="utf-8")
         assert r"\toprule" in text
         assert text.rstrip().endswith((r"\end{table}", r"\end{longtable}"))
+    summary = json.loads((out / "summary.json").read_bytes())
+    found = dict(_leaves(summary))
+    assert {"per_category", "influence", "found_again", "stability", "monosemanticity"} <= {
+        k for key in found for k in key
+    }
+    assert [key for key, value in found.items() if not _defined(key, value, told["summary.json"]["columns"])] == []
 
 
 def test_the_comparison_holds_all_files_and_stability_the_pair_of_one_method(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evaluate.compare import KEYS, compare, comparison_columns
-from evaluate.dictionary import TABLES, check, entry_of, write_dictionary
+from evaluate.dictionary import SUMMARY, TABLES, check, entry_of, summary_keys, write_dictionary
 from evaluate.direction_tables import COLUMNS
 from evaluate.glossary import COMMON, PARTS
 from evaluate.influence.influence_study import InfluenceConfig, measure_influence
@@ -23,7 +23,7 @@ from stores.statistics import Statistics
 from stores.store import ActivationStore
 from stores.tables import rows_to_columns
 
-TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict}
 Columns = Mapping[str, Iterable[object]]
 
 
@@ -74,6 +74,8 @@ def test_what_has_no_definition_is_named_and_not_written(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"dictionary\.py: directions\.mood, weather\.index, weather\.rain\."):
         write_dictionary(tmp_path, tables)
     assert not list(tmp_path.iterdir())
+    summary = {"made_by": "", "directions": {"one.v2": {"s1": 1.0, "influence": {"signal": {"0.5": {"mood": 1}}}}}}
+    assert check({SUMMARY: summary_keys(summary)}) == ["summary.json.directions.FILE.influence.signal.ALPHA.mood"]
 
 
 def test_values_are_of_the_type_that_is_said(made_tables: dict[str, Columns]) -> None:
