@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from evaluate.number_format import number
 from stores.directions import HEADER, Directions
 from stores.store import ActivationStore
 from stores.tables import TableError, read_table
@@ -47,6 +48,10 @@ def set_facts(directions: Directions, entry: Mapping[str, Any]) -> dict[str, str
         facts["Influence"] = (
             f"{measured['images']} images, {measured['classes']} classes, through {measured['through']}; {measured['nulls']} null and "
             f"{measured['randoms']} random directions"
+        )
+    if entry.get("monosemanticity_baseline") is not None:
+        facts["Monosemanticity"] = (
+            f"{number(entry['monosemanticity'])}; over all pairs of images {number(entry['monosemanticity_baseline'])}"
         )
     if truth := entry.get("ground_truth"):
         facts["Against the truth"] = _truth_text(truth)
