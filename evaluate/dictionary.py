@@ -247,6 +247,7 @@ TABLES = {
     }),
     "suspects": Table("One row a label and class: a small concept of one class alone that the class leans on, for a person to look at.", {
         "indices": Term("string", "", "Numbers of the directions that carry the label and raise the class, the one that raises it most first, with spaces between."),
+        "name": Term("string", "", "Name of the first of these directions, as in the table directions."),
         "share_of_class": Term("number", "share", "Share of the images that show the label and are predicted as the class."),
         "images": Term("integer", "images", "Images of the concept dataset that show the label."),
         "area": Term("number", "share", "Mean share of the positions with the label, over images that show it."),
@@ -255,6 +256,7 @@ TABLES = {
         "p_random": Term("number", "probability", "Of the first direction, as in the table influence."),
     }),
     "steering": Table("One row a direction, role and step: the probability of the class that the direction is followed for.", {
+        "name": Term("string", "", "Name of the direction, as in the table directions; empty for random directions."),
         "class": Term("integer", "", "Class whose probability is followed, from 0."),
         "probability": Term("number", "probability", "Mean probability of the class over the images, all moved by alpha."),
         "monotone_up_to": Term("number", "activation", "Largest alpha up to which the probability never falls."),

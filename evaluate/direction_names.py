@@ -68,11 +68,15 @@ def with_number(names: Sequence[DirectionName], index: int) -> str:
 
 
 def with_names(rows: Sequence[Mapping[str, Any]], names: Sequence[DirectionName]) -> list[dict[str, Any]]:
-    """Rows about a direction (``index``) with its ``name`` behind its number."""
+    """Rows about a direction (``index``, or the first of ``indices``) with its ``name`` behind its number."""
+
+    def name_of(key: str, value: Any) -> dict[str, str]:
+        first = value if key == "index" else value[0] if key == "indices" else None
+        return {} if first is None else {"name": names[first].full}
+
     return [
-        {key: value for k, v in row.items() for key, value in ((k, v), *((("name", names[v].full),) if k == "index" else ()))}
-        for row in rows
-    ]  # fmt: skip
+        {k: v for key, value in row.items() for k, v in ({key: value} | name_of(key, value)).items()} for row in rows
+    ]
 
 
 def read_names(directions: Path, count: int) -> dict[int, Given]:

@@ -90,7 +90,7 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
         entry["influence"]["null_precision"] = str(precision_on(torch.device(device))).removeprefix("torch.")
         curves = _steer(moving, found, name, directions, controls, device)
         progress("steering", done, 1 + len(subject.sets))
-        rows["steering"] += steering_rows(name, names, classes, curves)
+        rows["steering"] += steering_rows(name, names, titles[name], classes, curves)
         entry["influence"]["steering"] = steering_summary(curves)
         if dissected is not None and use is not None and cavs is not None:
             a, part = config.alphas.index(config.alpha), found.slices[name]
@@ -100,7 +100,8 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
             entry["influence"]["s3_probability"] = _rounded(
                 s3(columns, found.probability[a, 0, part], probability, use.known)
             )
-            suspects = with_found_again(suspect_rows(found, name, labels, columns, use, classes), directions)
+            of_concepts = suspect_rows(found, name, labels, columns, use, classes)
+            suspects = with_names(with_found_again(of_concepts, directions), called)
             entry["influence"]["suspects"] = suspects[:10]
             rows["suspects"] += [{**row, "indices": " ".join(map(str, row["indices"]))} for row in suspects]
     every = (part for name in subject.sets for part in influence_parts(found, name, plain[name], classes, titles[name]))

@@ -207,9 +207,9 @@ def _spread(counts: np.ndarray) -> dict[str, float]:
 
 
 def steering_rows(
-    name: str, labels: Sequence[str], classes: Sequence[str], curves: Mapping[str, Steering]
+    name: str, labels: Sequence[str], names: Sequence[str], classes: Sequence[str], curves: Mapping[str, Steering]
 ) -> list[dict[str, Any]]:
-    """One row a direction, role and step of the sweep; random directions have no label, and the same rows for every file."""
+    """One row a direction, role and step of the sweep; random directions have no name and no label, and the same rows for every file."""
     rows = []
     for role, found in curves.items():
         for i, target in enumerate(found.target.tolist()):
@@ -217,6 +217,7 @@ def steering_rows(
                 {
                     "directions": name,
                     "index": i,
+                    "name": "" if role == "random" else names[i],
                     "label": "" if role == "random" else labels[i],
                     "role": role,
                     "class": target,

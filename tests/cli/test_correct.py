@@ -93,7 +93,7 @@ def test_all_directions_of_the_first_suspect_are_taken_out(run: Run, place: Path
     ok(run("evaluate --store", place / "acts.zarr", "--directions", file, "--broden", place / "concepts",
            "--influence --null-directions 5 --null-positions 40"))  # fmt: skip
     suspects = table_of(place / "evaluation" / "suspects.csv")
-    assert [(row["label"], row["indices"]) for row in suspects] == [("mark", "0 3")]
+    assert [(row["label"], row["indices"], row["name"]) for row in suspects] == [("mark", "0 3", "mark 1")]
     ended = ok(run(*data(place)))
     assert "Suppressing mark 1 (0), mark 2 (3): first of the evaluation's suspects" in ended.out
     assert "95th percentile" in ended.out

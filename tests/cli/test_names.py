@@ -32,10 +32,13 @@ def test_names_are_shown_in_place_of_labels(run: Run, tmp_path: Path) -> None:
     assert chosen.title == "striped fish (1)"
     ok(
         run("evaluate --store", tmp_path / "acts.zarr", "--directions", tmp_path / "eddp.safetensors", "--broden", tmp_path / "broden",
-            "--out", evaluation, "--quiet")
+            "--influence --null-directions 0", "--out", evaluation, "--quiet")
     )  # fmt: skip
-    with (evaluation / "directions.csv").open(encoding="utf-8", newline="") as file:
-        assert [row["name"] for row in csv.DictReader(file)][1] == "striped fish"
+    for table, roles in (("directions", {""}), ("steering", {"signal", "filter"})):
+        with (evaluation / f"{table}.csv").open(encoding="utf-8", newline="") as file:
+            found = {(row["index"], row.get("role", "")): row["name"] for row in csv.DictReader(file)}
+        assert {key for key, name in found.items() if name == "striped fish"} == {("1", role) for role in roles}
+    assert {name for (_, role), name in found.items() if role == "random"} == {""}
     names.write_text("directions,direction,name\neddp,3,no such\n", encoding="utf-8")
     for command in (("eddp report", evaluation), ("eddp explain", picture, "--evaluation", evaluation)):
         fails(run(*command, "--quiet"), 2, "names.csv", "line 2", "from 0 to 2, got 3")
