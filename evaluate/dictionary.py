@@ -155,7 +155,7 @@ _OF_FILE = {
     "monosemanticity_encoder": Term("string", "", "Model and layer that the embeddings are of."),
     **{f"ground_truth.{key}": Term("number", unit, f"Of each true concept in order: {what} in the table ground_truth.")
        for key, unit, what in (("iou", "share", "iou"), ("cos", "cosine", "cos"), ("filter_cos", "cosine", "filter_cos"))},
-    "ground_truth.matched": Term("integer", "concepts", "True concepts that are found: whose direction has an IoU above 0.5."),
+    "ground_truth.matched": Term("integer", "concepts", "True concepts that are found: the direction that each is matched with has an IoU above 0.5."),
     "ground_truth.distinct_matches": Term("number", "share", "Share of true concepts whose direction of largest IoU is no other concept's."),
     "ground_truth.rmse": Term("number", "activation", "Root mean square difference of the directions' signal values and the true ones, about their means, over matched concepts and all positions."),
     **{f"influence.{key}": term for key, term in _INFLUENCE.items()},

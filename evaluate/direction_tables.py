@@ -33,12 +33,6 @@ def table_columns(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, lis
     return {column: [row[column] for row in rows] for column in COLUMNS[name]}
 
 
-def agreement(directions: Directions) -> np.ndarray:
-    """Cosine (I,) of each filter with its own signal vector."""
-    norms = np.linalg.norm(directions.filters, axis=0) * np.linalg.norm(directions.signals, axis=0)
-    return (directions.filters * directions.signals).sum(0) / np.maximum(norms, 1e-12)
-
-
 def with_found_again(rows: Sequence[Mapping[str, Any]], directions: Directions) -> list[dict[str, Any]]:
     """Rows about a direction (``index``, or the first of ``indices``) with ``found_again``, None where there were no refits."""
     again = directions.found_again
@@ -60,7 +54,7 @@ def direction_rows(
     given: Mapping[int, Given] | None = None,
 ) -> list[dict[str, Any]]:
     """One row a direction: its label, and its scores on val; nothing where the second pass would have given them."""
-    share, cosine = counts.share[columns], agreement(directions)
+    share, cosine = counts.share[columns], directions.agreement
     rows: list[dict[str, Any]] = []
     for i in range(directions.count):
         label = counts.labels[int(scores.label[i])] if scores.label[i] >= 0 else None

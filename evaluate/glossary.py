@@ -42,8 +42,8 @@ PACH = "paper: Pach et al. 2025"
 VAL = "on the val split"
 SIGNIFICANT = (
     "the change of the class's logit is larger than that of the direction's null directions (classifiers trained on permuted labels) and than that of "
-    "random directions; the chance of any false claim in a table is at most 5 % for each. Where a layer has few channels, null directions may point "
-    "along the concepts themselves, and then nothing is significant."
+    "random directions, each tested at a level of 5 % for any false claim about a file's vectors of one role at one step. Where a layer has few "
+    "channels, null directions may point along the concepts themselves, and then nothing is significant."
 )
 
 COMMON = {
@@ -62,10 +62,10 @@ COMMON = {
     "precision": Term("number", "share", f"Share of the detector's positives that carry the label, {VAL}.", EDDP),
     "recall": Term("number", "share", f"Share of the label's positions where the detector is positive, {VAL}.", EDDP),
     "f1": Term("number", "share", f"Harmonic mean of precision and recall, {VAL}.", EDDP),
-    "average_precision": Term("number", "share", f"Area under the precision-recall curve of the logit, {VAL}; empty where the label does not occur.", EDDP),
+    "average_precision": Term("number", "share", f"Area under the precision-recall curve of the detector's logit, {VAL}; empty where the label does not occur.", EDDP),
     "share": Term("number", "share", "Share of the layer's positions where the detector is positive, both splits."),
-    "agreement": Term("number", "cosine", "Cosine of the direction's filter and its signal vector."),
-    "found_again": Term("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of logits above 0.9; empty without refits."),
+    "agreement": Term("number", "cosine", "Cosine of the direction's filter and its signal vector, in activation space."),
+    "found_again": Term("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of the detectors' logits above 0.9; empty without refits."),
     "monosemanticity": Term("number", "cosine", "Monosemanticity score: activation-weighted mean cosine of the embeddings of all pairs of images.", PACH),
 }  # fmt: skip
 
@@ -87,7 +87,7 @@ MEASURES = tuple(Measure(key, title, better, Term(*entry)) for key, title, bette
     ("significant_bh", "BH pairs", 1, "integer", "pairs", "Pairs of signal vector and class by Benjamini & Hochberg's rule on counted null directions (significant_bh of the table influence)."),
     ("s3", "S3", -1, "number", "share", "Share of (label, class) pairs whose Pattern-CAV beats every signal vector of the label; below 0.5 the signal vectors are more influential.", EDDP),
     ("monosemanticity", "Monosemanticity", 1, "number", "cosine", "Mean monosemanticity score of the directions that have one.", PACH),
-    ("stability", "Stability", 1, "number", "correlation", "Mean |correlation| of logits over the data with those of the other files of the method, matched one to one."),
+    ("stability", "Stability", 1, "number", "correlation", "Mean |correlation| of the detectors' logits over the data with those of the other files of the method, matched one to one."),
     ("stability_kappa", "Stability κ", 1, "number", "share", "The same corrected for chance: 0 is no better than the directions of one file among themselves, 1 the same directions."),
     ("found_again", "Found again", 1, "number", "share", "Share of the directions that at least half of the refits on random halves of the images contain."),
 ))  # fmt: skip
@@ -126,8 +126,9 @@ PARTS: dict[str, dict[str, str]] = {
         "encoding direction": "The signal vector s: what is added to the activations where the concept is present.",
     },
     "site": {
-        "logit": "Distance of a position from a detector's threshold: w·x − b. The detector is positive where it is above 0. Methods without "
-        "thresholds of their own get one that their largest logits exceed (the top 0.5 % of the store's positions by default).",
+        "logit": "Of a detector: w·x − b, how far a position is beyond the threshold; the detector is positive where it is above 0. Methods without "
+        "thresholds of their own get one that their largest logits exceed (the top 0.5 % of the store's positions by default). Of a class: the "
+        "network's output before the softmax.",
         "top images": "The images on which a detector has its largest logit at any position: of the store, or, on the pages that evaluate "
         "writes, of the concept dataset. The region where it is positive is bright and outlined; logits between the layer's positions are "
         "interpolated.",
@@ -135,7 +136,7 @@ PARTS: dict[str, dict[str, str]] = {
         "neighbours": "The directions of largest cosine between signal vectors, and between filters, in activation space.",
         "map": "Directions whose signal vectors have a large cosine are close: t-SNE of 1 − cosine, classical scaling for fewer than ten. Only "
         "distances between neighbours mean something; the axes do not.",
-        "predicted class": "The class of the network's largest logit for an image.",
+        "predicted class": "The class with the network's largest class logit for an image.",
     },
     "diagnosis": {
         "dead": "A detector that hardly ever fires on the positions it was fitted on.",
@@ -182,11 +183,11 @@ PARTS: dict[str, dict[str, str]] = {
         "directions: if the signal vector is what the filter reads, it fires on the first and not on the others (EDDP's check).",
     },
     "explanation": {
-        "contribution": "The change of the logit when the concept's component, along its signal vector, is set to its mean over the data. Orange: for "
-        "the class, blue: against it. Only differences between logits change probabilities: hence the second sum.",
+        "contribution": "The change of the class's logit when the concept's component, along its signal vector, is set to its mean over the data. Orange: for "
+        "the class, blue: against it. Only differences between the classes' logits change probabilities: hence the second sum.",
         "little": "The image has less of the concept than images have on average. Its absence counts as well.",
         "direction 12": "A direction without a label that fits is called by its number. A name of your own goes into names.csv beside the directions file.",
-        "average image": "The logit where every position holds the data's mean.",
+        "average image": "The class's logit where every position holds the data's mean.",
         "maps": "What the concept adds to the explained class's logit at each position (signal value times the logit's slope along the signal vector), "
         "paler where it adds little. The yellow line surrounds where the detector fires.",
         "Grad-CAM": "Where the class is seen at this layer, whatever the concept (Selvaraju et al. 2017).",
@@ -194,10 +195,10 @@ PARTS: dict[str, dict[str, str]] = {
         "change is found; run through the model's own head. It says what the head reads, not what a changed photograph would give.",
     },
     "affine head": {
-        "no concept": "The part of the logit that none of these directions explains. Read concepts with care where it is large."
+        "no concept": "The part of the class's logit that none of these directions explains. Read concepts with care where it is large."
     },
     "other head": {
-        "interaction": "What is left of the logit when every concept's contribution, measured individually, is subtracted: what concepts do together, "
+        "interaction": "What is left of the class's logit when every concept's contribution, measured individually, is subtracted: what concepts do together, "
         "and what none of these directions explains. Read concepts with care where it is large."
     },
     "joint values": {"signal values": "Read by all filters jointly, so that what several filters share is counted once."},

@@ -22,7 +22,7 @@ from stores.directions import Directions
 from stores.errors import MismatchError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
-from stores.similarity import agreement, cosines, logit_correlation
+from stores.similarity import cosines, logit_correlation, match
 from stores.statistics import Statistics
 
 ALIKE = {
@@ -95,7 +95,7 @@ def stability_rows(
                 "directions_first": sets[a].count, "directions_second": sets[b].count, "matched": small,
             }  # fmt: skip
             for measure, above in ALIKE.items():
-                found = agreement(likeness(measure, a, b), likeness(measure, a, a), likeness(measure, b, b))
+                found = match(likeness(measure, a, b), likeness(measure, a, a), likeness(measure, b, b))
                 row[measure] = found.matched
                 row[f"{measure}_chance"], row[f"{measure}_kappa"] = found.chance, found.kappa
                 row[f"{measure}_share"] = float((found.values > above).mean())

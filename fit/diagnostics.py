@@ -26,7 +26,7 @@ def diagnose(
 
     ``duplicates``: pairs of filters that are nearly parallel, or of detectors that are positive at nearly the same positions.
     ``coverage``: share of positions with at least one positive detector; ``redundancy``: mean positives on covered
-    positions; ``agreement``: mean cosine of each filter with its own signal; ``mixing``: root mean square cosine of
+    positions; ``agreement_in_fit_coordinates``: mean cosine of each filter with its own signal; ``mixing``: root mean square cosine of
     filters with other detectors' signals. All in the fit's own coordinates; rows (n, r), filters and signals (r, I).
     """
     i = filters.shape[1]
@@ -54,7 +54,7 @@ def diagnose(
         "positions_per_direction": round(data.count / i, 1),
         "coverage": round(covered / data.count, 4),
         "redundancy": round(active / max(covered, 1), 4),
-        "agreement": round(float(pairs.diagonal().mean()), 4),
+        "agreement_in_fit_coordinates": round(float(pairs.diagonal().mean()), 4),
         "mixing": round(float((off.square().sum() / max(i * (i - 1), 1)).sqrt()), 4),
         "median_share": round(float(share.median()), 6),
     }

@@ -26,7 +26,7 @@ from stores.errors import FitError, UsageError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader, Part
-from stores.similarity import agreement, logit_correlation
+from stores.similarity import logit_correlation, match
 from stores.statistics import Statistics, statistics
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def _row(fitter: Method, reader: LayerReader, moments: Statistics) -> dict[str, 
         fits += [first, second]
         a, b = first.filters_, second.filters_
         alike = (np.abs(logit_correlation(left, right, moments)) for left, right in ((a, b), (a, a), (b, b)))
-        found.append(agreement(*alike))
+        found.append(match(*alike))
     kappas = [one.kappa for one in found]
     coverages = [fit.diagnosis_["coverage"] for fit in fits if "coverage" in fit.diagnosis_]
     losses = [fit.log_[-1]["total"] for fit in fits if fit.log_ and "total" in fit.log_[-1]]

@@ -174,8 +174,8 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
     scale = "" if relative is None else f" ({number(relative)} of the typical distance of an activation from the mean)"
     lines = [
         f"Influence at α = {first['alpha']:g}{scale}, of signal vectors | filters: {first['images']} images, {first['classes']} classes, "
-        f"{first['nulls']} null and {first['randoms']} random directions. Significant: beyond both, any false claim in {100 * first['level']:g} % "
-        "of evaluations at most; other rules: influence.csv.",
+        f"{first['nulls']} null and {first['randoms']} random directions. Significant: beyond both, each tested at a level of "
+        f"{100 * first['level']:g} % for any false claim; other rules: influence.csv.",
         f"{'directions':<{width}}" + "".join(f"{h:>20}" for h in ("significant pairs", "directions", "mean |Δp|")),
     ]
     for name, entry in studied.items():

@@ -137,6 +137,13 @@ class Directions:
         return int(self.filters.shape[1])
 
     @property
+    def agreement(self) -> np.ndarray:
+        """(I,) cosine of each filter with its own signal vector; 0 where one of them is 0."""
+        norms = np.linalg.norm(self.filters, axis=0) * np.linalg.norm(self.signals, axis=0)
+        cosine: np.ndarray = (self.filters * self.signals).sum(0) / np.maximum(norms, 1e-12)
+        return cosine
+
+    @property
     def fitted_on(self) -> str:
         """The store of the fit, which part of its images, and how many; "unknown" where the file does not say it."""
         store, images = self.info.get("store", {}), self.info.get("images")

@@ -11,7 +11,7 @@ from stores.statistics import Statistics
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Matching:
     """Two sets of I and J directions compared by one measure of likeness.
 
     Parameters
@@ -38,7 +38,7 @@ class Agreement:
         return (self.matched - self.chance) / (1 - self.chance) if self.chance < 1 else float("nan")
 
 
-def agreement(between: np.ndarray, within_first: np.ndarray, within_second: np.ndarray) -> Agreement:
+def match(between: np.ndarray, within_first: np.ndarray, within_second: np.ndarray) -> Matching:
     """Match two sets one to one by a measure of likeness (Hungarian method), and say how alike they are by chance.
 
     Parameters
@@ -48,7 +48,7 @@ def agreement(between: np.ndarray, within_first: np.ndarray, within_second: np.n
     first, second = linear_sum_assignment(between, maximize=True)
     floors = [deranged(within) for within in (within_first, within_second) if len(within) > 1]
     chance = float(np.mean(floors)) if floors else float("nan")
-    return Agreement(first, second, between[first, second], chance)
+    return Matching(first, second, between[first, second], chance)
 
 
 def deranged(within: np.ndarray) -> float:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from evaluate.direction_names import DirectionName
-from evaluate.direction_tables import agreement
 from evaluate.metrics import INTERPRETABLE, problem_of
 from evaluate.report.class_predictions import ClassPredictions, class_titles
 from evaluate.report.influence_reader import Pushes
@@ -58,7 +57,7 @@ def direction_pages(
         role: nearest(vectors, NEIGHBOURS)
         for role, vectors in (("signal", directions.signals), ("filter", directions.filters))
     }
-    cosine = agreement(directions)
+    cosine = directions.agreement
     out = []
     for i in range(directions.count):
         row = rows.get(i, {})

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from fit.verdict import verdict
 from pipeline.logging import echo, say
@@ -182,7 +181,6 @@ def _check(path: Path, progress: Progress) -> tuple[list[str], int]:
 def _directions_facts(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is in a directions file, and what its header says of the run."""
     found = Directions.load(path)
-    cosine = (found.filters * found.signals).sum(0) / np.maximum(np.linalg.norm(found.filters, axis=0), 1e-12)
     run = found.info.get("run")
     facts = {
         "method": found.method,
@@ -190,7 +188,7 @@ def _directions_facts(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "directions": found.count,
         "channels": found.channels,
         "thresholds": "own" if found.thresholds is not None else f"top {100 * found.quantile:g} % of positions",
-        "pair agreement": f"cosine of filter and signal {cosine.mean():.3f} on average, {cosine.min():.3f} at least",
+        "agreement": f"cosine of filter and signal {found.agreement.mean():.3f} on average, {found.agreement.min():.3f} at least",
         **({"number": found.info["selection"].get("why")} if isinstance(found.info.get("selection"), dict) else {}),
         "model": found.info.get("model"),
         "fitted on": found.fitted_on,

@@ -17,7 +17,7 @@ from evaluate.stability import STABILITY, firing_iou, stability_of, stability_ro
 from stores.directions import Directions
 from stores.errors import MismatchError
 from stores.readers import LayerReader
-from stores.similarity import agreement, cosines, deranged, logit_correlation
+from stores.similarity import cosines, deranged, logit_correlation, match
 from stores.statistics import Statistics
 
 
@@ -52,7 +52,7 @@ def test_permuted_turned_and_scaled_copies_are_found_again(c: int, i: int, seed:
     scale = g.uniform(0.1, 10, i)
     b = pair(a.filters[:, order] * sign * scale, a.signals[:, order] * sign / scale)
     same = np.abs(cosines(a.signals, b.signals))
-    found = agreement(same, np.abs(cosines(a.signals, a.signals)), np.abs(cosines(b.signals, b.signals)))
+    found = match(same, np.abs(cosines(a.signals, a.signals)), np.abs(cosines(b.signals, b.signals)))
     assert order[found.second].tolist() == found.first.tolist() == list(range(i))
     (row,) = rows({"a": a, "b": b})
     for measure in ("logit_correlation", "signal_cos"):
@@ -87,7 +87,7 @@ def test_directions_that_are_all_alike_are_not_found_again_by_being_alike() -> N
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**16))
 def test_no_other_matching_is_better(i: int, j: int, seed: int) -> None:
     values = np.random.default_rng(seed).random((i, j))
-    found = agreement(values, np.eye(i), np.eye(j))
+    found = match(values, np.eye(i), np.eye(j))
     wide = values.T if i > j else values
     best = max(
         sum(wide[k, p] for k, p in enumerate(chosen)) for chosen in itertools.permutations(range(max(i, j)), min(i, j))

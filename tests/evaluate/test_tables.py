@@ -12,7 +12,7 @@ import pytest
 
 from evaluate.average_precision import Overlap
 from evaluate.counts import Counts
-from evaluate.direction_tables import COLUMNS, agreement, category_rows, direction_rows, label_rows, table_columns
+from evaluate.direction_tables import COLUMNS, category_rows, direction_rows, label_rows, table_columns
 from evaluate.metrics import Labelled, LabelScores
 from extract.segmentation.base import ConceptLabel
 from stores.directions import Directions
@@ -60,7 +60,7 @@ def directions() -> Directions:
 
 
 def test_agreement_is_the_cosine_and_zero_vectors_agree_with_nothing(directions: Directions) -> None:
-    np.testing.assert_allclose(agreement(directions), [0.6, 0.0], atol=1e-7)
+    np.testing.assert_allclose(directions.agreement, [0.6, 0.0], atol=1e-7)
 
 
 def test_one_row_a_direction(labelled: tuple[Counts, Labelled], directions: Directions) -> None:

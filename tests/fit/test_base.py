@@ -33,7 +33,7 @@ def test_what_is_fitted_has_a_trailing_underscore(synthetic: Path) -> None:
     assert eddp.thresholds_.shape == (3,)
     assert eddp.mean_.shape == (16,)
     assert len(eddp.log_) == 20
-    assert {"dead", "coverage", "agreement"} <= set(eddp.diagnosis_)
+    assert {"dead", "coverage", "agreement_in_fit_coordinates"} <= set(eddp.diagnosis_)
     assert eddp.directions_.info["uncertainty"] == "pooled-affine"  # the store's own head, without asking
     assert EDDP(**QUICK).fit(synthetic, None).directions_.info["uncertainty"] == "none"
 

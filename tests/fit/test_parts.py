@@ -138,7 +138,7 @@ def test_diagnosis_by_hand() -> None:
     assert found["duplicates"] == [[0, 1]]
     assert found["coverage"] == 0.75
     assert found["redundancy"] == 2.0
-    assert found["agreement"] == pytest.approx(1)
+    assert found["agreement_in_fit_coordinates"] == pytest.approx(1)
     at_right_angles = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     found = diagnose(rows[:3], at_right_angles, torch.tensor([0.5, 0.5]), at_right_angles)
     assert found["duplicates"] == [[0, 1]]  # they are positive at the same positions
