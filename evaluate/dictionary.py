@@ -49,7 +49,7 @@ _ALIKE = {
 }
 
 _SCORE = Term(
-    "number", "", "2·share − 1, in [−1, 1]; share: images whose probability of the class does not fall. 0 for a direction that moves nothing.", RCAV
+    "number", "", "Influence score 2·r − 1, in [−1, 1]; r: share of the images whose probability of the class does not fall. 0 for a direction that moves nothing.", RCAV
 )  # fmt: skip
 _CHANGE = Term("number", "probability", "Mean change of the class's probability over the images.")
 _RELATIVE = Term(
@@ -235,7 +235,7 @@ TABLES = {
         "significant_lowered": Term("integer", "classes", "Those of them whose probability falls."),
         "strongest_class": Term("integer", "", "Class of largest |probability_change|, from 0."),
         "strongest_class_name": Term("string", "", "Name of strongest_class."),
-        "strongest_score": Term("number", "", "Score of strongest_class, in [−1, 1].", RCAV),
+        "strongest_score": Term("number", "", "Influence score of strongest_class, in [−1, 1].", RCAV),
         "strongest_probability_change": Term("number", "probability", "Mean change of strongest_class's probability over the images."),
     }),
     "influence_classes": Table("One row a class and signal vector of its concept influence diagram: the at most 10 that raise and lower it most.", {
@@ -288,7 +288,7 @@ TABLES = {
         "beyond_random": Term("number", "share", "Share of the random directions' pictures to which the detector responds less than to the signal vector's."),
     }),
     "correction": Table("One row a vector, setting and set of images: what taking the vector out of the activations does to accuracy.", {
-        "vector": Term("string", "", "What is taken out where the detector is on: none, the signal vector, the filter, or a random direction.", EDDP),
+        "vector": Term("string", "", "What is taken out where the detector is positive: none, the signal vector, the filter, or a random direction.", EDDP),
         "draw": Term("integer", "", "Number of the random direction, from 0; empty for the others."),
         "setting": Term("string", "", "own: strength and shift that suit the vector best on held-out images; signal: those of the signal vector."),
         "strength": _STRENGTH,

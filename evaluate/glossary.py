@@ -126,7 +126,7 @@ PARTS: dict[str, dict[str, str]] = {
         "encoding direction": "The signal vector s: what is added to the activations where the concept is present.",
     },
     "site": {
-        "logit": "Of a detector: w·x − b, how far a position is beyond the threshold; the detector is positive where it is above 0. Methods without "
+        "logit": "Of a detector: w·x − b, how far a position is beyond the threshold; the detector is positive, it fires, where it is above 0. Methods without "
         "thresholds of their own get one that their largest logits exceed (the top 0.5 % of the store's positions by default). Of a class: the "
         "network's output before the softmax.",
         "top images": "The images on which a detector has its largest logit at any position: of the store, or, on the pages that evaluate "
@@ -188,7 +188,7 @@ PARTS: dict[str, dict[str, str]] = {
         "little": "The image has less of the concept than images have on average. Its absence counts as well.",
         "direction 12": "A direction without a label that fits is called by its number. A name of your own goes into names.csv beside the directions file.",
         "average image": "The class's logit where every position holds the data's mean.",
-        "maps": "What the concept adds to the explained class's logit at each position (signal value times the logit's slope along the signal vector), "
+        "heat maps": "What the concept adds to the explained class's logit at each position (signal value times the logit's slope along the signal vector), "
         "paler where it adds little. The yellow line surrounds where the detector fires.",
         "Grad-CAM": "Where the class is seen at this layer, whatever the concept (Selvaraju et al. 2017).",
         "what would make it": "Few changes of mean signal values that change the prediction, within the range of 99 % of the store's images where such a "
