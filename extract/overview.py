@@ -28,15 +28,19 @@ _MODES = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "pa
 Part = tuple[list[list[str]], list[str]]  # rows, and warnings of what is doubtful
 
 
-def overview(source: ImageSource, classes: ClassMapping, networks: Sequence[Network]) -> dict[str, Any]:
-    """Describe an extraction of some layers (one network a layer) of a source's images, some of which are read.
+def overview(
+    source: ImageSource, classes: ClassMapping, networks: Sequence[Network], limit: int | None = None
+) -> dict[str, Any]:
+    """Describe an extraction of some layers (one network a layer) of a source's images (the first ``limit``), some of which are read.
 
     Returns
     -------
     dict, JSON-able
         ``rows`` of [what, how it is], and ``warnings`` of what is doubtful.
     """
-    images = [["images", f"{len(source)}, read as {source.kind}"]]
+    taken = len(source) if limit is None else min(limit, len(source))
+    some = "" if taken == len(source) else f"the first {taken} of "
+    images = [["images", f"{some}{len(source)}, read as {source.kind}"]]
     if source.left_out:
         kinds = sorted(source.left_out.items(), key=lambda item: (-item[1], item[0]))
         named = ", ".join(f"{count} {shown(ending)}" for ending, count in kinds[:8])

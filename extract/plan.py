@@ -112,8 +112,9 @@ class Plan:
     @cached_property
     def about(self) -> dict[str, Any]:
         """What the extraction is about; see ``extract.overview``."""
-        found = overview(self.source, self.classes, list(self.networks.values()))
-        return {**found, "rows": [*found["rows"], ["forward pass", str(self.inference)]]}
+        found = overview(self.source, self.classes, list(self.networks.values()), self.config.limit)
+        weights, form = self.loaded.provenance["weights_source"], str(self.inference)
+        return {**found, "rows": [*found["rows"], ["weights", weights], ["forward pass", form]]}
 
     @cached_property
     def store(self) -> StorePlan:

@@ -170,7 +170,7 @@ def _one_layer(store: ActivationStore, sets: Mapping[str, tuple[Path, Directions
         if layer not in store.layers:
             only = store.layer(next(iter(store.layers)))
             directions.check_store(only.name, only.channels)
-        directions.check_store(layer, store.layer(layer).channels)
+        directions.check_store(layer, store.layer(layer).channels, store.provenance.get("weights_digest"))
     return layer
 
 

@@ -72,7 +72,7 @@ def open_inputs(
     else:
         opened = ActivationStore.open(store or "", model=model, class_names=class_names)
     spec = opened.layer(layer or found.layer)
-    found.check_store(spec.name, spec.channels)
+    found.check_store(spec.name, spec.channels, opened.provenance.get("weights_digest"))
     return Inputs(
         opened, spec.name, found, str(name), _concepts(known, str(name), found, directions, evaluation is not None)
     )

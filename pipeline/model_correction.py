@@ -127,7 +127,7 @@ def correct_model(
     config = config or CorrectConfig()
     store = store or evaluated.store()
     layer, directions = evaluated.layer, evaluated.directions(name)
-    directions.check_store(layer, store.layer(layer).channels)
+    directions.check_store(layer, store.layer(layer).channels, store.provenance.get("weights_digest"))
     if "synthetic" in store.provenance:
         raise MismatchError(f"The store '{store.path}' is synthetic: it has no model to correct.")
     check_trusted(store)

@@ -109,7 +109,7 @@ def write_site(
     opened = evaluated.store(store, model=model, class_names=class_names)
     directions = evaluated.directions(name)
     reader = LayerReader(opened, evaluated.layer)
-    directions.check_store(reader.spec.name, reader.spec.channels)
+    directions.check_store(reader.spec.name, reader.spec.channels, opened.provenance.get("weights_digest"))
     image, note = _images(opened, data)
     bank = make_bank({name: directions}, reader, device=config.device, progress=progress)
     pages = _Pages(evaluated, opened, PageImages(reader, bank, image, note), config, progress)

@@ -183,12 +183,18 @@ class Directions:
         usable = np.abs(gain) > 1e-12
         return np.where(usable, z / np.where(usable, gain, 1), 0).astype(np.float32)
 
-    def check_store(self, layer: str, channels: int) -> None:
-        """Raise MismatchError when the directions belong to another layer than the one named."""
+    def check_store(self, layer: str, channels: int, weights_digest: str | None = None) -> None:
+        """Raise MismatchError when the directions belong to another layer, or to other weights where both digests are known."""
         if layer != self.layer or channels != self.channels:
             raise MismatchError(
                 f"The directions were fitted on layer '{self.layer}' ({self.channels} channels), not on '{layer}' "
                 f"({channels} channels). Evaluate them on a store of '{self.layer}'."
+            )
+        own = self.info.get("weights_digest")
+        if own and weights_digest and own != weights_digest:
+            raise MismatchError(
+                f"The directions were fitted on another network than the store's: its weights are {own[:19]}…, not "
+                f"{weights_digest[:19]}…. Fit on this store, or give a store of those weights (fitted on {self.fitted_on})."
             )
 
     def save(self, path: str | Path) -> None:

@@ -78,8 +78,8 @@ def within_reach(nulls: int, tests: int, level: float = 0.05) -> tuple[bool, str
         return True, ""
     pairs = math.ceil(tests / ((nulls + 1) * level) - 1e-9)
     return True, (
-        f"With {nulls} null directions and {tests} pairs, significant_holm can claim nothing ({holm} would do), and significant_bh nothing "
-        f"unless {pairs} pairs are beyond all null directions. The other rules are not limited."
+        f"Two of the rules in influence.csv are limited by {nulls} null directions and {tests} pairs: significant_holm can claim nothing "
+        f"({holm} would do), significant_bh nothing unless {pairs} pairs are beyond all null directions. `significant` is not limited."
     )
 
 

@@ -302,3 +302,24 @@ def test_the_number_of_directions_is_selected(run: Run, synthetic: Path, tmp_pat
     assert not list(tmp_path.glob("*.numbers.*"))
     assert run(*options, "--directions", "few").code == 2
     assert run(*options, "--directions", "auto", "--method", "probe").code == 2
+
+
+def test_directions_of_another_network_are_refused(run: Run, tiny_store: Callable[..., Path], tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 4, 6)).astype(np.float32)
+    stores = [
+        tiny_store({"a": x}, name=f"{name}.zarr", provenance={"model": "m", "weights_digest": f"sha256:{name}"})
+        for name in ("trained", "random")
+    ]
+    out = tmp_path / "d.safetensors"
+    ok(run("fit --method kmeans --directions 2 --refits 0 --store", stores[0], "--out", out))
+    fails(
+        run("evaluate --monosemanticity --store", stores[1], "--directions", out, "--out", tmp_path / "o"),
+        2,
+        "another network",
+        "random",
+    )
+    fails(
+        run("eddp explain --row 0 --store", stores[1], "--directions", out, "--out", tmp_path / "x"),
+        2,
+        "another network",
+    )
