@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class ExtractSummary:
     missing: int
     chunks: int
     about: dict[str, Any]
-    waited: float | None = None
+    waited: float | None = field(default=None, compare=False)
 
 
 def extract(
