@@ -1,6 +1,6 @@
 """Names of directions for people: the label where it fits, numbered where several directions carry it, or a name that a person gave.
 
-A person's names are in ``names.csv`` beside the directions file, with the columns ``direction`` (its number), ``name`` and ``comment``, and
+A person's names are in ``names.csv`` next to the directions file, with the columns ``direction`` (its number), ``name`` and ``comment``, and
 ``directions`` (the file's name without ending) where the folder holds several directions files.
 """
 
@@ -80,7 +80,7 @@ def with_names(rows: Sequence[Mapping[str, Any]], names: Sequence[DirectionName]
 
 
 def read_names(directions: Path, count: int) -> dict[int, Given]:
-    """What ``names.csv`` beside a directions file says of its directions, of which there are ``count``; nothing where there is none.
+    """What ``names.csv`` next to a directions file says of its directions, of which there are ``count``; nothing where there is none.
 
     Raises DatasetError for a row about a direction that there is not, or that another row is about, and for a file that does not say which
     of several directions files it is about.
@@ -93,7 +93,7 @@ def read_names(directions: Path, count: int) -> dict[int, Given]:
     for line, row in csv_rows(path, ("direction", "name")):
         if "directions" not in row and several:
             raise DatasetError(
-                f"'{path}' lies beside several directions files. Add a column 'directions' with the name of the one that each row is about, "
+                f"'{path}' is next to several directions files. Add a column 'directions' with the name of the one that each row is about, "
                 f"such as {directions.stem}."
             )
         if row.get("directions", directions.stem) != directions.stem:

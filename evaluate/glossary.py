@@ -186,7 +186,7 @@ PARTS: dict[str, dict[str, str]] = {
         "contribution": "The change of the class's logit when the concept's component, along its signal vector, is set to its mean over the data. Orange: for "
         "the class, blue: against it. Only differences between the classes' logits change probabilities: hence the second sum.",
         "little": "The image has less of the concept than images have on average. Its absence counts as well.",
-        "direction 12": "A direction without a label that fits is called by its number. A name of your own goes into names.csv beside the directions file.",
+        "direction 12": "A direction without a label that fits is called by its number. A name of your own goes into names.csv next to the directions file.",
         "average image": "The class's logit where every position holds the data's mean.",
         "heat maps": "What the concept adds to the explained class's logit at each position (signal value times the logit's slope along the signal vector), "
         "paler where it adds little. The yellow line surrounds where the detector fires.",

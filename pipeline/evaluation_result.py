@@ -298,7 +298,7 @@ class Evaluated:
         return [found[i] for i in range(count)]
 
     def direction_names(self, name: str, path: Path | None = None) -> list[DirectionName]:
-        """What each direction of a set is called: by ``names.csv`` beside the directions file (``path`` if it was moved) as it is now, or by
+        """What each direction of a set is called: by ``names.csv`` next to the directions file (``path`` if it was moved) as it is now, or by
         its label where that fits."""
         labels = [label for label, _ in self.labels(name)]
         fits = {row["index"]: row["interpretable"] for row in self.table("directions", name)}
