@@ -91,7 +91,7 @@ def test_two_processes_fit_what_one_does(run: Run, store: Path, tmp_path: Path) 
     code, out, said = torchrun(*arguments, "--out", two)
     assert (code, said) == (0, [])
     assert out.splitlines()[-1] == str(two)
-    assert out.count("96 directions") == 1  # said once
+    assert out.count("96 directions of synthetic") == 1  # said once
     assert {Path(name).parts[2] for name in set(contents(store)) - before} == {
         "statistics.safetensors"
     }  # kept by one of them
