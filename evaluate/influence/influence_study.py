@@ -364,22 +364,3 @@ def _against_nulls(
                 done += 1
                 progress("null directions", done, bank.count)
     return reached, t, extremes, valid
-    samples = balanced_samples(reader, bank, positions=config.null_positions, seed=config.seed, progress=progress)
-    done = 0
-    for file, part in enumerate(bank.slices.values()):  # apart, so that a file's numbers do not depend on the others
-        for nulls in null_directions(reader, samples[part], config.training, device=device):
-            counted = nulls.valid.cpu().numpy()
-            valid[part][nulls.detectors] = counted.sum(1)
-            for r, vectors in enumerate((nulls.signals, nulls.filters)):
-                for a, alpha in enumerate(config.alphas):
-                    for k, d in enumerate((part.start + nulls.detectors).tolist()):
-                        moved = effect(vectors[k][:, nulls.valid[k]], alpha)
-                        strength = moved.influence.abs().cpu().numpy()
-                        reached[a, r, d] = (strength >= np.abs(score[a, r, d])).sum(0)
-                        changes = _centred(moved.logit.cpu().numpy())
-                        t[a, r, d], each = standardised(_centred(logit[a, r, d]), changes)
-                        extreme = rounds(np.abs(each).max(1), count)
-                        extremes[a, r, file] = np.maximum(extremes[a, r, file], extreme)
-            done += len(nulls.detectors)
-            progress("null directions", done, bank.count)
-    return reached, t, extremes, valid

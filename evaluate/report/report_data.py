@@ -118,7 +118,7 @@ class Direction:
 
     @property
     def heading(self) -> str:
-        """What pages call it beside its number: its name, else why it has none."""
+        """What pages call it, next to its number: its name, else why it has none."""
         return self.name.full if self.name.full != f"direction {self.index}" else self.problem or "direction"
 
 

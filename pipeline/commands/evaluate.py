@@ -125,7 +125,7 @@ def evaluate(
         if run.earlier_stopped_at is not None:
             say(
                 f"An earlier run did not end (last recorded: {run.earlier_stopped_at}). Its results were not kept: all is computed again, except for activations that "
-                "it wrote beside the store."
+                "it wrote next to the store."
             )
         if scheduler is not None:
             run.about["workers"] = workers_of(scheduler)

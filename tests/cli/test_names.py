@@ -1,4 +1,4 @@
-"""Names of one's own, in names.csv beside the directions file, wherever directions are named."""
+"""Names of one's own, in names.csv next to the directions file, wherever directions are named."""
 
 from __future__ import annotations
 
