@@ -38,6 +38,7 @@ from stores.progress import Progress, silent
 from stores.writer import StoreWriter
 
 PATIENCE = 10.0  # seconds without any worker after which there will be none
+PAUSE = 0.05  # seconds between two looks at what is done
 BUSY_PATIENCE, BUSY_PAUSE = 120.0, 1.0  # seconds to wait for chunks that another process holds, and between two tries
 PARTS, LEAST = 4, 32  # parts a worker, and in all: enough to even out, and workers may join
 SAME_FILES = "Give all workers the same file system"
@@ -104,7 +105,7 @@ def settled(client: Any, futures: set[Any]) -> Iterator[Any]:
 
     Raises what a task raised, once the others are cancelled; EDDPError when workers die of a task or the cluster is lost.
     """
-    from distributed import CancelledError, KilledWorker, wait
+    from distributed import CancelledError, KilledWorker
     from distributed.comm import CommClosedError
 
     lost = "The dask scheduler is lost (--dask). Start it and run the same again."
@@ -113,15 +114,17 @@ def settled(client: Any, futures: set[Any]) -> Iterator[Any]:
     alone: float | None = None  # since when there has been no worker
     try:
         while pending:
-            try:
-                with client.as_current():
-                    finished, pending = wait(pending, timeout=0.5, return_when="FIRST_COMPLETED")
-            except TimeoutError:
+            # Asked, and not waited for: distributed.wait needs a current client, which sets dask's scheduler for all
+            # threads; where two do so at once it stays set.
+            finished = {future for future in pending if future.done()}
+            pending -= finished
+            if not finished:
+                time.sleep(PAUSE)
                 connected = client.status == "running"
                 alone = None if connected and client.nthreads() else alone or time.monotonic()
                 if alone is not None and time.monotonic() - alone > PATIENCE:
                     none = "All dask workers are lost (--dask). Start some and run the same again."
-                    raise EDDPError(none if connected else lost) from None
+                    raise EDDPError(none if connected else lost)
                 continue
             alone = None
             while finished:
