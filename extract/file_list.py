@@ -1,4 +1,4 @@
-"""Text files and tables that list images: found near the images, read line by line, compared with the disk."""
+"""Text files and tables that list images or videos: found near the images, read line by line, compared with the disk."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from extract.folder_listing import names_in
 from extract.image_io import ENDINGS, reason, shown
 from extract.string_array import Names
+from extract.video import VIDEO_ENDINGS
 from stores.errors import DatasetError
 
 log = logging.getLogger(__name__)
@@ -146,9 +147,11 @@ def check_listed(
 ) -> None:
     """Check that every file that a table names is below ``root``, and named once; each folder is listed once.
 
-    ``lines`` are the lines of ``names`` in ``table``. With ``all_of``, images next to them that no line names are logged.
+    ``lines`` are the lines of ``names`` in ``table``, ``what`` they name: "image", "video", ... With ``all_of``, others next to
+    them that no line names are logged.
     Raises DatasetError naming the first line at fault and, of missing files, how many there are.
     """
+    endings = VIDEO_ENDINGS if what == "video" else ENDINGS
     folders: dict[str, int] = {}
     of = np.fromiter((folders.setdefault(n.rpartition("/")[0], len(folders)) for n in names), np.int64, len(names))
     rows = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=len(folders)))[:-1])
@@ -165,11 +168,11 @@ def check_listed(
             seen[name] = i
             if name not in there:
                 missing.append(i)
-        extra += sum(name.lower().endswith(ENDINGS) for name in there.difference(seen) if not name.startswith("."))
+        extra += sum(name.lower().endswith(endings) for name in there.difference(seen) if not name.startswith("."))
     if missing:
         first = min(missing)
         gap = f"there is no {what} '{shown(root / names[first])}' (missing: {len(missing)} of {len(names)} listed)"
         then = "Unpack them all, or take the lines out; folder:DIR takes those that are there"
         raise DatasetError(f"{at(table, lines[first])}: {gap}. {then}.")
     if extra and all_of:
-        log.warning("'%s' does not name all images next to those listed; left out: %d", shown(table), extra)
+        log.warning("'%s' does not name all %ss next to those listed; left out: %d", shown(table), what, extra)

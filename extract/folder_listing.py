@@ -18,6 +18,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 
 from extract.image_io import ENDINGS, reason, shown
+from extract.video import VIDEO_ENDINGS
 from stores.errors import NoImagesError, UsageError
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,12 @@ _NO_DATA = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume i
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 # What a folder's name says. That it is a split: train, val2017, test_set
 is_split = re.compile(
-    r"(?:seg[_-])?(?:train(?:ing|val)?|val(?:id|idation)?|test(?:ing)?|dev|eval|pred)(?:[_-]?(?:set|data|images?|imgs?|\d+))?",
+    r"(?:seg[_-])?(?:train(?:ing|val)?|val(?:id|idation)?|test(?:ing)?|dev|eval|pred)(?:[_-]?(?:set|data|images?|imgs?|videos?|\d+))?",
     re.IGNORECASE,
 ).fullmatch
-# only that images are in it: images, JPEGImages, data
+# only that images, or videos, are in it: images, JPEGImages, data, videos
 holds_images = re.compile(
-    r"(?:jpeg|rgb|left)?(?:images?|imgs?)(?:8bit)?(?:[_-]?\d+)?|pictures?|pics|photos?|data(?:sets?)?(?:[_-]\d+)?|jpe?gs?|raw",
+    r"(?:jpeg|rgb|left)?(?:images?|imgs?)(?:8bit)?(?:[_-]?\d+)?|pictures?|pics|photos?|data(?:sets?)?(?:[_-]\d+)?|jpe?gs?|raw|videos?|clips",
     re.IGNORECASE,
 ).fullmatch
 # that label maps or annotations are in it: masks, gtFine, SegmentationClass
@@ -74,6 +75,25 @@ def list_images(root: Path, *folders: str) -> Listing:
     if not found.files:
         raise no_images(root, found.left_out)
     return found
+
+
+def list_images_or_videos(root: Path, below: str = "") -> tuple[Listing, str]:
+    """The images below a folder, or its videos where it has no image, and which of both ("image", "video").
+
+    Videos next to images are logged. Raises NoImagesError where there is neither.
+    """
+    found = list_files(root, below=below)
+    if not (videos := sum(found.left_out[ending] for ending in VIDEO_ENDINGS)):
+        if not found.files:
+            raise no_images(root, found.left_out)
+        return found, "image"
+    if not found.files:
+        return list_files(root, VIDEO_ENDINGS, below=below), "video"
+    log.warning(
+        f"'{shown(root)}' holds images and {videos} videos: only the images are read. To read the videos, give a folder that "
+        "holds no image"
+    )
+    return found, "image"
 
 
 def no_images(root: Path, left_out: Counter[str]) -> NoImagesError:

@@ -12,7 +12,8 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
@@ -113,40 +114,44 @@ def read_image(path: Path, name: str | None = None, *, known_broken: bool | None
         For a file that cannot be opened or read, and for lack of memory: that is not the image's fault.
     """
     name = shown(path if name is None else name)
-    return decode_image(_read(path, name, f"'{shown(path)}'", known_broken=known_broken), name)
+    with reading(path, name, known_broken=known_broken), open_regular(path) as file:
+        data = _bytes_of(file, 0, os.fstat(file.fileno()).st_size, name, f"'{shown(path)}'")
+    return decode_image(data, name)
 
 
 def read_range(path: Path, offset: int, size: int, name: str) -> bytes:
     """Bytes from within a file, opened for this alone: nothing to share between threads or to pickle. Raises as ``read_image``."""
-    return _read(path, name, f"'{name}' in '{shown(path)}'", offset, size)
+    with reading(path, name, inside=True), open_regular(path) as file:
+        return _bytes_of(file, offset, size, name, f"'{name}' in '{shown(path)}'")
 
 
-def _read(
-    path: Path, name: str, what: str, offset: int = 0, size: int | None = None, known_broken: bool | None = None
-) -> bytes:
-    whole = size is None
+def _bytes_of(file: FileIO, offset: int, size: int, name: str, what: str) -> bytes:
+    if size > LARGEST:
+        raise ImageError(f"'{name}' is refused: {size} bytes are too many for an image (at most {LARGEST}).")
+    file.seek(offset)
+    data = file.read(size)
+    while len(data) < size and (more := file.read(size - len(data))):
+        data += more
+    if len(data) < size:
+        raise EDDPError(f"{what} ends {size - len(data)} bytes too early; has it changed? {KEPT} once it is complete.")
+    return data
+
+
+@contextmanager
+def reading(path: Path, name: str, *, inside: bool = False, known_broken: bool | None = None) -> Iterator[None]:
+    """Turn what the system reports of a file into ImageError or EDDPError, as ``read_image`` says; ``inside``: of a part of it."""
     try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size if size is None else size
-            if size > LARGEST:
-                raise ImageError(f"'{name}' is refused: {size} bytes are too many for an image (at most {LARGEST}).")
-            file.seek(offset)
-            data = file.read(size)
-            while len(data) < size and (more := file.read(size - len(data))):
-                data += more
-    except ImageError:
+        yield
+    except EDDPError:
         raise
     except MemoryError as error:
         raise out_of_memory(name) from error
     except ValueError as error:  # a name, from a list, that no disk takes
         raise ImageError(f"'{name}' cannot be read: {reason(error)}.") from error
     except OSError as error:
-        if whole and (fault := _own_fault(path, error, known_broken)):
+        if not inside and (fault := _own_fault(path, error, known_broken)):
             raise ImageError(f"'{name}' {fault}.") from error
-        raise _lost(what, error) from error
-    if len(data) < size:
-        raise EDDPError(f"{what} ends {size - len(data)} bytes too early; has it changed? {KEPT} once it is complete.")
-    return data
+        raise _lost(f"'{name}' in '{shown(path)}'" if inside else f"'{shown(path)}'", error) from error
 
 
 def _own_fault(path: Path, error: OSError, known_broken: bool | None) -> str:
@@ -188,11 +193,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     quiet_pillow()
     try:
         with Image.open(BytesIO(data), formats=formats_of(name)) as image:
-            if max(image.size) > LONGEST * min(image.size):
-                raise ImageError(
-                    f"'{name}' is refused: it is {image.width} × {image.height} pixels, more than {LONGEST} times as long at one "
-                    "side as at the other; resized for a network it could fill the memory."
-                )
+            check_shape(image.size, name)
             image.load()
             return image
     except ImageError:
@@ -207,6 +208,15 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         if isinstance(error, OSError) and error.errno:  # decoders leave it out: this is the system's
             raise _lost(f"'{name}'", error) from error
         raise ImageError(f"'{name}' cannot be decoded: {reason(error)}.") from error
+
+
+def check_shape(size: tuple[int, int], name: str) -> None:
+    """Raise ImageError for an image, or a video, that is far longer at one side than at the other."""
+    if max(size) > LONGEST * min(size):
+        raise ImageError(
+            f"'{name}' is refused: it is {size[0]} × {size[1]} pixels, more than {LONGEST} times as long at one side as at the "
+            "other; resized for a network it could fill the memory."
+        )
 
 
 def formats_of(name: str) -> tuple[str, ...]:

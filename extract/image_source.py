@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from extract.image_io import OPEN_FLAGS, read_image, read_range, reason, shown
 from extract.string_array import Names
+from extract.video import Clip, is_video
 from stores.errors import EDDPError, UsageError
 
 SAMPLE = 256  # bytes at the start, in the middle and at the end of a file
@@ -30,7 +30,8 @@ class ImageSource(Protocol):
     """N images in a fixed order. A source is pickled to every decoding process: flat arrays, no open files.
 
     ``name`` is unique and stable, ``path`` the file that holds the image, ``label`` the class number or -1. ``image`` is in
-    the mode of its file; it raises ImageError for a bad image and EDDPError for a disk that cannot be read now.
+    the mode of its file, and a ``Clip`` for a video; it raises ImageError for a bad image and EDDPError for a disk that cannot
+    be read now.
     ``digest`` identifies the list and its content. ``left_out`` counts the files that were found and are not read, by ending
     (also "_seg.png" and "masks/" for label maps next to images).
     """
@@ -44,7 +45,7 @@ class ImageSource(Protocol):
     def name(self, i: int) -> str: ...
     def path(self, i: int) -> Path: ...
     def label(self, i: int) -> int: ...
-    def image(self, i: int) -> Image.Image: ...
+    def image(self, i: int) -> Any: ...
     @property
     def digest(self) -> str: ...
 
@@ -108,10 +109,13 @@ class PathSource:
     def label(self, i: int) -> int:
         return int(self._labels[i])
 
-    def image(self, i: int) -> Image.Image:
-        """The image in its file's mode. Raises ImageError if it cannot be decoded, EDDPError if its file cannot be read."""
+    def image(self, i: int) -> Any:
+        """The image in its file's mode, or a video. Raises ImageError if it cannot be decoded, EDDPError if its file cannot be read."""
         name = self.name(i)
-        return read_image(self.path(i), name, known_broken=None if self._missing is None else name in self._missing)
+        known_broken = None if self._missing is None else name in self._missing
+        if is_video(name):
+            return Clip(self.path(i), name, known_broken=known_broken)
+        return read_image(self.path(i), name, known_broken=known_broken)
 
     @cached_property
     def digest(self) -> str:

@@ -19,6 +19,7 @@ from extract.segmentation import custom
 from extract.datasets import cifar10
 from extract.datasets import places365
 from extract.datasets import tiny_imagenet
+from extract.datasets import moments
 from extract.datasets import imagenet
 from extract.datasets import webdataset
 from extract.datasets.folder import open_folder
@@ -30,7 +31,8 @@ def open_source(data: str | Path) -> ImageSource:
     """Open the images at a path with the first reader that recognises it, or with that of ``READER:PATH``.
 
     The readers are tried in the order of their registration. Of a dataset with label maps whose tables are missing, only
-    the images are read. Everything else is a folder of images, flat or with a subfolder a class, or else of .tar files.
+    the images are read. Everything else is a folder of images, or of videos, flat or with a subfolder a class, or else of
+    .tar files.
 
     Raises MissingPathError, NoImagesError, UsageError for an unknown reader, and DatasetError, naming file and line, for
     tables and lists that contradict themselves or the images.

@@ -1,4 +1,4 @@
-"""Folders of images: flat, or with a subfolder a class; which folders are classes, and what looks wrong about them."""
+"""Folders of images, or of videos: flat, or with a subfolder a class; which folders are classes, and what looks wrong about them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from extract.folder_listing import holds_images, holds_maps, is_split, list_images
+from extract.folder_listing import holds_images, holds_maps, is_split, list_images_or_videos
 from extract.image_io import shown, some
 from extract.image_source import PathSource, register
 
@@ -19,7 +19,8 @@ _ABOUT_DATA = {"meta", "metadata", "lists", "docs", "scripts", "code", "devkit",
 
 @register("folder", lambda root: False)  # open_source takes it for what no other reader recognises
 def open_folder(root: Path, part: str = "") -> PathSource:
-    """Open a folder of images: flat, one subfolder a class, or such class folders below ``train/``, ``val/``, ``images/``, ...
+    """Open a folder of images, or of videos where it holds no image: flat, one subfolder a class, or such class
+    folders below ``train/``, ``val/``, ``images/``, ...
 
     ``part`` is a subfolder: only that is read, and names stay relative to ``root``. Splits (train, val2017), containers
     (images) and a folder that is alone on its level and holds only folders are no classes: what is in them is. A folder
@@ -28,12 +29,12 @@ def open_folder(root: Path, part: str = "") -> PathSource:
     (``extract.folder_listing``). Raises NoImagesError, and UsageError for a folder that cannot be listed.
     """
     prefix = f"{part}/" if part else ""
-    found = list_images(root, prefix)
+    found, what = list_images_or_videos(root, prefix)
     files = found.files
     if holds_maps(root.name) or holds_maps(Path(os.path.realpath(root)).name):
-        log.warning("'%s' is called like a folder of label maps; they are read as images", shown(root))
+        log.warning("'%s' is called like a folder of label maps; they are read as %ss", shown(root), what)
     folders = [part] * bool(part) + found.folders
-    depth, names, empty = _class_folders(root, Counter(file.rpartition("/")[0] for file in files), folders)
+    depth, names, empty = _class_folders(root, Counter(file.rpartition("/")[0] for file in files), folders, what)
     number = {name: k for k, name in enumerate(names)}
     parts = (file.split("/") for file in files)
     labels = (number[path[depth]] if names and len(path) > depth + 1 else -1 for path in parts)
@@ -47,8 +48,8 @@ def open_folder(root: Path, part: str = "") -> PathSource:
     )
 
 
-def _class_folders(root: Path, images: Counter[str], folders: list[str]) -> tuple[int, list[str], list[str]]:
-    """(level, classes in order, those without an image); ``images`` counts the images directly in each folder."""
+def _class_folders(root: Path, images: Counter[str], folders: list[str], what: str) -> tuple[int, list[str], list[str]]:
+    """(level, classes in order, those without an image); ``images`` counts those directly in each folder, ``what`` names one."""
     paths = [folder.split("/") if folder else [] for folder in images]
     depth = _level(paths)
     full = {path[depth] for path in paths if len(path) > depth}
@@ -56,7 +57,7 @@ def _class_folders(root: Path, images: Counter[str], folders: list[str]) -> tupl
         passed = sorted({path[0] for path in paths if path and not is_split(path[0])})
         if len(passed) > 1:
             log.warning(
-                f"the folders {some(passed)} of '{shown(root)}' are not taken as classes, since such names only say that images "
+                f"the folders {some(passed)} of '{shown(root)}' are not taken as classes, since such names only say that {what}s "
                 "are inside: rename them if they are classes"
             )
         return depth, [], []
@@ -66,9 +67,11 @@ def _class_folders(root: Path, images: Counter[str], folders: list[str]) -> tupl
     names = _ordered(root, full | empty)
     if empty:
         unused = some(sorted(empty))
-        log.warning(f"{len(empty)} class folders of '{shown(root)}' without an image keep their numbers: {unused}")
+        log.warning(
+            f"{len(empty)} class folders of '{shown(root)}' without {'an' if what == 'image' else 'a'} {what} keep their numbers: {unused}"
+        )
     loose = sum(n for folder, n in images.items() if len(folder.split("/")) - (not folder) <= depth)
-    for message in _oddities(root, depth, paths, full | empty, loose):
+    for message in _oddities(root, depth, paths, full | empty, loose, what):
         log.warning(message)
     return depth, names, [name for name in names if name in empty]
 
@@ -100,11 +103,11 @@ def _ordered(root: Path, names: set[str]) -> list[str]:
     return ordered
 
 
-def _oddities(root: Path, depth: int, paths: list[list[str]], classes: set[str], loose: int) -> list[str]:
+def _oddities(root: Path, depth: int, paths: list[list[str]], classes: set[str], loose: int, what: str) -> list[str]:
     """What looks like another layout than class folders."""
     place, listed, found = shown(root), some(sorted(classes)), []
     if loose:
-        found.append(f"{loose} images of '{place}' are next to its class folders ({listed}): they have no class")
+        found.append(f"{loose} {what}s of '{place}' are next to its class folders ({listed}): they have no class")
     deeper = [path for path in paths if len(path) > depth + 1]
     shallow = {path[depth] for path in paths if len(path) == depth + 1}
     odd = sorted(filter(_is_word, classes - shallow))
@@ -122,7 +125,7 @@ def _oddities(root: Path, depth: int, paths: list[list[str]], classes: set[str],
         )
     elif len(classes) == 1 and not loose:
         found.append(
-            f"the images of '{place}' are all in one folder ({listed}), so there is only one class"
+            f"the {what}s of '{place}' are all in one folder ({listed}), so there is only one class"
             f"{', which includes its subfolders' * bool(deeper)}. If that folder is no class, give it "
             f"(--data {shown(root.joinpath(*paths[0][:depth], *classes))})"
         )
