@@ -7,6 +7,7 @@ are trained with leave such pixels as they are. A file that is damaged or cut sh
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 from bisect import bisect_right
@@ -86,7 +87,10 @@ class Clip:
         av, name = _load_av(), shown(self.name)
         with reading(self.path, name, known_broken=self.known_broken), open_regular(self.path) as file:
             _check_length(file, name)
-            timeline = _on_file(av, file, name, _timeline)
+            try:
+                timeline = _on_file(av, file, name, _timeline)
+            except MemoryError as error:  # times take little: a damaged header asks for it
+                raise ImageError(f"'{name}' cannot be decoded: it asks for more memory than there is.") from error
             wanted = [timeline.frame_at(time) for time in self._times(timeline, count, rate)]
             pictures = _on_file(
                 av, file, name, lambda container: _pictures(container, name, timeline, sorted(set(wanted)))
@@ -127,7 +131,7 @@ def _load_av() -> Any:
 
 
 class _WatchedFile:
-    """A file for FFmpeg, which may take an error of the disk for the file's end: the error is kept."""
+    """A file for FFmpeg, which knows only its end: an error of the disk ends it, and is kept to be raised."""
 
     def __init__(self, file: FileIO) -> None:
         self.file = file
@@ -138,10 +142,13 @@ class _WatchedFile:
             return self.file.read(size)
         except OSError as error:
             self.error = error
-            raise
+            return b""
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self.file.seek(offset, whence)
+        try:
+            return self.file.seek(offset, whence)
+        except (OSError, OverflowError):  # to where a damaged file says: before its begin, say
+            return -errno.EINVAL
 
     def tell(self) -> int:
         return self.file.tell()
@@ -178,6 +185,8 @@ def _stream(container: Any) -> Any:
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not streams:
         raise _BadVideoError("holds no video")
+    if streams[0].codec_context is None:
+        raise _BadVideoError("cannot be decoded: its codec is not known")
     streams[0].codec_context.thread_count = 1
     return streams[0]
 
@@ -248,7 +257,7 @@ def _decoded(container: Any, name: str) -> Iterator[Any]:
 def _picture(frame: Any) -> Image.Image:
     """RGB, turned as the file says."""
     if frame.is_corrupt:
-        raise _BadVideoError(f"cannot be decoded: the frame at {float(frame.time or 0):.3f} s is damaged")
+        raise _BadVideoError("cannot be decoded: one of its frames is damaged")
     image = frame.to_image(threads=1)
     turn = _TURNS.get(round(frame.rotation / 90) % 4)
     return image if turn is None else image.transpose(turn)
