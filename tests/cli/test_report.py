@@ -69,7 +69,11 @@ def test_everything_is_in_it(run: Run, world: Path) -> None:
         assert word in page
     assert "<svg" in text_of(out / "fit.html")  # the log lies beside the directions
     assert "refine steps" in text_of(out / "fit.html")
-    assert all(line in text_of(out / "fit.html") for line in verdict(Directions.load(world / "eddp.safetensors")).lines)
+    judged = verdict(Directions.load(world / "eddp.safetensors"))
+    assert judged.problems
+    for shown in (out / "fit.html", out / "index.html"):
+        assert all(line in unescape(text_of(shown)) for line in judged.lines + judged.problems)
+    assert all(line in unescape(text_of(world / "evaluation" / "report.html")) for line in judged.problems)
     again = Directions.load(world / "eddp.safetensors").found_again
     assert again is not None
     for i, share in enumerate(again):
