@@ -227,13 +227,14 @@ TABLES = {
         "significant_t": Term("boolean", "", "q_t is at most the level, 0.05 unless set otherwise."),
         "significant_max": Term("boolean", "", "p_max is at most the level, 0.05 unless set otherwise."),
     }),
-    "influence_directions": Table("One row a direction, role and step: on how many classes it acts, and on which most.", {
+    "influence_directions": Table("One row a direction, role and step: on how many classes it acts, and on which most. Of each role and step the direction of largest_probability_change first.", {
         "nulls": Term("integer", "directions", "Null directions of the detector; 0 where its positives were too few to train any."),
         "alpha_relative": _RELATIVE,
         "significant": Term("integer", "classes", "Classes with significant in the table influence."),
         "significant_raised": Term("integer", "classes", "Those of them whose probability rises."),
         "significant_lowered": Term("integer", "classes", "Those of them whose probability falls."),
-        "strongest_class": Term("integer", "", "Class of largest |probability_change|, from 0."),
+        "largest_probability_change": Term("number", "probability", "Largest |probability_change| over all classes, whether significant or not."),
+        "strongest_class": Term("integer", "", "Class of largest |probability_change| of those with significant in the table influence, from 0; empty where there is none."),
         "strongest_class_name": Term("string", "", "Name of strongest_class."),
         "strongest_score": Term("number", "", "Influence score of strongest_class, in [−1, 1].", RCAV),
         "strongest_probability_change": Term("number", "probability", "Mean change of strongest_class's probability over the images."),

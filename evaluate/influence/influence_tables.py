@@ -81,30 +81,34 @@ def _short(values: np.ndarray) -> np.ndarray:
 def direction_influence_rows(
     found: Influence, name: str, labels: Sequence[str], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One row a direction, role and step: on how many classes it acts significantly, and on which most."""
+    """One row a direction, role and step: on how many classes it acts significantly, and on which of them most; those that change most first."""
     part = found.slices[name]
     rows = []
     for role, role_name in enumerate(ROLES):
         for a, alpha in enumerate(found.config.alphas):
             score, probability = found.score[a, role, part], found.probability[a, role, part]
             significant = claims_of(found, name, a, role)[1].significant
-            for i, label in enumerate(labels):
-                most = int(np.abs(probability[i]).argmax())
+            size = np.abs(probability)
+            for i in np.argsort(-size.max(1), kind="stable").tolist():
+                most = int(np.where(significant[i], size[i], -1).argmax()) if significant[i].any() else None
                 rows.append(
                     {
                         "directions": name,
                         "index": i,
-                        "label": label,
+                        "label": labels[i],
                         "role": role_name,
                         "alpha": alpha,
                         "nulls": int(found.nulls[part][i]),
                         "significant": int(significant[i].sum()),
                         "significant_raised": int((significant[i] & (probability[i] > 0)).sum()),
                         "significant_lowered": int((significant[i] & (probability[i] < 0)).sum()),
+                        "largest_probability_change": float(_short(size[i].max(keepdims=True))[0]),
                         "strongest_class": most,
-                        "strongest_class_name": classes[most],
-                        "strongest_score": round(float(score[i, most]), DIGITS),
-                        "strongest_probability_change": float(_short(probability[i, most : most + 1])[0]),
+                        "strongest_class_name": "" if most is None else classes[most],
+                        "strongest_score": None if most is None else round(float(score[i, most]), DIGITS),
+                        "strongest_probability_change": None
+                        if most is None
+                        else float(_short(probability[i, [most]])[0]),
                     }
                 )
     return rows
