@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
-from command_line import Run, fails, ok
+from command_line import Run, do, fails, ok
 
 FEW = ("--null-directions", 8, "--null-positions", 40, "--influence-images", 20)
+SOME = ("--influence --influence-images 20 --null-positions 40 --null-directions",)
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -66,6 +75,70 @@ def test_with_a_concept_dataset(
     assert not (again / "influence.csv").exists()  # of the earlier evaluation: nothing contradicts what is written now
 
 
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with a store, directions and their evaluation, in which some pairs are significant, and what the terminal said."""
+    folder = tmp_path_factory.mktemp("judged")
+    do("eddp synthetic --channels 256 --images 1000 --out", folder / "s.zarr")
+    do("fit --store", folder / "s.zarr", "--directions 5 --method pca --out", folder / "d.safetensors")
+    with redirect_stdout(StringIO()) as said:
+        do("evaluate --store", folder / "s.zarr", "--directions", folder / "d.safetensors", *SOME, 40)
+    return folder, said.getvalue()
+
+
+def test_one_significance_leads_and_other_rules_are_in_the_table(
+    run: Run, judged: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules differ in what they claim. Which of them the null directions are too few for is said before anything is measured."""
+    folder, said = judged
+    out = folder / "evaluation"
+    table = [row for row in rows(out / "influence.csv") if (row["role"], row["alpha"]) == ("signal", "2")]
+    counts = {rule: sum(row[rule] == "true" for row in table) for rule in table[0] if rule.startswith("significant")}
+    claimed = counts["significant"]
+    assert claimed == sum(float(row["p_max"]) <= 0.05 and float(row["p_random"]) <= 0.05 for row in table)
+    assert counts["significant_random"] > claimed > counts["significant_holm"] == 0
+    assert len(counts) == 7
+    entry = json.loads((out / "summary.json").read_bytes())["directions"]["d"]
+    assert (entry["significant"], entry["scdp"], entry["significant_bh"]) == (
+        claimed, counts["significant_paper"], counts["significant_bh"],
+    )  # fmt: skip
+    assert re.search(rf"^d +{claimed} \| ", said, re.MULTILINE)
+    assert "at a level of 5 % for any false claim" in said
+    page = (out / "report" / "d" / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r">Significant pairs<.*?</th><td.*?<(?:b|span)>(\d+)<", page) == [str(claimed)]
+    assert not re.search("significant_|SDC|SCDP", page + said)
+    assert "at a level of 5 % for any false claim" in (out / "report" / "d" / "definitions.html").read_text(
+        encoding="utf-8"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.influence.measure_influence", stop)
+        for nulls, words in ((18, "no pair can be significant"), (20, "significant_holm can claim nothing")):
+            ended = run("evaluate --store", folder / "s.zarr", "--directions", folder / "d.safetensors", *SOME, nulls)
+            assert (ended.code, words in ended.err) == (130, True)
+
+
+def test_directions_of_largest_influence_come_first_each_with_its_strongest_significant_class(
+    judged: tuple[Path, str],
+) -> None:
+    out = judged[0] / "evaluation"
+    changes, claims = defaultdict(list), defaultdict(list)
+    for row in rows(out / "influence.csv"):
+        key, change = (row["role"], row["alpha"], row["index"]), abs(float(row["probability_change"]))
+        changes[key].append(change)
+        claims[key] += [(change, row["class"], row["class_name"])] * (row["significant"] == "true")
+    table = rows(out / "influence_directions.csv")
+    order = defaultdict(list)
+    for row in table:
+        key = (row["role"], row["alpha"], row["index"])
+        assert float(row["largest_probability_change"]) == max(changes[key])
+        strongest = max(claims[key], default=(0.0, "", ""))
+        assert (row["strongest_class"], row["strongest_class_name"]) == strongest[1:]
+        assert abs(float(row["strongest_probability_change"] or 0)) == strongest[0]
+        order[key[:2]].append(max(changes[key]))
+    assert {row["strongest_class"] == "" for row in table} == {True, False}
+    assert all(sizes == sorted(sizes, reverse=True) for sizes in order.values())
+
+
 def test_alone_on_a_store_of_known_truth(run: Run, tmp_path: Path) -> None:
     store, out = tmp_path / "s.zarr", tmp_path / "k.safetensors"
     ok(run("eddp synthetic --out", store, "--images 100"))
@@ -80,9 +153,6 @@ def test_alone_on_a_store_of_known_truth(run: Run, tmp_path: Path) -> None:
 def test_a_run_after_one_that_stopped_says_what_is_done_again(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     store, out = tmp_path / "s.zarr", tmp_path / "k.safetensors"
     ok(run("eddp synthetic --out", store, "--images 100"))
     ok(run("fit --store", store, "--directions 3 --method kmeans --out", out))

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 from command_line import Run, fails, ok
+from shortcut_net import directions_arrays, write_masks
 from small_report import small_evaluation
 
 from pipeline.evaluation_result import Evaluated
 from pipeline.model_correction import choose_detector
+from stores.directions import Directions
+
+
+def test_what_the_label_set_has_no_label_for_is_no_fault_of_the_direction(run: Run, tmp_path: Path) -> None:
+    """Nine images carry a mark, which is no label: its direction shows these nine, and is said to have no label that fits."""
+    concepts = write_masks(tmp_path / "concepts", 27, mark=False)
+    store, file, out = tmp_path / "acts.zarr", tmp_path / "found.safetensors", tmp_path / "evaluation"
+    ok(run("extract --model shortcut_net:with_transform --weights none --layer act --data", concepts, "--out", store))
+    Directions(**directions_arrays(), method="eddp", layer="act").save(file)
+    ended = ok(run("evaluate --store", store, "--directions", file, "--broden", concepts))
+    with (out / "directions.csv").open(encoding="utf-8", newline="") as table:
+        found = [(row["name"], row["label"], row["interpretable"]) for row in csv.DictReader(table)]
+    assert found == [("direction 0", "water", "false"), ("grass", "grass", "true"), ("water", "water", "true")]
+    pages = {path: path.read_text(encoding="utf-8") for path in out.rglob("*.html")}
+    assert not [path for path, text in (*pages.items(), ("", ended.out)) if "not interpretable" in text]
+    page = pages[out / "report" / "found" / "d" / "00000.html"]
+    assert ">no label fits</bdi></h1>" in page
+    shown = re.findall(r'alt="images/(\d+)\.png, with the region where direction 0 fires"', page)
+    assert {int(k) for k in shown} == set(range(0, 54, 6))
 
 
 def test_names_are_shown_in_place_of_labels(run: Run, tmp_path: Path) -> None:

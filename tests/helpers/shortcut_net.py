@@ -87,18 +87,19 @@ def write_scenes(root: Path, count: int, *, marked: bool) -> Path:
     return root
 
 
-def write_masks(root: Path, count: int) -> Path:
-    """A concept dataset (images/, masks/, labels.csv) where every third is a sea, every second of them marked."""
+def write_masks(root: Path, count: int, *, mark: bool = True) -> Path:
+    """A concept dataset (images/, masks/, labels.csv) where every third is a sea, every second of them marked; ``mark``: has it a label?"""
     (root / "images").mkdir(parents=True)
     (root / "masks").mkdir()
     for k in range(2 * count):
         scene, marked = CLASSES[k % 3 == 0], k % 6 == 0
         picture(scene, 0.3 + 0.2 * k / (2 * count), marked).save(root / "images" / f"{k:03d}.png")
         mask = np.full((SIZE, SIZE), 2 if scene == "meadow" else 3, np.uint8)
-        if marked:
+        if marked and mark:
             mask[12:, 12:] = 1
         Image.fromarray(mask).save(root / "masks" / f"{k:03d}.png")
-    (root / "labels.csv").write_text("number,name,category\n1,mark,object\n2,grass,object\n3,water,object\n")
+    labels = "1,mark,object\n" if mark else ""
+    (root / "labels.csv").write_text(f"number,name,category\n{labels}2,grass,object\n3,water,object\n")
     return root
 
 
