@@ -15,7 +15,7 @@ from extract.image_source import ImageSource
 from extract.video import Clip, is_video
 from stores.errors import ImageError
 
-_KEPT = 4  # clips: a few threads work on rows next to each other
+_KEPT = 3  # clips: two threads work on rows next to each other
 
 
 def has_videos(source: ImageSource) -> bool:
