@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 # folders of file managers, archives and notebooks; those whose names begin with "." are not entered either
 _NO_DATA = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
-# What a folder's name says. That it is a split: train, val2017, test_set
+# What a folder's name says. That it is a split: train, val2017, test_set, videos_val
 is_split = re.compile(
-    r"(?:seg[_-])?(?:train(?:ing|val)?|val(?:id|idation)?|test(?:ing)?|dev|eval|pred)(?:[_-]?(?:set|data|images?|imgs?|videos?|\d+))?",
+    r"(?:(?:seg|videos?)[_-])?(?:train(?:ing|val)?|val(?:id|idation)?|test(?:ing)?|dev|eval|pred)(?:[_-]?(?:set|data|images?|imgs?|videos?|\d+))?",
     re.IGNORECASE,
 ).fullmatch
 # only that images, or videos, are in it: images, JPEGImages, data, videos

@@ -219,7 +219,7 @@ def test_folders_of_videos(tmp_path: Path) -> None:
     hmdb = put(tmp_path / "h", "hmdb51_org/brush_hair/a_#20.avi", "hmdb51_org/cartwheel/b.AVI")
     assert listed(open_source(hmdb)) == [("hmdb51_org/brush_hair/a_#20.avi", 0), ("hmdb51_org/cartwheel/b.AVI", 1)]
     assert [label for _, label in listed(open_source(put(tmp_path / "f", "a.webm", "b.mov")))] == [-1, -1]
-    split = put(tmp_path / "s", "train_videos/cat/a.mp4", "train_videos/dog/a.mp4", "val_videos/cat/b.mp4")
+    split = put(tmp_path / "s", "train_videos/cat/a.mp4", "train_videos/dog/a.mp4", "videos_val/cat/b.mp4")
     assert open_source(split).class_names == ["cat", "dog"]
 
 
