@@ -209,7 +209,7 @@ def _timeline(container: Any) -> _Timeline:
     if packets[-1][2]:
         raise _BadVideoError("is cut short: its last frame is not complete")
     # where nothing readable follows, these two end without an error
-    length = (container.duration or 0) / 1e6
+    length = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
     end -= (container.start_time or 0) / 1e6
     if container.format.name in ("matroska,webm", "avi") and packets[-1][1] and end < _COVERED * length:
         raise _BadVideoError(f"is damaged: only {end:.1f} of its {length:.1f} s can be read")
