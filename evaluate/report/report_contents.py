@@ -61,6 +61,8 @@ def direction_pages(
     out = []
     for i in range(directions.count):
         row = rows.get(i, {})
+        label, category = labels[i]
+        fits = bool(label) and _number(row.get("iou_val")) > INTERPRETABLE
         first = len(found.top.rows)
         tiles = _tiles(i, found.top, 0, predicted, names, missing)
         middle, weakest = (
@@ -78,15 +80,13 @@ def direction_pages(
             Direction(
                 index=i,
                 name=called[i],
-                problem=problem_of(labels[i][0], _number(row.get("iou_val")), int(row.get("images_val") or 0))
-                if rows
-                else "",
+                problem=problem_of(label, _number(row.get("iou_val")), int(row.get("images_val") or 0)) if rows else "",
                 images=int(row.get("images_val") or 0),
                 positions=int(row.get("positions_val") or 0),
                 as_good=[one for one in others.get(i, []) if one["rank"] > 1 and one["as_good"]],
-                label=labels[i][0],
-                category=labels[i][1],
-                interpretable=bool(labels[i][0]) and _number(row.get("iou_val")) > INTERPRETABLE,
+                label=label,
+                category=category if fits else "",
+                interpretable=fits,
                 iou=_number(row.get("iou_val")),
                 iou_low=_number(row.get("iou_low")),
                 iou_high=_number(row.get("iou_high")),

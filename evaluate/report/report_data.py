@@ -77,7 +77,7 @@ class Features:
 class Direction:
     """One direction pair. ``tiles``: its strongest images; ``middle``, ``weakest``: of those where it fires. ``strip``: the file of its first
     images side by side, as many of them as ``STRIP`` says and are there.
-    ``problem``: what stands against the label, in words. ``images``, ``positions``: of val, that show the label. ``as_good``: candidates whose
+    ``category``: of a label that fits. ``problem``: what stands against the label, in words. ``images``, ``positions``: of val, that show the label. ``as_good``: candidates whose
     IoU reaches the label's interval.
     ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
 

@@ -77,9 +77,8 @@ class _Book:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.templates = environment(**FORMATS)
-        categories = {d.category for d in site.directions} | {
-            c["category"] for d in site.directions for c in d.candidates
-        }
+        carried = {d.category for d in site.directions}
+        categories = carried | {c["category"] for d in site.directions for c in d.candidates}
         categories |= {name for name, _, _ in site.per_category}
         self.colours = category_colours(categories, COLOURS - 1)  # the last: no category
         scores = [
@@ -90,6 +89,7 @@ class _Book:
         self.shared: dict[str, Any] = {
             "site": site,
             "colours": self.colours,
+            "carried": {name: colour for name, colour in self.colours.items() if name in carried},
             "iou_scale": iou_scale(scores),
             "pictures": any(tile.file for d in site.directions for tile in d.tiles),
             "tile_size": TILE,
