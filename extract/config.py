@@ -35,6 +35,10 @@ class ExtractConfig:
     layouts : (layer, layout as ``--layout`` has it) of layers whose layout is not to be found; "" stands for every layer.
     grey_range : the values that are black and white in grey images of more than 8 bits; None: by the depth of their file.
     class_names : of the network's classes, in place of what the model says.
+    frames : of videos, for a network that takes images: as many frames of each, spread evenly, are a row each.
+    clip_frames, clip_rate : for a network that takes clips: frames a clip, and how many a second; None: what is known of it.
+    clips : for a network that takes clips: as many of each video, spread evenly, are a row each.
+    resize : ``squash`` resizes to the network's input without regard to the aspect, where its transform would crop.
 
     Raises UsageError for values that are not allowed.
     """
@@ -59,16 +63,23 @@ class ExtractConfig:
     layouts: tuple[tuple[str, str], ...] = ()
     grey_range: tuple[float, float] | None = None
     class_names: tuple[str, ...] | None = None
+    frames: int | None = None
+    clip_frames: int | None = None
+    clip_rate: float | None = None
+    clips: int = 1
+    resize: Literal["squash"] | None = None
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise UsageError("No layer was named: give --layer NAME (--layer ? lists a model's layers).")
         if len(set(self.layers)) != len(self.layers):
             raise UsageError(f"A layer is named twice: {', '.join(self.layers)}.")
-        for name in ("positions", "batch_size", "limit", "chunk_images"):
+        for name in ("positions", "batch_size", "limit", "chunk_images", "frames", "clip_frames", "clips"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"'{name}' must be at least 1, got {value}.")
+        if self.clip_rate is not None and not 0 < self.clip_rate < math.inf:
+            raise UsageError(f"'clip_rate' must be above 0, got {self.clip_rate}.")
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise UsageError(f"'{name}' must be one of {', '.join(get_args(kind))}, got '{getattr(self, name)}'.")

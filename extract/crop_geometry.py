@@ -95,6 +95,8 @@ def _run(transform: Callable[[Image.Image], Any], grey: np.ndarray) -> np.ndarra
     with random_state_kept():
         found, drawn = run_twice(transform, image)
     first = torch.as_tensor(found).detach().cpu().double().numpy()
+    if first.ndim == 4:  # a clip, of one frame repeated
+        first = first[:, 0]
     if drawn:
         raise _refusal(grey.shape, "it draws random numbers")
     if first.ndim != 3:

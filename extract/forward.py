@@ -153,12 +153,12 @@ def fitting_batch_size(module: nn.Module, images: torch.Tensor, device: str) -> 
     """
     where = torch.device(device)
     if where.type != "cuda":
-        return 16
+        return 16 if images.ndim == 4 else 4  # a clip is as much work as all its frames
     needed = []
     few, more = 2, 16
     with torch.inference_mode():
         for n in (few, more):
-            batch = images[:1].to(where).expand(n, -1, -1, -1).contiguous()
+            batch = images[:1].to(where).expand(n, *[-1] * (images.ndim - 1)).contiguous()
             torch.cuda.synchronize(where)
             torch.cuda.reset_peak_memory_stats(where)
             before = torch.cuda.memory_allocated(where)

@@ -187,7 +187,8 @@ class Traced(Split):
         if self.image in needed:  # for its size alone
             stand_in = graph.create_node("get_attr", _STAND_IN)
             size = graph.call_method("size", (start, 0))
-            env[self.image] = graph.call_method("expand", (stand_in, size, -1, -1, -1))
+            rest = [-1] * (3 if self.example is None else self.example.ndim - 1)
+            env[self.image] = graph.call_method("expand", (stand_in, size, *rest))
         for node in self.nodes:
             if node in needed and node is not self.image:
                 env[node] = graph.node_copy(node, env.__getitem__)
@@ -257,7 +258,7 @@ class Replay(nn.Module):
 
         if self.image is not None:
             with hooked(self.model, [self.layer], lambda *_: x.clone()):
-                return self.model(self.image.expand(len(x), -1, -1, -1))
+                return self.model(self.image.expand(len(x), *[-1] * (self.image.ndim - 1)))
         with hooked(self.model, [self.layer], take), suppress(_Reached):
             self.model(x)
         return taken[0]
@@ -310,7 +311,7 @@ def trace(
 ) -> Split:
     """Follow the forward pass of a module in evaluation mode: with torch.fx, or by running it.
 
-    ``example`` (n >= 2, 3, h, w) are different images, without which UsageError is raised where torch.fx cannot follow the
+    ``example`` (n >= 2, 3, h, w) are different images, or clips (n >= 2, 3, T, h, w), without which UsageError is raised where torch.fx cannot follow the
     module; ``output`` gives the logits (n, K) of what the module returns.
     """
     options = list(inspect.signature(module.forward).parameters.values())[1:]

@@ -89,7 +89,11 @@ def _prepared(
         _fold(module.get_submodule(convolution), module.get_submodule(norm))
         parent, _, name = norm.rpartition(".")
         setattr(module.get_submodule(parent), name, nn.Identity())
-    two_dimensional = [part for part in _plain(module).values() if type(part) is nn.Conv2d] if channels_last else []
+    two_dimensional = (
+        [part for part in _plain(module).values() if type(part) is nn.Conv2d]
+        if channels_last and images.ndim == 4
+        else []
+    )
     for part in two_dimensional:
         weight = part.weight.detach().contiguous(memory_format=torch.channels_last)
         part.weight = nn.Parameter(weight, requires_grad=False)

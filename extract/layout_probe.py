@@ -12,25 +12,22 @@ import torch
 from torch import nn
 
 from extract.probe import run_with_hooks
-from extract.tensor_layout import LayerLayout, candidates, exact_grids, grids_of, parse_layout
+from extract.tensor_layout import LayerLayout, Size, candidates, exact_grids, grids_of, parse_layout
 from stores.errors import UsageError
 
 _CENTRES = [
     (y, x) for y in (1 / 6, 1 / 2, 5 / 6) for x in (1 / 6, 1 / 2, 5 / 6)
 ]  # of changed patches, of height and width
+_PLACES = (0, 2, 4, 6)  # of these, in clips, each in one third of the clip: a pass over a clip is long
+_TIMES = (1 / 6, 1 / 2, 5 / 6, 1 / 2)  # the centres of those thirds
 _SURE, _AHEAD, _LOST = 0.7, 0.25, 0.5  # shares of patches: enough to decide, by how much, and too few to believe
 _SAID = "from what the model says of its tokens"
 _CHANNELS_FIRST = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-)
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.MaxPool2d, nn.MaxPool3d,
+    nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+)  # fmt: skip
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
-Size = tuple[int, int]
+Box = tuple[slice, slice, slice]  # steps, rows, columns
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,11 @@ class Share(NamedTuple):
 
 
 class LayoutProbe:
-    """Finds the layouts of layers for the size of the given images (n >= 2, C, h, w).
+    """Finds the layouts of layers for the size of the given images (n >= 2, C, h, w) or clips (n >= 2, C, T, h, w).
 
     Evidence, strongest first: what the user asked for (``--layout``); what the layer's type or the model says of itself; which
     dimensions change with the image's size, where the model takes another; and where the layer's values change when one patch
-    of the image does. The last also checks what the others say.
+    of the image does, or one third of the clip. The last also checks what the others say.
 
     Attributes
     ----------
@@ -66,14 +63,14 @@ class LayoutProbe:
 
     def __init__(self, module: nn.Module, layers: Sequence[str], images: torch.Tensor) -> None:
         self.module, self.images = module, images
-        height, width = images.shape[2:]
-        self.size = (int(height), int(width))
-        boxes = []
-        for y, x in _CENTRES:
-            top, left = round((y - 1 / 12) * height), round((x - 1 / 12) * width)
-            bottom, right = max(top + 1, round((y + 1 / 12) * height)), max(left + 1, round((x + 1 / 12) * width))
-            boxes.append((top, bottom, left, right))
-        changed = _with_changed_patches(images, boxes)
+        self.size: Size = tuple(map(int, images.shape[2:]))
+        timed = len(self.size) == 3
+        self._centres = [_CENTRES[k] for k in _PLACES] if timed else _CENTRES
+        times = [_around(t, self.size[0], 1 / 6) for t in _TIMES] if timed else [slice(None)] * len(_CENTRES)
+        boxes: list[Box] = [
+            (steps, _around(y, self.size[-2], 1 / 12), _around(x, self.size[-1], 1 / 12))
+            for steps, (y, x) in zip(times, self._centres, strict=True)
+        ]
         self.shapes: dict[str, tuple[int, ...] | None] = {}
         self.other_shapes: dict[str, tuple[int, ...] | None] = {}
         self.shares: dict[str, dict[LayerLayout, Share]] = {}
@@ -84,15 +81,16 @@ class LayoutProbe:
 
         def note(name: str, output: Any) -> None:
             shape = self.shapes[name] = _shape(output)
-            if shape and len(shape) > 1 and shape[0] == len(changed):
-                self.shares[name] = {layout: _share(output.float(), layout) for layout in candidates(shape, self.size)}
+            if shape and len(shape) > 1 and shape[0] == 1 + len(boxes):
+                found = {layout: self._share(output.float(), layout) for layout in candidates(shape, self.size)}
+                self.shares[name] = found
 
-        step = 32 if min(height, width) >= 96 else 8
-        self.other_size = (self.size[0] - step, self.size[1] + step)
-        if self.other_size[0] > 0:
+        step = 32 if min(self.size[-2:]) >= 96 else 8
+        self.other_size: Size = (*self.size[:-2], self.size[-2] - step, self.size[-1] + step)
+        if self.other_size[-2] > 0:
             with suppress(UsageError):  # the model takes one size only
                 run_with_hooks(module, layers, images.new_zeros(1, images.shape[1], *self.other_size), note_other)
-        run_with_hooks(module, layers, changed, note)
+        run_with_hooks(module, layers, _with_changes(images, boxes), note)
 
     def find(self, name: str, asked: str | None = None) -> FoundLayout | str:
         """Give the layout of one of the layers, or the reason why it has none; ``asked`` is what ``--layout`` says."""
@@ -126,6 +124,32 @@ class LayoutProbe:
             )
         return self._checked(name, kept[0], how or "from its shape")
 
+    def _share(self, output: torch.Tensor, layout: LayerLayout) -> Share:
+        """How well changes of the image, and of the clip in time, show where a layout has them."""
+        (h, w), t = layout.grid, layout.time
+        x = layout.to_npc(output)
+        moved = (x[1:] - x[:1])[:, layout.prefix :].norm(dim=2).reshape(-1, t, h * w)
+        in_time = _hits(moved.norm(dim=2), [int(at * t) for at in _TIMES]) if t > 1 else None
+        if h * w < 4:
+            return Share(in_time)
+        moved = moved.norm(dim=1)  # (J, h * w)
+
+        def hits(cell_of: Callable[[float, float], int]) -> float | None:
+            return _hits(moved, [cell_of(y, x) for y, x in self._centres])
+
+        straight = hits(lambda y, x: int(y * h) * w + int(x * w))
+        turned = {
+            "column by column": hits(lambda y, x: int(x * w) * h + int(y * h)),
+            "columns and rows exchanged": hits(lambda y, x: int(x * h) * w + int(y * w)),
+            "mirrored left to right": hits(lambda y, x: int(y * h) * w + w - 1 - int(x * w)),
+            "mirrored top to bottom": hits(lambda y, x: (h - 1 - int(y * h)) * w + int(x * w)),
+            "upside down": hits(lambda y, x: (h - 1 - int(y * h)) * w + w - 1 - int(x * w)),
+        }
+        best = max(turned, key=lambda name: turned[name] or 0)
+        clear = straight is not None and (turned[best] or 0) >= max(_SURE, straight + _AHEAD)
+        own = [share for share in (straight, in_time) if share is not None]
+        return Share(min(own, default=None), best if clear else "")
+
     def _shown(self, name: str) -> tuple[int, ...]:
         """A layer's shape for the images that were given."""
         return (len(self.images), *(self.shapes[name] or ())[1:])
@@ -134,10 +158,10 @@ class LayoutProbe:
         """Whether a layer's shape for another size of the image agrees: channels and prefix are the same, the grid is not."""
         other = self.other_shapes.get(name)
         there = candidates(other, self.other_size) if other else []
-        grids = {(layout.kind, layout.channels, layout.prefix): layout.grid for layout in there}
+        grids = {(layout.kind, layout.channels, layout.prefix, layout.time): layout.grid for layout in there}
 
         def agrees(layout: LayerLayout) -> bool:
-            grid = grids.get((layout.kind, layout.channels, layout.prefix))
+            grid = grids.get((layout.kind, layout.channels, layout.prefix, layout.time))
             return grid is not None and (grid != layout.grid or len(self.shares[name]) == 1)
 
         return agrees
@@ -171,11 +195,14 @@ class LayoutProbe:
 
     def _token_offsets(self, grid: tuple[int, int]) -> dict[tuple[str, LayerLayout], int]:
         """The same of all layers and of their layouts with this grid, in one pass."""
-        (h, w), (height, width) = grid, self.size
+        (h, w), (height, width) = grid, self.size[-2:]
         cells = {(h // 4, w // 3), (h // 3, 2 * w // 3), (2 * h // 3, w // 4), (3 * h // 4, 3 * w // 4)}
         if len(cells) < 4:
             return {}
-        boxes = [(r * height // h, (r + 1) * height // h, c * width // w, (c + 1) * width // w) for r, c in cells]
+        boxes = [
+            (slice(None), slice(r * height // h, (r + 1) * height // h), slice(c * width // w, (c + 1) * width // w))
+            for r, c in cells
+        ]
         found: dict[tuple[str, LayerLayout], int] = {}
 
         def note(name: str, output: Any) -> None:
@@ -186,9 +213,11 @@ class LayoutProbe:
                 moved = (x[1:] - x[:1]).norm(dim=2)  # (4, P)
                 peak = (moved / (moved.mean(0) + 1e-9 * moved.max())).argmax(1).tolist()
                 offsets = {at - layout.prefix - r * w - c for at, (r, c) in zip(peak, cells, strict=True)}
+                if layout.time > 1:  # the same of whatever step
+                    offsets = {(offset + h * w // 2) % (h * w) - h * w // 2 for offset in offsets}
                 found[name, layout] = offsets.pop() if len(offsets) == 1 else 0
 
-        run_with_hooks(self.module, self.shares, _with_changed_patches(self.images, boxes), note)
+        run_with_hooks(self.module, self.shares, _with_changes(self.images, boxes), note)
         return found
 
     def _checked(self, name: str, taken: LayerLayout, how: str) -> FoundLayout | str:
@@ -217,7 +246,12 @@ class LayoutProbe:
             fits = f"may be {' or '.join(str(layout) for layout in possible[:3])}{others}"
             ask = f"Say which by --layout, such as --layout '{name}={possible[0].option}'"
         else:
-            fits = "is none of (n, C, h, w), (n, h, w, C), (n, C), or (n, tokens, C) with a grid of patches behind 0 to 16 other tokens"
+            several = (
+                "(n, C, h, w), (n, h, w, C), (n, C)"
+                if len(self.size) == 2
+                else "(n, C, T, h, w), (n, T, h, w, C), (n, C)"
+            )
+            fits = f"is none of {several}, or (n, tokens, C) with a grid of patches behind 0 to 16 other tokens"
             ask = f"--layout '{name}=tokens+PREFIX:ROWSxCOLUMNS' names the grid of tokens"
             ask = ask if len(self._shown(name)) == 3 else "--layer ? lists others"
         return f"Layer '{name}' gives a tensor of shape {self._shown(name)}: it {fits}. {ask}."
@@ -226,9 +260,9 @@ class LayoutProbe:
 def _type_says(layer: nn.Module, layout: LayerLayout) -> bool:
     """Whether the layer's type has its channels there; its very type: torchvision's LayerNorm2d has them first."""
     if type(layer) in _CHANNELS_FIRST:
-        return layout.kind in ("nchw", "ncp")
+        return layout.kind in ("nchw", "ncp", "ncthw")
     if type(layer) in _CHANNELS_LAST:
-        return layout.kind in ("nhwc", "tokens")
+        return layout.kind in ("nhwc", "nthwc", "tokens")
     said = getattr(layer, "output_fmt", None)
     return isinstance(said, str) and layout.kind == said.lower()
 
@@ -248,39 +282,26 @@ def _shape(output: Any) -> tuple[int, ...] | None:
     return tuple(output.shape) if isinstance(output, torch.Tensor) else None
 
 
-def _with_changed_patches(images: torch.Tensor, boxes: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:
-    """(1 + J, C, h, w): the first image, and copies of it with one box (top, bottom, left, right) of the second image each."""
-    batch = images[:1].repeat(1 + len(boxes), 1, 1, 1)
-    for k, (top, bottom, left, right) in enumerate(boxes, 1):
-        batch[k, :, top:bottom, left:right] = images[1, :, top:bottom, left:right]
+def _around(centre: float, size: int, half: float) -> slice:
+    """The pixels around a centre, both as fractions of an axis; at least one."""
+    start = round((centre - half) * size)
+    return slice(start, max(start + 1, round((centre + half) * size)))
+
+
+def _with_changes(images: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
+    """(1 + J, C, …, h, w): the first image, and copies of it with one box of the second image each."""
+    batch = images[:1].repeat(1 + len(boxes), *[1] * (images.ndim - 1))
+    for k, box in enumerate(boxes, 1):
+        part = (slice(None), *box[3 - (images.ndim - 2) :])
+        batch[k][part] = images[1][part]
     return batch
 
 
-def _share(output: torch.Tensor, layout: LayerLayout) -> Share:
-    h, w = layout.grid
-    if h * w < 4:
-        return Share(None)
-    x = layout.to_npc(output)
-    moved = (x[1:] - x[:1])[:, layout.prefix :].norm(dim=2)  # (J, P)
-
-    def hits(cell_of: Callable[[float, float], int]) -> float | None:
-        """The share of patches that change the position at their cell more than any other patch does."""
-        cells = [cell_of(y, x) for y, x in _CENTRES]
-        distinct = [k for k, cell in enumerate(cells) if cells.index(cell) == k]
-        if len(distinct) < 3:
-            return None
-        own = moved[distinct][:, [cells[k] for k in distinct]]  # (j, the cell of j')
-        right = (own.argmax(0) == torch.arange(len(distinct), device=own.device)) & (own.amax(0) > 0)
-        return float(right.float().mean())
-
-    straight = hits(lambda y, x: int(y * h) * w + int(x * w))
-    turned = {
-        "column by column": hits(lambda y, x: int(x * w) * h + int(y * h)),
-        "columns and rows exchanged": hits(lambda y, x: int(x * h) * w + int(y * w)),
-        "mirrored left to right": hits(lambda y, x: int(y * h) * w + w - 1 - int(x * w)),
-        "mirrored top to bottom": hits(lambda y, x: (h - 1 - int(y * h)) * w + int(x * w)),
-        "upside down": hits(lambda y, x: (h - 1 - int(y * h)) * w + w - 1 - int(x * w)),
-    }
-    best = max(turned, key=lambda name: turned[name] or 0)
-    clear = straight is not None and (turned[best] or 0) >= max(_SURE, straight + _AHEAD)
-    return Share(straight, best if clear else "")
+def _hits(moved: torch.Tensor, cells: Sequence[int]) -> float | None:
+    """The share of changes that move the position at their cell more than any other change does. ``moved``: (J, P)."""
+    distinct = [k for k, cell in enumerate(cells) if cells.index(cell) == k]
+    if len(distinct) < 3:
+        return None
+    own = moved[distinct][:, [cells[k] for k in distinct]]  # (j, the cell of j')
+    right = (own.argmax(0) == torch.arange(len(distinct), device=own.device)) & (own.amax(0) > 0)
+    return float(right.float().mean())

@@ -16,12 +16,13 @@ import pickle
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -34,12 +35,17 @@ from extract.image_io import GreyRange, to_mode
 from extract.model_output import ModelOutput
 from stores.errors import EDDPError, ImageError, MissingPathError, UnknownNameError, UsageError, WeightsError, nearest
 
+if TYPE_CHECKING:
+    from extract.video import Clip
+
+Picture: TypeAlias = "Image.Image | Sequence[Image.Image] | Clip"
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _SUFFIXES = {".pth", ".pt", ".safetensors", ".tar", ".bin", ".ckpt"}
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _AUXILIARY = {"inception_v3": ("AuxLogits",), "googlenet": ("aux1", "aux2")}  # heads used in training only
 # Networks that pool take any size, so that most are tried with 224 first; the smaller ones are for those that do not
 _USUAL_SIDES = (224, 256, 288, 299, 320, 384, 448, 512, 128, 96, 64, 32, 28)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 _OLD_DENSENET = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
 )
@@ -76,28 +82,53 @@ transforms: Any = importlib.import_module("torchvision.transforms")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Image to network input: converted to the mode that the network takes, then transformed; picklable when ``inner`` is.
+    """Image or clip to network input: converted to the mode that the network takes, then transformed; picklable when ``inner`` is.
 
     Parameters
     ----------
     inner : callable
-        PIL image -> tensor or array (C, h, w).
+        PIL image -> tensor or array (C, h, w); of networks that take clips uint8 tensor (T, C, h, w) -> tensor (C, T, h, w).
     mode : {"RGB", "L", "RGBA"}
         What ``inner`` is given. "RGBA" stands for any image with four channels, unchanged.
     grey_range : (float, float), optional
         The values that are black and white in grey images of more than 8 bits; None: by the depth of their file.
+    frames, rate : int, float, optional
+        T frames a clip, and how many a second, of a network that takes clips; None for a network that takes images.
     """
 
-    inner: Callable[[Image.Image], Any]
+    inner: Callable[[Any], Any]
     mode: str = "RGB"
     grey_range: GreyRange | None = None
+    frames: int | None = None
+    rate: float | None = None
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Give the network's input for one PIL image: float32 tensor (C, h, w)."""
-        return torch.as_tensor(self.inner(self.image(image))).to(torch.float32)
+    def __call__(self, image: Picture) -> torch.Tensor:
+        """Give the network's input for one PIL image or clip: float32 tensor (C, h, w), or (C, T, h, w)."""
+        return torch.as_tensor(self.inner(self.given(image))).to(torch.float32)
+
+    def given(self, image: Picture) -> Any:
+        """Give what ``inner`` is given: a PIL image, or uint8 (T, C, h, w), for which a still image is repeated.
+
+        Raises ImageError for an image that lacks the network's channels, and for a video where the network takes images.
+        """
+        if self.frames is None:
+            if not isinstance(image, Image.Image):
+                raise ImageError("it is a video, and the network takes single images: --frames N takes N of each clip")
+            return self.image(image)
+        frames = [torch.from_numpy(np.array(self.image(frame))) for frame in self.taken(image)]
+        clip = torch.stack([frame[:, :, None] if frame.ndim == 2 else frame for frame in frames]).permute(0, 3, 1, 2)
+        return clip.expand(self.frames, -1, -1, -1).contiguous()
+
+    def taken(self, image: Picture) -> Sequence[Image.Image]:
+        """The frames that the network sees, as they are in the file: T of a clip, one of a still image."""
+        if isinstance(image, Image.Image):
+            return [image]
+        if isinstance(image, Sequence):
+            return image
+        return image.frames(self.frames or 1, self.rate)
 
     def image(self, image: Image.Image) -> Image.Image:
-        """Give what ``inner`` is given. Raises ImageError for an image that lacks the network's channels."""
+        """Give one image or frame in the network's mode. Raises ImageError for one that lacks the network's channels."""
         if self.mode != "RGBA":
             return to_mode(image, self.mode, self.grey_range)
         if image.mode == "P" and "transparency" in image.info:
@@ -111,7 +142,8 @@ class Preprocess:
         return to_mode(image, "RGB", self.grey_range)
 
     def __repr__(self) -> str:
-        return " ".join(repr(self.inner).split())
+        clip = f" of {self.frames} frames, {self.rate:g} a second" if self.frames and self.rate else ""
+        return " ".join(repr(self.inner).split()) + clip
 
 
 @dataclass(frozen=True)
@@ -121,9 +153,9 @@ class LoadedModel:
     Parameters
     ----------
     module : nn.Module
-        Images (n, 3, h, w) -> logits (n, K).
+        Images (n, 3, h, w), or clips (n, 3, T, h, w), -> logits (n, K).
     transform : Preprocess
-        PIL image of any mode -> float32 tensor (3, h, w); picklable.
+        PIL image of any mode -> float32 tensor (3, h, w), or clip -> (3, T, h, w); picklable.
     provenance : dict
         JSON-able: model, weights, weights_source, weights_digest, transform, transform_source, class_names; once prepared
         also output, input_mode, grey_range.
@@ -151,18 +183,28 @@ class _Built:
     weights_source: str
     transform_source: str
     class_names: list[str] | None = None
+    clip: tuple[int, float] | None = None  # frames, and frames a second
 
 
-def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0, shapes_only: bool = False) -> LoadedModel:
+def load_model(
+    model: str,
+    weights: str = "DEFAULT",
+    *,
+    seed: int = 0,
+    shapes_only: bool = False,
+    clip_frames: int | None = None,
+    clip_rate: float | None = None,
+    resize: str | None = None,
+) -> LoadedModel:
     """Build a network, load its weights, and find their preprocessing.
 
     Parameters
     ----------
     model : str
-        A torchvision classifier (``resnet18``), ``timm:NAME``, or ``module:callable``. The callable takes no arguments and
+        A torchvision classifier of images (``resnet18``) or videos (``r3d_18``), ``timm:NAME``, or ``module:callable``. The callable takes no arguments and
         returns the module, or (module, transform). Without a transform images are normalised as for ImageNet, and resized to
         the module's ``input_size`` (height, width), or else cropped to the first usual size at which it runs. It may have
-        ``class_names``.
+        ``class_names``, and ``clip_frames`` and ``clip_rate`` if it takes clips.
     weights : str, default "DEFAULT"
         "DEFAULT", the name of other weights of the zoo, a file (.pth, .pt, .safetensors), FILE#KEY for one of several sets
         of weights in a file, or "none": random initialisation.
@@ -170,6 +212,10 @@ def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0, shapes_on
         Of every random number drawn here; the global generators are left unchanged.
     shapes_only : bool, default False
         Draw the weights of a zoo's network instead of downloading them: for its layers, not for its values.
+    clip_frames, clip_rate : int, float, optional
+        Of a network that takes clips: T frames a clip, and how many a second; None: what the weights or the module say.
+    resize : {"squash"}, optional
+        Resize images to the size of the network's input, without regard to their aspect, where the transform would crop.
 
     Returns
     -------
@@ -197,8 +243,10 @@ def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0, shapes_on
         else:
             built = _from_torchvision(model, asked, seed, shapes_only)
     module = _as_float32(built.module).eval().requires_grad_(False).cpu()
-    transform = Preprocess(built.transform)
-    provenance = {
+    inner = built.transform if resize is None else _squashing(built.transform, model)
+    frames, rate = _clip(built, model, clip_frames, clip_rate)
+    transform = Preprocess(inner, frames=frames, rate=rate)
+    provenance: dict[str, Any] = {
         "model": model,
         "weights": weights,
         "weights_source": built.weights_source,
@@ -207,6 +255,10 @@ def load_model(model: str, weights: str = "DEFAULT", *, seed: int = 0, shapes_on
         "transform_source": built.transform_source,
         "class_names": built.class_names,
     }
+    if frames is not None:
+        provenance["clip"] = {"frames": frames, "rate": rate}
+    if resize is not None:
+        provenance["resize"] = resize
     return LoadedModel(module, transform, provenance)
 
 
@@ -226,34 +278,37 @@ def weights_digest(module: nn.Module) -> str:
 
 def _from_torchvision(name: str, weights: str, seed: int, shapes_only: bool) -> _Built:
     models = torchvision.models
-    names = models.list_models(module=models)
+    videos = models.list_models(module=models.video)
+    names = [*models.list_models(module=models), *videos]
     if name not in names:
-        kinds = f"A model is one of torchvision's {len(names)} classifiers, timm:NAME, or module:callable"
+        kinds = f"A model is one of torchvision's {len(names)} classifiers of images or videos, timm:NAME, or module:callable"
         raise UnknownNameError(f"There is no model {name!r}{nearest(name, names)}. {kinds}.")
     entries = {entry.name: entry for entry in models.get_model_weights(name)}
     first = next(iter(entries.values()))
     auxiliary = _AUXILIARY.get(name, ())
     fixed = {"init_weights": False, "aux_logits": False, "transform_input": True} if auxiliary else {}
 
+    clip = _published_clip(first) if name in videos else None
+
     def build(**keywords: Any) -> nn.Module:
         return models.get_model(name, weights=None, **fixed, **keywords)
 
     if weights == "none":
-        return _Built(build(), first.transforms(), f"random, seed {seed}", f"torchvision {first}")
+        return _Built(build(), first.transforms(), f"random, seed {seed}", f"torchvision {first}", clip=clip)
     short = weights.removeprefix(f"{type(first).__name__}.")
     if short in entries or short == "DEFAULT":
         entry = entries[short] if short in entries else models.get_model_weights(name).DEFAULT
         if shapes_only:
             sized = {"image_size": entry.meta["min_size"][0]} if name.startswith("vit_") else {}
             classes = entry.meta.get("categories")
-            return _Built(_drawn(build(**sized)), entry.transforms(), "random", f"torchvision {entry}", classes)
+            return _Built(_drawn(build(**sized)), entry.transforms(), "random", f"torchvision {entry}", classes, clip)
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
         with _download(f"{entry} from {entry.url}", f"put the file at {file}"):
             module = models.get_model(name, weights=entry, progress=False)
         for head in auxiliary:
             setattr(module, head, None)
         classes = entry.meta.get("categories")
-        return _Built(module, entry.transforms(), f"torchvision {entry}", f"torchvision {entry}", classes)
+        return _Built(module, entry.transforms(), f"torchvision {entry}", f"torchvision {entry}", classes, clip)
 
     path, key = _weights_file(weights, [*entries, "DEFAULT", "none"], name)
     entry = _entry_of(path, list(entries.values()))
@@ -275,7 +330,48 @@ def _from_torchvision(name: str, weights: str, seed: int, shapes_only: bool) -> 
     size = getattr(module, "image_size", None)
     fitting = (e for e in entries.values() if size and e.meta.get("min_size", (224,))[0] == size)
     preset = entry or next(fitting, first)
-    return _Built(module, preset.transforms(), source, f"torchvision {preset}", entry and entry.meta["categories"])
+    classes = entry and entry.meta["categories"]
+    return _Built(module, preset.transforms(), source, f"torchvision {preset}", classes, clip)
+
+
+def _published_clip(weights: Any) -> tuple[int, float] | None:
+    """Frames a clip, and frames a second, that torchvision's documentation of some weights states."""
+    said = weights.meta.get("_docs", "")
+    frames, rate = re.search(r"clip_len=(\d+)", said), re.search(r"frame_rate=([\d.]*\d)", said)
+    return (int(frames[1]), float(rate[1])) if frames and rate else None
+
+
+def _clip(built: _Built, model: str, frames: int | None, rate: float | None) -> tuple[int, float] | tuple[None, None]:
+    """Frames a clip, and frames a second: what was asked for, else what is known of the network; None of one that takes images."""
+    if (frames or rate) and built.clip is None and (":" not in model or model.startswith("timm:")):
+        raise UsageError(f"{model} takes images, not clips: --frames N takes N frames of each video.")
+    known = built.clip or (getattr(built.module, "clip_frames", None), getattr(built.module, "clip_rate", None))
+    frames, rate = frames or known[0], rate or known[1]
+    if frames is None and rate is None:
+        return None, None
+    if frames is None or rate is None:
+        missing = "--clip-frames" if frames is None else "--clip-rate"
+        raise UsageError(
+            f"{model} takes clips: give {missing}, or the module an attribute {missing[2:].replace('-', '_')}."
+        )
+    return int(frames), float(rate)
+
+
+def _squashing(transform: Any, model: str) -> Any:
+    """A transform that resizes to the size that one of torchvision's crops to. Raises UsageError for any other."""
+    size, mean, std = (getattr(transform, name, None) for name in ("crop_size", "mean", "std"))
+    if not size or mean is None or std is None:
+        raise UsageError(
+            f"--resize squash needs one of torchvision's transforms with a crop; {model} has {type(transform).__name__}. "
+            "Return the transform that you want from a callable of your own."
+        )
+    size = list(size) * 2 if len(size) == 1 else list(size)
+    if type(transform).__name__ == "VideoClassification":
+        return type(transform)(
+            crop_size=size, resize_size=size, mean=mean, std=std, interpolation=transform.interpolation
+        )
+    resize = transforms.Resize(size, interpolation=transform.interpolation, antialias=transform.antialias)
+    return transforms.Compose([resize, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
 def _from_timm(model: str, name: str, weights: str, seed: int, shapes_only: bool) -> _Built:
@@ -352,13 +448,20 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
 
 def _usual_transform(module: nn.Module, model: str) -> tuple[Any, str]:
     """ImageNet's transform for the size that a network says it takes; else for the first usual one at which it runs."""
-    normalise = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    normalise = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
     size: Any = getattr(module, "input_size", None)
     size = (size, size) if isinstance(size, int) else size
     give = "return (module, transform), or give the module an attribute input_size = (height, width)"
     if isinstance(size, tuple | list) and len(size) == 2:
+        if getattr(module, "clip_frames", None):
+            preset: Any = importlib.import_module("torchvision.transforms._presets")
+            sizes = {"crop_size": tuple(map(int, size)), "resize_size": tuple(map(int, size))}
+            given = preset.VideoClassification(**sizes, mean=_MEAN, std=_STD)
+            return given, f"input_size of {model}, ImageNet normalisation"
         whole = transforms.Resize([int(d) for d in size])
         return transforms.Compose([whole, *normalise]), f"input_size of {model}, ImageNet normalisation"
+    if getattr(module, "clip_frames", None):
+        raise UsageError(f"{model} takes clips and says nothing of their size: {give}; got {size!r}.")
     side = next((side for side in _USUAL_SIDES if size is None and _runs_at(module, side)), None)
     if side is None:
         raise UsageError(f"{model} says nothing of its input: {give}; got {size!r}.")
@@ -394,7 +497,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     """Remove the wrappers of torch.compile and of training on several GPUs: hooks may not run inside them."""
     while isinstance(module, _WRAPPERS) or "_orig_mod" in module._modules:  # torch.compile's
         inner: Any = module._modules.get("_orig_mod") or module.module
-        for name in {"class_names", "input_size"} & vars(module).keys():
+        for name in {"class_names", "input_size", "clip_frames", "clip_rate"} & vars(module).keys():
             setattr(inner, name, getattr(module, name))
         module = inner
     module._compiled_call_impl = None  # of module.compile()

@@ -47,7 +47,7 @@ class Network:
     layout, found : the layer's layout; with what decided it.
     split_kind : "fx" or "replay".
     n_classes : K.
-    probe, input_size : preprocessed images (n, C, h, w) that it was tried on, and their (h, w).
+    probe, input_size : preprocessed images (n, C, h, w), or clips (n, C, T, h, w), that it was tried on, and their (h, w).
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Network:
         self._backbone = split.backbone(layer).eval().to(device)
         self._head = LogitsOf(split.head(layer).eval().to(device), output)
         self.n_classes = self._check(probe)
-        self.probe, self.input_size = probe, (probe.shape[2], probe.shape[3])
+        self.probe, self.input_size = probe, (probe.shape[-2], probe.shape[-1])
 
     @classmethod
     def load(
@@ -242,7 +242,7 @@ def open_network(store: ActivationStore, layer: str, *, device: str = "cpu") -> 
 def layout_of(store: ActivationStore, layer: str) -> LayerLayout:
     """The layout that a store's layer had in its model."""
     spec = store.layer(layer)
-    return LayerLayout(spec.layout, spec.grid, spec.channels, spec.prefix)  # type: ignore[arg-type]
+    return LayerLayout(spec.layout, spec.grid, spec.channels, spec.prefix, spec.time)  # type: ignore[arg-type]
 
 
 def open_model(store: ActivationStore) -> LoadedModel:
@@ -256,7 +256,11 @@ def open_model(store: ActivationStore) -> LoadedModel:
 
     made = store.provenance
     try:
-        loaded = load_model(made["model"], made["weights"], seed=int(made.get("seed", 0)))
+        clip = made.get("clip") or {}
+        loaded = load_model(
+            made["model"], made["weights"], seed=int(made.get("seed", 0)), clip_frames=clip.get("frames"),
+            clip_rate=clip.get("rate"), resize=made.get("resize"),
+        )  # fmt: skip
     except EDDPError as error:
         raise type(error)(f"The model that made '{store.path}' cannot be loaded again: {error}") from error
     if made.get("weights_digest") not in (None, loaded.provenance["weights_digest"]):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from extract.classes import ClassMapping, imagenet_classes
 from extract.image_io import grey_values, is_deep, orientation_of, range_of_depth, shown
@@ -29,9 +30,15 @@ Part = tuple[list[list[str]], list[str]]  # rows, and warnings of what is doubtf
 
 
 def overview(
-    source: ImageSource, classes: ClassMapping, networks: Sequence[Network], limit: int | None = None
+    source: ImageSource,
+    classes: ClassMapping,
+    networks: Sequence[Network],
+    limit: int | None = None,
+    rows: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """Describe an extraction of some layers (one network a layer) of a source's images (the first ``limit``), some of which are read.
+
+    ``rows`` : what a video becomes, see ``extract.plan.rows_of``.
 
     Returns
     -------
@@ -40,7 +47,9 @@ def overview(
     """
     taken = len(source) if limit is None else min(limit, len(source))
     some = "" if taken == len(source) else f"the first {taken} of "
-    images = [["images", f"{some}{len(source)}, read as {source.kind}"]]
+    made = {"frames": "frames of each video", "clips": "clips of each video"}
+    each = "".join(f"; {count} {made[what]}, spread evenly" for what, count in (rows or {}).items())
+    images = [["images", f"{some}{len(source)}, read as {source.kind}{each}"]]
     if source.left_out:
         kinds = sorted(source.left_out.items(), key=lambda item: (-item[1], item[0]))
         named = ", ".join(f"{count} {shown(ending)}" for ending, count in kinds[:8])
@@ -92,12 +101,16 @@ def _look(source: ImageSource, row: int, network: Network) -> _Look | None:
     if isinstance(given, str):
         return None
     size, name = network.input_size, shown(source.name(row))
-    if given.shape[1:] != size:
-        gives = f"{tuple(given.shape)} for '{name}' ({image.width} × {image.height}), and {size[0]} × {size[1]} for a square image"
+    if given.shape[-2:] != size:
+        width, height = image.size if isinstance(image, Image.Image) else network.transform.taken(image)[0].size
+        gives = f"{tuple(given.shape)} for '{name}' ({width} × {height}), and {size[0]} × {size[1]} for a square image"
         then = "End it with CenterCrop or Resize((HEIGHT, WIDTH))"
         raise UsageError(f"The model's transform gives {gives}: all must reach the network in one size. {then}.")
     if not torch.equal(given.nan_to_num(), network.transform(image).nan_to_num()):
         raise UsageError(f"The model's transform gives '{name}' differently each time. Give the one for evaluation.")
+    if not isinstance(image, Image.Image):
+        still = network.transform.taken(image)[0]
+        return _Look("video", still.size)
     turned, frames = orientation_of(image) != 1, getattr(image, "n_frames", 1) > 1
     if not is_deep(image):
         return _Look(_MODES.get(image.mode, image.mode), image.size, turned, frames)
@@ -153,9 +166,10 @@ def _pixels(looks: Sequence[_Look | None], network: Network) -> Part:
 
 def _network(networks: Sequence[Network]) -> Part:
     first, output = networks[0], networks[0].output
-    channels, height, width = first.probe.shape[1:]
-    given = {"RGB": "RGB", "L": "grey", "RGBA": "four channels as they are"}[first.transform.mode]
-    fed = f"{given}, {channels} × {height} × {width}, values about {float(first.probe.min()):.2g} to {float(first.probe.max()):.2g}"
+    shape, transform = " × ".join(map(str, first.probe.shape[1:])), first.transform
+    given = {"RGB": "RGB", "L": "grey", "RGBA": "four channels as they are"}[transform.mode]
+    clips = f"clips of {transform.frames} frames, {transform.rate:g} a second, " if transform.frames else ""
+    fed = f"{clips}{given}, {shape}, values about {float(first.probe.min()):.2g} to {float(first.probe.max()):.2g}"
     returned = f"{output.classes} logits: {output.key and f'{output.key!r}, '}{output.how}"
     rows, heads = [["network input", fed], ["network output", returned]], head_costs(networks)
     for network in networks:

@@ -25,11 +25,12 @@ from extract.image_io import reason
 from extract.image_source import ImageSource
 from extract.inference import InferenceModule, prepare_inference
 from extract.loader import Decode, decoded
-from extract.models import LoadedModel, load_model
+from extract.models import LoadedModel, Preprocess, load_model
 from extract.network import Network, cut
 from extract.overview import overview
 from extract.probe import prepare_model
-from stores.errors import StoreError
+from extract.video_rows import expanded, has_videos
+from stores.errors import StoreError, UsageError
 from stores.format import LayerSpec
 from stores.layout import StorePlan
 from stores.paths import is_remote
@@ -37,6 +38,9 @@ from stores.progress import readable
 from stores.writer import StoreWriter
 
 log = logging.getLogger(__name__)
+FRAMES = (
+    8  # of a video, for a network that takes images, where none are asked for: as in Moments in Time's own evaluation
+)
 TRIED = 4  # batches measured for an estimate, after one to warm up
 
 
@@ -50,6 +54,7 @@ class Plan:
     networks: dict[str, Network]
     classes: ClassMapping
     code_version: str = ""
+    rows: dict[str, int] = field(default_factory=dict)  # see ``rows_of``
 
     @property
     def first(self) -> Network:
@@ -104,15 +109,17 @@ class Plan:
         specs = []
         for name, network in self.networks.items():
             layout, sampled = network.layout, self.config.positions
-            if sampled is not None and sampled >= layout.grid[0] * layout.grid[1]:
+            if sampled is not None and sampled >= layout.positions - layout.prefix:
                 sampled = None
-            specs.append(LayerSpec(name, layout.grid, layout.channels, layout.prefix, sampled, layout.kind))
+            specs.append(
+                LayerSpec(name, layout.grid, layout.channels, layout.prefix, sampled, layout.kind, layout.time)
+            )
         return specs
 
     @cached_property
     def about(self) -> dict[str, Any]:
         """What the extraction is about; see ``extract.overview``."""
-        found = overview(self.source, self.classes, list(self.networks.values()), self.config.limit)
+        found = overview(self.source, self.classes, list(self.networks.values()), self.config.limit, self.rows)
         weights, form = self.loaded.provenance["weights_source"], str(self.inference)
         return {**found, "rows": [*found["rows"], ["weights", weights], ["forward pass", form]]}
 
@@ -139,6 +146,7 @@ class Plan:
                 "digest": source.digest,
                 "limit": config.limit,
                 "class_names": source.class_names,
+                **({"rows": self.rows} if self.rows else {}),
             },
             "layouts": {name: network.found.how for name, network in self.networks.items()},
             "about": self.about,
@@ -166,12 +174,19 @@ def plan_extraction(source: ImageSource, config: ExtractConfig, *, code_version:
     """
     names = source.class_names
     loaded = prepare_model(
-        load_model(config.model, config.weights, seed=config.seed),
+        load_model(
+            config.model, config.weights, seed=config.seed, clip_frames=config.clip_frames, clip_rate=config.clip_rate,
+            resize=config.resize,
+        ),
         output=config.output,
         grey_range=config.grey_range,
         class_names=config.class_names,
         folders=len(names) if names else None,
-    )
+    )  # fmt: skip
+    rows = rows_of(source, config, loaded.transform)
+    if rows:
+        source = expanded(source, rows)
+        config = replace(config, limit=config.limit and config.limit * next(iter(rows.values())))
     device = "cpu" if config.device == "auto" else config.device  # where workers run it, each on what it has
     every = dict(config.layouts)
     layouts = {layer: every.get(layer, every.get("", "")) for layer in config.layers}
@@ -182,7 +197,29 @@ def plan_extraction(source: ImageSource, config: ExtractConfig, *, code_version:
         largest=largest, kind=source.kind, model=config.model,
     )  # fmt: skip
     require_decided(classes, source.root)
-    return Plan(source, config, loaded, networks, classes, code_version)
+    return Plan(source, config, loaded, networks, classes, code_version, rows)
+
+
+def rows_of(source: ImageSource, config: ExtractConfig, transform: Preprocess) -> dict[str, int]:
+    """How many rows a video becomes: ``frames`` for a network that takes images, ``clips`` for one that takes clips; {} for images.
+
+    Raises UsageError for options that are for the other kind of network, or for videos where there are none.
+    """
+    if transform.frames is not None and config.frames is not None:
+        raise UsageError(
+            f"{config.model} takes clips of {transform.frames} frames: --clip-frames sets their length, --clips how many are taken "
+            "of each video. --frames is for networks that take images."
+        )
+    if transform.frames is None and config.clips > 1:
+        raise UsageError(f"{config.model} takes images, not clips: --frames N takes N frames of each video.")
+    if not has_videos(source):
+        if config.frames is not None or config.clips > 1:
+            option = "--frames" if config.frames is not None else "--clips"
+            raise UsageError(f"{option} is for videos, and '{source.root}' holds images. Leave it out.")
+        return {}
+    if transform.frames is None:
+        return {"frames": config.frames or FRAMES}
+    return {"clips": config.clips}
 
 
 @dataclass

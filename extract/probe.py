@@ -85,13 +85,13 @@ def prepared(
     return replace(loaded, transform=transform, output=output, provenance={**loaded.provenance, **found})
 
 
-def probe_images(transform: Callable[[Image.Image], torch.Tensor], n: int = 2) -> torch.Tensor:
-    """Make a few preprocessed images (n, C, h, w), always the same: smooth colours under fine noise.
+def probe_images(transform: Callable[[Any], torch.Tensor], n: int = 2) -> torch.Tensor:
+    """Make a few preprocessed images (n, C, h, w), or clips (n, C, T, h, w), always the same: smooth colours under fine noise.
 
-    Raises UsageError where the transform fails, or gives something else than tensors (C, h, w) of one size.
+    Raises UsageError where the transform fails, or gives something else than tensors (C, h, w), or (C, T, h, w), of one size.
     """
-    inputs = []
-    for picture in _drawn(getattr(transform, "mode", "RGB"), n):
+    inputs, frames = [], getattr(transform, "frames", None)
+    for picture in _drawn(getattr(transform, "mode", "RGB"), n, frames):
         try:
             inputs.append(transform(picture))
         except EDDPError:
@@ -99,18 +99,27 @@ def probe_images(transform: Callable[[Image.Image], torch.Tensor], n: int = 2) -
         except Exception as error:
             what = f"{type(error).__name__}: {reason(error)}"
             raise UsageError(f"The model's transform fails on an image: {what}.") from error
-    if inputs[0].ndim != 3 or any(x.shape != inputs[0].shape for x in inputs):
+    if inputs[0].ndim != (3 if frames is None else 4) or any(x.shape != inputs[0].shape for x in inputs):
         shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
-        raise UsageError(f"The transform must give tensors (C, h, w) of one size, got {shapes}.")
+        raise UsageError(f"The transform must give tensors {_wanted(frames)} of one size, got {shapes}.")
     return torch.stack(inputs)
 
 
-def _drawn(mode: str, n: int) -> Iterator[Image.Image]:
+def _wanted(frames: int | None) -> str:
+    return "(C, h, w)" if frames is None else "(C, T, h, w)"
+
+
+def _drawn(mode: str, n: int, frames: int | None = None) -> Iterator[Any]:
+    """A few images; or clips of so many frames, which move."""
     generator = np.random.default_rng(0)
     for _ in range(n):
         coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((320, 320))
         fine = generator.integers(-32, 33, (320, 320, 3))
-        yield Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8)).convert(mode)
+        pixels = np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8)
+        if frames is None:
+            yield Image.fromarray(pixels).convert(mode)
+        else:
+            yield [Image.fromarray(np.roll(pixels, 7 * k, (0, 1))).convert(mode) for k in range(frames)]
 
 
 @contextmanager
@@ -138,45 +147,60 @@ def run_with_hooks(
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise UsageError(f"The model fails on images of shape {tuple(images.shape[1:])}: {what}.") from error
+        kind = "clips" if images.ndim == 5 else "images"
+        raise UsageError(f"The model fails on {kind} of shape {tuple(images.shape[1:])}: {what}.") from error
 
 
 def check_transform(transform: Preprocess) -> None:
-    """Raise UsageError unless a transform gives one finite tensor (C, h, w), the same each time."""
-    (picture,) = _drawn(transform.mode, 1)
+    """Raise UsageError unless a transform gives one finite tensor (C, h, w), or (C, T, h, w), the same each time."""
+    (picture,), clip = _drawn(transform.mode, 1, transform.frames), transform.frames is not None
     with random_state_kept():
         try:
-            found, drawn = run_twice(transform.inner, picture)
+            found, drawn = run_twice(transform.inner, transform.given(picture))
         except Exception as error:
+            if clip:
+                failed = f"{type(error).__name__}: {reason(error)}"
+                raise UsageError(
+                    f"The model's transform fails on a clip, a uint8 tensor (T, C, h, w): {failed}."
+                ) from error
             raise UsageError(
                 f"The model's transform fails on a PIL image: {type(error).__name__}: {reason(error)}. If it takes something else, "
                 "wrap it: lambda image: transform(image=np.asarray(image))['image'] for albumentations."
             ) from error
-        for size in ((400, 300), (300, 400), (40, 40)):  # some draw for images of one shape only
+        for size in () if clip else ((400, 300), (300, 400), (40, 40)):  # some draw for images of one shape only
             with suppress(Exception):  # it may take no small image
                 drawn = drawn or run_twice(transform.inner, picture.resize(size))[1]
     if drawn:
         then = "Give the one for evaluation, such as Resize, CenterCrop, ToTensor, Normalize"
         raise UsageError(f"The transform gives an image differently each time: it draws random numbers. {then}.")
-    what = None
+    what: str | None = None
     if not isinstance(found, torch.Tensor | np.ndarray):
         keys = f" with {', '.join(map(str, list(found)[:4]))}" if isinstance(found, dict) else ""
         what = f"{type(found).__name__}{keys}"
-    elif len(found.shape) != 3:
+    elif len(found.shape) != (4 if clip else 3):
         what = f"shape {tuple(found.shape)}"
-    elif found.shape[2] <= 4 < found.shape[0]:
+    elif not clip and found.shape[2] <= 4 < found.shape[0]:
         what = f"shape {tuple(found.shape)}, which has the channels last (ToTensor puts them first)"
     elif not torch.as_tensor(found if isinstance(found, torch.Tensor) else found.copy()).float().isfinite().all():
         what = "NaN or infinite values"
     if what:
-        raise UsageError(f"The model's transform must turn a PIL image into one tensor (C, h, w), got {what}.")
+        source = "a clip, a uint8 tensor (T, C, h, w)," if clip else "a PIL image"
+        raise UsageError(
+            f"The model's transform must turn {source} into one tensor {_wanted(transform.frames)}, got {what}."
+        )
 
 
 def run_twice(function: Callable[[Any], Any], value: Any) -> tuple[Any, bool]:
     """Give what a function returns, and whether it returns something else when called again, or draws random numbers."""
 
     def call() -> Any:
-        return function(value.copy() if isinstance(value, Image.Image) else value)
+        return function(
+            value.copy()
+            if isinstance(value, Image.Image)
+            else value.clone()
+            if isinstance(value, torch.Tensor)
+            else value
+        )
 
     outputs: list[Any] = []
     drawn = _draws(lambda: outputs.append(call()))
@@ -229,9 +253,9 @@ def _sums(module: nn.Module) -> dict[str, str]:
 def check_repeatable(module: nn.Module, images: torch.Tensor) -> None:
     """Raise UsageError unless a module gives an image the same values each time, alone, and in any batch.
 
-    ``images`` (n >= 2, C, h, w) are different ones. The message names the first module whose output differs.
+    ``images`` (n >= 2, C, h, w), or clips (n >= 2, C, T, h, w), are different ones. The message names the first module whose output differs.
     """
-    batch = torch.cat([images[:2], images[:2].flip(3), images[:1].flip(2)])
+    batch = torch.cat([images[:2], images[:2].flip(-1), images[:1].flip(-2)]) if images.ndim == 4 else images[:2]
     with random_state_kept():
         first, drawn = _leaf_outputs(module, batch), _draws(lambda: _leaf_outputs(module, batch[:1]))
         turned = {key: x.flip(0) for key, x in _leaf_outputs(module, batch.flip(0)).items()}

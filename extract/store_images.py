@@ -15,6 +15,7 @@ from extract.datasets import open_source
 from extract.image_io import to_mode
 from extract.image_source import READERS, ImageSource
 from extract.network import open_model
+from extract.video_rows import expanded, video_of
 from stores.errors import MismatchError
 from stores.store import ActivationStore
 
@@ -25,7 +26,9 @@ Transform = Callable[[Image.Image], Any]
 def match_rows(store: ActivationStore, source: ImageSource) -> dict[int, int]:
     """Store row -> number of the image of that name in a source. Raises MismatchError when no image is in both."""
     number = {source.name(i): i for i in range(len(source))}
-    rows = {row: number[name] for row, name in enumerate(store.names) if name in number}
+    # a frame, or one of several clips, of a video that the source has as one
+    names = [name if name in number else video_of(name) for name in store.names]
+    rows = {row: number[name] for row, name in enumerate(names) if name in number}
     if not rows:
         raise MismatchError(f"None of the images in '{store.path}' is in '{source.root}': they are other images.")
     return rows
@@ -77,13 +80,19 @@ def open_store_images(store: ActivationStore, *, data: str | Path | None = None)
     made = store.provenance
     if "dataset" not in made or "synthetic" in made:
         raise MismatchError(f"The store '{store.path}' was not made from images: there is nothing to show.")
-    source = open_source(place_of(store) if data is None else data)
+    source = open_images(store, data)
     if source.digest != made["dataset"].get("digest"):
         log.warning(
             f"the images in '{source.root}' are not those that '{store.path}' was made from, or were copied without their times: "
             "names, sizes, times or bytes differ. Pictures may show something else than the network saw; extract again"
         )
     return StoreImages(source, open_model(store).transform, store)
+
+
+def open_images(store: ActivationStore, data: str | Path | None = None) -> ImageSource:
+    """Open what a store's rows were made from, at the original path or at ``data``. Raises the errors of ``open_source``."""
+    source = open_source(place_of(store) if data is None else data)
+    return expanded(source, store.provenance["dataset"].get("rows") or {})
 
 
 def place_of(store: ActivationStore) -> str:

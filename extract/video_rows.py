@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
@@ -31,6 +32,19 @@ def frame_rows(source: ImageSource, n: int) -> ImageSource:
 def view_rows(source: ImageSource, m: int) -> ImageSource:
     """Make each of ``m`` views of a clip a row, ``clip.mp4#k``; the source itself for one view."""
     return source if m == 1 else ViewRows(source, m)
+
+
+def expanded(source: ImageSource, rows: Mapping[str, int]) -> ImageSource:
+    """Make each video as many rows as a store's provenance says: ``{"frames": N}`` or ``{"clips": M}``; {}: none is one."""
+    if "frames" in rows:
+        return frame_rows(source, int(rows["frames"]))
+    return view_rows(source, int(rows.get("clips", 1)))
+
+
+def video_of(name: str) -> str:
+    """The video that a row is a frame or a view of: ``a.mp4`` of ``a.mp4#3``; any other name is given back."""
+    video, mark, _ = name.rpartition("#")
+    return video if mark and is_video(video) else name
 
 
 class _RowsOfClips:

@@ -14,10 +14,9 @@ from PIL import Image
 
 from evaluate.direction_names import names_of, read_names, with_number
 from evaluate.explain.phrases import Concept
-from extract.datasets import open_source
 from extract.folder_listing import list_files
 from extract.image_io import ENDINGS, read_image, shown
-from extract.store_images import place_of
+from extract.store_images import open_images
 from pipeline.evaluation_result import Evaluated
 from stores.directions import Directions
 from stores.errors import (
@@ -211,7 +210,7 @@ def _rows(rows: Sequence[int], store: ActivationStore) -> list[ImageInput]:
     for row in rows:
         if not 0 <= row < store.n_images:
             raise UsageError(f"--row {row}: the store '{store.path}' has images 0 to {store.n_images - 1}.")
-    source = open_source(place_of(store))
+    source = open_images(store)
     names = store.names
     wanted = {names[row] for row in rows}
     places = {name: i for i in range(len(source)) if (name := source.name(i)) in wanted}

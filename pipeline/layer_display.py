@@ -31,7 +31,10 @@ def show_layers(config: ExtractConfig, beginnings: Sequence[str], data: str | No
 
     images = _USUAL if data is None else len(open_source(data))
     images = min(images, config.limit or images)
-    loaded = load_model(config.model, config.weights, seed=config.seed, shapes_only=True)
+    loaded = load_model(
+        config.model, config.weights, seed=config.seed, shapes_only=True, clip_frames=config.clip_frames,
+        clip_rate=config.clip_rate, resize=config.resize,
+    )  # fmt: skip
     loaded = prepare_model(loaded, output=config.output, class_names=config.class_names)
     layers = list_layers(loaded)
     if not any(beginnings):
@@ -87,7 +90,7 @@ def _stored(info: LayerInfo, images: int, config: ExtractConfig) -> tuple[str, s
     positions = min(layout.positions, config.positions or layout.positions)
     size = images * positions * layout.channels * np.dtype(config.dtype).itemsize
     tokens = f"{layout.prefix} + " * (layout.prefix > 0)
-    return f"{tokens}{layout.grid[0]} × {layout.grid[1]}", str(layout.channels), readable(size)
+    return f"{tokens}{layout.shown_grid}", str(layout.channels), readable(size)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -43,6 +43,7 @@ class LayerSpec:
     prefix : positions before the grid without a place on the image (class token, registers).
     stored_positions : positions stored per image when they are sampled, None for all of them.
     layout : the layer's own tensor layout, for the network that made it.
+    time : steps in time, each with a grid of positions; 1 for images.
     """
 
     name: str
@@ -51,11 +52,12 @@ class LayerSpec:
     prefix: Annotated[int, Meta(ge=0, le=MOST_PER_IMAGE)] = 0
     stored_positions: Count | None = None
     layout: str = "nchw"
+    time: Count = 1
 
     @property
     def grid_positions(self) -> int:
-        """Positions on the image."""
-        return self.grid[0] * self.grid[1]
+        """Positions on the image, or on all steps of the clip."""
+        return self.time * self.grid[0] * self.grid[1]
 
     @property
     def all_positions(self) -> int:
@@ -71,8 +73,15 @@ class LayerSpec:
     def sampled(self) -> bool:
         return self.stored_positions is not None
 
+    @property
+    def shown_grid(self) -> str:
+        """The grid for people: ``7 × 7``, or ``2 × 7 × 7`` with steps in time."""
+        return " × ".join(map(str, (self.time, *self.grid) if self.time > 1 else self.grid))
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is stored; without ``time`` for images."""
+        found = asdict(self)
+        return found if self.time > 1 else {key: value for key, value in found.items() if key != "time"}
 
 
 def check_name(name: Any) -> None:

@@ -119,6 +119,11 @@ class LayerReader:
     def grid(self) -> tuple[int, int]:
         return self.spec.grid
 
+    @property
+    def time(self) -> int:
+        """Steps in time, each with a grid of positions; 1 for images."""
+        return self.spec.time
+
     def chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
         """One chunk: image numbers (n,) and activations (n, P, C) as stored, mapped without a copy if possible."""
         first = chunk * self.store.chunk_images
