@@ -42,10 +42,12 @@ class FoundLayout:
 
 
 class Share(NamedTuple):
-    """The share of changed patches that show at their position, and how positions are ordered if more do in that order."""
+    """The share of changed patches that show at their position, how positions are ordered if more do in that order, and the
+    share that show at their step in time."""
 
     own: float | None
     turned: str = ""
+    in_time: float | None = None
 
 
 class LayoutProbe:
@@ -131,7 +133,7 @@ class LayoutProbe:
         moved = (x[1:] - x[:1])[:, layout.prefix :].norm(dim=2).reshape(-1, t, h * w)
         in_time = _hits(moved.norm(dim=2), [int(at * t) for at in _TIMES]) if t > 1 else None
         if h * w < 4:
-            return Share(in_time)
+            return Share(None, in_time=in_time)
         moved = moved.norm(dim=1)  # (J, h * w)
 
         def hits(cell_of: Callable[[float, float], int]) -> float | None:
@@ -147,8 +149,7 @@ class LayoutProbe:
         }
         best = max(turned, key=lambda name: turned[name] or 0)
         clear = straight is not None and (turned[best] or 0) >= max(_SURE, straight + _AHEAD)
-        own = [share for share in (straight, in_time) if share is not None]
-        return Share(min(own, default=None), best if clear else "")
+        return Share(straight, best if clear else "", in_time)
 
     def _shown(self, name: str) -> tuple[int, ...]:
         """A layer's shape for the images that were given."""
@@ -168,8 +169,16 @@ class LayoutProbe:
 
     def _by_patches(self, name: str, kept: list[LayerLayout]) -> tuple[list[LayerLayout], str]:
         """The layout whose positions the changed patches changed; else what the model says; else the image's aspect."""
-        own = {layout: self.shares[name][layout].own or 0 for layout in kept}
+        shares = self.shares[name]
+        own = {layout: (shares[layout].own or 0) for layout in kept}
+        by_kind = {layout.kind: layout for layout in kept}
+        if "ncthw" in by_kind and (other := by_kind.get("ntchw")):  # alike but for time
+            clear = (shares[other].in_time or 0) >= (shares[by_kind["ncthw"]].in_time or 0) + _AHEAD
+            kept = [layout for layout in kept if layout.kind != ("ncthw" if clear else "ntchw")]
+            own = {layout: own[layout] for layout in kept}
         ranked = sorted(kept, key=lambda layout: -own[layout])
+        if len(ranked) == 1:
+            return ranked, "by changing patches of the image"
         if own[ranked[0]] >= _SURE and own[ranked[0]] - own[ranked[1]] >= _AHEAD:
             return ranked[:1], "by changing patches of the image"
         said = getattr(self.module, "output_fmt", None)

@@ -120,7 +120,7 @@ def candidates(shape: Sequence[int], image_size: Size) -> list[LayerLayout]:
 
     Of four dimensions either the first or the last of an image holds the channels. Of three, either; and the positions are
     0 to 16 class or register tokens and a grid of square patches of an image of ``image_size`` (h, w), or of each step of a clip
-    (T, h, w). Of five, time and channels are the first two, in either order, or time is the first and channels are the last.
+    (T, h, w). Of five, time and channels are the first two, in either order, or time is the first and channels are the last; there are no more steps than frames.
     """
     dims = tuple(int(d) for d in shape[1:])
     if len(dims) == 1:
@@ -136,11 +136,12 @@ def candidates(shape: Sequence[int], image_size: Size) -> list[LayerLayout]:
         return [LayerLayout("nchw", (dims[1], dims[2]), dims[0]), LayerLayout("nhwc", (dims[0], dims[1]), dims[2])]
     if len(dims) == 4 and len(image_size) == 3:
         a, b, c, d = dims
-        return [
+        found = [
             LayerLayout("ncthw", (c, d), a, time=b),
             LayerLayout("nthwc", (b, c), d, time=a),
             LayerLayout("ntchw", (c, d), b, time=a),
         ]
+        return [layout for layout in found if layout.time <= image_size[0]]
     return []
 
 

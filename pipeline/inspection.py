@@ -87,7 +87,7 @@ class Inspection:
 
     def _layer(self, name: str, spec: LayerSpec) -> str:
         return (
-            f"{self.store.n_images} × {spec.positions} × {spec.channels}, grid {spec.grid[0]} × {spec.grid[1]}"
+            f"{self.store.n_images} × {spec.positions} × {spec.channels}, grid {spec.shown_grid}"
             + (f", prefix {spec.prefix}" if spec.prefix else "")
             + (f", sampled from {spec.all_positions} positions" if spec.sampled else "")
             + (f", largest |x| {self._largest(name):.4g}" if self.records else "")

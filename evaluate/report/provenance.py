@@ -30,7 +30,7 @@ def store_facts(store: ActivationStore, layer: str) -> dict[str, str]:
     else:
         source = str(made.get("weights_source", made.get("weights")))
         facts["Weights"] = f"{Path(source).name} ({str(made.get('weights_digest', ''))[:DIGEST]}…)"
-    facts["Layer"] = f"{spec.name}: {spec.grid[0]} × {spec.grid[1]} positions, {spec.channels} channels"
+    facts["Layer"] = f"{spec.name}: {spec.shown_grid} positions, {spec.channels} channels"
     facts["Store"] = f"{store.path.name}, {int(store.valid.sum())} images, {store.fingerprint[:DIGEST]}…"
     if dataset:
         facts["Images"] = f"{Path(dataset['path']).name} ({dataset['kind']}, {dataset['images']} images)"

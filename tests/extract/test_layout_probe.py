@@ -158,3 +158,38 @@ def test_what_is_no_tensor_of_images_is_refused(arrange: Callable) -> None:
     answer = found(Odd(arrange, (64, 64)), (64, 64))
     assert isinstance(answer, str)
     assert "must give one tensor with the images as first dimension" in answer
+
+
+class Cubes(nn.Module):
+    """Blocks of 2 frames and 8 × 8 pixels, six channels, behind some tokens of no place, turned round as ``arrange`` does."""
+
+    def __init__(self, arrange: Callable[[torch.Tensor], torch.Tensor], prefix: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.layer = nn.Conv3d(3, 6, (2, 8, 8), (2, 8, 8)), nn.Identity()
+        self.arrange, self.prefix = arrange, prefix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).movedim(1, -1)  # (n, T, h, w, C)
+        if self.prefix:
+            pooled = x.mean((1, 2, 3))[:, None].expand(-1, self.prefix, -1)
+            x = torch.cat([pooled, x.flatten(1, 3)], 1)
+        return self.layer(self.arrange(x)).flatten(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("size", [(16, 64, 64), (8, 48, 64)])
+@pytest.mark.parametrize(
+    ("arrange", "prefix", "kind"),
+    [
+        (channels_first, 0, "ncthw"),
+        (as_is, 0, "nthwc"),
+        (lambda x: x.movedim(-1, 2), 0, "ntchw"),
+        (as_is, 1, "tokens"),
+        (channels_first, 2, "ncp"),
+    ],
+)
+def test_arrangements_of_clips_are_found(size: tuple[int, int, int], arrange: Callable, prefix: int, kind: str) -> None:
+    clips = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    answer = LayoutProbe(Cubes(arrange, prefix), ["layer"], clips).find("layer")
+    assert isinstance(answer, FoundLayout), answer
+    assert answer.layout == LayerLayout(kind, (size[1] // 8, size[2] // 8), 6, prefix, size[0] // 2)  # type: ignore[arg-type]

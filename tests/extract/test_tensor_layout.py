@@ -13,9 +13,10 @@ small = st.integers(1, 5)
 
 @st.composite
 def layouts(draw: st.DrawFn) -> LayerLayout:
-    kind = draw(st.sampled_from(["nchw", "nhwc", "tokens", "ncp", "vector"]))
+    kind = draw(st.sampled_from(["nchw", "nhwc", "tokens", "ncp", "vector", "ncthw", "nthwc", "ntchw"]))
     grid = (1, 1) if kind == "vector" else (draw(small), draw(small))
-    return LayerLayout(kind, grid, draw(small), draw(st.integers(0, 4)) if kind in ("tokens", "ncp") else 0)
+    prefix = draw(st.integers(0, 4)) if kind in ("tokens", "ncp") else 0
+    return LayerLayout(kind, grid, draw(small), prefix, draw(small) if kind.startswith(("nct", "nt", "tok")) else 1)
 
 
 @given(layouts(), st.integers(1, 3))
@@ -26,7 +27,8 @@ def test_both_directions_are_exact_inverses(layout: LayerLayout, n: int) -> None
     assert torch.equal(layout.from_npc(x), own)
     assert layout.from_npc(x).is_contiguous()
     assert torch.equal(layout.to_npc(layout.from_npc(x)), x)
-    assert parse_layout(layout.option, (n, *layout.shape), (64, 64)) == layout
+    size = (8, 64, 64) if layout.kind in ("ncthw", "nthwc", "ntchw") or layout.time > 1 else (64, 64)
+    assert parse_layout(layout.option, (n, *layout.shape), size) == layout
 
 
 def test_positions_run_row_by_row_and_channels_last() -> None:
@@ -35,6 +37,13 @@ def test_positions_run_row_by_row_and_channels_last() -> None:
     assert x[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert x[0, 1].tolist() == [1, 7]
     assert LayerLayout("nhwc", (2, 2), 3).to_npc(own)[0, 1].tolist() == [3, 4, 5]
+
+
+def test_positions_of_clips_run_step_by_step() -> None:
+    own = torch.arange(24).reshape(1, 2, 3, 2, 2)
+    assert LayerLayout("ncthw", (2, 2), 2, time=3).to_npc(own)[0, :, 0].tolist() == list(range(12))
+    assert LayerLayout("ntchw", (2, 2), 3, time=2).to_npc(own)[0, :, 0].tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
+    assert LayerLayout("nthwc", (3, 2), 2, time=2).to_npc(own)[0, :, 0].tolist() == list(range(0, 24, 2))
 
 
 @pytest.mark.parametrize(
