@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,16 +14,21 @@ from extract.models import torchvision
 from extract.network import open_head
 from stores.readers import LayerReader
 from stores.store import ActivationStore
+from tests.helpers import own_nets
 from tests.helpers.video_clips import FRAMES, RATE, moving, put_clips
 
 # model, layer, frames a clip, (T, h, w), channels, prefix, pooled-affine; fewer frames than they were trained with, where they take any
 NETWORKS = [
     ("r3d_18", "layer4", 8, (1, 7, 7), 512, 0, True),
     ("mc3_18", "layer4", 4, (4, 7, 7), 512, 0, True),
-    ("s3d", "features", 16, (2, 7, 7), 1024, 0, True),
     ("swin3d_t", "norm", 4, (2, 7, 7), 768, 0, True),
-    ("mvit_v2_s", "norm", 16, (8, 7, 7), 768, 1, False),
+    ("tests.helpers.own_nets:small_mvit", "norm", 4, (2, 4, 4), 32, 1, False),
 ]
+if os.environ.get("EDDP_ALL_NETWORKS"):  # minutes
+    NETWORKS += [
+        ("s3d", "features", 16, (2, 7, 7), 1024, 0, True),
+        ("mvit_v2_s", "norm", 16, (8, 7, 7), 768, 1, False),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +40,11 @@ def wanted(model: str, layer: str, frames: int) -> tuple[np.ndarray, np.ndarray]
     """Activations and logits of both clips as anyone would compute them with torchvision and a hook."""
     models = torchvision.models
     torch.manual_seed(0)
-    network = models.get_model(model, weights=None).eval()
-    transform = next(iter(models.get_model_weights(model))).transforms()
+    if ":" in model:
+        network, transform = own_nets.small_mvit()
+    else:
+        network, transform = models.get_model(model, weights=None), models.get_model_weights(model).DEFAULT.transforms()
+    network.eval()
     taken: list[torch.Tensor] = []
     network.get_submodule(layer).register_forward_hook(lambda _m, _i, output: taken.append(output))
     start = (FRAMES - frames) / 2  # the middle of the video, a frame in 24 a second
@@ -52,7 +61,9 @@ def wanted(model: str, layer: str, frames: int) -> tuple[np.ndarray, np.ndarray]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "layer", "frames", "grid", "channels", "prefix", "affine"), NETWORKS, ids=[n[0] for n in NETWORKS]
+    ("model", "layer", "frames", "grid", "channels", "prefix", "affine"),
+    NETWORKS,
+    ids=[n[0].rpartition(":")[2] for n in NETWORKS],
 )
 def test_activations_are_those_of_a_plain_loop(
     run: Callable[..., object],
@@ -71,7 +82,7 @@ def test_activations_are_those_of_a_plain_loop(
         "extract", "--model", model, "--weights", "none", "--layer", layer, "--data", clips, "--out", out,
         "--clip-frames", frames, "--clip-rate", RATE, "--dtype", "float32", "--quiet",
     )  # fmt: skip
-    store = ActivationStore.open(out)
+    store = ActivationStore.open(out, model=model)
     spec = store.layer(layer)
     assert ((spec.time, *spec.grid), spec.channels, spec.prefix) == (grid, channels, prefix)
     x, logits = wanted(model, layer, frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections import OrderedDict
 from collections.abc import Callable
@@ -248,3 +249,22 @@ def initialised() -> Any:
 
 def crop_of_wide_images() -> Any:
     return made(Net(), T.Compose([T.Resize(32), T.RandomCrop(32), T.ToTensor()]))
+
+
+def small_mvit() -> tuple[nn.Module, Any]:
+    """torchvision's MViT with three blocks, for clips of 4 frames of 32 × 32 pixels."""
+    mvit: Any = importlib.import_module("torchvision.models.video.mvit")
+    presets: Any = importlib.import_module("torchvision.transforms._presets")
+    same, half = [1, 1, 1], [1, 2, 2]
+    blocks = [
+        mvit.MSBlockConfig(1, 16, 16, [3, 3, 3], [3, 3, 3], same, half),
+        mvit.MSBlockConfig(2, 16, 32, [3, 3, 3], [3, 3, 3], half, same),
+        mvit.MSBlockConfig(2, 32, 32, [3, 3, 3], [3, 3, 3], same, same),
+    ]
+    module = mvit.MViT(
+        (32, 32), 4, blocks, residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True, proj_after_attn=True,
+        num_classes=7,
+    )  # fmt: skip
+    module, transform = made(module, presets.VideoClassification(crop_size=(32, 32), resize_size=(32, 32)))
+    module.clip_frames, module.clip_rate = 4, 24.0
+    return module, transform
