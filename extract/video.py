@@ -28,7 +28,7 @@ from extract.image_io import check_shape, open_regular, reading, reason, shown
 from stores.errors import EDDPError, ImageError, UsageError
 
 VIDEO_ENDINGS = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
-# What FFmpeg may take a file for: no playlist, which could lead to other files and to addresses
+# What FFmpeg may read a file as: no playlist, which could lead to other files and to addresses
 _FORMATS = "mov,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,m4v"
 _ROUNDED = Fraction(1, 500)  # seconds: times and durations are whole ticks, in Matroska milliseconds
 _COVERED = 0.9  # of the length that a file gives; a last frame may be shown for a while
@@ -66,6 +66,8 @@ class Clip:
 
         Parameters
         ----------
+        count : int
+            How many.
         rate : float, optional
             Frames a second: the window is ``count / rate`` seconds long. Where the video ends earlier, its last frame is
             repeated. None: the M windows are the M equal parts of the video, so that one view covers all of it.
@@ -110,7 +112,7 @@ class Clip:
 class _Timeline:
     """When each frame is shown, ascending, and when the last one ends, in ticks of ``tick`` seconds.
 
-    ``counted`` says that the frames are told apart by their order, since the times with their data are not to be trusted.
+    ``counted`` says that frames are known by their order, since the times that come with them are not reliable.
     """
 
     shown: list[int]
@@ -180,7 +182,7 @@ class _BadVideoError(Exception):
 
 
 def _stream(container: Any) -> Any:
-    """The first video stream that is no picture of a cover, decoded in this thread alone: workers are parallel already."""
+    """The first video stream that is no picture of a cover, decoded in this one thread: workers are parallel already."""
     covers = importlib.import_module("av.stream").Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not streams:

@@ -34,7 +34,7 @@ def test_frames_of_videos_are_rows(run: Run, videos: Path, tmp_path: Path) -> No
     names = [f"{name}/{name}_{k}.mp4#{frame}" for name in sorted(MOVES) for k in range(2) for frame in range(4)]
     assert list(store.names) == names
     assert store.labels.tolist() == [label for label in range(4) for _ in range(8)]
-    # each row against its frame, forwarded alone
+    # each row against a forward pass of its frame
     loaded, rows = load_model("tiny_net:build"), frame_rows(open_source(videos), 4)
     for row in (0, 7, 31):
         logits = loaded.module(loaded.transform(rows.image(row))[None]).detach().numpy()[0]
