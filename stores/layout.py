@@ -38,6 +38,7 @@ UNIMPORTANT = {
     "heads", "provenance.about", "provenance.batch_size", "provenance.dataset.path", "provenance.forward.channels_last",
     "provenance.weights", "provenance.weights_source",
 }  # fmt: skip
+OF_LAYERS = {"chunk_images", "provenance.layouts", "provenance.split"}  # other layers say all of it
 # What a store's folder holds, and --overwrite deletes in this order; "ledger" is of format 2
 PARTS = (ROOT, MANIFEST, "truth.safetensors", COMMITS, "layers", "images", "ledger")
 TARGET_CHUNK_BYTES = 32 * 2**20  # large enough to stream at the disk's rate, small enough to hold several per writer
@@ -189,31 +190,42 @@ def _head_names(layer: str) -> list[str]:
 
 def refuse_another(path: Path, plan: StorePlan) -> None:
     """Raise StoreExistsError when the store at ``path`` was made from something else than the plan."""
-    if different := _differences(read_attributes(path), plan.attributes):
+    stored, wanted = read_attributes(path), plan.attributes
+    ignored = UNIMPORTANT if set(stored["layers"]) == set(wanted["layers"]) else UNIMPORTANT | OF_LAYERS
+    if different := _differences(stored, wanted, ignored):
         found = f"'{path}' already holds a store made from something else ({'; '.join(different)})"
         raise StoreExistsError(f"{found}. Give another --out, or --overwrite to replace it.")
 
 
-def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """Names of the entries in which two plans differ, with both values where short."""
+def _differences(a: dict[str, Any], b: dict[str, Any], ignored: set[str], prefix: str = "") -> list[str]:
+    """The entries in which two plans differ, with both values where short: ``old → new``."""
     found: list[str] = []
     for key in sorted(set(a) | set(b)):
         left, right = a.get(key), b.get(key)
-        if left == right or f"{prefix}{key}" in UNIMPORTANT:
+        if left == right or f"{prefix}{key}" in ignored:
             continue
         if key == "code_version" and str(left).partition("+")[0] == str(right).partition("+")[0]:
             continue  # two commits of one version compute the same
-        if f"{prefix}{key}" == "provenance.dataset.digest":
+        if f"{prefix}{key}" == "layers" and set(left or ()) != set(right or ()):
+            found.append(f"layers: {_plain(left)} → {_plain(right)}")
+        elif f"{prefix}{key}" == "provenance.dataset.digest":
             found.append(
                 "the images are others, or were changed or copied: their names, sizes, times of change or bytes differ"
             )
         elif isinstance(left, dict) and isinstance(right, dict):
-            found += _differences(left, right, f"{prefix}{key}.")
-        elif len(str(left)) + len(str(right)) < 120:
-            found.append(f"{prefix}{key}: {left} there, {right} asked for")
+            found += _differences(left, right, ignored, f"{prefix}{key}.")
+        elif not isinstance(left or right, dict) and len(old := _plain(left)) + len(new := _plain(right)) < 120:
+            found.append(f"{prefix}{key}: {old} → {new}")
         else:
             found.append(f"{prefix}{key} differs")
     return found
+
+
+def _plain(value: Any) -> str:
+    """A value for people: no brackets and quotes."""
+    if isinstance(value, dict | list):
+        return ", ".join(map(_plain, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def refuse_foreign(path: Path, *, overwrite: bool) -> None:

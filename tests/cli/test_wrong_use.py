@@ -121,7 +121,7 @@ def test_store_of_something_else_is_kept(run: Run, images: Path, tmp_path: Path)
     command = extraction(images, tmp_path / "s")
     assert run(*command).code == 0
     ended = run(*command[:4], "first", *command[5:])
-    fails(ended, 2, "already holds a store made from something else", "--overwrite")
+    fails(ended, 2, "already holds a store made from something else (layers: second → first).", "--overwrite")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("years of work")
     ended = run(*command[:-1], tmp_path / "precious", "--overwrite")
