@@ -29,6 +29,7 @@ from extract.models import LoadedModel, Preprocess, load_model
 from extract.network import Network, cut
 from extract.overview import overview
 from extract.probe import prepare_model
+from extract.tensor_layout import LayerLayout
 from extract.video_rows import expanded, has_videos
 from stores.errors import StoreError, UsageError
 from stores.format import LayerSpec
@@ -106,15 +107,7 @@ class Plan:
     @cached_property
     def specs(self) -> list[LayerSpec]:
         """What the store keeps of each layer."""
-        specs = []
-        for name, network in self.networks.items():
-            layout, sampled = network.layout, self.config.positions
-            if sampled is not None and sampled >= layout.positions - layout.prefix:
-                sampled = None
-            specs.append(
-                LayerSpec(name, layout.grid, layout.channels, layout.prefix, sampled, layout.kind, layout.time)
-            )
-        return specs
+        return [layer_spec(name, network.layout, self.config.positions) for name, network in self.networks.items()]
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -164,6 +157,17 @@ class Plan:
             chunk_images=config.chunk_images,
             heads={name: (head.A.cpu().numpy(), head.c.cpu().numpy()) for name, head in affine.items() if head},
         )
+
+
+def layer_spec(name: str, layout: LayerLayout, positions: int | None) -> LayerSpec:
+    """What a store keeps of a layer; ``positions``: how many of an image's are drawn, None: all."""
+    sampled = None if positions is None or positions >= layout.positions - layout.prefix else positions
+    return LayerSpec(name, layout.grid, layout.channels, layout.prefix, sampled, layout.kind, layout.time)
+
+
+def bytes_of(spec: LayerSpec, images: int, chunk_images: int, itemsize: int) -> int:
+    """Bytes of a layer's activations in a store: every chunk has its full size, also the last."""
+    return -(-images // chunk_images) * chunk_images * spec.positions * spec.channels * itemsize
 
 
 def plan_extraction(source: ImageSource, config: ExtractConfig, *, code_version: str = "") -> Plan:
@@ -260,7 +264,7 @@ def forecast(plan: Plan, out: Path, *, overwrite: bool = False, measure: bool = 
     n, rows = attributes["n_images"], attributes["chunk_images"]
     n_chunks = -(-n // rows)
     itemsize = np.dtype(attributes["dtype"]).itemsize
-    layers = {spec.name: n_chunks * rows * spec.positions * spec.channels * itemsize for spec in plan.specs}
+    layers = {spec.name: bytes_of(spec, n, rows, itemsize) for spec in plan.specs}
     longest = max((len(os.fsencode(name)) for name in plan.store.names), default=1)
     per_image = longest + 9 + 4 * attributes["n_classes"] + sum(4 * s.positions for s in plan.specs if s.sampled)
     per_chunk = rows * per_image + sum(layers.values()) // n_chunks

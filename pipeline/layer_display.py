@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.logging import echo
 from stores.errors import UnknownNameError, nearest
+from stores.layout import default_chunk_images
 from stores.progress import readable
 
 if TYPE_CHECKING:
@@ -87,8 +88,10 @@ def _stored(info: LayerInfo, images: int, config: ExtractConfig) -> tuple[str, s
     layout = info.layout
     if layout is None:
         return "", "", ""
-    positions = min(layout.positions, config.positions or layout.positions)
-    size = images * positions * layout.channels * np.dtype(config.dtype).itemsize
+    from extract.plan import bytes_of, layer_spec
+
+    spec, itemsize = layer_spec(info.name, layout, config.positions), np.dtype(config.dtype).itemsize
+    size = bytes_of(spec, images, default_chunk_images([spec], itemsize, images), itemsize)
     tokens = f"{layout.prefix} + " * (layout.prefix > 0)
     return f"{tokens}{layout.shown_grid}", str(layout.channels), readable(size)
 

@@ -142,7 +142,9 @@ def test_several_layers_and_float32_in_one_pass(run: Run, tiny_images: Callable[
     assert "features" not in ok(run("eddp inspect", tmp_path / "d.safetensors")).out
 
 
-def test_layers_are_shown_by_stage(run: Run, tiny_images: Callable[..., Path]) -> None:
+def test_layers_are_shown_by_stage(
+    run: Run, tiny_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended = ok(run("extract --model tiny_net:build --layer ? --data", tiny_images(6)))
     rows = " ".join(ended.out.split())
     # after the 3·6·9·64 products of first, 6·8·9·16 + 8·5 are left; 6 images × 64 positions × 6 channels × 2 bytes
@@ -156,6 +158,11 @@ def test_layers_are_shown_by_stage(run: Run, tiny_images: Callable[..., Path]) -
     fails(
         run("extract --model tiny_net:build --layer sek?"), 2, "No layer of tiny_net:build begins with 'sek'", "second"
     )
+    monkeypatch.setattr("stores.layout.TARGET_CHUNK_BYTES", 2048)  # chunks of 2 images: 5 take the room of 6
+    options = ("--data", tiny_images(6), "--limit 5")
+    assert "act 8 × 8 6 4.6 kB" in " ".join(ok(run("extract --model tiny_net:build --layer ?", *options)).out.split())
+    planned = ("extract --model tiny_net:build --layer act --dry-run --out", tmp_path / "s.zarr")
+    assert "act: 4.6 kB" in ok(run(*planned, *options)).out
 
 
 def test_a_layer_of_which_a_class_token_alone_is_read_is_said_so(
@@ -173,8 +180,8 @@ def test_layers_are_shown_without_weights(run: Run, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     ended = ok(run("extract --model resnet18 --layer ?"))
     rows = " ".join(ended.out.split())
-    assert "* layer4 7 × 7 512 50.2 MB pooling + affine map layer4.0, layer4.1" in rows
-    assert "* layer3 14 × 14 256 100 MB 23% of a forward pass layer3.0, layer3.1" in rows
+    assert "* layer4 7 × 7 512 51.4 MB pooling + affine map layer4.0, layer4.1" in rows  # in chunks of 512
+    assert "* layer3 14 × 14 256 103 MB 23% of a forward pass layer3.0, layer3.1" in rows
     assert "layer2.0.conv1" not in rows
     assert not list(tmp_path.rglob("*.pth"))
 
