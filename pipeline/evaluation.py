@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from stores.progress import Progress, silent
 from stores.store import ActivationStore
 from stores.tables import Columns
 
+log = logging.getLogger(__name__)
 OURS = Ours("summary.json", MADE_BY, "an evaluation")
 
 
@@ -127,7 +129,9 @@ def evaluate_directions(
         if len(sets) > 1:
             tables.write_comparison(summary)
         tables.finish(summary)
-        write_evaluation_pages(folder, subject, found.dissected, config.title, scheduler)
+        notes = write_evaluation_pages(folder, subject, found.dissected, config.title, scheduler)
+    for note in notes if "synthetic" not in store.provenance else []:
+        log.warning("the pages are not complete: %s", note)
     return summary
 
 

@@ -133,8 +133,10 @@ def write_site(
 
 def write_evaluation_pages(
     folder: Path, subject: Subject, dissected: Dissected | None, title: str, scheduler: Scheduler = None
-) -> None:
+) -> list[str]:
     """Write ``report.html`` and ``report/SET/`` for each set into an evaluation's folder, in which its tables are.
+
+    Returns notes on images that they lack.
 
     Images are those of the concept dataset, whose activations were read for the scores, and without one those of the store.
     """
@@ -150,6 +152,7 @@ def write_evaluation_pages(
     sites = [replace(site, directions=[], classes=[]) for site in written]  # not all of all sets in memory
     facts = store_facts(subject.store, subject.layer) | ({} if dissected is None else dissected.facts)
     (folder / "report.html").write_bytes(start_page(title, facts, sites))
+    return next((site.notes for site in sites if site.notes), [])
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ class _Pages:
             f"{100 * found.coverage:.3g} % of positions covered, {found.redundancy:.3g} detectors on each of these"
         )
         wanted = set(np.unique(found.rows[found.rows >= 0]).tolist()) | {row for some in predicted.rows for row in some}
-        note = f"{len(missing & wanted)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more."
+        note = f"{len(missing & wanted)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more. Put them back and run the command again."
         notes = [self.shown.note] if self.shown.note else [note] if missing & wanted else []
         self.progress("map", 0, 1)
         places = similarity_map(directions.signals)

@@ -99,11 +99,13 @@ def test_whatever_it_is_called(run: Run, place: Path, name: str) -> None:
     assert not list(place.rglob("ran"))
 
 
-def test_a_report_goes_without_pictures(run: Run, place: Path) -> None:
+def test_a_report_goes_without_pictures(run: Run, place: Path, caplog: pytest.LogCaptureFixture) -> None:
     rename(place / "acts.zarr", model="evilmod:run")
-    ended = ok(run("eddp report evaluation --out e"))
-    assert "The images are not shown. The store" in ended.err
-    assert "--model evilmod:run" in ended.err
+    again = ("evaluate --store acts.zarr --directions d.safetensors --monosemanticity --out again",)
+    for command in (("eddp report evaluation --out e",), again):
+        said = ok(run(*command)).err + caplog.text
+        assert said.count("The images are not shown. The store") == 1
+        assert "--model evilmod:run" in said
     assert not (place / "ran").exists()
 
 
