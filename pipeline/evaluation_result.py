@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -305,9 +304,14 @@ class Evaluated:
         given = read_names(path or self.directions_path(name), self.count(name))
         return names_of(labels, [fits.get(i, False) for i in range(len(labels))], given)
 
-    def suspects(self, name: str) -> list[dict[str, Any]]:
-        """Concepts that may be shortcuts, the worst first: what ``evaluate --influence`` ranked; ``indices``: the directions of each."""
-        with reading_table(self.path("suspects")) if self.has("suspects") else nullcontext():
+    def suspects(self, name: str) -> list[dict[str, Any]] | None:
+        """Concepts that may be shortcuts, the worst first: what ``evaluate --influence`` ranked; ``indices``: the directions of each.
+
+        None where they were not looked for.
+        """
+        if not self.has("suspects"):  # of any set
+            return [] if "suspects" in self.summary["directions"][name].get("influence", {}) else None
+        with reading_table(self.path("suspects")):
             rows = [
                 {**row, "indices": [int(i) for i in row["indices"].split()]} for row in self.table("suspects", name)
             ]

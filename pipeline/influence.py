@@ -30,7 +30,7 @@ from evaluate.influence.influence_tables import (
     steering_summary,
 )
 from evaluate.influence.permutation_nulls import precision_on
-from evaluate.influence.shortcut_candidates import suspect_rows
+from evaluate.influence.shortcut_candidates import NO_SUSPECTS, suspect_rows
 from evaluate.influence.significance import within_reach
 from evaluate.influence.steering import CONTROLS, Steering, random_units, sweep
 from evaluate.number_format import number
@@ -183,8 +183,10 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
         cells = [" | ".join(str(one[key]) for one in both) for key in ("significant", "significant_directions")]
         cells.append(" | ".join(f"{one['mean_absolute_probability_change']:.1e}" for one in both))
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
-        suspects = entry["influence"].get("suspects", [])
-        if suspects:
+        suspects = entry["influence"].get("suspects")
+        if suspects is not None and not suspects:
+            lines.append(f"{'':<{width}}  {NO_SUSPECTS}")
+        elif suspects:
             named = dict.fromkeys(f"{row['label']} → {row['class_name']}" for row in suspects)
             lines.append(f"{'':<{width}}  small, of one class, and used for it: {', '.join(list(named)[:5])}")
     return lines

@@ -31,6 +31,7 @@ from evaluate.correct.probability_changes import (
 )
 from evaluate.detector_bank import make_bank
 from evaluate.direction_names import DirectionName, with_number
+from evaluate.influence.shortcut_candidates import NO_SUSPECTS
 from extract.classes import folder_numbers, image_classes, read_folder_classes
 from extract.datasets import open_source
 from extract.image_io import shown
@@ -64,7 +65,7 @@ class Suspect:
 def choose_detector(
     labels: list[Label],
     names: Sequence[DirectionName],
-    suspects: list[dict[str, Any]],
+    suspects: list[dict[str, Any]] | None,
     directions: Sequence[int] = (),
     label: str | None = None,
 ) -> Suspect:
@@ -86,11 +87,13 @@ def choose_detector(
             there = ", ".join(sorted({name for name, _ in labels if name})[:20])
             raise UnknownNameError(f"No direction carries the label '{label}'. There are: {there or 'no labels'}.")
         return Suspect(mine, ", ".join(with_number(names, i) for i in mine), f"all that carry the label '{label}'")
-    if not suspects:
+    if suspects is None:
         raise UsageError(
-            "No direction was named, and the evaluation ranks none as a possible shortcut. Name one (--direction N or --label NAME), "
-            "or evaluate with --broden and --influence first: that ranks them."
+            "No direction was named, and the evaluation did not look for suspects. Name one (--direction N or --label NAME), or evaluate "
+            "with --broden and --influence first."
         )
+    if not suspects:
+        raise UsageError(f"No direction was named. {NO_SUSPECTS} Name one: --direction N or --label NAME.")
     first = suspects[0]
     why = (
         f"first of the evaluation's suspects: small ({100 * first['area']:.1f} % of an image), {100 * first['share_of_class']:.0f} % of the "

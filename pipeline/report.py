@@ -17,6 +17,7 @@ from evaluate.compare import compare
 from evaluate.detector_bank import Bank, make_bank
 from evaluate.direction_tables import with_found_again
 from evaluate.glossary import definitions
+from evaluate.influence.shortcut_candidates import NO_SUSPECTS
 from evaluate.parallel import Scheduler
 from evaluate.report.class_predictions import ClassPredictions, class_predictions
 from evaluate.report.influence_reader import Pushes, median_steering, read_pushes, read_steering
@@ -226,6 +227,7 @@ class _Pages:
         wanted = set(np.unique(found.rows[found.rows >= 0]).tolist()) | {row for some in predicted.rows for row in some}
         note = f"{len(missing & wanted)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more. Put them back and run the command again."
         notes = [self.shown.note] if self.shown.note else [note] if missing & wanted else []
+        suspects = evaluated.suspects(name)
         self.progress("map", 0, 1)
         places = similarity_map(directions.signals)
         self.progress("map", 1, 1)
@@ -252,7 +254,8 @@ class _Pages:
             influence=influence,
             random=random,
             steering=median_steering(curves),
-            suspects=evaluated.suspects(name),
+            suspects=suspects or [],
+            no_suspects=NO_SUSPECTS if suspects == [] else "",
             truth=truth,
             diagnosis=diagnosis,
             log=fit_log(evaluated.directions_path(name)),

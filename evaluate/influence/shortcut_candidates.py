@@ -21,6 +21,10 @@ from evaluate.influence.influence_tables import claims_of
 CONCENTRATED = 0.9  # share of the images that show the concept and are predicted as the class
 SMALL = 0.1  # of an image's positions, on average over images that show the concept
 FEW = 5  # images that show a concept: fewer say nothing of where it occurs
+NO_SUSPECTS = (
+    f"No suspects: of the labels on at most {100 * SMALL:g} % of an image, none has {100 * CONCENTRATED:g} % of its images predicted as one class "
+    "and a direction that raises this class more than random directions do."
+)
 
 
 def suspect_rows(

@@ -150,7 +150,7 @@ class Site:
     facts : what was fitted; settings : how; both shown as they are.
     notes : sentences on what is missing and why.
     comparison : all sets of the evaluation; per_category : (category, distinct concepts, directions) of this one.
-    places : (I, 2) of the map. suspects : rows of the table. random : steering of random directions; steering : the median of the
+    places : (I, 2) of the map. suspects : rows of the table; no_suspects : what was looked for, where it was in vain. random : steering of random directions; steering : the median of the
         directions, each on its own class.
     truth : true concepts, where they are known. diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value).
     definitions : term -> text. refits : of how many ``found_again`` is a share, 0 where that is unknown.
@@ -174,6 +174,7 @@ class Site:
     random: Steer | None = None
     steering: Steer | None = None
     suspects: list[Row] = field(default_factory=list)
+    no_suspects: str = ""
     truth: list[Row] = field(default_factory=list)
     diagnosis: dict[str, Any] = field(default_factory=dict)
     log: dict[str, list[tuple[float, float]]] = field(default_factory=dict)

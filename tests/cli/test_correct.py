@@ -239,6 +239,15 @@ def test_no_evaluation_none_of_ours_and_nothing_suspicious(run: Run, place: Path
     ok(run("evaluate", *given, "--broden", place / "concepts"))
     ended = run("eddp correct", place / "evaluation", *arguments)
     assert (ended.code, "--influence" in ended.err) == (2, True)
+    arrays = {k: v if k == "mean" else v[..., 1:] for k, v in directions_arrays().items()}  # without the mark
+    Directions(**arrays, method="eddp", layer="act").save(place / "found.safetensors")  # type: ignore[arg-type]
+    ended = ok(run("evaluate", *given, "--broden", place / "concepts", INFLUENCE))
+    assert "No suspects: of the labels on at most 10 % of an image" in ended.out
+    for page in ("report.html", "report/found/index.html"):
+        assert "No suspects: " in (place / "evaluation" / page).read_text(encoding="utf-8")
+    ended = run("eddp correct", place / "evaluation", *arguments)
+    fails(ended, 2, "No direction was named. No suspects: ", "--direction N")
+    assert "--influence" not in ended.err
 
 
 def test_a_store_and_an_evaluation_may_move_together(run: Run, place: Path) -> None:
