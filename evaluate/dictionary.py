@@ -322,7 +322,7 @@ TABLES = {
         "images": Term("integer", "images", "Images of the class that are predicted as that one."),
     }),
     "correction_probabilities": Table("Of images without labels: one row a set of images and class, of the images that were not held out.", {
-        "set": _SET,
+        "set": Term("string", "", f"{_SET.definition} Without --poisoned: detected: images where a detector fires; other: the others.", EDDP),
         "images": Term("integer", "images", "Images of the set."),
         "before": Term("number", "probability", "Mean probability of the class without the correction."),
         "after": Term("number", "probability", "Mean probability of the class with it."),

@@ -23,6 +23,7 @@ from evaluate.correct.correction_tables import (
 from evaluate.correct.gates import measure_gates
 from evaluate.correct.heldout_evaluation import judged
 from evaluate.correct.probability_changes import (
+    GROUPS,
     probability_change,
     probability_rows,
     probability_summary,
@@ -160,6 +161,7 @@ def correct_model(
         "because": suspect.because,
         "directions": name,
         "layer": layer,
+        "held_out": sum(int(of.held.sum()) for of in sets.values()),
     }
     if numbers is None:
         if len(sets) == 1:
@@ -178,7 +180,7 @@ def correct_model(
         "method": directions.method,
         "index": suspect.indices,
         "title": suspect.title,
-        **{which: summary[which] for which in SETS if which in summary},
+        **{which: summary[which] for which in GROUPS if which in summary},
     }
     with replacing(out, OURS) as folder:
         replace(study.correction, info=about).save(folder / "correction.safetensors")
@@ -244,6 +246,10 @@ def correction_lines(summary: dict[str, Any]) -> list[str]:
         f"x' = {'relu(' if summary['rectify'] else ''}x − {summary['strength']:.4g} · sigmoid(z − {summary['shift']:.3g}) · s{')' if summary['rectify'] else ''}; "
         f"the concept's typical signal value is {summary['typical_signal_value']:.4g}"
     )
+    if "held_out" in summary:
+        lines.append(
+            f"{summary['held_out']} images are held out to choose the correction on (--held-out); the figures are of the others"
+        )
     if not summary.get("labelled", True):
         return lines + _probability_lines(summary)
     width = 30
@@ -271,11 +277,11 @@ def correction_lines(summary: dict[str, Any]) -> list[str]:
 
 def _probability_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
-    for which in SETS:
+    for which, title in GROUPS.items():
         if which in summary:
             of = summary[which]
             lines.append(
-                f"{which}: {of['predicted_otherwise']} of {of['images']} images are predicted as another class"
+                f"{title}: {of['predicted_otherwise']} of {of['images']} images are predicted as another class"
             )
             lines += [
                 f"  {row['class_name']:<28}{100 * row['before']:.1f} % → {100 * row['after']:.1f} %"
@@ -287,7 +293,7 @@ def _probability_lines(summary: dict[str, Any]) -> list[str]:
 def problem_of(summary: dict[str, Any]) -> str:
     """What is wrong with a correction, for people; empty where nothing is."""
     if summary["problem"] and not summary.get("labelled", True):
-        return "Every strength that was tried changes more predictions on clean images than the tolerance allows."
+        return "Every strength that was tried changes more predictions on held-out images of --data than the tolerance allows."
     return SENTENCES.get(summary["problem"], "")
 
 

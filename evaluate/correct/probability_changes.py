@@ -16,6 +16,12 @@ from evaluate.web_page import render_page
 from extract.network import Head
 from stores.io import write_atomically
 
+GROUPS = {
+    "clean": "images without the concept",
+    "poisoned": "images with the concept",
+    "detected": "images where the concept is detected",
+    "other": "other images",
+}
 SHOWN = 10  # classes of a set in the summary, those that change most
 
 
@@ -42,12 +48,12 @@ def probability_change(of: Judged, head: Head, correction: Correction, device: s
 
 
 def split_by_detector(of: Judged, correction: Correction) -> dict[str, Judged]:
-    """Images without and with a position where a detector of the correction is on, those with it under ``poisoned``; no empty set."""
+    """Images with a position where a detector of the correction is on, and the others; no empty set."""
     prefix, rows = of.reader.spec.prefix, of.rows.tolist()
     images = (of.reader.images([row])[0, prefix:].astype(np.float32) for row in rows)
     shown = np.array([(x @ correction.filters > correction.thresholds).any() for x in images])
     sets = {}
-    for name, where in (("clean", ~shown), ("poisoned", shown)):
+    for name, where in (("detected", shown), ("other", ~shown)):
         if (where & ~of.held).any():
             sets[name] = replace(of, **{key: getattr(of, key)[where] for key in ("rows", "classes", "logits", "held")})
     return sets
@@ -85,7 +91,7 @@ def probability_summary(changes: Mapping[str, ProbabilityChange], rows: Sequence
 
 def write_probability_page(out: Path, summary: Mapping[str, Any], facts: Mapping[str, str], problem: str) -> None:
     """Write ``index.html`` of a correction without labels."""
-    sets = [which for which in ("clean", "poisoned") if which in summary]
+    sets = {which: title for which, title in GROUPS.items() if which in summary}
     page = {"summary": summary, "made": facts, "sets": sets, "problem": problem}
     write_atomically(
         out / "index.html",

@@ -186,16 +186,19 @@ def test_without_classes_probabilities_are_reported(run: Run, place: Path) -> No
     out = place / "correction"
     given = ("eddp correct", place / "evaluation", "--strength 1 --shift 0")
     ended = ok(run(*given, "--data", flat))
+    assert "images where the concept is detected: " in ended.out
     assert "images are predicted as another class" in ended.out
     summary = json.loads((out / "summary.json").read_bytes())
-    assert summary["clean"]["predicted_otherwise"] == 0
-    assert summary["poisoned"]["predicted_otherwise"] == summary["poisoned"]["images"] > 0
-    assert summary["clean"]["images"] + summary["poisoned"]["images"] < 40  # the others were held out
+    assert summary["other"]["predicted_otherwise"] == 0
+    assert summary["detected"]["predicted_otherwise"] == summary["detected"]["images"] > 0
+    assert "poisoned" not in summary
+    assert summary["other"]["images"] + summary["detected"]["images"] + summary["held_out"] == len([*flat.iterdir()])
+    assert f"{summary['held_out']} images are held out" in ended.out
     corrected = Correction.load(out / "correction.safetensors").apply(build().eval())
     images = torch.stack([ToUnit()(Image.open(p)) for p in sorted(flat.glob("poisoned*"))])
     wanted = torch.softmax(corrected(images), 1)[:, 0].tolist()
     table = table_of(out / "correction_probabilities.csv")
-    row = next(row for row in table if row["set"] == "poisoned" and row["class_name"] == "meadow")
+    row = next(row for row in table if row["set"] == "detected" and row["class_name"] == "meadow")
     assert min(wanted) <= float(row["after"]) <= max(wanted)
     assert "<bdi>meadow</bdi>" in (out / "index.html").read_text(encoding="utf-8")
     assert "another class" in ok(run("eddp inspect", out)).out
