@@ -6,15 +6,19 @@ A person's names are in ``names.csv`` next to the directions file, with the colu
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from extract.file_list import at, csv_rows, integer
+from stores.documents import brief
 from stores.errors import DatasetError
 
+log = logging.getLogger(__name__)
 FILE = "names.csv"
 LONGEST = 200  # characters of a name
 LONGEST_COMMENT = 2000
@@ -89,14 +93,19 @@ def read_names(directions: Path, count: int) -> dict[int, Given]:
     if not path.is_file():
         return {}
     found: dict[int, Given] = {}
-    several = len([file for file in directions.parent.glob("*.safetensors") if file != directions]) > 0
+    files = sorted({directions.stem, *(file.stem for file in directions.parent.glob("*.safetensors"))})
     for line, row in csv_rows(path, ("direction", "name")):
-        if "directions" not in row and several:
+        if "directions" not in row and len(files) > 1:
             raise DatasetError(
                 f"'{path}' is next to several directions files. Add a column 'directions' with the name of the one that each row is about, "
                 f"such as {directions.stem}."
             )
-        if row.get("directions", directions.stem) != directions.stem:
+        if (whose := row.get("directions", directions.stem)) not in files:
+            warn_once(
+                f"rows of '{path}' with '{brief(whose)}' in the column 'directions' are left out. The directions files there are "
+                f"{brief(', '.join(files))}: write one of these"
+            )
+        if whose != directions.stem:
             continue
         try:
             index = integer(row, "direction", 0, count - 1)
@@ -109,3 +118,9 @@ def read_names(directions: Path, count: int) -> dict[int, Given]:
             raise DatasetError(f"{at(path, line)}: {error}. Correct the row or remove it.") from error
         found[index] = Given(name, comment)
     return found
+
+
+@cache  # names are read for each set
+def warn_once(message: str) -> None:
+    """Log a warning that was not logged before."""
+    log.warning("%s", message)

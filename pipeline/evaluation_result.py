@@ -13,7 +13,7 @@ import pyarrow.compute
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from evaluate.dictionary import kinds_of
-from evaluate.direction_names import DirectionName, names_of, read_names
+from evaluate.direction_names import FILE, DirectionName, names_of, read_names, warn_once
 from stores.directions import Directions
 from stores.documents import (
     MOST_IMAGES,
@@ -301,7 +301,12 @@ class Evaluated:
         its label where that fits."""
         labels = [label for label, _ in self.labels(name)]
         fits = {row["index"]: row["interpretable"] for row in self.table("directions", name)}
-        given = read_names(path or self.directions_path(name), self.count(name))
+        path = path or self.directions_path(name)
+        if (stray := self.folder / FILE).is_file() and self.folder.absolute() != path.parent.absolute():
+            warn_once(
+                f"'{stray}' is not read: names belong next to the directions file. Move it to '{path.parent / FILE}'"
+            )
+        given = read_names(path, self.count(name))
         return names_of(labels, [fits.get(i, False) for i in range(len(labels))], given)
 
     def suspects(self, name: str) -> list[dict[str, Any]] | None:

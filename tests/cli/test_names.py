@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from command_line import Run, fails, ok
 from shortcut_net import directions_arrays, write_masks
 from small_report import small_evaluation
@@ -34,13 +35,15 @@ def test_what_the_label_set_has_no_label_for_is_no_fault_of_the_direction(run: R
     assert {int(k) for k in shown} == set(range(0, 54, 6))
 
 
-def test_names_are_shown_in_place_of_labels(run: Run, tmp_path: Path) -> None:
+def test_names_are_shown_in_place_of_labels(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     evaluation = small_evaluation(tmp_path, directions=3)
     names = tmp_path / "names.csv"
     names.write_text(
-        "directions,direction,name,comment\neddp,1,striped fish,on 8 of 9\nkmeans,0,,unsure\n", encoding="utf-8"
+        "directions,direction,name,comment\neddp,1,striped fish,on 8 of 9\nkmeans,0,,unsure\nedpp,2,boat,\nedpp,1,sea,\n",
+        encoding="utf-8",
     )
     ok(run("eddp report", evaluation, "--visualize none --quiet"))
+    assert caplog.text.count(f"rows of '{names}' with 'edpp' in the column 'directions' are left out") == 1
     page = (tmp_path / "report" / "d" / "00001.html").read_text(encoding="utf-8")
     assert ">striped fish</bdi></h1>" in page
     assert "on 8 of 9" in page
@@ -48,6 +51,10 @@ def test_names_are_shown_in_place_of_labels(run: Run, tmp_path: Path) -> None:
     ok(run("eddp explain", picture, "--evaluation", evaluation, "--out", tmp_path / "explanation", "--quiet"))
     numbers = next(path for path in (tmp_path / "explanation").rglob("*.json") if "contributions" in path.read_text())
     assert "striped fish (1)" in {row["name"] for row in json.loads(numbers.read_bytes())["contributions"]}
+    (evaluation / "names.csv").write_text("direction,name\n1,lost\n", encoding="utf-8")
+    ok(run("eddp explain", picture, "--evaluation", evaluation, "--out", tmp_path / "explanation", "--quiet"))
+    assert f"Move it to '{names}'" in caplog.text
+    (evaluation / "names.csv").unlink()
     evaluated = Evaluated(evaluation)
     chosen = choose_detector(evaluated.labels("eddp"), evaluated.direction_names("eddp"), [], [1])
     assert chosen.title == "striped fish (1)"
