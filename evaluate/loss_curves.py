@@ -19,12 +19,22 @@ LINE = "#0072b2"
 FEW = 3  # up to so many points are drawn as dots: a line of one point cannot be seen
 
 
-def loss_picture(rows: Sequence[Mapping[str, float | None]], path: Path, over: str = "step") -> None:
+def loss_picture(
+    rows: Sequence[Mapping[str, float | None]],
+    path: Path,
+    over: str = "step",
+    *,
+    limits: Mapping[str, float] | None = None,
+    chosen: float | None = None,
+    caption: str = "",
+) -> None:
     """Draw each column of a fit's log over its ``step``, or another column, and write a PNG atomically.
 
     ``rows``: one mapping a step; ``step`` is optional (else the row's number), a name may be missing in some rows.
+    ``limits``: of some columns, drawn as dotted lines; ``chosen``: of ``over``, drawn as a dashed one; ``caption`` above all.
     Values that are None or not finite are left out. Raises UsageError when there is nothing to draw.
     """
+    limits = limits or {}
     names = list(dict.fromkeys(name for row in rows for name in row if name != over))
     if not names:
         raise UsageError(f"'rows' must hold at least one row with a value other than '{over}'.")
@@ -39,10 +49,16 @@ def loss_picture(rows: Sequence[Mapping[str, float | None]], path: Path, over: s
             if (value := row.get(name)) is not None and math.isfinite(value)
         ]
         _draw(panel, name, points)
+        if name in limits:
+            panel.axhline(limits[name], color=INK, lw=0.9, ls=":")
+        if chosen is not None:
+            panel.axvline(chosen, color=INK, lw=0.9, ls="--")
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     for panel in panels[max(len(names) - columns, 0) : len(names)]:  # the lowest of each column
         panel.set_xlabel(over, fontsize=8, color=INK)
+    if caption:
+        figure.suptitle(caption, fontsize=8, color=INK)
     write_atomically(path, png(figure))
 
 

@@ -102,8 +102,7 @@ class Fitter(ABC, Generic[Config]):
         if head == "store":
             head = open_head(reader.store, reader.spec.name, device=self.config.device) if self.uses_head else None
         self.ranks = ranks
-        identity = {"method": self.name, "layer": reader.spec.name, "head": head is not None, "store": reader.identity}
-        own = (checkpoint or Checkpoint(ranks=ranks)).of({**identity, "config": recorded(self.config)})
+        own = (checkpoint or Checkpoint(ranks=ranks)).of({**self.identity(reader), "head": head is not None})
         self._fitted: Fitted = self.find(reader, head, progress, own)
         if self.config.refits:
             again = refit(self, reader, progress)
@@ -151,6 +150,11 @@ class Fitter(ABC, Generic[Config]):
             info={**about, **info},
         )
         return Fitted(directions, list(log))
+
+    def identity(self, reader: LayerReader) -> dict[str, Any]:
+        """What decides what a fit finds: the method, the layer, the store and the part of its images, the settings."""
+        about = {"method": self.name, "layer": reader.spec.name, "store": reader.identity}
+        return {**about, "config": recorded(self.config)}
 
     def row_loss(self, reader: LayerReader) -> float | None:
         """Mean over a reader's positions of what the fitted method minimises at each; None for methods without such a loss."""

@@ -39,7 +39,7 @@ class Values(Struct, frozen=True):
     rate: Annotated[float, Meta(ge=0, le=MOST_NUMBER)] = 0
     stage: str = ""
     epochs: dict[str, Whole] = {}
-    log: list[dict[str, float]] = []
+    log: list[dict[str, float | None]] = []
     plateau: tuple[float, Whole] = (0, 0)
     scheduler: dict[str, float] = {}
     multipliers: dict[str, float] | None = None
@@ -118,7 +118,7 @@ class Checkpoint:
             kept, values = header["identity"], header["values"]
         if kept != self.identity:
             raise MismatchError(
-                f"The checkpoint '{self.path}' is of another fit ({_difference(kept, self.identity)}). Run that fit's command "
+                f"The checkpoint '{self.path}' is of another fit ({difference(kept, self.identity)}). Run that fit's command "
                 "to resume it, choose another --out, or remove the file to start again."
             )
         return State(tensors, values)
@@ -158,10 +158,10 @@ class Checkpoint:
             self.path.unlink(missing_ok=True)
 
 
-def _difference(kept: Any, wanted: Any, name: str = "") -> str:
+def difference(kept: Any, wanted: Any, name: str = "") -> str:
     """Which entry differs first, for people."""
     if isinstance(kept, dict) and isinstance(wanted, dict):
         for key in (*wanted, *kept):
             if kept.get(key) != wanted.get(key):
-                return _difference(kept.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
+                return difference(kept.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
     return f"{brief(name)} was {brief(kept)}, is {brief(wanted)}"

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from fit.checkpoint import Checkpoint
 from fit.config import FitterConfig
 from stores.errors import FitError, UsageError
 from stores.progress import Progress, silent
@@ -34,8 +35,13 @@ CONTAINED = 0.9  # correlation of logits
 ROWS = 65536  # positions of a part, at least, or 1024 a direction: of more than twice as many, parts are smaller than halves
 NUMBERS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 KAPPA = 0.5  # from where two halves count as alike
+MEANING = (
+    "κ: by the correlation of their logits, how much more alike the matched directions of two halves are than different directions of one "
+    "half; 1: the same, 0: no more."
+)
 POSITIONS = 100  # of a half, for each direction
 PAIRS = 2  # of halves a number
+COLUMNS = ("directions", "kappa", "kappa_low", "kappa_high", "logit_correlation", "coverage", "loss")
 
 Method = Any  # a ``fit.base.Fitter``, whose module uses this one
 
@@ -120,6 +126,7 @@ def select_number(
     numbers: Sequence[int] = NUMBERS,
     ranks: Ranks = ALONE,
     progress: Progress = silent,
+    checkpoint: Checkpoint | None = None,
 ) -> Selection:
     """Fit halves with more and more directions; once two were alike, until two numbers in a row are not.
 
@@ -127,28 +134,33 @@ def select_number(
     ----------
     make : gives an estimator, called with ``n_directions``.
     numbers : ascending; those above the layer's channels, or with fewer than ``POSITIONS`` each in a half, are left out.
+    checkpoint : where each number that was tried is stored, and resumed from; by default nowhere.
 
     Of several ranks the first does it, and all take its number.
 
-    Raises FitError when half of the images cannot be fitted.
+    Raises FitError when half of the images cannot be fitted, and as ``Checkpoint.load``.
     """
-    selection = _select(make, reader, numbers, progress) if ranks.rank == 0 else None
+    selection = _select(make, reader, numbers, progress, checkpoint or Checkpoint()) if ranks.rank == 0 else None
     if ranks.size == 1 and selection is not None:
         return selection
     number = int(ranks.share({"number": torch.tensor(selection.number)} if selection else None)["number"])
     return selection or Selection(number, "", [])
 
 
-def _select(make: Callable[..., Method], reader: LayerReader, numbers: Sequence[int], progress: Progress) -> Selection:
+def _select(
+    make: Callable[..., Method], reader: LayerReader, numbers: Sequence[int], progress: Progress, checkpoint: Checkpoint
+) -> Selection:
     moments = statistics(reader)
-    rows: list[dict[str, Any]] = []
     most = min(reader.channels, reader.n_rows // (2 * POSITIONS))
     tried = [number for number in numbers if number <= most] or [numbers[0]]
-    for done, number in enumerate(tried):
-        progress("numbers of directions", done, len(tried), f"{number} directions")
+    identity = make(n_directions=tried[0]).identity(reader)
+    own = checkpoint.of({**identity, "config": {**identity["config"], "n_directions": "auto"}, "numbers": tried})
+    rows = _resumed(own, tried)
+    while len(rows) < len(tried) and not _enough(rows):
+        number = tried[len(rows)]
+        progress("numbers of directions", len(rows), len(tried), f"{number} directions")
         rows.append(_row(make(n_directions=number), reader, moments))
-        if len(rows) > 2 and max(row["kappa"] for row in rows) >= KAPPA > max(row["kappa"] for row in rows[-2:]):
-            break
+        own.save({}, {"log": rows})
     alike = [row for row in rows if row["kappa"] >= KAPPA]
     if alike:
         best = max(alike, key=lambda row: row["directions"] * row["kappa"])
@@ -157,7 +169,24 @@ def _select(make: Callable[..., Method], reader: LayerReader, numbers: Sequence[
         best = max(rows, key=lambda row: row["kappa"])
         said = "what two halves of the images give most alike, though they are not"
     seen = ", ".join(f"{row['directions']}: {row['kappa']:.2f}" for row in rows)
-    return Selection(best["directions"], f"{said} (κ of each number tried: {seen}; alike from {KAPPA:g})", rows)
+    why = f"{said} (κ of each number tried: {seen}; alike from {KAPPA:g}). {MEANING}"
+    return Selection(best["directions"], why, rows)
+
+
+def _resumed(checkpoint: Checkpoint, tried: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of the numbers that an earlier run has tried."""
+    state = checkpoint.load()
+    rows: list[dict[str, Any]] = [] if state is None else state.values["log"]
+    with checkpoint.resuming(state):
+        if [row["directions"] for row in rows] != tried[: len(rows)] or any(set(row) != set(COLUMNS) for row in rows):
+            raise ValueError("its rows are not of these numbers")
+    return rows
+
+
+def _enough(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether two numbers in a row are not alike, after one that was."""
+    kappas = [row["kappa"] for row in rows]
+    return len(rows) > 2 and max(kappas) >= KAPPA > max(kappas[-2:])
 
 
 def _row(fitter: Method, reader: LayerReader, moments: Statistics) -> dict[str, Any]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evaluate.loss_curves import loss_picture
 from fit import Fitter
-from fit.checkpoint import MINUTES, Checkpoint
-from fit.refits import Selection
+from fit.checkpoint import MINUTES, Checkpoint, difference
+from fit.refits import KAPPA, Selection
 from fit.verdict import verdict
 from pipeline.run import Run
+from stores.directions import Directions, DirectionsError
+from stores.errors import StoreExistsError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
-from stores.readers import LayerReader
+from stores.readers import LayerReader, Part
 from stores.tables import rows_to_columns, write_table
+from stores.tensors import key_of, reading
 
 DESCENTS = ("refinement", "training")  # stages whose steps are those of a method
 IN_HEADER = ("begun", "seconds", "peak_memory_mib", "code_version", "libraries")
@@ -50,7 +54,11 @@ def fit_to_file(
     else:
         fitter.directions_.info.update(selection=asdict(selection))
         write_table(out.parent, out.stem + ".numbers", rows_to_columns(selection.rows))
-        loss_picture(selection.rows, out.with_suffix(".numbers.png"), over="directions")
+        loss_picture(
+            selection.rows, out.with_suffix(".numbers.png"), over="directions",
+            limits={"kappa": KAPPA}, chosen=selection.number,
+            caption=f"dashed: {selection.number} directions, the number taken; dotted: κ = {KAPPA:g}, from where halves count as alike",
+        )  # fmt: skip
     fitter.save(out)
     if fitter.log_:
         write_table(out.parent, out.stem + ".log", rows_to_columns(fitter.log_))
@@ -58,9 +66,51 @@ def fit_to_file(
     else:
         _forget(out, ".log")
     checkpoint.remove()
+    numbers_checkpoint(out).remove()
     for problem in verdict(fitter.directions_).problems:
         run.warnings.add(problem)
     return fitter, run.write(rates=rates, result={"out": str(out), "directions": fitter.directions_.count})
+
+
+def refuse_another(
+    out: Path, fitter: Fitter[Any], reader: LayerReader, *, auto: bool = False, overwrite: bool = False
+) -> None:
+    """Raise StoreExistsError unless there is nothing at ``out``, or directions of the same fit, or with ``overwrite`` of any."""
+    if not out.exists():
+        return
+    with reading(out, "directions file", "It is left alone: give another --out.", StoreExistsError):
+        if (key := key_of(out)) != "eddp":
+            raise ValueError(f"it holds {key or 'other things'}")
+    if overwrite:
+        return
+    then = "Give another --out, or --overwrite to replace it."
+    try:
+        found = Directions.load(out)
+    except DirectionsError as error:
+        raise StoreExistsError(f"'{out}' (--out) is a damaged directions file. {then}") from error
+    kept, asked = _identity_of(found), json.loads(json.dumps(fitter.identity(reader)))
+    wanted = asked | asked.pop("config")
+    if auto:
+        wanted["n_directions"] = "auto"
+    elif not wanted["n_directions"]:  # as many as there are labels
+        wanted["n_directions"] = found.count
+    if kept != wanted:
+        about = f"{found.count} directions of {found.layer} by {found.method}"
+        raise StoreExistsError(f"'{out}' (--out) holds {about}, fitted otherwise ({difference(kept, wanted)}). {then}")
+
+
+def _identity_of(found: Directions) -> dict[str, Any]:
+    """``Fitter.identity`` of the fit that made directions, settings in line; "auto" for a number of directions that was selected."""
+    store, part = found.info.get("store", {}), found.info.get("store", {}).get("part")
+    identity = store.get("fingerprint", "") + ("" if part is None else f" part {Part(**part)}")
+    selected = {"n_directions": "auto"} if "selection" in found.info else {}
+    about = {"method": found.method, "layer": found.layer, "store": identity}
+    return {**about, **found.info.get("config", {}), **selected}
+
+
+def numbers_checkpoint(out: Path) -> Checkpoint:
+    """Where the numbers of directions that were tried are stored until the fit is written."""
+    return Checkpoint(out.with_suffix(".numbers.checkpoint"))
 
 
 def _forget(out: Path, name: str) -> None:

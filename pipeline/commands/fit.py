@@ -85,6 +85,7 @@ class NumberOrAuto(click.ParamType):
     metavar="MIN",
     help="Checkpoint interval in minutes; the same command resumes from the last checkpoint.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace directions of another fit that are already there.")
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set one of the method's hyper-parameters."
 )
@@ -104,6 +105,7 @@ def fit(
     seed: int,
     refits: int | None,
     minutes: float,
+    overwrite: bool,
     settings: tuple[str, ...],
     model: str | None,
     quiet: bool,
@@ -128,7 +130,7 @@ def fit(
     from fit.supervised.position_labels import ConceptLabels
     from fit.verdict import verdict
     from pipeline.distributed import joined
-    from pipeline.fitting import fit_to_file
+    from pipeline.fitting import fit_to_file, numbers_checkpoint, refuse_another
     from stores.readers import LayerReader, Part
     from stores.store import ActivationStore
 
@@ -156,10 +158,15 @@ def fit(
         if share is not None:
             run.about["part"] = {"images": reader.n_images, "classes": images_of_classes(reader)}
         if ranks.rank == 0:
+            refuse_another(out, fitter, reader, auto=directions == "auto", overwrite=overwrite)
             check_writable(out)
         where = None if ranks.rank else Place(out.with_suffix(".run.json"))
         with showing(quiet or ranks.rank > 0) as shown, run.watching(shown, where, device=chosen) as progress:
-            selection = select_number(make, reader, ranks=ranks, progress=progress) if directions == "auto" else None
+            selection = None
+            if directions == "auto":
+                selection = select_number(
+                    make, reader, ranks=ranks, progress=progress, checkpoint=numbers_checkpoint(out)
+                )
             fitter = make(n_directions=selection.number) if selection else fitter
             fitted, record = fit_to_file(
                 fitter, reader, out, run, minutes=minutes, progress=progress, ranks=ranks, selection=selection

@@ -70,7 +70,9 @@ def test_flipped_bits_of_directions_are_refused(run: Run, world: Path) -> None:
 
 def test_flipped_bits_of_a_checkpoint_are_refused(run: Run, world: Path) -> None:
     for _ in flips(world / "d.checkpoint", 5):
-        ended = run("fit --store", world / "s.zarr", "--directions 3 --out", world / "d.safetensors", "--quiet")
+        ended = run(
+            "fit --overwrite --store", world / "s.zarr", "--directions 3 --out", world / "d.safetensors", "--quiet"
+        )
         assert ended.code == 1
         assert "remove it" in ended.err or "Update eddp" in ended.err
 

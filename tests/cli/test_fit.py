@@ -18,6 +18,7 @@ from command_line import Run, fails, ok
 from own_process import EDDP, start
 from tiny import write_store
 
+from fit.eddp import EDDP as Method
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.directions import Directions
 
@@ -113,7 +114,7 @@ def test_more_directions_than_different_rows(run: Run, tmp_path: Path) -> None:
 
 def test_too_few_positions_for_so_many_directions(run: Run, synthetic: Path, tmp_path: Path) -> None:
     for directions, few in ((2, False), (8, True)):  # of 1800 positions
-        out = tmp_path / "d.safetensors"
+        out = tmp_path / f"{directions}.safetensors"
         ended = run("fit --store", synthetic, "--directions", directions, *QUICK, "--out", out)
         assert ("225 positions for each direction" in ended.err) == few
 
@@ -172,8 +173,17 @@ def test_a_large_seed_and_what_an_earlier_fit_left(run: Run, synthetic: Path, tm
     options = ("fit", "--store", synthetic, "--directions", 2, "--out", out)
     assert run(*options, "--seed", 3_000_000_000, *QUICK, "--refits", 1).code == 0
     assert out.with_suffix(".log.csv").exists()
-    assert run(*options, "--method", "pca").code == 0
+    before = out.read_bytes()
+    fails(run(*options, "--method", "pca"), 2, "holds 2 directions of synthetic by eddp", "method was eddp, is pca")
+    fails(run(*options, *QUICK), 2, "seed was 3000000000, is 0", "--overwrite")
+    assert out.read_bytes() == before
+    ok(run(*options, "--method", "pca", "--overwrite"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.run.json", "d.safetensors"]
+    ok(run(*options, "--method", "pca"))  # the same again
+    for more in ((), ("--overwrite",)):
+        (tmp_path / "mine.safetensors").write_text("a thesis")
+        fails(run(*options[:-1], tmp_path / "mine.safetensors", *more), 2, "It is left alone")
+        assert (tmp_path / "mine.safetensors").read_text() == "a thesis"
 
 
 def test_what_cannot_be_written_is_refused_before_the_fit(
@@ -255,7 +265,7 @@ def test_48_images_are_too_few_for_32_directions(
     assert "unknown" not in shown
     for line in ended.out.splitlines()[1:-1]:  # what found the directions again, what they cover, what they are from
         assert line in shown
-    ended = ok(run("fit --store", synthetic, "--directions 3 --json --out", out, *quick))
+    ended = ok(run("fit --store", synthetic, "--directions 3 --json --overwrite --out", out, *quick))
     found = json.loads(ended.out)
     assert len(found["verdict"]["lines"]) == 3
     assert found["verdict"]["problems"] == []
@@ -284,21 +294,41 @@ def test_two_halves_in_one_folder(run: Run, synthetic: Path, tmp_path: Path) -> 
     fails(run(*options, halves[0], "--directions", tmp_path / "half0.safetensors"), 2, str(halves[0]), "Rename one")
 
 
-def test_the_number_of_directions_is_selected(run: Run, synthetic: Path, tmp_path: Path) -> None:
-    out = tmp_path / "d.safetensors"
-    options = ("fit", "--store", synthetic, "--out", out, *QUICK, "--refits", 2)
+def test_the_number_of_directions_is_selected_and_a_stopped_selection_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, out = tmp_path / "s.zarr", tmp_path / "d.safetensors"
+    make_synthetic(store, SyntheticConfig(images=1300))
+    options = ("fit", "--store", store, "--out", out, *QUICK, "--refits", 2)
+    calls, brief = [0], Method.brief
+
+    def stopped(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 6:  # four fits a number: in the midst of the second one's
+            raise KeyboardInterrupt
+        return brief(*arguments)
+
+    monkeypatch.setattr(Method, "brief", stopped)
+    assert run(*options, "--directions", "auto").code == 130
+    fails(run(*options, "--directions", "auto", "--seed", 1), 2, "of another fit", "seed was 0, is 1")
     ended = ok(run(*options, "--directions", "auto", "--json"))
+    assert calls[0] == 6 + 4 + 2
     selection = json.loads(ended.out)["selection"]
-    assert [row["directions"] for row in selection["rows"]] == [8]  # 1800 positions: more would be too few each
+    assert [row["directions"] for row in selection["rows"]] == [8, 12]  # 2600 positions: more would be too few each
     found = Directions.load(out)
-    assert found.count == selection["number"] == 8
+    assert found.count == selection["number"]
     assert found.info["selection"] == selection
     assert set(np.round(found.found_again * 2, 6)) <= {0, 1, 2}
     lines = out.with_suffix(".numbers.csv").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert {"directions", "kappa", "coverage", "loss"} <= set(lines[0].replace('"', "").split(","))
     assert out.with_suffix(".numbers.png").exists()
-    assert run(*options, "--directions", 2).code == 0
+    assert not list(tmp_path.glob("*.checkpoint"))
+    again = ok(run(*options, "--directions", "auto"))  # never stopped: the same
+    assert "κ: by the correlation of their logits" in again.out
+    assert Directions.load(out).info["selection"] == selection
+    fails(run(*options, "--directions", 2), 2, "n_directions was auto, is 2")
+    assert run(*options, "--directions", 2, "--overwrite").code == 0
     assert not list(tmp_path.glob("*.numbers.*"))
     assert run(*options, "--directions", "few").code == 2
     assert run(*options, "--directions", "auto", "--method", "probe").code == 2

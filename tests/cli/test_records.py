@@ -216,7 +216,7 @@ def test_a_fit_that_fails_does_not_replace_the_record_of_the_one_before(
     ok(run("fit --store", store, "--directions 2 --out", d, "--method kmeans"))
     done = record(file)
     assert [one["error"] for one in done["attempts"]] == [failed["error"]]
-    assert run("fit --store", flat, "--directions 2 --out", d).code == 1
+    assert run("fit --overwrite --store", flat, "--directions 2 --out", d).code == 1
     after = record(file)
     assert (after["outcome"], after["begun"], after["options"]["method"]) == ("done", done["begun"], "kmeans")
     assert [one["outcome"] for one in after["attempts"]] == ["failed", "failed"]

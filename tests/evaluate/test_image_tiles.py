@@ -114,6 +114,17 @@ def test_the_curves_are_a_picture_whatever_the_log_holds(rows, tmp_path):
     assert path.read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
+def test_limits_and_what_was_chosen_are_marked(tmp_path):
+    rows = [{"directions": n, "kappa": k, "loss": 1.0} for n, k in ((8, 0.7), (16, 0.6), (32, 0.2))]
+    marks = ({}, {"chosen": 16}, {"limits": {"kappa": 0.5}}, {"caption": "dashed: 16"}, {"limits": {"else": 0.5}})
+    drawn = []
+    for more in marks:
+        loss_picture(rows, tmp_path / "numbers.png", over="directions", **more)
+        drawn.append((tmp_path / "numbers.png").read_bytes())
+    assert len(set(drawn)) == 4
+    assert drawn[0] == drawn[4]
+
+
 @pytest.mark.parametrize("rows", [[], [{}], [{"step": 1}]])
 def test_an_empty_log_is_refused(rows, tmp_path):
     with pytest.raises(UsageError, match="at least one row"):
