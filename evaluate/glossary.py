@@ -138,6 +138,10 @@ PARTS: dict[str, dict[str, str]] = {
         "distances between neighbours mean something; the axes do not.",
         "predicted class": "The class with the network's largest class logit for an image.",
     },
+    "clips": {
+        "frames of a clip": "One for each step in time that the layer has, from the middle of the step's share of the clip; of more than eight steps eight, "
+        "spread evenly. Pink: the frame on which the detector has its largest logit.",
+    },
     "diagnosis": {
         "dead": "A detector that hardly ever fires on the positions it was fitted on.",
         "duplicate": "A filter that is almost the same as another one of the set.",

@@ -1,8 +1,9 @@
-"""Thumbnails: an image as a square, and the region where a detector fires."""
+"""Thumbnails: an image as a square, the region where a detector fires, a clip as a contact sheet of its frames."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,9 @@ DIM = 0.45  # brightness left outside the region
 COLOUR = 0.35  # share of the colour left outside the region; the rest is grey
 LINE = (255, 214, 10)  # yellow: light against the dimmed outside, distinct from natural colours
 EDGE = (20, 20, 20)  # one dark pixel around the line, for yellow and white surroundings
+MARK = (236, 72, 153)  # pink: around one frame of a sheet, never within a picture
+FRAME, GAP = 112, 3  # pixels of a sheet's frames, and between them
+STEPS, COLUMNS = 8, 4  # frames of a sheet at most, and in a row
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -52,6 +56,39 @@ def outline(image: Image.Image, logits: np.ndarray) -> Image.Image:
 def square(image: Image.Image, size: int) -> Image.Image:
     """An image as a square of ``size`` pixels."""
     return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def at_steps(frames: Sequence[Image.Image], steps: int) -> list[Image.Image]:
+    """For each step of a layer the frame in the middle of its share of a clip; a still image is that of all steps."""
+    return [frames[(2 * t + 1) * len(frames) // (2 * steps)] for t in range(steps)]
+
+
+def shown_steps(steps: int, peak: int) -> list[int]:
+    """The steps of a clip that are shown: all, or eight spread evenly of which the nearest gives way to ``peak``."""
+    shown = np.linspace(0, steps - 1, min(steps, STEPS)).round().astype(int)
+    shown[np.abs(shown - peak).argmin()] = peak
+    return shown.tolist()
+
+
+def sheet_size(frames: int) -> tuple[int, int]:
+    """Columns and rows of a contact sheet."""
+    rows = -(-frames // COLUMNS)
+    return -(-frames // rows), rows
+
+
+def contact_sheet(frames: Sequence[Image.Image], marked: int | None = None) -> Image.Image:
+    """Square frames in the order of time, row by row on a dark ground, one of them marked; a single one is left as it is."""
+    if len(frames) == 1:
+        return frames[0]
+    columns, rows = sheet_size(len(frames))
+    step = frames[0].width + GAP
+    sheet = Image.new("RGB", (columns * step + GAP, rows * step + GAP), EDGE)
+    for k, frame in enumerate(frames):
+        top, left = (GAP + step * n for n in divmod(k, columns))
+        if k == marked:
+            sheet.paste(MARK, (left - GAP, top - GAP, left + step, top + step))
+        sheet.paste(frame, (left, top))
+    return sheet
 
 
 def jpeg(image: Image.Image, quality: int = 88) -> bytes:

@@ -34,9 +34,17 @@ def top_of(rows: np.ndarray, peaks: torch.Tensor, most: int) -> Top:
 
 
 def on_grid(reader: LayerReader, image: int, logits: np.ndarray) -> np.ndarray:
-    """(h, w) map of an image's logits (P,). Where positions are sampled, a cell takes the nearest sampled one's."""
+    """(T, h, w) map of an image's logits (P,), T = 1 but for clips. Where positions are sampled, a cell takes the nearest
+    sampled one's."""
+    shape = (reader.time, *reader.grid)
     if reader.spec.sampled:
-        cells = np.stack(np.divmod(np.arange(reader.spec.grid_positions), reader.grid[1]), 1)
+        cells = np.stack(np.unravel_index(np.arange(reader.spec.grid_positions), shape), 1)
         known = cells[reader.places(image)]
         logits = logits[((cells[:, None] - known) ** 2).sum(2).argmin(1)]
-    return logits.reshape(reader.grid)
+    return logits.reshape(shape)
+
+
+def peak_step(reader: LayerReader, image: int, logits: np.ndarray) -> int:
+    """The step in time of the largest of an image's logits (P,), of equals the first."""
+    at = int(logits.argmax())
+    return int(reader.places(image)[at] if reader.spec.sampled else at) // (reader.grid[0] * reader.grid[1])

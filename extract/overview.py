@@ -47,7 +47,9 @@ def overview(
     """
     taken = len(source) if limit is None else min(limit, len(source))
     some = "" if taken == len(source) else f"the first {taken} of "
-    each = "".join(f"; {count} {what} of each video, spread evenly" for what, count in (rows or {}).items() if count > 1)
+    each = "".join(
+        f"; {count} {what} of each video, spread evenly" for what, count in (rows or {}).items() if count > 1
+    )
     images = [["images", f"{some}{len(source)}, read as {source.kind}{each}"]]
     if source.left_out:
         kinds = sorted(source.left_out.items(), key=lambda item: (-item[1], item[0]))

@@ -1,4 +1,4 @@
-"""The images of a store once more, as the network saw them: what resizing and cropping left, at the picture's own resolution."""
+"""The images and clips of a store once more, as the network saw them: what resizing and cropping left, at the picture's own resolution."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ class StoreImages:
         self._names = store.names
         self._place = match_rows(store, source)
         self._picture = getattr(transform, "picture", to_mode)
+        self._taken = getattr(transform, "taken", lambda image: [image])
         self._box = lru_cache(maxsize=4096)(lambda size: visible_box(transform, size))
 
     def __contains__(self, row: int) -> bool:
@@ -63,13 +64,16 @@ class StoreImages:
         """The image's class in its source, −1 for none or for an image that is not there."""
         return self.source.label(self._place[row]) if row in self._place else -1
 
-    def image(self, row: int) -> Image.Image:
-        """The part of an image that the network saw, as RGB. Raises MismatchError if the source lacks it, else the errors of the source."""
+    def frames(self, row: int) -> list[Image.Image]:
+        """The frames of a clip, or one image: the part that the network saw, as RGB.
+
+        Raises MismatchError if the source lacks it, else the errors of the source.
+        """
         if row not in self._place:
             raise MismatchError(f"The image '{self.name(row)}' of '{self.store.path}' is not in '{self.source.root}'.")
-        picture = self._picture(self.source.image(self._place[row]))
-        width, height = picture.size
-        return crop(picture, self._box((height, width)))
+        pictures = [self._picture(frame) for frame in self._taken(self.source.image(self._place[row]))]
+        width, height = pictures[0].size
+        return [crop(picture, self._box((height, width))) for picture in pictures]
 
 
 def open_store_images(store: ActivationStore, *, data: str | Path | None = None) -> StoreImages:
@@ -93,6 +97,14 @@ def open_images(store: ActivationStore, data: str | Path | None = None) -> Image
     """Open what a store's rows were made from, at the original path or at ``data``. Raises the errors of ``open_source``."""
     source = open_source(place_of(store) if data is None else data)
     return expanded(source, store.provenance["dataset"].get("rows") or {})
+
+
+def rows_called(store: ActivationStore) -> str:
+    """What a store's rows are: "images", "clips", or "frames" of videos."""
+    made = store.provenance
+    if "clip" in made:
+        return "clips"
+    return "frames" if "frames" in (made.get("dataset", {}).get("rows") or {}) else "images"
 
 
 def place_of(store: ActivationStore) -> str:

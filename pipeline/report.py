@@ -30,7 +30,7 @@ from evaluate.report.report_images import draw_pictures
 from evaluate.report.report_pages import pages, start_page
 from evaluate.report.similarity_map import similarity_map
 from extract.image_io import to_mode
-from extract.store_images import crop, open_store_images
+from extract.store_images import crop, open_store_images, rows_called
 from fit.verdict import verdict
 from pipeline.evaluation_parts import Dissected, Subject
 from pipeline.evaluation_result import Evaluated
@@ -70,12 +70,12 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class PageImages:
-    """What pages show images of: a layer, its detectors, and from a row of its store to what the network saw; None where the images
-    are not at hand, and ``note`` says why."""
+    """What pages show images of: a layer, its detectors, and from a row of its store to what the network saw, an image or the frames of
+    a clip; None where the images are not at hand, and ``note`` says why."""
 
     reader: LayerReader
     bank: Bank
-    image: Callable[[int], Image.Image] | None
+    frames: Callable[[int], Sequence[Image.Image]] | None
     note: str = ""
 
 
@@ -111,9 +111,9 @@ def write_site(
     directions = evaluated.directions(name)
     reader = LayerReader(opened, evaluated.layer)
     directions.check_store(reader.spec.name, reader.spec.channels, opened.provenance.get("weights_digest"))
-    image, note = _images(opened, data)
+    frames, note = _images(opened, data)
     bank = make_bank({name: directions}, reader, device=config.device, progress=progress)
-    pages = _Pages(evaluated, opened, PageImages(reader, bank, image, note), config, progress)
+    pages = _Pages(evaluated, opened, PageImages(reader, bank, frames, note), config, progress)
     with replacing(out, OURS) as folder:
         (site,) = pages.write({name: directions}, {name: folder}, folder)
         about = {"made_by": OURS.made_by, "title": site.title, "set": name, "store": opened.fingerprint}
@@ -184,7 +184,7 @@ class _Pages:
 
     def _draw(self, name: str, found: Survey, examples: list[list[int]], folder: Path, shared: Path) -> set[int]:
         """Draw top images and examples; returns the rows of the store of which there is no picture."""
-        if self.shown.image is None:
+        if self.shown.frames is None:
             return set(np.unique(found.rows).tolist()) | {row for rows in examples for row in rows}
         bank = self.shown.bank.of([name])
         return draw_pictures(
@@ -195,7 +195,7 @@ class _Pages:
             examples,
             folder,
             shared,
-            self.shown.image,
+            self.shown.frames,
             self.progress,
         )
 
@@ -208,6 +208,7 @@ class _Pages:
         missing: set[int],
         root: str,
     ) -> Site:
+        called = rows_called(self.shown.reader.store)
         evaluated, entry = self.evaluated, self.evaluated.summary["directions"][name]
         pushes, influence = self._influence(name, directions.count, len(predicted.count))
         curves, random = read_steering(evaluated.arrow("steering", name), directions.count) if influence else ([], None)
@@ -216,23 +217,23 @@ class _Pages:
         stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
         diagnosis = directions.info.get("diagnosis", {})
         judged = verdict(directions)
-        facts = store_facts(self.store, evaluated.layer) | set_facts(directions, entry)
+        facts = store_facts(self.store, evaluated.layer) | set_facts(directions, entry, rows_called(self.store))
         if evaluated.concepts is not None:
             facts["Labels from"] = Path(evaluated.concepts).name
         if self.shown.reader.store.path != self.store.path:
             facts["Images shown"] = f"{self.shown.reader.n_images} of the concept dataset"
-        facts["On these images"] = (
+        facts[f"On these {called}"] = (
             f"{100 * found.coverage:.3g} % of positions covered, {found.redundancy:.3g} detectors on each of these"
         )
         wanted = set(np.unique(found.rows[found.rows >= 0]).tolist()) | {row for some in predicted.rows for row in some}
-        note = f"{len(missing & wanted)} of the {len(wanted)} images to be shown are not where they were, or cannot be read any more. Put them back and run the command again."
+        note = f"{len(missing & wanted)} of the {len(wanted)} {called} to be shown are not where they were, or cannot be read any more. Put them back and run the command again."
         notes = [self.shown.note] if self.shown.note else [note] if missing & wanted else []
         suspects = evaluated.suspects(name)
         self.progress("map", 0, 1)
         places = similarity_map(directions.signals)
         self.progress("map", 1, 1)
         parts = {
-            "labels": rows, "scores": rows, "pairs": True, "site": True, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,
+            "labels": rows, "scores": rows, "pairs": True, "site": True, "clips": self.shown.reader.time > 1, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,
             "stability": stability, "truth": truth, "influence": influence, "influence pages": influence,
         }  # fmt: skip
         return Site(
@@ -246,7 +247,7 @@ class _Pages:
             per_category=[(k, v["distinct"], v["detectors"]) for k, v in entry.get("per_category", {}).items()],
             directions=direction_pages(
                 directions, found, predicted, self.shown.reader.store.names, missing,
-                labels=evaluated.labels(name), called=evaluated.direction_names(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves,
+                labels=evaluated.labels(name), called=evaluated.direction_names(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves, steps=self.shown.reader.time,
             ),
             classes=class_pages(self.shown.reader.store, predicted, missing, pushes.get("signal"), root),
             places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],
@@ -264,6 +265,8 @@ class _Pages:
             verdict=judged.lines,
             problems=judged.problems,
             start=f"{root}../report.html" if root else "",
+            rows=called,
+            steps=self.shown.reader.time,
             key=evaluated.made_from["digests"][name].removeprefix("sha256:")[:16],
         )  # fmt: skip
 
@@ -307,27 +310,27 @@ class _Pages:
         )
 
 
-def _images(store: ActivationStore, data: str | None = None) -> tuple[Callable[[int], Image.Image] | None, str]:
+def _images(store: ActivationStore, data: str | None = None) -> tuple[Callable[[int], list[Image.Image]] | None, str]:
     """The store's images by row; None and why where they are not at hand and were not asked for."""
     if data is None and "synthetic" in store.provenance:
         return None, "The store is synthetic: there are no images to show."
     try:
-        return open_store_images(store, data=data).image, ""
+        return open_store_images(store, data=data).frames, ""
     except EDDPError as error:
         if data is not None:
             raise
         return None, f"The images are not shown. {error}"
 
 
-def _labelled_images(dissected: Dissected) -> Callable[[int], Image.Image]:
+def _labelled_images(dissected: Dissected) -> Callable[[int], list[Image.Image]]:
     """The images of a concept dataset as the network saw them, by the rows of the store that they are scored on."""
     alignment, grey = dissected.alignment, dissected.reader.store.provenance.get("grey_range")
 
-    def image(row: int) -> Image.Image:
+    def frames(row: int) -> list[Image.Image]:
         number = alignment.rows[row]
-        return crop(to_mode(alignment.source.image(number), "RGB", grey), alignment.box_of(number))
+        return [crop(to_mode(alignment.source.image(number), "RGB", grey), alignment.box_of(number))]
 
-    return image
+    return frames
 
 
 def _to_visualize(config: ReportConfig, site: Site) -> list[int]:

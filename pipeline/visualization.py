@@ -19,7 +19,7 @@ from extract.store_images import open_store_images
 from pipeline.logging import say
 from pipeline.progress_display import format_seconds
 from stores.directions import Directions
-from stores.errors import EDDPError
+from stores.errors import EDDPError, UsageError
 from stores.io import Together
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -55,6 +55,8 @@ def draw_features(
     ------
     MismatchError
         The store is synthetic, its model has other weights now, or the directions are another layer's.
+    UsageError
+        The network takes clips.
     UsageError, NonFiniteError
         See ``evaluate.visualize.check.check_pairs``.
     """
@@ -86,6 +88,9 @@ def check_features(
     progress: Progress = silent,
 ) -> Check:
     """Draw the same pictures as ``draw_features``; give all that was measured, for ``check_rows`` and ``check_summary``."""
+    if "clip" in store.provenance:
+        model = store.provenance["model"]
+        raise UsageError(f"Pictures are synthesised for networks that take images only, and {model} takes clips.")
     config = config or VisualizeConfig()
     network = open_network(store, directions.layer, device=device)
     if directions.thresholds is not None:

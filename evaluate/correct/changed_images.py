@@ -1,4 +1,4 @@
-"""Pictures whose prediction a correction changes, with the region where the concept is taken out."""
+"""Images and clips whose prediction a correction changes, with the region where the concept is taken out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from evaluate.correct.correction_study import Study
-from evaluate.image_tiles import jpeg, region_tile
-from evaluate.top_images import on_grid
+from evaluate.image_tiles import at_steps, jpeg, region_tile
+from evaluate.top_images import on_grid, peak_step
 from extract.store_images import StoreImages, open_store_images
 from stores.errors import EDDPError
 from stores.io import write_atomically
@@ -59,14 +59,16 @@ def _draw(
     row = int(of.rows[place])
     reader = LayerReader(of.reader.store, of.reader.spec.name)
     try:
-        picture = seen.image(row)
+        frames = seen.frames(row)
     except EDDPError:
         return None
     x = reader.images([row])[0].astype(np.float32)
     logits = (x @ correction.filters - (correction.thresholds + correction.shift)).max(1)
     file = f"pictures/{which}-{row:06d}.jpg"
     (out / "pictures").mkdir(parents=True, exist_ok=True)
-    write_atomically(out / file, jpeg(region_tile(picture, on_grid(reader, row, logits), SIZE), quality=85))
+    peak = peak_step(reader, row, logits)
+    tile = region_tile(at_steps(frames, reader.time)[peak], on_grid(reader, row, logits)[peak], SIZE)
+    write_atomically(out / file, jpeg(tile, quality=85))
     return {
         "file": file,
         "name": of.reader.store.names[row],

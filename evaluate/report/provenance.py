@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from evaluate.number_format import number
+from extract.store_images import rows_called
 from stores.directions import HEADER, Directions
 from stores.store import ActivationStore
 from stores.tables import TableError, read_table
@@ -31,14 +32,15 @@ def store_facts(store: ActivationStore, layer: str) -> dict[str, str]:
         source = str(made.get("weights_source", made.get("weights")))
         facts["Weights"] = f"{Path(source).name} ({str(made.get('weights_digest', ''))[:DIGEST]}…)"
     facts["Layer"] = f"{spec.name}: {spec.shown_grid} positions, {spec.channels} channels"
-    facts["Store"] = f"{store.path.name}, {int(store.valid.sum())} images, {store.fingerprint[:DIGEST]}…"
+    rows = rows_called(store)
+    facts["Store"] = f"{store.path.name}, {int(store.valid.sum())} {rows}, {store.fingerprint[:DIGEST]}…"
     if dataset:
-        facts["Images"] = f"{Path(dataset['path']).name} ({dataset['kind']}, {dataset['images']} images)"
+        facts[rows.capitalize()] = f"{Path(dataset['path']).name} ({dataset['kind']}, {dataset['images']} {rows})"
     return facts
 
 
-def set_facts(directions: Directions, entry: Mapping[str, Any]) -> dict[str, str]:
-    """What was fitted, and what was measured; ``entry`` is the set's in ``summary.json``."""
+def set_facts(directions: Directions, entry: Mapping[str, Any], rows: str = "images") -> dict[str, str]:
+    """What was fitted, and what was measured; ``entry`` is the set's in ``summary.json``, ``rows`` what the store's are called."""
     config = directions.info.get("config", {})
     seed = f", seed {config['seed']}" if "seed" in config else ""
     facts = {"Directions": f"{directions.count} by {directions.method}{seed}"}
@@ -46,12 +48,12 @@ def set_facts(directions: Directions, entry: Mapping[str, Any]) -> dict[str, str
         facts["Thresholds"] = f"of the top {100 * directions.quantile:g} % of the store's positions"
     if measured := entry.get("influence"):
         facts["Influence"] = (
-            f"{measured['images']} images, {measured['classes']} classes, through {measured['through']}; {measured['nulls']} null and "
+            f"{measured['images']} {rows}, {measured['classes']} classes, through {measured['through']}; {measured['nulls']} null and "
             f"{measured['randoms']} random directions"
         )
     if entry.get("monosemanticity_baseline") is not None:
         facts["Monosemanticity"] = (
-            f"{number(entry['monosemanticity'])}; over all pairs of images {number(entry['monosemanticity_baseline'])}"
+            f"{number(entry['monosemanticity'])}; over all pairs of {rows} {number(entry['monosemanticity_baseline'])}"
         )
     if truth := entry.get("ground_truth"):
         facts["Against the truth"] = _truth_text(truth)

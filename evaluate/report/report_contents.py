@@ -14,7 +14,7 @@ from evaluate.report.influence_reader import Pushes
 from evaluate.report.logit_histograms import FEW, Survey
 from evaluate.report.page_layout import marks
 from evaluate.report.report_data import ClassPage, Direction, Steer, Tile
-from evaluate.report.report_images import example_file, strip_file, tile_file
+from evaluate.report.report_images import example_file, frames_file, strip_file, tile_file
 from evaluate.report.similarity_map import nearest
 from evaluate.top_images import Top
 from stores.directions import Directions
@@ -40,6 +40,7 @@ def direction_pages(
     candidates: Sequence[dict[str, Any]],
     pushes: Mapping[str, Pushes],
     curves: Sequence[Steer | None],
+    steps: int = 1,
 ) -> list[Direction]:
     """All directions of a set as their pages show them.
 
@@ -47,7 +48,7 @@ def direction_pages(
     ----------
     names : of the store's images. missing : rows of which there is no picture.
     labels : (label, category) of each. called : what each is called. rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
-    pushes : by role. curves : of steering, where it was measured.
+    pushes : by role. curves : of steering, where it was measured. steps : in time, of the layer.
     """
     others: dict[int, list[dict[str, Any]]] = {}
     for one in candidates:
@@ -64,7 +65,7 @@ def direction_pages(
         label, category = labels[i]
         fits = bool(label) and _number(row.get("iou_val")) > INTERPRETABLE
         first = len(found.top.rows)
-        tiles = _tiles(i, found.top, 0, predicted, names, missing)
+        tiles = _tiles(i, found.top, 0, predicted, names, missing, framed=steps > 1)
         middle, weakest = (
             _tiles(
                 i,
@@ -139,15 +140,24 @@ def class_pages(
 
 
 def _tiles(
-    i: int, top: Top, first: int, predicted: ClassPredictions, names: Sequence[str], missing: set[int]
+    i: int,
+    top: Top,
+    first: int,
+    predicted: ClassPredictions,
+    names: Sequence[str],
+    missing: set[int],
+    *,
+    framed: bool = False,
 ) -> list[Tile]:
-    """Direction ``i``'s images, whose files are numbered from ``first``."""
+    """Direction ``i``'s images, whose files are numbered from ``first``; ``framed``: clips of which all steps are shown."""
     rows, values = top.rows[:, i].tolist(), top.values[:, i].tolist()
-    return [
-        Tile("" if row in missing else tile_file(i, rank), names[row], value, int(predicted.prediction[row]))
-        for rank, (row, value) in enumerate(zip(rows, values, strict=True), first)
-        if row >= 0
-    ]
+    found = []
+    for rank, (row, value) in enumerate(zip(rows, values, strict=True), first):
+        if row >= 0:
+            there = row not in missing
+            picture, frames = tile_file(i, rank) if there else "", frames_file(i, rank) if there and framed else ""
+            found.append(Tile(picture, names[row], value, int(predicted.prediction[row]), frames))
+    return found
 
 
 def _moved(i: int, pushes: Pushes | None) -> dict[str, Any]:

@@ -24,12 +24,14 @@ class Mark:
 @dataclass(frozen=True)
 class Tile:
     """An image: its picture's file (relative to the site; empty where the image is missing), its name, the largest logit at any
-    position (or the probability of its class, among a class's examples), and the class that it is predicted as (−1: unknown)."""
+    position (or the probability of its class, among a class's examples), and the class that it is predicted as (−1: unknown).
+    ``frames``: of a clip, the file that shows a frame for each step of the layer."""
 
     file: str
     name: str
     value: float
     prediction: int = -1
+    frames: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class Site:
     places : (I, 2) of the map. suspects : rows of the table; no_suspects : what was looked for, where it was in vain. random : steering of random directions; steering : the median of the
         directions, each on its own class.
     truth : true concepts, where they are known. diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value).
+    rows : what the pictures are of: images, clips or frames. steps : in time, of the layer.
     definitions : term -> text. refits : of how many ``found_again`` is a share, 0 where that is unknown.
     key : of the browser's notes on this set, from the digest of the directions file.
     stability : rows of the table about this set. verdict : on the fit, a line each; problems : what is wrong with it. start : the page about all sets, from this one's folder; empty for none.
@@ -184,6 +187,8 @@ class Site:
     problems: list[str] = field(default_factory=list)
     start: str = ""
     key: str = ""
+    rows: str = "images"
+    steps: int = 1
 
     @property
     def refitted(self) -> bool:

@@ -1,4 +1,4 @@
-"""The pictures of a site, image by image: each is read once, whatever the number of directions and classes that show it."""
+"""The pictures of a site, image by image or clip by clip: each is read once, whatever the number of directions and classes that show it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from evaluate.detector_bank import Bank
-from evaluate.image_tiles import region_tile, square
-from evaluate.top_images import on_grid
+from evaluate.image_tiles import FRAME, at_steps, contact_sheet, region_tile, shown_steps, square
+from evaluate.top_images import on_grid, peak_step
 from stores.errors import EDDPError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -24,7 +24,7 @@ STRIP, SMALL, GAP = 5, 128, 3  # images in a direction's strip, pixels of each, 
 QUALITY, EFFORT = 70, 2  # of WebP: small files; more effort costs twice the time for a few per cent
 AT_ONCE = 64  # images: what waits in memory does not grow with the store
 
-Picture = Callable[[int], Image.Image]
+Frames = Callable[[int], Sequence[Image.Image]]
 
 
 def draw_pictures(
@@ -35,16 +35,19 @@ def draw_pictures(
     examples: Sequence[Sequence[int]],
     folder: Path,
     shared: Path,
-    picture: Picture,
+    frames: Frames,
     progress: Progress = silent,
 ) -> set[int]:
     """Write ``t/<direction>-<rank>.webp``, images with the detected region, ``s/<direction>.webp``, the first of them side by side, and
     in the folder ``shared`` ``e/<class>-<rank>.webp``; returns the rows that are missing.
 
+    Of a clip ``t/`` shows the frame of its largest logit, ``e/`` the middle one, and ``f/<direction>-<rank>.webp`` is a contact
+    sheet with a frame for each step of the layer; where it has several, of the first ``strip`` clips.
+
     Parameters
     ----------
     top : (images, J) rows of each of the bank's detectors, −1 for none; the first ``strip`` of them may be in its strip. examples : of each class, rows of images predicted as it.
-    picture : from a store row to the image as the network saw it; raises an EDDPError where there is none.
+    frames : from a store row to the image, or the frames of the clip, as the network saw them; raises an EDDPError where there are none.
     """
     tiles: dict[int, list[tuple[int, int]]] = {}
     for rank, rows in enumerate(top):
@@ -55,7 +58,8 @@ def draw_pictures(
     for k, mine in enumerate(examples):
         for rank, row in enumerate(mine):
             small.setdefault(row, []).append((k, rank))
-    for place in (folder / "t", folder / "s", shared / "e"):
+    several = reader.time > 1
+    for place in (folder / "t", folder / "s", shared / "e", *([folder / "f"] if several else [])):
         place.mkdir(parents=True, exist_ok=True)
     wanted = np.array(sorted({*tiles, *small}), np.int64)
     filters, thresholds = bank.filters.cpu(), bank.thresholds.cpu()
@@ -63,17 +67,22 @@ def draw_pictures(
 
     def draw(row: int, x: np.ndarray) -> int:
         try:
-            image = picture(row)
+            seen = frames(row)
         except EDDPError:
             return row
         if mine := tiles.get(row, []):
             columns = [j for j, _ in mine]
             z = (torch.from_numpy(x).float() @ filters[:, columns] - thresholds[columns]).numpy()
-            shrunk = square(image, TILE)
+            shrunk = at_steps([square(image, TILE) for image in seen], reader.time)
             for c, (j, rank) in enumerate(mine):
-                _save(folder / tile_file(j, rank), region_tile(shrunk, on_grid(reader, row, z[:, c]), TILE))
+                maps, peak = on_grid(reader, row, z[:, c]), peak_step(reader, row, z[:, c])
+                _save(folder / tile_file(j, rank), region_tile(shrunk[peak], maps[peak], TILE))
+                if several and rank < strip:
+                    steps = shown_steps(reader.time, peak)
+                    sheet = contact_sheet([region_tile(shrunk[t], maps[t], FRAME) for t in steps], steps.index(peak))
+                    _save(folder / frames_file(j, rank), sheet)
         for k, rank in small.get(row, []):
-            _save(shared / example_file(k, rank), square(image, EXAMPLE))
+            _save(shared / example_file(k, rank), square(at_steps(seen, 1)[0], EXAMPLE))
         return -1
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="draw") as pool:
@@ -93,6 +102,10 @@ def draw_pictures(
 
 def tile_file(direction: int, rank: int) -> str:
     return f"t/{direction:05d}-{rank}.webp"
+
+
+def frames_file(direction: int, rank: int) -> str:
+    return f"f/{direction:05d}-{rank}.webp"
 
 
 def strip_file(direction: int) -> str:

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from evaluate.image_tiles import FRAME, STEPS, sheet_size
+from evaluate.image_tiles import GAP as FRAME_GAP
 from evaluate.number_format import DASH, known, minus, number, url
 from evaluate.report import svg_charts as charts
 from evaluate.report import svg_shapes as figures
@@ -94,6 +96,8 @@ class _Book:
             "pictures": any(tile.file for d in site.directions for tile in d.tiles),
             "tile_size": TILE,
             "example_size": EXAMPLE,
+            "sheet_frames": STEPS,
+            "sheet_size": [n * (FRAME + FRAME_GAP) + FRAME_GAP for n in sheet_size(min(site.steps, STEPS))],
             "film_step": SMALL + GAP,
             "film_gap": GAP,
             **{f.__name__: f for f in (figures.bar, figures.stack, figures.diverging, figures.interval, figures.shape)},

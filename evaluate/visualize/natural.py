@@ -92,7 +92,7 @@ def sampled(seen: StoreImages, size: tuple[int, int], *, images: int = SAMPLE, s
     found = []
     for row in sorted(rows[k] for k in drawn):
         try:
-            found.append(seen.image(row))
+            found += seen.frames(row)
         except EDDPError as error:
             log.warning("an image is left out of the statistics of natural images: %s", error)
     return measured(found, size)

@@ -235,12 +235,12 @@ def test_pictures_show_the_region_and_what_is_gone_is_told(tmp_path: Path, compr
     bank = make_bank({"d": Directions(w, w, np.zeros(3, np.float32), np.zeros(3, np.float32), "m", "conv")}, reader)
     top = Top(np.array([[8, 1, 1], [2, 8, 5], [-1, -1, 4]]), np.zeros((3, 3)))
 
-    def picture(row: int) -> Image.Image:
+    def frames(row: int) -> list[Image.Image]:
         if row == 5:
             raise ImageError("gone")
-        return Image.new("RGB", (50, 30), (200, 20, row * 20))
+        return [Image.new("RGB", (50, 30), (200, 20, row * 20))]
 
-    gone = draw_pictures(reader, bank, top.rows, 2, [[3, 8], [5]], tmp_path / "out", tmp_path / "out", picture)
+    gone = draw_pictures(reader, bank, top.rows, 2, [[3, 8], [5]], tmp_path / "out", tmp_path / "out", frames)
     assert gone == {5}
     written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.webp"))
     expected = [
@@ -260,7 +260,7 @@ def test_pictures_show_the_region_and_what_is_gone_is_told(tmp_path: Path, compr
             assert np.abs(left - np.asarray(image.convert("RGB").resize((8, 8)), float)).mean() < 25
     for j, rank in ((0, 0), (1, 1), (2, 0)):
         row = int(top.rows[rank, j])
-        inside = region(on_grid(reader, row, x[row, :, j]), TILE)
+        inside = region(on_grid(reader, row, x[row, :, j])[0], TILE)
         with Image.open(tmp_path / "out" / tile_file(j, rank)) as image:
             red = np.asarray(image.convert("RGB"))[..., 0]
         assert image.size == (TILE, TILE)

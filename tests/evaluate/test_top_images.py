@@ -38,7 +38,7 @@ def test_sampled_positions_are_drawn_where_they_are(tmp_path: Path, make_store: 
     positions = np.array([[0, 8], [2, 6]], np.int32)
     x = np.array([[[5], [-5]], [[7], [-7]]], np.float32)
     reader = LayerReader(make_store(tmp_path / "s.zarr", x, grid=(3, 3), positions=positions))
-    first, second = on_grid(reader, 0, x[0, :, 0]), on_grid(reader, 1, x[1, :, 0])
+    (first,), (second,) = on_grid(reader, 0, x[0, :, 0]), on_grid(reader, 1, x[1, :, 0])
     assert first.tolist()[0] == [5, 5, 5]  # nearest to the corner 0; the middle row's tie goes to the first
     assert first.tolist()[2] == [5, -5, -5]
     assert second[0, 2] == second[1, 2] == 7
