@@ -12,8 +12,10 @@ from typing import Any
 from extract.dask import extract_on
 from extract.image_source import ImageSource
 from extract.network import layout_of, open_model
+from extract.plan import rows_of
 from extract.segmentation.base import ConceptSource
 from extract.stream import ExtractConfig, extract
+from extract.video_rows import expanded, has_videos
 from stores.errors import ImageError, MismatchError
 from stores.format import read_attributes
 from stores.progress import Progress, silent
@@ -39,7 +41,8 @@ def concept_store(
     """
     made = store.provenance
     dataset = made.get("dataset", {})
-    if dataset.get("kind") == source.kind and dataset.get("digest") == source.digest:
+    same = expanded(source, dataset.get("rows") or {}).digest
+    if dataset.get("kind") == source.kind and dataset.get("digest") == same:
         return store
     if "synthetic" in made:
         raise MismatchError(
@@ -66,12 +69,16 @@ def activations_on(
     that it has. Raises MismatchError, before anything is run, when the model now loads with other weights
     than the store was made with.
     """
-    open_model(store)
-    made = store.provenance
+    transform, made = open_model(store).transform, store.provenance
+    config = replace(config_of(store, layer), device=device)
+    if has_videos(source):  # as many rows of each as in the store, if that is of videos
+        rows = made["dataset"].get("rows") or {}
+        config = replace(config, frames=rows.get("frames"), clips=int(rows.get("clips", 1)))
+    digest = expanded(source, rows_of(source, config, transform)).digest
     # all that the activations depend on is in the name: another model, or other images, get another store
     key = json.dumps(
         [
-            source.digest,
+            digest,
             made["weights_digest"],
             made.get("transform"),
             made.get("grey_range"),
@@ -81,10 +88,9 @@ def activations_on(
     kind = source.kind.replace(" ", "-")
     name = f"{store.path.stem}.{layer}.{kind}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.zarr"
     beside = cache or store.path.with_name(name)
-    if _holds(beside, layer, source, made["weights_digest"]):
+    if _holds(beside, layer, digest, made["weights_digest"]):
         return ActivationStore.open(beside, model=store.trusted_model)
     log.info("the store was made from other images; running its model over '%s' into '%s'", source.root, beside)
-    config = replace(config_of(store, layer), device=device)
     try:
         if client is None:
             extract(source, beside, config, progress=progress)
@@ -100,7 +106,7 @@ def activations_on(
 def config_of(store: ActivationStore, layer: str) -> ExtractConfig:
     """How to extract the same layer of other images as a store was made."""
     made = store.provenance
-    grey = made.get("grey_range")
+    grey, clip = made.get("grey_range"), made.get("clip") or {}
     return ExtractConfig(
         model=made["model"],
         weights=made["weights"],
@@ -110,11 +116,14 @@ def config_of(store: ActivationStore, layer: str) -> ExtractConfig:
         output=made.get("output"),
         layouts=((layer, layout_of(store, layer).option),),
         grey_range=None if grey is None else (grey[0], grey[1]),
+        clip_frames=clip.get("frames"),
+        clip_rate=clip.get("rate"),
+        resize=made.get("resize"),
         class_names=None if (names := store.attributes.get("class_names")) is None else tuple(names),
     )
 
 
-def _holds(path: Path, layer: str, source: ImageSource, weights_digest: str) -> bool:
+def _holds(path: Path, layer: str, digest: str, weights_digest: str) -> bool:
     """Whether a complete store of just these activations is there, wherever its images lay when it was made."""
     if not (path / "zarr.json").is_file():
         return False
@@ -123,7 +132,7 @@ def _holds(path: Path, layer: str, source: ImageSource, weights_digest: str) -> 
     return (
         StoreBase(path, found).sealed
         and layer in found["layers"]
-        and made.get("dataset", {}).get("digest") == source.digest
+        and made.get("dataset", {}).get("digest") == digest
         and made.get("dataset", {}).get("limit") is None
         and made.get("positions") is None
         and made.get("weights_digest") == weights_digest

@@ -153,6 +153,7 @@ _OF_FILE = {
     "union.s2": Term("number", "", "Sum of the IoUs in the table unions, over all labels.", EDDP),
     "monosemanticity_baseline": Term("number", "cosine", "Mean cosine of the embeddings over all pairs of images: the score of a direction with the same activation on all of them."),
     "monosemanticity_encoder": Term("string", "", "Model and layer that the embeddings are of."),
+    "autocorrelation": Term("number", "correlation", "Mean of the column autocorrelation of the table of that name."),
     **{f"ground_truth.{key}": Term("number", unit, f"Of each true concept in order: {what} in the table ground_truth.")
        for key, unit, what in (("iou", "share", "iou"), ("cos", "cosine", "cos"), ("filter_cos", "cosine", "filter_cos"))},
     "ground_truth.matched": Term("integer", "concepts", "True concepts that are found: the direction that each is matched with has an IoU above 0.5."),
@@ -274,6 +275,9 @@ TABLES = {
         "nearest_first": Term("number", "correlation", "Mean |correlation| of the first file's directions with the nearest other one of that file: near 1, it has duplicates."),
         "nearest_second": Term("number", "correlation", "The same for the second file."),
         "note": Term("string", "", "What was left out where the files are of different size."),
+    }),
+    "autocorrelation": Table("One row a direction, of stores of clips or of frames of videos: how steadily it fires from frame to frame.", {
+        "autocorrelation": Term("number", "correlation", "Correlation of the direction's logits with those at the same place one step (of the layer, or one frame that is a row) later, over all videos and places; empty where there are no two steps, or where they do not vary."),
     }),
     "comparison": Table("One row a file: its entry in summary.json.", {
         "supervised": Term("boolean", "", "Whether the method knew the labels it is scored on; such a file does not compete."),

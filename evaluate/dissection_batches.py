@@ -29,7 +29,8 @@ Resolution = Literal["mask", "feature"]
 @dataclass(frozen=True)
 class LabelledImage:
     """One labelled image: ``number`` in the concept dataset, ``logits`` (P, J) on the grid, label ``numbers`` and their
-    ``maps`` (l, points), the categories it is annotated in; ``active``: detectors positive anywhere on the grid."""
+    ``maps`` (l, points), the categories it is annotated in; ``active``: detectors positive anywhere on the grid. Of a clip,
+    positions and points run step by step."""
 
     number: int
     split: int
@@ -56,7 +57,8 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Material:
-    """A layer's activations, the detectors, the concept dataset (None where labels do not matter), and the raster on which they meet."""
+    """A layer's activations, the detectors, the concept dataset (None where labels do not matter), and the raster on which they meet,
+    the same at each step of a clip."""
 
     reader: LayerReader
     bank: Bank
@@ -109,7 +111,8 @@ class Material:
     ) -> Generator[ImageBatch, None, None]:
         """The images of some chunks; labels are read ahead, and no more is held than some images of each."""
         wanted = self.wanted(splits, self.rows(chunks, labelled=False))
-        labelled = labels_ahead(self.alignment.source, list(wanted.values()), self.raster, self.alignment.box_of)
+        numbers, time = list(wanted.values()), self.reader.time
+        labelled = labels_ahead(self.alignment.source, numbers, self.raster, self.alignment.box_of, time)
         # always as many at a time, so that a product gives the same bits whatever range it is part of
         step = max(1, min(64, 2**24 // (self.reader.positions * max(self.bank.count, 1))))
         done = 0
@@ -151,8 +154,10 @@ class Material:
             at = torch.from_numpy(filled).to(self.device)
             z = torch.stack([shown.logits[:, at] for shown in images])
             if self.resolution == "mask":
-                out = self.scratch.take("fine", (len(images), *self.raster, len(filled)), z)
-                z = upsample(z, self.reader.grid, self.raster, out)[..., : len(some)]
+                time = self.reader.time
+                out = self.scratch.take("fine", (len(images) * time, *self.raster, len(filled)), z)
+                z = z.view(len(images) * time, -1, len(filled))  # each step is interpolated as an image
+                z = upsample(z, self.reader.grid, self.raster, out).view(len(images), -1, len(filled))[..., : len(some)]
             yield some, z
 
     @cached_property

@@ -96,8 +96,10 @@ class CompiledCounter:
 
         self._kernels, self._chosen, self._asked = kernels, chosen, _Asked(material, chosen)
         grid, raster = material.reader.grid, material.raster
+        self._steps = material.reader.time
         if material.resolution == "feature":  # positions that were sampled have no grid
-            grid = raster = (1, material.reader.positions)
+            grid, self._steps = (1, material.reader.positions), 1
+            raster = grid
         self._grid = grid
         self._down, self._across = kernels.axis(grid[0], raster[0]), kernels.axis(grid[1], raster[1])
         self._group = np.full(material.bank.count, -1)
@@ -135,10 +137,17 @@ class CompiledCounter:
         positive = np.zeros(len(rows), bool)
         if SPLITS[shown.split] == "val":
             positive[shown.active] = True
-        pairs = self._kernels.count_image(
-            bins.reshape(-1, *self._grid), z.reshape(-1, *self._grid), positive[units], self._down, self._across, maps,
-            units, rows[units], self._group[units], self._pairs[-1][shown.split], len(self._chosen.groups),
-        )  # fmt: skip
+        steps = [part.reshape(len(units), self._steps, *self._grid) for part in (bins, z)]
+        points = shown.points // self._steps
+        pairs = np.zeros(len(units), np.uint64), np.zeros(len(self._chosen.groups), np.uint64)
+        for t in range(self._steps):  # counts of the steps of a clip add up
+            on_grid = [np.ascontiguousarray(part[:, t]) for part in steps]
+            here = np.ascontiguousarray(maps[:, t * points : (t + 1) * points])
+            counted = self._kernels.count_image(
+                *on_grid, positive[units], self._down, self._across, here, units, rows[units], self._group[units],
+                self._pairs[-1][shown.split], len(self._chosen.groups),
+            )  # fmt: skip
+            pairs = pairs[0] + counted[0], pairs[1] + counted[1]
         above, union = (np.stack([pair >> 32, (pair >> 32) + (pair & self._kernels.MOST)]) for pair in pairs)
         own = np.zeros((3, len(rows)))
         own[:2, units] = above

@@ -40,7 +40,8 @@ def align(store: ActivationStore, source: ConceptSource) -> Alignment:
 
 @dataclass(frozen=True)
 class ImageLabels:
-    """One image's labels on an R × R' raster: ``maps`` (l, points) bool, row k is where label ``numbers[k]`` is.
+    """One image's labels on an R × R' raster, or one for each step in time of a clip: ``maps`` (l, points) bool, row k is where
+    label ``numbers[k]`` is.
 
     ``categories`` are those the image is annotated in, whether or not a label of them falls on the raster. A label that
     occurs in several categories is given only where the image is annotated in its main one: that is where it is scored.
@@ -70,8 +71,11 @@ def raster_index(mask_size: tuple[int, int], raster: tuple[int, int], box: Box) 
     return index[0], index[1]
 
 
-def labels_on_raster(source: ConceptSource, i: int, raster: tuple[int, int], box: Box) -> ImageLabels:
-    """Read image i's masks and sample them (nearest) on the raster. A label in any layer of a category counts."""
+def labels_on_raster(source: ConceptSource, i: int, raster: tuple[int, int], box: Box, time: int = 1) -> ImageLabels:
+    """Read image i's masks and sample them (nearest) on the raster, the same for each of ``time`` steps of a clip.
+
+    A label in any layer of a category counts.
+    """
     masks = source.masks(i)
     places: dict[int, np.ndarray] = {}
     for layers in masks.values():
@@ -88,7 +92,7 @@ def labels_on_raster(source: ConceptSource, i: int, raster: tuple[int, int], box
                 places[int(number)] = places[int(number)] | here if int(number) in places else here
     numbers = np.array(sorted(places), np.int64)
     maps = np.stack([places[int(n)] for n in numbers]) if len(numbers) else np.zeros((0, raster[0] * raster[1]), bool)
-    return ImageLabels(numbers, maps, tuple(masks))
+    return ImageLabels(numbers, np.tile(maps, time), tuple(masks))
 
 
 def labels_ahead(
@@ -96,12 +100,13 @@ def labels_ahead(
     images: Sequence[int],
     raster: tuple[int, int],
     box_of: Callable[[int], Box],
+    time: int = 1,
     threads: int = 2,
 ) -> Generator[ImageLabels, None, None]:
     """``labels_on_raster`` of many images in order, read ahead in threads within a bounded window."""
 
     def work(item: tuple[int, Box]) -> ImageLabels:
-        return labels_on_raster(source, item[0], raster, item[1])
+        return labels_on_raster(source, item[0], raster, item[1], time)
 
     # boxes are not for threads: the transform is run with a seed of its own
     boxed = ((i, box_of(i)) for i in images)

@@ -24,6 +24,7 @@ from pipeline.evaluation_parts import (
     Subject,
     compare_with_truth,
     dissect,
+    measure_autocorrelation,
     measure_monosemanticity,
     measure_stability,
 )
@@ -149,6 +150,7 @@ def _evaluate(
         parts.append(study_influence(subject, config.influence, dissected))
     if config.encoder is not None:
         parts.append(measure_monosemanticity(subject, config.encoder))
+    parts.append(measure_autocorrelation(subject))
     parts.append(measure_stability(subject))
     entries: dict[str, dict[str, Any]] = {}
     for name, directions in subject.sets.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from evaluate.autocorrelation import autocorrelation, has_time
 from evaluate.concepts import concept_store
 from evaluate.detector_bank import Bank, make_bank, slices_of
 from evaluate.direction_names import DirectionName, Given, names_of
@@ -114,7 +116,8 @@ def dissect(subject: Subject, source: ConceptSource, resolution: Resolution, sch
     facts = {
         "Concepts": f"{source.root.resolve().name}: {counts.images[0]} images to label on (train), {counts.images[1]} to score on (val), "
         f"{len(counts.labels)} labels",
-        "Resolution": f"{resolution}, {counts.raster[0]} × {counts.raster[1]} points per image",
+        "Resolution": f"{resolution}, {counts.raster[0]} × {counts.raster[1]} points per "
+        + (f"step, {reader.time} steps per clip" if reader.time > 1 else "image"),
     }
     tables = {table: [table_columns(table, some)] for table, some in rows.items()}
     return Dissected(Findings(entries, tables), labels, names, reader, bank, alignment, facts)
@@ -145,6 +148,20 @@ def measure_stability(subject: Subject) -> Findings:
     bank = subject.bank.of(several)
     rows = stability_rows(several, moments, firing_iou(subject.reader, bank, subject.progress), bank.slices)
     return Findings(stability_of(rows), {"stability": [rows_to_columns(rows)]})
+
+
+def measure_autocorrelation(subject: Subject) -> Findings:
+    """How steadily directions fire from frame to frame; nothing for a store of images."""
+    if not has_time(subject.reader):
+        return Findings()
+    found = autocorrelation(subject.reader, subject.bank, subject.progress)
+    entries, rows = {}, []
+    for name, part in subject.bank.slices.items():
+        own = [round(value, 6) if math.isfinite(value) else None for value in found[part].tolist()]
+        known = [value for value in own if value is not None]
+        entries[name] = {"autocorrelation": sum(known) / len(known) if known else None}
+        rows += [{"directions": name, "index": i, "autocorrelation": value} for i, value in enumerate(own)]
+    return Findings(entries, {"autocorrelation": [rows_to_columns(rows)]})
 
 
 def measure_monosemanticity(subject: Subject, encoder: Path) -> Findings:

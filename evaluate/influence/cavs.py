@@ -52,7 +52,8 @@ def label_use(
     images = np.zeros((len(source.labels), n_classes), np.int64)
     order = [row for row in reader.image_indices.tolist() if row in rows]
     done = 0
-    with closing(labels_ahead(source, [rows[row] for row in order], reader.grid, alignment.box_of)) as ahead:
+    numbers = [rows[row] for row in order]
+    with closing(labels_ahead(source, numbers, reader.grid, alignment.box_of, reader.time)) as ahead:
         for index, block in reader.blocks(images=max(1, 2**24 // (reader.positions * reader.channels))):
             for k, row in enumerate(index.tolist()):
                 if row not in rows:

@@ -11,6 +11,7 @@ import numpy as np
 
 from extract.datasets import open_concepts
 from extract.labels import Alignment, ImageLabels, align, labels_ahead
+from extract.video_rows import expanded
 from stores.attachments import read_truth
 from stores.errors import DatasetError, MismatchError, UsageError
 from stores.readers import LayerReader
@@ -57,7 +58,7 @@ class ConceptLabels:
 
     def at(self, reader: LayerReader) -> LabelledImages:
         dataset = reader.store.provenance.get("dataset", {})
-        if dataset.get("digest") != self.source.digest:
+        if dataset.get("digest") != expanded(self.source, dataset.get("rows") or {}).digest:
             raise MismatchError(
                 f"The store '{reader.store.path}' was not made from the images in '{self.source.root}', so they say nothing "
                 f"of its positions. Make one that is: extract --data {self.source.root} …"
@@ -97,7 +98,8 @@ class _ConceptImages:
     def of(self, images: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = [int(row) for row in images]
         source, new = self.alignment.source, [row for row in rows if row not in self._packed]
-        found = labels_ahead(source, [self.alignment.rows[row] for row in new], self.reader.grid, self.alignment.box_of)
+        numbers = [self.alignment.rows[row] for row in new]
+        found = labels_ahead(source, numbers, self.reader.grid, self.alignment.box_of, self.reader.time)
         with closing(found) as ahead:
             self._packed |= {row: self._pack(row, labels) for row, labels in zip(new, ahead, strict=True)}
         p = self.reader.positions
