@@ -32,7 +32,7 @@ class MemoryReader:
         self.n_images, self.positions, self.channels, self.grid = len(self.image_indices), *x.shape[1:], grid
         self.n_rows = self.n_images * self.positions
         self.store = SimpleNamespace(n_chunks=-(-len(x) // chunk_images), chunk_images=chunk_images)
-        self.array = SimpleNamespace(raw=True)
+        self.array, self.time = SimpleNamespace(raw=True), 1
 
     def chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
         first = chunk * self.chunk_images

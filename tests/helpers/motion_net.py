@@ -39,7 +39,9 @@ def draw(motion: str, thing: str, seed: int) -> np.ndarray:
     frames = np.full((FRAMES, SIDE, SIDE, 3), g.integers(40, 90), np.uint8)
     stamp = np.ones((7, 7), bool)
     if thing == "cross":
-        stamp[[0, 0, -1, -1], [0, -1, 0, -1]] = stamp[:2, :2] = stamp[:2, -2:] = stamp[-2:, :2] = stamp[-2:, -2:] = False
+        stamp[[0, 0, -1, -1], [0, -1, 0, -1]] = stamp[:2, :2] = stamp[:2, -2:] = stamp[-2:, :2] = stamp[-2:, -2:] = (
+            False
+        )
     (dx, dy), x, y = MOTIONS[motion], *g.integers(0, SIDE, 2)
     rows, columns = np.nonzero(stamp)
     for t in range(FRAMES):
