@@ -262,7 +262,9 @@ def open_model(store: ActivationStore) -> LoadedModel:
             clip_rate=clip.get("rate"), resize=made.get("resize"),
         )  # fmt: skip
     except EDDPError as error:
-        raise type(error)(f"The model that made '{store.path}' cannot be loaded again: {error}") from error
+        raise type(error)(
+            f"The model that made '{store.path}' cannot be loaded again: {error} Put back what it was loaded from, or extract again."
+        ) from error
     if made.get("weights_digest") not in (None, loaded.provenance["weights_digest"]):
         now = f"The model '{made['model']}' now loads with other weights ({loaded.provenance['weights_source']})"
         then = f"than the store '{store.path}' was made with ({made.get('weights_source')})"

@@ -16,7 +16,7 @@ from extract.image_io import to_mode
 from extract.image_source import READERS, ImageSource
 from extract.network import open_model
 from extract.video_rows import expanded, video_of
-from stores.errors import MismatchError
+from stores.errors import MismatchError, MissingPathError
 from stores.store import ActivationStore
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,15 @@ def open_store_images(store: ActivationStore, *, data: str | Path | None = None)
 
 def open_images(store: ActivationStore, data: str | Path | None = None) -> ImageSource:
     """Open what a store's rows were made from, at the original path or at ``data``. Raises the errors of ``open_source``."""
-    source = open_source(place_of(store) if data is None else data)
+    try:
+        source = open_source(place_of(store) if data is None else data)
+    except MissingPathError as error:
+        if data is not None:
+            raise
+        raise MissingPathError(
+            f"The images of '{store.path}' are not in '{store.provenance['dataset']['path']}' any more. Put them back; eddp report reads them "
+            "from elsewhere by --data DIR."
+        ) from error
     return expanded(source, store.provenance["dataset"].get("rows") or {})
 
 

@@ -49,7 +49,9 @@ def test_the_head_is_differentiable(store: ActivationStore) -> None:
 def test_an_affine_head_needs_no_model(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(tiny_net, "build")
     open_head(store, "second")
-    with pytest.raises(UnknownNameError, match=r"The model that made '.*s' cannot be loaded again: .*no 'build'"):
+    with pytest.raises(
+        UnknownNameError, match=r"The model that made '.*s' cannot be loaded again: .*no 'build'.*Put back"
+    ):
         open_head(store, "first")
 
 

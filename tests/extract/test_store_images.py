@@ -43,7 +43,7 @@ def test_every_row_gives_its_picture(store: ActivationStore) -> None:
 def test_other_images_elsewhere_are_told_apart(store: ActivationStore, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     (tmp_path / "data").rename(moved)
-    with pytest.raises(MissingPathError):
+    with pytest.raises(MissingPathError, match=r"not in '.*data' any more\. Put them back.*--data DIR"):
         open_store_images(store)
     (moved / "dog" / "3.png").unlink()
     seen = open_store_images(store, data=moved)
