@@ -30,7 +30,9 @@ from evaluate.report.report_images import draw_pictures
 from evaluate.report.report_pages import pages, start_page
 from evaluate.report.similarity_map import similarity_map
 from extract.image_io import to_mode
-from extract.store_images import crop, open_store_images, rows_called
+from extract.network import open_model
+from extract.store_images import StoreImages, crop, open_store_images, rows_called
+from extract.video_rows import expanded
 from fit.verdict import verdict
 from pipeline.evaluation_parts import Dissected, Subject
 from pipeline.evaluation_result import Evaluated
@@ -324,7 +326,12 @@ def _images(store: ActivationStore, data: str | None = None) -> tuple[Callable[[
 
 def _labelled_images(dissected: Dissected) -> Callable[[int], list[Image.Image]]:
     """The images of a concept dataset as the network saw them, by the rows of the store that they are scored on."""
-    alignment, grey = dissected.alignment, dissected.reader.store.provenance.get("grey_range")
+    alignment, store = dissected.alignment, dissected.reader.store
+    made = store.provenance
+    if "clip" in made or made["dataset"].get("rows"):
+        source = expanded(alignment.source, made["dataset"].get("rows") or {})
+        return StoreImages(source, open_model(store).transform, store).frames
+    grey = made.get("grey_range")
 
     def frames(row: int) -> list[Image.Image]:
         number = alignment.rows[row]
