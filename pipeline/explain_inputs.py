@@ -1,4 +1,4 @@
-"""What an explanation is made from, found from the command line: store, directions, labels, classes, and the images."""
+"""What an explanation is made from, found from the command line: store, directions, labels, classes, and the images or clips."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from evaluate.direction_names import names_of, read_names, with_number
 from evaluate.explain.phrases import Concept
 from extract.folder_listing import list_files
 from extract.image_io import ENDINGS, read_image, shown
+from extract.image_source import PathSource
 from extract.store_images import open_images
+from extract.video import VIDEO_ENDINGS, Clip, is_video
+from extract.video_rows import frame_rows
 from pipeline.evaluation_result import Evaluated
 from stores.directions import Directions
 from stores.errors import (
@@ -155,11 +159,11 @@ def class_number(given: str | None, classes: Sequence[str], option: str) -> int 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """An image to explain: how it is called, its row of the store if it is one, and what reads it."""
+    """An image to explain: how it is called, its row of the store if it is one, and what reads it; or a ``Clip``."""
 
     name: str
     row: int | None
-    read: Callable[[], Image.Image]
+    read: Callable[[], Any]
     named: bool  # by itself, not as one of a folder
 
 
@@ -168,21 +172,27 @@ def find_images(
 ) -> list[ImageInput]:
     """The images that were named: files, all images of folders but those below ``out``, rows of the store.
 
+    Videos are read from folders without images. For a network that takes images a video is as many frames as in the store.
+
     Raises MissingPathError, NoImagesError, and UsageError or MismatchError for rows that the store or its images do not have.
     """
     items = []
     for path in paths:
         if path.is_dir():
-            there = list_files(path).files
+            there = list_files(path).files or list_files(path, VIDEO_ENDINGS).files
             names = there if out is None else _not_below(out, path, there)
             if not names:
-                what = f"no file ending in {', '.join(ENDINGS)}" if not there else "all are in --out, explained before"
-                raise NoImagesError(f"There is no image in '{shown(path)}': {what}.")
-            items += [_file(path / name, named=False) for name in names]
+                what = (
+                    f"no file ending in {', '.join((*ENDINGS, *VIDEO_ENDINGS))}"
+                    if not there
+                    else "all are in --out, explained before"
+                )
+                raise NoImagesError(f"There is no image or video in '{shown(path)}': {what}.")
+            items += [item for name in names for item in _file(path / name, store, named=False)]
         elif path.exists():
-            items.append(_file(path, named=True))
+            items += _file(path, store, named=True)
         else:
-            raise MissingPathError(f"There is no image or folder '{shown(path)}'.")
+            raise MissingPathError(f"There is no image, video or folder '{shown(path)}'.")
     return items + (_rows(rows, store) if rows else [])
 
 
@@ -199,8 +209,15 @@ def _not_below(out: Path, root: Path, names: Sequence[str]) -> list[str]:
     return kept
 
 
-def _file(path: Path, *, named: bool) -> ImageInput:
-    return ImageInput(shown(path), None, lambda: read_image(path), named)
+def _file(path: Path, store: ActivationStore, *, named: bool) -> list[ImageInput]:
+    """An image, a clip, or the frames of a video that the store would have."""
+    if not is_video(path.name):
+        return [ImageInput(shown(path), None, lambda: read_image(path), named)]
+    if "clip" in store.provenance:
+        return [ImageInput(shown(path), None, lambda: Clip(path, str(path)), named)]
+    rows = store.provenance.get("dataset", {}).get("rows") or {}
+    frames = frame_rows(PathSource(Path(), [(str(path), -1)], kind="video"), int(rows.get("frames", 1)))
+    return [ImageInput(shown(frames.name(k)), None, partial(frames.image, k), named) for k in range(len(frames))]
 
 
 def _rows(rows: Sequence[int], store: ActivationStore) -> list[ImageInput]:

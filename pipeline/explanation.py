@@ -21,7 +21,7 @@ from extract.crop_geometry import visible_box
 from extract.forward import computing_in
 from extract.image_io import reason
 from extract.network import Network, open_network
-from extract.store_images import crop
+from extract.store_images import crop, rows_called
 from pipeline.explain_inputs import ImageInput, Inputs, class_number, find_images
 from pipeline.influence import class_names
 from stores.directions import Directions
@@ -104,14 +104,14 @@ def explain_images(
         )
     classes = class_names(store, int(store.array("images/logits").shape[1]))
     explained, to = class_number(config.explained, classes, "--class"), class_number(config.to, classes, "--to")
+    network = open_network(store, inputs.layer, device=device)
     for item in items:
         if item.named:
-            item.read()  # a bad one is reported before the work starts
-    network = open_network(store, inputs.layer, device=device)
+            network.transform.taken(item.read())  # a bad one is reported before the work starts
     explainer = make_explainer(
         store, inputs.layer, inputs.directions, network, values=config.values, device=device, progress=progress
     )
-    terms = Terms(classes, inputs.concepts, config.top)
+    terms = Terms(classes, inputs.concepts, config.top, rows_called(store))
     box = lru_cache(maxsize=4096)(lambda size: visible_box(network.transform, size))
     shown: list[ExplainedImage] = []
     briefs: list[dict[str, Any]] = []
@@ -120,7 +120,7 @@ def explain_images(
         (folder / "pictures").mkdir()
         for done, item in enumerate(items, 1):
             try:
-                image = item.read()
+                frames = network.transform.taken(item.read())
             except ImageError as error:
                 if item.named:
                     raise
@@ -128,11 +128,12 @@ def explain_images(
                 skipped.append({"name": item.name, "reason": str(error)})
                 continue
             with computing_in("float32", network.device):
-                found = _explain(explainer, network, item, image, explained, to)
-            picture = crop(network.transform.picture(image), box((image.height, image.width)))
+                found = _explain(explainer, network, item, frames, explained, to)
+            seen = box((frames[0].height, frames[0].width))
+            pictures = [crop(network.transform.picture(frame), seen) for frame in frames]
             page = draw_image(
-                len(shown) + 1, item.name, item.row, picture, found, explainer.usual, terms,
-                grid=network.layout.grid, most=config.shown,
+                len(shown) + 1, item.name, item.row, pictures, found, explainer.usual, terms,
+                grid=(network.layout.time, *network.layout.grid), most=config.shown,
             )  # fmt: skip
             for name, data in page.files.items():
                 (folder / name).write_bytes(data)
@@ -144,22 +145,30 @@ def explain_images(
         about = {"made_by": OURS.made_by, **_about(inputs, explainer, config)}
         result = {**about, "images": briefs, "skipped": skipped}
         write_json(folder / OURS.file, result)
-        (folder / "index.html").write_bytes(render(_page(inputs, explainer, shown)).encode("utf-8", "replace"))
+        (folder / "index.html").write_bytes(
+            render(_page(inputs, explainer, shown, network.layout.time)).encode("utf-8", "replace")
+        )
     return result
 
 
-def _page(inputs: Inputs, explainer: Explainer, shown: Sequence[ExplainedImage]) -> PageData:
+def _page(inputs: Inputs, explainer: Explainer, shown: Sequence[ExplainedImage], steps: int) -> PageData:
     title = shown[0].name if len(shown) == 1 else f"{len(shown)} predictions explained"
     head = "affine head" if explainer.affine is not None else "other head"
-    terms = definitions("explanation", head, f"{explainer.values} values", *(["tokens"] if explainer.prefix else []))
-    return PageData(title, _facts(inputs, explainer), shown, terms)
+    more = [part for part, there in {"clips": steps > 1, "tokens": explainer.prefix}.items() if there]
+    terms = definitions("explanation", head, f"{explainer.values} values", *more)
+    return PageData(title, _facts(inputs, explainer), shown, terms, rows_called(inputs.store))
 
 
 def _explain(
-    explainer: Explainer, network: Network, item: ImageInput, image: Image.Image, explained: int | None, to: int | None
+    explainer: Explainer,
+    network: Network,
+    item: ImageInput,
+    frames: Sequence[Image.Image],
+    explained: int | None,
+    to: int | None,
 ) -> Explained:
     try:
-        pixels = network.transform(image)
+        pixels = network.transform(frames if network.transform.frames else frames[0])
     except EDDPError:
         raise
     except Exception as error:

@@ -11,6 +11,7 @@ from torch import nn
 
 from stores.errors import UsageError
 
+_CHANNELS = {"nchw": 1, "ncp": 1, "ncthw": 1, "ntchw": 2}  # dimension; the last of other layouts
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -55,8 +56,7 @@ def hooked_layer(model: nn.Module, layer: str, change: Change, layout: str, pref
 
 def changed(output: torch.Tensor, change: Change, layout: str, prefix: int = 0) -> torch.Tensor:
     """A layer's own tensor with ``change`` applied to its positions (…, C)."""
-    if layout == "nchw":
-        return change(output.movedim(1, -1)).movedim(-1, 1).contiguous()  # n C h w -> n h w C and back
-    if layout == "tokens" and prefix:
-        return torch.cat([output[:, :prefix], change(output[:, prefix:])], 1)
-    return change(output)
+    channels = _CHANNELS.get(layout, -1)
+    x = output.movedim(channels, -1)
+    x = torch.cat([x[:, :prefix], change(x[:, prefix:])], 1) if prefix else change(x)
+    return x.movedim(-1, channels).contiguous()

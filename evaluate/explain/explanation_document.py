@@ -20,11 +20,13 @@ UNREAD = "the prediction does not depend on the positions of this layer; choose 
 
 @dataclass(frozen=True)
 class Terms:
-    """What numbers are called: ``classes`` by number, ``concepts`` by direction; ``top`` classes are listed."""
+    """What numbers are called: ``classes`` by number, ``concepts`` by direction; ``top`` classes are listed; ``rows``: what the
+    store's are."""
 
     classes: Sequence[str]
     concepts: Sequence[Concept]
     top: int = 5
+    rows: str = "images"
 
 
 def listed_classes(found: Explained, top: int) -> list[int]:
@@ -178,7 +180,7 @@ def turning_words(found: Explained, usual: Usual, terms: Terms) -> str:
         return f"not even {words} make it {name}"
     text = f"would be {name} with {words}"
     if turned.change.beyond:
-        text += " (beyond what images have)"
+        text += f" (beyond what {terms.rows} have)"
     elif turned.flips_kept is False:
         text += " (not with activations kept above 0)"
     return text

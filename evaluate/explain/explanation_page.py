@@ -15,19 +15,20 @@ from evaluate.explain.explainer import Explained
 from evaluate.explain.explanation_document import UNREAD, Terms, describe, sentence, steps_of, turning_words
 from evaluate.explain.heat_maps import Step, bars, heat, sheet
 from evaluate.explain.values import Usual
-from evaluate.image_tiles import jpeg, outline, square
+from evaluate.image_tiles import FRAME, at_steps, contact_sheet, jpeg, outline, shown_steps, square
 from evaluate.number_format import percent, probability, signed
 from evaluate.report.svg_shapes import bar
 from evaluate.web_page import render_page
 from stores.io import json_bytes
 
+Grid = tuple[int, int, int]  # steps in time, 1 for images; rows; columns
 TILE = 240  # pixels of a picture's side
 PALE = 0.25  # maps that reach less than this share of the strongest are paler
 
 
 @dataclass(frozen=True)
 class Map:
-    """One concept's heat map: its name, what it adds, the share of the image where its detector fires, and a file."""
+    """One concept's heat map: its name, what it adds, the share of the image or clip where its detector fires, and a file."""
 
     name: str
     value: float
@@ -40,6 +41,7 @@ class ExplainedImage:
     """One image of the page: no more than is shown, for pages of many are held in memory.
 
     ``predicted``, ``explained``, ``classes``, ``counterfactual``: parts of ``describe``'s document; ``sums``: titles and their steps; the rest are file names.
+    ``small``: of a clip whose pictures are sheets of several frames, the middle one.
     Without a ``cam`` the head does not read this layer's positions, and there are neither sums nor maps.
     """
 
@@ -55,16 +57,18 @@ class ExplainedImage:
     cam: str | None
     sheet: str
     json: str
+    small: str = ""
 
 
 @dataclass(frozen=True)
 class PageData:
-    """The whole page. ``facts`` are shown as a list, ``notes`` at the end, term by term."""
+    """All of the page. ``facts`` are shown as a list, ``notes`` at the end, term by term; ``rows``: what the store's are."""
 
     title: str
     facts: dict[str, str]
     shown: Sequence[ExplainedImage]
     notes: dict[str, str] = field(default_factory=dict)
+    rows: str = "images"
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,12 @@ def draw_image(
     number: int,
     name: str,
     row: int | None,
-    picture: Image.Image,
+    pictures: Sequence[Image.Image],
     found: Explained,
     usual: Usual,
     terms: Terms,
     *,
-    grid: tuple[int, int],
+    grid: Grid,
     most: int,
 ) -> ImagePage:
     """Draw one image's explanation: its pictures, its sheet (PNG) and its document.
@@ -93,7 +97,7 @@ def draw_image(
     Parameters
     ----------
     number : of the image on the page. name, row : what it is called, and its row of the store.
-    picture : what the network saw. grid : of the layer's positions. most : concepts with a picture of their own.
+    pictures : what the network saw, several frames of a clip. grid : of the layer's positions. most : concepts with a picture of their own.
     """
     stem = f"{number:04d}-{file_stem(name)}"
     line = sentence(found, usual, terms)
@@ -104,9 +108,11 @@ def draw_image(
         **describe(found, usual, terms),
         "files": {"sheet": f"{stem}.png", "document": f"{stem}.json"},
     }
-    seen = square(picture, TILE)
-    cam = None if found.unread else heat(seen, found.cam.reshape(grid), both=False)
-    tiles = [] if found.unread else _tiles(found, seen, grid, most)
+    several = grid[0] > 1
+    frames = at_steps([square(picture, FRAME if several else TILE) for picture in pictures], grid[0])
+    cam = None if found.unread else _cam(found, frames, grid)
+    seen = contact_sheet([frames[t] for t in shown_steps(grid[0], 0)])
+    tiles = [] if found.unread else _tiles(found, frames, grid, most)
     maps = [_map(found, terms, i, f"pictures/{stem}.{i:04d}.jpg") for i, _ in tiles]
     files = {one.file: jpeg(tile) for one, (_, tile) in zip(maps, tiles, strict=True)}
     files |= {f"pictures/{stem}.seen.jpg": jpeg(seen), f"{stem}.json": json_bytes(document)}
@@ -115,6 +121,8 @@ def draw_image(
     )
     if cam is not None:
         files[f"pictures/{stem}.cam.jpg"] = jpeg(cam)
+    if several:
+        files[f"pictures/{stem}.small.jpg"] = jpeg(at_steps(frames, 1)[0])
     shown = ExplainedImage(
         name,
         _capital(line),
@@ -128,6 +136,7 @@ def draw_image(
         None if cam is None else f"pictures/{stem}.cam.jpg",
         f"{stem}.png",
         f"{stem}.json",
+        f"pictures/{stem}.small.jpg" if several else "",
     )
     return ImagePage(shown, document, files)
 
@@ -137,16 +146,27 @@ def _map(found: Explained, terms: Terms, i: int, file: str) -> Map:
     return Map(name, float(found.contributions.parts[i, found.explained]), float((found.fires[:, i] > 0).mean()), file)
 
 
-def _tiles(found: Explained, seen: Image.Image, grid: tuple[int, int], most: int) -> list[tuple[int, Image.Image]]:
-    """The directions that add most, and their maps over the image."""
+def _cam(found: Explained, frames: Sequence[Image.Image], grid: Grid) -> Image.Image:
+    """Grad-CAM over the image, or over the clip's steps; of them always that of the largest value."""
+    values, largest = found.cam.reshape(grid), float(found.cam.max())
+    steps = shown_steps(grid[0], int(values.max((1, 2)).argmax()))
+    return contact_sheet([heat(frames[t], values[t], both=False, largest=largest) for t in steps])
+
+
+def _tiles(found: Explained, frames: Sequence[Image.Image], grid: Grid, most: int) -> list[tuple[int, Image.Image]]:
+    """The directions that add most, and their maps over the image, or over the clip's steps: that of the largest logit marked."""
     parts = found.contributions.parts[:, found.explained]
     chosen = np.argsort(-np.abs(parts), kind="stable")[:most].tolist()
     largest = np.abs(found.maps[:, chosen]).max(0)  # (most,)
     scale = np.maximum(largest, PALE * largest.max(initial=0))
-    heats = [
-        heat(seen, found.maps[:, i].reshape(grid), largest=float(top)) for i, top in zip(chosen, scale, strict=True)
-    ]
-    return [(i, outline(tile, found.fires[:, i].reshape(grid))) for i, tile in zip(chosen, heats, strict=True)]
+    tiles = []
+    for i, top in zip(chosen, scale, strict=True):
+        maps, fires = found.maps[:, i].reshape(grid), found.fires[:, i].reshape(grid)
+        peak = int(fires.max((1, 2)).argmax())
+        steps = shown_steps(grid[0], peak)
+        heats = [outline(heat(frames[t], maps[t], largest=float(top)), fires[t]) for t in steps]
+        tiles.append((i, contact_sheet(heats, steps.index(peak))))
+    return tiles
 
 
 def _sums(found: Explained, terms: Terms, most: int) -> list[tuple[str, list[Step]]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 
 from evaluate.figure_style import FAINT, INK, bare_axes, png
 from evaluate.image_tiles import LUMA
@@ -72,14 +72,14 @@ def sheet(
 
     Parameters
     ----------
-    picture, cam : square images; no Grad-CAM where there is none to show.
-    maps : (title, square image) of each concept shown.
+    picture, cam : square images, or sheets of frames; no Grad-CAM where there is none to show.
+    maps : (title, image) of each concept shown.
     steps : of the sum, base first, total last; none where there is no sum to show. ``what`` it sums to.
     title, subtitle : a line each, at the top.
     """
-    rows = -(-len(maps) // COLUMNS)
+    rows, tall = -(-len(maps) // COLUMNS), SIDE * picture.height / picture.width
     lines = textwrap.wrap(subtitle, 118)
-    height = 0.42 + (1 + rows) * (SIDE + 0.3) + 0.19 * len(lines) + 0.1
+    height = 0.42 + SIDE + 0.3 + rows * (tall + 0.3) + 0.19 * len(lines) + 0.1
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
 
     def write(text: str, left: float, top: float, size: float, weight: str = "normal") -> None:
@@ -96,10 +96,10 @@ def sheet(
         )
 
     def tile(image: Image.Image, name: str, column: int, row: int) -> None:
-        left, top = 0.1 + column * (SIDE + 0.1), 0.42 + row * (SIDE + 0.3)
+        left, top = 0.1 + column * (SIDE + 0.1), 0.42 + (SIDE + 0.3 + (row - 1) * (tall + 0.3) if row else 0)
         write(shortened(name, 40), left, top + 0.06, 8.5)
-        pixels = image.resize((round(SIDE * DPI),) * 2, Image.Resampling.BICUBIC)
-        figure.figimage(np.asarray(pixels), round(left * DPI), round((height - top - 0.24 - SIDE) * DPI))
+        pixels = ImageOps.contain(image, (round(SIDE * DPI),) * 2, Image.Resampling.BICUBIC)
+        figure.figimage(np.asarray(pixels), round(left * DPI), round((height - top - 0.24) * DPI) - pixels.height)
 
     write(shortened(title, 90), 0.1, 0.12, 12, "bold")
     tile(picture, "what the network saw", 0, 0)

@@ -82,7 +82,8 @@ def explain(
 ) -> None:
     """Explain what images are predicted as: which concepts did it, where they are, and the least change that would make it another class.
 
-    IMAGE is an image file or a folder of them, 500 images at most. Writes index.html, a picture (PNG) and a JSON document an image, and
+    IMAGE is an image or video file or a folder of them, 500 images at most. Of a video it explains the clip that a network which takes clips
+    sees of its middle, or, for other networks, as many frames as the store has of each video: the middle one, if it has none. Writes index.html, a picture (PNG) and a JSON document an image, and
     explanation.json, a summary of all. A folder --out that holds other things is left alone.
 
     \b

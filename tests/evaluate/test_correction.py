@@ -150,8 +150,12 @@ def test_every_layout_is_corrected_position_by_position(n: int, h: int, w: int, 
     wanted = add(x)
     assert torch.equal(changed(x.permute(0, 3, 1, 2).contiguous(), add, "nchw"), wanted.permute(0, 3, 1, 2))
     assert torch.equal(changed(x, add, "nhwc"), wanted)
+    clip = x.permute(0, 1, 3, 2).unflatten(-1, (w, 1))  # of h steps
+    assert torch.equal(changed(clip, add, "ntchw"), wanted.permute(0, 1, 3, 2)[..., None])
+    assert torch.equal(changed(clip.transpose(1, 2), add, "ncthw"), wanted.permute(0, 3, 1, 2)[..., None])
     tokens = torch.cat([torch.zeros(n, prefix, c), x.reshape(n, h * w, c)], 1)
     found = changed(tokens, add, "tokens", prefix)
+    assert torch.equal(changed(tokens.transpose(1, 2), add, "ncp", prefix), found.transpose(1, 2))
     assert torch.equal(found[:, prefix:], wanted.reshape(n, h * w, c))
     assert not found[:, :prefix].any()
 
