@@ -261,12 +261,12 @@ def test_names_come_from_an_evaluation(
         shutil.copy(directions, copy)
         shutil.copy(directions.with_suffix(".json"), copy.with_suffix(".json"))
         if others:
-            ok(run("fit --store", store, "--directions 3 --method kmeans --out", copy, *others))
+            ok(run("fit --overwrite --store", store, "--directions 3 --method kmeans --out", copy, *others))
         ended = run("eddp explain", *given, "--directions", copy, "--evaluation", tmp_path / "evaluation")
         assert ended.code == (2 if others else 0), ended.err
         assert ("holds other directions" in ended.err) == bool(others)
     for count in (3, 4):  # the same number of others, and more of them
-        ok(run("fit --store", store, "--directions", count, "--method kmeans --out", directions, "--seed 7"))
+        ok(run("fit --overwrite --store", store, "--directions", count, "--method kmeans --out", directions, "--seed 7"))
         ok(run("eddp explain", *given, "--store", store, "--directions", directions))
         assert "concepts go without names" in caplog.text
         caplog.clear()
@@ -409,7 +409,7 @@ def test_stores_without_images_or_with_samples(run: Run, tiny_images: Callable[.
     sampled = tmp_path / "sampled.zarr"
     net = ("--model", "tiny_net:build", "--layer", "second")
     ok(run("extract", *net, "--data", images, "--out", sampled, "--positions 2"))
-    ok(run("fit --store", sampled, "--directions 2 --method kmeans --out", directions))
+    ok(run("fit --overwrite --store", sampled, "--directions 2 --method kmeans --out", directions))
     ended = run("eddp explain", images, "--store", sampled, "--directions", directions, "--out", tmp_path / "out")
     fails(ended, 2, "--positions all")
     assert not (tmp_path / "out").exists()
