@@ -23,7 +23,7 @@ def autocorrelation(reader: LayerReader, bank: Bank, progress: Progress = silent
     The steps are those of a clip's row, or rows that are frames of one video. NaN where there are no pairs of steps, where a
     detector's logits are all equal, and where positions are sampled, which have no place in common.
     """
-    sums = _Sums(bank.count)
+    sums = _PairSums(bank.count)
     if reader.spec.sampled:
         return sums.correlation()
     names = None if reader.time > 1 else reader.store.names
@@ -50,7 +50,7 @@ def autocorrelation(reader: LayerReader, bank: Bank, progress: Progress = silent
     return sums.correlation()
 
 
-class _Sums:
+class _PairSums:
     """Moments of pairs of logits, in float64."""
 
     def __init__(self, detectors: int) -> None:
