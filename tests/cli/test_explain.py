@@ -266,7 +266,11 @@ def test_names_come_from_an_evaluation(
         assert ended.code == (2 if others else 0), ended.err
         assert ("holds other directions" in ended.err) == bool(others)
     for count in (3, 4):  # the same number of others, and more of them
-        ok(run("fit --overwrite --store", store, "--directions", count, "--method kmeans --out", directions, "--seed 7"))
+        ok(
+            run(
+                "fit --overwrite --store", store, "--directions", count, "--method kmeans --out", directions, "--seed 7"
+            )
+        )
         ok(run("eddp explain", *given, "--store", store, "--directions", directions))
         assert "concepts go without names" in caplog.text
         caplog.clear()

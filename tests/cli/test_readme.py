@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import write_broden
+from video_clips import put_clips
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, bucket: dict[str, str]) -> t
             small = Image.fromarray(g.integers(0, 256, (6, 6, 3), np.uint8))
             small.resize((90, 80), Image.Resampling.BICUBIC).save(file)
     write_broden(folder / "broden1_224")
+    put_clips(folder / "videos", 1, classes=("left", "up"))
     (folder / "photo.jpg").write_bytes((folder / "imagenet/val/n01/0.jpg").read_bytes())
     for data in ("clean", "poisoned"):  # class folders by the model's own names
         for i in range(8):
@@ -108,7 +110,7 @@ def run(script: str, place: tuple[Path, dict[str, str]]) -> str:
 @pytest.mark.slow
 def test_shell_blocks_in_order_then_the_python(place: tuple[Path, dict[str, str]]) -> None:
     shown = blocks("sh")
-    assert len(shown) == 9
+    assert len(shown) == 10
     folder = place[0]
     for block in shown:
         # pictures of a ResNet take minutes here; and of directions from eight images not every one fires
@@ -126,6 +128,7 @@ def test_shell_blocks_in_order_then_the_python(place: tuple[Path, dict[str, str]
         "correction/correction.safetensors",
         "birds.safetensors",
         "many/report.html",
+        "frames.zarr/manifest.jsonl",
         "remote.safetensors",
     ):
         assert (folder / made).is_file(), made

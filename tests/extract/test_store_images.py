@@ -33,7 +33,7 @@ def test_every_row_gives_its_picture(store: ActivationStore) -> None:
     seen = open_store_images(store)
     for row in range(4):
         assert row in seen
-        picture = seen.image(row)
+        (picture,) = seen.frames(row)
         assert picture.size == (40, 30)  # the transform squeezes, and cuts nothing off
         assert picture.getpixel((3, 3)) == (60 * row, 10, 20)
         assert seen.name(row) == f"{('cat', 'dog')[row // 2]}/{row}.png"
@@ -51,7 +51,7 @@ def test_other_images_elsewhere_are_told_apart(store: ActivationStore, tmp_path:
     assert 3 not in seen
     assert seen.label(3) == -1
     with pytest.raises(MismatchError, match=r"dog/3\.png"):
-        seen.image(3)
+        seen.frames(3)
     (tmp_path / "other").mkdir()
     Image.new("RGB", (5, 5)).save(tmp_path / "other" / "x.png")
     with pytest.raises(MismatchError, match="other images"):
