@@ -38,6 +38,7 @@ from extract.datasets import open_source
 from extract.image_io import shown
 from extract.image_source import ImageSource
 from extract.network import check_trusted, open_head
+from extract.store_images import rows_called
 from pipeline.evaluation_result import Evaluated, Label
 from pipeline.influence import class_names
 from pipeline.table_writer import Tables
@@ -189,7 +190,7 @@ def correct_model(
             tables = Tables(folder)
             tables.write("correction_probabilities", rows_to_columns(rows))
             tables.finish()
-            write_probability_page(folder, summary, facts_of(summary, store), problem_of(summary))
+            write_probability_page(folder, summary, facts_of(summary, store), problem_of(summary), rows_called(store))
         else:
             _write_tables(study, classes, folder)
             write_page(folder, study, summary, classes, store)

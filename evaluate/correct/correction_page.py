@@ -17,6 +17,7 @@ from evaluate.correct.trade_off import strengths, trade_off
 from evaluate.number_format import minus
 from evaluate.report.svg_shapes import bar
 from evaluate.web_page import render_page
+from extract.store_images import rows_called
 from stores.io import write_atomically
 from stores.store import ActivationStore
 
@@ -47,6 +48,7 @@ def write_page(
         "problem": SENTENCES.get(summary["problem"], ""),
         "confusions": [_confusion(study, which, classes) for which in study.sets()],
         "pictures": changed_pictures(out, study, classes),
+        "rows": rows_called(store),
     }
     path = out / "index.html"
     text = render_page("correct.html", page, styles="correct.css", change=change_of)

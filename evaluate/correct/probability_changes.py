@@ -89,10 +89,12 @@ def probability_summary(changes: Mapping[str, ProbabilityChange], rows: Sequence
     }
 
 
-def write_probability_page(out: Path, summary: Mapping[str, Any], facts: Mapping[str, str], problem: str) -> None:
-    """Write ``index.html`` of a correction without labels."""
-    sets = {which: title for which, title in GROUPS.items() if which in summary}
-    page = {"summary": summary, "made": facts, "sets": sets, "problem": problem}
+def write_probability_page(
+    out: Path, summary: Mapping[str, Any], facts: Mapping[str, str], problem: str, rows: str = "images"
+) -> None:
+    """Write ``index.html`` of a correction without labels; ``rows``: what the store's are called."""
+    sets = {which: title.replace("images", rows) for which, title in GROUPS.items() if which in summary}
+    page = {"summary": summary, "made": facts, "sets": sets, "problem": problem, "rows": rows}
     write_atomically(
         out / "index.html",
         render_page("correct_unlabelled.html", page, styles="correct.css").encode("utf-8", "replace"),
