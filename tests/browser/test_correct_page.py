@@ -39,7 +39,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     head = open_head(stores[0], "act")
     found = measure_gates(d, [0], d.thresholds, LayerReader(stores[1], "act"))
     study = study_correction(found, head, clean, poisoned, rectify=True, config=CorrectConfig(randoms=2))
-    summary = {"title": HOSTILE, "because": HOSTILE, "directions": "found", "layer": "act", **correction_summary(study)}
+    summary = {
+        "title": HOSTILE,
+        "because": HOSTILE,
+        "directions": "found",
+        "layer": "act",
+        "held_out": 12,
+        **correction_summary(study),
+    }
     return write_page(folder / "out", study, summary, [HOSTILE, CLASSES[1]], stores[0]).as_uri()
 
 
@@ -75,6 +82,7 @@ def test_a_page_without_any_change_says_so(watched: Callable[..., Any], page: st
         "because": "asked for",
         "directions": "found",
         "layer": "act",
+        "held_out": 6,
         **correction_summary(study),
     }
     opened = watched(write_page(tmp_path, study, summary, CLASSES, store).as_uri())
