@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from evaluate.parallel import Scheduler
 from evaluate.stability import firing_iou, stability_of, stability_rows
 from extract.labels import Alignment, align
 from extract.segmentation.base import ConceptSource
+from extract.video_rows import has_videos
 from pipeline.evaluation_result import Label
 from stores.directions import Directions
 from stores.errors import DatasetError, UsageError
@@ -33,6 +35,7 @@ from stores.statistics import statistics
 from stores.store import ActivationStore
 from stores.tables import Columns, rows_to_columns
 
+log = logging.getLogger(__name__)
 OWN = "own"  # --monosemanticity without a store: the model's own features
 
 
@@ -113,9 +116,13 @@ def dissect(subject: Subject, source: ConceptSource, resolution: Resolution, sch
         rows["labels"] += label_rows(name, directions, counts, scores, refined)
         rows["categories"] += category_rows(name, entries[name])
         rows["unions"] += union_rows(name, counts, second, columns)
+    clip, repeated = concepts.provenance.get("clip"), ""
+    if clip and not has_videos(source):
+        repeated = f"; each image is repeated {clip['frames']} times, so nothing moves in it"
+        log.warning("'%s' holds still images, and the network takes clips%s", source.root, repeated)
     facts = {
         "Concepts": f"{source.root.resolve().name}: {counts.images[0]} images to label on (train), {counts.images[1]} to score on (val), "
-        f"{len(counts.labels)} labels",
+        f"{len(counts.labels)} labels{repeated}",
         "Resolution": f"{resolution}, {counts.raster[0]} × {counts.raster[1]} points per "
         + (f"step, {reader.time} steps per clip" if reader.time > 1 else "image"),
     }

@@ -11,12 +11,15 @@ import pytest
 
 from stores.store import ActivationStore
 from tests.helpers.motion_net import MOTIONS, train, write_dataset
+from tests.helpers.tiny import write_broden
 
 MODEL = "tests.helpers.motion_net:motion_net"
 
 
 @pytest.mark.slow
-def test_motions_are_found_labelled_and_influence_their_classes(run: Callable[..., object], tmp_path: Path) -> None:
+def test_motions_are_found_labelled_and_influence_their_classes(
+    run: Callable[..., object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data, weights, store = write_dataset(tmp_path / "clips", 20), tmp_path / "weights.pt", tmp_path / "acts.zarr"
     assert train(weights) > 0.95
     run("extract", "--model", MODEL, "--weights", weights, "--layer", "late", "--data", data, "--out", store, "--quiet")
@@ -38,6 +41,13 @@ def test_motions_are_found_labelled_and_influence_their_classes(run: Callable[..
     own = [row for row in significant if row["label"] in MOTIONS and row["class_name"].startswith(row["label"])]
     assert own
     assert all(float(row["score"]) > 0 for row in own)
+    still = tmp_path / "still"
+    run(
+        "evaluate", "--store", store, "--model", MODEL, "--directions", directions, "--broden", write_broden(tmp_path / "b").root,
+        "--out", still,
+    )  # fmt: skip
+    assert "holds still images" in caplog.text
+    assert "each image is repeated 8 times" in (still / "report.html").read_text()
     with (out / "autocorrelation.csv").open() as file:
         steady = [float(row["autocorrelation"]) for row in csv.DictReader(file)]
     assert len(steady) == 8
