@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from evaluate.glossary import BAU, COMMON, EDDP, MEASURES, RCAV, SIGNIFICANT, VAL, Term
+from evaluate.glossary import BAU, COMMON, EDDP, MEASURES, RCAV, SIGNIFICANT, SURF, VAL, Term
 from stores.io import write_atomically, write_json
 
 
@@ -132,6 +132,22 @@ _INFLUENCE = {
     "s3_probability": Term("number", "share", "As s3, with changes of probability in the place of scores."),
     "suspects": Term("object", "", "The first ten rows of the table suspects; indices is a list of numbers."),
 }  # fmt: skip
+_FIDELITY = {
+    "images": Term("integer", "images", "Images, drawn from the store, whose logits are rebuilt."),
+    "classes": Term("integer", "classes", "Classes of the model."),
+    "draws": Term("integer", "sets", "Sets of random concepts: as many normal filters as the file has directions, with their Haufe patterns as signal vectors."),
+    **{f"{error}.{key}": Term(*entry) for error, what, source in (
+           ("mae", "Mean absolute error, over images and classes, of the logits rebuilt as base + contributions", SURF),
+           ("emd", "Earth mover's distance between the distributions over the images of a class's logit, the model's and the rebuilt one; mean over classes", SURF),
+       ) for key, *entry in (
+           ("value", "number", "logit", f"{what}.", source),
+           ("p", "number", "probability", f"(b + 1) / (N + 1), b of N sets of random concepts with {error} no larger."),
+           ("random", "number", "logit", f"Mean {error} of the sets of random concepts."),
+           ("random_low", "number", "logit", f"Smallest {error} of them: of 39, lower end of a 95 % interval for one more."),
+           ("random_high", "number", "logit", f"Largest {error} of them."),
+           ("constant", "number", "logit", f"The {error} of no directions: every image has the logits of the mean activation."),
+       )},
+}  # fmt: skip
 _OF_FILE = {
     "method": COMMON["method"],
     "directions": Term("integer", "directions", "Directions in the file."),
@@ -160,6 +176,7 @@ _OF_FILE = {
     "ground_truth.distinct_matches": Term("number", "share", "Share of true concepts whose direction of largest IoU is no other concept's."),
     "ground_truth.rmse": Term("number", "activation", "Root mean square difference of the directions' signal values and the true ones, about their means, over matched concepts and all positions."),
     **{f"influence.{key}": term for key, term in _INFLUENCE.items()},
+    **{f"fidelity.{key}": term for key, term in _FIDELITY.items()},
 }  # fmt: skip
 _SUMMARY = {
     "made_by": Term("string", "", "Command that wrote the folder."),

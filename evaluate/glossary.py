@@ -39,6 +39,7 @@ UIBE = "paper: UIBE"
 EDDP = "paper: EDDP"
 RCAV = "paper: RCAV (Pfau et al. 2021)"
 PACH = "paper: Pach et al. 2025"
+SURF = "paper: SURF (Kumar & Ahuja 2025)"
 VAL = "on the val split"
 SIGNIFICANT = (
     "the change of the class's logit is larger than that of the direction's null directions (classifiers trained on permuted labels) and than that of "

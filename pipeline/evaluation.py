@@ -29,6 +29,7 @@ from pipeline.evaluation_parts import (
     measure_stability,
 )
 from pipeline.evaluation_result import MADE_BY, made_from
+from pipeline.evidence import evidence_lines, measure_fidelity
 from pipeline.influence import influence_lines, study_influence
 from pipeline.record_display import text_of
 from pipeline.report import TITLE, write_evaluation_pages
@@ -55,7 +56,7 @@ class EvaluationConfig:
     broden : a concept dataset to label and score on. resolution : at which detectors and masks are compared.
     influence : how the influence on classes is measured; None: it is not.
     encoder : the store of embeddings for monosemanticity, or ``OWN``. ground_truth : compare with a synthetic store's truth.
-    device : "cpu" or "cuda:n". title : of the pages.
+    seed : of what is drawn outside ``influence``. device : "cpu" or "cuda:n". title : of the pages.
     """
 
     broden: Path | None = None
@@ -63,6 +64,7 @@ class EvaluationConfig:
     influence: InfluenceConfig | None = None
     encoder: Path | None = None
     ground_truth: bool = False
+    seed: int = 0
     device: str = "cpu"
     title: str = TITLE
 
@@ -146,6 +148,7 @@ def _evaluate(
     dissected = None if source is None else dissect(subject, source, config.resolution, scheduler)
     if dissected is not None:
         parts.append(dissected.findings)
+    parts.append(measure_fidelity(subject, config.seed))
     if config.influence is not None:
         parts.append(study_influence(subject, config.influence, dissected))
     if config.encoder is not None:
@@ -206,6 +209,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             cells = (f"{number(entry.get(k)):>10}" for k in keys)
             lines.append(f"{name:<{width}}" + "".join(cells))
     lines += influence_lines(summary)
+    lines += evidence_lines(summary)
     lines += [
         f"{name}: monosemanticity {number(entry.get('monosemanticity'))} (over all pairs of images "
         f"{number(entry.get('monosemanticity_baseline'))}), in the features of {entry['monosemanticity_encoder']}"

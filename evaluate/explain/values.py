@@ -27,6 +27,7 @@ concepts: on synthetic stores with known truth its RMSE is 0.24 to 0.58, that of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,6 +94,27 @@ def usual_values(
     NonFiniteError
         An activation is NaN or infinite; the message names the image.
     """
+    pooled, lowest = [], np.inf
+    for _, mean, least in pooled_images(reader, IMAGES, seed, "usual values", progress):
+        lowest = min(lowest, least)
+        pooled.append((mean.astype(np.float64) - directions.mean) @ read)
+    values = np.concatenate(pooled)  # (n, I)
+    spread = values.std(0)
+    low, high = np.quantile(values, RANGE, axis=0)
+    least = max(
+        1e-6 * float(spread.max()), 1e-12
+    )  # a direction that never varies must not be a change that costs nothing
+    return Usual(np.maximum(spread, least), low, high, lowest >= 0, len(values))
+
+
+def pooled_images(
+    reader: LayerReader, count: int, seed: int, stage: str, progress: Progress = silent
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """Mean activations of at most ``count`` images, drawn by the seed, in the store's order.
+
+    Yields image numbers (n,), means over positions (n, C) float32, and the smallest activation, of some images at a time. Raises as
+    ``usual_values`` does.
+    """
     if reader.spec.sampled:
         raise UsageError(
             f"The store '{reader.store.path}' holds a sample of each image's positions, and how much of a concept an image has is a mean "
@@ -101,10 +123,9 @@ def usual_values(
     rows = reader.image_indices
     if not len(rows):
         raise UsageError(f"The store '{reader.store.path}' has no readable image.")
-    if len(rows) > IMAGES:
-        rows = np.sort(np.random.default_rng([seed, 0xE8]).choice(rows, IMAGES, replace=False))
+    if len(rows) > count:
+        rows = np.sort(np.random.default_rng([seed, 0xE8]).choice(rows, count, replace=False))
     each = max(1, _AT_ONCE // (reader.positions * reader.channels))
-    pooled, lowest = [], np.inf
     for start in range(0, len(rows), each):
         part = rows[start : start + each]
         block = reader.images(part)  # (n, P, C)
@@ -115,13 +136,5 @@ def usual_values(
                 f"The store '{reader.store.path}' holds NaN or infinite activations, first for image '{reader.store.names[bad]}'. "
                 "Extract again with --dtype float32, and look at that image."
             )
-        lowest = min(lowest, float(block.min()))
-        pooled.append((mean.astype(np.float64) - directions.mean) @ read)
-        progress("usual values", start + len(part), len(rows))
-    values = np.concatenate(pooled)  # (n, I)
-    spread = values.std(0)
-    low, high = np.quantile(values, RANGE, axis=0)
-    least = max(
-        1e-6 * float(spread.max()), 1e-12
-    )  # a direction that never varies must not be a change that costs nothing
-    return Usual(np.maximum(spread, least), low, high, lowest >= 0, len(rows))
+        yield part, mean, float(block.min())
+        progress(stage, start + len(part), len(rows))

@@ -139,6 +139,7 @@ def evaluate(
                 influence=how if influence else None,
                 encoder=as_path(monosemanticity) if monosemanticity else None,
                 ground_truth=ground_truth,
+                seed=seed,
                 device=chosen,
             ),
             progress=progress,
