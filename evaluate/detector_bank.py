@@ -95,4 +95,7 @@ def top_quantile(
         progress("quantiles", done, reader.n_images)
     if best is None:
         return torch.zeros(filters.shape[1], device=filters.device)
-    return best[min(keep, len(best) - 1)]
+    # the middle of both: at a value of the data itself, rounding would decide whether that position counts
+    last, next_one = best[min(keep, len(best)) - 1], best[min(keep, len(best) - 1)]
+    middle = (last + next_one) / 2
+    return torch.where(middle < last, middle, next_one)

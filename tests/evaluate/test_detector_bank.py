@@ -23,11 +23,9 @@ Make = Callable[..., Directions]
 
 
 def quantile_by_sorting(values: np.ndarray, quantile: float) -> np.ndarray:
-    """The largest value that does not belong to the top ``round(quantile · n)``, of each column."""
-    keep = max(1, round(quantile * len(values)))
-    return np.partition(values, len(values) - 1 - min(keep, len(values) - 1), axis=0)[
-        len(values) - 1 - min(keep, len(values) - 1)
-    ]
+    """The middle between the smallest value of the top ``round(quantile · n)`` and the next one, of each column."""
+    keep, ordered = max(1, round(quantile * len(values))), np.sort(values, axis=0)[::-1]
+    return (ordered[min(keep, len(values)) - 1] + ordered[min(keep, len(values) - 1)]) / 2
 
 
 @settings(deadline=None)
@@ -55,8 +53,8 @@ def test_without_ties_exactly_the_quantile_lies_above(tmp_path: Path, make_store
     x = np.random.default_rng(0).permutation(2000).reshape(40, 50, 1).astype(np.float32)
     reader = LayerReader(make_store(tmp_path / "s.zarr", x, grid=(5, 10), chunk_images=7))
     threshold = top_quantile(reader, torch.ones(1, 1), 0.005)
-    assert threshold.tolist() == [1989.0]
-    assert int((x > 1989).sum()) == 10
+    assert threshold.tolist() == [1989.5]
+    assert int((x > 1989.5).sum()) == 10
     calls: list[tuple[str, int, int | None]] = []
     top_quantile(
         reader, torch.ones(1, 1), 0.005, lambda stage, done, total=None, note="": calls.append((stage, done, total))
@@ -68,7 +66,7 @@ def test_images_that_could_not_be_read_do_not_count(tmp_path: Path, make_store: 
     x = np.arange(10, dtype=np.float32).reshape(10, 1, 1)
     valid = np.arange(10) < 8
     reader = LayerReader(make_store(tmp_path / "s.zarr", x, grid=(1, 1), valid=valid))
-    assert top_quantile(reader, torch.ones(1, 1), 0.25).tolist() == [5.0]
+    assert top_quantile(reader, torch.ones(1, 1), 0.25).tolist() == [5.5]
     nothing = LayerReader(make_store(tmp_path / "t.zarr", x, grid=(1, 1), valid=valid & False))
     assert top_quantile(nothing, torch.ones(1, 2), 0.25).tolist() == [0.0, 0.0]
 
