@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from evaluate.glossary import BAU, COMMON, EDDP, MEASURES, RCAV, SIGNIFICANT, SURF, VAL, Term
+from evaluate.glossary import BAU, COMMON, EDDP, INVERT, MEASURES, RCAV, SIGNIFICANT, SURF, VAL, Term
 from stores.io import write_atomically, write_json
 
 
@@ -148,6 +148,19 @@ _FIDELITY = {
            ("constant", "number", "logit", f"The {error} of no directions: every image has the logits of the mean activation."),
        )},
 }  # fmt: skip
+_CLASS_LABELS = {
+    "source": Term("string", "", "Where the images' classes are from: labels or predictions of the model."),
+    "images": Term("integer", "images", "Images with a class, of both halves; frames and views of a video are one."),
+    "significant": Term("number", "share", "Share of directions with significant in the table class_labels."),
+    "auroc": Term("number", "share", "Mean auroc over the directions.", INVERT),
+    "auroc_low": Term("number", "share", "Lower end of the 95 % interval of that mean, from 200 Poisson bootstrap replicates of the images."),
+    "auroc_high": Term("number", "share", "Upper end of that interval."),
+    "randoms": Term("integer", "directions", "Random directions that were labelled by the same search."),
+    "auroc_random": Term("number", "share", "Mean auroc of these."),
+    "raising": Term("integer", "directions", "Directions whose signal vector raises a class significantly."),
+    "agree": Term("number", "share", "Share of these with agree in the table class_labels."),
+    "agree_others": Term("number", "share", "The same with the filters of all other directions in the place of their own: what to expect of pairs that do not belong together."),
+}  # fmt: skip
 _OF_FILE = {
     "method": COMMON["method"],
     "directions": Term("integer", "directions", "Directions in the file."),
@@ -177,6 +190,7 @@ _OF_FILE = {
     "ground_truth.rmse": Term("number", "activation", "Root mean square difference of the directions' signal values and the true ones, about their means, over matched concepts and all positions."),
     **{f"influence.{key}": term for key, term in _INFLUENCE.items()},
     **{f"fidelity.{key}": term for key, term in _FIDELITY.items()},
+    **{f"class_labels.{key}": term for key, term in _CLASS_LABELS.items()},
 }  # fmt: skip
 _SUMMARY = {
     "made_by": Term("string", "", "Command that wrote the folder."),
@@ -295,6 +309,20 @@ TABLES = {
     }),
     "autocorrelation": Table("One row a direction, of stores of clips or of frames of videos: how steadily it fires from frame to frame.", {
         "autocorrelation": Term("number", "correlation", "Correlation of the direction's logits with those at the same place one step (of the layer, or one frame that is a row) later, over all videos and places; empty where there are no two steps, or where they do not vary."),
+    }),
+    "class_labels": Table("One row a direction: its label from the classes of images, without masks. The label is chosen on one half of the images and tested on the other.", {
+        "label": Term("string", "", "The class, the classes joined by OR (at most three), or NOT these, whose images the direction's mean logit over positions ranks first: of largest AUROC that a beam search of width 5 finds.", INVERT),
+        "auroc": Term("number", "share", "Share of the pairs of an image with the label and one without it in which the first has the larger mean logit, equal ones counted half.", INVERT),
+        "auroc_low": Term("number", "share", "Lower end of the 95 % interval of auroc, from 200 Poisson bootstrap replicates of the images; the label stays."),
+        "auroc_high": Term("number", "share", "Upper end of that interval."),
+        "p": Term("number", "probability", "Mann-Whitney, one-sided, normal approximation with ties: of an auroc as large where logits and classes have nothing to do with each other.", INVERT),
+        "p_random": Term("number", "probability", "(b + 1) / (R + 1), b of R random directions, uniform on the sphere and labelled by the same search, with an auroc as large."),
+        "q": Term("number", "probability", "The larger of p and p_random, adjusted for the directions of the file (Benjamini & Hochberg 1995)."),
+        "significant": Term("boolean", "", "Whether q is at most 0.05."),
+        "raised": Term("string", "", "The at most three classes that the signal vector raises most of those with significant in the table influence, at the summary's step, with semicolons between; empty without --influence.", EDDP),
+        "fires": Term("string", "", "The most frequent classes (labels, or predictions where these are no classes of the model) of the 20 images of largest mean logit, at most three."),
+        "agree": Term("boolean", "", "Whether the first of raised is the first of fires; empty where nothing is raised."),
+        "overlap": Term("number", "share", "Share of raised that is in fires; empty where nothing is raised."),
     }),
     "comparison": Table("One row a file: its entry in summary.json.", {
         "supervised": Term("boolean", "", "Whether the method knew the labels it is scored on; such a file does not compete."),

@@ -1,4 +1,5 @@
-"""Names of directions for people: the label where it fits, numbered where several directions carry it, or a name that a person gave.
+"""Names of directions for people: the label where it fits, else one found without masks, numbered where several directions carry it, or a
+name that a person gave.
 
 A person's names are in ``names.csv`` next to the directions file, with the columns ``direction`` (its number), ``name`` and ``comment``, and
 ``directions`` (the file's name without ending) where the folder holds several directions files.
@@ -26,12 +27,17 @@ LONGEST_COMMENT = 2000
 
 @dataclass(frozen=True)
 class DirectionName:
-    """``full``: ``mammal 2``; ``short``: ``mammal``, what directions of one label share; ``comment``: a person's; ``own``: a person gave it."""
+    """``full``: ``mammal 2``; ``short``: ``mammal``, what directions of one label share; ``comment``: a person's; ``own``: a person gave it;
+    ``kind``: of a label found without masks, such as ``class``."""
 
     full: str
     short: str
     comment: str = ""
     own: bool = False
+    kind: str = ""
+
+
+Maskless = tuple[str, str]  # a label found without masks and its kind, both empty for none
 
 
 @dataclass(frozen=True)
@@ -43,25 +49,32 @@ class Given:
 
 
 def names_of(
-    labels: Sequence[str], fits: Sequence[bool], given: Mapping[int, Given] | None = None
+    labels: Sequence[str],
+    fits: Sequence[bool],
+    given: Mapping[int, Given] | None = None,
+    maskless: Sequence[Maskless] | None = None,
 ) -> list[DirectionName]:
     """Name each direction of a set.
 
     Parameters
     ----------
     labels : of each direction, empty for none. fits : whether the label fits: one that does not gives no name.
-    given : by number, from ``read_names``.
+    given : by number, from ``read_names``. maskless : of each direction, what it is called by where its label does not fit.
     """
-    carried = Counter(label for label, fit in zip(labels, fits, strict=True) if fit)
+    pairs = [
+        (label, "") if fit and label else other
+        for label, fit, other in zip(labels, fits, maskless or [("", "")] * len(labels), strict=True)
+    ]
+    carried = Counter(label for label, _ in pairs)
     seen: Counter[str] = Counter()
     found = []
-    for i, (label, fit) in enumerate(zip(labels, fits, strict=True)):
+    for i, (label, kind) in enumerate(pairs):
         short = full = f"direction {i}"
-        if label and fit:
+        if label:
             seen[label] += 1
             short, full = label, f"{label} {seen[label]}" if carried[label] > 1 else label
         own = (given or {}).get(i, Given("", ""))
-        found.append(DirectionName(own.name or full, own.name or short, own.comment, bool(own.name)))
+        found.append(DirectionName(own.name or full, own.name or short, own.comment, bool(own.name), kind))
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.counts import Counts
-from evaluate.direction_names import Given, names_of, with_names
+from evaluate.direction_names import Given, Maskless, names_of, with_names
 from evaluate.metrics import INTERPRETABLE, Labelled, LabelScores
 from stores.directions import Directions
 
@@ -52,6 +52,7 @@ def direction_rows(
     scores: Labelled,
     refined: LabelScores | None = None,
     given: Mapping[int, Given] | None = None,
+    maskless: Sequence[Maskless] | None = None,
 ) -> list[dict[str, Any]]:
     """One row a direction: its label, and its scores on val; nothing where the second pass would have given them."""
     share, cosine = counts.share[columns], directions.agreement
@@ -81,7 +82,7 @@ def direction_rows(
                 **_refined(refined, i),
             }
         )
-    names = names_of([row["label"] for row in rows], [row["interpretable"] for row in rows], given)
+    names = names_of([row["label"] for row in rows], [row["interpretable"] for row in rows], given, maskless)
     return with_found_again(with_names(rows, names), directions)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from evaluate.parallel import Scheduler
 from extract.datasets import open_concepts
 from extract.network import check_trusted
 from extract.segmentation.base import ConceptSource
+from pipeline.class_labelling import class_findings, class_lines, class_names_of, find_class_labels
 from pipeline.evaluation_parts import (
     Dissected,
     Findings,
@@ -55,6 +56,7 @@ class EvaluationConfig:
     ----------
     broden : a concept dataset to label and score on. resolution : at which detectors and masks are compared.
     influence : how the influence on classes is measured; None: it is not.
+    classes : label by the images' classes.
     encoder : the store of embeddings for monosemanticity, or ``OWN``. ground_truth : compare with a synthetic store's truth.
     seed : of what is drawn outside ``influence``. device : "cpu" or "cuda:n". title : of the pages.
     """
@@ -62,6 +64,7 @@ class EvaluationConfig:
     broden: Path | None = None
     resolution: Resolution = "mask"
     influence: InfluenceConfig | None = None
+    classes: bool = False
     encoder: Path | None = None
     ground_truth: bool = False
     seed: int = 0
@@ -145,12 +148,18 @@ def _evaluate(
     parts: list[Findings] = []
     if truth is not None:
         parts.append(compare_with_truth(subject, truth))
+    by_class = find_class_labels(subject, config.seed) if config.classes else {}
+    subject = replace(subject, maskless={name: class_names_of(found) for name, found in by_class.items()})
     dissected = None if source is None else dissect(subject, source, config.resolution, scheduler)
     if dissected is not None:
         parts.append(dissected.findings)
     parts.append(measure_fidelity(subject, config.seed))
-    if config.influence is not None:
-        parts.append(study_influence(subject, config.influence, dissected))
+    studied = None if config.influence is None else study_influence(subject, config.influence, dissected)
+    if studied is not None:
+        parts.append(studied.findings)
+    if by_class:
+        names = dissected.names if dissected else {name: subject.names(name) for name in subject.sets}
+        parts.append(class_findings(subject, by_class, names, studied.raised if studied else None))
     if config.encoder is not None:
         parts.append(measure_monosemanticity(subject, config.encoder))
     parts.append(measure_autocorrelation(subject))
@@ -210,6 +219,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             lines.append(f"{name:<{width}}" + "".join(cells))
     lines += influence_lines(summary)
     lines += evidence_lines(summary)
+    lines += class_lines(summary)
     lines += [
         f"{name}: monosemanticity {number(entry.get('monosemanticity'))} (over all pairs of images "
         f"{number(entry.get('monosemanticity_baseline'))}), in the features of {entry['monosemanticity_encoder']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from evaluate.autocorrelation import autocorrelation, has_time
 from evaluate.concepts import concept_store
 from evaluate.detector_bank import Bank, make_bank, slices_of
-from evaluate.direction_names import DirectionName, Given, names_of
+from evaluate.direction_names import DirectionName, Given, Maskless, names_of
 from evaluate.direction_tables import category_rows, direction_rows, label_rows, table_columns
 from evaluate.dissect import Dissector, Resolution
 from evaluate.ground_truth import against_truth
@@ -41,7 +41,8 @@ OWN = "own"  # --monosemanticity without a store: the model's own features
 
 @dataclass(frozen=True)
 class Subject:
-    """Sets of directions, by name, of one layer of a store; ``device``: where they are evaluated; ``given``: names that people gave, by set."""
+    """Sets of directions, by name, of one layer of a store; ``device``: where they are evaluated; ``given``: names that people gave, by set;
+    ``maskless``: labels found without masks, of each direction, by set."""
 
     store: ActivationStore
     layer: str
@@ -49,6 +50,7 @@ class Subject:
     device: str = "cpu"
     progress: Progress = silent
     given: Mapping[str, Mapping[int, Given]] = field(default_factory=dict)
+    maskless: Mapping[str, Sequence[Maskless]] = field(default_factory=dict)
 
     @cached_property
     def reader(self) -> LayerReader:
@@ -58,6 +60,11 @@ class Subject:
     def bank(self) -> Bank:
         """The detectors of all sets; thresholds of methods without any are quantiles over the store."""
         return make_bank(self.sets, self.reader, device=self.device, progress=self.progress)
+
+    def names(self, name: str) -> list[DirectionName]:
+        """What a set's directions are called without a concept dataset."""
+        count = self.sets[name].count
+        return names_of([""] * count, [False] * count, self.given.get(name), self.maskless.get(name))
 
 
 @dataclass(frozen=True)
@@ -108,9 +115,9 @@ def dissect(subject: Subject, source: ConceptSource, resolution: Resolution, sch
         scores = score(counts, columns, label_of, second.average_precision)
         refined = label_scores(counts, second, columns, limit=INTERPRETABLE)
         entries[name] = summarise(counts, name, scores, refined)
-        given = subject.given.get(name)
-        mine = direction_rows(name, directions, counts, columns, scores, refined, given)
-        names[name] = names_of([row["label"] for row in mine], [row["interpretable"] for row in mine], given)
+        given, maskless = subject.given.get(name), subject.maskless.get(name)
+        mine = direction_rows(name, directions, counts, columns, scores, refined, given, maskless)
+        names[name] = names_of([row["label"] for row in mine], [row["interpretable"] for row in mine], given, maskless)
         labels[name] = [(row["label"] if row["category"] else "", row["category"]) for row in mine]
         rows["directions"] += mine
         rows["labels"] += label_rows(name, directions, counts, scores, refined)

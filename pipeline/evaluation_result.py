@@ -13,7 +13,7 @@ import pyarrow.compute
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from evaluate.dictionary import kinds_of
-from evaluate.direction_names import FILE, DirectionName, names_of, read_names, warn_once
+from evaluate.direction_names import FILE, DirectionName, Maskless, names_of, read_names, warn_once
 from stores.directions import Directions
 from stores.documents import (
     MOST_IMAGES,
@@ -120,6 +120,7 @@ READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *(f"{m}{part}" for m in ("detector_iou", "logit_correlation", "signal_cos") for part in ("", "_chance", "_kappa")),
         ),
     ),
+    "class_labels": (("directions", "index", "label", "auroc", "q", "significant", "fires"), ("raised",)),
     "steering": (("directions", "index", "role", "alpha", "class", "probability", "monotone_up_to"), ()),
 }  # fmt: skip
 
@@ -307,7 +308,12 @@ class Evaluated:
                 f"'{stray}' is not read: names belong next to the directions file. Move it to '{path.parent / FILE}'"
             )
         given = read_names(path, self.count(name))
-        return names_of(labels, [fits.get(i, False) for i in range(len(labels))], given)
+        return names_of(labels, [fits.get(i, False) for i in range(len(labels))], given, self._maskless(name))
+
+    def _maskless(self, name: str) -> list[Maskless]:
+        """Significant labels of each direction that were found without masks."""
+        found = {row["index"]: row["label"] for row in self.table("class_labels", name) if row["significant"]}
+        return [(found[i], "class") if i in found else ("", "") for i in range(self.count(name))]
 
     def suspects(self, name: str) -> list[dict[str, Any]] | None:
         """Concepts that may be shortcuts, the worst first: what ``evaluate --influence`` ranked; ``indices``: the directions of each.

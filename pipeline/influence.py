@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from evaluate.direction_names import names_of, with_names
+from evaluate.direction_names import with_names
 from evaluate.direction_tables import with_found_again
 from evaluate.influence.cavs import LabelUse, label_use, s3
 from evaluate.influence.influence_study import (
@@ -22,6 +23,7 @@ from evaluate.influence.influence_study import (
     unit_columns,
 )
 from evaluate.influence.influence_tables import (
+    claims_of,
     class_influence_rows,
     direction_influence_rows,
     influence_parts,
@@ -47,7 +49,15 @@ from stores.tables import rows_to_columns
 TABLES = ("influence_directions", "influence_classes", "steering", "suspects")
 
 
-def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissected | None) -> Findings:
+@dataclass(frozen=True)
+class Studied:
+    """What was found, and of each direction of a set the classes that its signal vector raises significantly at the summary's step, most first."""
+
+    findings: Findings
+    raised: dict[str, list[list[int]]]
+
+
+def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissected | None) -> Studied:
     """What each set's directions do to classes; with labels also S3, and the concepts that may be shortcuts."""
     store, device, progress = subject.store, subject.device, subject.progress
     count = sum(directions.count for directions in subject.sets.values())
@@ -72,11 +82,7 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
     rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
     for done, (name, directions) in enumerate(subject.sets.items(), 2):
         labels = [("", "")] * directions.count if dissected is None else dissected.labels[name]
-        called = (
-            names_of([""] * directions.count, [False] * directions.count, subject.given.get(name))
-            if dissected is None
-            else dissected.names[name]
-        )
+        called = subject.names(name) if dissected is None else dissected.names[name]
         names = plain[name] = [label for label, _ in labels]
         titles[name] = [one.full for one in called]
         of_directions = [
@@ -106,7 +112,17 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
             rows["suspects"] += [{**row, "indices": " ".join(map(str, row["indices"]))} for row in suspects]
     every = (part for name in subject.sets for part in influence_parts(found, name, plain[name], classes, titles[name]))
     tables = {table: [rows_to_columns(some)] for table, some in rows.items() if some}
-    return Findings(entries, {"influence": every, **tables})
+    raised = {name: _raised(found, name) for name in subject.sets}
+    return Studied(Findings(entries, {"influence": every, **tables}), raised)
+
+
+def _raised(found: Influence, name: str) -> list[list[int]]:
+    a = found.config.alphas.index(found.config.alpha)
+    change = found.probability[a, 0, found.slices[name]]
+    up = claims_of(found, name, a, 0)[1].significant & (change > 0)
+    return [
+        [k for k in np.argsort(-one, kind="stable").tolist() if sure[k]] for one, sure in zip(change, up, strict=True)
+    ]
 
 
 def _say_what_can_be_claimed(config: InfluenceConfig, subject: Subject, classes: int) -> None:

@@ -33,6 +33,8 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
                    "DIR the one in $EDDP_BRODEN.")  # fmt: skip
 @click.option("--influence", is_flag=True,
               help="Push the images along every direction and run the head: what does each do to each class, beyond chance?")  # fmt: skip
+@click.option("--classes", is_flag=True,
+              help="Label by the images' classes, without masks; with --influence also compare with the classes that signal vectors raise.")  # fmt: skip
 @click.option("--alphas", default="0.5,2,5", show_default=True, metavar="A,A,…",
               help="Lengths of the step for --influence; the summary is about the middle one.")  # fmt: skip
 @click.option("--influence-images", type=int, default=None,
@@ -43,7 +45,9 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
                    "many as ten minutes allow]")  # fmt: skip
 @click.option("--null-positions", type=int, default=5000, show_default=True,
               help="Positions that each null direction is trained on, half of them the detector's positives.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the images, permutations and positions drawn.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the images, halves, permutations and positions drawn."
+)
 @click.option("--monosemanticity", is_flag=False, flag_value="own", default=None, metavar="[STORE]",
               help="Score how alike the images of each direction are, in the features of a store of the same images made with another "
                    "model; without STORE in the model's own.")  # fmt: skip
@@ -68,6 +72,7 @@ def evaluate(
     directions: tuple[Path, ...],
     broden: str | None,
     influence: bool,
+    classes: bool,
     alphas: str,
     influence_images: int | None,
     null_directions: int | None,
@@ -100,10 +105,10 @@ def evaluate(
     run = Run("evaluate", given())
     names = names_in(class_names)
     folder = _broden_folder(broden)
-    if folder is None and not (ground_truth or influence or monosemanticity):
+    if folder is None and not (ground_truth or influence or classes or monosemanticity):
         raise UsageError(
             "Say what to evaluate: --broden DIR (against a concept dataset), --influence (on the network's classes), "
-            "--monosemanticity or --ground-truth (against a synthetic store)."
+            "--classes (labels without masks), --monosemanticity or --ground-truth (against a synthetic store)."
         )
     steps = _steps(alphas)
     how = InfluenceConfig(
@@ -137,6 +142,7 @@ def evaluate(
                 broden=folder,
                 resolution=cast(Resolution, resolution),
                 influence=how if influence else None,
+                classes=classes,
                 encoder=as_path(monosemanticity) if monosemanticity else None,
                 ground_truth=ground_truth,
                 seed=seed,

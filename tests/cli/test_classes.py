@@ -1,0 +1,67 @@
+"""``evaluate --classes`` as users run it: labels without masks, in tables, names and pages."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Run, fails, ok
+from tiny import write_store
+
+from pipeline.evaluation_result import Evaluated
+from stores.directions import Directions
+
+NAMES = ["cat", "dog", "<i>sea</i>"]
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> tuple[Path, Path]:
+    """A store of 64 channels in front of a pooling head: channel k says how much of class k an image shows, and its logit is the channel's;
+    directions along channels 0, 1, 2 and one more that says nothing."""
+    g = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 80)
+    x = g.normal(size=(240, 2, 64)).astype(np.float32)
+    x[:, :, :3] = 0.5 * x[:, :, :3] + 4 * np.eye(3)[labels][:, None]
+    weight = np.eye(3, 64, dtype=np.float32)
+    logits = x.mean(1) @ weight.T
+    write_store(
+        tmp_path / "acts.zarr", {"conv": x}, labels=labels, logits=logits, n_classes=3, class_names=NAMES, chunk_images=50,
+        heads={"conv": (weight, np.zeros(3, np.float32))}, provenance={"model": "by hand", "dataset": {"class_names": NAMES, "kind": "folder", "path": "gone", "images": 240}},
+    )  # fmt: skip
+    filters = np.eye(64, dtype=np.float32)[:, [0, 1, 2, 9]]
+    file = tmp_path / "d.safetensors"
+    Directions(filters, filters, np.zeros(64, np.float32), np.full(4, 2, np.float32), "toy", "conv").save(file)
+    return tmp_path / "acts.zarr", file
+
+
+def test_directions_are_called_by_their_classes(run: Run, seen: tuple[Path, Path], tmp_path: Path) -> None:
+    store, file = seen
+    (tmp_path / "names.csv").write_text("direction,name\n1,barker\n", encoding="utf-8")
+    ended = ok(run("evaluate --store", store, "--directions", file, "--classes --influence --influence-images 40"))
+    assert "75 % of directions have a significant class label (labels of 240 images" in ended.out
+    folder = tmp_path / "evaluation"
+    with (folder / "class_labels.csv").open(encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["name"] for row in rows] == ["cat", "barker", "<i>sea</i>", "direction 3"]
+    assert [row["label"] for row in rows[:3]] == NAMES
+    assert [row["significant"] for row in rows] == ["true", "true", "true", "false"]
+    assert [row["auroc"] for row in rows[:3]] == ["1"] * 3
+    assert [row["fires"] for row in rows[:3]] == NAMES
+    entry = json.loads((folder / "summary.json").read_bytes())["directions"]["d"]["class_labels"]
+    assert (entry["significant"], entry["images"], entry["source"]) == (0.75, 240, "labels")
+    assert entry["auroc"] == pytest.approx(np.mean([float(row["auroc"]) for row in rows]), abs=1e-4)
+    assert [name.full for name in Evaluated(folder).direction_names("d")] == [row["name"] for row in rows]
+    with (folder / "influence_directions.csv").open(encoding="utf-8", newline="") as table:
+        assert {row["name"] for row in csv.DictReader(table)} == {row["name"] for row in rows}
+
+
+def test_what_it_needs_is_said(run: Run, seen: tuple[Path, Path], tmp_path: Path) -> None:
+    store = write_store(tmp_path / "few.zarr", {"conv": np.ones((30, 2, 64), np.float32)}, n_classes=3)
+    fails(
+        run("evaluate --store", store, "--directions", seen[1], "--classes"),
+        2,
+        "two classes of at least 20 images each",
+    )
