@@ -160,6 +160,7 @@ _CLASS_LABELS = {
     "raising": Term("integer", "directions", "Directions whose signal vector raises a class significantly."),
     "agree": Term("number", "share", "Share of these with agree in the table class_labels."),
     "agree_others": Term("number", "share", "The same with the filters of all other directions in the place of their own: what to expect of pairs that do not belong together."),
+    "agree_p": Term("number", "probability", "(b + 1) / 1000, b of 999 permutations of the filters among the directions of the file with a share as large."),
 }  # fmt: skip
 _OF_FILE = {
     "method": COMMON["method"],

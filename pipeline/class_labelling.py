@@ -15,6 +15,7 @@ from pipeline.influence import class_names
 from stores.tables import rows_to_columns
 
 KIND = "class"
+PERMUTATIONS = 999
 SEPARATOR = "; "  # names of ImageNet's classes hold commas
 Raised = Mapping[
     str, Sequence[Sequence[int]]
@@ -40,6 +41,7 @@ def class_findings(
     labels: Mapping[str, ClassLabels],
     names: Mapping[str, Sequence[DirectionName]],
     raised: Raised | None,
+    seed: int,
 ) -> Findings:
     """The table ``class_labels`` and its summary; ``raised`` where influence was measured."""
     titles = class_names(subject.store, int(subject.store.attributes["n_classes"]))
@@ -58,12 +60,14 @@ def class_findings(
                 "raised": None if up is None else SEPARATOR.join(titles[k] for k in up[i]),
                 "fires": SEPARATOR.join(titles[k] for k in found.fires[i]),
                 "agree": None if up is None or not up[i] else up[i][0] in found.fires[i][:1],
-                "overlap": None if up is None or not up[i] else len({*up[i]} & {*found.fires[i]}) / len(up[i]),
+                "overlap": None
+                if up is None or not up[i]
+                else round(len({*up[i]} & {*found.fires[i]}) / len(up[i]), 4),
             }
             for i in range(len(found.labels))
         ]
         rows += with_names(mine, names[name])
-        entries[name] = {"class_labels": _summary(found) | ({} if up is None else _agreement(up, found.fires))}
+        entries[name] = {"class_labels": _summary(found) | ({} if up is None else _agreement(up, found.fires, seed))}
     return Findings(entries, {"class_labels": [rows_to_columns(rows)]})
 
 
@@ -79,18 +83,23 @@ def _summary(found: ClassLabels) -> dict[str, Any]:
     }
 
 
-def _agreement(raised: Sequence[Sequence[int]], fires: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """How often the class that a signal vector raises most is the one where the filter fires most, and how often that of another direction is."""
+def _agreement(raised: Sequence[Sequence[int]], fires: Sequence[Sequence[int]], seed: int) -> dict[str, Any]:
+    """How often the class that a signal vector raises most is the one where the filter fires most, and how often that of another direction is;
+    its p is of permutations of the filters among all directions."""
     first = np.array([classes[0] if classes else -1 for classes in raised])
     at = np.array([classes[0] if classes else -2 for classes in fires])
     known = np.flatnonzero(first >= 0)
     same = first[known, None] == at[None]
     own = same[np.arange(len(known)), known]
     others = len(known) * (len(at) - 1)
+    g = np.random.default_rng([seed, 0xA6])
+    drawn = [int((first[known] == g.permutation(at)[known]).sum()) for _ in range(PERMUTATIONS)]
+    reached = sum(count >= own.sum() for count in drawn)
     return {
         "raising": len(known),
         "agree": round(float(own.mean()), 4) if len(known) else None,
         "agree_others": round(float((same.sum() - own.sum()) / others), 4) if others else None,
+        "agree_p": round(float(reached + 1) / (PERMUTATIONS + 1), 4) if len(known) else None,
     }
 
 
@@ -106,8 +115,8 @@ def class_lines(summary: Mapping[str, Any]) -> list[str]:
         )
         if found.get("agree") is not None:
             line += (
-                f"; of {found['raising']} signal vectors that raise a class, {100 * found['agree']:.3g} % raise most the one where the filter "
-                f"fires most"
+                f"; of {found['raising']} signal vectors that raise a class, {100 * found['agree']:.3g} % raise most the one where their filter "
+                f"fires most (p = {number(found['agree_p'])})"
             )
         lines.append(line)
     return lines

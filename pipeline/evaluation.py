@@ -159,7 +159,7 @@ def _evaluate(
         parts.append(studied.findings)
     if by_class:
         names = dissected.names if dissected else {name: subject.names(name) for name in subject.sets}
-        parts.append(class_findings(subject, by_class, names, studied.raised if studied else None))
+        parts.append(class_findings(subject, by_class, names, studied.raised if studied else None, config.seed))
     if config.encoder is not None:
         parts.append(measure_monosemanticity(subject, config.encoder))
     parts.append(measure_autocorrelation(subject))

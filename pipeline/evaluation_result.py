@@ -120,7 +120,7 @@ READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *(f"{m}{part}" for m in ("detector_iou", "logit_correlation", "signal_cos") for part in ("", "_chance", "_kappa")),
         ),
     ),
-    "class_labels": (("directions", "index", "label", "auroc", "q", "significant", "fires"), ("raised",)),
+    "class_labels": (("directions", "index", "label", "auroc", "q", "significant", "fires"), ("raised", "auroc_low", "auroc_high")),
     "steering": (("directions", "index", "role", "alpha", "class", "probability", "monotone_up_to"), ()),
 }  # fmt: skip
 

@@ -11,8 +11,11 @@ import pytest
 from command_line import Run, fails, ok
 from tiny import write_store
 
+from pipeline.class_labelling import class_findings, find_class_labels
+from pipeline.evaluation_parts import Subject
 from pipeline.evaluation_result import Evaluated
 from stores.directions import Directions
+from stores.store import ActivationStore
 
 NAMES = ["cat", "dog", "<i>sea</i>"]
 
@@ -54,6 +57,10 @@ def test_directions_are_called_by_their_classes(run: Run, seen: tuple[Path, Path
     assert (entry["significant"], entry["images"], entry["source"]) == (0.75, 240, "labels")
     assert entry["auroc"] == pytest.approx(np.mean([float(row["auroc"]) for row in rows]), abs=1e-4)
     assert [name.full for name in Evaluated(folder).direction_names("d")] == [row["name"] for row in rows]
+    page = (folder / "report" / "d" / "d" / "00002.html").read_text(encoding="utf-8")
+    assert '<bdi id="called">&lt;i&gt;sea&lt;/i&gt;</bdi></h1>' in page
+    assert '<span class="chip cnone">class</span>' in page
+    assert ">Classes<" in page
     with (folder / "influence_directions.csv").open(encoding="utf-8", newline="") as table:
         assert {row["name"] for row in csv.DictReader(table)} == {row["name"] for row in rows}
 
@@ -65,3 +72,20 @@ def test_what_it_needs_is_said(run: Run, seen: tuple[Path, Path], tmp_path: Path
         2,
         "two classes of at least 20 images each",
     )
+
+
+def test_signal_vector_and_filter_agree_where_their_first_classes_are_one(seen: tuple[Path, Path]) -> None:
+    """The filters of directions 0, 1, 2 fire on cat, dog and sea; the signal vectors of two of them raise something."""
+    store = ActivationStore.open(seen[0])
+    subject = Subject(store, "conv", {"d": Directions.load(seen[1])})
+    labels = find_class_labels(subject, 0)
+    last = labels["d"].fires[3][0]
+    found = class_findings(subject, labels, {"d": subject.names("d")}, {"d": [[0], [2, 1], [], []]}, 0)
+    (table,) = found.tables["class_labels"]
+    assert table["raised"] == ["cat", "<i>sea</i>; dog", "", ""]
+    assert table["agree"] == [True, False, None, None]
+    assert table["overlap"] == [1, 0.5, None, None]
+    entry = found.entries["d"]["class_labels"]
+    assert (entry["raising"], entry["agree"]) == (2, 0.5)
+    assert entry["agree_others"] == round((1 + (last in (0, 2))) / 6, 4)  # direction 1 raises what direction 2 fires on
+    assert 0.1 < entry["agree_p"] <= 1
