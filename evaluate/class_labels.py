@@ -155,7 +155,7 @@ def label_by_classes(
             (float(auroc.mean()), float(ends[0]), float(ends[1])),
             len(chance), float(chance.mean()), len(rows), classes.source,
         )  # fmt: skip
-        progress("class labels", done, len(filters))
+        progress("label search", done, len(filters))
     return found
 
 

@@ -312,7 +312,7 @@ TABLES = {
         "autocorrelation": Term("number", "correlation", "Correlation of the direction's logits with those at the same place one step (of the layer, or one frame that is a row) later, over all videos and places; empty where there are no two steps, or where they do not vary."),
     }),
     "class_labels": Table("One row a direction: its label from the classes of images, without masks. The label is chosen on one half of the images and tested on the other.", {
-        "label": Term("string", "", "The class, the classes joined by OR (at most three), or NOT these, whose images the direction's mean logit over positions ranks first: of largest AUROC that a beam search of width 5 finds.", INVERT),
+        "label": Term("string", "", "The class, the classes joined by OR (at most three), or NOT these, whose images the direction's mean logit over positions ranks first: of largest AUROC that a beam search of width 5 finds among classes of at least 10 images in each half.", INVERT),
         "auroc": Term("number", "share", "Share of the pairs of an image with the label and one without it in which the first has the larger mean logit, equal ones counted half.", INVERT),
         "auroc_low": Term("number", "share", "Lower end of the 95 % interval of auroc, from 200 Poisson bootstrap replicates of the images; the label stays."),
         "auroc_high": Term("number", "share", "Upper end of that interval."),

@@ -74,11 +74,13 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result: each set's ``entries`` in the summary, ``tables`` in parts of the same columns, and what a concept dataset said."""
+    """The result: each set's ``entries`` in the summary, ``tables`` in parts of the same columns, and what a concept dataset said; ``subject``
+    with the labels found without masks, and with what was read of the store."""
 
     entries: dict[str, dict[str, Any]]
     tables: dict[str, Iterable[Columns]]
     dissected: Dissected | None
+    subject: Subject
 
 
 def load_sets(files: tuple[Path, ...] | list[Path]) -> dict[str, tuple[Path, Directions]]:
@@ -135,7 +137,7 @@ def evaluate_directions(
         if len(sets) > 1:
             tables.write_comparison(summary)
         tables.finish(summary)
-        notes = write_evaluation_pages(folder, subject, found.dissected, config.title, scheduler)
+        notes = write_evaluation_pages(folder, found.subject, found.dissected, config.title, scheduler)
     for note in notes if "synthetic" not in store.provenance else []:
         log.warning("the pages are not complete: %s", note)
     return summary
@@ -173,7 +175,8 @@ def _evaluate(
         entries[name] = {**about, **again}
         for part in parts:
             entries[name] |= part.entries.get(name, {})
-    return Evaluation(entries, {table: rows for part in parts for table, rows in part.tables.items()}, dissected)
+    tables = {table: rows for part in parts for table, rows in part.tables.items()}
+    return Evaluation(entries, tables, dissected, subject)
 
 
 def _one_layer(store: ActivationStore, sets: Mapping[str, tuple[Path, Directions]]) -> str:
