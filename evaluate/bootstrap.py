@@ -22,6 +22,11 @@ def poisson_weights(seed: int, image: int, replicates: int) -> np.ndarray:
     return np.random.default_rng([seed, image]).poisson(1.0, replicates)
 
 
+def half_of(seed: int, image: int) -> int:
+    """0 or 1: which random half of the images one is in."""
+    return int(np.random.default_rng([seed, image, 0x2A]).integers(2))
+
+
 def interval(values: np.ndarray) -> np.ndarray:
     """(2, ...) the percentile interval of replicates (B, ...), which holds 95 % of them."""
     return np.asarray(np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0))

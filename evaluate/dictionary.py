@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from evaluate.glossary import BAU, COMMON, EDDP, INVERT, MEASURES, RCAV, SIGNIFICANT, SURF, VAL, Term
+from evaluate.glossary import BAU, COMMON, EDDP, INVERT, MEASURES, NEURONEVAL, RCAV, SIGNIFICANT, SURF, VAL, Term
 from stores.io import write_atomically, write_json
 
 
@@ -181,6 +181,8 @@ _OF_FILE = {
     **{f"union.{key}": Term("number", "share", f"Mean {key} in the table unions, over labels whose union has an IoU above 0.04.", EDDP)
        for key in ("iou", "precision", "recall", "f1")},
     "union.s2": Term("number", "", "Sum of the IoUs in the table unions, over all labels.", EDDP),
+    **{f"label_tests.{test}.{metric}": Term("number", "share", f"Column holds of the table label_tests: share of directions whose {metric} falls when labels are {words}.", NEURONEVAL)
+       for test, words in (("missing", "missing"), ("extra", "added")) for metric in ("iou", "f1", "average_precision", "precision", "recall", "auroc")},
     "monosemanticity_baseline": Term("number", "cosine", "Mean cosine of the embeddings over all pairs of images: the score of a direction with the same activation on all of them."),
     "monosemanticity_encoder": Term("string", "", "Model and layer that the embeddings are of."),
     "autocorrelation": Term("number", "correlation", "Mean of the column autocorrelation of the table of that name."),
@@ -231,6 +233,15 @@ TABLES = {
         "iou": Term("number", "share", f"Intersection over union of the detectors' joint positives and the label, {VAL}.", EDDP),
         "precision": Term("number", "share", f"Share of the joint positives that carry the label, {VAL}.", EDDP),
         "recall": Term("number", "share", f"Share of the label's positions where at least one of the detectors is positive, {VAL}.", EDDP),
+    }),
+    "label_tests": Table("One row a file, test and score: does the score fall when labels are made wrong?", {
+        "test": Term("string", "", "missing: half of the label's positives are taken away, by image; extra: as many false ones are added.", NEURONEVAL),
+        "metric": Term("string", "", "Score, as in the table directions; auroc: area under the ROC curve of the detector's logit."),
+        "tested": Term("integer", "directions", "Directions whose label occurs in both random halves of val's images, with room for false positives."),
+        "holds": Term("number", "share", "Share of them whose score falls by more than 0.001; mean of two runs, one for each half of the images.", NEURONEVAL),
+        "holds_low": Term("number", "share", "Lower end of the 95 % interval of holds (Wilson)."),
+        "holds_high": Term("number", "share", "Upper end of it."),
+        "change": Term("number", "share", "Mean change of the score."),
     }),
     "ground_truth": Table("One row a file and true concept of a synthetic store, matched one to one by IoU.", {
         "concept": Term("integer", "", "Number of the true concept, from 0."),

@@ -24,6 +24,7 @@ COLUMNS = {
     ),
     "labels": ("directions", "index", "rank", "label", "category", "iou_train", "iou_val", "images_val", "positions_val", "as_good"),
     "categories": ("directions", "category", "distinct", "detectors"),
+    "label_tests": ("directions", "test", "metric", "tested", "holds", "holds_low", "holds_high", "change"),
     "unions": ("directions", "label", "category", "detectors", "iou", "precision", "recall", "f1"),
 }  # fmt: skip
 

@@ -40,6 +40,7 @@ EDDP = "paper: EDDP"
 RCAV = "paper: RCAV (Pfau et al. 2021)"
 INVERT = "paper: INVERT (Bykov et al. 2023)"
 PACH = "paper: Pach et al. 2025"
+NEURONEVAL = "paper: NeuronEval (Oikarinen et al. 2025)"
 SURF = "paper: SURF (Kumar & Ahuja 2025)"
 VAL = "on the val split"
 SIGNIFICANT = (
@@ -116,6 +117,10 @@ PARTS: dict[str, dict[str, str]] = {
         "its label on train; means over the directions that are interpretable with their own thresholds.",
         "union": "All directions of a set that carry the same label taken together, positive where any of them is (Network "
         "Dissection); means over labels whose union has an IoU above 0.04, s2 the sum of the IoUs of all.",
+        "label tests": "Does a score fall when half of a label's positives are missing (by image), and when as many false ones are added? IoU, F1 and AP "
+        "should. Recall does not notice missing labels (a label that is too narrow), precision does not notice extra ones (a label that is too wide), and "
+        "the area under the ROC curve hardly notices missing labels of a rare concept: none of these should choose a label (Oikarinen et al. 2025). Where "
+        "IoU rises with false labels, the direction fires on much more than its label.",
         "resolution": "mask: logits upsampled bilinearly to the label maps (Network Dissection); feature: label maps "
         "sampled at the layer's positions.",
     },

@@ -10,11 +10,12 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from evaluate.bootstrap import REPLICATES
+from evaluate.bootstrap import REPLICATES, half_of
 from evaluate.counts import intersections, with_ones
 from evaluate.dissection_batches import SPLITS, LabelledImage, Material
 
 BINS = 2000  # of logits
+PARTS = 3  # of the images, whose histograms are counted: train, and two random halves of val
 WIDTH = 32  # detectors of some images at a time, at least: as many as upsampling likes
 
 
@@ -29,6 +30,10 @@ class Chosen:
     groups: tuple[np.ndarray, ...]
     replicates: int = REPLICATES
     seed: int = 0
+
+    def part(self, shown: LabelledImage) -> int:
+        """Which of ``PARTS`` an image is counted in."""
+        return 0 if SPLITS[shown.split] == "train" else 1 + half_of(self.seed, shown.number)
 
     @property
     def width(self) -> np.ndarray:
@@ -105,7 +110,7 @@ class CompiledCounter:
         self._group = np.full(material.bank.count, -1)
         for k, members in enumerate(chosen.groups):
             self._group[members] = k
-        self._pairs = [np.zeros((len(SPLITS), material.bank.count, BINS), np.uint64)]
+        self._pairs = [np.zeros((PARTS, material.bank.count, BINS), np.uint64)]
         self._points = 0  # in the last of the pairs
 
     def images(self, images: Iterator[LabelledImage]) -> Iterator[ImageCounts]:
@@ -123,7 +128,7 @@ class CompiledCounter:
                 yield counted
 
     def histograms(self) -> tuple[np.ndarray, np.ndarray]:
-        """(2, J, bins) by split: points where the detector's label is, and where it is not."""
+        """(3, J, bins) by part: points where the detector's label is, and where it is not."""
         off = reduce(np.add, (pairs & self._kernels.MOST for pairs in self._pairs))
         on = reduce(np.add, (np.right_shift(pairs, 32, out=pairs) for pairs in self._pairs))
         return on.view(np.int64), off.view(np.int64)
@@ -145,7 +150,7 @@ class CompiledCounter:
             here = np.ascontiguousarray(maps[:, t * points : (t + 1) * points])
             counted = self._kernels.count_image(
                 *on_grid, positive[units], self._down, self._across, here, units, rows[units], self._group[units],
-                self._pairs[-1][shown.split], len(self._chosen.groups),
+                self._pairs[-1][self._chosen.part(shown)], len(self._chosen.groups),
             )  # fmt: skip
             pairs = pairs[0] + counted[0], pairs[1] + counted[1]
         above, union = (np.stack([pair >> 32, (pair >> 32) + (pair & self._kernels.MOST)]) for pair in pairs)
@@ -164,7 +169,7 @@ class TorchCounter:
         self._low = torch.from_numpy(chosen.low).to(material.device)
         self._width = torch.from_numpy(chosen.width).to(material.device)
         j = material.bank.count
-        self._histograms = torch.zeros(2, 2, j, BINS, dtype=torch.int64, device=material.device)
+        self._histograms = torch.zeros(PARTS, 2, j, BINS, dtype=torch.int64, device=material.device)
 
     def images(self, images: Iterator[LabelledImage]) -> Iterator[ImageCounts]:
         """Add images to the histograms; gives those of val."""
@@ -177,27 +182,28 @@ class TorchCounter:
                 yield ImageCounts(shown.number, own, _unions(material, chosen, shown, own, rows, maps))
 
     def histograms(self) -> tuple[np.ndarray, np.ndarray]:
-        """(2, J, bins) by split: points where the detector's label is, and where it is not."""
+        """(3, J, bins) by part: points where the detector's label is, and where it is not."""
         off, on = self._histograms.transpose(0, 1).cpu().numpy()
         return on, off
 
     def _batches(self, images: Iterator[LabelledImage]) -> Iterator[tuple[list[LabelledImage], np.ndarray]]:
-        """Images of one split, annotated in the same categories, some at a time, and the detectors these concern."""
+        """Images of one part, annotated in the same categories, some at a time, and the detectors these concern."""
         waiting: dict[tuple[int, tuple[str, ...]], list[LabelledImage]] = {}
         for shown in images:
             units = self._asked.annotated(shown.categories)
             if not len(units):
                 continue
-            batch = waiting.setdefault((shown.split, shown.categories), [])
+            key = self._chosen.part(shown), shown.categories
+            batch = waiting.setdefault(key, [])
             batch.append(shown)
             if (len(batch) + 1) * WIDTH * shown.points > self._material.tile:
-                yield waiting.pop((shown.split, shown.categories)), units
+                yield waiting.pop(key), units
         for (_, categories), batch in waiting.items():
             yield batch, self._asked.annotated(categories)
 
     def _add_histograms(self, images: list[LabelledImage], units: np.ndarray) -> None:
         """Add the logits of some images: where the detector's label is not, and where it is."""
-        material, total = self._material, self._histograms[images[0].split]
+        material, total = self._material, self._histograms[self._chosen.part(images[0])]
         runs = [list(_runs(self._asked.rows(shown)[units])) for shown in images]
         done = 0
         for some, fine in material.tiles(images, units):

@@ -19,6 +19,7 @@ from evaluate.direction_names import DirectionName, Given, Maskless, names_of
 from evaluate.direction_tables import category_rows, direction_rows, label_rows, table_columns
 from evaluate.dissect import Dissector, Resolution
 from evaluate.ground_truth import against_truth
+from evaluate.label_tests import TESTS, label_test_rows
 from evaluate.metrics import INTERPRETABLE, choose_labels, label_scores, score, summarise, union_rows
 from evaluate.monosemanticity import monosemanticity
 from evaluate.parallel import Scheduler
@@ -109,7 +110,13 @@ def dissect(subject: Subject, source: ConceptSource, resolution: Resolution, sch
     entries: dict[str, dict[str, Any]] = {}
     labels: dict[str, list[Label]] = {}
     names: dict[str, list[DirectionName]] = {}
-    rows: dict[str, list[dict[str, Any]]] = {"directions": [], "labels": [], "categories": [], "unions": []}
+    rows: dict[str, list[dict[str, Any]]] = {
+        "directions": [],
+        "labels": [],
+        "categories": [],
+        "unions": [],
+        "label_tests": [],
+    }
     for name, directions in subject.sets.items():
         columns = bank.slices[name]
         scores = score(counts, columns, label_of, second.average_precision)
@@ -122,6 +129,11 @@ def dissect(subject: Subject, source: ConceptSource, resolution: Resolution, sch
         rows["directions"] += mine
         rows["labels"] += label_rows(name, directions, counts, scores, refined)
         rows["categories"] += category_rows(name, entries[name])
+        tests = label_test_rows(name, second, columns)
+        rows["label_tests"] += tests
+        entries[name]["label_tests"] = {
+            test: {row["metric"]: row["holds"] for row in tests if row["test"] == test} for test in TESTS
+        }
         rows["unions"] += union_rows(name, counts, second, columns)
     clip, repeated = concepts.provenance.get("clip"), ""
     if clip and not has_videos(source):

@@ -27,7 +27,9 @@ from stores.readers import LayerReader
 
 Make = Callable[..., Directions]
 Reader = Callable[..., LayerReader]
-SUMS = ("positive", "negative", "union_both", "union", "both", "detector", "label")
+SUMS = (
+    "positive", "negative", "union_both", "union", "both", "detector", "label", "half", "positive_half", "negative_half",
+)  # fmt: skip
 
 
 # three images by hand

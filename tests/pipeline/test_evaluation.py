@@ -282,7 +282,7 @@ def _one_image(root: Path, split: str = "train") -> Path:
 
 def test_summary_lines_are_a_table(evaluated: tuple[Path, dict[str, Any]]) -> None:
     _, summary = evaluated
-    head, *lines = summary_lines(summary)
+    head, *lines = summary_lines(summary)[:3]
     assert head.split() == [
         "directions", "S1", "S2", "interpr.", "distinct", "coverage", "precision", "recall", "F1", "AP",
     ]  # fmt: skip
