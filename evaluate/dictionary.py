@@ -16,7 +16,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from evaluate.glossary import BAU, COMMON, EDDP, INVERT, MEASURES, NEURONEVAL, RCAV, SIGNIFICANT, SURF, VAL, Term
+from evaluate.glossary import (
+    BAU,
+    CLIP_DISSECT,
+    COMMON,
+    EDDP,
+    INVERT,
+    MEASURES,
+    NEURONEVAL,
+    RCAV,
+    SIGNIFICANT,
+    SURF,
+    VAL,
+    Term,
+)
 from stores.io import write_atomically, write_json
 
 
@@ -185,6 +198,15 @@ _OF_FILE = {
        for test, words in (("missing", "missing"), ("extra", "added")) for metric in ("iou", "f1", "average_precision", "precision", "recall", "auroc")},
     "monosemanticity_baseline": Term("number", "cosine", "Mean cosine of the embeddings over all pairs of images: the score of a direction with the same activation on all of them."),
     "monosemanticity_encoder": Term("string", "", "Model and layer that the embeddings are of."),
+    **{f"vocabulary.{key}": Term(kind, unit, text, source) for key, kind, unit, text, source in (
+        ("significant", "integer", "directions", "Directions with significant in the table vocabulary_labels.", "ours"),
+        ("encoder", "string", "", "Image-text encoder, as --encoder named it.", "ours"),
+        ("words", "integer", "words", "Words that were to choose from.", "ours"),
+        ("images", "integer", "images", "Images of each direction that words were chosen and scored on, half for each.", CLIP_DISSECT),
+        ("randoms", "integer", "directions", "Random directions that scores are held against.", "ours"),
+        ("seed", "integer", "", "Seed of the random directions.", "ours"),
+        ("level", "number", "probability", "Level of significance.", "ours"),
+    )},
     "autocorrelation": Term("number", "correlation", "Mean of the column autocorrelation of the table of that name."),
     **{f"ground_truth.{key}": Term("number", unit, f"Of each true concept in order: {what} in the table ground_truth.")
        for key, unit, what in (("iou", "share", "iou"), ("cos", "cosine", "cos"), ("filter_cos", "cosine", "filter_cos"))},
@@ -335,6 +357,16 @@ TABLES = {
         "fires": Term("string", "", "The most frequent classes (labels, or predictions where these are no classes of the model) of the 20 images of largest mean logit, at most three."),
         "agree": Term("boolean", "", "Whether the first of raised is the first of fires; empty where nothing is raised."),
         "overlap": Term("number", "share", "Share of raised that is in fires; empty where nothing is raised."),
+    }),
+    "vocabulary_labels": Table("One row a direction: the word of a list that fits best what it fires on, chosen on half of its images and scored on the others.", {
+        "word": Term("string", "", "Word of largest score on the images it is chosen on.", CLIP_DISSECT),
+        "score": Term("number", "nats", "soft-WPMI of the word on the other images: its evidence in the direction's images, less the log-mean of the evidence in those of random directions.", CLIP_DISSECT),
+        "cosine": Term("number", "cosine", "Mean cosine of the word's embedding and those of what the direction fires on in the other images."),
+        "p": Term("number", "probability", "(b + 1) / (N + 1), b of N random directions whose own word has a score at least as large."),
+        "q_bh": Term("number", "probability", "p adjusted for the directions of the file (Benjamini & Hochberg 1995)."),
+        "significant": Term("boolean", "", "q_bh is at most 0.05."),
+        "second": Term("string", "", "Word of the second largest score on the images it is chosen on; empty for none."),
+        "third": Term("string", "", "Word of the third largest; empty for none."),
     }),
     "comparison": Table("One row a file: its entry in summary.json.", {
         "supervised": Term("boolean", "", "Whether the method knew the labels it is scored on; such a file does not compete."),

@@ -39,6 +39,7 @@ UIBE = "paper: UIBE"
 EDDP = "paper: EDDP"
 RCAV = "paper: RCAV (Pfau et al. 2021)"
 INVERT = "paper: INVERT (Bykov et al. 2023)"
+CLIP_DISSECT = "paper: CLIP-Dissect (Oikarinen & Weng 2023)"
 PACH = "paper: Pach et al. 2025"
 NEURONEVAL = "paper: NeuronEval (Oikarinen et al. 2025)"
 SURF = "paper: SURF (Kumar & Ahuja 2025)"
@@ -53,7 +54,7 @@ COMMON = {
     "directions": Term("string", "", "Directions file, by its name without ending."),
     "method": Term("string", "", "Method that found the directions."),
     "index": Term("integer", "", "Number of the direction in its file, from 0."),
-    "name": Term("string", "", "Name of the direction: a person's (names.csv), else its label where that fits (interpretable), else its significant label of the table class_labels, numbered where several directions of the file carry it, else direction and its number."),
+    "name": Term("string", "", "Name of the direction: a person's (names.csv), else its label where that fits (interpretable), else its significant label of the table class_labels, else its significant word of vocabulary_labels, numbered where several directions of the file carry it, else direction and its number."),
     "label": Term("string", "", "Label of the direction: the one of largest IoU on the train split; empty for none.", BAU),
     "category": Term("string", "", "Category of the label in the concept dataset.", BAU),
     "class": Term("integer", "", "Class of the model, from 0."),

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from evaluate.detector_bank import Bank
+from evaluate.dissection_batches import Material
+from evaluate.parallel import Scheduler, spread
+from stores.progress import Progress, silent
 from stores.readers import LayerReader
+
+VALUES = 2**22  # logits at a time: what a pass needs does not grow with the store
+STAGE = "strongest images"
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,28 @@ def top_of(rows: np.ndarray, peaks: torch.Tensor, most: int) -> Top:
     """The ``most`` largest of ``peaks`` (n, J), the largest logits of the images ``rows`` (n,), of each detector."""
     found = peaks.sort(dim=0, descending=True, stable=True)  # stable: of equals the lower row first
     return Top(rows[found.indices[:most].cpu().numpy()], found.values[:most].cpu().numpy(), most)
+
+
+def strongest(
+    reader: LayerReader, bank: Bank, most: int, progress: Progress = silent, scheduler: Scheduler = None
+) -> Top:
+    """The ``most`` images of largest logit of each detector, in one pass; ``scheduler``: see ``evaluate.parallel.spread``."""
+    material = Material(reader, bank, None, "feature", reader.grid)
+    return spread(_strongest_of, material, scheduler, most, progress=progress, stage=STAGE, labelled=False)
+
+
+def _strongest_of(material: Material, chunks: range, most: int, progress: Progress = silent) -> Top:
+    reader, bank = material.reader, material.bank
+    total = len(material.rows(chunks, labelled=False))
+    top = Top(np.zeros((0, bank.count), np.int64), np.zeros((0, bank.count), np.float32), most)
+    done, step = 0, max(1, VALUES // (max(bank.count, 1) * reader.positions))
+    for index, x in reader.chunks(chunks):
+        for start in range(0, len(index), step):
+            rows = index[start : start + step]
+            top += top_of(rows, bank.logits(x[start : start + step]).amax(1), most)
+            done += len(rows)
+            progress(STAGE, done, total)
+    return top
 
 
 def on_grid(reader: LayerReader, image: int, logits: np.ndarray) -> np.ndarray:

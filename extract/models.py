@@ -414,25 +414,7 @@ def _from_timm(model: str, name: str, weights: str, seed: int, shapes_only: bool
 
 
 def _from_callable(model: str, weights: str, seed: int) -> _Built:
-    home, _, attribute = model.partition(":")
-    if home != "pipeline.scene_net" and str(Path.cwd()) not in sys.path:  # the demo's is installed
-        sys.path.append(str(Path.cwd()))  # for good: spawned workers unpickle the transform from there
-    try:
-        offered = vars(importlib.import_module(home))
-    except ModuleNotFoundError as error:
-        raise UnknownNameError(f"Cannot import {home!r} of {model!r} from {Path.cwd()}: {error}.") from error
-    except Exception as error:
-        raise UsageError(f"Importing {home!r} of {model!r} raised {error!r}.") from error
-    if attribute not in offered:
-        names = [key for key, value in offered.items() if callable(value)]
-        file = offered.get("__file__")  # of another module of that name, perhaps
-        raise UnknownNameError(f"Module {home!r} ({file}) has no {attribute!r}{nearest(attribute, names)}.")
-    try:
-        made = offered[attribute]()
-    except EDDPError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{model} must return a network if called without arguments; it raised {error!r}.") from error
+    made = call_named(model, "a network")
     module, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
         raise UsageError(f"{model} must return an nn.Module or (module, transform), got {type(made).__name__}.")
@@ -444,6 +426,29 @@ def _from_callable(model: str, weights: str, seed: int) -> _Built:
     if transform is None:
         transform, transform_source = _usual_transform(module, model)
     return _Built(module, transform, source, transform_source, classes)
+
+
+def call_named(name: str, what: str) -> Any:
+    """What ``module:callable`` returns; modules of the working directory are found. Raises UsageError where it returns nothing: ``what`` it should."""
+    home, _, attribute = name.partition(":")
+    if home != "pipeline.scene_net" and str(Path.cwd()) not in sys.path:  # the demo's is installed
+        sys.path.append(str(Path.cwd()))  # for good: spawned workers unpickle the transform from there
+    try:
+        offered = vars(importlib.import_module(home))
+    except ModuleNotFoundError as error:
+        raise UnknownNameError(f"Cannot import {home!r} of {name!r} from {Path.cwd()}: {error}.") from error
+    except Exception as error:
+        raise UsageError(f"Importing {home!r} of {name!r} raised {error!r}.") from error
+    if attribute not in offered:
+        names = [key for key, value in offered.items() if callable(value)]
+        file = offered.get("__file__")  # of another module of that name, perhaps
+        raise UnknownNameError(f"Module {home!r} ({file}) has no {attribute!r}{nearest(attribute, names)}.")
+    try:
+        return offered[attribute]()
+    except EDDPError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{name} must return {what} if called without arguments; it raised {error!r}.") from error
 
 
 def _usual_transform(module: nn.Module, model: str) -> tuple[Any, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from pipeline.influence import influence_lines, study_influence
 from pipeline.record_display import text_of
 from pipeline.report import TITLE, write_evaluation_pages
 from pipeline.table_writer import Tables
+from pipeline.vocabulary_labels import WordConfig, find_words, first_found, word_lines
 from stores.attachments import read_truth
 from stores.directions import Directions
 from stores.errors import MissingPathError, UsageError
@@ -58,6 +59,7 @@ class EvaluationConfig:
     influence : how the influence on classes is measured; None: it is not.
     classes : label by the images' classes.
     encoder : the store of embeddings for monosemanticity, or ``OWN``. ground_truth : compare with a synthetic store's truth.
+    words : how directions are named by words; None: they are not.
     seed : of what is drawn outside ``influence``. device : "cpu" or "cuda:n". title : of the pages.
     """
 
@@ -67,6 +69,7 @@ class EvaluationConfig:
     classes: bool = False
     encoder: Path | None = None
     ground_truth: bool = False
+    words: WordConfig | None = None
     seed: int = 0
     device: str = "cpu"
     title: str = TITLE
@@ -122,7 +125,11 @@ def evaluate_directions(
     subject = Subject(store, layer, sets, config.device, progress, given)
     source = None if config.broden is None else _broden(config.broden)
     truth = read_truth(store.path) if config.ground_truth else None
-    if source is not None or (config.influence is not None and store.affine_head(layer) is None):
+    if (
+        source is not None
+        or config.words is not None
+        or (config.influence is not None and store.affine_head(layer) is None)
+    ):
         check_trusted(store)
     paths = {name: path for name, (path, _) in files.items()}
     inputs = made_from(out, store, layer, paths, config.broden)
@@ -151,7 +158,12 @@ def _evaluate(
     if truth is not None:
         parts.append(compare_with_truth(subject, truth))
     by_class = find_class_labels(subject, config.seed) if config.classes else {}
-    subject = replace(subject, maskless={name: class_names_of(found) for name, found in by_class.items()})
+    maskless = {name: class_names_of(found) for name, found in by_class.items()}
+    if config.words is not None:
+        named = find_words(subject, config.words, config.seed, scheduler)
+        parts.append(named.findings)
+        maskless = {name: first_found(maskless.get(name), words) for name, words in named.names.items()}
+    subject = subject.called(maskless)
     dissected = None if source is None else dissect(subject, source, config.resolution, scheduler)
     if dissected is not None:
         parts.append(dissected.findings)
@@ -220,6 +232,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         for name, entry in scored.items():
             cells = (f"{number(entry.get(k)):>10}" for k in keys)
             lines.append(f"{name:<{width}}" + "".join(cells))
+    lines += word_lines(summary)
     lines += influence_lines(summary)
     lines += evidence_lines(summary)
     lines += class_lines(summary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,12 @@ class Subject:
     def bank(self) -> Bank:
         """The detectors of all sets; thresholds of methods without any are quantiles over the store."""
         return make_bank(self.sets, self.reader, device=self.device, progress=self.progress)
+
+    def called(self, maskless: Mapping[str, Sequence[Maskless]]) -> Subject:
+        """The same with other labels found without masks; what was read of the store is not read again."""
+        other = replace(self, maskless=maskless)
+        vars(other).update({key: vars(self)[key] for key in ("reader", "bank") if key in vars(self)})
+        return other
 
     def names(self, name: str) -> list[DirectionName]:
         """What a set's directions are called without a concept dataset."""

@@ -121,6 +121,7 @@ READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "class_labels": (("directions", "index", "label", "auroc", "q", "significant", "fires"), ("raised", "auroc_low", "auroc_high")),
+    "vocabulary_labels": (("directions", "index", "word", "significant"), ()),
     "steering": (("directions", "index", "role", "alpha", "class", "probability", "monotone_up_to"), ()),
 }  # fmt: skip
 
@@ -312,8 +313,10 @@ class Evaluated:
 
     def _maskless(self, name: str) -> list[Maskless]:
         """Significant labels of each direction that were found without masks."""
-        found = {row["index"]: row["label"] for row in self.table("class_labels", name) if row["significant"]}
-        return [(found[i], "class") if i in found else ("", "") for i in range(self.count(name))]
+        found: dict[int, Maskless] = {}
+        for table, column, kind in (("vocabulary_labels", "word", "word"), ("class_labels", "label", "class")):
+            found |= {row["index"]: (row[column], kind) for row in self.table(table, name) if row["significant"]}
+        return [found.get(i, ("", "")) for i in range(self.count(name))]
 
     def suspects(self, name: str) -> list[dict[str, Any]] | None:
         """Concepts that may be shortcuts, the worst first: what ``evaluate --influence`` ranked; ``indices``: the directions of each.

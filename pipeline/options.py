@@ -157,19 +157,19 @@ def given() -> dict[str, Any]:
     return {named[name]: value for name, value in context.params.items() if named[name] not in COMMON}
 
 
-def _typed(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+def typed(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Give the value, if it was typed: files and variables may be somebody else's. Raises UsageError where it was not."""
     if value is not None and context.get_parameter_source(str(parameter.name)) is not ParameterSource.COMMANDLINE:
         raise UsageError(
-            "--model allows the code that a store names to be run: it is taken from the command line alone, not from the "
-            f"environment (EDDP_{str(context.info_name).upper()}_MODEL) or --config."
+            f"--{parameter.name} allows code to be run: it is taken from the command line alone, not from the "
+            f"environment (EDDP_{str(context.info_name).upper()}_{str(parameter.name).upper()}) or --config."
         )
     return value
 
 
 def model_option(command: F) -> F:
     """``--model``: the user's word that the code which a store names as its model may be run."""
-    return click.option("--model", default=None, callback=_typed, metavar="MODULE:CALLABLE",
+    return click.option("--model", default=None, callback=typed, metavar="MODULE:CALLABLE",
                         help="The store's model, where that is your own code: allows it to be run. Models of torchvision and timm "
                              "need no such word.")(command)  # fmt: skip
 

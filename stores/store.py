@@ -314,7 +314,7 @@ class ActivationStore(StoreBase):
         caches = [
             self.path / "layers" / name / f"{what}.safetensors"
             for name in self.layers
-            for what in ("statistics", "sketch")
+            for what in ("statistics", "sketch", "crops")
         ]
         return [*caches, self.path / "truth.safetensors"]
 

@@ -16,7 +16,7 @@ import torch
 from evaluate.detector_bank import Bank
 from evaluate.dissection_batches import Material
 from evaluate.parallel import Scheduler, spread
-from evaluate.top_images import Top, top_of
+from evaluate.top_images import VALUES, Top, top_of
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
@@ -24,7 +24,6 @@ BINS = 64
 FINEST = 22  # bits of a float32 that a bin's number keeps: floor(z / width) is exact
 SMALLEST = -60  # exponent of the narrowest bin, for detectors whose logits are all 0
 AT_ONCE = 64  # images read again
-VALUES = 2**22  # logits at a time: what the pass needs does not grow with the store
 STAGE = "logits"
 FEW = 3  # images of the middle, and of those just above the threshold
 SAMPLE = 15  # images of which the middle ones are taken

@@ -12,7 +12,7 @@ from typing import Any, cast
 import click
 
 from pipeline.logging import echo, say
-from pipeline.options import class_names_option, common, given, model_option, names_in
+from pipeline.options import class_names_option, common, given, model_option, names_in, typed
 from pipeline.progress_display import format_seconds, showing
 from pipeline.records import within
 from pipeline.result_paths import LOCAL, STORE, cache_option
@@ -20,7 +20,17 @@ from pipeline.run import Run, pick_device
 from stores.errors import UsageError
 from stores.paths import as_path
 
-PASSES = ("extraction", "quantiles", "dissection", "average precision", "logits", "sampling", "class means")
+PASSES = (
+    "extraction",
+    "quantiles",
+    "dissection",
+    "average precision",
+    "logits",
+    "sampling",
+    "class means",
+    "strongest images",
+    "embeddings",
+)
 FROM_ENVIRONMENT = "$EDDP_BRODEN"
 
 
@@ -51,6 +61,10 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
 @click.option("--monosemanticity", is_flag=False, flag_value="own", default=None, metavar="[STORE]",
               help="Score how alike the images of each direction are, in the features of a store of the same images made with another "
                    "model; without STORE in the model's own.")  # fmt: skip
+@click.option("--vocabulary", default=None, metavar="FILE|default",
+              help="Name directions by the words of a list (a text file, a word a line, or the one that is shipped), with --encoder.")  # fmt: skip
+@click.option("--encoder", default=None, callback=typed, metavar="ENCODER",
+              help="Image-text encoder for --vocabulary: open_clip:NAME:CHECKPOINT (a file or a tag), or module:callable (code that is run).")  # fmt: skip
 @click.option("--ground-truth", is_flag=True, help="Compare with the truth of a store made by eddp synthetic.")
 @click.option("--resolution", type=click.Choice(["mask", "feature"]), default="mask", show_default=True,
               help="Compare at the masks' resolution (logits upsampled) or at the layer's.")  # fmt: skip
@@ -79,6 +93,8 @@ def evaluate(
     null_positions: int,
     seed: int,
     monosemanticity: str | None,
+    vocabulary: str | None,
+    encoder: str | None,
     ground_truth: bool,
     resolution: str,
     out: Path | None,
@@ -100,15 +116,20 @@ def evaluate(
     from evaluate.influence.influence_study import InfluenceConfig
     from extract.dask import workers_of
     from pipeline.evaluation import EvaluationConfig, evaluate_directions, load_sets, summary_lines
+    from pipeline.vocabulary_labels import WordConfig
     from stores.store import ActivationStore
 
     run = Run("evaluate", given())
     names = names_in(class_names)
     folder = _broden_folder(broden)
-    if folder is None and not (ground_truth or influence or classes or monosemanticity):
+    if (vocabulary is None) != (encoder is None):
+        raise UsageError(
+            "--vocabulary and --encoder go together: a word list, and what compares its words with images."
+        )
+    if folder is None and not (ground_truth or influence or classes or monosemanticity or vocabulary):
         raise UsageError(
             "Say what to evaluate: --broden DIR (against a concept dataset), --influence (on the network's classes), "
-            "--classes (labels without masks), --monosemanticity or --ground-truth (against a synthetic store)."
+            "--classes or --vocabulary with --encoder (labels without masks), --monosemanticity or --ground-truth (against a synthetic store)."
         )
     steps = _steps(alphas)
     how = InfluenceConfig(
@@ -145,6 +166,7 @@ def evaluate(
                 classes=classes,
                 encoder=as_path(monosemanticity) if monosemanticity else None,
                 ground_truth=ground_truth,
+                words=WordConfig(vocabulary, encoder) if vocabulary and encoder else None,
                 seed=seed,
                 device=chosen,
             ),

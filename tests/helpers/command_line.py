@@ -17,7 +17,7 @@ from pipeline.main import group
 from pipeline.options import run_command
 
 COMMANDS = {"extract": extract, "fit": fit, "evaluate": evaluate, "eddp": group}
-OWN = {"tiny_net", "own_nets", "shortcut_net", "fateful_net", "linear_sight", "toy_network"}
+OWN = {"tiny_net", "own_nets", "shortcut_net", "fateful_net", "linear_sight", "word_sight", "toy_network"}
 
 
 @dataclass

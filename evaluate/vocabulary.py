@@ -1,0 +1,224 @@
+"""Directions named by words: which word of a list an image-text encoder sees in what a detector fires on, and whether that beats chance.
+
+**Score.** soft-WPMI of CLIP-Dissect (Oikarinen & Weng 2023). ``p_t`` is the softmax over the words of 10 · cosine of an image's and a
+word's embedding. The evidence of a word is the sum over the direction's strongest images of ``log(1 + w (p_t − 1) + 1e-7)``, w falling from
+0.998 to 0.97 with the rank. From it the log-mean of the evidence over directions is subtracted: a word that fits all images says
+nothing. Here these directions are random ones [ours]: a score does not depend on which files are evaluated together.
+
+**Chance** [ours]. The word is chosen on every second of the images and scored on the others. Random directions, uniform on the sphere,
+each with a threshold that as many positions exceed as one of the detectors', go the same way; p counts those with as large a score. The p of
+a file's directions are corrected for their number (Benjamini & Hochberg 1995): where a file knows nothing, it gets any name at all with a
+chance of at most 5 %.
+
+Words are embedded as in SemanticLens (Dreyer et al. 2025): the mean over templates, less the templates' own embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluate.detector_bank import Bank, slices_of
+from evaluate.image_crops import Frames, crops_of, embeddings_of
+from evaluate.influence.significance import bh_adjusted
+from evaluate.influence.steering import random_units
+from evaluate.parallel import Scheduler
+from evaluate.top_images import strongest
+from extract.image_text import ImageTextEncoder
+from stores.errors import DatasetError, MissingPathError, UsageError
+from stores.progress import Progress, silent
+from stores.readers import LayerReader
+
+DEFAULT = "default"
+TEMPLATES = ("{}", "a photo of {}", "a picture that shows {}")
+IMAGES = 100  # of a direction, a tenth of all where these are fewer than 1000
+LEAST_IMAGES = 10
+RANDOMS = 200  # at least; as many as the largest file has directions
+SHARPNESS, FLOOR = 10.0, 1e-7  # of the softmax, and within the logarithm (CLIP-Dissect)
+SURE, UNSURE = 0.998, 0.97  # w of the first image, and after the last
+LEVEL = 0.05
+POSITIONS = 20_000  # that shares of positions are estimated on
+TEXTS = 256  # at a time
+LONGEST = 100  # characters of a word
+
+
+@dataclass(frozen=True)
+class WordLabel:
+    """``words``: the best three, first the one that ``score`` (nats), mean ``cosine`` and ``p`` are of; ``q``: p corrected for the directions of the file."""
+
+    words: tuple[str, ...]
+    score: float
+    cosine: float
+    p: float
+    q: float
+
+    @property
+    def significant(self) -> bool:
+        return self.q <= LEVEL
+
+
+@dataclass(frozen=True)
+class WordStudy:
+    """Labels of each set's directions; over how many ``images`` of each, how many ``words`` and against how many ``randoms``."""
+
+    labels: dict[str, list[WordLabel]]
+    images: int
+    words: int
+    randoms: int
+
+
+def read_words(name: str) -> list[str]:
+    """The words of a text file, one a line, each once; ``#`` begins a comment. ``default``: the list that is shipped.
+
+    Raises MissingPathError without the file, DatasetError for one that is no such list.
+    """
+    path = Path(__file__).with_name("vocabulary.txt") if name == DEFAULT else Path(name).expanduser()
+    if not path.is_file():
+        raise MissingPathError(
+            f"There is no word list '{path}' (--vocabulary). Give a text file with a word a line, or 'default'."
+        )
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"The word list '{path}' is no UTF-8 text ({error.reason}). Save it as UTF-8, a word a line."
+        ) from error
+    words = list(dict.fromkeys(word for line in lines if (word := " ".join(line.partition("#")[0].split()))))
+    if long := [word for word in words if len(word) > LONGEST or not word.isprintable()]:
+        raise DatasetError(
+            f"The word list '{path}' has {long[0][:LONGEST]!r} as a word. A word a line, of at most {LONGEST} characters."
+        )
+    if len(words) < 2:
+        raise DatasetError(
+            f"The word list '{path}' has {len(words)} words: there is nothing to choose from. Write a word a line."
+        )
+    return words
+
+
+def embed_words(encoder: ImageTextEncoder, words: Sequence[str], progress: Progress = silent) -> np.ndarray:
+    """(M, D) embeddings of unit norm: the mean over templates of a word's less the empty template's."""
+    parts = []
+    for start in range(0, len(words), TEXTS):
+        some = words[start : start + TEXTS]
+        parts.append(
+            np.mean([encoder.texts([t.format(w) for w in some]) - encoder.texts([t.format("")]) for t in TEMPLATES], 0)
+        )
+        progress("words", start + len(some), len(words))
+    found = np.concatenate(parts)
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def evidence(images: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """(2, M) float64: of every word its evidence in a direction's images (n, D), best first, in every second one from the first and from the second."""
+    n = len(images)
+    weight = SURE - (SURE - UNSURE) * torch.arange(n, dtype=torch.float32, device=images.device)[:, None] / n
+    p = torch.softmax(SHARPNESS * images @ words.T, 1)
+    terms = torch.log(1 + weight * (p - 1) + FLOOR).double()
+    return torch.stack([terms[0::2].sum(0), terms[1::2].sum(0)])
+
+
+def name_by_words(
+    images: np.ndarray, number: np.ndarray, words: np.ndarray, randoms: int, device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Choose and score a word for each of J directions, the last ``randoms`` of which are random.
+
+    Parameters
+    ----------
+    images : (U, D) embeddings. number : (n, J) which of them are of a direction, strongest first. words : (M, D).
+
+    Returns
+    -------
+    dict
+        ``word`` (J − randoms, k) the best of the first half, ``score`` (J − randoms,) and ``cosine`` of the first of them on the other half, ``p``.
+        One direction is worked on at a time.
+    """
+    embedded, listed = torch.from_numpy(images).to(device), torch.from_numpy(words).to(device)
+    own = number.shape[1] - randoms
+
+    def found(columns: range) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        for j in columns:
+            mine = embedded[torch.from_numpy(number[:, j]).to(device)]
+            yield j, mine, evidence(mine, listed)
+
+    total = torch.full((2, len(words)), -math.inf, dtype=torch.float64, device=device)
+    for _, _, e in found(range(own, own + randoms)):
+        total = torch.logaddexp(total, e)
+    best, score, cosine = (
+        np.zeros((own + randoms, *more), kind)
+        for more, kind in (((min(3, len(words)),), np.int64), ((), float), ((), float))
+    )
+    for j, mine, e in found(range(own + randoms)):
+        others, count = total, randoms
+        if j >= own:  # a random direction is held against the others
+            others, count = total + torch.log(-torch.expm1(torch.clamp(e - total, max=-1e-13))), randoms - 1
+        scores = e - others + math.log(count)
+        best[j] = scores[0].topk(best.shape[1]).indices.cpu().numpy()
+        score[j] = float(scores[1, best[j, 0]])
+        cosine[j] = float((mine[1::2] @ listed[best[j, 0]]).mean())
+    reached = randoms - np.searchsorted(np.sort(score[own:]), score[:own], side="left")
+    return {"word": best[:own], "score": score[:own], "cosine": cosine[:own], "p": (reached + 1) / (randoms + 1)}
+
+
+def random_detectors(reader: LayerReader, bank: Bank, count: int, seed: int) -> Bank:
+    """Directions uniform on the sphere; the k-th fires on as large a share of positions as detector k of the bank, from the first again, on a sample."""
+    filters = random_units(reader.channels, count, seed).to(bank.filters)
+    x = reader.sampled_rows(POSITIONS, seed)
+    shares = (bank.logits(x[None])[0] > 0).float().mean(0)
+    values = (torch.from_numpy(x).to(filters) @ filters).sort(0).values
+    place = (len(x) * (1 - shares[torch.arange(count) % bank.count])).long().clamp(max=len(x) - 1)
+    return Bank(filters, values.gather(0, place[None])[0], slices_of({"random": count}))
+
+
+def study_words(
+    reader: LayerReader,
+    bank: Bank,
+    frames: Frames,
+    images: str,
+    encoder: ImageTextEncoder,
+    words: Sequence[str],
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+    scheduler: Scheduler = None,
+) -> WordStudy:
+    """Name the detectors of a bank by words.
+
+    Parameters
+    ----------
+    frames : from a row of the store to the image, or the frames of the clip. images : digest of where they are from.
+    seed : of the random directions.
+    """
+    if reader.n_images < 2 * LEAST_IMAGES:
+        raise UsageError(
+            f"Words are chosen on images and scored on others: the store has {reader.n_images} images, and {2 * LEAST_IMAGES} are the least."
+        )
+    count = max(LEAST_IMAGES, min(IMAGES, reader.n_images // 10))
+    randoms = max(RANDOMS, *(part.stop - part.start for part in bank.slices.values()))
+    drawn = random_detectors(reader, bank, randoms, seed)
+    joined = Bank(
+        torch.cat([bank.filters, drawn.filters], 1),
+        torch.cat([bank.thresholds, drawn.thresholds]),
+        slices_of({"own": bank.count, "random": randoms}),
+    )
+    top = strongest(reader, joined, count, progress, scheduler)
+    listed = embed_words(encoder, words, progress)
+    crops = crops_of(reader, joined, top.rows)
+    embedded = embeddings_of(reader, crops.places, frames, encoder, images, progress)
+    if embedded.shape[1] != listed.shape[1]:
+        raise UsageError(
+            f"The encoder {encoder.name} gives {embedded.shape[1]} numbers for an image and {listed.shape[1]} for a text: these are not one space."
+        )
+    found = name_by_words(embedded, crops.number, listed, randoms, str(bank.filters.device))
+    labels = {}
+    for name, part in bank.slices.items():
+        q = bh_adjusted(found["p"][part])
+        labels[name] = [
+            WordLabel(tuple(words[k] for k in chosen), float(score), float(cosine), float(p), float(corrected))
+            for chosen, score, cosine, p, corrected in zip(found["word"][part].tolist(), found["score"][part], found["cosine"][part], found["p"][part], q, strict=True)
+        ]  # fmt: skip
+    return WordStudy(labels, count, len(words), randoms)

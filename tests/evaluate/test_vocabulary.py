@@ -1,0 +1,151 @@
+"""Words for directions: the score by a literal loop, what is cut out of images, chance, and what is kept between runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import noise
+
+from evaluate.image_crops import box_of, crop_picture, embeddings_of
+from evaluate.vocabulary import TEMPLATES, embed_words, evidence, name_by_words, read_words
+from extract.image_text import ImageTextEncoder
+from stores.errors import DatasetError, MissingPathError
+from stores.readers import LayerReader
+
+
+def units(*shape: int, seed: int = 0) -> np.ndarray:
+    x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
+
+
+def slow_evidence(images: np.ndarray, words: np.ndarray, first: int) -> list[float]:
+    """CLIP-Dissect's soft-WPMI before the log-mean is subtracted, one image and one word at a time, over every second image."""
+    n, total = len(images), [0.0] * len(words)
+    for rank in range(first, n, 2):
+        powers = [math.exp(10 * float(images[rank] @ word)) for word in words]
+        w = 0.998 - (0.998 - 0.97) * rank / n
+        for t, power in enumerate(powers):
+            total[t] += math.log(1 + w * (power / sum(powers) - 1) + 1e-7)
+    return total
+
+
+def test_evidence_is_that_of_a_literal_loop() -> None:
+    images, words = units(7, 5), units(4, 5, seed=1)
+    found = evidence(torch.from_numpy(images), torch.from_numpy(words)).numpy()
+    for half in (0, 1):
+        assert found[half] == pytest.approx(slow_evidence(images, words, half), abs=1e-4)
+
+
+def test_words_are_chosen_on_one_half_and_scored_on_the_other() -> None:
+    """All of the way by a literal loop: two directions, four random ones, each random one against the others."""
+    images, words = units(30, 6), units(5, 6, seed=1)
+    number = np.random.default_rng(2).integers(0, 30, (8, 6))
+    found = name_by_words(images, number, words, randoms=4)
+    all_of = [[slow_evidence(images[number[:, j]], words, half) for half in (0, 1)] for j in range(6)]
+
+    def scores(j: int, half: int) -> list[float]:
+        others = [r for r in range(2, 6) if r != j]
+        mean = [sum(math.exp(all_of[r][half][t]) for r in others) / len(others) for t in range(5)]
+        return [all_of[j][half][t] - math.log(mean[t]) for t in range(5)]
+
+    expected = []
+    for j in range(6):
+        chosen = int(np.argmax(scores(j, 0)))
+        expected.append((chosen, scores(j, 1)[chosen]))
+    null = [score for _, score in expected[2:]]
+    for j in (0, 1):
+        word, score = expected[j]
+        assert found["word"][j, 0] == word
+        assert found["score"][j] == pytest.approx(score, abs=1e-4)
+        assert found["p"][j] == (1 + sum(other >= score for other in null)) / 5
+        held_out = images[number[1::2, j]]
+        assert found["cosine"][j] == pytest.approx(float(np.mean(held_out @ words[word])), abs=1e-6)
+
+
+def test_the_box_around_what_fires_and_the_rest_blurred() -> None:
+    fires = np.zeros((8, 8), bool)
+    assert box_of(fires) == (0, 0, 8, 8)  # nowhere: all of the image
+    fires[3, 4] = fires[4, 4] = True
+    assert box_of(fires) == (2, 3, 6, 6)
+    fires[0, 0] = True
+    assert box_of(fires) == (0, 0, 6, 6)
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    assert np.array_equal(crop_picture(image, (0, 0, 8, 8), (8, 8)), pixels)
+    assert np.array_equal(crop_picture(image, (2, 3, 6, 7), (8, 8)), pixels[20:60, 30:70])
+    tall = np.asarray(crop_picture(image, (2, 3, 6, 6), (8, 8)))  # 40 × 30 pixels, in a square of 40
+    assert tall.shape == (40, 40, 3)
+    assert np.array_equal(tall[:, 5:35], pixels[20:60, 30:60])
+    assert tall[:, :5].std() < 0.5 * pixels.std()
+    assert crop_picture(image.resize((2000, 1000)), (0, 0, 8, 8), (8, 8)).size == (448, 224)
+
+
+def test_words_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_text("# colours\nred\n  navy   blue # dark\n\nred\nfaçade\n", encoding="utf-8")
+    assert read_words(str(file)) == ["red", "navy blue", "façade"]
+    shipped = read_words("default")
+    assert len(shipped) > 2000
+    assert {"red", "striped fur", "dog", "kitchen", "fog"} <= set(shipped)
+    with pytest.raises(MissingPathError, match="a word a line"):
+        read_words(str(tmp_path / "none.txt"))
+    for content in (b"", b"# nothing\nred\n", b"\xff\xfe\x00", b"a\x00b\nc\n", b"x" * 200 + b"\ny\n"):
+        file.write_bytes(content)
+        with pytest.raises(DatasetError, match=r"words\.txt"):
+            read_words(str(file))
+
+
+class Spoken:
+    """Embeds texts by their letters, pictures by their mean colour; counts the pictures."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(image, np.float32).mean((0, 1)) / 255)
+
+    def encode_image(self, batch: torch.Tensor) -> torch.Tensor:
+        self.seen += len(batch)
+        return batch
+
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[1.0 + text.count(c) for c in "abe"] for text in texts])
+
+
+def test_a_word_is_what_it_adds_to_the_templates() -> None:
+    encoder = ImageTextEncoder("spoken", "1", Spoken())
+
+    def unit(text: str) -> np.ndarray:
+        x = np.array([1.0 + text.count(c) for c in "abe"])
+        return x / np.linalg.norm(x)
+
+    added = np.mean([unit(t.format("bee")) - unit(t.format("")) for t in TEMPLATES], axis=0)
+    assert embed_words(encoder, ["axe", "bee"])[1] == pytest.approx(added / np.linalg.norm(added), abs=1e-6)
+
+
+def test_embeddings_are_kept_and_never_stale(tiny_store: Callable[..., Path]) -> None:
+    reader = LayerReader(tiny_store({"conv": noise(9, 4)}), "conv")
+    places = np.array([[k, 0, 0, 0, 1, 4] for k in range(9)])
+    pictures = [[Image.new("RGB", (8, 8), (20 * k, 100, 7))] for k in range(9)]
+    inner = Spoken()
+
+    def embed(some: np.ndarray, *, weights: str = "1", images: str = "here") -> np.ndarray:
+        return embeddings_of(reader, some, pictures.__getitem__, ImageTextEncoder("spoken", weights, inner), images)
+
+    first = embed(places[:5])
+    assert inner.seen == 5
+    again = embed(places)
+    assert inner.seen == 9  # the other four
+    assert np.array_equal(again[:5], first)
+    assert np.array_equal(embed(places[[7, 2]]), again[[7, 2]])
+    assert inner.seen == 9
+    assert reader.store.verify() == []
+    embed(places, weights="2")
+    embed(places, images="elsewhere")
+    assert inner.seen == 27
