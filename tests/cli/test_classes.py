@@ -61,6 +61,8 @@ def test_directions_are_called_by_their_classes(run: Run, seen: tuple[Path, Path
     assert '<bdi id="called">&lt;i&gt;sea&lt;/i&gt;</bdi></h1>' in page
     assert '<span class="chip cnone">class</span>' in page
     assert ">Classes<" in page
+    overview = (folder / "report" / "d" / "index.html").read_text(encoding="utf-8")
+    assert 'data-label="cat ' in overview  # what the search looks in
     with (folder / "influence_directions.csv").open(encoding="utf-8", newline="") as table:
         assert {row["name"] for row in csv.DictReader(table)} == {row["name"] for row in rows}
 
