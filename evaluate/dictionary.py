@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,14 +175,18 @@ _CLASS_LABELS = {
     "agree_others": Term("number", "share", "The same with the filters of all other directions in the place of their own: what to expect of pairs that do not belong together."),
     "agree_p": Term("number", "probability", "(b + 1) / 1000, b of 999 permutations of the filters among the directions of the file with a share as large."),
 }  # fmt: skip
+_OF_DISSECTION = {
+    **{key: _BY_MEASURE[key] for key in ("s1", "s2", "interpretable", "distinct", "coverage", "precision", "recall", "f1", "average_precision")},
+    **{f"intervals.{key}": Term("number", _BY_MEASURE[key].unit, f"Lower and upper end of the 95 % interval of {key}, from 200 Poisson bootstrap replicates of the val split's images.")
+       for key in ("s1", "s2", "interpretable", "distinct", "precision", "recall", "f1")},
+}  # fmt: skip
 _OF_FILE = {
     "method": COMMON["method"],
     "directions": Term("integer", "directions", "Directions in the file."),
     "fitted_on": Term("string", "", "Store and images that the directions were fitted on."),
     **_BY_MEASURE,
+    **_OF_DISSECTION,
     **{f"per_category.CATEGORY.{key}": term for key, term in _OF_CATEGORY.items()},
-    **{f"intervals.{key}": Term("number", _BY_MEASURE[key].unit, f"Lower and upper end of the 95 % interval of {key}, from 200 Poisson bootstrap replicates of the val split's images.")
-       for key in ("s1", "s2", "interpretable", "distinct", "precision", "recall", "f1")},
     **{f"supervised_thresholds.{key}": Term("number", unit, f"{what} at threshold_supervised of the table directions, {VAL}; {over}.", EDDP)
        for key, unit, what, over in (
            *((key, "share", f"Mean {word}", "over directions that are interpretable at their own threshold")
@@ -194,6 +198,8 @@ _OF_FILE = {
     **{f"union.{key}": Term("number", "share", f"Mean {key} in the table unions, over labels whose union has an IoU above 0.04.", EDDP)
        for key in ("iou", "precision", "recall", "f1")},
     "union.s2": Term("number", "", "Sum of the IoUs in the table unions, over all labels.", EDDP),
+    **{f"untrained.{key}": replace(term, definition=f"Of as many directions of an untrained network of the same architecture, by the same method: {term.definition}")
+       for key, term in _OF_DISSECTION.items()},
     **{f"label_tests.{test}.{metric}": Term("number", "share", f"Column holds of the table label_tests: share of directions whose {metric} falls when labels are {words}.", NEURONEVAL)
        for test, words in (("missing", "missing"), ("extra", "added")) for metric in ("iou", "f1", "average_precision", "precision", "recall", "auroc")},
     "monosemanticity_baseline": Term("number", "cosine", "Mean cosine of the embeddings over all pairs of images: the score of a direction with the same activation on all of them."),

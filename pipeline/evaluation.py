@@ -35,6 +35,7 @@ from pipeline.influence import influence_lines, study_influence
 from pipeline.record_display import text_of
 from pipeline.report import TITLE, write_evaluation_pages
 from pipeline.table_writer import Tables
+from pipeline.untrained import check_drawable, evaluate_untrained
 from pipeline.vocabulary_labels import WordConfig, find_words, first_found, word_lines
 from stores.attachments import read_truth
 from stores.directions import Directions
@@ -60,6 +61,7 @@ class EvaluationConfig:
     classes : label by the images' classes.
     encoder : the store of embeddings for monosemanticity, or ``OWN``. ground_truth : compare with a synthetic store's truth.
     words : how directions are named by words; None: they are not.
+    untrained : also evaluate an untrained network on ``broden``.
     seed : of what is drawn outside ``influence``. device : "cpu" or "cuda:n". title : of the pages.
     """
 
@@ -70,6 +72,7 @@ class EvaluationConfig:
     encoder: Path | None = None
     ground_truth: bool = False
     words: WordConfig | None = None
+    untrained: bool = False
     seed: int = 0
     device: str = "cpu"
     title: str = TITLE
@@ -131,6 +134,8 @@ def evaluate_directions(
         or (config.influence is not None and store.affine_head(layer) is None)
     ):
         check_trusted(store)
+    if config.untrained:
+        check_drawable(store)
     paths = {name: path for name, (path, _) in files.items()}
     inputs = made_from(out, store, layer, paths, config.broden)
     check_replaceable(out, OURS, [store.path, *paths.values(), *([config.broden] if config.broden else [])])
@@ -167,6 +172,8 @@ def _evaluate(
     dissected = None if source is None else dissect(subject, source, config.resolution, scheduler)
     if dissected is not None:
         parts.append(dissected.findings)
+    if source is not None and config.untrained:
+        parts.append(evaluate_untrained(subject, source, config.resolution, scheduler, config.seed))
     parts.append(measure_fidelity(subject, config.seed))
     studied = None if config.influence is None else study_influence(subject, config.influence, dissected)
     if studied is not None:
@@ -227,9 +234,10 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         if any("found_again" in entry for entry in scored.values()):
             keys.append("found_again")
             heads.append("again")
-        width = max(len(n) for n in [*scored, "directions"]) + 2
+        controls = {f"{n}, untrained": e["untrained"] for n, e in scored.items() if "untrained" in e}
+        width = max(len(n) for n in [*scored, *controls, "directions"]) + 2
         lines.append(f"{'directions':<{width}}" + "".join(f"{h:>10}" for h in heads))
-        for name, entry in scored.items():
+        for name, entry in (scored | controls).items():
             cells = (f"{number(entry.get(k)):>10}" for k in keys)
             lines.append(f"{name:<{width}}" + "".join(cells))
     lines += word_lines(summary)

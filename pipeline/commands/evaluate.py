@@ -66,6 +66,8 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
 @click.option("--encoder", default=None, callback=typed, metavar="ENCODER",
               help="Image-text encoder for --vocabulary: open_clip:NAME:CHECKPOINT (a file or a tag), or module:callable (code that is run).")  # fmt: skip
 @click.option("--ground-truth", is_flag=True, help="Compare with the truth of a store made by eddp synthetic.")
+@click.option("--control", type=click.Choice(["untrained"]), default=None,
+              help="With --broden: also evaluate an untrained network of the same architecture, with the same method and number of directions.")  # fmt: skip
 @click.option("--resolution", type=click.Choice(["mask", "feature"]), default="mask", show_default=True,
               help="Compare at the masks' resolution (logits upsampled) or at the layer's.")  # fmt: skip
 @click.option(
@@ -96,6 +98,7 @@ def evaluate(
     vocabulary: str | None,
     encoder: str | None,
     ground_truth: bool,
+    control: str | None,
     resolution: str,
     out: Path | None,
     dask: str | None,
@@ -131,6 +134,8 @@ def evaluate(
             "Say what to evaluate: --broden DIR (against a concept dataset), --influence (on the network's classes), "
             "--classes or --vocabulary with --encoder (labels without masks), --monosemanticity or --ground-truth (against a synthetic store)."
         )
+    if control and folder is None:
+        raise UsageError("--control compares scores with a concept dataset: give --broden DIR as well.")
     steps = _steps(alphas)
     how = InfluenceConfig(
         alphas=steps,
@@ -167,6 +172,7 @@ def evaluate(
                 encoder=as_path(monosemanticity) if monosemanticity else None,
                 ground_truth=ground_truth,
                 words=WordConfig(vocabulary, encoder) if vocabulary and encoder else None,
+                untrained=control == "untrained",
                 seed=seed,
                 device=chosen,
             ),
