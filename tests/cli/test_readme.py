@@ -22,8 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+ONLY_IMAGES = (ROOT / "docs" / "only-images.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,21 @@ def test_shell_blocks_in_order_then_the_python(place: tuple[Path, dict[str, str]
     for number, (python, check) in enumerate(zip(blocks("python"), CHECKS, strict=True)):
         (folder / f"shown{number}.py").write_text(f"{python}\n{check}\n")
         run(f"{sys.executable} shown{number}.py", place)
+
+
+@pytest.mark.slow
+def test_the_page_for_images_without_labels(place: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = place
+    g = np.random.default_rng(1)
+    for i in range(48):
+        small = Image.fromarray(g.integers(0, 256, (5, 5, 3), np.uint8))
+        file = folder / "photos" / ("jay", "owl")[i % 2] / f"{i}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        small.resize((70, 60), Image.Resampling.BICUBIC).save(file)
+    for block in blocks("sh", ONLY_IMAGES):
+        run(block.replace("--directions auto", "--directions 6"), (folder, environment))  # auto is fitted many times
+    for made in ("named/class_labels.csv", "named/report.html", "explanation/index.html", "report/index.html"):
+        assert (folder / made).is_file(), made
 
 
 def _widest(table: Path) -> int:
