@@ -131,6 +131,11 @@ PARTS: dict[str, dict[str, str]] = {
         "Hochberg over the file's directions) where chance alone (Mann-Whitney) and random directions that are labelled in the same way do not reach it: "
         "classes are often apart along random directions, too.",
     },
+    "words": {
+        "word": "The word of a list that an image-text encoder sees most in what the direction fires on: chosen on half of its strongest images, cut to where it "
+        "fires, and scored on the others by soft-WPMI (CLIP-Dissect), in nats. It is significant where random directions hardly ever have a word with such a score "
+        "(5 %, adjusted for the number of directions); then it names a direction that has no other label.",
+    },
     "pairs": {
         "coverage": _MEASURED["coverage"],
         "redundancy": _MEASURED["redundancy"],

@@ -165,12 +165,12 @@ def name_by_words(
 
 
 def random_detectors(reader: LayerReader, bank: Bank, count: int, seed: int) -> Bank:
-    """Directions uniform on the sphere; the k-th fires on as large a share of positions as detector k of the bank, from the first again, on a sample."""
+    """Directions uniform on the sphere; each fires on as large a share of positions as one of the bank's detectors, which are spread evenly over them."""
     filters = random_units(reader.channels, count, seed).to(bank.filters)
     x = reader.sampled_rows(POSITIONS, seed)
     shares = (bank.logits(x[None])[0] > 0).float().mean(0)
     values = (torch.from_numpy(x).to(filters) @ filters).sort(0).values
-    place = (len(x) * (1 - shares[torch.arange(count) % bank.count])).long().clamp(max=len(x) - 1)
+    place = (len(x) * (1 - shares[torch.arange(count) * bank.count // count])).long().clamp(max=len(x) - 1)
     return Bank(filters, values.gather(0, place[None])[0], slices_of({"random": count}))
 
 

@@ -121,7 +121,7 @@ READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "class_labels": (("directions", "index", "label", "auroc", "q", "significant", "fires"), ("raised", "auroc_low", "auroc_high")),
-    "vocabulary_labels": (("directions", "index", "word", "significant"), ()),
+    "vocabulary_labels": (("directions", "index", "word", "score", "cosine", "q_bh", "significant", "second", "third"), ()),
     "steering": (("directions", "index", "role", "alpha", "class", "probability", "monotone_up_to"), ()),
 }  # fmt: skip
 

@@ -217,6 +217,7 @@ class _Pages:
         rows = {row["index"]: row for row in evaluated.table("directions", name)}
         truth = evaluated.table("ground_truth", name) if "ground_truth" in entry else []
         by_class = {row["index"]: row for row in evaluated.table("class_labels", name)}
+        by_word = {row["index"]: row for row in evaluated.table("vocabulary_labels", name)}
         stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
         diagnosis = directions.info.get("diagnosis", {})
         judged = verdict(directions)
@@ -237,7 +238,7 @@ class _Pages:
         self.progress("map", 1, 1)
         parts = {
             "labels": rows, "scores": rows, "pairs": True, "site": True, "clips": self.shown.reader.time > 1, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,
-            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "class labels": by_class,
+            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "class labels": by_class, "words": by_word,
         }  # fmt: skip
         return Site(
             title=self.config.title or TITLE,
@@ -250,7 +251,7 @@ class _Pages:
             per_category=[(k, v["distinct"], v["detectors"]) for k, v in entry.get("per_category", {}).items()],
             directions=direction_pages(
                 directions, found, predicted, self.shown.reader.store.names, missing,
-                labels=evaluated.labels(name), called=evaluated.direction_names(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves, classes=by_class, steps=self.shown.reader.time,
+                labels=evaluated.labels(name), called=evaluated.direction_names(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves, classes=by_class, words=by_word, steps=self.shown.reader.time,
             ),
             classes=class_pages(self.shown.reader.store, predicted, missing, pushes.get("signal"), root),
             places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],

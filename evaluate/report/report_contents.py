@@ -41,6 +41,7 @@ def direction_pages(
     pushes: Mapping[str, Pushes],
     curves: Sequence[Steer | None],
     classes: Mapping[int, dict[str, Any]],
+    words: Mapping[int, dict[str, Any]],
     steps: int = 1,
 ) -> list[Direction]:
     """All directions of a set as their pages show them.
@@ -49,7 +50,7 @@ def direction_pages(
     ----------
     names : of the store's images. missing : rows of which there is no picture.
     labels : (label, category) of each. called : what each is called. rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
-    classes : index -> row of ``class_labels``. pushes : by role. curves : of steering, where it was measured. steps : in time, of the layer.
+    classes, words : index -> row of ``class_labels``, of ``vocabulary_labels``. pushes : by role. curves : of steering, where it was measured. steps : in time, of the layer.
     """
     others: dict[int, list[dict[str, Any]]] = {}
     for one in candidates:
@@ -104,6 +105,7 @@ def direction_pages(
                 pushes={role: one.of_direction(i, PUSHED[role]) for role, one in pushes.items()},
                 **_moved(i, pushes.get("signal")),
                 classes=classes.get(i),
+                words=words.get(i),
                 steer=curves[i] if curves else None,
                 near={
                     role: list(zip(order[i].tolist(), value[i].tolist(), strict=True))

@@ -84,7 +84,7 @@ class Direction:
     ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
 
     ``found_again``: share of refits that contain it. ``pushes``: by role, classes raised and then classes lowered; ``up`` and ``down``: all classes that the signal vector moves
-    significantly; ``influence``: its largest absolute change of probability. ``classes``: its row of the table ``class_labels``. ``near``: by ``signal`` and ``filter``.
+    significantly; ``influence``: its largest absolute change of probability. ``classes``, ``words``: its rows of the tables ``class_labels`` and ``vocabulary_labels``. ``near``: by ``signal`` and ``filter``.
     """
 
     index: int
@@ -113,6 +113,7 @@ class Direction:
     down: list[int] = field(default_factory=list)
     influence: float = float("nan")
     classes: Row | None = None
+    words: Row | None = None
     steer: Steer | None = None
     near: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)

@@ -58,6 +58,9 @@ def test_directions_are_called_by_what_they_fire_on(run: Run, world: Path, tmp_p
     assert (found["significant"], found["words"], found["images"], found["randoms"]) == (6, len(WORDS), 24, 200)
     page = (out / "report/hand/d/00004.html").read_text(encoding="utf-8")
     assert "horizontal stripes</bdi></h1>" in page
+    assert '<span class="chip cnone">word</span>' in page
+    assert found["seed"] == 0
+    assert f"{float(rows[4]['score']):.3f}" in page
     defined = json.loads((out / "dictionary.json").read_text(encoding="utf-8"))
     assert set(defined["vocabulary_labels"]["columns"]) == set(rows[0])
 
