@@ -103,7 +103,7 @@ def embeddings_of(
 
     ``frames`` : from a row to the image, or the frames of the clip, as the network saw them. ``images`` : digest of the images' source.
     """
-    file = cache_file(reader.store.path, reader.spec.name)
+    file = layer_file(reader, "crops")
     key = {
         "store": reader.store.fingerprint, "layer": reader.spec.name, "images": images, "encoder": encoder.digest,
         "crops": [MARGIN, LARGEST, BLUR, *reader.grid], "version": 1,
@@ -124,9 +124,9 @@ def embeddings_of(
     return found
 
 
-def cache_file(store: Path, layer: str) -> Path:
-    """Where embeddings of crops are, next to a layer's activations."""
-    return store / "layers" / layer / "crops.safetensors"
+def layer_file(reader: LayerReader, what: str) -> Path:
+    """Where embeddings are kept, next to a layer's activations."""
+    return reader.store.path / "layers" / reader.spec.name / f"{what}.safetensors"
 
 
 def _sound(cached: tuple[dict[str, np.ndarray], object] | None) -> tuple[np.ndarray, np.ndarray]:

@@ -314,7 +314,7 @@ class ActivationStore(StoreBase):
         caches = [
             self.path / "layers" / name / f"{what}.safetensors"
             for name in self.layers
-            for what in ("statistics", "sketch", "crops")
+            for what in ("statistics", "sketch", "crops", "words")
         ]
         return [*caches, self.path / "truth.safetensors"]
 

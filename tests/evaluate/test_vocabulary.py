@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from tiny import noise
 
-from evaluate.image_crops import box_of, crop_picture, embeddings_of
+from evaluate.detector_bank import Bank
+from evaluate.image_crops import box_of, crop_picture, crops_of, embeddings_of
 from evaluate.vocabulary import TEMPLATES, embed_words, evidence, name_by_words, read_words
 from extract.image_text import ImageTextEncoder
 from stores.errors import DatasetError, MissingPathError
+from stores.format import LayerSpec
 from stores.readers import LayerReader
 
 
@@ -105,7 +107,7 @@ class Spoken:
     """Embeds texts by their letters, pictures by their mean colour; counts the pictures."""
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.seen = self.read = 0
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.asarray(image, np.float32).mean((0, 1)) / 255)
@@ -115,6 +117,7 @@ class Spoken:
         return batch
 
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        self.read += len(texts)
         return torch.tensor([[1.0 + text.count(c) for c in "abe"] for text in texts])
 
 
@@ -127,6 +130,31 @@ def test_a_word_is_what_it_adds_to_the_templates() -> None:
 
     added = np.mean([unit(t.format("bee")) - unit(t.format("")) for t in TEMPLATES], axis=0)
     assert embed_words(encoder, ["axe", "bee"])[1] == pytest.approx(added / np.linalg.norm(added), abs=1e-6)
+
+
+def test_embeddings_of_words_are_kept(tmp_path: Path) -> None:
+    inner, file = Spoken(), tmp_path / "words.safetensors"
+    asked = [("1", ["axe", "bee"]), ("1", ["axe", "bee"]), ("1", ["bee", "axe"]), ("2", ["bee", "axe"])]
+    read = []
+    for weights, words in asked:
+        encoder = ImageTextEncoder("spoken", weights, inner)
+        assert np.array_equal(embed_words(encoder, words, file), embed_words(encoder, words, file))
+        read.append(inner.read)
+    once = len(TEMPLATES) * 3  # two words and the empty template
+    assert read == [once, once, 2 * once, 3 * once]
+
+
+def test_a_clips_crop_is_of_the_step_of_its_largest_logit(tiny_store: Callable[..., Path]) -> None:
+    """Two steps of 2 × 4 positions; one channel is the detector's logit."""
+    x = np.full((3, 16, 1), -1.0, np.float32)
+    x[0, 8 + 3] = 2.0  # second step, first row, last column
+    x[1, 4] = 1.0  # first step, second row, first column
+    spec = LayerSpec("conv", (2, 4), 1, time=2)
+    reader = LayerReader(tiny_store({"conv": x}, specs={"conv": spec}), "conv")
+    bank = Bank(torch.ones(1, 1), torch.zeros(1), {"own": slice(0, 1)})
+    crops = crops_of(reader, bank, np.array([[1], [0], [2], [1]]))
+    assert crops.places.tolist() == [[0, 1, 0, 2, 2, 4], [1, 0, 0, 0, 2, 2], [2, 0, 0, 0, 2, 4]]
+    assert crops.number[:, 0].tolist() == [1, 0, 2, 1]
 
 
 def test_embeddings_are_kept_and_never_stale(tiny_store: Callable[..., Path]) -> None:
