@@ -24,7 +24,7 @@ MARGIN = 1  # cells of the grid around the box
 LARGEST = 448  # pixels of a crop's longer side: encoders take less
 BLUR = 0.05  # radius, of the crop's longer side
 BATCH = 64  # pictures at a time
-KEPT = 2**18  # crops in a cache at most, those of one run excepted
+KEPT = 2**16  # crops in a cache at most, those of one run excepted
 STAGE = "embeddings"
 
 Frames = Callable[[int], Sequence[Image.Image]]
@@ -44,10 +44,12 @@ def crops_of(reader: LayerReader, bank: Bank, top: np.ndarray) -> Crops:
     fires nowhere all of the image. Of a clip the step of the largest logit."""
     found = np.empty((*top.shape, 6), np.int64)
     filters, thresholds = bank.filters.cpu(), bank.thresholds.cpu()
-    wanted = np.unique(top)
+    order = np.argsort(top, axis=None, kind="stable")
+    wanted, first = np.unique(top.ravel()[order], return_index=True)
+    showing = dict(zip(wanted.tolist(), np.split(order, first[1:]), strict=True))
     for part in np.array_split(wanted, -(-len(wanted) // BATCH)):
         for row, x in zip(part.tolist(), reader.images(part), strict=True):
-            ranks, columns = np.nonzero(top == row)
+            ranks, columns = np.unravel_index(showing[row], top.shape)
             z = (torch.from_numpy(x).float() @ filters[:, columns] - thresholds[columns]).numpy()
             for k, (rank, j) in enumerate(zip(ranks, columns, strict=True)):
                 step = peak_step(reader, row, z[:, k])

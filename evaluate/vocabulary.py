@@ -3,7 +3,7 @@
 **Score.** soft-WPMI of CLIP-Dissect (Oikarinen & Weng 2023). ``p_t`` is the softmax over the words of 10 · cosine of an image's and a
 word's embedding. The evidence of a word is the sum over the direction's strongest images of ``log(1 + w (p_t − 1) + 1e-7)``, w falling from
 0.998 to 0.97 with the rank. From it the log-mean of the evidence over directions is subtracted: a word that fits all images says
-nothing. Here these directions are random ones [ours]: a score does not depend on which files are evaluated together.
+nothing. Here these directions are random ones [ours]: those of a file that show the same thing do not take it from each other.
 
 **Chance** [ours]. The word is chosen on every second of the images and scored on the others. Random directions, uniform on the sphere,
 each with a threshold that as many positions exceed as one of the detectors', go the same way; p counts those with as large a score. The p of

@@ -66,7 +66,7 @@ def test_directions_are_called_by_what_they_fire_on(run: Run, world: Path, tmp_p
 
 
 def test_random_directions_get_no_name(world: Path) -> None:
-    """200 of them: p is uniform, and what a file of them gets by chance stays below the level. Sets do not change each other's."""
+    """200 of them: p is uniform, and what a file of them gets by chance stays below the level."""
     store = ActivationStore.open(world / "acts.zarr", model="word_sight:build")
     reader, images = LayerReader(store, "conv"), open_store_images(store)
     drawn = np.random.default_rng(5).normal(size=(CHANNELS, 200))
