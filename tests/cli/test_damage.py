@@ -50,7 +50,7 @@ def flips(file: Path, count: int) -> Iterator[None]:
 @pytest.mark.parametrize("array", ["layers/synthetic/activations/c.0.0.0", "images/valid/c.0"])
 def test_a_flipped_bit_of_a_chunk_stops_the_command(run: Run, world: Path, command: str, array: str) -> None:
     reads = {
-        "fit": ("--directions", 3, "--method", "pca", "--out", world / "out.safetensors"),
+        "fit": ("--directions", 3, "--method", "kmeans", "--out", world / "out.safetensors"),
         "evaluate": ("--directions", world / "d.safetensors", "--ground-truth"),
     }
     for _ in flips(file := world / "s.zarr" / array, 5):
