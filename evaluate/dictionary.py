@@ -200,6 +200,18 @@ _OF_FILE = {
     "union.s2": Term("number", "", "Sum of the IoUs in the table unions, over all labels.", EDDP),
     **{f"untrained.{key}": replace(term, definition=f"Of as many directions of an untrained network of the same architecture, by the same method: {term.definition}")
        for key, term in _OF_DISSECTION.items()},
+    **{f"pairs.{key}": Term(*entry) for key, *entry in (
+           ("attributes", "integer", "attributes", "Attributes with pairs of images."),
+           ("count", "integer", "pairs", "Pairs of images."),
+           ("named", "integer", "directions", "Directions named after an attribute."),
+           ("moving", "integer", "directions", "Directions that move with an attribute (table pairs)."),
+           ("agreeing", "integer", "directions", "Directions that move with the attribute they are named after."),
+           ("p", "number", "probability", "(b + 1) / (N + 1), b of N shuffles of the names among the directions with at least as many agreeing."),
+           ("precision", "number", "share", "agreeing over named; null without any."),
+           ("recall", "number", "share", "agreeing over moving; null without any."),
+           *((f"{key}_{end}", "number", "share", f"{word} end of the 95 % interval of {key} (Wilson).")
+             for key in ("precision", "recall") for end, word in (("low", "Lower"), ("high", "Upper"))),
+       )},
     **{f"label_tests.{test}.{metric}": Term("number", "share", f"Column holds of the table label_tests: share of directions whose {metric} falls when labels are {words}.", NEURONEVAL)
        for test, words in (("missing", "missing"), ("extra", "added")) for metric in ("iou", "f1", "average_precision", "precision", "recall", "auroc")},
     "monosemanticity_baseline": Term("number", "cosine", "Mean cosine of the embeddings over all pairs of images: the score of a direction with the same activation on all of them."),
@@ -270,6 +282,15 @@ TABLES = {
         "holds_low": Term("number", "share", "Lower end of the 95 % interval of holds (Wilson)."),
         "holds_high": Term("number", "share", "Upper end of it."),
         "change": Term("number", "share", "Mean change of the score."),
+    }),
+    "pairs": Table("One row a direction and attribute: does the direction's logit rise from images without the attribute to the same images with it?", {
+        "attribute": Term("string", "", "Attribute: folder of pairs of images."),
+        "pairs": Term("integer", "pairs", "Pairs of images of the attribute."),
+        "change": Term("number", "logit", "Mean change of the logit, averaged over positions, from the image without the attribute to the one with it."),
+        "t": Term("number", "standard errors", "change over its standard error over the pairs."),
+        "p": Term("number", "probability", "(b + 1) / (N + 1), b of N sign flips of the pairs in which the largest t of all directions is at least as large (Westfall & Young 1993)."),
+        "moves": Term("boolean", "", "The direction moves with the attribute: p is at most 0.05, and no other attribute has a larger t."),
+        "named": Term("boolean", "", "The direction's name, without its number, is the attribute."),
     }),
     "ground_truth": Table("One row a file and true concept of a synthetic store, matched one to one by IoU.", {
         "concept": Term("integer", "", "Number of the true concept, from 0."),

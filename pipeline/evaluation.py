@@ -32,6 +32,7 @@ from pipeline.evaluation_parts import (
 from pipeline.evaluation_result import MADE_BY, made_from
 from pipeline.evidence import evidence_lines, measure_fidelity
 from pipeline.influence import influence_lines, study_influence
+from pipeline.pair_check import check_pairs_of, pair_lines, read_pairs
 from pipeline.record_display import text_of
 from pipeline.report import TITLE, write_evaluation_pages
 from pipeline.table_writer import Tables
@@ -60,7 +61,7 @@ class EvaluationConfig:
     influence : how the influence on classes is measured; None: it is not.
     classes : label by the images' classes.
     encoder : the store of embeddings for monosemanticity, or ``OWN``. ground_truth : compare with a synthetic store's truth.
-    words : how directions are named by words; None: they are not.
+    words : how directions are named by words; None: they are not. pairs : a folder of pairs of images that differ in one thing.
     untrained : also evaluate an untrained network on ``broden``.
     seed : of what is drawn outside ``influence``. device : "cpu" or "cuda:n". title : of the pages.
     """
@@ -72,6 +73,7 @@ class EvaluationConfig:
     encoder: Path | None = None
     ground_truth: bool = False
     words: WordConfig | None = None
+    pairs: Path | None = None
     untrained: bool = False
     seed: int = 0
     device: str = "cpu"
@@ -131,11 +133,14 @@ def evaluate_directions(
     if (
         source is not None
         or config.words is not None
+        or config.pairs is not None
         or (config.influence is not None and store.affine_head(layer) is None)
     ):
         check_trusted(store)
     if config.untrained:
         check_drawable(store)
+    if config.pairs is not None:
+        read_pairs(store, config.pairs)  # a folder that does not do ends it before the work
     paths = {name: path for name, (path, _) in files.items()}
     inputs = made_from(out, store, layer, paths, config.broden)
     check_replaceable(out, OURS, [store.path, *paths.values(), *([config.broden] if config.broden else [])])
@@ -178,8 +183,10 @@ def _evaluate(
     studied = None if config.influence is None else study_influence(subject, config.influence, dissected)
     if studied is not None:
         parts.append(studied.findings)
+    names = dissected.names if dissected else {name: subject.names(name) for name in subject.sets}
+    if config.pairs is not None:
+        parts.append(check_pairs_of(subject, config.pairs, names, config.seed))
     if by_class:
-        names = dissected.names if dissected else {name: subject.names(name) for name in subject.sets}
         parts.append(class_findings(subject, by_class, names, studied.raised if studied else None, config.seed))
     if config.encoder is not None:
         parts.append(measure_monosemanticity(subject, config.encoder))
@@ -243,6 +250,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     lines += word_lines(summary)
     lines += influence_lines(summary)
     lines += evidence_lines(summary)
+    lines += pair_lines(summary)
     lines += class_lines(summary)
     lines += [
         f"{name}: monosemanticity {number(entry.get('monosemanticity'))} (over all pairs of images "

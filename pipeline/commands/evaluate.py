@@ -65,6 +65,8 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
               help="Name directions by the words of a list (a text file, a word a line, or the one that is shipped), with --encoder.")  # fmt: skip
 @click.option("--encoder", default=None, callback=typed, metavar="ENCODER",
               help="Image-text encoder for --vocabulary: open_clip:NAME:CHECKPOINT (a file or a tag), or module:callable (code that is run).")  # fmt: skip
+@click.option("--pairs", type=LOCAL, default=None, metavar="DIR",
+              help="Do directions move with what they are named after? Pairs of images, DIR/ATTRIBUTE/NAME_a.png without and NAME_b.png with it.")  # fmt: skip
 @click.option("--ground-truth", is_flag=True, help="Compare with the truth of a store made by eddp synthetic.")
 @click.option("--control", type=click.Choice(["untrained"]), default=None,
               help="With --broden: also evaluate an untrained network of the same architecture, with the same method and number of directions.")  # fmt: skip
@@ -97,6 +99,7 @@ def evaluate(
     monosemanticity: str | None,
     vocabulary: str | None,
     encoder: str | None,
+    pairs: Path | None,
     ground_truth: bool,
     control: str | None,
     resolution: str,
@@ -129,10 +132,10 @@ def evaluate(
         raise UsageError(
             "--vocabulary and --encoder go together: a word list, and what compares its words with images."
         )
-    if folder is None and not (ground_truth or influence or classes or monosemanticity or vocabulary):
+    if folder is None and not (ground_truth or influence or classes or monosemanticity or vocabulary or pairs):
         raise UsageError(
             "Say what to evaluate: --broden DIR (against a concept dataset), --influence (on the network's classes), "
-            "--classes or --vocabulary with --encoder (labels without masks), --monosemanticity or --ground-truth (against a synthetic store)."
+            "--classes or --vocabulary with --encoder (labels without masks), --pairs DIR, --monosemanticity or --ground-truth (against a synthetic store)."
         )
     if control and folder is None:
         raise UsageError("--control compares scores with a concept dataset: give --broden DIR as well.")
@@ -172,6 +175,7 @@ def evaluate(
                 encoder=as_path(monosemanticity) if monosemanticity else None,
                 ground_truth=ground_truth,
                 words=WordConfig(vocabulary, encoder) if vocabulary and encoder else None,
+                pairs=pairs,
                 untrained=control == "untrained",
                 seed=seed,
                 device=chosen,
