@@ -49,7 +49,7 @@ def crops_of(reader: LayerReader, bank: Bank, top: np.ndarray) -> Crops:
     showing = dict(zip(wanted.tolist(), np.split(order, first[1:]), strict=True))
     for part in np.array_split(wanted, -(-len(wanted) // BATCH)):
         for row, x in zip(part.tolist(), reader.images(part), strict=True):
-            ranks, columns = np.unravel_index(showing[row], top.shape)
+            ranks, columns = np.divmod(showing[row], top.shape[1])
             z = (torch.from_numpy(x).float() @ filters[:, columns] - thresholds[columns]).numpy()
             for k, (rank, j) in enumerate(zip(ranks, columns, strict=True)):
                 step = peak_step(reader, row, z[:, k])
