@@ -320,7 +320,7 @@ TABLES = {
         "significant_t": Term("boolean", "", "q_t is at most the level, 0.05 unless set otherwise."),
         "significant_max": Term("boolean", "", "p_max is at most the level, 0.05 unless set otherwise."),
     }),
-    "influence_directions": Table("One row a direction, role and step: on how many classes it acts, and on which most. Of each role and step the direction of largest_probability_change first.", {
+    "influence_directions": Table("One row a direction, role and step: on how many classes it acts, and on which most. Of each role and step the direction of largest |strongest_probability_change| first; those without one at the end.", {
         "nulls": Term("integer", "directions", "Null directions of the detector; 0 where its positives were too few to train any."),
         "alpha_relative": _RELATIVE,
         "significant": Term("integer", "classes", "Classes with significant in the table influence."),

@@ -81,7 +81,7 @@ def _short(values: np.ndarray) -> np.ndarray:
 def direction_influence_rows(
     found: Influence, name: str, labels: Sequence[str], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One row a direction, role and step: on how many classes it acts significantly, and on which of them most; those that change most first."""
+    """One row a direction, role and step: on how many classes it acts significantly, and on which of them most; the largest significant change first."""
     part = found.slices[name]
     rows = []
     for role, role_name in enumerate(ROLES):
@@ -89,8 +89,9 @@ def direction_influence_rows(
             score, probability = found.score[a, role, part], found.probability[a, role, part]
             significant = claims_of(found, name, a, role)[1].significant
             size = np.abs(probability)
-            for i in np.argsort(-size.max(1), kind="stable").tolist():
-                most = int(np.where(significant[i], size[i], -1).argmax()) if significant[i].any() else None
+            sure = np.where(significant, size, -1)
+            for i in np.lexsort((-size.max(1), -sure.max(1))).tolist():
+                most = int(sure[i].argmax()) if significant[i].any() else None
                 rows.append(
                     {
                         "directions": name,

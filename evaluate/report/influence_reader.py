@@ -40,6 +40,21 @@ class Pushes:
         """The directions that push class ``k`` up most and then those that push it down most: its concept influence diagram."""
         return [self.push(i, k, i) for i in _ends(self.change[:, k], most)]
 
+    def strongest(self, i: int, most: int) -> list[Push]:
+        """Of the classes that direction ``i`` moves significantly those that it moves most, largest change first."""
+        known = np.flatnonzero(self.significant[i])
+        order = np.argsort(-np.abs(self.change[i, known]), kind="stable")
+        return [self.push(i, int(k), int(k)) for k in known[order[:most]]]
+
+    def extremes(self, k: int) -> tuple[Push | None, Push | None]:
+        """Of the directions that move class ``k`` significantly the one that raises it most and the one that lowers it most."""
+        change = np.where(self.significant[:, k], self.change[:, k], 0)
+        up, down = int(change.argmax()), int(change.argmin())
+        return (
+            self.push(up, k, up) if change[up] > 0 else None,
+            self.push(down, k, down) if change[down] < 0 else None,
+        )
+
     def moved(self, i: int) -> tuple[list[int], list[int]]:
         """Classes that direction ``i`` pushes up, and down, significantly."""
         known = self.significant[i]

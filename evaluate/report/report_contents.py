@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from evaluate.direction_names import DirectionName
 from evaluate.metrics import INTERPRETABLE, problem_of
 from evaluate.report.class_predictions import ClassPredictions, class_titles
@@ -21,6 +19,7 @@ from stores.directions import Directions
 from stores.store import ActivationStore
 
 NEIGHBOURS = 6
+STRONGEST = 3  # classes on a direction's card
 PUSHED = {"signal": 8, "filter": 3}  # classes each way on a direction's page
 DIAGRAM = 10  # directions each way in a class's concept influence diagram (paper)
 MEASURES = {"precision": "precision", "recall": "recall", "f1": "F1", "average_precision": "average precision"}
@@ -125,6 +124,7 @@ def class_pages(
     names, titles = store.names, class_titles(store.class_names, len(predicted.count))
     out = []
     for k, title in enumerate(titles):
+        raised, lowered = pushes.extremes(k) if pushes else (None, None)
         tiles = [
             Tile("" if row in missing else root + example_file(k, rank), names[row], round(p, 4), k)
             for rank, (row, p) in enumerate(zip(predicted.rows[k], predicted.probability[k], strict=True))
@@ -138,6 +138,8 @@ def class_pages(
                 right=-1 if predicted.right is None else int(predicted.right[k]),
                 tiles=tiles,
                 pushes=pushes.of_class(k, DIAGRAM) if pushes else [],
+                raised=raised,
+                lowered=lowered,
             )
         )
     return out
@@ -168,7 +170,7 @@ def _moved(i: int, pushes: Pushes | None) -> dict[str, Any]:
     if pushes is None:
         return {}
     up, down = pushes.moved(i)
-    return {"up": up, "down": down, "influence": float(np.abs(pushes.change[i]).max(initial=0))}
+    return {"up": up, "down": down, "strongest": pushes.strongest(i, STRONGEST)}
 
 
 def _number(value: Any) -> float:

@@ -84,7 +84,7 @@ class Direction:
     ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
 
     ``found_again``: share of refits that contain it. ``pushes``: by role, classes raised and then classes lowered; ``up`` and ``down``: all classes that the signal vector moves
-    significantly; ``influence``: its largest absolute change of probability. ``classes``, ``words``: its rows of the tables ``class_labels`` and ``vocabulary_labels``. ``near``: by ``signal`` and ``filter``.
+    significantly; ``strongest``: those of them that it moves most. ``classes``, ``words``: its rows of the tables ``class_labels`` and ``vocabulary_labels``. ``near``: by ``signal`` and ``filter``.
     """
 
     index: int
@@ -111,7 +111,7 @@ class Direction:
     pushes: dict[str, list[Push]] = field(default_factory=dict)
     up: list[int] = field(default_factory=list)
     down: list[int] = field(default_factory=list)
-    influence: float = float("nan")
+    strongest: list[Push] = field(default_factory=list)
     classes: Row | None = None
     words: Row | None = None
     steer: Steer | None = None
@@ -119,6 +119,11 @@ class Direction:
     marks: list[Mark] = field(default_factory=list)
     features: Features | None = None
     found_again: float = float("nan")
+
+    @property
+    def influence(self) -> float:
+        """The largest change of probability that is significant, without sign; 0 for none."""
+        return max((abs(push.change) for push in self.strongest), default=0.0)
 
     @property
     def heading(self) -> str:
@@ -129,7 +134,8 @@ class Direction:
 @dataclass(frozen=True)
 class ClassPage:
     """One class of the network: images predicted as it; of those that carry its label how many there are and how many are predicted
-    for it (−1: no labels that are classes); a few images predicted as it, surest first; its concept influence diagram."""
+    for it (−1: no labels that are classes); a few images predicted as it, surest first; its concept influence diagram; what raises and what
+    lowers it most of what does so significantly."""
 
     number: int
     name: str
@@ -138,6 +144,13 @@ class ClassPage:
     right: int = -1
     tiles: list[Tile] = field(default_factory=list)
     pushes: list[Push] = field(default_factory=list)
+    raised: Push | None = None
+    lowered: Push | None = None
+
+    @property
+    def influence(self) -> float:
+        """The largest change of its probability that is significant, without sign; 0 for none."""
+        return max((abs(push.change) for push in (self.raised, self.lowered) if push), default=0.0)
 
     @property
     def shown(self) -> bool:

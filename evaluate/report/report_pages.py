@@ -16,12 +16,11 @@ from evaluate.number_format import DASH, known, minus, number, url
 from evaluate.report import svg_charts as charts
 from evaluate.report import svg_shapes as figures
 from evaluate.report.page_layout import COLOURS, category_colours, complaints, iou_scale, ordered, scalars
-from evaluate.report.report_data import MOVED, ClassPage, Direction, Push, Site
+from evaluate.report.report_data import MOVED, ClassPage, Direction, Site
 from evaluate.report.report_images import EXAMPLE, GAP, SMALL, STRIP, TILE
 from evaluate.web_page import environment, render_page, resource
 
 P = TypeVar("P", Direction, ClassPage)
-PUSHED = 3  # classes named on a direction's card
 CONCEPTS = 60  # with a bar; more are counted
 SUSPECTS = 12  # shown with pictures; more are named
 
@@ -126,7 +125,6 @@ class _Book:
             tallest=max((n for _, _, n in site.per_category), default=1) or 1,
             concepts=_concepts(shown),
             concepts_shown=CONCEPTS,
-            most_pushed=_most_pushed,
             listed=SUSPECTS,
             moved=_moved(site),
             steering_text=charts.steering_text(site.steering) if site.steering else "",
@@ -161,8 +159,9 @@ class _Book:
         known = [c for c in self.site.classes if c.labelled >= 0]
         labelled = sum(c.labelled for c in known)
         accuracy = sum(c.right for c in known) / labelled if labelled else None
+        classes = sorted(self.site.classes, key=lambda c: -c.influence)
         return self.page(
-            "classes.html", here="classes", accuracy=accuracy, labelled=labelled, extremes=_extremes, least=MOVED
+            "classes.html", here="classes", classes=classes, accuracy=accuracy, labelled=labelled, least=MOVED
         )
 
     def _point(self, d: Direction) -> dict[str, str | int]:
@@ -216,10 +215,6 @@ def _concepts(directions: Sequence[Direction]) -> list[tuple[str, str, int]]:
     return [(*concept, count) for concept, count in sorted(counted.items(), key=lambda one: (-one[1], one[0]))]
 
 
-def _most_pushed(d: Direction) -> list[Push]:
-    return sorted(d.pushes.get("signal", []), key=lambda push: -abs(push.change))[:PUSHED]
-
-
 def _neighbours(every: Sequence[P], i: int, named: Callable[[P], tuple[str, str]]) -> dict[str, Any]:
     """File and name of the page before and of the one after."""
     return {
@@ -232,12 +227,6 @@ def _moved(site: Site) -> dict[str, list[Any]]:
     """For the script: the classes' names, and which of them each direction moves up and down; read when somebody asks for a class."""
     ups, downs = [d.up for d in site.directions], [d.down for d in site.directions]
     return {"classes": [c.name for c in site.classes], "up": ups, "down": downs}
-
-
-def _extremes(c: ClassPage) -> tuple[Push | None, Push | None]:
-    """What raises a class most and what lowers it most."""
-    up, down = ([p for p in c.pushes if (p.change > 0) == above] for above in (True, False))
-    return (up[0] if up else None, down[0] if down else None)
 
 
 def _found_again(site: Site) -> list[tuple[str, int]]:

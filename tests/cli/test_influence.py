@@ -117,7 +117,7 @@ def test_one_significance_leads_and_other_rules_are_in_the_table(
             assert (ended.code, words in ended.err) == (130, True)
 
 
-def test_directions_of_largest_influence_come_first_each_with_its_strongest_significant_class(
+def test_directions_of_largest_significant_influence_come_first_each_with_its_strongest_significant_class(
     judged: tuple[Path, str],
 ) -> None:
     out = judged[0] / "evaluation"
@@ -134,7 +134,7 @@ def test_directions_of_largest_influence_come_first_each_with_its_strongest_sign
         strongest = max(claims[key], default=(0.0, "", ""))
         assert (row["strongest_class"], row["strongest_class_name"]) == strongest[1:]
         assert abs(float(row["strongest_probability_change"] or 0)) == strongest[0]
-        order[key[:2]].append(max(changes[key]))
+        order[key[:2]].append((strongest[0], max(changes[key])))
     assert {row["strongest_class"] == "" for row in table} == {True, False}
     assert all(sizes == sorted(sizes, reverse=True) for sizes in order.values())
 

@@ -62,14 +62,14 @@ def direction(index: int = 0, **changes: Any) -> Direction:
         tiles=[Tile(f"t/{index}.webp", "a.jpg", 4.5, 1), Tile("", "gone.jpg", 3.25, -1)],
         strip=f"s/{index}.webp", measures={"precision": 0.5}, candidates=[candidate("sky", "object", 0.3, 0.25), candidate("sea", "scene", 0.2, 0.1)],
         pushes={"signal": [Push(1, 0.2, True), Push(0, -0.1, False)], "filter": [Push(0, 0.01, True)]},
-        up=[1], down=[], influence=0.2, steer=STEER, near={"signal": [(1 - index, 0.9)], "filter": [(1 - index, -0.2)]},
+        up=[1], down=[], strongest=[Push(1, 0.2, True)], steer=STEER, near={"signal": [(1 - index, 0.9)], "filter": [(1 - index, -0.2)]},
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
 
 def site(**changes: Any) -> Site:
     classes = [
-        ClassPage(k, name, 3, 2, 1, [Tile(f"e/{k}.webp", "a.jpg", 0.9, k)], [Push(0, 0.2, True), Push(1, -0.1, False)])
+        ClassPage(k, name, 3, 2, 1, [Tile(f"e/{k}.webp", "a.jpg", 0.9, k)], [Push(0, 0.2, True), Push(1, -0.1, False)], Push(0, 0.2, True))
         for k, name in enumerate(("boat", "house"))
     ]  # fmt: skip
     summary = {"directions": {"eddp": {"method": "eddp", "directions": 2, "s1": 2.0, "sdc": 0, "intervals": {"s1": [1.5, 2.5]}},
@@ -89,7 +89,7 @@ def site(**changes: Any) -> Site:
 def bare() -> Site:
     """Neither labels nor influence nor images."""
     nothing = {"name": DirectionName("direction 0", "direction 0"), "label": "", "category": "", "interpretable": False, "iou": NAN, "iou_low": NAN, "iou_high": NAN, "measures": {},
-               "candidates": [], "pushes": {}, "up": [], "influence": NAN, "steer": None}  # fmt: skip
+               "candidates": [], "pushes": {}, "up": [], "strongest": [], "steer": None}  # fmt: skip
     one = direction(0, **nothing, tiles=[Tile("", "a.jpg", 1.0)], near={"signal": [], "filter": []})
     return site(
         directions=[one], classes=[ClassPage(0, "class 0", 1)], places=[(0.5, 0.5)], per_category=[], suspects=[], diagnosis={}, log={},
@@ -118,7 +118,7 @@ def test_hostile_names_stay_text() -> None:
         0, name=DirectionName(HOSTILE, HOSTILE, HOSTILE, True), label=HOSTILE, category=HOSTILE, tiles=[Tile("t/0.webp", HOSTILE, 1.0, 0), Tile("", HOSTILE, 1.0, 0)],
         measures={HOSTILE: 0.1}, candidates=[candidate(HOSTILE, HOSTILE, 0.1, 0.1)], marks=[Mark(HOSTILE, 0)],
         features=Features("a.jpg", "b.jpg", 1, 1, 0.5, 0.5, 0.5, 0.1, 1.0),
-        near={"signal": [(0, 1.0)]}, pushes={"signal": [Push(0, 0.1, True)]}, steer=dataclasses.replace(STEER, target=0),
+        near={"signal": [(0, 1.0)]}, pushes={"signal": [Push(0, 0.1, True)]}, strongest=[Push(0, 0.1, True)], steer=dataclasses.replace(STEER, target=0),
     )  # fmt: skip
     summary = {"directions": {HOSTILE: {"method": HOSTILE, "s1": 1.0}, "x": {"method": "x", "s1": 2.0}}}
     what = site(
@@ -268,6 +268,19 @@ def test_a_class_without_images_that_hardly_anything_moves_has_no_page_and_no_li
         assert class_page(3) not in texts[path]
         assert "still" in texts[path]
     assert 'rel="next"' not in texts[class_page(2)]
+
+
+def test_significant_pushes_are_on_cards_and_classes_of_the_largest_come_first() -> None:
+    pushes = [Push(0, 0.3, False), Push(1, -0.1, True)]
+    one = direction(0, pushes={"signal": pushes}, strongest=pushes[1:])
+    few = [
+        ClassPage(k, f"class {k}", 1, 1, 1, [], [], up, down)
+        for k, (up, down) in enumerate([(None, None), (Push(0, 0.1, True), None), (None, Push(0, -0.2, True))])
+    ]
+    texts = rendered(site(directions=[one, direction(1, strongest=[])], classes=few, suspects=[]))
+    assert "+30.0 pp" not in texts["index.html"]
+    assert "−10.0 pp" in texts["index.html"]
+    assert re.findall(r'<tr data-index="(\d)"', texts["classes.html"]) == ["2", "1", "0"]
 
 
 def test_directions_are_counted_by_concept() -> None:

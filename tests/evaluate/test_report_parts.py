@@ -137,6 +137,11 @@ def test_the_ends_of_a_push() -> None:
     assert third.change == pytest.approx(-0.2)
     assert pushes.moved(0) == ([0], [1])
     assert pushes.moved(1) == ([], [])
+    assert [p.other for p in pushes.strongest(0, 3)] == [1, 0]  # of the significant ones, largest first
+    up, down = pushes.extremes(1)
+    assert up is None
+    assert down is not None
+    assert (down.other, down.significant) == (0, True)
 
 
 def test_steering_is_what_is_gained(tmp_path: Path) -> None:
