@@ -18,6 +18,7 @@ from pipeline.records import Place, beside, within
 from pipeline.run import Run, code_version
 from pipeline.scene_net import train_scene_net
 from pipeline.world import SCENES, World, build_world
+from pipeline.world.pairs import write_pairs
 from stores.errors import StoreExistsError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
@@ -30,6 +31,7 @@ METHODS = ("eddp", "kmeans", "pca")
 SETTINGS = {"eddp": {"max_rows": "120000"}}
 # null directions trained on fewer positions than a study would take: they are most of what influence costs
 INFLUENCE = InfluenceConfig(null_positions=500)
+PAIRS = 12  # of pictures with and without each thing
 VISUALIZED = 8  # directions: each takes seconds
 
 TITLE = "A small network's view of a small world"
@@ -100,17 +102,18 @@ def run_demo(
         with run.watching(progress, Place(path.with_suffix(".run.json"))) as watched:
             fit_to_file(fitter, reader, path, run, progress=watched)
         files.append(path)
-    evaluation = out / "evaluation"
+    evaluation, pairs = out / "evaluation", out / "pairs"
+    write_pairs(pairs, pairs=PAIRS, seed=seed)
     say(
         f"5/8  evaluate --store {store_path} "
         + " ".join(f"--directions {path}" for path in files)
-        + f" --broden {world_folder} --influence --null-positions {INFLUENCE.null_positions}"
+        + f" --broden {world_folder} --pairs {pairs} --influence --null-positions {INFLUENCE.null_positions}"
     )
-    run = Run("evaluate", {"broden": world_folder, "influence": asdict(INFLUENCE)})
+    run = Run("evaluate", {"broden": world_folder, "pairs": pairs, "influence": asdict(INFLUENCE)})
     with run.watching(progress, within(evaluation, "summary.json")) as watched:
         summary = evaluate_directions(
             store, load_sets(files), evaluation,
-            EvaluationConfig(broden=world_folder, influence=INFLUENCE, title=TITLE), progress=watched,
+            EvaluationConfig(broden=world_folder, pairs=pairs, influence=INFLUENCE, title=TITLE), progress=watched,
         )  # fmt: skip
     run.write()
     shown = _show(out, world, say, progress) if pages else {}

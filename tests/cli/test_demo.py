@@ -18,6 +18,7 @@ METHODS = ("eddp", "kmeans", "pca")
 @pytest.mark.slow
 def test_demo(run: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "VISUALIZED", 1)
+    monkeypatch.setattr(demo, "PAIRS", 6)
     monkeypatch.setattr(demo, "SETTINGS", {"eddp": {"restarts": "1", "refine_steps": "50"}})
     monkeypatch.setattr(demo, "INFLUENCE", InfluenceConfig(nulls=8, null_positions=100))
     small = ("eddp", "demo", "--out", tmp_path / "demo", "--images", 160, "--epochs", 1, "--directions", 8)
@@ -29,6 +30,7 @@ def test_demo(run: Callable[..., object], tmp_path: Path, monkeypatch: pytest.Mo
     assert set(summary) == set(METHODS)
     for method in METHODS:
         assert summary[method]["directions"] == 8
+        assert summary[method]["pairs"]["count"] == 6 * summary[method]["pairs"]["attributes"]
         assert len(list((evaluation / "report" / method / "s").glob("*.webp"))) == 8
     for shown in ("extract --model", "fit --store", "evaluate --store", "eddp report", "eddp explain", "eddp correct"):
         assert shown in ended.err
