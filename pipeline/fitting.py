@@ -12,7 +12,7 @@ from fit import Fitter
 from fit.checkpoint import MINUTES, Checkpoint, difference
 from fit.refits import KAPPA, Selection
 from fit.verdict import verdict
-from pipeline.run import Run
+from pipeline.run import Run, code_version
 from stores.directions import Directions, DirectionsError
 from stores.errors import StoreExistsError
 from stores.progress import Progress, silent
@@ -59,12 +59,12 @@ def fit_to_file(
             limits={"kappa": KAPPA}, chosen=selection.number,
             caption=f"dashed: {selection.number} directions, the number taken; dotted: κ = {KAPPA:g}, from where halves count as alike",
         )  # fmt: skip
-    fitter.save(out)
     if fitter.log_:
         write_table(out.parent, out.stem + ".log", rows_to_columns(fitter.log_))
         loss_picture(fitter.log_, out.with_suffix(".log.png"))
     else:
         _forget(out, ".log")
+    fitter.save(out)  # last: where the file is, all is there
     checkpoint.remove()
     numbers_checkpoint(out).remove()
     for problem in verdict(fitter.directions_).problems:
@@ -72,17 +72,20 @@ def fit_to_file(
     return fitter, run.write(rates=rates, result={"out": str(out), "directions": fitter.directions_.count})
 
 
-def refuse_another(
+def already_fitted(
     out: Path, fitter: Fitter[Any], reader: LayerReader, *, auto: bool = False, overwrite: bool = False
-) -> None:
-    """Raise StoreExistsError unless there is nothing at ``out``, or directions of the same fit, or with ``overwrite`` of any."""
+) -> Directions | None:
+    """The directions at ``out`` where the same fit by the same code made them; None where there is nothing, or what may be replaced.
+
+    That is directions of the same fit by other code, and with ``overwrite`` any directions. Raises StoreExistsError for all else.
+    """
     if not out.exists():
-        return
+        return None
     with reading(out, "directions file", "It is left alone: give another --out.", StoreExistsError):
         if (key := key_of(out)) != "eddp":
             raise ValueError(f"it holds {key or 'other things'}")
     if overwrite:
-        return
+        return None
     then = "Give another --out, or --overwrite to replace it."
     try:
         found = Directions.load(out)
@@ -97,6 +100,7 @@ def refuse_another(
     if kept != wanted:
         about = f"{found.count} directions of {found.layer} by {found.method}"
         raise StoreExistsError(f"'{out}' (--out) holds {about}, fitted otherwise ({difference(kept, wanted)}). {then}")
+    return found if found.info.get("run", {}).get("code_version") == code_version() else None
 
 
 def _identity_of(found: Directions) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from stores.errors import UsageError
 from stores.io import check_writable
 
 if TYPE_CHECKING:
+    from stores.directions import Directions
     from stores.readers import LayerReader
 
 
@@ -85,7 +86,7 @@ class NumberOrAuto(click.ParamType):
     metavar="MIN",
     help="Checkpoint interval in minutes; the same command resumes from the last checkpoint.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace directions of another fit that are already there.")
+@click.option("--overwrite", is_flag=True, help="Replace directions that are already there.")
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set one of the method's hyper-parameters."
 )
@@ -125,12 +126,13 @@ def fit(
       fit --store broden.zarr --method probe --concepts broden1_224 --out probe.safetensors
       torchrun --nproc-per-node 4 --no-python fit --store acts.zarr --directions 500 --out large.safetensors
     """
+    import torch
+
     from extract.network import check_trusted
     from fit.refits import NUMBERS, select_number
     from fit.supervised.position_labels import ConceptLabels
-    from fit.verdict import verdict
     from pipeline.distributed import joined
-    from pipeline.fitting import fit_to_file, numbers_checkpoint, refuse_another
+    from pipeline.fitting import already_fitted, fit_to_file, numbers_checkpoint
     from stores.readers import LayerReader, Part
     from stores.store import ActivationStore
 
@@ -157,44 +159,59 @@ def fit(
             check_trusted(reader.store)
         if share is not None:
             run.about["part"] = {"images": reader.n_images, "classes": images_of_classes(reader)}
+        there = None
         if ranks.rank == 0:
-            refuse_another(out, fitter, reader, auto=directions == "auto", overwrite=overwrite)
+            there = already_fitted(out, fitter, reader, auto=directions == "auto", overwrite=overwrite)
+            if labels is not None:  # masks may have changed
+                there = None
             check_writable(out)
-        where = None if ranks.rank else Place(out.with_suffix(".run.json"))
-        with showing(quiet or ranks.rank > 0) as shown, run.watching(shown, where, device=chosen) as progress:
-            selection = None
-            if directions == "auto":
-                selection = select_number(
-                    make, reader, ranks=ranks, progress=progress, checkpoint=numbers_checkpoint(out)
+        done = torch.tensor(float(there is not None))
+        ranks.broadcast(done)
+        if not done:
+            where = None if ranks.rank else Place(out.with_suffix(".run.json"))
+            with showing(quiet or ranks.rank > 0) as shown, run.watching(shown, where, device=chosen) as progress:
+                selection = None
+                if directions == "auto":
+                    selection = select_number(
+                        make, reader, ranks=ranks, progress=progress, checkpoint=numbers_checkpoint(out)
+                    )
+                fitter = make(n_directions=selection.number) if selection else fitter
+                fitted, _ = fit_to_file(
+                    fitter, reader, out, run, minutes=minutes, progress=progress, ranks=ranks, selection=selection
                 )
-            fitter = make(n_directions=selection.number) if selection else fitter
-            fitted, record = fit_to_file(
-                fitter, reader, out, run, minutes=minutes, progress=progress, ranks=ranks, selection=selection
-            )
         if ranks.rank:
             return
-    judged = verdict(fitted.directions_)
+    if there is not None:
+        say(f"'{out}' is already there, made by the same fit: nothing to do (--overwrite fits again).")
+    _report(there or fitted.directions_, out, as_json)
+
+
+def _report(found: Directions, out: Path, as_json: bool) -> None:
+    """Print what was fitted."""
+    from fit.verdict import verdict
+
+    judged, made, selection = verdict(found), found.info["run"], found.info.get("selection")
     summary = {
         "out": str(out),
-        "method": method,
-        "layer": reader.spec.name,
-        "directions": fitted.directions_.count,
-        "seconds": record["seconds"],
-        "peak_memory_mib": record["peak_memory_mib"],
-        "selection": selection and asdict(selection),
-        "found_again": fitted.directions_.share_found_again,
-        "diagnosis": fitted.diagnosis_,
+        "method": found.method,
+        "layer": found.layer,
+        "directions": found.count,
+        "seconds": made["seconds"],
+        "peak_memory_mib": made["peak_memory_mib"],
+        "selection": selection,
+        "found_again": found.share_found_again,
+        "diagnosis": found.info.get("diagnosis", {}),
         "verdict": asdict(judged),
     }
     if as_json:
         echo(json.dumps(summary))
         return
     echo(
-        f"{fitted.directions_.count} directions of {reader.spec.name} by {method}, {format_seconds(run.seconds)}, "
-        f"peak memory {record['peak_memory_mib']} MiB (eddp {code_version()})"
+        f"{found.count} directions of {found.layer} by {found.method}, {format_seconds(made['seconds'])}, "
+        f"peak memory {made['peak_memory_mib']} MiB (eddp {code_version()})"
     )
     if selection is not None:
-        echo(f"{selection.number} directions: {selection.why}")
+        echo(f"{selection['number']} directions: {selection['why']}")
     for line in judged.lines:
         echo(line)
     for problem in judged.problems:

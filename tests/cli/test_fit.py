@@ -16,7 +16,7 @@ import pytest
 import torch
 from command_line import Run, fails, ok
 from own_process import EDDP, start
-from tiny import write_store
+from tiny import contents, write_store
 
 from fit.eddp import EDDP as Method
 from fit.synthetic import SyntheticConfig, make_synthetic
@@ -179,7 +179,11 @@ def test_a_large_seed_and_what_an_earlier_fit_left(run: Run, synthetic: Path, tm
     assert out.read_bytes() == before
     ok(run(*options, "--method", "pca", "--overwrite"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.run.json", "d.safetensors"]
-    ok(run(*options, "--method", "pca"))  # the same again
+    before = contents(tmp_path)
+    assert "nothing to do" in ok(run(*options, "--method", "pca")).err  # the same again
+    assert contents(tmp_path) == before
+    ok(run(*options, "--method", "pca", "--overwrite"))
+    assert contents(tmp_path) != before  # its record has another time
     for more in ((), ("--overwrite",)):
         (tmp_path / "mine.safetensors").write_text("a thesis")
         fails(run(*options[:-1], tmp_path / "mine.safetensors", *more), 2, "It is left alone")
@@ -324,7 +328,9 @@ def test_the_number_of_directions_is_selected_and_a_stopped_selection_goes_on(
     assert {"directions", "kappa", "coverage", "loss"} <= set(lines[0].replace('"', "").split(","))
     assert out.with_suffix(".numbers.png").exists()
     assert not list(tmp_path.glob("*.checkpoint"))
-    again = ok(run(*options, "--directions", "auto"))  # never stopped: the same
+    again = ok(run(*options, "--directions", "auto"))
+    assert (calls[0], "nothing to do" in again.err) == (12, True)
+    again = ok(run(*options, "--directions", "auto", "--overwrite"))  # never stopped: the same
     assert "κ: by the correlation of their logits" in again.out
     assert Directions.load(out).info["selection"] == selection
     fails(run(*options, "--directions", 2), 2, "n_directions was auto, is 2")
