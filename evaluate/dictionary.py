@@ -142,6 +142,7 @@ _INFLUENCE = {
            ("monotone_up_to", "activation", "Median of monotone_up_to in the table steering, over the {}."),
            ("probability_gained", "probability", "Largest probability of the followed class along the steps, less the one without a step; mean over the {}."),
        )},
+    "strongest": Term("object", "", "The first at most five rows of the table influence_directions that are about signal vectors at this step and have a strongest_class."),
     "s3_probability": Term("number", "share", "As s3, with changes of probability in the place of scores."),
     "suspects": Term("object", "", "The first ten rows of the table suspects; indices is a list of numbers."),
 }  # fmt: skip

@@ -79,8 +79,12 @@ def names_of(
 
 
 def with_number(names: Sequence[DirectionName], index: int) -> str:
+    """The direction's name with its number."""
+    return numbered(names[index].full, index)
+
+
+def numbered(full: str, index: int) -> str:
     """``mammal 2 (17)``; ``direction 17`` as it is."""
-    full = names[index].full
     return full if full == f"direction {index}" else f"{full} ({index})"
 
 

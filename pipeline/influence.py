@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate.direction_names import with_names
+from evaluate.direction_names import numbered, with_names
 from evaluate.direction_tables import with_found_again
 from evaluate.influence.cavs import LabelUse, label_use, s3
 from evaluate.influence.influence_study import (
@@ -35,7 +35,7 @@ from evaluate.influence.permutation_nulls import precision_on
 from evaluate.influence.shortcut_candidates import NO_SUSPECTS, suspect_rows
 from evaluate.influence.significance import within_reach
 from evaluate.influence.steering import CONTROLS, Steering, random_units, sweep
-from evaluate.number_format import number
+from evaluate.number_format import number, percent, points
 from evaluate.report.class_predictions import class_predictions
 from extract.segmentation.base import ConceptSource
 from pipeline.evaluation_parts import Dissected, Findings, Subject
@@ -46,6 +46,7 @@ from stores.statistics import statistics
 from stores.store import ActivationStore
 from stores.tables import rows_to_columns
 
+STRONGEST = 5  # directions that the terminal names
 TABLES = ("influence_directions", "influence_classes", "steering", "suspects")
 
 
@@ -85,13 +86,20 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
         called = subject.names(name) if dissected is None else dissected.names[name]
         names = plain[name] = [label for label, _ in labels]
         titles[name] = [one.full for one in called]
-        of_directions = [
+        plain_rows = [
             {**row, "alpha_relative": _relative(row["alpha"], typical)}
             for row in direction_influence_rows(found, name, names, classes)
         ]
-        rows["influence_directions"] += with_names(with_found_again(of_directions, directions), called)
+        of_directions = with_names(with_found_again(plain_rows, directions), called)
+        rows["influence_directions"] += of_directions
         rows["influence_classes"] += with_names(class_influence_rows(found, name, names, classes), called)
+        strongest = [
+            row
+            for row in of_directions
+            if (row["role"], row["alpha"]) == ("signal", config.alpha) and row["strongest_class"] is not None
+        ]
         entry = entries[name] = influence_summary(found, name)
+        entry["influence"]["strongest"] = strongest[:STRONGEST]
         entry["influence"]["alpha_relative"] = _relative(config.alpha, typical)
         entry["influence"]["null_precision"] = str(precision_on(torch.device(device))).removeprefix("torch.")
         curves = _steer(moving, found, name, directions, controls, device)
@@ -179,6 +187,14 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
+def _effect_line(row: dict[str, Any]) -> str:
+    """What a direction does to the class that it moves most, from its row of ``influence_directions``."""
+    often = row.get("found_again")
+    again = "" if often is None else f", found again in {percent(often)} of refits"
+    change = points(row["strongest_probability_change"])
+    return f"  {numbered(row['name'], row['index'])} → {row['strongest_class_name']}: {change}{again}"
+
+
 def influence_lines(summary: dict[str, Any]) -> list[str]:
     """The influence of each file as a table for people."""
     studied = {n: e for n, e in summary["directions"].items() if "influence" in e}
@@ -199,10 +215,15 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
         cells = [" | ".join(str(one[key]) for one in both) for key in ("significant", "significant_directions")]
         cells.append(" | ".join(f"{one['mean_absolute_probability_change']:.1e}" for one in both))
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
+    for name, entry in studied.items():
+        strongest = entry["influence"].get("strongest", [])[: max(1, STRONGEST // len(studied))]
+        if strongest:
+            lines.append(f"{name}: strongest significant effects")
+            lines += map(_effect_line, strongest)
         suspects = entry["influence"].get("suspects")
         if suspects is not None and not suspects:
-            lines.append(f"{'':<{width}}  {NO_SUSPECTS}")
+            lines.append(f"{name}: {NO_SUSPECTS}")
         elif suspects:
             named = dict.fromkeys(f"{row['label']} → {row['class_name']}" for row in suspects)
-            lines.append(f"{'':<{width}}  small, of one class, and used for it: {', '.join(list(named)[:5])}")
+            lines.append(f"{name}: small, of one class, and used for it: {', '.join(list(named)[:5])}")
     return lines

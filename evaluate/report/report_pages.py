@@ -22,6 +22,7 @@ from evaluate.web_page import environment, render_page, resource
 
 P = TypeVar("P", Direction, ClassPage)
 CONCEPTS = 60  # with a bar; more are counted
+STRONGEST = 5  # directions of the largest effects
 SUSPECTS = 12  # shown with pictures; more are named
 
 
@@ -125,6 +126,7 @@ class _Book:
             tallest=max((n for _, _, n in site.per_category), default=1) or 1,
             concepts=_concepts(shown),
             concepts_shown=CONCEPTS,
+            strongest=[_effect(d) for d in sorted(shown, key=lambda d: -d.influence) if d.strongest][:STRONGEST],
             listed=SUSPECTS,
             moved=_moved(site),
             steering_text=charts.steering_text(site.steering) if site.steering else "",
@@ -213,6 +215,23 @@ def _concepts(directions: Sequence[Direction]) -> list[tuple[str, str, int]]:
     """Label, category and number of interpretable directions of each concept, most directions first."""
     counted = Counter((d.label, d.category) for d in directions if d.interpretable)
     return [(*concept, count) for concept, count in sorted(counted.items(), key=lambda one: (-one[1], one[0]))]
+
+
+def _effect(d: Direction) -> dict[str, Any]:
+    """A direction, the class that it moves most, the largest gain of longer steps, and the share of its images predicted as the class."""
+    push = d.strongest[0]
+    further = None
+    if push.change > 0 and d.steer and d.steer.target == push.other and "signal" in d.steer.curves:
+        gain, alpha = max(zip(d.steer.curves["signal"], d.steer.alphas, strict=True))
+        further = (gain, alpha) if gain > push.change else None
+    known = [tile.prediction for tile in d.tiles if tile.prediction >= 0]
+    return {
+        "d": d,
+        "push": push,
+        "further": further,
+        "predicted": known.count(push.other),
+        "images": len(known),
+    }
 
 
 def _neighbours(every: Sequence[P], i: int, named: Callable[[P], tuple[str, str]]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from command_line import Run, do, fails, ok
 
+from evaluate.number_format import points
+
 FEW = ("--null-directions", 8, "--null-positions", 40, "--influence-images", 20)
 SOME = ("--influence --influence-images 20 --null-positions 40 --null-directions",)
 
@@ -136,6 +138,18 @@ def test_directions_of_largest_significant_influence_come_first_each_with_its_st
         assert abs(float(row["strongest_probability_change"] or 0)) == strongest[0]
         order[key[:2]].append((strongest[0], max(changes[key])))
     assert {row["strongest_class"] == "" for row in table} == {True, False}
+    wanted = [
+        (row["index"], row["strongest_class_name"], points(float(row["strongest_probability_change"])))
+        for row in table
+        if (row["role"], row["alpha"]) == ("signal", "2") and row["strongest_class"]
+    ]
+    assert re.findall(r"^  direction (\d+) → (.+): (.+ pp)$", judged[1], re.MULTILINE) == wanted[:5]
+    page = (out / "report" / "d" / "index.html").read_text(encoding="utf-8")
+    listed = page.split('id="strongest"')[1].split("</section>")[0]
+    found = re.findall(
+        r'<span class="number">(\d+)<.*? → <a .*?<bdi>(.+?)</bdi>.*?<p>(\S+ pp) for the class', listed, re.DOTALL
+    )
+    assert found == wanted[:5]
     assert all(sizes == sorted(sizes, reverse=True) for sizes in order.values())
 
 

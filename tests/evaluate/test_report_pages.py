@@ -229,8 +229,8 @@ def test_what_other_fits_find_is_shown_where_there_are_some() -> None:
 
 
 def test_a_strip_is_as_long_as_there_are_images() -> None:
-    one = direction(0, tiles=[Tile(f"t/{k}.webp" if k != 1 else "", "a.jpg", 1.0) for k in range(9)])
-    two = direction(1, tiles=[Tile("", "a.jpg", 1.0)], strip="")
+    one = direction(0, tiles=[Tile(f"t/{k}.webp" if k != 1 else "", "a.jpg", 1.0) for k in range(9)], strongest=[])
+    two = direction(1, tiles=[Tile("", "a.jpg", 1.0)], strip="", strongest=[])
     images = Page(rendered(site(directions=[one, two], suspects=[]))["index.html"]).all("img")
     assert [(a["src"], a["class"], a["width"], a["height"]) for a in images] == [("s/0.webp", "film n5", "652", "128")]
 
@@ -281,6 +281,24 @@ def test_significant_pushes_are_on_cards_and_classes_of_the_largest_come_first()
     assert "+30.0 pp" not in texts["index.html"]
     assert "−10.0 pp" in texts["index.html"]
     assert re.findall(r'<tr data-index="(\d)"', texts["classes.html"]) == ["2", "1", "0"]
+
+
+def test_strongest_effects_are_named_with_what_supports_them() -> None:
+    tiles = [Tile(f"t/{k}.webp", f"{k}.jpg", 1.0, k % 3 % 2) for k in range(9)]
+    weak = direction(0, strongest=[Push(0, -0.05, True)], found_again=0.0)
+    strong = direction(1, strongest=[Push(1, 0.2, True)], tiles=tiles, found_again=0.5)
+    what = dataclasses.replace(refitted(2), directions=[weak, strong], suspects=[])
+    page = rendered(what)["index.html"].split('id="strongest"')[1].split("</section>")[0]
+    assert re.findall(r'class="number">(\d)<', page) == ["1", "0"]
+    assert (
+        "+20.0 pp for the class at α = 2, +30.0 pp at α = 40; 3 of its 9 strongest images are predicted as it." in page
+    )
+    assert re.findall(r"found again (\d of \d)", page) == ["1 of 2", "0 of 2"]
+    still = [dataclasses.replace(d, strongest=[]) for d in what.directions]
+    assert (
+        "No direction moves a class significantly."
+        in rendered(dataclasses.replace(what, directions=still))["index.html"]
+    )
 
 
 def test_directions_are_counted_by_concept() -> None:
@@ -357,7 +375,7 @@ def test_a_label_comes_with_what_it_rests_on() -> None:
 
 def test_many_suspects_are_named() -> None:
     one = site().suspects[0]
-    page = rendered(site(suspects=[one] * 15))["index.html"]
+    page = rendered(site(suspects=[one] * 15))["index.html"].split('id="suspects"')[1]
     assert page.count("+20.0 pp for the class") == 12
     assert "And 3 more: " in page
     assert "more: " not in rendered(site())["index.html"]
