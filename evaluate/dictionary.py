@@ -243,7 +243,9 @@ _SUMMARY = {
     "made_from.fingerprint": Term("string", "", "Fingerprint of the store."),
     "made_from.layer": Term("string", "", "Layer that the directions belong to."),
     "made_from.directions.FILE": Term("string", "", "Directions file, relative to the folder."),
-    "made_from.digests.FILE": Term("string", "", "SHA-256 of the directions file."),
+    "made_from.digests.FILE": Term(
+        "string", "", "SHA-256 of the directions: filters, signal vectors, mean, thresholds."
+    ),
     "made_from.concepts": Term("string", "", "Concept dataset, relative to the folder; null without one."),
     "made_from.class_names": Term("string", "", "Names of the classes, in order, where --class-names gave them."),
 }

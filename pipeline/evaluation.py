@@ -142,7 +142,7 @@ def evaluate_directions(
     if config.pairs is not None:
         read_pairs(store, config.pairs)  # a folder that does not do ends it before the work
     paths = {name: path for name, (path, _) in files.items()}
-    inputs = made_from(out, store, layer, paths, config.broden)
+    inputs = made_from(out, store, layer, files, config.broden)
     check_replaceable(out, OURS, [store.path, *paths.values(), *([config.broden] if config.broden else [])])
     with replacing(out, OURS) as folder:
         found = _evaluate(subject, config, source, truth, scheduler)

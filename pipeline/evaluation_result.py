@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -131,15 +132,15 @@ class EvaluationError(StoreError):
 
 
 def made_from(
-    out: Path, store: ActivationStore, layer: str, files: Mapping[str, Path], concepts: Path | None
+    out: Path, store: ActivationStore, layer: str, files: Mapping[str, tuple[Path, Directions]], concepts: Path | None
 ) -> dict[str, Any]:
     """What ``summary.json`` keeps of an evaluation's inputs: paths relative to its folder, so that both may be moved together."""
     return {
         "store": _relative(store.path, out),
         "fingerprint": store.fingerprint,
         "layer": layer,
-        "directions": {name: _relative(path, out) for name, path in files.items()},
-        "digests": {name: _digest(path) for name, path in files.items()},
+        "directions": {name: _relative(path, out) for name, (path, _) in files.items()},
+        "digests": {name: _digest(found) for name, (_, found) in files.items()},
         "concepts": None if concepts is None else str(concepts if ":" in str(concepts) else _relative(concepts, out)),
         **({"class_names": store.given_class_names} if store.given_class_names else {}),  # else the store has them
     }
@@ -201,12 +202,13 @@ class Evaluated:
         return found
 
     def directions(self, name: str) -> Directions:
-        """Load one of the directions files that were evaluated. Raises MismatchError when it is another one by now."""
+        """Load one of the directions files that were evaluated. Raises MismatchError when it holds other directions by now."""
         path = self.directions_path(name)
         found = Directions.load(path)
-        if _digest(path) != self.made_from["digests"][name]:
+        if _digest(found) != self.made_from["digests"][name]:
             raise MismatchError(
-                f"'{path}' is not the file that '{self.folder}' is about: it was fitted again since. Run evaluate again."
+                f"'{path}' does not hold the directions that '{self.folder}' is about: it was fitted again since, with another result (or an "
+                "older eddp made the evaluation). Run evaluate again."
             )
         if found.layer != self.layer or found.count != self.count(name):
             raise self._damaged(f"'{path}' holds {found.count} directions of layer {found.layer!r}")
@@ -347,7 +349,9 @@ def _relative(path: Path, folder: Path) -> str:
         return str(path.absolute())
 
 
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+def _digest(directions: Directions) -> str:
+    """Of what directions compute: another fit with the same result is as good."""
+    digest = hashlib.sha256(str((directions.filters.shape, directions.quantile)).encode())
+    for part in (directions.filters, directions.signals, directions.mean, directions.thresholds):
+        digest.update(b"" if part is None else np.ascontiguousarray(part, np.float32).tobytes())
+    return f"sha256:{digest.hexdigest()}"

@@ -101,7 +101,11 @@ def world(folder: Path, images: int) -> Path:
         "influence": influence,
     }
     about = made_from(
-        evaluation, ActivationStore.open(folder / "acts.zarr"), "conv", {"eddp": folder / "eddp.safetensors"}, None
+        evaluation,
+        ActivationStore.open(folder / "acts.zarr"),
+        "conv",
+        {"eddp": (folder / "eddp.safetensors", Directions.load(folder / "eddp.safetensors"))},
+        None,
     )
     write_json(
         evaluation / "summary.json", {"made_by": "eddp evaluate", "directions": {"eddp": entry}, "made_from": about}

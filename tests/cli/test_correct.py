@@ -222,6 +222,9 @@ def test_a_run_that_fails_leaves_an_earlier_correction_as_it_was(run: Run, place
 
 def test_directions_that_were_fitted_again_are_told_apart(run: Run, place: Path) -> None:
     arrays = directions_arrays()
+    again = Directions(**arrays, method="eddp", layer="act", info={"run": {"begun": "later"}})  # type: ignore[arg-type]
+    again.save(place / "found.safetensors")  # another file of the same directions
+    ok(run(*data(place)))
     turned = {k: (v[..., ::-1].copy() if k != "mean" else v) for k, v in arrays.items()}
     Directions(**turned, method="eddp", layer="act").save(place / "found.safetensors")  # type: ignore[arg-type]
     ended = run(*data(place))
