@@ -103,8 +103,8 @@ def with_names(rows: Sequence[Mapping[str, Any]], names: Sequence[DirectionName]
 def read_names(directions: Path, count: int) -> dict[int, Given]:
     """What ``names.csv`` next to a directions file says of its directions, of which there are ``count``; nothing where there is none.
 
-    Raises DatasetError for a row about a direction that there is not, or that another row is about, and for a file that does not say which
-    of several directions files it is about.
+    A file that does not say which of several directions files it is about is left out, with a warning. Raises DatasetError for a row about
+    a direction that there is not, or that another row is about.
     """
     path = directions.parent / FILE
     if not path.is_file():
@@ -113,10 +113,11 @@ def read_names(directions: Path, count: int) -> dict[int, Given]:
     files = sorted({directions.stem, *(file.stem for file in directions.parent.glob("*.safetensors"))})
     for line, row in csv_rows(path, ("direction", "name")):
         if "directions" not in row and len(files) > 1:
-            raise DatasetError(
-                f"'{path}' is next to several directions files. Add a column 'directions' with the name of the one that each row is about, "
-                f"such as {directions.stem}."
+            warn_once(
+                f"'{path}' is not read: it is next to several directions files. Add a column 'directions' with the name of the one that each row "
+                f"is about: {brief(', '.join(files))}"
             )
+            return {}
         if (whose := row.get("directions", directions.stem)) not in files:
             warn_once(
                 f"rows of '{path}' with '{brief(whose)}' in the column 'directions' are left out. The directions files there are "

@@ -23,7 +23,7 @@ def test_directions_of_one_label_are_numbered_and_a_label_that_does_not_fit_give
     assert [with_number(names, i) for i in (2, 3, 4)] == ["mammal 2 (2)", "striped fish (3)", "direction 4"]
 
 
-def test_names_of_several_files_in_one_folder(tmp_path: Path) -> None:
+def test_names_of_several_files_in_one_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for file in ("a.safetensors", "b.safetensors"):
         (tmp_path / file).touch()
     table = tmp_path / "names.csv"
@@ -31,8 +31,10 @@ def test_names_of_several_files_in_one_folder(tmp_path: Path) -> None:
     assert read_names(tmp_path / "a.safetensors", 2)[0].name == "fish"
     assert read_names(tmp_path / "b.safetensors", 2)[0].name == "boat"
     table.write_text("direction,name\n0,fish\n", encoding="utf-8")
-    with pytest.raises(DatasetError, match="column 'directions'"):
-        read_names(tmp_path / "a.safetensors", 2)
+    for file in ("a.safetensors", "b.safetensors"):
+        assert read_names(tmp_path / file, 2) == {}
+    (warning,) = caplog.messages
+    assert "Add a column 'directions'" in warning
 
 
 @pytest.mark.parametrize(
