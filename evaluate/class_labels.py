@@ -24,6 +24,7 @@ from evaluate.influence.significance import bh_adjusted
 from evaluate.influence.steering import random_units
 from evaluate.report.class_predictions import class_predictions, class_titles, true_classes
 from extract.video_rows import video_of
+from stores.documents import brief
 from stores.errors import UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader, Part
@@ -36,6 +37,10 @@ LEVEL = 0.05
 TOP = 20  # images where a filter fires most
 MOST_IMAGES, MOST_VALUES = 50_000, 2**26  # pooled activations in memory
 BLOCK = 256  # directions that are ranked at a time
+
+
+class FewImagesError(UsageError):
+    """Fewer than two classes have images enough for labels."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def label_by_classes(
 
     Rows that are frames or views of one video count as one image. Of very many images a random part is used.
 
-    Raises UsageError where fewer than two classes have images enough.
+    Raises FewImagesError where fewer than two classes have images enough.
     """
     classes = classes_of_images(reader.store)
     image, rows = _images(reader, classes.number, seed)
@@ -123,9 +128,11 @@ def label_by_classes(
     shown = [np.bincount(number[half], minlength=len(classes.names)) for half in (first, ~first)]
     used = np.flatnonzero(np.minimum(*shown) >= LEAST)
     if len(used) < 2:
-        raise UsageError(
-            f"--classes needs two classes of at least {2 * LEAST} images each; of the {len(number)} images of '{reader.store.path}' with a "
-            f"class ({classes.source}), {len(used)} classes have as many. Extract more images, or label by a concept dataset (--broden)."
+        images = shown[0] + shown[1]
+        most = [f"{classes.names[k]} {images[k]}" for k in np.argsort(-images, kind="stable")[:3] if images[k]]
+        raise FewImagesError(
+            f"--classes needs two classes of at least {2 * LEAST} images each. The largest classes ({classes.source}) of the {len(number)} images "
+            f"of '{reader.store.path}': {brief(', '.join(most) or 'none')}. Extract more images, or leave --classes out."
         )
     pooled = _pool(reader, image, len(rows), progress)
     search, test = (_Half(pooled[half], number[half], used) for half in (first, ~first))

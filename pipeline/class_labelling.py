@@ -23,7 +23,7 @@ Raised = Mapping[
 
 
 def find_class_labels(subject: Subject, seed: int) -> dict[str, ClassLabels]:
-    """The class labels of all sets. Raises UsageError where the images have too few classes."""
+    """The class labels of all sets. Raises FewImagesError where the images have too few classes."""
     filters = {name: directions.filters for name, directions in subject.sets.items()}
     return label_by_classes(subject.reader, filters, seed=seed, progress=subject.progress)
 

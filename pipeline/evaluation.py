@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.class_labels import ClassLabels, FewImagesError
 from evaluate.direction_names import read_names
 from evaluate.dissect import Resolution
 from evaluate.influence.influence_study import InfluenceConfig
@@ -167,7 +168,7 @@ def _evaluate(
     parts: list[Findings] = []
     if truth is not None:
         parts.append(compare_with_truth(subject, truth))
-    by_class = find_class_labels(subject, config.seed) if config.classes else {}
+    by_class = _class_labels(subject, config) if config.classes else {}
     maskless = {name: class_names_of(found) for name, found in by_class.items()}
     if config.words is not None:
         named = find_words(subject, config.words, config.seed, scheduler)
@@ -203,6 +204,19 @@ def _evaluate(
             entries[name] |= part.entries.get(name, {})
     tables = {table: rows for part in parts for table, rows in part.tables.items()}
     return Evaluation(entries, tables, dissected, subject)
+
+
+def _class_labels(subject: Subject, config: EvaluationConfig) -> dict[str, ClassLabels]:
+    """Labels by classes; none, with a warning, where images are too few and something else is evaluated."""
+    try:
+        return find_class_labels(subject, config.seed)
+    except FewImagesError as error:
+        if not (
+            config.broden or config.influence or config.words or config.encoder or config.ground_truth or config.pairs
+        ):
+            raise
+        log.warning("directions go without labels by classes: %s", error)
+        return {}
 
 
 def _one_layer(store: ActivationStore, sets: Mapping[str, tuple[Path, Directions]]) -> str:

@@ -74,6 +74,9 @@ def test_what_it_needs_is_said(run: Run, seen: tuple[Path, Path], tmp_path: Path
         2,
         "two classes of at least 20 images each",
     )
+    out = tmp_path / "more"
+    ok(run("evaluate --store", store, "--directions", seen[1], "--classes --monosemanticity", store, "--out", out))
+    assert "monosemanticity" in json.loads((out / "summary.json").read_bytes())["directions"]["d"]
 
 
 def test_signal_vector_and_filter_agree_where_their_first_classes_are_one(seen: tuple[Path, Path]) -> None:
