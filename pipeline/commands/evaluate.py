@@ -134,8 +134,9 @@ def evaluate(
         )
     if folder is None and not (ground_truth or influence or classes or monosemanticity or vocabulary or pairs):
         raise UsageError(
-            "Say what to evaluate: --broden DIR (against a concept dataset), --influence (on the network's classes), "
-            "--classes or --vocabulary with --encoder (labels without masks), --pairs DIR, --monosemanticity or --ground-truth (against a synthetic store)."
+            "Say what to evaluate. Needs no labels: --influence (on the network's classes), --classes (names by the images' classes, else by "
+            "predicted ones), --vocabulary with --encoder (names by words), --monosemanticity. Needs masks: --broden DIR (a concept dataset). "
+            "Needs pairs of pictures: --pairs DIR. For a synthetic store: --ground-truth."
         )
     if control and folder is None:
         raise UsageError("--control compares scores with a concept dataset: give --broden DIR as well.")
