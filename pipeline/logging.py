@@ -80,6 +80,8 @@ def logging_to_stderr(command: str, *, as_json: bool, debug: bool = False) -> It
     _json_fields = ({"rank": rank, "ranks": size} if size > 1 else {}) if as_json else None
     handler = _Handler(stderr)
     handler.setFormatter(_JsonFormatter(command) if as_json else _TextFormatter())
+    if not as_json:  # there each line that a library writes counts
+        handler.addFilter(_Once().is_new)
     levels = {logger: logger.level for logger in (root, *map(logging.getLogger, OURS))}
     handlers, events = root.handlers, EVENTS.handlers
     EVENTS.handlers = [handler]
@@ -110,6 +112,20 @@ class _Handler(logging.StreamHandler[Any]):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
+
+
+class _Once:
+    """People read a library's warning once a command."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def is_new(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if hasattr(record, "event") or text not in self._seen:
+            self._seen.add(text)
+            return True
+        return False
 
 
 class _TextFormatter(logging.Formatter):
