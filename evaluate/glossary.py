@@ -69,7 +69,7 @@ COMMON = {
     "average_precision": Term("number", "share", f"Area under the precision-recall curve of the detector's logit, {VAL}; empty where the label does not occur.", EDDP),
     "share": Term("number", "share", "Share of the layer's positions where the detector is positive, both splits."),
     "agreement": Term("number", "cosine", "Cosine of the direction's filter and its signal vector, in activation space."),
-    "found_again": Term("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of the detectors' logits above 0.9; empty without refits."),
+    "found_again": Term("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of the detectors' logits above 0.9; 0 where it correlates as much with another direction of its file; empty without refits."),
     "monosemanticity": Term("number", "cosine", "Monosemanticity score: activation-weighted mean cosine of the embeddings of all pairs of images.", PACH),
 }  # fmt: skip
 
@@ -169,7 +169,8 @@ PARTS: dict[str, dict[str, str]] = {
     "refits": {
         "found again": "Number of short fits on random halves of the images that contain the direction: matched one to one, the |correlation| of its "
         "logits with its partner's is above 0.9. Of a set: the share of its directions that at least half of these fits contain. A direction "
-        "that other images do not give may be chance (our definition).",
+        "that other images do not give may be chance. One that correlates as much with another direction of its set finds a partner by chance: it does not "
+        "count as found, and adds to 'too alike' in the diagnosis (our definition).",
     },
     "stability": {
         "matched": "The directions of two fits are matched one to one, for each measure anew, so that its mean over the pairs is largest.",

@@ -56,7 +56,7 @@ class Fitter(ABC, Generic[Config]):
     found_again_ : (I,) float32, the share of refits that contain each direction, or None where there were none.
     mean_ : (C,) E[x].
     log_ : one mapping a step of what was minimised.
-    diagnosis_ : mapping, empty for methods without one.
+    diagnosis_ : mapping; of methods without a diagnosis of their own, what any fit has.
     """
 
     name: ClassVar[str]
@@ -106,7 +106,7 @@ class Fitter(ABC, Generic[Config]):
         self._fitted: Fitted = self.find(reader, head, progress, own)
         if self.config.refits:
             again = refit(self, reader, progress)
-            diagnosis = {"diagnosis": {**self.diagnosis_, **again.losses}} if again.losses else {}
+            diagnosis = {"diagnosis": {**self.diagnosis_, **again.diagnosis}} if again.diagnosis else {}
             info = {**self.directions_.info, **diagnosis}
             directions = dataclasses.replace(self.directions_, found_again=again.found_again, info=info)
             self._fitted = dataclasses.replace(self._fitted, directions=directions)
@@ -139,6 +139,7 @@ class Fitter(ABC, Generic[Config]):
             "grid": list(reader.grid),
             "images": reader.n_images,
             "config": recorded(config or self.config),
+            "diagnosis": {"positions_per_direction": round(reader.n_images * reader.positions / filters.shape[1], 1)},
         }
         directions = Directions(
             filters=filters.cpu().numpy().astype(np.float32),

@@ -2,7 +2,8 @@
 
 A direction that another half of the images does not give is no finding. Refits come in pairs, on two halves that share no image,
 each with a seed of its own. A refit contains a direction when it has a partner whose logits correlate above ``CONTAINED`` over the data,
-every direction of the refit being the partner of one at most.
+every direction of the refit being the partner of one at most. A direction whose logits correlate as much with another one of its own set
+finds such a partner by chance: no refit contains it.
 
 Too few directions mix concepts; too many share concepts out among near-twins, otherwise in each half. So for several numbers I two halves
 are compared by κ: how much better their logits correlate, matched one to one, than those of different directions of one set do
@@ -22,7 +23,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from fit.checkpoint import Checkpoint
-from fit.config import FitterConfig
+from fit.config import CONTAINED, KAPPA, FitterConfig
 from stores.errors import FitError, UsageError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
@@ -31,10 +32,8 @@ from stores.similarity import logit_correlation, match
 from stores.statistics import Statistics, statistics
 
 log = logging.getLogger(__name__)
-CONTAINED = 0.9  # correlation of logits
 ROWS = 65536  # positions of a part, at least, or 1024 a direction: of more than twice as many, parts are smaller than halves
 NUMBERS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-KAPPA = 0.5  # from where two halves count as alike
 MEANING = (
     "κ: by the correlation of their logits, how much more alike the matched directions of two halves are than different directions of one "
     "half; 1: the same, 0: no more."
@@ -49,12 +48,13 @@ Method = Any  # a ``fit.base.Fitter``, whose module uses this one
 @dataclass(frozen=True)
 class Refits:
     """``found_again``: (I,) float32 in [0, 1], the share of refits that contain each direction; None, with a warning, where a half of the
-    images is too little to fit. ``losses``: ``loss_seen`` and ``loss_unseen``, mean ``row_loss`` of the first two refits over images that they
-    were fitted on and over those of the other half; empty for methods without one.
+    images is too little to fit. ``diagnosis``: ``too_alike``, how many directions correlate above ``CONTAINED`` with another one of the set;
+    ``loss_seen`` and ``loss_unseen``, mean ``row_loss`` of the first two refits over images that they were fitted on and over those of the
+    other half, not there for methods without one.
     """
 
     found_again: np.ndarray | None
-    losses: dict[str, float]
+    diagnosis: dict[str, float]
 
 
 def refit(fitter: Method, reader: LayerReader, progress: Progress = silent) -> Refits:
@@ -69,6 +69,9 @@ def refit(fitter: Method, reader: LayerReader, progress: Progress = silent) -> R
     """
     ranks, refits, filters = fitter.ranks, fitter.config.refits, fitter.filters_
     moments = statistics(reader, device=fitter.config.device, ranks=ranks)
+    others = np.abs(logit_correlation(filters, filters, moments))
+    np.fill_diagonal(others, 0)
+    distinct = others.max(0) <= CONTAINED
     found = torch.zeros(refits, filters.shape[1], dtype=torch.float64, device=fitter.config.device)
     losses = torch.zeros(
         2, 2, dtype=torch.float64, device=fitter.config.device
@@ -88,13 +91,14 @@ def refit(fitter: Method, reader: LayerReader, progress: Progress = silent) -> R
             break
         alike = np.abs(logit_correlation(filters, again.filters_, moments))
         first, second = linear_sum_assignment(alike, maximize=True)
-        found[k, first] = torch.from_numpy(alike[first, second] > CONTAINED).to(found)
+        found[k, first] = torch.from_numpy((alike[first, second] > CONTAINED) & distinct[first]).to(found)
         progress("refits", k + 1, refits)
     ranks.sum(found, losses, failed)
     if failed.any():
         return Refits(None, {})
     seen, unseen = losses[:refits].mean(0).tolist()
     named = {} if math.isnan(seen) else {"loss_seen": round(seen, 4), "loss_unseen": round(unseen, 4)}
+    named = {"too_alike": int((~distinct).sum()), **named}
     return Refits(found.mean(0).cpu().numpy().astype(np.float32), named)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fit import SUPERVISED
+from fit.config import CONTAINED, KAPPA
 from stores.directions import Directions
 
 ENOUGH = 300  # positions a direction; with fewer, known directions were not recovered (64 concepts, BENCHMARKS.md)
@@ -16,6 +17,7 @@ AGAIN = 0.5  # share of the directions: fits of 1200 images have 0.56 to 0.73, o
 UNSEEN = 0.7
 TWINS = 0.25  # share of the directions: fits of 1200 images have at most a tenth
 COVERED = 0.5  # share of positions; fits of 1200 images have 0.98
+NOT_LEARNED = ("neurons", *SUPERVISED)  # how many positions each direction has does not decide what they find
 FEWER, MORE_IMAGES = "Take fewer --directions.", "Take more images, or fewer --directions."
 
 
@@ -31,7 +33,7 @@ class Verdict:
 def verdict(directions: Directions) -> Verdict:
     """The verdict on one fit; what its method does not measure is left out."""
     numbers = directions.info.get("diagnosis", {})
-    lines = [_again(directions), _detectors(directions.count, numbers), _data(directions, numbers)]
+    lines = [_again(directions, numbers), _detectors(directions.count, numbers), _data(directions, numbers)]
     return Verdict([line for line in lines if line], list(_problems(directions, numbers)))
 
 
@@ -40,12 +42,15 @@ def twins(numbers: dict[str, Any]) -> int:
     return len({index for pair in numbers.get("duplicates", ()) for index in pair})
 
 
-def _again(directions: Directions) -> str:
+def _again(directions: Directions, numbers: dict[str, Any]) -> str:
     share = directions.share_found_again
     if share is None:
         return ""
     refits = f"{directions.refits} refits" if directions.refits else "the refits"
-    return f"found again: {round(share * directions.count)} of {directions.count} directions, by at least half of {refits} on random halves of the images"
+    found = f"found again: {round(share * directions.count)} of {directions.count} directions, by at least half of {refits} on random halves of the images"
+    if alike := numbers.get("too_alike"):
+        found += f"; {alike} cannot be counted: too like another direction of this fit (|correlation| of logits above {CONTAINED:g})"
+    return found
 
 
 def _detectors(count: int, numbers: dict[str, Any]) -> str:
@@ -68,14 +73,27 @@ def _data(directions: Directions, numbers: dict[str, Any]) -> str:
     return "data: " + "; ".join(parts) if parts else ""
 
 
+def _kappa(directions: Directions) -> float | None:
+    """Of the number of directions taken by ``--directions auto``; None for a number that was given."""
+    rows = directions.info.get("selection", {}).get("rows", ())
+    return next((row["kappa"] for row in rows if row["directions"] == directions.count), None)
+
+
 def _problems(directions: Directions, numbers: dict[str, Any]) -> Iterator[str]:
-    each, share = numbers.get("positions_per_direction", ENOUGH), directions.share_found_again
+    each, share = numbers.get("positions_per_direction"), directions.share_found_again
     seen, unseen = numbers.get("loss_seen"), numbers.get("loss_unseen")
-    few, own = each < ENOUGH, seen is not None and unseen is not None and unseen - seen > UNSEEN
+    few = each is not None and each < ENOUGH and directions.method not in NOT_LEARNED
+    own = seen is not None and unseen is not None and unseen - seen > UNSEEN
     if few:
         yield f"{each:.0f} positions for each direction; with fewer than about {ENOUGH} directions depend on luck. {MORE_IMAGES}"
     if own:
         yield f"The loss is {unseen:.3g} on images that refits did not see and {seen:.3g} on those that they saw: they fit their own images. {MORE_IMAGES}"
+    kappa = _kappa(directions)
+    if kappa is not None and kappa < KAPPA:
+        yield (
+            f"Two halves of the images do not give these {directions.count} directions alike (κ = {kappa:.2f}, less than {KAPPA:g}). "
+            "Take more images, or another layer."
+        )
     if share is not None and share < AGAIN:
         tried = "selection" in directions.info or directions.method in SUPERVISED
         following = "more images, or another layer" if tried or few or own else "--directions auto, or another layer"

@@ -10,7 +10,8 @@ from typing import Any
 from evaluate.loss_curves import loss_picture
 from fit import Fitter
 from fit.checkpoint import MINUTES, Checkpoint, difference
-from fit.refits import KAPPA, Selection
+from fit.config import KAPPA
+from fit.refits import Selection
 from fit.verdict import verdict
 from pipeline.run import Run, code_version
 from stores.directions import Directions, DirectionsError

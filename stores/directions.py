@@ -40,8 +40,23 @@ class Diagnosis(Struct, frozen=True):
     duplicates: list[tuple[Whole, Whole]] = []
     coverage: Annotated[float, Meta(ge=0, le=1)] = 0
     positions_per_direction: Measure = 0
+    too_alike: Whole = 0
     loss_seen: Measure = 0
     loss_unseen: Measure = 0
+
+
+class Tried(Struct, frozen=True):
+    """The entries of a number of directions that was tried that are read."""
+
+    directions: Whole
+    kappa: float
+
+
+class SelectedNumber(Struct, frozen=True):
+    """The entries of ``selection`` (``--directions auto``) that are read."""
+
+    why: str = ""
+    rows: list[Tried] = []
 
 
 class InForce(Struct, frozen=True):
@@ -73,6 +88,7 @@ class DirectionsHeader(Struct, frozen=True):
     config: Config = Config()
     diagnosis: Diagnosis = Diagnosis()
     images: Whole = 0
+    selection: SelectedNumber = SelectedNumber()
     in_force: InForce = InForce()
     store: FittedStore = FittedStore()
     run: dict[str, Any] = {}

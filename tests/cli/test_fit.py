@@ -269,11 +269,34 @@ def test_48_images_are_too_few_for_32_directions(
     assert "unknown" not in shown
     for line in ended.out.splitlines()[1:-1]:  # what found the directions again, what they cover, what they are from
         assert line in shown
+    ended = ok(run("fit --method kmeans --store", store, "--directions 64 --refits 2 --overwrite --out", out))
+    assert "12 positions for each direction" in ended.err
     ended = ok(run("fit --store", synthetic, "--directions 3 --json --overwrite --out", out, *quick))
     found = json.loads(ended.out)
     assert len(found["verdict"]["lines"]) == 3
     assert found["verdict"]["problems"] == []
     assert found["diagnosis"]["loss_unseen"] < found["diagnosis"]["loss_seen"] + 0.5
+
+
+def test_what_chance_finds_again_is_not_counted(run: Run, tmp_path: Path) -> None:
+    """Three clusters on a line have parallel centroids: any one is the partner of any other one."""
+    x = np.random.default_rng(0).normal(0, 0.01, (600, 4, 8))
+    x[..., 0] += np.repeat([1.0, 5.0, 9.0], 200)[:, None]
+    store, out = store_of(tmp_path / "line.zarr", x), tmp_path / "d.safetensors"
+    ended = ok(run("fit --method kmeans --store", store, "--directions 3 --refits 2 --out", out))
+    assert "0 of 3 directions" in ended.out
+    assert "3 cannot be counted" in ended.out
+    assert "may be chance" in ended.err
+
+
+@pytest.mark.parametrize(("kappa", "warned"), [(0.48, True), (0.5, False)])
+def test_halves_that_do_not_agree_are_a_problem_of_the_fit(
+    run: Run, tmp_path: Path, kappa: float, warned: bool
+) -> None:
+    w, out = np.eye(4, 3, dtype=np.float32), tmp_path / "d.safetensors"
+    info = {"selection": {"why": "", "rows": [{"directions": 2, "kappa": 0.9}, {"directions": 3, "kappa": kappa}]}}
+    Directions(w, w, w[:, 0], None, "kmeans", "layer", found_again=np.ones(3, np.float32), info=info).save(out)
+    assert ("κ = 0.48" in ok(run("eddp inspect", out)).out) == warned
 
 
 def test_two_halves_in_one_folder(run: Run, synthetic: Path, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     g = np.random.default_rng(0)
     filters = g.standard_normal((16, 3)).astype(np.float32)
     diagnosis = {"dead": [1], "duplicates": [[0, 2]]}
+    selection = {"why": "tried", "rows": [{"directions": 3, "kappa": 0.7}]}
     info = {"config": {"refits": 8, "seed": 1}, "diagnosis": diagnosis, "store": {"path": "s.zarr"}, "run": {}}
+    info["selection"] = selection
     signals = filters / np.linalg.norm(filters, axis=0)
     mean, b = np.zeros(16, np.float32), np.zeros(3, np.float32)
     Directions(filters, signals, mean, b, "eddp", "synthetic", info=info).save(file)
@@ -238,7 +240,8 @@ def test_headers_of_directions(run: Run, refused: Callable[..., str], place: Pat
         header = json.loads(opened.metadata()["eddp"])
     g = random.Random(0)
     paths = [("quantile",), ("layer",), ("method",), ("config",), ("diagnosis",), ("store",), ("run",), ("config", "refits"),
-             ("diagnosis", "dead"), ("diagnosis", "dead", 0), ("diagnosis", "duplicates", 0), ("diagnosis", "duplicates", 0, 1)]  # fmt: skip
+             ("diagnosis", "dead"), ("diagnosis", "dead", 0), ("diagnosis", "duplicates", 0), ("diagnosis", "duplicates", 0, 1), ("selection",),
+             ("selection", "rows", 0), ("selection", "rows", 0, "directions")]  # fmt: skip
     for path in paths:
         for value in (True, float("nan"), 10**400, DEEP):
             forge(tensors, file, {"eddp": changed(header, path, value)})
