@@ -33,7 +33,7 @@ from pipeline.evaluation_parts import (
 from pipeline.evaluation_result import MADE_BY, made_from
 from pipeline.evidence import evidence_lines, measure_fidelity
 from pipeline.influence import influence_lines, study_influence
-from pipeline.pair_check import check_pairs_of, pair_lines, read_pairs
+from pipeline.pair_check import check_pairs_of, read_pairs
 from pipeline.record_display import text_of
 from pipeline.report import TITLE, write_evaluation_pages
 from pipeline.table_writer import Tables
@@ -264,7 +264,6 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     lines += word_lines(summary)
     lines += influence_lines(summary)
     lines += evidence_lines(summary)
-    lines += pair_lines(summary)
     lines += class_lines(summary)
     lines += [
         f"{name}: monosemanticity {number(entry.get('monosemanticity'))} (over all pairs of images "

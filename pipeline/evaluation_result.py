@@ -73,6 +73,49 @@ class GroundTruth(Struct, frozen=True):
     rmse: Number
 
 
+class TestedScores(Struct, frozen=True):
+    iou: Number | None
+    f1: Number | None
+    average_precision: Number | None
+
+
+class LabelTestSummary(Struct, frozen=True):
+    missing: TestedScores
+    extra: TestedScores
+
+
+class UntrainedSummary(Struct, frozen=True):
+    s1: Number
+    interpretable: Whole
+    distinct: Whole
+
+
+class RebuiltError(Struct, frozen=True):
+    value: Number
+    random_low: Number
+    random_high: Number
+    constant: Number
+
+
+class RebuiltSummary(Struct, frozen=True):
+    mae: RebuiltError
+    emd: RebuiltError
+
+
+class PairSummary(Struct, frozen=True):
+    attributes: Whole
+    named: Whole
+    moving: Whole
+    agreeing: Whole
+    p: Number
+    precision: Number | None
+    precision_low: Number | None
+    precision_high: Number | None
+    recall: Number | None
+    recall_low: Number | None
+    recall_high: Number | None
+
+
 class Category(Struct, frozen=True):
     distinct: Whole
     detectors: Whole
@@ -85,6 +128,10 @@ class DirectionSet(Struct, frozen=True):
     directions: Annotated[int, Meta(ge=1, le=MOST_DIRECTIONS)]
     influence: InfluenceSummary | UnsetType = UNSET
     ground_truth: GroundTruth | UnsetType = UNSET
+    label_tests: LabelTestSummary | UnsetType = UNSET
+    untrained: UntrainedSummary | UnsetType = UNSET
+    fidelity: RebuiltSummary | UnsetType = UNSET
+    pairs: PairSummary | UnsetType = UNSET
     per_category: dict[str, Category] = {}
     intervals: dict[str, tuple[Any, Any] | None] = {}
 

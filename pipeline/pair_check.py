@@ -11,7 +11,6 @@ import numpy as np
 from evaluate.attribute_pairs import agreement_of, moves_of
 from evaluate.concepts import activations_on
 from evaluate.direction_names import DirectionName
-from evaluate.number_format import number
 from extract.image_io import ENDINGS
 from extract.image_source import PathSource
 from pipeline.evaluation_parts import Findings, Subject
@@ -93,19 +92,3 @@ def check_pairs_of(subject: Subject, folder: Path, names: Mapping[str, Sequence[
             for t, (attribute, some) in enumerate(pairs.items())
         ]  # fmt: skip
     return Findings(entries, {"pairs": [rows_to_columns(rows)]})
-
-
-def pair_lines(summary: dict[str, Any]) -> list[str]:
-    """The check of each file, for people."""
-    lines = []
-    for name, entry in summary["directions"].items():
-        if found := entry.get("pairs"):
-            ends = [
-                f"{key} {number(found[key])} ({number(found[f'{key}_low'])} to {number(found[f'{key}_high'])})"
-                for key in ("precision", "recall")
-            ]
-            lines.append(
-                f"{name}: of {found['named']} directions named after one of {found['attributes']} attributes, {found['agreeing']} move with it in pairs; "
-                f"{found['moving']} directions move with one. {', '.join(ends)}, p {number(found['p'])}"
-            )
-    return lines

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from evaluate.evidence_facts import evidence_facts
 from evaluate.number_format import number
 from extract.store_images import rows_called
 from stores.directions import HEADER, Directions
@@ -57,6 +58,7 @@ def set_facts(directions: Directions, entry: Mapping[str, Any], rows: str = "ima
         )
     if truth := entry.get("ground_truth"):
         facts["Against the truth"] = _truth_text(truth)
+    facts |= evidence_facts(entry)
     if run := directions.info.get("run"):
         facts["Made by"] = f"eddp {run.get('code_version', '')}".strip()
     return facts

@@ -52,6 +52,8 @@ def test_a_direction_moves_with_what_it_is_named_after(run: Run, tmp_path: Path)
     moving = {row["index"] for row in rows if row["moves"]}
     assert (entry["named"], entry["agreeing"], entry["precision"], entry["moving"]) == (1, 1, 1, len(moving))
     assert entry["recall"] == pytest.approx(1 / len(moving), abs=1e-4)
+    page = (tmp_path / "evaluation" / "report" / "n" / "index.html").read_text(encoding="utf-8")
+    assert "1 of 1 directions named after one of 2 attributes move with it" in page
     # what is no folder of pairs
     fails(run(*command, tmp_path / "none"), 2, "none")
     fails(run(*command, tmp_path / "images"), 2, "cat")
