@@ -38,27 +38,31 @@ def show_layers(config: ExtractConfig, beginnings: Sequence[str], data: str | No
     )  # fmt: skip
     loaded = prepare_model(loaded, output=config.output, class_names=config.class_names)
     layers = list_layers(loaded)
+    named = {name.removesuffix("?") for name in config.layers}
+    together = [info for info in layers if info.name in named and info.layout]
     if not any(beginnings):
         stages = list_stages(loaded, layers)
         drawn = " (weights drawn at random: none are needed here)" * (loaded.provenance["weights_source"] == "random")
         echo(f"{config.model}{drawn}, {images} images{' (give --data for yours)' * (data is None)}\n")
-        echo("\n".join(_stage_lines(stages, images, config)))
+        echo("\n".join(_stage_lines(stages, images, config, together)))
         return
     chosen = [info for info in layers if info.name.startswith(tuple(beginnings))]
     if not chosen:
-        named = " or ".join(repr(text) for text in beginnings)
+        texts = " or ".join(repr(text) for text in beginnings)
         raise UnknownNameError(
-            f"No layer of {config.model} begins with {named}{nearest(beginnings[0], [i.name for i in layers])}."
+            f"No layer of {config.model} begins with {texts}{nearest(beginnings[0], [i.name for i in layers])}."
         )
-    echo("\n".join(_layer_lines(chosen, images, config)))
+    echo("\n".join(_layer_lines(chosen, images, config, together)))
 
 
-def _stage_lines(stages: Sequence[NetworkStage], images: int, config: ExtractConfig) -> list[str]:
+def _stage_lines(
+    stages: Sequence[NetworkStage], images: int, config: ExtractConfig, together: Sequence[LayerInfo]
+) -> list[str]:
     shown = [stage for stage in stages if stage.layer.grid != (1, 1)] or stages
     rows = [("", "layer", "positions", "channels", "size", "what follows", "of the same resolution")]
     for stage in shown:
         others = stage.others if len(stage.others) < 4 else (f"{stage.others[0]} … {stage.others[-1]}",)
-        mark, what = "*" if stage.begin else "", _stored(stage.layer, images, config)
+        mark, what = "*" if stage.begin else "", _stored(stage.layer, images, config, together)
         rows.append((mark, stage.layer.name, *what, stage.head.brief, ", ".join(others)))
     lines = [*_table(rows), "", *(f"* {stage.layer.name}: {stage.begin}." for stage in reversed(shown) if stage.begin)]
     if later := [stage.layer.name for stage in stages if stage not in shown]:
@@ -72,26 +76,31 @@ def _stage_lines(stages: Sequence[NetworkStage], images: int, config: ExtractCon
     ]
 
 
-def _layer_lines(layers: Sequence[LayerInfo], images: int, config: ExtractConfig) -> list[str]:
+def _layer_lines(
+    layers: Sequence[LayerInfo], images: int, config: ExtractConfig, together: Sequence[LayerInfo]
+) -> list[str]:
     rows = [("layer", "type", "positions", "channels", "size", "cut", "layout")]
     for info in layers:
         layout = f"{info.layout.kind} ({info.how})" if info.layout else "not known: see --layout"
-        rows.append((info.name, info.type, *_stored(info, images, config), "yes" if info.cut else "-", layout))
+        rows.append(
+            (info.name, info.type, *_stored(info, images, config, together), "yes" if info.cut else "-", layout)
+        )
     return [
         *_table(rows),
         "Layers marked 'yes' cut the network in two, so that what follows can be run from them: choose one of these.",
     ]
 
 
-def _stored(info: LayerInfo, images: int, config: ExtractConfig) -> tuple[str, str, str]:
-    """Positions, channels and size of what would be stored."""
+def _stored(info: LayerInfo, images: int, config: ExtractConfig, together: Sequence[LayerInfo]) -> tuple[str, str, str]:
+    """Positions, channels and size of what would be stored, ``together`` in one store: its layers share their chunks."""
     layout = info.layout
     if layout is None:
         return "", "", ""
     from extract.plan import bytes_of, layer_spec
 
     spec, itemsize = layer_spec(info.name, layout, config.positions), np.dtype(config.dtype).itemsize
-    size = bytes_of(spec, images, default_chunk_images([spec], itemsize, images), itemsize)
+    others = [layer_spec(i.name, i.layout, config.positions) for i in together if i.layout] if info in together else []
+    size = bytes_of(spec, images, default_chunk_images([spec, *others], itemsize, images), itemsize)
     tokens = f"{layout.prefix} + " * (layout.prefix > 0)
     return f"{tokens}{layout.shown_grid}", str(layout.channels), readable(size)
 

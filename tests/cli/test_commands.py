@@ -163,6 +163,9 @@ def test_layers_are_shown_by_stage(
     assert "act 8 × 8 6 4.6 kB" in " ".join(ok(run("extract --model tiny_net:build --layer ?", *options)).out.split())
     planned = ("extract --model tiny_net:build --layer act --dry-run --out", tmp_path / "s.zarr")
     assert "act: 4.6 kB" in ok(run(*planned, *options)).out
+    for named, size in ("second?", "1.3 kB"), ("second? --layer act?", "1.5 kB"):  # layers of one store share chunks
+        ended = ok(run(f"extract --model tiny_net:build --layer {named}", *options))
+        assert f"second Sequential 4 × 4 8 {size}" in " ".join(ended.out.split())
 
 
 def test_a_layer_of_which_a_class_token_alone_is_read_is_said_so(
