@@ -7,16 +7,18 @@ from typing import Any
 
 from evaluate.number_format import number, percent
 
+_SCORES = {"iou": "IoU", "f1": "F1", "average_precision": "AP"}  # which should notice
+
 
 def evidence_facts(entry: Mapping[str, Any]) -> dict[str, str]:
     """Of a set's entry in summary.json: fidelity, label tests, the untrained network and pairs of images, as far as they were measured."""
     facts = {}
     if tests := entry.get("label_tests"):
         cells = (
-            f"{word} {percent(tests['missing'][key])} | {percent(tests['extra'][key])}"
-            for key, word in (("iou", "IoU"), ("f1", "F1"), ("average_precision", "AP"))
+            f"{what}: {', '.join(f'{word} {percent(tests[test][key])}' for key, word in _SCORES.items())}"
+            for test, what in (("missing", "half of it removed"), ("extra", "as much added where it is not"))
         )
-        facts["Label tests"] = f"directions whose score falls when labels are missing | added: {', '.join(cells)}"
+        facts["Label tests"] = f"share of directions whose score falls when their label is wrong; {'; '.join(cells)}"
     if untrained := entry.get("untrained"):
         scores = (
             f"{word} {number(untrained[key])}"
@@ -25,7 +27,7 @@ def evidence_facts(entry: Mapping[str, Any]) -> dict[str, str]:
         facts["Untrained network"] = f"as many of its directions by the same method: {', '.join(scores)}"
     if rebuilt := entry.get("fidelity"):
         facts["Logits rebuilt"] = (
-            f"mean absolute error {_beside(rebuilt['mae'])}, earth mover's distance {_beside(rebuilt['emd'])}"
+            f"mean absolute error {_judged(rebuilt['mae'])}; earth mover's distance {_judged(rebuilt['emd'])}"
         )
     if found := entry.get("pairs"):
         ends = (
@@ -39,6 +41,8 @@ def evidence_facts(entry: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _beside(error: Mapping[str, float]) -> str:
-    low, high, constant = (number(error[key]) for key in ("random_low", "random_high", "constant"))
-    return f"{number(error['value'])} (random directions {low} to {high}, none {constant})"
+def _judged(error: Mapping[str, float]) -> str:
+    """An error with its place among those of random sets."""
+    value, low, high = error["value"], error["random_low"], error["random_high"]
+    place = "below all" if value < low else "above all" if value > high else "within those of"
+    return f"{number(value)}, {place} random sets ({number(low)} to {number(high)}; no directions: {number(error['constant'])})"

@@ -201,20 +201,21 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
     if not studied:
         return []
     first = next(iter(studied.values()))["influence"]
-    width = max(len(n) for n in [*studied, "directions"]) + 2
+    width = max(len(n) for n in [*studied, "set"]) + 2
     relative = first["alpha_relative"]
     scale = "" if relative is None else f" ({number(relative)} of the typical distance of an activation from the mean)"
     lines = [
         f"Influence at α = {first['alpha']:g}{scale}, of signal vectors | filters: {first['images']} images, {first['classes']} classes, "
         f"{first['nulls']} null and {first['randoms']} random directions. Significant: beyond both, each tested at a level of "
         f"{100 * first['level']:g} % for any false claim; other rules: influence.csv.",
-        f"{'directions':<{width}}" + "".join(f"{h:>20}" for h in ("significant pairs", "directions", "mean |Δp|")),
+        f"{'set':<{width}}" + "".join(f"{h:>26}" for h in ("significant pairs", "their directions", "mean |Δp|")),
+        f"{'':<{width}}" + 3 * f"{'signal | filter':>26}",
     ]
     for name, entry in studied.items():
         both = [entry["influence"][role][f"{first['alpha']:g}"] for role in ("signal", "filter")]
         cells = [" | ".join(str(one[key]) for one in both) for key in ("significant", "significant_directions")]
         cells.append(" | ".join(f"{one['mean_absolute_probability_change']:.1e}" for one in both))
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>26}" for cell in cells))
     for name, entry in studied.items():
         strongest = entry["influence"].get("strongest", [])[: max(1, STRONGEST // len(studied))]
         if strongest:

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from html import unescape
 from io import StringIO
 from pathlib import Path
 
@@ -48,7 +49,12 @@ def test_with_a_concept_dataset(
     files = ("--directions", tmp_path / "kmeans.safetensors", "--directions", tmp_path / "pca.safetensors")
     ended = ok(run("evaluate --store", store, *files, "--broden", broden, "--influence", *FEW))
     assert "Influence at α = 2 (" in ended.out
-    assert "significant pairs" in ended.out
+    assert re.search(r"significant pairs .*\n +signal \| filter", ended.out)
+    rebuilt = re.findall(r"^(\w+), logits rebuilt: (.+)$", ended.out, re.MULTILINE)
+    assert len(rebuilt) == (2 if through.startswith("pooling") else 0)
+    for name, text in rebuilt:
+        page = (tmp_path / "evaluation" / "report" / name / "index.html").read_text(encoding="utf-8")
+        assert text in unescape(page)
     assert "SDC" not in ended.out  # other rules are in the table influence
     assert "With 8 null directions no pair can be significant" in ended.err
     folder = tmp_path / "evaluation"
