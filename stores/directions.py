@@ -45,7 +45,7 @@ class Diagnosis(Struct, frozen=True):
     loss_unseen: Measure = 0
 
 
-class Tried(Struct, frozen=True):
+class TriedNumber(Struct, frozen=True):
     """The entries of a number of directions that was tried that are read."""
 
     directions: Whole
@@ -56,7 +56,7 @@ class SelectedNumber(Struct, frozen=True):
     """The entries of ``selection`` (``--directions auto``) that are read."""
 
     why: str = ""
-    rows: list[Tried] = []
+    rows: list[TriedNumber] = []
 
 
 class InForce(Struct, frozen=True):
