@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fit.config import DUPLICATE
 from fit.row_sources import Positions, positions, tiles
 
 DEAD = 1e-5  # share of positions below which a detector counts as dead
-DUPLICATE = 0.95  # |cos| of two filters above which they count as one
 TOGETHER = 0.8  # overlap (IoU) of two detectors' positives, likewise
 OVERFULL = 0.5  # share of positions above which a detector says little
 

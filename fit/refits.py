@@ -168,12 +168,14 @@ def _select(
     alike = [row for row in rows if row["kappa"] >= KAPPA]
     if alike:
         best = max(alike, key=lambda row: row["directions"] * row["kappa"])
-        said = "as many as two halves of the images give alike"
+        said = "the largest number × κ of those at which two halves of the images are alike"
     else:
         best = max(rows, key=lambda row: row["kappa"])
         said = "what two halves of the images give most alike, though they are not"
     seen = ", ".join(f"{row['directions']}: {row['kappa']:.2f}" for row in rows)
-    why = f"{said} (κ of each number tried: {seen}; alike from {KAPPA:g}). {MEANING}"
+    left = ", ".join(str(number) for number in tried[len(rows) :])
+    stopped = f" Not tried, as two numbers in a row were not alike: {left}." if left else ""
+    why = f"{said} (κ of each number tried: {seen}; alike from {KAPPA:g}).{stopped} {MEANING}"
     return Selection(best["directions"], why, rows)
 
 

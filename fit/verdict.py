@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fit import SUPERVISED
-from fit.config import CONTAINED, KAPPA
+from fit.config import CONTAINED, DUPLICATE, KAPPA
 from stores.directions import Directions
 
 ENOUGH = 300  # positions a direction; with fewer, known directions were not recovered (64 concepts, BENCHMARKS.md)
@@ -17,6 +19,8 @@ AGAIN = 0.5  # share of the directions: fits of 1200 images have 0.56 to 0.73, o
 UNSEEN = 0.7
 TWINS = 0.25  # share of the directions: fits of 1200 images have at most a tenth
 COVERED = 0.5  # share of positions; fits of 1200 images have 0.98
+BLOCK = 1024  # directions compared with all at once
+PAIRS = 5  # of signal vectors that are named
 NOT_LEARNED = ("neurons", *SUPERVISED)  # how many positions each direction has does not decide what they find
 FEWER, MORE_IMAGES = "Take fewer --directions.", "Take more images, or fewer --directions."
 
@@ -33,7 +37,7 @@ class Verdict:
 def verdict(directions: Directions) -> Verdict:
     """The verdict on one fit; what its method does not measure is left out."""
     numbers = directions.info.get("diagnosis", {})
-    lines = [_again(directions, numbers), _detectors(directions.count, numbers), _data(directions, numbers)]
+    lines = [_again(directions, numbers), _detectors(directions, numbers), _data(directions, numbers)]
     return Verdict([line for line in lines if line], list(_problems(directions, numbers)))
 
 
@@ -53,13 +57,28 @@ def _again(directions: Directions, numbers: dict[str, Any]) -> str:
     return found
 
 
-def _detectors(count: int, numbers: dict[str, Any]) -> str:
-    if "coverage" not in numbers:
-        return ""
-    some = [f"{100 * numbers['coverage']:.3g} % of positions have an active one"]
-    some.append(f"{twins(numbers)} of {count} have a twin")
-    some += [f"{len(numbers[key])} {key}" for key in ("dead", "overfull") if numbers.get(key)]
-    return "detectors: " + ", ".join(some)
+def signal_twins(directions: Directions) -> np.ndarray:
+    """(n, 2) pairs of directions whose signal vectors are nearly parallel in activation space, by number."""
+    s, found = directions.signals, []  # of unit norm
+    for start in range(0, directions.count, BLOCK):
+        pairs = np.argwhere(np.abs(s[:, start : start + BLOCK].T @ s) > DUPLICATE)
+        pairs[:, 0] += start
+        found.append(pairs[pairs[:, 0] < pairs[:, 1]])
+    return np.concatenate(found)
+
+
+def _detectors(directions: Directions, numbers: dict[str, Any]) -> str:
+    parts = []
+    if "coverage" in numbers:
+        some = [f"{100 * numbers['coverage']:.3g} % of positions have an active one"]
+        some.append(f"{twins(numbers)} of {directions.count} have a twin")
+        some += [f"{len(numbers[key])} {key}" for key in ("dead", "overfull") if numbers.get(key)]
+        parts.append("detectors: " + ", ".join(some))
+    if len(pairs := signal_twins(directions)):
+        named = ", ".join(f"{i} and {j}" for i, j in pairs[:PAIRS].tolist())
+        more = f" and {len(pairs) - PAIRS} more pairs" if len(pairs) > PAIRS else ""
+        parts.append(f"signal vectors almost the same (|cos| above {DUPLICATE:g}): {named}{more}")
+    return "; ".join(parts)
 
 
 def _data(directions: Directions, numbers: dict[str, Any]) -> str:

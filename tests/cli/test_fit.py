@@ -280,8 +280,8 @@ def test_48_images_are_too_few_for_32_directions(
 
 def test_what_chance_finds_again_is_not_counted(run: Run, tmp_path: Path) -> None:
     """Three clusters on a line have parallel centroids: any one is the partner of any other one."""
-    x = np.random.default_rng(0).normal(0, 0.01, (600, 4, 8))
-    x[..., 0] += np.repeat([1.0, 5.0, 9.0], 200)[:, None]
+    x = np.random.default_rng(0).normal(0, 0.01, (60, 4, 8))
+    x[..., 0] += np.repeat([1.0, 5.0, 9.0], 20)[:, None]
     store, out = store_of(tmp_path / "line.zarr", x), tmp_path / "d.safetensors"
     ended = ok(run("fit --method kmeans --store", store, "--directions 3 --refits 2 --out", out))
     assert "0 of 3 directions" in ended.out
@@ -297,6 +297,14 @@ def test_halves_that_do_not_agree_are_a_problem_of_the_fit(
     info = {"selection": {"why": "", "rows": [{"directions": 2, "kappa": 0.9}, {"directions": 3, "kappa": kappa}]}}
     Directions(w, w, w[:, 0], None, "kmeans", "layer", found_again=np.ones(3, np.float32), info=info).save(out)
     assert ("κ = 0.48" in ok(run("eddp inspect", out)).out) == warned
+
+
+def test_signal_vectors_that_are_almost_the_same_are_named(run: Run, tmp_path: Path) -> None:
+    """Of cosines 0.96 and 0.94; filters are at right angles."""
+    w, out = np.eye(4, dtype=np.float32), tmp_path / "d.safetensors"
+    s = np.stack([[1, 0, 0, 0], [0, 1, 0, 0], [-0.96, 0, 0.28, 0], [0, 0.94, 0, 0.3412]], 1).astype(np.float32)
+    Directions(w, s, w[:, 0], None, "kmeans", "layer").save(out)
+    assert "(|cos| above 0.95): 0 and 2\n" in ok(run("eddp inspect", out)).out
 
 
 def test_two_halves_in_one_folder(run: Run, synthetic: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from fit import EDDP, make_fitter
 from fit.config import CONTAINED, KAPPA, SHARP
-from fit.refits import part_of_refit, select_number
+from fit.refits import COLUMNS, part_of_refit, select_number
 from fit.synthetic import SyntheticConfig, make_synthetic
 from stores.readers import LayerReader
 from stores.statistics import statistics
@@ -99,3 +99,14 @@ def test_the_number_of_concepts_is_selected(tmp_path: Path) -> None:
     kappa = {row["directions"]: row["kappa"] for row in selection.rows}
     assert kappa[6] > max(0.9, KAPPA)
     assert kappa[6] == max(kappa.values())
+
+
+def test_what_was_not_tried_is_said(reader: LayerReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Number × κ is largest at 3, though halves are alike at 4, too."""
+    kappas = {2: 0.9, 3: 0.8, 4: 0.55, 5: 0.4, 6: 0.3}
+    row = dict.fromkeys(COLUMNS, 1.0)
+    monkeypatch.setattr("fit.refits._row", lambda fitter, *_: row | {"directions": (n := fitter.config.n_directions), "kappa": kappas[n]})  # fmt: skip
+    selection = select_number(partial(make_fitter, "kmeans"), reader, numbers=(2, 3, 4, 5, 6, 7, 8))
+    assert selection.number == 3
+    assert "Not tried, as two numbers in a row were not alike: 7, 8." in selection.why
+    assert "Not tried" not in select_number(partial(make_fitter, "kmeans"), reader, numbers=(2, 3, 4, 5)).why
