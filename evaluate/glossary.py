@@ -172,6 +172,10 @@ PARTS: dict[str, dict[str, str]] = {
         "that other images do not give may be chance. One that correlates as much with another direction of its set finds a partner by chance: it does not "
         "count as found, and adds to 'too alike' in the diagnosis (our definition).",
     },
+    "selection": {
+        "κ of halves": "Of a number of directions that was tried: two halves of the images are fitted, and their directions matched one to one by the |correlation| of "
+        "their logits. " + _KAPPA + " Chance is two different directions of one half; from 0.5 halves count as alike. Mean of two pairs of halves (our definition).",
+    },
     "stability": {
         "matched": "The directions of two fits are matched one to one, for each measure anew, so that its mean over the pairs is largest.",
         "by chance": "The same of this fit and of the other one with themselves, no direction with itself: the value for any two directions of a fit.",

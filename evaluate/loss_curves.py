@@ -31,7 +31,7 @@ def loss_picture(
     """Draw each column of a fit's log over its ``step``, or another column, and write a PNG atomically.
 
     ``rows``: one mapping a step; ``step`` is optional (else the row's number), a name may be missing in some rows.
-    ``limits``: of some columns, drawn as dotted lines; ``chosen``: of ``over``, drawn as a dashed one; ``caption`` above all.
+    ``limits``: of some columns, drawn as dotted lines; ``chosen``: of ``over``, drawn as a dashed one, its values written into the panels (else the last); ``caption`` above all.
     Values that are None or not finite are left out. Raises UsageError when there is nothing to draw.
     """
     limits = limits or {}
@@ -48,7 +48,7 @@ def loss_picture(
             for i, row in enumerate(rows)
             if (value := row.get(name)) is not None and math.isfinite(value)
         ]
-        _draw(panel, name, points)
+        _draw(panel, name, points, chosen)
         if name in limits:
             panel.axhline(limits[name], color=INK, lw=0.9, ls=":")
         if chosen is not None:
@@ -62,13 +62,13 @@ def loss_picture(
     write_atomically(path, png(figure))
 
 
-def _draw(panel: Axes, name: str, points: Sequence[tuple[float, float]]) -> None:
-    """One term: a line over the steps, its last value in the corner."""
+def _draw(panel: Axes, name: str, points: Sequence[tuple[float, float]], chosen: float | None) -> None:
+    """One term: a line over the steps, in the corner its value at the chosen one, or its last."""
     few = len(points) <= FEW
     panel.plot([x for x, _ in points], [y for _, y in points], color=LINE, lw=1.4, marker="o" if few else "", ms=4)
     panel.set_title(name.replace("_", " "), loc="left", fontsize=9, color=INK, parse_math=False)
-    if points:
-        panel.set_title(f"{points[-1][1]:.4g}", loc="right", fontsize=8, color=LINE)
+    if written := points[-1:] if chosen is None else [point for point in points if point[0] == chosen]:
+        panel.set_title(f"{written[0][1]:.4g}", loc="right", fontsize=8, color=LINE)
     if len({x for x, _ in points}) == 1:
         panel.set_xticks([points[0][0]])
     panel.grid(visible=True, color=FAINT, lw=0.5)

@@ -238,7 +238,7 @@ class _Pages:
         self.progress("map", 1, 1)
         parts = {
             "labels": rows, "scores": rows, "pairs": True, "site": True, "clips": self.shown.reader.time > 1, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,
-            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "class labels": by_class, "words": by_word,
+            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "class labels": by_class, "words": by_word, "selection": "selection" in directions.info,
         }  # fmt: skip
         return Site(
             title=self.config.title or TITLE,
@@ -265,6 +265,7 @@ class _Pages:
             diagnosis=diagnosis,
             log=fit_log(evaluated.directions_path(name)),
             refits=directions.refits,
+            selection=directions.info.get("selection", {}),
             stability=stability,
             verdict=judged.lines,
             problems=judged.problems,

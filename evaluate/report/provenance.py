@@ -18,7 +18,7 @@ from stores.tables import TableError, read_table
 
 DIGEST = 19  # characters shown of one
 # entries of a file's header that are shown elsewhere, or in parts
-APART = (*HEADER, "config", "diagnosis", "run", "store")
+APART = (*HEADER, "config", "diagnosis", "run", "selection", "store")
 
 
 def store_facts(store: ActivationStore, layer: str) -> dict[str, str]:

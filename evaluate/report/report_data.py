@@ -173,6 +173,7 @@ class Site:
     rows : what the pictures are of: images, clips or frames. steps : in time, of the layer.
     definitions : term -> text. refits : of how many ``found_again`` is a share, 0 where that is unknown.
     key : of the browser's notes on this set, from the digest of the directions file.
+    selection : the number of directions that was taken, ``why``, and ``rows`` of those tried; empty for a number that was given.
     stability : rows of the table about this set. verdict : on the fit, a line each; problems : what is wrong with it. start : the page about all sets, from this one's folder; empty for none.
     """
 
@@ -197,6 +198,7 @@ class Site:
     diagnosis: dict[str, Any] = field(default_factory=dict)
     log: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     refits: int = 0
+    selection: dict[str, Any] = field(default_factory=dict)
     stability: list[Row] = field(default_factory=list)
     verdict: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

@@ -42,7 +42,7 @@ class NumberOrAuto(click.ParamType):
     type=NumberOrAuto(),
     default=None,
     metavar="I|auto",
-    help="How many directions to find, or auto: the largest number that two halves of the images give alike, of several tried; not for "
+    help="How many directions to find, or auto: of several tried, at which two halves of the images are alike, the one of largest number × κ; not for "
     f"{' and '.join(SUPERVISED)}, which find one a label.",
 )
 @click.option("--method", type=click.Choice(sorted(METHODS)), default="eddp", show_default=True)

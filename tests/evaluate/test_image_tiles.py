@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from evaluate.image_tiles import COLOUR, DIM, EDGE, LINE, region, region_tile
@@ -123,6 +124,16 @@ def test_limits_and_what_was_chosen_are_marked(tmp_path):
         drawn.append((tmp_path / "numbers.png").read_bytes())
     assert len(set(drawn)) == 4
     assert drawn[0] == drawn[4]
+
+
+def test_the_value_in_a_panel_is_that_of_what_was_chosen(tmp_path, monkeypatch):
+    written = []
+    title = Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", lambda *a, **k: (written.append(a[1]), title(*a, **k))[1])
+    rows = [{"directions": n, "kappa": k} for n, k in ((8, 0.7), (16, 0.6), (32, 0.2))]
+    loss_picture(rows, tmp_path / "numbers.png", over="directions", chosen=16)
+    loss_picture(rows, tmp_path / "numbers.png", over="directions")
+    assert written == ["kappa", "0.6", "kappa", "0.2"]
 
 
 @pytest.mark.parametrize("rows", [[], [{}], [{"step": 1}]])

@@ -109,6 +109,16 @@ def refitted(refits: int = 8) -> Site:
     )  # fmt: skip
 
 
+def test_the_numbers_of_directions_that_were_tried_are_a_table() -> None:
+    rows = [{"directions": 2, "kappa": 0.625}, {"directions": 4, "kappa": 0.375}]
+    chosen = site(selection={"why": "the <largest>", "rows": rows}, definitions=definitions(*EVERYTHING, "selection"))
+    page = rendered(chosen)["fit.html"]
+    assert "2, taken" in page
+    assert "<td>0.375</td>" in page
+    assert "the &lt;largest&gt;" in page
+    assert "How many directions" not in rendered(site())["fit.html"]
+
+
 def rendered(what: Site) -> dict[str, str]:
     return {path: content.decode() for path, content in pages(what)}
 
