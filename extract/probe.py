@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from extract.image_io import reason
 from extract.model_output import ModelOutput, find_output, tensors_of
@@ -194,13 +196,9 @@ def run_twice(function: Callable[[Any], Any], value: Any) -> tuple[Any, bool]:
     """Give what a function returns, and whether it returns something else when called again, or draws random numbers."""
 
     def call() -> Any:
-        return function(
-            value.copy()
-            if isinstance(value, Image.Image)
-            else value.clone()
-            if isinstance(value, torch.Tensor)
-            else value
-        )
+        copies = {Image.Image: "copy", torch.Tensor: "clone"}
+        how = next((name for kind, name in copies.items() if isinstance(value, kind)), None)
+        return function(getattr(value, how)() if how else value)
 
     outputs: list[Any] = []
     drawn = _draws(lambda: outputs.append(call()))
@@ -209,13 +207,41 @@ def run_twice(function: Callable[[Any], Any], value: Any) -> tuple[Any, bool]:
 
 
 def _draws(call: Callable[[], Any]) -> bool:
-    """Whether a call draws from the global generators, three times in a row: other threads may draw once meanwhile."""
+    """Whether a call draws from the global generators of Python, torch or NumPy.
+
+    Draws of other threads, which a worker's own make at any time, do not count; NumPy's, whose calls cannot be told apart,
+    count where its generator changes three times in a row.
+    """
+    drawn, generator = _RandomOperations(), random._inst
+
+    def profile(_frame: Any, event: str, function: Any) -> None:
+        if event == "c_call" and getattr(function, "__self__", None) is generator:
+            drawn.found = True
+
     for _ in range(3):
-        before = _random_states()
-        call()
-        if all(map(_equal, before, _random_states())):
-            return False
+        numpy_state: Any = np.random.get_state()
+        before = sys.getprofile()
+        sys.setprofile(profile)  # of this thread only
+        try:
+            with drawn:
+                call()
+        finally:
+            sys.setprofile(before)
+        numpy_later: Any = np.random.get_state()
+        if drawn.found or _equal(list(numpy_state[1:3]), list(numpy_later[1:3])):
+            return drawn.found
     return True
+
+
+class _RandomOperations(TorchDispatchMode):
+    """Notes whether an operation within it draws from torch's global generators."""
+
+    found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags and (kwargs or {}).get("generator") is None:
+            self.found = True
+        return func(*args, **(kwargs or {}))
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -227,11 +253,6 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, tuple | list):
         return len(a) == len(b) and all(map(_equal, a, b))
     return bool(a == b) if isinstance(a, int | float | str | type(None)) else True
-
-
-def _random_states() -> list[Any]:
-    numpy_state: Any = np.random.get_state()
-    return [random.getstate(), *numpy_state[1:3], torch.random.get_rng_state()]
 
 
 @contextmanager
