@@ -1,7 +1,7 @@
 """Where the console scripts begin: an interruption while libraries are still loading is answered like any later one.
 
 Loading them takes seconds, and an exception raised in the midst of it comes out of whatever library it happened to hit.
-Nothing has been begun then, so the process simply ends.
+Nothing has started then, so the process simply ends.
 """
 
 from __future__ import annotations
