@@ -192,7 +192,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "influence": {
         "pushes": "The classes whose probability changes most when every position of the layer is moved along the direction's signal "
-        "vector (unit norm), in percentage points, mean over the images; in italics where that is not significant.",
+        "vector (unit norm), in percentage points, mean over the images.",
         "significant": _MEASURED["significant"],
         "typical distance": "The root mean square distance of the layer's activations from their mean: the length of a step is held against it (our definition).",
         "S3": _MEASURED["s3"],
