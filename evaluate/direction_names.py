@@ -106,7 +106,7 @@ def read_names(directions: Path, count: int) -> dict[int, Given]:
     A file that does not say which of several directions files it is about is left out, with a warning. Raises DatasetError for a row about
     a direction that there is not, or that another row is about.
     """
-    path = directions.parent / FILE
+    path = (directions.parent / FILE).resolve()  # one file, one warning
     if not path.is_file():
         return {}
     found: dict[int, Given] = {}
