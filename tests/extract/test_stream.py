@@ -368,11 +368,11 @@ def test_a_transform_without_a_name_can_go_on(tmp_path: Path, tiny_images: Image
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ({"seed": 1}, "provenance.seed: 0 there, 1 asked for"),
-        ({"dtype": "float16"}, "dtype: float32 there"),
-        ({"layers": ("first",)}, "layers.second"),
-        ({"limit": 9}, "n_images: 10 there, 9 asked for"),
-        ({"model": "tiny_net:own_transform"}, "provenance.model: tiny_net:build there"),
+        ({"seed": 1}, "provenance.seed: 0 → 1"),
+        ({"dtype": "float16"}, "dtype: float32 → float16"),
+        ({"layers": ("first",)}, "layers: first, act, second → first"),
+        ({"limit": 9}, "n_images: 10 → 9"),
+        ({"model": "tiny_net:own_transform"}, "provenance.model: tiny_net:build → tiny_net:own_transform"),
         ({"positions": 4}, "stored_positions"),
     ],
 )

@@ -151,7 +151,7 @@ def test_the_same_again_leaves_the_store_alone_and_another_is_refused(tmp_path: 
     stamp = (tmp_path / "a.zarr" / "zarr.json").stat().st_mtime_ns
     assert make_synthetic(tmp_path / "a.zarr", small) == first
     assert (tmp_path / "a.zarr" / "zarr.json").stat().st_mtime_ns == stamp
-    with pytest.raises(StoreExistsError, match="images: 12 there, 13 asked for"):
+    with pytest.raises(StoreExistsError, match="images: 12 → 13"):
         make_synthetic(tmp_path / "a.zarr", replace(small, images=13))
     make_synthetic(tmp_path / "a.zarr", replace(small, images=13), overwrite=True)
     assert ActivationStore.open(tmp_path / "a.zarr").n_images == 13
