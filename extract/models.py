@@ -16,29 +16,23 @@ import pickle
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from extract.checkpoint_file import reason_of
 from extract.checkpoints import State, find_file, load_weights
 from extract.classes import as_class_names
-from extract.image_io import GreyRange, to_mode
 from extract.model_output import ModelOutput
-from stores.errors import EDDPError, ImageError, MissingPathError, UnknownNameError, UsageError, WeightsError, nearest
+from extract.preprocess import Preprocess, squashing
+from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError, WeightsError, nearest
 
-if TYPE_CHECKING:
-    from extract.video import Clip
-
-Picture: TypeAlias = "Image.Image | Sequence[Image.Image] | Clip"
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _SUFFIXES = {".pth", ".pt", ".safetensors", ".tar", ".bin", ".ckpt"}
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -78,72 +72,6 @@ def load_torchvision() -> Any:
 
 torchvision: Any = load_torchvision()
 transforms: Any = importlib.import_module("torchvision.transforms")
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """Image or clip to network input: converted to the mode that the network takes, then transformed; picklable when ``inner`` is.
-
-    Parameters
-    ----------
-    inner : callable
-        PIL image -> tensor or array (C, h, w); of networks that take clips uint8 tensor (T, C, h, w) -> tensor (C, T, h, w).
-    mode : {"RGB", "L", "RGBA"}
-        What ``inner`` is given. "RGBA" stands for any image with four channels, unchanged.
-    grey_range : (float, float), optional
-        The values that are black and white in grey images of more than 8 bits; None: by the depth of their file.
-    frames, rate : int, float, optional
-        T frames a clip, and how many a second, of a network that takes clips; None for a network that takes images.
-    """
-
-    inner: Callable[[Any], Any]
-    mode: str = "RGB"
-    grey_range: GreyRange | None = None
-    frames: int | None = None
-    rate: float | None = None
-
-    def __call__(self, image: Picture) -> torch.Tensor:
-        """Give the network's input for one PIL image or clip: float32 tensor (C, h, w), or (C, T, h, w)."""
-        return torch.as_tensor(self.inner(self.given(image))).to(torch.float32)
-
-    def given(self, image: Picture) -> Any:
-        """Give what ``inner`` is given: a PIL image, or uint8 (T, C, h, w), for which a still image is repeated.
-
-        Raises ImageError for an image that lacks the network's channels, and for a video where the network takes images.
-        """
-        if self.frames is None:
-            if not isinstance(image, Image.Image):
-                raise ImageError("it is a video, and the network takes single images: --frames N takes N of each clip")
-            return self.image(image)
-        frames = [torch.from_numpy(np.array(self.image(frame))) for frame in self.taken(image)]
-        clip = torch.stack([frame[:, :, None] if frame.ndim == 2 else frame for frame in frames]).permute(0, 3, 1, 2)
-        return clip.expand(self.frames, -1, -1, -1).contiguous()
-
-    def taken(self, image: Picture) -> Sequence[Image.Image]:
-        """The frames that the network sees, as they are in the file: T of a clip, one of a still image."""
-        if isinstance(image, Image.Image):
-            return [image]
-        if isinstance(image, Sequence):
-            return image
-        return image.frames(self.frames or 1, self.rate)
-
-    def image(self, image: Image.Image) -> Image.Image:
-        """Give one image or frame in the network's mode. Raises ImageError for one that lacks the network's channels."""
-        if self.mode != "RGBA":
-            return to_mode(image, self.mode, self.grey_range)
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        if len(image.getbands()) != 4:
-            raise ImageError(f"it has {len(image.getbands())} channels (mode {image.mode}), and the network takes 4")
-        return image
-
-    def picture(self, image: Image.Image) -> Image.Image:
-        """Give the image as RGB, for display."""
-        return to_mode(image, "RGB", self.grey_range)
-
-    def __repr__(self) -> str:
-        clip = f" of {self.frames} frames, {self.rate:g} a second" if self.frames and self.rate else ""
-        return " ".join(repr(self.inner).split()) + clip
 
 
 @dataclass(frozen=True)
@@ -243,7 +171,7 @@ def load_model(
         else:
             built = _from_torchvision(model, asked, seed, shapes_only)
     module = _as_float32(built.module).eval().requires_grad_(False).cpu()
-    inner = built.transform if resize is None else _squashing(built.transform, model)
+    inner = built.transform if resize is None else squashing(built.transform, model)
     frames, rate = _clip(built, model, clip_frames, clip_rate)
     transform = Preprocess(inner, frames=frames, rate=rate)
     provenance: dict[str, Any] = {
@@ -355,23 +283,6 @@ def _clip(built: _Built, model: str, frames: int | None, rate: float | None) -> 
             f"{model} takes clips: give {missing}, or the module an attribute {missing[2:].replace('-', '_')}."
         )
     return int(frames), float(rate)
-
-
-def _squashing(transform: Any, model: str) -> Any:
-    """A transform that resizes to the size that one of torchvision's crops to. Raises UsageError for any other."""
-    size, mean, std = (getattr(transform, name, None) for name in ("crop_size", "mean", "std"))
-    if not size or mean is None or std is None:
-        raise UsageError(
-            f"--resize squash needs one of torchvision's transforms with a crop; {model} has {type(transform).__name__}. "
-            "Return the transform that you want from a callable of your own."
-        )
-    size = list(size) * 2 if len(size) == 1 else list(size)
-    if type(transform).__name__ == "VideoClassification":
-        return type(transform)(
-            crop_size=size, resize_size=size, mean=mean, std=std, interpolation=transform.interpolation
-        )
-    resize = transforms.Resize(size, interpolation=transform.interpolation, antialias=transform.antialias)
-    return transforms.Compose([resize, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
 def _from_timm(model: str, name: str, weights: str, seed: int, shapes_only: bool) -> _Built:

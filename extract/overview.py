@@ -20,6 +20,7 @@ from extract.image_source import ImageSource
 from extract.layer_choice import head_costs
 from extract.loader import Decode
 from extract.network import Network
+from extract.video_rows import has_videos
 from stores.errors import EDDPError, UsageError
 
 SAMPLE = 32  # images that are read, spread evenly
@@ -59,7 +60,14 @@ def overview(
     sample = np.unique(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).round().astype(int)).tolist()
     with ThreadPoolExecutor(2, thread_name_prefix="look") as pool:
         looks = list(pool.map(lambda row: _look(source, row, networks[0]), sample))
-    parts = [(images, []), _classes(source, classes), _pixels(looks, networks[0]), _network(networks)]
+    frames = networks[0].transform.frames
+    doubt = f"the network takes clips, and these are images: each is repeated {frames} times, and nothing moves in it"
+    parts = [
+        (images, [doubt] * (frames is not None and not has_videos(source))),
+        _classes(source, classes),
+        _pixels(looks, networks[0]),
+        _network(networks),
+    ]
     return {"rows": list(chain(*(rows for rows, _ in parts))), "warnings": list(chain(*(found for _, found in parts)))}
 
 

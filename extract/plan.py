@@ -25,9 +25,10 @@ from extract.image_io import reason
 from extract.image_source import ImageSource
 from extract.inference import InferenceModule, prepare_inference
 from extract.loader import Decode, decoded
-from extract.models import LoadedModel, Preprocess, load_model
+from extract.models import LoadedModel, load_model
 from extract.network import Network, cut
 from extract.overview import overview
+from extract.preprocess import Preprocess
 from extract.probe import prepare_model
 from extract.tensor_layout import LayerLayout
 from extract.video_rows import expanded, has_videos

@@ -21,7 +21,8 @@ from stores.errors import EDDPError, UsageError
 
 if TYPE_CHECKING:
     from extract.image_io import GreyRange
-    from extract.models import LoadedModel, Preprocess
+    from extract.models import LoadedModel
+    from extract.preprocess import Preprocess
 
 _REPEATED, _BATCHED = 1e-5, 1e-3  # largest difference of two passes, of the largest value: rounding stays below both
 
@@ -209,7 +210,7 @@ def run_twice(function: Callable[[Any], Any], value: Any) -> tuple[Any, bool]:
 def _draws(call: Callable[[], Any]) -> bool:
     """Whether a call draws from the global generators of Python, torch or NumPy.
 
-    Draws of other threads, which a worker's own make at any time, do not count; NumPy's, whose calls cannot be told apart,
+    Draws of other threads, which a worker's own make at any time, do not count; NumPy's, whose calls cannot be attributed to a thread,
     count where its generator changes three times in a row.
     """
     drawn, generator = _RandomOperations(), random._inst

@@ -1,4 +1,4 @@
-"""Surrogate fidelity: how well a set's contributions rebuild the network's logits, beside sets of random concepts (SURF, Kumar & Ahuja 2025).
+"""Surrogate fidelity: how well a set's contributions rebuild the network's logits, compared with sets of random concepts (SURF, Kumar & Ahuja 2025).
 
 Behind pooling and an affine map, an image's logits are base + contributions + residual (``evaluate.explain.contributions``). Base and
 contributions are the surrogate: what the directions say of the logits. Over images n and classes k:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from extract.models import torchvision
 from extract.network import open_head
@@ -93,3 +94,16 @@ def test_activations_are_those_of_a_plain_loop(
     assert (head.affine is not None) == affine
     rebuilt = head(torch.from_numpy(LayerReader(store, layer, prefix=True).images([0, 1]))).detach().numpy()
     assert np.abs(rebuilt - logits).max() <= 1e-4 * np.abs(logits).max()
+
+
+def test_still_images_are_repeated_and_that_is_said(
+    run: Callable[..., object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for k in range(2):
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (40, 40, 3), np.uint8)).save(images / f"{k}.png")
+    network, out = "tests.helpers.own_nets:small_mvit", tmp_path / "acts.zarr"
+    run("extract --model", network, "--layer norm --data", images, "--out", out, "--dtype float32 --quiet")
+    assert "the network takes clips, and these are images: each is repeated 4 times" in caplog.text
+    assert ActivationStore.open(out).layer("norm").time == 2
