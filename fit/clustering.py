@@ -1,9 +1,11 @@
-"""Directional clustering: spherical k-means by FAISS, on its GPU build where it is at hand, by torch on CUDA otherwise."""
+"""Directional clustering: spherical k-means by FAISS where it is installed and can use the device, else by torch."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Clusters:
-    """``centroids`` (k, d) of unit norm, ``assignment`` (n,) int64 (−1 for zero vectors), ``objective``: mean cosine."""
+    """``centroids`` (k, d) of unit norm, ``assignment`` (n,) int64 (−1 for zero vectors), ``objective``: mean cosine; ``engine``: what ran."""
 
     centroids: torch.Tensor
     assignment: torch.Tensor
@@ -60,10 +62,9 @@ def spherical_kmeans(
             f"{k} directions were asked for, but the store has only {len(train)} activation vectors that are not zero. "
             "Ask for fewer --directions or extract more images."
         )
-    if rows.device.type == "cuda" and not _faiss_sees_gpu():
-        centroids, engine = _torch_kmeans(train, k, seed, iterations, restarts), "torch"
-    else:
-        centroids, engine = _faiss_kmeans(train, k, seed, iterations, restarts), "faiss"
+    engine = kmeans_engine(rows.device)
+    run = _faiss_kmeans if engine == "faiss" else _torch_kmeans
+    centroids = run(train, k, seed, iterations, restarts)
     _refuse_too_few(train, centroids)
     near, assigned = nearest(unit, centroids)
     assignment = torch.full((len(rows),), -1, dtype=torch.int64, device=rows.device)
@@ -124,16 +125,29 @@ def nearest(unit: torch.Tensor, centroids: torch.Tensor, tile: int = 65536) -> t
     return cosine, number
 
 
-def _faiss_sees_gpu() -> bool:
-    import faiss
+def kmeans_engine(device: torch.device | str) -> Literal["faiss", "torch"]:
+    """What runs spherical k-means on a device: FAISS where it is installed (on CUDA: its GPU build), else torch."""
+    faiss = _faiss()
+    if faiss is None:
+        return "torch"
+    on_gpu = torch.device(device).type == "cuda"
+    return "torch" if on_gpu and not getattr(faiss, "get_num_gpus", lambda: 0)() else "faiss"
 
-    return bool(getattr(faiss, "get_num_gpus", lambda: 0)())
+
+@functools.cache
+def _faiss() -> Any:
+    """FAISS, or None where it is not installed."""
+    try:
+        import faiss  # slow to import, and only needed here
+    except ModuleNotFoundError as error:
+        if error.name != "faiss":
+            raise
+        return None
+    return faiss
 
 
 def _faiss_kmeans(unit: torch.Tensor, k: int, seed: int, iterations: int, restarts: int) -> torch.Tensor:
-    import faiss  # slow to import, and only needed here
-
-    kmeans = faiss.Kmeans(
+    kmeans = _faiss().Kmeans(
         unit.shape[1],
         k,
         niter=min(iterations, 2**31 - 1),

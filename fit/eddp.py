@@ -17,6 +17,7 @@ import torch
 from extract.network import Head
 from fit.base import Fitted, Fitter
 from fit.checkpoint import Checkpoint
+from fit.clustering import kmeans_engine
 from fit.config import BRIEF, PARTIAL, EDDPConfig
 from fit.detectors import in_activation_space
 from fit.diagnostics import diagnose
@@ -126,6 +127,7 @@ class EDDP(Fitter[EDDPConfig]):
             **asdict(regime),
             variance_kept=round(transform.kept, 6),
             positions=rows.count,
+            engine=kmeans_engine(self.config.device),
             uncertainty=uncertainty.kind if uncertainty else "none",
             regime="soft" if soft else "sharp",
             steps=len(refined.log),

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.logging import INTERRUPTED, json_line
+from pipeline.name_clash import name_clash
 from pipeline.options import wants_json
 from pipeline.out_of_memory import limited_address_space
 
@@ -34,6 +35,8 @@ def _run(script: str) -> None:
     if command == "eddp":  # which subcommand is not known yet: its name is the first word
         command = next((text for text in sys.argv[1:] if not text.startswith("-")), command)
     as_json = wants_json(command, sys.argv[1:])
+    if message := name_clash():
+        leave(message if as_json else f"Error: {message}", 1)
     from pipeline import main
 
     if command in main.COMMANDS:

@@ -17,7 +17,7 @@ from typing import Any
 from extract.worker_processes import cores
 
 LIBRARIES = ("torch", "torchvision", "zarr", "numpy", "numcodecs")
-FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")  # one of them: they are the same files
+FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")  # at most one of them: they have the same files
 BUSY_SECONDS = 1.0  # between two looks at a GPU: NVML tells of the last second at most
 
 
