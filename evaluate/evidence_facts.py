@@ -7,6 +7,7 @@ from typing import Any
 
 from evaluate.number_format import number, percent
 
+POOR = 0.5  # error of the logits rebuilt, as a share of the error without directions [ours]
 _SCORES = {"iou": "IoU", "f1": "F1", "average_precision": "AP"}  # which should notice
 
 
@@ -26,8 +27,9 @@ def evidence_facts(entry: Mapping[str, Any]) -> dict[str, str]:
         )
         facts["Untrained network"] = f"as many of its directions by the same method: {', '.join(scores)}"
     if rebuilt := entry.get("fidelity"):
+        care = ": read explanations with care" if fidelity_problem(entry) else ""
         facts["Logits rebuilt"] = (
-            f"mean absolute error {_judged(rebuilt['mae'])}; earth mover's distance {_judged(rebuilt['emd'])}"
+            f"from the directions' contributions, class logits are off on average by {_judged(rebuilt['mae'])}{care}"
         )
     if found := entry.get("pairs"):
         ends = (
@@ -39,6 +41,19 @@ def evidence_facts(entry: Mapping[str, Any]) -> dict[str, str]:
             f"{found['moving']} directions move with one; {', '.join(ends)}, p {number(found['p'])}"
         )
     return facts
+
+
+def fidelity_problem(entry: Mapping[str, Any]) -> str:
+    """What is wrong with the logits that a set's contributions rebuild, in words; empty where nothing is, or nothing was measured."""
+    if not (rebuilt := entry.get("fidelity")):
+        return ""
+    error = rebuilt["mae"]
+    if error["value"] < min(error["random_low"], POOR * error["constant"]):
+        return ""
+    return (
+        f"rebuilt from these directions' contributions, class logits are off by {number(error['value'])} on average; from random directions "
+        f"by {number(error['random_low'])} to {number(error['random_high'])}, without directions by {number(error['constant'])}"
+    )
 
 
 def _judged(error: Mapping[str, float]) -> str:

@@ -213,7 +213,10 @@ PARTS: dict[str, dict[str, str]] = {
     "explanation": {
         "contribution": "The change of the class's logit when the concept's component, along its signal vector, is set to its mean over the data. Orange: for "
         "the class, blue: against it. Only differences between the classes' logits change probabilities: hence the second sum.",
+        "read with care": "Said where more of the logit is in none of these directions than in any of them, where a large contribution is of a "
+        "direction that fewer than half of the refits on other images contain, and where the evaluation found that contributions rebuild logits poorly.",
         "little": "The image has less of the concept than images have on average. Its absence counts as well.",
+        "wheel 2 (12)": "The second of the directions called wheel; in brackets its number in the directions file.",
         "direction 12": "A direction without a label that fits is called by its number. A name of your own goes into names.csv next to the directions file.",
         "average image": "The class's logit where every position holds the data's mean.",
         "heat maps": "What the concept adds to the explained class's logit at each position (signal value times the logit's slope along the signal vector), "
@@ -223,11 +226,11 @@ PARTS: dict[str, dict[str, str]] = {
         "change is found; run through the model's own head. It says what the head reads, not what a changed photograph would give.",
     },
     "affine head": {
-        "no concept": "The part of the class's logit that none of these directions explains. Read concepts with care where it is large."
+        "no concept": "The part of the class's logit that none of these directions explains."
     },
     "other head": {
         "interaction": "What is left of the class's logit when every concept's contribution, measured individually, is subtracted: what concepts do together, "
-        "and what none of these directions explains. Read concepts with care where it is large."
+        "and what none of these directions explains."
     },
     "joint values": {"signal values": "Read by all filters jointly, so that what several filters share is counted once."},
     "paper values": {"signal values": "Read by each filter individually: what several filters share is counted several times."},

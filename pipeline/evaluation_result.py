@@ -99,7 +99,6 @@ class RebuiltError(Struct, frozen=True):
 
 class RebuiltSummary(Struct, frozen=True):
     mae: RebuiltError
-    emd: RebuiltError
 
 
 class PairSummary(Struct, frozen=True):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.direction_names import names_of, read_names, with_number
+from evaluate.evidence_facts import fidelity_problem
 from evaluate.explain.phrases import Concept
 from extract.folder_listing import list_files
 from extract.image_io import ENDINGS, read_image, shown
@@ -38,13 +39,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """``name``: of the set of directions; ``concepts``: what they stand for, as far as an evaluation says."""
+    """``name``: of the set of directions; ``concepts``: what they stand for, as far as an evaluation says; ``fidelity``: what it says against the
+    logits that they rebuild, empty for nothing."""
 
     store: ActivationStore
     layer: str
     directions: Directions
     name: str
     concepts: list[Concept]
+    fidelity: str = ""
 
 
 def open_inputs(
@@ -76,9 +79,9 @@ def open_inputs(
         opened = ActivationStore.open(store or "", model=model, class_names=class_names)
     spec = opened.layer(layer or found.layer)
     found.check_store(spec.name, spec.channels, opened.provenance.get("weights_digest"))
-    return Inputs(
-        opened, spec.name, found, str(name), _concepts(known, str(name), found, directions, evaluation is not None)
-    )
+    concepts = _concepts(known, str(name), found, directions, evaluation is not None)
+    entry = {} if known is None else known.summary["directions"].get(name, {})
+    return Inputs(opened, spec.name, found, str(name), concepts, fidelity_problem(entry))
 
 
 def _check_same(found: Directions, path: Path, known: Evaluated, name: str) -> None:
@@ -132,8 +135,10 @@ def _concepts(
         names = names_of([""] * directions.count, [False] * directions.count)
     else:
         labels, names = known.labels(name), known.direction_names(name, path)
+    again = [None] * directions.count if directions.found_again is None else directions.found_again.tolist()
     return [
-        Concept(i, label, category, with_number(names, i), names[i].short) for i, (label, category) in enumerate(labels)
+        Concept(i, label, category, with_number(names, i), names[i].short, again[i])
+        for i, (label, category) in enumerate(labels)
     ]
 
 

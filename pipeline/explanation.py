@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from PIL import Image
@@ -152,11 +152,12 @@ def explain_images(
 
 
 def _page(inputs: Inputs, explainer: Explainer, shown: Sequence[ExplainedImage], steps: int) -> PageData:
-    title = shown[0].name if len(shown) == 1 else f"{len(shown)} predictions explained"
+    title = PurePath(shown[0].name).name if len(shown) == 1 else f"{len(shown)} predictions explained"
     head = "affine head" if explainer.affine is not None else "other head"
     more = [part for part, there in {"clips": steps > 1, "tokens": explainer.prefix}.items() if there]
     terms = definitions("explanation", head, f"{explainer.values} values", *more)
-    return PageData(title, _facts(inputs, explainer), shown, terms, rows_called(inputs.store))
+    rows, refits = rows_called(inputs.store), inputs.directions.refits
+    return PageData(title, _facts(inputs, explainer), shown, terms, rows, refits, inputs.fidelity)
 
 
 def _explain(
@@ -189,6 +190,7 @@ def _about(inputs: Inputs, explainer: Explainer, config: ExplainConfig) -> dict[
         "method": inputs.directions.method,
         "values": config.values,
         "exact": explainer.affine is not None,
+        "read_with_care": [inputs.fidelity] if inputs.fidelity else [],
         "usual_of_images": explainer.usual.images,
         "nonnegative": explainer.usual.nonnegative,
     }

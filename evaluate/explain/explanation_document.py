@@ -11,7 +11,7 @@ import numpy as np
 from evaluate.explain.counterfactual_search import Turned
 from evaluate.explain.explainer import Explained, softmax
 from evaluate.explain.heat_maps import Step
-from evaluate.explain.phrases import Concept, change_words, contribution_words
+from evaluate.explain.phrases import Concept, cautions, change_words, contribution_words
 from evaluate.explain.values import Usual
 from evaluate.number_format import probability
 
@@ -47,6 +47,7 @@ def describe(found: Explained, usual: Usual, terms: Terms) -> dict[str, Any]:
         "classes": [{**_class(k, p, terms), "logit": _round(parts.logits[k])} for k in classes],
         "exact": parts.exact,
         "reads_positions": not found.unread,
+        "read_with_care": cautions_of(found, terms),
         "base": [_round(parts.base[k]) for k in classes],
         "residual": [_round(parts.residual[k]) for k in classes],
         "contributions": [_contribution(int(i), found, usual, terms, classes) for i in order],
@@ -66,6 +67,7 @@ def _contribution(i: int, found: Explained, usual: Usual, terms: Terms, classes:
         "name": concept.name,
         "label": concept.label,
         "category": concept.category,
+        "found_again": None if concept.found_again is None else _round(concept.found_again),
         "value": _round(found.pooled[i]),
         "spreads": _round(found.pooled[i] / usual.spread[i]),
         "fires_at": fired.tolist(),
@@ -120,7 +122,10 @@ def brief(document: dict[str, Any]) -> dict[str, Any]:
     turned = document["counterfactual"]
     kept = ("target", "found", "none_exists", "words", "flips", "flips_kept", "beyond_usual")
     return {
-        **{key: document[key] for key in ("image", "row", "predicted", "explained", "sentence", "files")},
+        **{
+            key: document[key]
+            for key in ("image", "row", "predicted", "explained", "sentence", "read_with_care", "files")
+        },
         "counterfactual": turned
         and {**{key: turned[key] for key in kept if key in turned}, "changed": len(turned.get("changes", ()))},
     }
@@ -131,21 +136,34 @@ def _kept(turned: Turned, target: int) -> float | None:
 
 
 def steps_of(found: Explained, terms: Terms, shown: int, other: int | None = None) -> list[Step]:
-    """The sum that ends at the explained logit, or at its difference to another's: base, concepts, the others, the residual, the total."""
+    """The sum that ends at the explained logit, or at its difference to another's: base, concepts, the others, the total.
+
+    The residual stands among the concepts by its size; after the others where it is smaller than all that are shown.
+    """
     total, base, parts, residual = found.contributions.between(found.explained, other)
     order = np.argsort(-np.abs(parts), kind="stable")
     first, rest = order[:shown], order[shown:]
-    steps = [Step("average image", base, "base")]
-    steps += [Step(_named(int(i), found, terms), float(parts[i])) for i in first]
+    steps = [Step(_named(int(i), found, terms), float(parts[i])) for i in first]
+    larger = int((np.abs(parts[first]) >= abs(residual)).sum())
     if len(rest):
         steps.append(Step(f"{len(rest)} other{'' if len(rest) == 1 else 's'}", float(parts[rest].sum()), "rest"))
-    steps.append(Step("no concept" if found.contributions.exact else "interaction", residual, "rest"))
+    left = Step("no concept" if found.contributions.exact else "interaction", residual, "rest")
+    steps.insert(larger if larger < len(first) else len(steps), left)
+    steps.insert(0, Step("average image", base, "base"))
     steps.append(Step(terms.classes[found.explained] if other is None else "difference", total, "total"))
     return steps
 
 
 def _named(i: int, found: Explained, terms: Terms) -> str:
     return ("little " if found.pooled[i] < 0 else "") + terms.concepts[i].name
+
+
+def cautions_of(found: Explained, terms: Terms) -> list[str]:
+    """Why this explanation is to be read with care."""
+    if found.unread:
+        return []
+    parts = found.contributions
+    return cautions(terms.concepts, parts.parts[:, found.explained], float(parts.residual[found.explained]))
 
 
 def sentence(found: Explained, usual: Usual, terms: Terms) -> str:

@@ -28,12 +28,14 @@ PALE = 0.25  # maps that reach less than this share of the strongest are paler
 
 @dataclass(frozen=True)
 class Map:
-    """One concept's heat map: its name, what it adds, the share of the image or clip where its detector fires, and a file."""
+    """One concept's heat map: its name, what it adds, the share of the image or clip where its detector fires, a file, and the share of refits
+    that contain its direction."""
 
     name: str
     value: float
     fires: float
     file: str
+    found_again: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ExplainedImage:
     """One image of the page: no more than is shown, for pages of many are held in memory.
 
     ``predicted``, ``explained``, ``classes``, ``counterfactual``: parts of ``describe``'s document; ``sums``: titles and their steps; the rest are file names.
-    ``small``: of a clip whose pictures are sheets of several frames, the middle one.
+    ``care``: why it is to be read with care. ``small``: of a clip whose pictures are sheets of several frames, the middle one.
     Without a ``cam`` the head does not read this layer's positions, and there are neither sums nor maps.
     """
 
@@ -58,17 +60,21 @@ class ExplainedImage:
     sheet: str
     json: str
     small: str = ""
+    care: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class PageData:
-    """All of the page. ``facts`` are shown as a list, ``notes`` at the end, term by term; ``rows``: what the store's are."""
+    """All of the page. ``facts`` are shown as a list, ``notes`` at the end, term by term; ``rows``: what the store's are; ``refits``: how many
+    ``found_again`` is a share of; ``care``: why all of it is to be read with care."""
 
     title: str
     facts: dict[str, str]
     shown: Sequence[ExplainedImage]
     notes: dict[str, str] = field(default_factory=dict)
     rows: str = "images"
+    refits: int = 0
+    care: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,13 +143,16 @@ def draw_image(
         f"{stem}.png",
         f"{stem}.json",
         f"pictures/{stem}.small.jpg" if several else "",
+        document["read_with_care"],
     )
     return ImagePage(shown, document, files)
 
 
 def _map(found: Explained, terms: Terms, i: int, file: str) -> Map:
-    name = ("little " if found.pooled[i] < 0 else "") + terms.concepts[i].name
-    return Map(name, float(found.contributions.parts[i, found.explained]), float((found.fires[:, i] > 0).mean()), file)
+    concept = terms.concepts[i]
+    name = ("little " if found.pooled[i] < 0 else "") + concept.name
+    fires = float((found.fires[:, i] > 0).mean())
+    return Map(name, float(found.contributions.parts[i, found.explained]), fires, file, concept.found_again)
 
 
 def _cam(found: Explained, frames: Sequence[Image.Image], grid: Grid) -> Image.Image:

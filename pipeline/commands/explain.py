@@ -106,5 +106,9 @@ def explain(
         return
     for document in result["images"]:
         echo(f"{document['image']}: {document['sentence']}")
+        if document["read_with_care"]:
+            echo(f"  read with care: {'; '.join(document['read_with_care'])}")
+    for care in result["read_with_care"]:
+        echo(f"Read all with care: {care}.")
     echo(f"{format_seconds(run.seconds)}, peak memory {record['peak_memory_mib']} MiB")
     echo(str(out / "index.html"))

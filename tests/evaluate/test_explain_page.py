@@ -27,7 +27,7 @@ from evaluate.explain.explanation_document import (
 )
 from evaluate.explain.explanation_page import ExplainedImage, Map, PageData, render, waterfall
 from evaluate.explain.heat_maps import AGAINST, FOR, Step, bars, heat, sheet
-from evaluate.explain.phrases import Concept, change_words, contribution_words
+from evaluate.explain.phrases import Concept, cautions, change_words, contribution_words
 from evaluate.explain.values import Usual
 from evaluate.glossary import definitions
 from evaluate.image_tiles import LINE, jpeg, outline, square
@@ -46,16 +46,25 @@ def test_contributions_in_words() -> None:
     parts, pooled = np.array([2.1, -0.4, 0.1, 1.0]), np.array([1.0, 0.5, 1.0, -0.2])
     words = contribution_words(CONCEPTS, parts, pooled, shown=3)
     assert words == "barn 1 (0) +2.10, little barn 2 (3) +1.00, direction 1 −0.40"
-    assert contribution_words(CONCEPTS, parts, pooled, -3.0, shown=1) == "barn 1 (0) +2.10, and by no concept −3.00"
+    assert contribution_words(CONCEPTS, parts, pooled, -3.0, shown=1) == "no concept −3.00, barn 1 (0) +2.10"
+
+
+def test_what_is_to_be_read_with_care() -> None:
+    parts = np.array([2.1, -0.4, 0.1, 1.0])
+    assert cautions(CONCEPTS, parts, 2.0) == []
+    again = [replace(one, found_again=share) for one, share in zip(CONCEPTS, (0.5, 0.0, 0.0, 0.25), strict=True)]
+    (rare,) = cautions(again, parts, 2.0, shown=3)
+    assert rare.endswith(": barn 2 (3), direction 1")
+    assert len(cautions(again, parts, -2.2)) == 2
 
 
 def test_changes_in_words_join_a_label() -> None:
     spread = np.array([1.0, 1.0, 2.0, 1.0])
-    assert change_words(CONCEPTS, np.array([1.0, -1.5, 0, 1.0]), spread) == "more barn, less direction 1"
+    assert change_words(CONCEPTS, np.array([1.0, -1.5, 0, 1.0]), spread) == "more barn (0, 3), less direction 1"
     assert change_words(CONCEPTS, np.array([0, 0, -2.0, 0]), spread) == "less direction 2"
     assert (
         change_words(CONCEPTS, np.array([3, -2, 3, -1.0]), spread, 2)
-        == "more barn, less direction 1 and 2 smaller changes"
+        == "more barn 1 (0), less direction 1 and 2 smaller changes"
     )
 
 
@@ -103,7 +112,7 @@ def test_the_document_sums_up(found: Explained) -> None:
     turned = document["counterfactual"]
     assert [c["direction"] for c in turned["changes"]] == [3, 0]
     assert turned["changes"][0]["to"] == pytest.approx(found.pooled[3] - 1)
-    assert turned["words"] == "less barn, more barn"
+    assert turned["words"] == "less barn 2 (3), more barn 1 (0)"
     assert turned["probability"] == pytest.approx(np.exp(5) / (np.exp(5) + 2))
     assert turned["flips"]
     assert turned["flips_kept"]
@@ -113,7 +122,7 @@ def test_the_document_sums_up(found: Explained) -> None:
 def test_sentences(found: Explained) -> None:
     name = terms().classes[int(found.target or 0)]
     assert sentence(found, USUAL, terms()).startswith(f"predicted as {terms().classes[found.predicted]} (")
-    assert turning_words(found, USUAL, terms()) == f"would be {name} with less barn, more barn"
+    assert turning_words(found, USUAL, terms()) == f"would be {name} with less barn 2 (3), more barn 1 (0)"
     assert turning_words(with_(found, turned=None), FREE, terms()) == f"no change of these concepts makes it {name}"
     for unsure in (with_(found, turned=None), bent(with_(found, turned=None))):
         usual = USUAL if unsure.contributions.exact else FREE
@@ -155,8 +164,17 @@ def test_a_prediction_that_is_not_read_here_is_said_to_be_so(found: Explained) -
 def test_the_document_in_brief(found: Explained) -> None:
     document = {"image": "a", "row": None, "sentence": "s", **describe(found, USUAL, terms()), "files": {"sheet": "x"}}
     short = brief(document)
-    assert set(short) == {"image", "row", "predicted", "explained", "sentence", "files", "counterfactual"}
-    assert short["counterfactual"]["words"] == "less barn, more barn"
+    assert set(short) == {
+        "image",
+        "row",
+        "predicted",
+        "explained",
+        "sentence",
+        "read_with_care",
+        "files",
+        "counterfactual",
+    }
+    assert short["counterfactual"]["words"] == "less barn 2 (3), more barn 1 (0)"
     assert short["counterfactual"]["changed"] == 2
     assert "changes" not in short["counterfactual"]
     nothing = describe(with_(found, turned=None), USUAL, terms())
@@ -168,10 +186,14 @@ def test_the_document_in_brief(found: Explained) -> None:
 def test_steps_end_at_the_total(found: Explained, other: int | None) -> None:
     other = None if other is None else found.against
     steps = steps_of(found, terms(), 2, other)
-    assert [s.kind for s in steps] == ["base", "concept", "concept", "rest", "rest", "total"]
+    assert (steps[0].kind, steps[-1].kind) == ("base", "total")
     assert sum(s.value for s in steps[:-1]) == pytest.approx(steps[-1].value)
-    assert steps[3].name == "2 others"
-    assert steps[4].name == "no concept"
+    named = [s for s in steps[1:-1] if s.name != "2 others"]
+    assert [s.kind for s in steps[1:-1] if s.name == "2 others"] == ["rest"]
+    assert len(named) == 3
+    assert "no concept" in [s.name for s in named]
+    sizes = [abs(s.value) for s in named]
+    assert sizes == sorted(sizes, reverse=True)  # what no concept explains stands where its size puts it
     spans = bars(steps)
     assert spans[0][0] == spans[-1][0] == 0
     assert spans[-2][1] == pytest.approx(spans[-1][1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import write_store
 
-from evaluate.evidence_facts import evidence_facts
+from evaluate.evidence_facts import evidence_facts, fidelity_problem
 from evaluate.explain import fidelity as module
 from evaluate.explain.contributions import pooled_contributions
 from evaluate.explain.fidelity import fidelity_of, surrogate_fidelity
@@ -41,13 +41,15 @@ def test_by_hand() -> None:
     assert swapped.own[0] == pytest.approx(1 - kept, rel=1e-4)
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(0.9, "below all"), (1.5, "within those of"), (2.1, "above all")])
-def test_the_error_is_held_against_random_sets(value: float, verdict: str) -> None:
-    error = {"value": value, "random_low": 1.0, "random_high": 2.0, "constant": 3.0}
-    assert (
-        f"{value:.3f}, {verdict} random sets"
-        in evidence_facts({"fidelity": {"mae": error, "emd": error}})["Logits rebuilt"]
-    )
+@pytest.mark.parametrize(
+    ("value", "verdict", "constant", "poor"),
+    [(0.9, "below all", 3.0, False), (0.9, "below all", 1.7, True), (1.4, "within those of", 3.0, True), (2.1, "above all", 3.0, True)],
+)  # fmt: skip
+def test_the_error_is_held_against_random_sets(value: float, verdict: str, constant: float, poor: bool) -> None:
+    entry = {"fidelity": {"mae": {"value": value, "random_low": 1.0, "random_high": 2.0, "constant": constant}}}
+    text = evidence_facts(entry)["Logits rebuilt"]
+    assert f"{value:.3f}, {verdict} random sets" in text
+    assert (bool(fidelity_problem(entry)), "with care" in text) == (poor, poor)
 
 
 def test_it_is_the_contributions_of_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
