@@ -1,1 +1,1 @@
-"""…"""
+"""From images to activations: networks, datasets, the extraction itself."""

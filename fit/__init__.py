@@ -11,6 +11,16 @@ from stores.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from fit.base import Fitter
+    from fit.baselines.ica import ICA
+    from fit.baselines.kmeans import KMeans
+    from fit.baselines.neurons import Neurons
+    from fit.baselines.nmf import NMF
+    from fit.baselines.pca import PCA
+    from fit.baselines.sae import SAE
+    from fit.eddp import EDDP
+    from fit.paper import CBE, UIBE
+    from fit.supervised.logistic_probe import Probe
+    from fit.supervised.pattern_cav import PatternCAV
     from fit.supervised.position_labels import Labels
 
 METHODS: dict[str, tuple[str, str]] = {  # module and class
@@ -28,6 +38,7 @@ METHODS: dict[str, tuple[str, str]] = {  # module and class
 }
 PUBLISHED = ("fit.paper", "PaperEDDP")  # of ``--steps paper``
 SUPERVISED = ("probe", "pattern-cav")
+__all__ = ["CBE", "EDDP", "ICA", "NMF", "PCA", "SAE", "UIBE", "KMeans", "Neurons", "PatternCAV", "Probe"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,8 +21,10 @@ from fit.checkpoint import Checkpoint
 from fit.config import FitterConfig, refuse_unknown
 from fit.optim import refuse_non_finite_result
 from fit.refits import refit
+from fit.verdict import verdict
 from stores.directions import Directions
 from stores.errors import MismatchError, NotFittedError, UsageError
+from stores.notebook import html_table
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader
@@ -69,6 +71,21 @@ class Fitter(ABC, Generic[Config]):
     def __init__(self, config: Config | None = None, **settings: Any) -> None:
         refuse_unknown(type(self).__name__, settings, self.configuration)
         self.config: Config = dataclasses.replace(config or self.configuration(), **settings)
+
+    def __repr__(self) -> str:
+        """As it was made: the settings that are not the defaults."""
+        default = self.configuration()
+        values = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
+        given = (f"{name}={value!r}" for name, value in values.items() if value != getattr(default, name))
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: before the fit its settings, afterwards the directions and the verdict on the fit."""
+        if not hasattr(self, "_fitted"):
+            return html_table([(repr(self),)])
+        judged = verdict(self.directions_)
+        lines = [*judged.lines, *(f"Problem: {text}" for text in judged.problems)]
+        return self.directions_._repr_html_() + html_table([(line,) for line in lines], ["verdict"])
 
     @abstractmethod
     def find(self, reader: LayerReader, head: Head | None, progress: Progress, checkpoint: Checkpoint) -> Fitted:

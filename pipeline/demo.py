@@ -146,11 +146,11 @@ def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, An
 
 def _correct(out: Path, world: World, config: CorrectConfig | None, say: Say, progress: Progress) -> dict[str, Any]:
     """The model without its planted shortcut."""
-    from pipeline.evaluation_result import Evaluated
+    from pipeline.evaluation_result import EvaluationResult
     from pipeline.model_correction import choose_detector, correct_model, correction_lines
 
     evaluation, correction = out / "evaluation", out / "correction"
-    evaluated = Evaluated(evaluation)
+    evaluated = EvaluationResult(evaluation)
     name = evaluated.one()
     say(f"8/8  eddp correct {evaluation} --data {world.clean_folder} --poisoned {world.poisoned_folder}")
     if not evaluated.suspects(name):

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from evaluate.compare import compare
 from evaluate.dictionary import kinds_of
 from evaluate.direction_names import FILE, DirectionName, Maskless, names_of, read_names, warn_once
+from evaluate.report.report_images import strip_file
 from stores.directions import Directions
 from stores.documents import (
     MOST_IMAGES,
@@ -30,6 +32,7 @@ from stores.documents import (
 )
 from stores.errors import MismatchError, MissingPathError, StoreError, UnknownNameError
 from stores.folders import listed_problem
+from stores.notebook import html_table, picture
 from stores.paths import as_path, is_remote
 from stores.store import ActivationStore
 from stores.tables import column_problem, read_table, reading_table
@@ -37,6 +40,7 @@ from stores.tables import column_problem, read_table, reading_table
 Label = tuple[str, str]  # (label, category), both empty where a direction has none
 MADE_BY = "eddp evaluate"
 MOST_DIRECTIONS = 10**7  # of a set
+SHOWN = 8  # directions in a notebook
 MOST_NAME = 255  # characters: sets are called like files
 Numbers = Annotated[list[Number], Meta(min_length=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=MOST_NAME, pattern=r"^[^\0]*$")]
@@ -192,8 +196,8 @@ def made_from(
     }
 
 
-class Evaluated:
-    """The folder that ``evaluate`` wrote.
+class EvaluationResult:
+    """The folder that ``evaluate`` wrote: ``summary``, ``table(NAME)``, and what directions are called.
 
     Raises MissingPathError when there is none, EvaluationError when its summary lacks what is read of it: it is damaged, or older.
     """
@@ -216,6 +220,29 @@ class Evaluated:
         self.made_from: dict[str, Any] = self.summary["made_from"]
         self.names: list[str] = list(self.summary["directions"])
         self.layer: str = self.made_from["layer"]
+
+    def __repr__(self) -> str:
+        return f"EvaluationResult({str(self.folder)!r}: {', '.join(self.names)} of layer {self.layer!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the comparison of all files, and the first one's best directions with their strongest images."""
+        found = compare(self.summary)
+        measures = [m for m in found.measures if m.shown]
+        scores = html_table(
+            [[row.name, row.method, *(row.values.get(m.key) for m in measures)] for row in found.rows],
+            ["directions", "method", *(m.title for m in measures)],
+        )
+        first = self.names[0]
+        names = self.direction_names(first)
+        iou = {row["index"]: row["iou_val"] or 0.0 for row in self.table("directions", first)}
+        again = self.directions(first).found_again
+        best = sorted(range(len(names)), key=lambda i: -iou.get(i, 0.0))[:SHOWN]
+        rows = [
+            [i, names[i].full, iou.get(i), None if again is None else float(again[i]), picture(self.folder / "report" / first / strip_file(i), 64)]
+            for i in best
+        ]  # fmt: skip
+        pages = html_table([["pages", str(self.folder / "report.html")]])
+        return scores + html_table(rows, [first, "name", "IoU", "found again", "strongest images"]) + pages
 
     def _damaged(self, problem: str) -> EvaluationError:
         return EvaluationError(

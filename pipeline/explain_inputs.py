@@ -22,7 +22,7 @@ from extract.image_source import PathSource
 from extract.store_images import open_images
 from extract.video import VIDEO_ENDINGS, Clip, is_video
 from extract.video_rows import frame_rows
-from pipeline.evaluation_result import Evaluated
+from pipeline.evaluation_result import EvaluationResult
 from stores.directions import Directions
 from stores.errors import (
     EDDPError,
@@ -66,7 +66,7 @@ def open_inputs(
     """
     if evaluation is None and (store is None or directions is None):
         raise UsageError("Say what to explain with: --store and --directions, or --evaluation DIR, which knows both.")
-    known = Evaluated(evaluation) if evaluation is not None else _beside(directions)
+    known = EvaluationResult(evaluation) if evaluation is not None else _beside(directions)
     name = directions.stem if directions is not None else None
     if known is not None and (evaluation is not None or name in known.names):
         name = known.one(name)
@@ -84,7 +84,7 @@ def open_inputs(
     return Inputs(opened, spec.name, found, str(name), concepts, fidelity_problem(entry))
 
 
-def _check_same(found: Directions, path: Path, known: Evaluated, name: str) -> None:
+def _check_same(found: Directions, path: Path, known: EvaluationResult, name: str) -> None:
     """Raise MismatchError where a directions file is not the one that was evaluated, as far as that is still there."""
     try:
         evaluated = known.directions(name)
@@ -97,7 +97,7 @@ def _check_same(found: Directions, path: Path, known: Evaluated, name: str) -> N
         )
 
 
-def _beside(directions: Path | None) -> Evaluated | None:
+def _beside(directions: Path | None) -> EvaluationResult | None:
     """The evaluation beside a directions file, if it is about that very file, as it was then."""
     if directions is None:
         return None
@@ -105,7 +105,7 @@ def _beside(directions: Path | None) -> Evaluated | None:
     if not (folder / "summary.json").is_file():
         return None
     try:
-        known = Evaluated(folder)
+        known = EvaluationResult(folder)
         same = directions.stem in known.names and known.directions_path(directions.stem).samefile(directions)
         if same:
             known.directions(directions.stem)  # an error if it was fitted again since
@@ -116,7 +116,7 @@ def _beside(directions: Path | None) -> Evaluated | None:
 
 
 def _concepts(
-    known: Evaluated | None, name: str, directions: Directions, path: Path | None, asked: bool
+    known: EvaluationResult | None, name: str, directions: Directions, path: Path | None, asked: bool
 ) -> list[Concept]:
     """Names of the directions; their numbers, and what ``names.csv`` says, where no evaluation has labels for them."""
     labels = [("", "")] * directions.count

@@ -39,7 +39,7 @@ from extract.image_io import shown
 from extract.image_source import ImageSource
 from extract.network import check_trusted, open_head
 from extract.store_images import rows_called
-from pipeline.evaluation_result import Evaluated, Label
+from pipeline.evaluation_result import EvaluationResult, Label
 from pipeline.influence import class_names
 from pipeline.table_writer import Tables
 from stores.errors import MismatchError, UnknownNameError, UsageError, nearest
@@ -107,7 +107,7 @@ def choose_detector(
 
 
 def correct_model(
-    evaluated: Evaluated,
+    evaluated: EvaluationResult,
     name: str,
     suspect: Suspect,
     out: Path,

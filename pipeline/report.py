@@ -35,7 +35,7 @@ from extract.store_images import StoreImages, crop, open_store_images, rows_call
 from extract.video_rows import expanded
 from fit.verdict import verdict
 from pipeline.evaluation_parts import Dissected, Subject
-from pipeline.evaluation_result import Evaluated
+from pipeline.evaluation_result import EvaluationResult
 from pipeline.table_writer import Tables
 from pipeline.visualization import draw_features
 from stores.directions import Directions
@@ -103,10 +103,10 @@ def write_site(
     store, data : where the store and its images are, if they were moved.
     model, class_names : see ``ActivationStore.open``.
 
-    Raises the errors of ``Evaluated`` and of ``replacing``, and those of getting what was asked for by name (``data``,
+    Raises the errors of ``EvaluationResult`` and of ``replacing``, and those of getting what was asked for by name (``data``,
     ``config.visualize``).
     """
-    evaluated = Evaluated(evaluation)
+    evaluated = EvaluationResult(evaluation)
     name = evaluated.one(name)
     check_replaceable(out, OURS)
     opened = evaluated.store(store, model=model, class_names=class_names)
@@ -149,7 +149,7 @@ def write_evaluation_pages(
     else:
         shown = PageImages(dissected.reader, dissected.bank, _labelled_images(dissected))
     config = ReportConfig(visualize=0, title=title, device=subject.device)
-    pages = _Pages(Evaluated(folder), subject.store, shown, config, subject.progress, scheduler)
+    pages = _Pages(EvaluationResult(folder), subject.store, shown, config, subject.progress, scheduler)
     shared = folder / "report"
     written = pages.write(subject.sets, {name: shared / name for name in subject.sets}, shared)
     sites = [replace(site, directions=[], classes=[]) for site in written]  # not all of all sets in memory
@@ -162,7 +162,7 @@ def write_evaluation_pages(
 class _Pages:
     """What the pages of several sets of an evaluation have in common."""
 
-    evaluated: Evaluated
+    evaluated: EvaluationResult
     store: ActivationStore
     shown: PageImages
     config: ReportConfig

@@ -80,9 +80,9 @@ def _document(path: Path) -> dict[str, Any] | None:
 
 def _evaluation_at(path: Path) -> dict[str, Any] | None:
     """The summary of an evaluation. Raises EvaluationError where it is damaged."""
-    from pipeline.evaluation_result import Evaluated
+    from pipeline.evaluation_result import EvaluationResult
 
-    return Evaluated(path).summary if (path / "summary.json").exists() else None
+    return EvaluationResult(path).summary if (path / "summary.json").exists() else None
 
 
 def _safely(shown: Callable[[dict[str, Any]], list[str]], document: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from stores.documents import MOST_NUMBER, Text, Whole, check
 from stores.errors import MismatchError, MissingPathError, StoreError
 from stores.format import check_name
 from stores.io import write_json
+from stores.notebook import html_table
 from stores.tensors import FORMAT, read_tensors, reading, write_tensors
 
 HEADER = ("digest", "format", "method", "layer", "channels", "directions", "quantile")  # ``info`` cannot replace these
@@ -186,6 +187,27 @@ class Directions:
     def share_found_again(self) -> float | None:
         """Share of the directions that at least half of the refits contain; None where there were no refits."""
         return None if self.found_again is None else round(float((self.found_again >= 0.5).mean()), 4)
+
+    def __repr__(self) -> str:
+        return f"Directions({self.count} by {self.method!r} of layer {self.layer!r}, {self.channels} channels)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: where the directions come from, and what the fit says of them."""
+        diagnosis = self.info.get("diagnosis", {})
+        again, coverage = self.share_found_again, diagnosis.get("coverage")
+        rows: list[tuple[str, str]] = [
+            ("directions", f"{self.count} by {self.method}, {self.channels} channels"),
+            ("layer", self.layer),
+            ("fitted on", self.fitted_on),
+            ("thresholds", "of the method" if self.thresholds is not None else f"the top {100 * self.quantile:g} % of positions"),
+        ]  # fmt: skip
+        if again is not None:
+            rows.append(
+                ("found again", f"{100 * again:.0f} % of the directions, by at least half of {self.refits} refits")
+            )
+        if coverage is not None:
+            rows.append(("coverage", f"{100 * coverage:.3g} % of positions have an active detector"))
+        return html_table(rows)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Detector logits ``z = x W − b``, (…, I), of activations (…, C); b is 0 for methods without thresholds."""

@@ -53,9 +53,10 @@ from stores.manifest import (
     read_commits,
     read_manifest,
 )
+from stores.notebook import html_table
 from stores.paths import as_path, is_remote
 from stores.prefetch import prefetch
-from stores.progress import Progress, silent
+from stores.progress import Progress, readable, silent
 from stores.remote import RemoteArray
 
 
@@ -254,6 +255,26 @@ class ActivationStore(StoreBase):
         if is_remote(path):
             store.cache = cache_of(manifest.header.fingerprint)
         return store
+
+    def __repr__(self) -> str:
+        layers = ", ".join(repr(name) for name in self.layers)
+        return f"ActivationStore({str(self.path)!r}: {self.n_images} images, layers {layers})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the network, the images, and each layer's shape and size."""
+        made = self.provenance
+        rows = [
+            ("store", str(self.path)),
+            ("network", f"{made.get('model', 'unknown')}, weights {made.get('weights', 'unknown')}"),
+            ("images", f"{int(self.valid.sum())} of {self.n_images} can be read"),
+        ]
+        for name in self.layers:
+            spec, array = self.layer(name), self.array(f"layers/{name}/activations")
+            size = readable(int(np.prod(array.shape)) * array.dtype.itemsize)
+            rows.append(
+                (f"layer {name}", f"{spec.shown_grid} positions × {spec.channels} channels, {array.dtype}, {size}")
+            )
+        return html_table(rows)
 
     @classmethod
     def examine(cls, path: str | Path) -> ActivationStore:

@@ -90,14 +90,14 @@ def correct(
       eddp correct evaluation --data clean --poisoned poisoned
     """
     from evaluate.correct.correction_study import CorrectConfig
-    from pipeline.evaluation_result import Evaluated
+    from pipeline.evaluation_result import EvaluationResult
     from pipeline.model_correction import choose_detector, correct_model, correction_lines
 
     run = Run("correct", given())
     names = names_in(class_names)
     config = CorrectConfig(tolerance / 100, randoms, strength=strength, shift=shift, seed=seed)
     chosen = pick_device(device)
-    evaluated = Evaluated(evaluation)
+    evaluated = EvaluationResult(evaluation)
     which = evaluated.one(name)
     suspect = choose_detector(
         evaluated.labels(which), evaluated.direction_names(which), evaluated.suspects(which), numbers, label

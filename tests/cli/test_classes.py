@@ -13,7 +13,7 @@ from tiny import write_store
 
 from pipeline.class_labelling import class_findings, find_class_labels
 from pipeline.evaluation_parts import Subject
-from pipeline.evaluation_result import Evaluated
+from pipeline.evaluation_result import EvaluationResult
 from stores.directions import Directions
 from stores.store import ActivationStore
 
@@ -56,7 +56,7 @@ def test_directions_are_called_by_their_classes(run: Run, seen: tuple[Path, Path
     entry = json.loads((folder / "summary.json").read_bytes())["directions"]["d"]["class_labels"]
     assert (entry["significant"], entry["images"], entry["source"]) == (0.75, 240, "labels")
     assert entry["auroc"] == pytest.approx(np.mean([float(row["auroc"]) for row in rows]), abs=1e-4)
-    assert [name.full for name in Evaluated(folder).direction_names("d")] == [row["name"] for row in rows]
+    assert [name.full for name in EvaluationResult(folder).direction_names("d")] == [row["name"] for row in rows]
     page = (folder / "report" / "d" / "d" / "00002.html").read_text(encoding="utf-8")
     assert '<bdi id="called">&lt;i&gt;sea&lt;/i&gt;</bdi></h1>' in page
     assert '<span class="chip cnone">class</span>' in page

@@ -12,7 +12,7 @@ from command_line import Run, fails, ok
 from shortcut_net import directions_arrays, write_masks
 from small_report import small_evaluation
 
-from pipeline.evaluation_result import Evaluated
+from pipeline.evaluation_result import EvaluationResult
 from pipeline.model_correction import choose_detector
 from stores.directions import Directions
 
@@ -55,7 +55,7 @@ def test_names_are_shown_in_place_of_labels(run: Run, tmp_path: Path, caplog: py
     ok(run("eddp explain", picture, "--evaluation", evaluation, "--out", tmp_path / "explanation", "--quiet"))
     assert f"Move it to '{names}'" in caplog.text
     (evaluation / "names.csv").unlink()
-    evaluated = Evaluated(evaluation)
+    evaluated = EvaluationResult(evaluation)
     chosen = choose_detector(evaluated.labels("eddp"), evaluated.direction_names("eddp"), [], [1])
     assert chosen.title == "striped fish (1)"
     ok(

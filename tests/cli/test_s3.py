@@ -24,7 +24,7 @@ pytest.importorskip("s3fs")
 
 from object_store import Server, forget, remote_contents, serving
 
-from pipeline.evaluation_result import Evaluated
+from pipeline.evaluation_result import EvaluationResult
 from stores import layout, objects
 from stores.directions import Directions
 from stores.paths import as_path
@@ -90,7 +90,7 @@ def test_the_whole_job_is_that_of_a_disk(
         more = ("--cache", tmp_path / "cache", "--influence", "--null-directions", 0)[2 * (store is local) :]
         given = ("--store", store, "--directions", tmp_path / name / "d.safetensors", "--broden", broden)
         ok(run("evaluate", *given, *NET[:2], *more))
-        evaluated = Evaluated(tmp_path / name / "evaluation")
+        evaluated = EvaluationResult(tmp_path / name / "evaluation")
         assert evaluated.store().path == as_path(store)  # what follows finds it there
         numbers[name] = {
             key: value for key, value in evaluated.summary["directions"]["d"].items() if key != "fitted_on"
