@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from fit.config import with_settings
+from fit.config import SUPERVISED, with_settings
 from stores.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ METHODS: dict[str, tuple[str, str]] = {  # module and class
     "pattern-cav": ("fit.supervised.pattern_cav", "PatternCAV"),
 }
 PUBLISHED = ("fit.paper", "PaperEDDP")  # of ``--steps paper``
-SUPERVISED = ("probe", "pattern-cav")
 __all__ = ["CBE", "EDDP", "ICA", "NMF", "PCA", "SAE", "UIBE", "KMeans", "Neurons", "PatternCAV", "Probe"]
 
 

@@ -29,6 +29,7 @@ SHARP = {"sharpness": 5.0, "learning_rate": 2e-2, "lambda_ma": 2.0, "tau": 0.2}
 SOFT = {"sharpness": 1.0, "learning_rate": 1e-2, "lambda_ma": 3.0, "tau": 0.9}
 CONTAINED = 0.9  # correlation of the logits of a direction and its partner in a refit
 DUPLICATE = 0.95  # |cos| of two filters, or of two signal vectors, above which they count as one
+SUPERVISED = ("probe", "pattern-cav")  # methods that learn from labels
 KAPPA = 0.5  # from where two halves of the images count as alike
 BRIEF = {"refine_steps": 200, "max_rows": 10_000}  # of refits
 PARTIAL = {"power": 0.5, "direction_rate": 0.1}  # of soft detectors on layers without a gap in their eigenvalues

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fit import SUPERVISED
-from fit.config import CONTAINED, DUPLICATE, KAPPA
+from fit.config import CONTAINED, DUPLICATE, KAPPA, SUPERVISED
 from stores.directions import Directions
 
 ENOUGH = 300  # positions a direction; with fewer, known directions were not recovered (64 concepts, BENCHMARKS.md)

@@ -15,7 +15,8 @@ from evaluate.dissect import Resolution
 from evaluate.parallel import Scheduler
 from extract.segmentation.base import ConceptSource
 from extract.stream import extract
-from fit import METHODS, SUPERVISED, make_fitter
+from fit import METHODS, make_fitter
+from fit.config import SUPERVISED
 from pipeline.evaluation_parts import Findings, Subject, dissect
 from pipeline.logging import say
 from stores.directions import Directions

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from fit import METHODS, SUPERVISED, make_fitter
+from fit import METHODS, make_fitter
+from fit.config import SUPERVISED
 from pipeline.logging import echo, say
 from pipeline.options import common, given, model_option, share_of
 from pipeline.progress_display import format_seconds, showing
