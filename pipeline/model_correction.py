@@ -144,11 +144,15 @@ def correct_model(
     thresholds = make_bank({name: directions}, reader, device=device, progress=progress).thresholds.cpu().numpy()
     gates = measure_gates(directions, suspect.indices, thresholds, reader, progress)
     mend = "Repair it or take it out of its folder, then run eddp correct again: it continues where it stopped."
-    sets = {}
-    for which, source in sources.items():
-        seen = activations_on(store, layer, source, mend=mend, device=device, progress=progress)
-        known = seen.logits.argmax(1) if numbers is None else image_classes(seen, numbers[which])
-        sets[which] = judged(seen, layer, known, held=held, seed=config.seed)
+    seen = {
+        which: activations_on(store, layer, source, mend=mend, device=device, progress=progress)
+        for which, source in sources.items()
+    }
+    known = {
+        which: one.logits.argmax(1) if numbers is None else image_classes(one, numbers[which])
+        for which, one in seen.items()
+    }
+    sets = judged(seen, layer, known, held=held, seed=config.seed)
     head = open_head(store, layer, device=device)
     study = study_correction(
         gates, head, sets["clean"], None if numbers is None else sets.get("poisoned"),
@@ -163,6 +167,7 @@ def correct_model(
         "directions": name,
         "layer": layer,
         "held_out": sum(int(of.held.sum()) for of in sets.values()),
+        "images": sum(len(of.held) for of in sets.values()),
     }
     if numbers is None:
         if len(sets) == 1:
@@ -181,6 +186,7 @@ def correct_model(
         "method": directions.method,
         "index": suspect.indices,
         "title": suspect.title,
+        "problem": problem_of(summary),
         **{which: summary[which] for which in GROUPS if which in summary},
     }
     with replacing(out, OURS) as folder:
@@ -243,13 +249,19 @@ def _write_tables(study: Study, classes: Sequence[str], out: Path) -> None:
 def correction_lines(summary: dict[str, Any]) -> list[str]:
     """The summary for people."""
     lines = [f"Suppressing {summary['title']}: {summary['because']}."]
-    lines.append(
-        f"x' = {'relu(' if summary['rectify'] else ''}x − {summary['strength']:.4g} · sigmoid(z − {summary['shift']:.3g}) · s{')' if summary['rectify'] else ''}; "
+    shift = f" − {summary['shift']:.3g}" if summary["shift"] else ""
+    inside = f"x − {summary['strength']:.4g} · sigmoid(z{shift}) · s"
+    lines += [
+        f"At every position x becomes {f'relu({inside})' if summary['rectify'] else inside}",
+        f"  x: activation; s: signal vector, what the concept adds to it; z: logit of the concept's detector; strength {summary['strength']:.4g}, where "
         f"the concept's typical signal value is {summary['typical_signal_value']:.4g}"
-    )
+        + f"; threshold raised by {summary['shift']:.3g}"
+        * bool(shift),
+    ]
     if "held_out" in summary:
         lines.append(
-            f"{summary['held_out']} images are held out to choose the correction on (--held-out); the figures are of the others"
+            f"{summary['held_out']} of {summary['images']} images are held out to choose the correction on (--held-out, a share of each class); the "
+            "figures are of the others"
         )
     if not summary.get("labelled", True):
         return lines + _probability_lines(summary)
@@ -300,4 +312,6 @@ def problem_of(summary: dict[str, Any]) -> str:
 
 def _warning(summary: dict[str, Any]) -> list[str]:
     problem = problem_of(summary)
-    return [f"Warning: {problem} Do not use it unchecked."] if problem else []
+    if not problem:
+        return []
+    return [f"Warning: {problem} Do not use it unchecked: correction.safetensors says so when it is loaded."]

@@ -11,6 +11,7 @@ model whatever the concept]. Several directions are taken out together.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,10 +24,12 @@ from msgspec import Meta, Struct
 from torch import nn
 
 from evaluate.correct.hooks import Corrected, hooked_layer
-from stores.documents import MOST_NUMBER, MOST_PER_IMAGE, Number, Text
+from stores.documents import MOST_NUMBER, MOST_PER_IMAGE, Number, Text, brief
 from stores.errors import MismatchError, MissingPathError, StoreError, UsageError
 from stores.format import check_name
 from stores.tensors import read_tensors, reading, write_tensors
+
+log = logging.getLogger(__name__)
 
 
 class CorrectionHeader(Struct, frozen=True):
@@ -148,7 +151,10 @@ class Correction:
 
     @classmethod
     def load(cls, path: str | Path) -> Correction:
-        """Read a correction file. Raises MissingPathError, or CorrectionError when it is damaged or something else."""
+        """Read a correction file. Raises MissingPathError, or CorrectionError when it is damaged or something else.
+
+        Logs a warning where it failed its check on held-out images (``info["problem"]``).
+        """
         path = Path(path)
         if not path.is_file():
             raise MissingPathError(f"There is no correction file at '{path}'. Make one with: eddp correct")
@@ -156,7 +162,7 @@ class Correction:
             stored, header = read_tensors(path, "eddp_correction", CorrectionHeader)
             tensors = {name: value.astype(np.float32) for name, value in stored.items()}
             check_name(header["layer"])
-            return cls(
+            found = cls(
                 filters=tensors["filters"],
                 thresholds=tensors["thresholds"],
                 vectors=tensors["vectors"],
@@ -164,3 +170,6 @@ class Correction:
                 shift=float(header["shift"]),
                 **{name: header[name] for name in ("rectify", "layer", "layout", "prefix", "info")},
             )
+        if problem := found.info.get("problem"):
+            log.warning("the correction '%s' failed its check: %s Do not use it unchecked.", path, brief(str(problem)))
+        return found

@@ -113,5 +113,5 @@ def facts_of(summary: dict[str, Any], store: ActivationStore) -> dict[str, str]:
         "Direction": f"{summary['title']} of {summary['directions']}",
         "Correction": f"x ← relu({inside})" if summary["rectify"] else f"x ← {inside}",
         "Typical signal value": f"{summary['typical_signal_value']:.4g}",
-        "Held out": f"{summary['held_out']} {rows_called(store)}, to choose the correction on; figures are of the others",
+        "Held out": f"{summary['held_out']} of {summary['images']} {rows_called(store)}, to choose the correction on; figures are of the others",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -43,35 +43,74 @@ class Judged:
 
 
 def judged(
-    store: ActivationStore, layer: str, classes: np.ndarray | None = None, *, held: float = 0.5, seed: int = 0
-) -> Judged:
-    """Take the labelled images of a store; ``classes`` (N,) of its images, −1 for none, where they are known.
+    stores: Mapping[str, ActivationStore],
+    layer: str,
+    classes: Mapping[str, np.ndarray] | None = None,
+    *,
+    held: float = 0.5,
+    seed: int = 0,
+) -> dict[str, Judged]:
+    """Take the labelled images of stores, and hold out the same share of each class.
 
-    Raises UsageError when there are none, MismatchError when their classes are not the model's.
+    A picture and its copy of the same name in another store are both held out, or neither.
+
+    Parameters
+    ----------
+    stores : by what they are called. classes : (N,) of each one's images, −1 for none, where they are known.
+    held : share to hold out; of each class to within one image. seed : of which these are.
+
+    Raises
+    ------
+    UsageError
+        A store has no labelled images, or all or none of them are held out.
+    MismatchError
+        Their classes are not the model's.
     """
-    reader = LayerReader(store, layer, prefix=True)
-    classes = image_classes(store) if classes is None else classes
-    rows = np.array([row for row in reader.image_indices.tolist() if classes[row] >= 0], np.int64)
-    if not len(rows):
-        raise UsageError(
-            f"None of the images of '{store.path}' has a class: a correction is judged on images in class folders (--data, --poisoned)."
-        )
-    logits = store.rows("logits", rows)
-    names = store.names
-    chosen = np.array([_draw(names[row], seed) < held for row in rows.tolist()])
-    if chosen.all() or not chosen.any():
-        raise UsageError(
-            f"Of the {len(rows)} labelled images of '{store.path}' {int(chosen.sum())} are held out: at least one must be, to choose on, and at "
-            "least one must be left, to judge by. Give more images, or another --held-out."
-        )
-    return Judged(reader, rows, classes[rows], logits.astype(np.float32), chosen)
+    known = {which: image_classes(store) if classes is None else classes[which] for which, store in stores.items()}
+    readers = {which: LayerReader(store, layer, prefix=True) for which, store in stores.items()}
+    rows, keys = {}, {}
+    for which, store in stores.items():
+        of = known[which]
+        rows[which] = np.array([row for row in readers[which].image_indices.tolist() if of[row] >= 0], np.int64)
+        if not len(rows[which]):
+            raise UsageError(
+                f"None of the images of '{store.path}' has a class: a correction is judged on images in class folders (--data, --poisoned)."
+            )
+        names = store.names
+        keys[which] = [_key(names[row]) for row in rows[which].tolist()]
+    class_of: dict[str, int] = {}
+    for which in stores:
+        for key, row in zip(keys[which], rows[which].tolist(), strict=True):
+            class_of.setdefault(key, int(known[which][row]))
+    chosen = _held_out(class_of, held, seed)
+    found = {}
+    for which, store in stores.items():
+        mine = np.array([key in chosen for key in keys[which]])
+        if mine.all() or not mine.any():
+            raise UsageError(
+                f"Of the {len(mine)} labelled images of '{store.path}' {int(mine.sum())} are held out: at least one must be, to choose on, and at "
+                "least one must be left, to judge by. Give more images, or another --held-out."
+            )
+        logits = store.rows("logits", rows[which]).astype(np.float32)
+        found[which] = Judged(readers[which], rows[which], known[which][rows[which]], logits, mine)
+    return found
 
 
-def _draw(name: str, seed: int) -> float:
-    """A number in [0, 1) by a file's name alone: a picture and its poisoned copy fall into the same part."""
+def _key(name: str) -> str:
+    """What a picture and its poisoned copy have in common: folder and name, without the ending."""
     path = PurePosixPath(name)
-    digest = hashlib.sha256(f"{seed}:{path.parent.name}/{path.stem}".encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return f"{path.parent.name}/{path.stem}"
+
+
+def _held_out(class_of: Mapping[str, int], share: float, seed: int) -> set[str]:
+    """A share of the keys, of each class to within one."""
+
+    def draw(key: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogateescape")).digest()
+
+    ordered = sorted(class_of, key=lambda key: (class_of[key], draw(key)))
+    ends = np.floor(share * np.arange(len(ordered) + 1) + 0.5)
+    return {key for key, taken in zip(ordered, np.diff(ends) > 0, strict=True) if taken}
 
 
 def predict(

@@ -27,17 +27,17 @@ HOSTILE = "<img src=x onerror=alert(1)> & a class whose name is long_and_without
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("correction")
-    stores = []
+    stores = {}
     for name in ("clean", "poisoned"):
         write_scenes(folder / name, 12, marked=name == "poisoned")
         config = ExtractConfig(model="shortcut_net:with_transform", weights="none", layers=("act",), workers=0)
         extract(open_source(folder / name), folder / f"{name}.zarr", config)
-        stores.append(trusted(folder / f"{name}.zarr"))
-    clean, poisoned = (judged(store, "act") for store in stores)
+        stores[name] = trusted(folder / f"{name}.zarr")
+    clean, poisoned = judged(stores, "act").values()
     d = Directions(**directions_arrays(), method="eddp", layer="act")  # type: ignore[arg-type]
     assert d.thresholds is not None
-    head = open_head(stores[0], "act")
-    found = measure_gates(d, [0], d.thresholds, LayerReader(stores[1], "act"))
+    head = open_head(stores["clean"], "act")
+    found = measure_gates(d, [0], d.thresholds, LayerReader(stores["poisoned"], "act"))
     study = study_correction(found, head, clean, poisoned, rectify=True, config=CorrectConfig(randoms=2))
     summary = {
         "title": HOSTILE,
@@ -45,9 +45,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         "directions": "found",
         "layer": "act",
         "held_out": 12,
+        "images": 24,
         **correction_summary(study),
     }
-    return write_page(folder / "out", study, summary, [HOSTILE, CLASSES[1]], stores[0]).as_uri()
+    return write_page(folder / "out", study, summary, [HOSTILE, CLASSES[1]], stores["clean"]).as_uri()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -76,13 +77,16 @@ def test_a_page_without_any_change_says_so(watched: Callable[..., Any], page: st
     assert d.thresholds is not None
     config = CorrectConfig(randoms=0, strength=0.0, shift=0.0)
     found = measure_gates(d, [0], d.thresholds, LayerReader(store, "act"))
-    study = study_correction(found, open_head(store, "act"), judged(store, "act"), None, rectify=True, config=config)
+    study = study_correction(
+        found, open_head(store, "act"), judged({"clean": store}, "act")["clean"], None, rectify=True, config=config
+    )
     summary = {
         "title": "mark",
         "because": "asked for",
         "directions": "found",
         "layer": "act",
         "held_out": 6,
+        "images": 24,
         **correction_summary(study),
     }
     opened = watched(write_page(tmp_path, study, summary, CLASSES, store).as_uri())

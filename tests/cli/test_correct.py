@@ -105,10 +105,13 @@ def test_all_directions_of_the_first_suspect_are_taken_out(run: Run, place: Path
         assert "suspect for" in next((place / "report" / "d").glob(f"*{number}.html")).read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_corrected_is_said(run: Run, place: Path) -> None:
+def test_what_cannot_be_corrected_is_said(run: Run, place: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Images given as poisoned that do not show the mark: there is nothing to gain."""
     ended = ok(run(*data(place)[:5], "--poisoned", place / "clean", "--random", 0))
     assert "Warning: It cannot be corrected like this: no setting" in ended.out
+    with caplog.at_level("WARNING"):
+        Correction.load(place / "correction" / "correction.safetensors")
+    assert "no setting that was tried" in caplog.text
     page = (place / "correction" / "index.html").read_text(encoding="utf-8")
     assert "It cannot be corrected like this: no setting" in page
 
@@ -193,7 +196,7 @@ def test_without_classes_probabilities_are_reported(run: Run, place: Path) -> No
     assert summary["detected"]["predicted_otherwise"] == summary["detected"]["images"] > 0
     assert "poisoned" not in summary
     assert summary["other"]["images"] + summary["detected"]["images"] + summary["held_out"] == len([*flat.iterdir()])
-    assert f"{summary['held_out']} images are held out" in ended.out
+    assert f"{summary['held_out']} of {summary['images']} images are held out" in ended.out
     corrected = Correction.load(out / "correction.safetensors").apply(build().eval())
     images = torch.stack([ToUnit()(Image.open(p)) for p in sorted(flat.glob("poisoned*"))])
     wanted = torch.softmax(corrected(images), 1)[:, 0].tolist()

@@ -24,6 +24,7 @@ from evaluate.correct.correction_tables import (
 )
 from evaluate.correct.gates import Gates, measure_gates
 from evaluate.correct.heldout_evaluation import FLOOR, Judged, judged, predict
+from extract.classes import image_classes
 from extract.datasets import open_source
 from extract.network import open_head
 from extract.stream import ExtractConfig, extract
@@ -70,7 +71,7 @@ def corrections() -> list[Correction]:
 @pytest.mark.parametrize("model", ["with_transform", "curved_with_transform"])
 def test_predictions_are_those_of_the_corrected_model(tmp_path: Path, model: str) -> None:
     store = store_of(tmp_path, "poisoned", marked=True, model=model, count=9)
-    of = judged(store, "act")
+    of = judged({"poisoned": store}, "act")["poisoned"]
     head = open_head(store, "act")
     assert (head.affine is not None) == (model == "with_transform")
     module = (build if model == "with_transform" else curved)().eval()
@@ -86,14 +87,21 @@ def test_predictions_are_those_of_the_corrected_model(tmp_path: Path, model: str
 
 
 def test_classes_names_and_parts(tmp_path: Path) -> None:
-    clean, poisoned = (judged(store_of(tmp_path, n, marked=n == "poisoned"), "act") for n in ("clean", "poisoned"))
+    stores = {n: store_of(tmp_path, n, marked=n == "poisoned") for n in ("clean", "poisoned")}
+    clean, poisoned = judged(stores, "act").values()
     assert [CLASSES[k] for k in clean.classes] == [name.split("/")[0] for name in clean.names]
     np.testing.assert_array_equal(clean.held, poisoned.held)  # a picture and its poisoned copy are on the same side
-    assert 10 < clean.held.sum() < 30
+    assert [clean.held[clean.classes == k].sum() for k in (0, 1)] == [10, 10]
     with pytest.raises(UsageError, match="40 are held out"):
-        judged(ActivationStore.open(tmp_path / "clean.zarr"), "act", held=1.0)
-    other = judged(ActivationStore.open(tmp_path / "clean.zarr"), "act", seed=1)
-    assert (other.held != clean.held).any()
+        judged(stores, "act", held=1.0)
+    assert (judged(stores, "act", seed=1)["clean"].held != clean.held).any()
+    fewer = {which: image_classes(store).copy() for which, store in stores.items()}
+    fewer["poisoned"][::3] = -1  # copies of some of the pictures: these are on the side of the picture, too
+    for share in (0.5, 0.3):
+        some = judged(stores, "act", fewer, held=share)
+        kept = np.isin(some["clean"].rows, some["poisoned"].rows)
+        np.testing.assert_array_equal(some["clean"].held[kept], some["poisoned"].held)
+        assert [some["clean"].held[some["clean"].classes == k].sum() for k in (0, 1)] == [20 * share] * 2
 
 
 def test_images_without_classes_are_refused(tmp_path: Path) -> None:
@@ -101,17 +109,15 @@ def test_images_without_classes_are_refused(tmp_path: Path) -> None:
     config = ExtractConfig(model="shortcut_net:with_transform", weights="none", layers=("act",), workers=0)
     extract(open_source(tmp_path / "d" / "sea"), tmp_path / "flat.zarr", config)
     with pytest.raises(UsageError, match="None of the images .* has a class"):
-        judged(ActivationStore.open(tmp_path / "flat.zarr"), "act")
+        judged({"clean": ActivationStore.open(tmp_path / "flat.zarr")}, "act")
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     place = tmp_path_factory.mktemp("study")
-    clean, poisoned = (store_of(place, n, marked=n == "poisoned") for n in ("clean", "poisoned"))
-    return study_correction(
-        detectors(poisoned, [0]), open_head(clean, "act"), judged(clean, "act"), judged(poisoned, "act"), rectify=True,
-        config=CorrectConfig(randoms=5),
-    )  # fmt: skip
+    stores = {n: store_of(place, n, marked=n == "poisoned") for n in ("clean", "poisoned")}
+    gates, head = detectors(stores["poisoned"], [0]), open_head(stores["clean"], "act")
+    return study_correction(gates, head, *judged(stores, "act").values(), rectify=True, config=CorrectConfig(randoms=5))
 
 
 def test_the_shortcut_is_taken_out(study: Study) -> None:
@@ -153,11 +159,11 @@ def test_tables_agree_with_the_predictions(study: Study) -> None:
 
 def test_a_tolerance_that_no_setting_meets_takes_what_harms_least_and_says_so(tmp_path: Path) -> None:
     """Detectors that fire everywhere, and vectors that the classes need."""
-    clean, poisoned = (store_of(tmp_path, n, marked=n == "poisoned", count=6) for n in ("clean", "poisoned"))
+    stores = {n: store_of(tmp_path, n, marked=n == "poisoned", count=6) for n in ("clean", "poisoned")}
     config = CorrectConfig(tolerance=0.0, randoms=0, multiples=(4.0, 8.0))
     found = study_correction(
-        detectors(clean, [1, 2], np.full(3, -50.0, np.float32)), open_head(clean, "act"), judged(clean, "act"), judged(poisoned, "act"),
-        rectify=True, config=config,
+        detectors(stores["clean"], [1, 2], np.full(3, -50.0, np.float32)), open_head(stores["clean"], "act"),
+        *judged(stores, "act").values(), rectify=True, config=config,
     )  # fmt: skip
     tried = found.tried["signal"]
     assert tried.clean.after[tried.best] == tried.clean.after.max() < 1
@@ -165,7 +171,8 @@ def test_a_tolerance_that_no_setting_meets_takes_what_harms_least_and_says_so(tm
 
 
 def test_without_poisoned_images_it_is_the_strongest_that_leaves_clean_ones_alone(tmp_path: Path) -> None:
-    marked, clean = store_of(tmp_path, "p", marked=True), judged(store_of(tmp_path, "c", marked=False), "act")
+    marked = store_of(tmp_path, "p", marked=True)
+    clean = judged({"clean": store_of(tmp_path, "c", marked=False)}, "act")["clean"]
     head = open_head(marked, "act")
     found = study_correction(detectors(marked, [0]), head, clean, None, rectify=True)
     assert found.correction.strength == pytest.approx(found.typical) == pytest.approx(1.0)
