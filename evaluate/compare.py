@@ -55,7 +55,7 @@ class Comparison:
 def compare(summary: Mapping[str, Any]) -> Comparison:
     """Compare the files of a ``summary.json`` by the measures of ``KEYS`` that at least one of them has.
 
-    The best of a column is the largest, or the smallest of redundancy and S3, of all unsupervised files; files whose number
+    The best of a column is the largest, or the smallest where less is better, of all unsupervised files; files whose number
     reads the same in a table are best together. A file without competition is not marked.
 
     Parameters

@@ -25,6 +25,7 @@ from evaluate.glossary import (
     MEASURES,
     NEURONEVAL,
     RCAV,
+    SEMANTIC_LENS,
     SIGNIFICANT,
     SURF,
     VAL,
@@ -176,6 +177,21 @@ _CLASS_LABELS = {
     "agree_others": Term("number", "share", "The same with the filters of all other directions in the place of their own: what to expect of pairs that do not belong together."),
     "agree_p": Term("number", "probability", "(b + 1) / 1000, b of 999 permutations of the filters among the directions of the file with a share as large."),
 }  # fmt: skip
+_MEANING = {
+    "encoder": Term("string", "", "Image encoder, as --encoder named it."),
+    "images": Term("integer", "images", "Examples of each direction: its strongest images, cut to where it fires."),
+    "randoms": Term("integer", "directions", "Random directions whose examples are measured, too."),
+    "seed": Term("integer", "", "Seed of the random directions and images."),
+    **{f"{key}.{part}": Term(kind, unit or COMMON[key].unit, text.format(key))
+       for key in ("firing_monosemanticity", "clarity", "polysemanticity", "semantic_redundancy")
+       for part, kind, unit, text in (
+           ("random", "number", "", "Mean {} of random directions."),
+           ("random_low", "number", "", "Lower end of the range that holds {} of 95 % of the random directions."),
+           ("random_high", "number", "", "Upper end of that range."),
+           ("random_images", "number", "", "Mean {} of sets of as many parts of random images, as large and in the same places as the examples."),
+           ("beyond", "integer", "directions", "Directions that are better than this range: by chance 2.5 % are."),
+       )},
+}  # fmt: skip
 _OF_DISSECTION = {
     **{key: _BY_MEASURE[key] for key in ("s1", "s2", "interpretable", "distinct", "coverage", "precision", "recall", "f1", "average_precision")},
     **{f"intervals.{key}": Term("number", _BY_MEASURE[key].unit, f"Lower and upper end of the 95 % interval of {key}, from 200 Poisson bootstrap replicates of the val split's images.")
@@ -217,6 +233,7 @@ _OF_FILE = {
        for test, words in (("missing", "missing"), ("extra", "added")) for metric in ("iou", "f1", "average_precision", "precision", "recall", "auroc")},
     "monosemanticity_baseline": Term("number", "cosine", "Mean cosine of the embeddings over all pairs of images: the score of a direction with the same activation on all of them."),
     "monosemanticity_encoder": Term("string", "", "Model and layer that the embeddings are of."),
+    **{f"meaning.{key}": term for key, term in _MEANING.items()},
     **{f"vocabulary.{key}": Term(kind, unit, text, source) for key, kind, unit, text, source in (
         ("significant", "integer", "directions", "Directions with significant in the table vocabulary_labels.", "ours"),
         ("encoder", "string", "", "Image-text encoder, as --encoder named it.", "ours"),
@@ -397,6 +414,9 @@ TABLES = {
         "significant": Term("boolean", "", "q_bh is at most 0.05."),
         "second": Term("string", "", "Word of the second largest score on the images it is chosen on; empty for none."),
         "third": Term("string", "", "Word of the third largest; empty for none."),
+    }),
+    "meaning": Table("One row a direction: how much its examples (its strongest images, cut to where it fires) are of one thing, to an image encoder.", {
+        "nearest": Term("integer", "", "Direction of the file whose examples' mean embedding is most like this one's; empty where there is none.", SEMANTIC_LENS),
     }),
     "comparison": Table("One row a file: its entry in summary.json.", {
         "supervised": Term("boolean", "", "Whether the method knew the labels it is scored on; such a file does not compete."),

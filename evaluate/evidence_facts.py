@@ -8,11 +8,17 @@ from typing import Any
 from evaluate.number_format import number, percent
 
 POOR = 0.5  # error of the logits rebuilt, as a share of the error without directions [ours]
+_MEANING = {
+    "firing_monosemanticity": "monosemanticity",
+    "clarity": "clarity",
+    "polysemanticity": "polysemanticity",
+    "semantic_redundancy": "redundancy",
+}
 _SCORES = {"iou": "IoU", "f1": "F1", "average_precision": "AP"}  # which should notice
 
 
 def evidence_facts(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Of a set's entry in summary.json: fidelity, label tests, the untrained network and pairs of images, as far as they were measured."""
+    """Of a set's entry in summary.json: fidelity, label tests, the untrained network, pairs of images and what directions fire on, as far as they were measured."""
     facts = {}
     if tests := entry.get("label_tests"):
         cells = (
@@ -40,6 +46,13 @@ def evidence_facts(entry: Mapping[str, Any]) -> dict[str, str]:
             f"{found['agreeing']} of {found['named']} directions named after one of {found['attributes']} attributes move with it in pairs of images, "
             f"{found['moving']} directions move with one; {', '.join(ends)}, p {number(found['p'])}"
         )
+    if found := entry.get("meaning"):
+        measured = (
+            _against_chance(word, entry[key], found[key]) for key, word in _MEANING.items() if entry[key] is not None
+        )
+        facts["Where it fires"] = (
+            f"{', '.join(measured)}; {found['images']} images of each of {entry['directions']} directions, in the embeddings of {found['encoder']}"
+        )
     return facts
 
 
@@ -53,6 +66,14 @@ def fidelity_problem(entry: Mapping[str, Any]) -> str:
     return (
         f"rebuilt from these directions' contributions, class logits are off by {number(error['value'])} on average; from random directions "
         f"by {number(error['random_low'])} to {number(error['random_high'])}, without directions by {number(error['constant'])}"
+    )
+
+
+def _against_chance(word: str, value: float, chance: Mapping[str, Any]) -> str:
+    """A measure of examples with what random directions have."""
+    return (
+        f"{word} {number(value)} (random directions {number(chance['random'])}, {number(chance['random_low'])} to {number(chance['random_high'])}; "
+        f"{chance['beyond']} directions beyond)"
     )
 
 

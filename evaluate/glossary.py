@@ -41,6 +41,7 @@ RCAV = "paper: RCAV (Pfau et al. 2021)"
 INVERT = "paper: INVERT (Bykov et al. 2023)"
 CLIP_DISSECT = "paper: CLIP-Dissect (Oikarinen & Weng 2023)"
 PACH = "paper: Pach et al. 2025"
+SEMANTIC_LENS = "paper: SemanticLens (Dreyer et al. 2025)"
 NEURONEVAL = "paper: NeuronEval (Oikarinen et al. 2025)"
 SURF = "paper: SURF (Kumar & Ahuja 2025)"
 VAL = "on the val split"
@@ -71,6 +72,10 @@ COMMON = {
     "agreement": Term("number", "cosine", "Cosine of the direction's filter and its signal vector, in activation space."),
     "found_again": Term("number", "share", "Share of refits on random halves of the images that contain the direction, with a |correlation| of the detectors' logits above 0.9; 0 where it correlates as much with another direction of its file; empty without refits."),
     "monosemanticity": Term("number", "cosine", "Monosemanticity score: activation-weighted mean cosine of the embeddings of all pairs of images.", PACH),
+    "firing_monosemanticity": Term("number", "cosine", "Mean cosine of the embeddings of all pairs of the direction's examples (its strongest images, cut to where it fires), after the mean embedding of parts of random images is subtracted, less the same of these parts: 0 is what random images have."),
+    "clarity": Term("number", "cosine", "Mean cosine of the embeddings of all pairs of the direction's examples (its strongest images, cut to where it fires).", SEMANTIC_LENS),
+    "polysemanticity": Term("number", "1 − cosine", "1 − cosine of the centres of two clusters (k-means) of the embeddings of the direction's examples; where a cluster has fewer than two, 1 − mean cosine of the examples' mean and the first ten.", SEMANTIC_LENS),
+    "semantic_redundancy": Term("number", "cosine", "Largest cosine of the mean embedding of the direction's examples with that of another direction of the file; empty where there is none.", SEMANTIC_LENS),
 }  # fmt: skip
 
 MEASURES = tuple(Measure(key, title, better, Term(*entry)) for key, title, better, *entry in (
@@ -91,6 +96,10 @@ MEASURES = tuple(Measure(key, title, better, Term(*entry)) for key, title, bette
     ("significant_bh", "BH pairs", 1, "integer", "pairs", "Pairs of signal vector and class by Benjamini & Hochberg's rule on counted null directions (significant_bh of the table influence)."),
     ("s3", "S3", -1, "number", "share", "Share of (label, class) pairs whose Pattern-CAV beats every signal vector of the label; below 0.5 the signal vectors are more influential.", EDDP),
     ("monosemanticity", "Monosemanticity", 1, "number", "cosine", "Mean monosemanticity score of the directions that have one.", PACH),
+    ("firing_monosemanticity", "Monosemanticity where it fires", 1, "number", "cosine", "Mean of firing_monosemanticity over the directions: how alike the examples of a direction (its strongest images, cut to where it fires) are to an image encoder, beyond parts of random images."),
+    ("clarity", "Clarity", 1, "number", "cosine", "Mean clarity of the directions: how alike the examples of each are to an image encoder.", SEMANTIC_LENS),
+    ("polysemanticity", "Polysemanticity", -1, "number", "1 − cosine", "Mean polysemanticity of the directions: how far two clusters of the examples of each are apart.", SEMANTIC_LENS),
+    ("semantic_redundancy", "Semantic redundancy", -1, "number", "cosine", "Mean over directions of the largest cosine of the mean embedding of their examples with another direction's.", SEMANTIC_LENS),
     ("stability", "Stability", 1, "number", "correlation", "Mean |correlation| of the detectors' logits over the data with those of the other files of the method, matched one to one."),
     ("stability_kappa", "Stability κ", 1, "number", "share", "The same corrected for chance: 0 is no better than the directions of one file among themselves, 1 the same directions."),
     ("found_again", "Found again", 1, "number", "share", "Share of the directions that at least half of the refits on random halves of the images contain."),
@@ -135,6 +144,14 @@ PARTS: dict[str, dict[str, str]] = {
         "word": "The word of a list that an image-text encoder sees most in what the direction fires on: chosen on half of its strongest images, cut to where it "
         "fires, and scored on the others by soft-WPMI (CLIP-Dissect), in nats. It is significant where random directions hardly ever have a word with such a score "
         "(5 %, adjusted for the number of directions); then it names a direction that has no other label.",
+    },
+    "meaning": {
+        "where it fires": "Measures of a direction's examples, its strongest images cut to where it fires, in the embeddings of an image encoder, means over the "
+        "directions. The range is that of 95 % of random directions, whose strongest images are often alike, too; by chance 2.5 % of the directions are beyond it.",
+        "monosemanticity where it fires": COMMON["firing_monosemanticity"].definition,
+        "clarity": COMMON["clarity"].definition,
+        "polysemanticity": COMMON["polysemanticity"].definition,
+        "semantic redundancy": COMMON["semantic_redundancy"].definition,
     },
     "pairs": {
         "coverage": _MEASURED["coverage"],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from evaluate.image_tiles import at_steps
 from evaluate.top_images import on_grid, peak_step
 from extract.image_text import ImageTextEncoder
 from stores.attachments import read_cache, write_cache
+from stores.errors import EDDPError, ImageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
+log = logging.getLogger(__name__)
 MARGIN = 1  # cells of the grid around the box
 LARGEST = 448  # pixels of a crop's longer side: encoders take less
 BLUR = 0.05  # radius, of the crop's longer side
@@ -103,7 +106,8 @@ def embeddings_of(
 ) -> np.ndarray:
     """(U, D) embeddings of the crops at ``places``, each image read once; those that an earlier run made come from a cache with the store.
 
-    ``frames`` : from a row to the image, or the frames of the clip, as the network saw them. ``images`` : digest of the images' source.
+    ``frames`` : from a row to the image, or the frames of the clip, as the network saw them. ``images`` : digest of the images' source. Images
+    that cannot be read have NaN, and a warning counts them; raises ImageError where none can.
     """
     file = layer_file(reader, "crops")
     key = {
@@ -116,13 +120,20 @@ def embeddings_of(
     new = np.array([k for k, place in enumerate(asked) if place not in at], np.int64)
     if not len(new):
         return embedded[[at[place] for place in asked]]
-    made = np.concatenate(list(_embedded(reader, places[new], frames, encoder, progress)))
-    at |= {asked[k]: len(known) + n for n, k in enumerate(new.tolist())}
-    known = np.concatenate([known, places[new]])
-    embedded = np.concatenate([embedded.reshape(-1, made.shape[1]), made])
-    found = embedded[[at[place] for place in asked]]
+    read, made = _embedded(reader, places[new], frames, encoder, progress)
+    if len(known) + len(read) == 0:
+        raise ImageError(
+            f"None of the images of '{reader.store.path}' can be read any more. Put them back where they were."
+        )
+    if len(read):
+        at |= {asked[k]: len(known) + n for n, k in enumerate(new[read].tolist())}
+        known = np.concatenate([known, places[new[read]]])
+        embedded = np.concatenate([embedded.reshape(-1, made.shape[1]), made])
+    there = np.array([place in at for place in asked])
+    found = np.full((len(asked), embedded.shape[1]), np.nan, np.float32)
+    found[there] = embedded[[at[place] for place in asked if place in at]]
     kept = {"places": known, "embeddings": embedded}
-    write_cache(file, key, kept if len(known) <= KEPT else {"places": places, "embeddings": found}, {})
+    write_cache(file, key, kept if len(known) <= KEPT else {"places": places[there], "embeddings": found[there]}, {})
     return found
 
 
@@ -143,26 +154,43 @@ def _sound(cached: tuple[dict[str, np.ndarray], object] | None) -> tuple[np.ndar
 
 def _embedded(
     reader: LayerReader, places: np.ndarray, frames: Frames, encoder: ImageTextEncoder, progress: Progress
-) -> Iterator[np.ndarray]:
-    """Embeddings of crops, a batch at a time; pictures are read and cut in threads."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which places, sorted, are of images that can be read, and the embeddings of their crops; pictures are read and cut in threads."""
 
-    def cut(mine: np.ndarray) -> list[Image.Image]:
-        seen = at_steps(frames(int(mine[0, 0])), reader.time)
+    def cut(mine: np.ndarray) -> list[Image.Image] | EDDPError:
+        try:
+            seen = at_steps(frames(int(mine[0, 0])), reader.time)
+        except EDDPError as error:
+            return error
         return [crop_picture(seen[place[1]], place[2:], reader.grid) for place in map(tuple, mine.tolist())]
 
     rows, starts = np.unique(places[:, 0], return_index=True)
-    by_row = np.split(places, starts[1:])
-    done = 0
+    by_row = np.split(np.arange(len(places)), starts[1:])
+    read: list[int] = []
+    made: list[np.ndarray] = []
+    missing: list[EDDPError] = []
+    waiting: list[Image.Image] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="crop") as pool:
-        waiting: list[Image.Image] = []
         for first in range(0, len(rows), BATCH):
-            for pictures in pool.map(cut, by_row[first : first + BATCH]):
+            some = by_row[first : first + BATCH]
+            for mine, pictures in zip(some, pool.map(cut, [places[k] for k in some]), strict=True):
+                if isinstance(pictures, EDDPError):
+                    missing.append(pictures)
+                    continue
+                read += mine.tolist()
                 waiting += pictures
                 while len(waiting) >= BATCH:
-                    yield encoder.images(waiting[:BATCH])
+                    made.append(encoder.images(waiting[:BATCH]))
                     waiting = waiting[BATCH:]
-                    done += BATCH
-                    progress(STAGE, done, len(places))
+                    progress(STAGE, len(read) - len(waiting), len(places))
         if waiting:
-            yield encoder.images(waiting)
-            progress(STAGE, len(places), len(places))
+            made.append(encoder.images(waiting))
+        progress(STAGE, len(places), len(places))
+    if missing:
+        log.warning(
+            "%d of %d images cannot be read, and are left out of what directions fire on. The first: %s",
+            len(missing),
+            len(rows),
+            missing[0],
+        )
+    return np.array(read, np.int64), np.concatenate(made) if made else np.empty((0, 0), np.float32)

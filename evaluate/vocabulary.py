@@ -25,27 +25,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluate.detector_bank import Bank, slices_of
-from evaluate.image_crops import Frames, crops_of, embeddings_of, layer_file
+from evaluate.examples import Examples
 from evaluate.influence.significance import bh_adjusted
-from evaluate.influence.steering import random_units
-from evaluate.parallel import Scheduler
-from evaluate.top_images import strongest
 from extract.image_text import ImageTextEncoder
 from stores.attachments import read_cache, write_cache
 from stores.errors import DatasetError, MissingPathError, UsageError
 from stores.progress import Progress, silent
-from stores.readers import LayerReader
 
 DEFAULT = "default"
 TEMPLATES = ("{}", "a photo of {}", "a picture that shows {}")
-IMAGES = 100  # of a direction, a tenth of all where these are fewer than 1000
-LEAST_IMAGES = 10
-RANDOMS = 200  # at least; as many as the largest file has directions
 SHARPNESS, FLOOR = 10.0, 1e-7  # of the softmax, and within the logarithm (CLIP-Dissect)
 SURE, UNSURE = 0.998, 0.97  # w of the first image, and after the last
 LEVEL = 0.05
-POSITIONS = 20_000  # that shares of positions are estimated on
 TEXTS = 256  # at a time
 LONGEST = 100  # characters of a word
 
@@ -145,7 +136,7 @@ def name_by_words(
 
     Parameters
     ----------
-    images : (U, D) embeddings. number : (n, J) which of them are of a direction, strongest first. words : (M, D).
+    images : (U, D) embeddings, NaN for none. number : (n, J) which of them are of a direction, strongest first. words : (M, D).
 
     Returns
     -------
@@ -159,6 +150,7 @@ def name_by_words(
     def found(columns: range) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         for j in columns:
             mine = embedded[torch.from_numpy(number[:, j]).to(device)]
+            mine = mine[mine[:, 0].isfinite()]
             yield j, mine, evidence(mine, listed)
 
     total = torch.full((2, len(words)), -math.inf, dtype=torch.float64, device=device)
@@ -180,61 +172,26 @@ def name_by_words(
     return {"word": best[:own], "score": score[:own], "cosine": cosine[:own], "p": (reached + 1) / (randoms + 1)}
 
 
-def random_detectors(reader: LayerReader, bank: Bank, count: int, seed: int) -> Bank:
-    """Directions uniform on the sphere; each fires on as large a share of positions as one of the bank's detectors, which are spread evenly over them."""
-    filters = random_units(reader.channels, count, seed).to(bank.filters)
-    x = reader.sampled_rows(POSITIONS, seed)
-    shares = (bank.logits(x[None])[0] > 0).float().mean(0)
-    values = (torch.from_numpy(x).to(filters) @ filters).sort(0).values
-    place = (len(x) * (1 - shares[torch.arange(count) * bank.count // count])).long().clamp(max=len(x) - 1)
-    return Bank(filters, values.gather(0, place[None])[0], slices_of({"random": count}))
-
-
 def study_words(
-    reader: LayerReader,
-    bank: Bank,
-    frames: Frames,
-    images: str,
-    encoder: ImageTextEncoder,
+    examples: Examples,
     words: Sequence[str],
     *,
-    seed: int = 0,
+    file: Path | None = None,
+    device: str = "cpu",
     progress: Progress = silent,
-    scheduler: Scheduler = None,
 ) -> WordStudy:
-    """Name the detectors of a bank by words.
-
-    Parameters
-    ----------
-    frames : from a row of the store to the image, or the frames of the clip. images : digest of where they are from.
-    seed : of the random directions.
-    """
-    if reader.n_images < 2 * LEAST_IMAGES:
+    """Name directions by words, from their examples. ``file`` : where embeddings of the words are kept."""
+    listed = embed_words(examples.encoder, words, file, progress)
+    if examples.embedded.shape[1] != listed.shape[1]:
         raise UsageError(
-            f"Words are chosen on images and scored on others: the store has {reader.n_images} images, and {2 * LEAST_IMAGES} are the least."
+            f"The encoder {examples.encoder.name} gives {examples.embedded.shape[1]} numbers for an image and {listed.shape[1]} for a text: these are not one space."
         )
-    count = max(LEAST_IMAGES, min(IMAGES, reader.n_images // 10))
-    randoms = max(RANDOMS, *(part.stop - part.start for part in bank.slices.values()))
-    drawn = random_detectors(reader, bank, randoms, seed)
-    joined = Bank(
-        torch.cat([bank.filters, drawn.filters], 1),
-        torch.cat([bank.thresholds, drawn.thresholds]),
-        slices_of({"own": bank.count, "random": randoms}),
-    )
-    top = strongest(reader, joined, count, progress, scheduler)
-    listed = embed_words(encoder, words, layer_file(reader, "words"), progress)
-    crops = crops_of(reader, joined, top.rows)
-    embedded = embeddings_of(reader, crops.places, frames, encoder, images, progress)
-    if embedded.shape[1] != listed.shape[1]:
-        raise UsageError(
-            f"The encoder {encoder.name} gives {embedded.shape[1]} numbers for an image and {listed.shape[1]} for a text: these are not one space."
-        )
-    found = name_by_words(embedded, crops.number, listed, randoms, str(bank.filters.device))
+    found = name_by_words(examples.embedded, examples.number, listed, examples.randoms, device)
     labels = {}
-    for name, part in bank.slices.items():
+    for name, part in examples.slices.items():
         q = bh_adjusted(found["p"][part])
         labels[name] = [
             WordLabel(tuple(words[k] for k in chosen), float(score), float(cosine), float(p), float(corrected))
             for chosen, score, cosine, p, corrected in zip(found["word"][part].tolist(), found["score"][part], found["cosine"][part], found["p"][part], q, strict=True)
         ]  # fmt: skip
-    return WordStudy(labels, count, len(words), randoms)
+    return WordStudy(labels, len(examples.number), len(words), examples.randoms)

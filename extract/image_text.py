@@ -1,7 +1,7 @@
-"""Encoders of pictures and of texts into one space: those of open_clip, or the user's own code.
+"""Encoders of pictures, and of texts into the same space: those of open_clip, or the user's own code.
 
 An encoder of the user's is ``module:callable``; what it returns has ``preprocess`` (PIL image -> tensor), ``encode_image`` (tensor (n, …) ->
-(n, D)) and ``encode_text`` (list of n strings -> (n, D)).
+(n, D)) and, where words are asked for, ``encode_text`` (list of n strings -> (n, D)).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from extract.models import call_named, weights_digest
 from stores.errors import EDDPError, MissingPathError, UnknownNameError, UsageError, WeightsError, nearest
 
 OPEN_CLIP = "open_clip:"
-PARTS = ("preprocess", "encode_image", "encode_text")
+PARTS = ("preprocess", "encode_image")
 
 
 @dataclass(frozen=True)
 class ImageTextEncoder:
-    """``digest`` changes with the weights and with the code that is named; ``inner`` has the three functions."""
+    """``digest`` changes with the weights and with the code that is named; ``inner`` has the functions."""
 
     name: str
     digest: str
@@ -58,8 +58,8 @@ class ImageTextEncoder:
         return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
 
 
-def open_encoder(name: str, device: str = "cpu") -> ImageTextEncoder:
-    """Open ``open_clip:NAME:CHECKPOINT`` (a file or a pretrained tag) or ``module:callable``, whose code is run.
+def open_encoder(name: str, device: str = "cpu", texts: bool = True) -> ImageTextEncoder:
+    """Open ``open_clip:NAME:CHECKPOINT`` (a file or a pretrained tag) or ``module:callable``, whose code is run; ``texts``: it must encode them.
 
     Raises UsageError for any other name, WeightsError for a checkpoint that does not fit, UnknownNameError for one there is not.
     """
@@ -68,9 +68,10 @@ def open_encoder(name: str, device: str = "cpu") -> ImageTextEncoder:
         return ImageTextEncoder(name, weights_digest(inner.module), inner)
     if ":" not in name:
         raise UsageError(f"An encoder is open_clip:NAME:CHECKPOINT or module:callable, got {name!r} (--encoder).")
-    what = "an object with preprocess, encode_image and encode_text"
+    parts = (*PARTS, "encode_text") if texts else PARTS
+    what = f"an object with {', '.join(parts[:-1])} and {parts[-1]}"
     inner = call_named(name, what)
-    if missing := [part for part in PARTS if not callable(getattr(inner, part, None))]:
+    if missing := [part for part in parts if not callable(getattr(inner, part, None))]:
         raise UsageError(f"{name} must return {what}; {type(inner).__name__} has no {missing[0]}.")
     return ImageTextEncoder(name, _own_digest(name, inner), inner)
 

@@ -21,7 +21,6 @@ from pipeline.explain_inputs import open_inputs
 from pipeline.explanation import ExplainConfig, explain_images
 from pipeline.model_correction import choose_detector, correct_model
 from pipeline.run import pick_device
-from pipeline.vocabulary_labels import WordConfig
 from stores.errors import UsageError
 from stores.notebook import html_table, picture
 from stores.paths import as_path
@@ -120,8 +119,10 @@ def evaluate(
         Measure what each direction does to each class; a configuration sets steps, images and null directions.
     classes : bool
         Label by the images' classes, without masks.
-    vocabulary, encoder : str, optional
-        A word list (``default`` or a file) and an image-text encoder, to name directions by words.
+    encoder : str, optional
+        An image encoder, to measure whether what each direction fires on is one thing.
+    vocabulary : str, optional
+        A word list (``default`` or a file), to name directions by words; ``encoder`` must take texts, too.
     monosemanticity : str or Path, optional
         ``own``, or a store of the same images made with another model.
     pairs : str or Path, optional
@@ -151,8 +152,8 @@ def evaluate(
     --------
     >>> result = evaluate(store, "eddp.safetensors", "evaluation", influence=True)  # doctest: +SKIP
     """
-    if (vocabulary is None) != (encoder is None):
-        raise UsageError("vocabulary and encoder go together: a word list, and what compares its words with images.")
+    if vocabulary is not None and encoder is None:
+        raise UsageError("vocabulary needs encoder, which compares words with images: give an image-text encoder.")
     opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     files = [directions] if isinstance(directions, str | Path) else list(directions)
     if isinstance(influence, bool):
@@ -164,9 +165,10 @@ def evaluate(
         resolution=resolution,
         influence=influence_config,
         classes=classes,
-        encoder=None if monosemanticity is None else as_path(monosemanticity),
+        monosemanticity=None if monosemanticity is None else as_path(monosemanticity),
         ground_truth=ground_truth,
-        words=WordConfig(vocabulary, encoder) if vocabulary and encoder else None,
+        encoder=encoder,
+        vocabulary=vocabulary,
         pairs=None if pairs is None else Path(pairs),
         untrained=untrained,
         seed=seed,

@@ -16,6 +16,7 @@ from evaluate.dissect import Resolution
 from evaluate.influence.influence_study import InfluenceConfig
 from evaluate.number_format import number
 from evaluate.parallel import Scheduler
+from evaluate.vocabulary import read_words
 from extract.datasets import open_concepts
 from extract.network import check_trusted
 from extract.segmentation.base import ConceptSource
@@ -32,13 +33,14 @@ from pipeline.evaluation_parts import (
 )
 from pipeline.evaluation_result import MADE_BY, made_from
 from pipeline.evidence import evidence_lines, measure_fidelity
+from pipeline.firing_examples import find_examples, measure_meaning
 from pipeline.influence import influence_lines, study_influence
 from pipeline.pair_check import check_pairs_of, read_pairs
 from pipeline.record_display import text_of
 from pipeline.report import TITLE, write_evaluation_pages
 from pipeline.table_writer import Tables
 from pipeline.untrained import check_drawable, evaluate_untrained
-from pipeline.vocabulary_labels import WordConfig, find_words, first_found, word_lines
+from pipeline.vocabulary_labels import find_words, first_found, word_lines
 from stores.attachments import read_truth
 from stores.directions import Directions
 from stores.errors import MissingPathError, UsageError
@@ -61,8 +63,9 @@ class EvaluationConfig:
     broden : a concept dataset to label and score on. resolution : at which detectors and masks are compared.
     influence : how the influence on classes is measured; None: it is not.
     classes : label by the images' classes.
-    encoder : the store of embeddings for monosemanticity, or ``OWN``. ground_truth : compare with a synthetic store's truth.
-    words : how directions are named by words; None: they are not. pairs : a folder of pairs of images that differ in one thing.
+    monosemanticity : the store of embeddings for it, or ``OWN``. ground_truth : compare with a synthetic store's truth.
+    encoder : of images, for measures of what directions fire on, as ``extract.image_text.open_encoder`` takes it. vocabulary : words that it
+        names directions by, a text file or ``default``. pairs : a folder of pairs of images that differ in one thing.
     untrained : also evaluate an untrained network on ``broden``.
     seed : of what is drawn outside ``influence``. device : "cpu" or "cuda:n". title : of the pages.
     """
@@ -71,9 +74,10 @@ class EvaluationConfig:
     resolution: Resolution = "mask"
     influence: InfluenceConfig | None = None
     classes: bool = False
-    encoder: Path | None = None
+    monosemanticity: Path | None = None
     ground_truth: bool = False
-    words: WordConfig | None = None
+    encoder: str | None = None
+    vocabulary: str | None = None
     pairs: Path | None = None
     untrained: bool = False
     seed: int = 0
@@ -133,7 +137,7 @@ def evaluate_directions(
     truth = read_truth(store.path) if config.ground_truth else None
     if (
         source is not None
-        or config.words is not None
+        or config.encoder is not None
         or config.pairs is not None
         or (config.influence is not None and store.affine_head(layer) is None)
     ):
@@ -170,8 +174,12 @@ def _evaluate(
         parts.append(compare_with_truth(subject, truth))
     by_class = _class_labels(subject, config) if config.classes else {}
     maskless = {name: class_names_of(found) for name, found in by_class.items()}
-    if config.words is not None:
-        named = find_words(subject, config.words, config.seed, scheduler)
+    examples = None
+    if config.encoder is not None:
+        words = None if config.vocabulary is None else read_words(config.vocabulary)
+        examples = find_examples(subject, config.encoder, config.seed, texts=words is not None, scheduler=scheduler)
+    if examples is not None and words is not None:
+        named = find_words(subject, examples, words, config.seed)
         parts.append(named.findings)
         maskless = {name: first_found(maskless.get(name), words) for name, words in named.names.items()}
     subject = subject.called(maskless)
@@ -189,8 +197,10 @@ def _evaluate(
         parts.append(check_pairs_of(subject, config.pairs, names, config.seed))
     if by_class:
         parts.append(class_findings(subject, by_class, names, studied.raised if studied else None, config.seed))
-    if config.encoder is not None:
-        parts.append(measure_monosemanticity(subject, config.encoder))
+    if examples is not None:
+        parts.append(measure_meaning(subject, examples, config.seed))
+    if config.monosemanticity is not None:
+        parts.append(measure_monosemanticity(subject, config.monosemanticity))
     parts.append(measure_autocorrelation(subject))
     parts.append(measure_stability(subject))
     entries: dict[str, dict[str, Any]] = {}
@@ -212,7 +222,12 @@ def _class_labels(subject: Subject, config: EvaluationConfig) -> dict[str, Class
         return find_class_labels(subject, config.seed)
     except FewImagesError as error:
         if not (
-            config.broden or config.influence or config.words or config.encoder or config.ground_truth or config.pairs
+            config.broden
+            or config.influence
+            or config.encoder
+            or config.monosemanticity
+            or config.ground_truth
+            or config.pairs
         ):
             raise
         log.warning("directions go without labels by classes: %s", error)

@@ -238,7 +238,7 @@ class _Pages:
         self.progress("map", 1, 1)
         parts = {
             "labels": rows, "scores": rows, "pairs": True, "site": True, "clips": self.shown.reader.time > 1, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,
-            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "class labels": by_class, "words": by_word, "selection": "selection" in directions.info,
+            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "class labels": by_class, "words": by_word, "meaning": "meaning" in entry, "selection": "selection" in directions.info,
         }  # fmt: skip
         return Site(
             title=self.config.title or TITLE,

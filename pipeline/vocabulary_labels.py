@@ -1,4 +1,4 @@
-"""Words for directions: a word list, an image-text encoder and a store's images → a table, and names for directions without a label."""
+"""Words for directions: a word list and examples of directions → a table, and names for directions without a label."""
 
 from __future__ import annotations
 
@@ -7,22 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluate.direction_names import Maskless
-from evaluate.parallel import Scheduler
-from evaluate.vocabulary import LEVEL, WordLabel, read_words, study_words
-from extract.image_text import open_encoder
-from extract.store_images import open_store_images
+from evaluate.examples import Examples
+from evaluate.image_crops import layer_file
+from evaluate.vocabulary import LEVEL, WordLabel, study_words
 from pipeline.evaluation_parts import Findings, Subject
 from stores.tables import rows_to_columns
 
 KIND = "word"
-
-
-@dataclass(frozen=True)
-class WordConfig:
-    """``vocabulary``: a text file or ``default``; ``encoder``: as ``extract.image_text.open_encoder`` takes it."""
-
-    vocabulary: str
-    encoder: str
 
 
 @dataclass(frozen=True)
@@ -33,16 +24,11 @@ class Worded:
     names: dict[str, list[Maskless]]
 
 
-def find_words(subject: Subject, config: WordConfig, seed: int, scheduler: Scheduler = None) -> Worded:
-    """The word of each direction. Raises UsageError for a list or an encoder that is none, and the errors of opening the store's images."""
-    words = read_words(config.vocabulary)
-    images = open_store_images(subject.store)
-    encoder = open_encoder(config.encoder, subject.device)
-    found = study_words(
-        subject.reader, subject.bank, images.frames, images.source.digest, encoder, words,
-        seed=seed, progress=subject.progress, scheduler=scheduler,
-    )  # fmt: skip
-    about = {"encoder": config.encoder, "words": found.words, "images": found.images, "randoms": found.randoms, "seed": seed, "level": LEVEL}  # fmt: skip
+def find_words(subject: Subject, examples: Examples, words: Sequence[str], seed: int) -> Worded:
+    """The word of each direction."""
+    file = layer_file(subject.reader, "words")
+    found = study_words(examples, words, file=file, device=subject.device, progress=subject.progress)
+    about = {"encoder": examples.encoder.name, "words": found.words, "images": found.images, "randoms": found.randoms, "seed": seed, "level": LEVEL}  # fmt: skip
     entries = {
         name: {"vocabulary": {"significant": sum(one.significant for one in labels), **about}}
         for name, labels in found.labels.items()

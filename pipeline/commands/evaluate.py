@@ -64,7 +64,8 @@ FROM_ENVIRONMENT = "$EDDP_BRODEN"
 @click.option("--vocabulary", default=None, metavar="FILE|default",
               help="Name directions by the words of a list (a text file, a word a line, or the one that is shipped), with --encoder.")  # fmt: skip
 @click.option("--encoder", default=None, callback=typed, metavar="ENCODER",
-              help="Image-text encoder for --vocabulary: open_clip:NAME:CHECKPOINT (a file or a tag), or module:callable (code that is run).")  # fmt: skip
+              help="Measure in the embeddings of an image encoder whether what a direction fires on is one thing: open_clip:NAME:CHECKPOINT (a file "
+                   "or a tag), or module:callable (code that is run).")  # fmt: skip
 @click.option("--pairs", type=LOCAL, default=None, metavar="DIR",
               help="Do directions move with what they are named after? Pairs of images, DIR/ATTRIBUTE/NAME_a.png without and NAME_b.png with it.")  # fmt: skip
 @click.option("--ground-truth", is_flag=True, help="Compare with the truth of a store made by eddp synthetic.")
@@ -122,20 +123,17 @@ def evaluate(
     from evaluate.influence.influence_study import InfluenceConfig
     from extract.dask import workers_of
     from pipeline.evaluation import EvaluationConfig, evaluate_directions, load_sets, summary_lines
-    from pipeline.vocabulary_labels import WordConfig
     from stores.store import ActivationStore
 
     run = Run("evaluate", given())
     names = names_in(class_names)
     folder = _broden_folder(broden)
-    if (vocabulary is None) != (encoder is None):
-        raise UsageError(
-            "--vocabulary and --encoder go together: a word list, and what compares its words with images."
-        )
-    if folder is None and not (ground_truth or influence or classes or monosemanticity or vocabulary or pairs):
+    if vocabulary is not None and encoder is None:
+        raise UsageError("--vocabulary needs --encoder, which compares words with images: give an image-text encoder.")
+    if folder is None and not (ground_truth or influence or classes or monosemanticity or encoder or pairs):
         raise UsageError(
             "Say what to evaluate. Needs no labels: --influence (on the network's classes), --classes (names by the images' classes, else by "
-            "predicted ones), --vocabulary with --encoder (names by words), --monosemanticity. Needs masks: --broden DIR (a concept dataset). "
+            "predicted ones), --encoder (is what directions fire on one thing?), with --vocabulary also names by words, --monosemanticity. Needs masks: --broden DIR (a concept dataset). "
             "Needs pairs of pictures: --pairs DIR. For a synthetic store: --ground-truth."
         )
     if control and folder is None:
@@ -173,9 +171,10 @@ def evaluate(
                 resolution=cast(Resolution, resolution),
                 influence=how if influence else None,
                 classes=classes,
-                encoder=as_path(monosemanticity) if monosemanticity else None,
+                monosemanticity=as_path(monosemanticity) if monosemanticity else None,
                 ground_truth=ground_truth,
-                words=WordConfig(vocabulary, encoder) if vocabulary and encoder else None,
+                encoder=encoder,
+                vocabulary=vocabulary,
                 pairs=pairs,
                 untrained=control == "untrained",
                 seed=seed,

@@ -13,6 +13,7 @@ from command_line import Run, do, fails, ok
 from word_sight import CHANNELS, KINDS, WORDS, Encoder, draw_world
 
 from evaluate.detector_bank import make_bank
+from evaluate.examples import embed_examples
 from evaluate.vocabulary import study_words
 from extract.image_text import ImageTextEncoder, open_encoder
 from extract.store_images import open_store_images
@@ -65,6 +66,58 @@ def test_directions_are_called_by_what_they_fire_on(run: Run, world: Path, tmp_p
     assert set(defined["vocabulary_labels"]["columns"]) == set(rows[0])
 
 
+def test_what_directions_fire_on_is_one_thing(run: Run, world: Path, tmp_path: Path) -> None:
+    """An encoder of pictures without texts. The last direction is the sum of two others, and shows the things of both."""
+    two = np.eye(CHANNELS)[:, [0, 4, 5, 4]]
+    two[:, 3] += np.eye(CHANNELS)[:, 5]
+    directions(two).save(tmp_path / "two.safetensors")
+    out = tmp_path / "out"
+    given = ("--store", world / "acts.zarr", "--directions", tmp_path / "two.safetensors", "--out", out)
+    ended = ok(run("evaluate", *given, "--encoder word_sight:Sight"))
+    line = next(line for line in ended.out.splitlines() if line.startswith("two, where it fires"))
+    with (out / "meaning.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    clarity = [float(row["clarity"]) for row in rows]
+    assert min(clarity[:3]) > 0.9 > clarity[3]
+    assert max(float(row["polysemanticity"]) for row in rows[:3]) < 0.1 < float(rows[3]["polysemanticity"])
+    assert rows[3]["nearest"] in ("1", "2")
+    summary = json.loads((out / "summary.json").read_text())["directions"]["two"]
+    chance = summary["meaning"]
+    assert summary["clarity"] == pytest.approx(np.mean(clarity), abs=1e-4)
+    assert f"clarity {summary['clarity']:.3f}" in line
+    assert chance["clarity"]["random_images"] < chance["clarity"]["random"] < min(clarity[:3])
+    assert chance["clarity"]["beyond"] == sum(value > chance["clarity"]["random_high"] for value in clarity) >= 3
+    assert chance["firing_monosemanticity"]["random_images"] == pytest.approx(0, abs=0.02)
+    defined = json.loads((out / "dictionary.json").read_text(encoding="utf-8"))
+    assert set(defined["meaning"]["columns"]) == set(rows[0])
+    page = (out / "report/two/index.html").read_text(encoding="utf-8")
+    assert line.partition(": ")[2] in page
+
+
+def test_an_image_that_cannot_be_read_is_left_out(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = draw_world(tmp_path / "images", 120)
+    do("extract --model word_sight:build --weights none --layer conv --data", images, "--out", tmp_path / "acts.zarr")
+    directions(np.eye(CHANNELS)[:, : len(KINDS)]).save(tmp_path / "hand.safetensors")
+    (tmp_path / "words.txt").write_text("\n".join(WORDS))
+    given = (
+        "--store",
+        tmp_path / "acts.zarr",
+        "--directions",
+        tmp_path / "hand.safetensors",
+        "--vocabulary",
+        tmp_path / "words.txt",
+    )
+    files = sorted(images.rglob("*.png"))
+    for file in files[:3]:
+        file.write_bytes(b"no image")
+    ended = ok(run("evaluate", *given, ENCODER))
+    assert "3 of 120 images" in caplog.text
+    assert "6 of 6 directions have a word" in ended.out
+    for file in files:
+        file.write_bytes(b"no image")
+    fails(run("evaluate", *given, ENCODER), 1, "can be read", "acts.zarr")
+
+
 def test_random_directions_get_no_name(world: Path) -> None:
     """200 of them: p is uniform, and what a file of them gets by chance stays below the level."""
     store = ActivationStore.open(world / "acts.zarr", model="word_sight:build")
@@ -72,7 +125,7 @@ def test_random_directions_get_no_name(world: Path) -> None:
     drawn = np.random.default_rng(5).normal(size=(CHANNELS, 200))
     sets = {"hand": Directions.load(world / "hand.safetensors"), "random": directions(drawn)}
     bank, encoder = make_bank(sets, reader), ImageTextEncoder("toy", "1", Encoder())
-    found = study_words(reader, bank, images.frames, images.source.digest, encoder, WORDS).labels
+    found = study_words(embed_examples(reader, bank, images.frames, images.source.digest, encoder), WORDS).labels
     assert [one.words[0] for one in found["hand"] if one.significant] == list(KINDS)
     p = np.array([one.p for one in found["random"]])
     assert not any(one.significant for one in found["random"])
@@ -119,9 +172,9 @@ def test_what_cannot_be_an_encoder(run: Run, world: Path, tmp_path: Path, monkey
     given = ("--store", world / "acts.zarr", "--directions", world / "hand.safetensors", "--out", tmp_path / "out")
     words = ("--vocabulary", world / "words.txt")
     fails(run("evaluate", *given, *words), 2, "--encoder")
-    fails(run("evaluate", *given, ENCODER), 2, "--vocabulary")
     fails(run("evaluate", *given, *words, "--encoder clip"), 2, "open_clip:NAME:CHECKPOINT")
     fails(run("evaluate", *given, *words, "--encoder word_sight:build"), 2, "preprocess")
+    fails(run("evaluate", *given, *words, "--encoder word_sight:Sight"), 2, "encode_text")
     fails(run("evaluate", *given, "--vocabulary none.txt", ENCODER), 2, "none.txt")
     monkeypatch.setenv("EDDP_EVALUATE_ENCODER", "word_sight:Encoder")  # code to be run is typed
     fails(run("evaluate", *given, *words), 2, "command line", "EDDP_EVALUATE_ENCODER")

@@ -87,10 +87,15 @@ def test_as_columns(tmp_path: Path) -> None:
     assert pyarrow.parquet.read_table(tmp_path / "comparison.parquet").to_pydict() == columns
 
 
-def test_less_is_better_of_redundancy_and_s3_alone() -> None:
+def test_of_some_measures_less_is_better() -> None:
     assert best_of("redundancy", a=1.0, b=2.0) == ["a"]
     assert best_of("s3", a=0.5, b=0.25) == ["b"]
-    assert {key for key in KEYS if best_of(key, a=1.0, b=2.0) == ["a"]} == {"redundancy", "s3"}
+    assert {key for key in KEYS if best_of(key, a=1.0, b=2.0) == ["a"]} == {
+        "redundancy",
+        "s3",
+        "polysemanticity",
+        "semantic_redundancy",
+    }
 
 
 def test_ties_are_all_marked_as_they_read() -> None:

@@ -103,3 +103,10 @@ class Encoder:
                     found[i, k] = 1
                     break
         return found
+
+
+class Sight:
+    """The same for pictures only."""
+
+    preprocess = Encoder.preprocess
+    encode_image = Encoder.encode_image
