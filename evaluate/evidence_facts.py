@@ -48,7 +48,9 @@ def evidence_facts(entry: Mapping[str, Any]) -> dict[str, str]:
         )
     if found := entry.get("meaning"):
         measured = (
-            _against_chance(word, entry[key], found[key]) for key, word in _MEANING.items() if entry[key] is not None
+            _against_chance(word, entry[key], found[key])
+            for key, word in _MEANING.items()
+            if entry.get(key) is not None
         )
         facts["Where it fires"] = (
             f"{', '.join(measured)}; {found['images']} images of each of {entry['directions']} directions, in the embeddings of {found['encoder']}"

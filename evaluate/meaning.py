@@ -7,7 +7,7 @@ With e_n the unit embeddings of a direction's n examples (``evaluate.examples``)
     semantic redundancy  largest cosine of the mean of the examples with that of another direction of the file
 
 Where a cluster has fewer than two examples, polysemanticity is 1 − the mean cosine of the mean and the first ten examples, as in the authors'
-code. K-means starts at the two sides of the first principal component, not at random.
+code. K-means starts from each example and the next one, and takes the best: no draw decides.
 
 To many encoders any two pictures are alike. **Firing monosemanticity** [ours] is clarity after the mean embedding of parts of random images is
 subtracted (and norms are 1 again), less the same value of these parts: 0 is what random images have.
@@ -121,18 +121,27 @@ def polysemanticity(e: torch.Tensor) -> float:
 
 
 def two_clusters(e: torch.Tensor) -> torch.Tensor:
-    """(n,) bool: one of two clusters of the rows (n, D), by k-means from the two sides of their first principal component."""
-    apart = e - e.mean(0)
-    side = torch.linalg.eigh(apart @ apart.T).eigenvectors[:, -1] > 0
+    """(n,) bool: one of two clusters of the rows (n, D), by k-means; the best of n starts, each a row and the next one."""
+    gram = e @ e.T
+    norms = gram.diagonal()
+    apart = norms[:, None] + norms - 2 * gram
+    side = apart < apart.roll(-1, 0)  # (starts, n): which rows are nearer to the start's example than to the next one
     for _ in range(ROUNDS):
-        if side.all() or not side.any():
+        first, second = _about(side, gram), _about(~side, gram)
+        moved = first[1][:, None] - 2 * first[0] < second[1][:, None] - 2 * second[0]
+        moved = torch.where(moved.all(1, keepdim=True) | ~moved.any(1, keepdim=True), side, moved)  # two remain
+        if (moved == side).all():
             break
-        centres = torch.stack([e[~side].mean(0), e[side].mean(0)])
-        nearer = torch.cdist(e, centres).argmin(1).bool()
-        if (nearer == side).all():
-            break
-        side = nearer
-    return side
+        side = moved
+    within = side.sum(1) * first[1] + (~side).sum(1) * second[1]  # what the clusters explain of the sum of squares
+    return side[within.argmax()]
+
+
+def _about(side: torch.Tensor, gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the centre of each cluster (starts, n): its dot product with all rows, and with itself."""
+    share = side.to(gram) / side.sum(1, keepdim=True).clamp(min=1)
+    with_rows = share @ gram
+    return with_rows, (with_rows * share).sum(1)
 
 
 def nearest(unit: torch.Tensor, others: int) -> tuple[np.ndarray, np.ndarray]:

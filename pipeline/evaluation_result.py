@@ -119,6 +119,22 @@ class PairSummary(Struct, frozen=True):
     recall_high: Number | None
 
 
+class ByChance(Struct, frozen=True):
+    random: Number | None
+    random_low: Number | None
+    random_high: Number | None
+    beyond: Whole | None
+
+
+class MeaningSummary(Struct, frozen=True):
+    encoder: Text
+    images: Whole
+    firing_monosemanticity: ByChance
+    clarity: ByChance
+    polysemanticity: ByChance
+    semantic_redundancy: ByChance
+
+
 class Category(Struct, frozen=True):
     distinct: Whole
     detectors: Whole
@@ -135,6 +151,11 @@ class DirectionSet(Struct, frozen=True):
     untrained: UntrainedSummary | UnsetType = UNSET
     fidelity: RebuiltSummary | UnsetType = UNSET
     pairs: PairSummary | UnsetType = UNSET
+    meaning: MeaningSummary | UnsetType = UNSET
+    firing_monosemanticity: Number | None = None
+    clarity: Number | None = None
+    polysemanticity: Number | None = None
+    semantic_redundancy: Number | None = None
     per_category: dict[str, Category] = {}
     intervals: dict[str, tuple[Any, Any] | None] = {}
 
@@ -173,6 +194,7 @@ READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "class_labels": (("directions", "index", "label", "auroc", "q", "significant", "fires"), ("raised", "auroc_low", "auroc_high")),
     "vocabulary_labels": (("directions", "index", "word", "score", "cosine", "q_bh", "significant", "second", "third"), ()),
+    "meaning": (("directions", "index", "firing_monosemanticity", "clarity", "polysemanticity"), ("semantic_redundancy", "nearest")),
     "steering": (("directions", "index", "role", "alpha", "class", "probability", "monotone_up_to"), ()),
 }  # fmt: skip
 
@@ -355,10 +377,10 @@ class EvaluationResult:
             "concept": (0, MOST_IMAGES),
         }
         if table != "steering":  # random directions have numbers, too
-            limits["index"] = (0, self.count(name))
+            limits["index"] = limits["nearest"] = (0, self.count(name))
         for column in limits.keys() & set(found.column_names):
             span = pa.compute.min_max(found[column]).as_py()
-            if len(found) and not limits[column][0] <= span["min"] <= span["max"] < limits[column][1]:
+            if span["min"] is not None and not limits[column][0] <= span["min"] <= span["max"] < limits[column][1]:
                 return f"its column {column} has numbers from {span['min']} to {span['max']}, out of range"
         return None
 

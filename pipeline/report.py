@@ -218,6 +218,7 @@ class _Pages:
         truth = evaluated.table("ground_truth", name) if "ground_truth" in entry else []
         by_class = {row["index"]: row for row in evaluated.table("class_labels", name)}
         by_word = {row["index"]: row for row in evaluated.table("vocabulary_labels", name)}
+        meaning = {row["index"]: row for row in evaluated.table("meaning", name)}
         stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
         diagnosis = directions.info.get("diagnosis", {})
         judged = verdict(directions)
@@ -238,7 +239,7 @@ class _Pages:
         self.progress("map", 1, 1)
         parts = {
             "labels": rows, "scores": rows, "pairs": True, "site": True, "clips": self.shown.reader.time > 1, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,
-            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "class labels": by_class, "words": by_word, "meaning": "meaning" in entry, "selection": "selection" in directions.info,
+            "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "class labels": by_class, "words": by_word, "meaning": meaning, "selection": "selection" in directions.info,
         }  # fmt: skip
         return Site(
             title=self.config.title or TITLE,
@@ -251,12 +252,13 @@ class _Pages:
             per_category=[(k, v["distinct"], v["detectors"]) for k, v in entry.get("per_category", {}).items()],
             directions=direction_pages(
                 directions, found, predicted, self.shown.reader.store.names, missing,
-                labels=evaluated.labels(name), called=evaluated.direction_names(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves, classes=by_class, words=by_word, steps=self.shown.reader.time,
+                labels=evaluated.labels(name), called=evaluated.direction_names(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves, classes=by_class, words=by_word, meaning=meaning, steps=self.shown.reader.time,
             ),
             classes=class_pages(self.shown.reader.store, predicted, missing, pushes.get("signal"), root),
             places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],
             definitions=definitions(*(part for part, there in parts.items() if there)),
             influence=influence,
+            meaning=entry.get("meaning"),
             random=random,
             steering=median_steering(curves),
             suspects=suspects or [],

@@ -41,6 +41,7 @@ def direction_pages(
     curves: Sequence[Steer | None],
     classes: Mapping[int, dict[str, Any]],
     words: Mapping[int, dict[str, Any]],
+    meaning: Mapping[int, dict[str, Any]],
     steps: int = 1,
 ) -> list[Direction]:
     """All directions of a set as their pages show them.
@@ -49,7 +50,7 @@ def direction_pages(
     ----------
     names : of the store's images. missing : rows of which there is no picture.
     labels : (label, category) of each. called : what each is called. rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
-    classes, words : index -> row of ``class_labels``, of ``vocabulary_labels``. pushes : by role. curves : of steering, where it was measured. steps : in time, of the layer.
+    classes, words, meaning : index -> row of ``class_labels``, of ``vocabulary_labels``, of ``meaning``. pushes : by role. curves : of steering, where it was measured. steps : in time, of the layer.
     """
     others: dict[int, list[dict[str, Any]]] = {}
     for one in candidates:
@@ -105,6 +106,7 @@ def direction_pages(
                 **_moved(i, pushes.get("signal")),
                 classes=classes.get(i),
                 words=words.get(i),
+                meaning=meaning.get(i),
                 steer=curves[i] if curves else None,
                 near={
                     role: list(zip(order[i].tolist(), value[i].tolist(), strict=True))

@@ -84,7 +84,7 @@ class Direction:
     ``measures``: precision, recall, F1, average precision, by name; NaN and absent ones are not shown.
 
     ``found_again``: share of refits that contain it. ``pushes``: by role, classes raised and then classes lowered; ``up`` and ``down``: all classes that the signal vector moves
-    significantly; ``strongest``: those of them that it moves most. ``classes``, ``words``: its rows of the tables ``class_labels`` and ``vocabulary_labels``. ``near``: by ``signal`` and ``filter``.
+    significantly; ``strongest``: those of them that it moves most. ``classes``, ``words``, ``meaning``: its rows of the tables ``class_labels``, ``vocabulary_labels`` and ``meaning``. ``near``: by ``signal`` and ``filter``.
     """
 
     index: int
@@ -114,6 +114,7 @@ class Direction:
     strongest: list[Push] = field(default_factory=list)
     classes: Row | None = None
     words: Row | None = None
+    meaning: Row | None = None
     steer: Steer | None = None
     near: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
@@ -167,7 +168,7 @@ class Site:
     facts : what was fitted; settings : how; both shown as they are.
     notes : sentences on what is missing and why.
     comparison : all sets of the evaluation; per_category : (category, distinct concepts, directions) of this one.
-    places : (I, 2) of the map. suspects : rows of the table; no_suspects : what was looked for, where it was in vain. random : steering of random directions; steering : the median of the
+    places : (I, 2) of the map. meaning : the summary's entry on examples. suspects : rows of the table; no_suspects : what was looked for, where it was in vain. random : steering of random directions; steering : the median of the
         directions, each on its own class.
     truth : true concepts, where they are known. diagnosis : numbers and lists of the fit's diagnosis. log : term -> points (step, value).
     rows : what the pictures are of: images, clips or frames. steps : in time, of the layer.
@@ -190,6 +191,7 @@ class Site:
     places: list[tuple[float, float]]
     definitions: dict[str, str]
     influence: Row | None = None
+    meaning: Row | None = None
     random: Steer | None = None
     steering: Steer | None = None
     suspects: list[Row] = field(default_factory=list)

@@ -92,6 +92,10 @@ def test_what_directions_fire_on_is_one_thing(run: Run, world: Path, tmp_path: P
     assert set(defined["meaning"]["columns"]) == set(rows[0])
     page = (out / "report/two/index.html").read_text(encoding="utf-8")
     assert line.partition(": ")[2] in page
+    page = (out / "report/two/d/00003.html").read_text(encoding="utf-8")
+    assert f">{clarity[3]:.3f}<" in page
+    assert f"{chance['clarity']['random_low']:.3f} to {chance['clarity']['random_high']:.3f}" in page
+    assert f'href="../d/{int(rows[3]["nearest"]):05d}.html"' in page
 
 
 def test_an_image_that_cannot_be_read_is_left_out(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
