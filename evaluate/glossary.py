@@ -182,6 +182,16 @@ PARTS: dict[str, dict[str, str]] = {
         "dead": "A detector that hardly ever fires on the positions it was fitted on.",
         "duplicate": "A filter that is almost the same as another one of the set.",
         "overfull": "A detector that fires at most positions.",
+        "signal vector like": "A signal vector that is almost parallel to another one of the set: pushing along them does the same, though their detectors may differ.",
+    },
+    "diagnosis numbers": {
+        "positions per direction": "Positions that the fit had, divided by the number of directions.",
+        "agreement in fit coordinates": "Mean cosine of each filter with its own signal vector, in whitened coordinates.",
+        "mixing": "Root mean square cosine of each filter with the other directions' signal vectors, in whitened coordinates: 0 where no detector reads another's concept.",
+        "median share": "Share of positions at which the median detector fires.",
+        "loss seen": "Mean loss of two refits on images that they were fitted on.",
+        "loss unseen": "Mean loss of two refits on images that they were not fitted on.",
+        "too alike": "Directions so like another one of the set that found again cannot be counted.",
     },
     "refits": {
         "found again": "Number of short fits on random halves of the images that contain the direction: matched one to one, the |correlation| of its "

@@ -35,6 +35,11 @@ class HeadCost:
     read: bool = True
 
     @property
+    def last(self) -> bool:
+        """Whether no operation is left: the layer's output is the logits, if only scaled."""
+        return self.affine and not self.share
+
+    @property
     def brief(self) -> str:
         if self.affine:
             return "pooling + affine map"

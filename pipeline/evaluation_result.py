@@ -300,10 +300,12 @@ class EvaluationResult:
         """Load one of the directions files that were evaluated. Raises MismatchError when it holds other directions by now."""
         path = self.directions_path(name)
         found = Directions.load(path)
-        if _digest(found) != self.made_from["digests"][name]:
+        if _digest(found) != (known := self.made_from["digests"][name]):
+            if known == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}":  # of the file, as before
+                raise MismatchError(f"An older eddp made the evaluation '{self.folder}'. Run evaluate again.")
             raise MismatchError(
-                f"'{path}' does not hold the directions that '{self.folder}' is about: it was fitted again since, with another result (or an "
-                "older eddp made the evaluation). Run evaluate again."
+                f"'{path}' does not hold the directions that '{self.folder}' is about: it was fitted again since, with another result. Run "
+                "evaluate again."
             )
         if found.layer != self.layer or found.count != self.count(name):
             raise self._damaged(f"'{path}' holds {found.count} directions of layer {found.layer!r}")

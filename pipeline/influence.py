@@ -33,7 +33,7 @@ from evaluate.influence.influence_tables import (
 )
 from evaluate.influence.permutation_nulls import precision_on
 from evaluate.influence.shortcut_candidates import NO_SUSPECTS, suspect_rows
-from evaluate.influence.significance import within_reach
+from evaluate.influence.significance import fewest_nulls
 from evaluate.influence.steering import CONTROLS, Steering, random_units, sweep
 from evaluate.number_format import number, percent, points
 from evaluate.report.class_predictions import class_predictions
@@ -66,7 +66,11 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
     config = moving.config
     if moving.forecast is not None:
         say(moving.forecast.text, "warning" if moving.forecast.seconds > LONG else "info")
-    _say_what_can_be_claimed(config, subject, len(moving.effect.base))
+    if config.training.count < (least := fewest_nulls(config.level)):
+        say(
+            f"With {config.training.count} null directions no pair can be significant, whatever the directions do. Give {least} or more (--null-directions).",
+            "warning",
+        )
     found = measure_influence(
         store, subject.layer, subject.sets, config, through=moving, device=device, progress=progress
     )
@@ -131,13 +135,6 @@ def _raised(found: Influence, name: str) -> list[list[int]]:
     return [
         [k for k in np.argsort(-one, kind="stable").tolist() if sure[k]] for one, sure in zip(change, up, strict=True)
     ]
-
-
-def _say_what_can_be_claimed(config: InfluenceConfig, subject: Subject, classes: int) -> None:
-    largest = max(directions.count for directions in subject.sets.values())
-    able, words = within_reach(config.training.count, largest * classes, config.level)
-    if words:
-        say(f"{words} (--null-directions)", "info" if able else "warning")
 
 
 def _typical_distance(subject: Subject) -> float:

@@ -65,8 +65,11 @@ def _stage_lines(
         mark, what = "*" if stage.begin else "", _stored(stage.layer, images, config, together)
         rows.append((mark, stage.layer.name, *what, stage.head.brief, ", ".join(others)))
     lines = [*_table(rows), "", *(f"* {stage.layer.name}: {stage.begin}." for stage in reversed(shown) if stage.begin)]
-    if later := [stage.layer.name for stage in stages if stage not in shown]:
-        lines.append(f"Without positions, after the pooling: {', '.join(later)}.")
+    later = [stage for stage in stages if stage not in shown]
+    if pooled := [stage.layer.name for stage in later if not stage.head.last]:
+        lines.append(f"Without positions, after the pooling: {', '.join(pooled)}.")
+    if logits := [stage.layer.name for stage in later if stage.head.last]:
+        lines.append(f"Output is the logits: {', '.join(logits)}.")
     return [
         *lines,
         "What follows a layer gives the logits. Pooling and an affine map: contributions and influence are exact and fast. Anything",

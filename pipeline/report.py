@@ -33,7 +33,7 @@ from extract.image_io import to_mode
 from extract.network import open_model
 from extract.store_images import StoreImages, crop, open_store_images, rows_called
 from extract.video_rows import expanded
-from fit.verdict import verdict
+from fit.verdict import signal_twins, verdict
 from pipeline.evaluation_parts import Dissected, Subject
 from pipeline.evaluation_result import EvaluationResult
 from pipeline.table_writer import Tables
@@ -221,7 +221,7 @@ class _Pages:
         meaning = {row["index"]: row for row in evaluated.table("meaning", name)}
         stability = [row for row in evaluated.table("stability") if name in (row["first"], row["second"])]
         diagnosis = directions.info.get("diagnosis", {})
-        judged = verdict(directions)
+        judged, twins = verdict(directions), signal_twins(directions).tolist()
         facts = store_facts(self.store, evaluated.layer) | set_facts(directions, entry, rows_called(self.store))
         if evaluated.concepts is not None:
             facts["Labels from"] = Path(evaluated.concepts).name
@@ -238,7 +238,7 @@ class _Pages:
         places = similarity_map(directions.signals)
         self.progress("map", 1, 1)
         parts = {
-            "labels": rows, "scores": rows, "pairs": True, "site": True, "clips": self.shown.reader.time > 1, "diagnosis": marks(diagnosis), "refits": directions.found_again is not None,
+            "labels": rows, "scores": rows, "pairs": True, "site": True, "clips": self.shown.reader.time > 1, "diagnosis": marks(diagnosis, twins), "diagnosis numbers": diagnosis, "refits": directions.found_again is not None,
             "stability": stability, "truth": truth, "influence": influence, "influence pages": influence, "class labels": by_class, "words": by_word, "meaning": meaning, "selection": "selection" in directions.info,
         }  # fmt: skip
         return Site(
@@ -252,7 +252,7 @@ class _Pages:
             per_category=[(k, v["distinct"], v["detectors"]) for k, v in entry.get("per_category", {}).items()],
             directions=direction_pages(
                 directions, found, predicted, self.shown.reader.store.names, missing,
-                labels=evaluated.labels(name), called=evaluated.direction_names(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves, classes=by_class, words=by_word, meaning=meaning, steps=self.shown.reader.time,
+                labels=evaluated.labels(name), called=evaluated.direction_names(name), rows=rows, candidates=evaluated.table("labels", name), pushes=pushes, curves=curves, classes=by_class, words=by_word, meaning=meaning, twins=twins, steps=self.shown.reader.time,
             ),
             classes=class_pages(self.shown.reader.store, predicted, missing, pushes.get("signal"), root),
             places=[(round(float(x), 4), round(float(y), 4)) for x, y in places],

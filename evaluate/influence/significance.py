@@ -66,21 +66,9 @@ class Standardised:
         return np.asarray(self.max & self.random)
 
 
-def within_reach(nulls: int, tests: int, level: float = 0.05) -> tuple[bool, str]:
-    """Whether ``significant`` can claim anything with so many null directions, and in words which rules cannot, and how many would do."""
-    least = math.ceil(1 / level - 1 - 1e-9)
-    if nulls < least:
-        return (
-            False,
-            f"With {nulls} null directions no pair can be significant, whatever the directions do: {least} is the least.",
-        )
-    if nulls >= (holm := math.ceil(tests / level - 1 - 1e-9)):
-        return True, ""
-    pairs = math.ceil(tests / ((nulls + 1) * level) - 1e-9)
-    return True, (
-        f"Two of the rules in influence.csv are limited by {nulls} null directions and {tests} pairs: significant_holm can claim nothing "
-        f"({holm} would do), significant_bh nothing unless {pairs} pairs are beyond all null directions. `significant` is not limited."
-    )
+def fewest_nulls(level: float = 0.05) -> int:
+    """How many null directions ``significant`` needs to claim anything."""
+    return math.ceil(1 / level - 1 - 1e-9)
 
 
 def counted(reached: np.ndarray, nulls: np.ndarray, level: float = 0.05) -> Counted:

@@ -51,16 +51,17 @@ def complaints(diagnosis: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def marks(diagnosis: Mapping[str, Any]) -> dict[int, list[Mark]]:
-    """What a diagnosis says of single directions; duplicates are said of both."""
+def marks(diagnosis: Mapping[str, Any], twins: Sequence[Sequence[int]] = ()) -> dict[int, list[Mark]]:
+    """What a diagnosis says of single directions; of duplicates, and of ``twins``, whose signal vectors are nearly parallel, it is said of both."""
     found: dict[int, list[Mark]] = {}
     for key in ("dead", "overfull"):
         for index in diagnosis.get(key) or ():
             found.setdefault(int(index), []).append(Mark(key))
-    for pair in diagnosis.get("duplicates") or ():
-        a, b = int(pair[0]), int(pair[1])
-        found.setdefault(a, []).append(Mark("duplicate of", b))
-        found.setdefault(b, []).append(Mark("duplicate of", a))
+    for text, pairs in (("duplicate of", diagnosis.get("duplicates") or ()), ("signal vector like", twins)):
+        for pair in pairs:
+            a, b = int(pair[0]), int(pair[1])
+            found.setdefault(a, []).append(Mark(text, b))
+            found.setdefault(b, []).append(Mark(text, a))
     return found
 
 

@@ -36,7 +36,9 @@ def store_facts(store: ActivationStore, layer: str) -> dict[str, str]:
     rows = rows_called(store)
     facts["Store"] = f"{store.path.name}, {int(store.valid.sum())} {rows}, {store.fingerprint[:DIGEST]}…"
     if dataset:
-        facts[rows.capitalize()] = f"{Path(dataset['path']).name} ({dataset['kind']}, {dataset['images']} {rows})"
+        stored, there = int(store.valid.sum()), dataset["images"]
+        some = f"{stored} of its {there}" if stored < there else f"{stored}"
+        facts[rows.capitalize()] = f"{Path(dataset['path']).name} ({dataset['kind']}, {some} {rows})"
     return facts
 
 

@@ -42,6 +42,7 @@ def direction_pages(
     classes: Mapping[int, dict[str, Any]],
     words: Mapping[int, dict[str, Any]],
     meaning: Mapping[int, dict[str, Any]],
+    twins: Sequence[Sequence[int]] = (),
     steps: int = 1,
 ) -> list[Direction]:
     """All directions of a set as their pages show them.
@@ -50,12 +51,12 @@ def direction_pages(
     ----------
     names : of the store's images. missing : rows of which there is no picture.
     labels : (label, category) of each. called : what each is called. rows : index -> row of the table ``directions``, empty without labels. candidates : rows of ``labels``.
-    classes, words, meaning : index -> row of ``class_labels``, of ``vocabulary_labels``, of ``meaning``. pushes : by role. curves : of steering, where it was measured. steps : in time, of the layer.
+    classes, words, meaning : index -> row of ``class_labels``, of ``vocabulary_labels``, of ``meaning``. pushes : by role. curves : of steering, where it was measured. twins : pairs of nearly parallel signal vectors. steps : in time, of the layer.
     """
     others: dict[int, list[dict[str, Any]]] = {}
     for one in candidates:
         others.setdefault(int(one["index"]), []).append(one)
-    marked = marks(directions.info.get("diagnosis", {}))
+    marked = marks(directions.info.get("diagnosis", {}), twins)
     near = {
         role: nearest(vectors, NEIGHBOURS)
         for role, vectors in (("signal", directions.signals), ("filter", directions.filters))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from evaluate.direction_names import numbered
 from evaluate.image_tiles import FRAME, STEPS, sheet_size
 from evaluate.image_tiles import GAP as FRAME_GAP
 from evaluate.number_format import DASH, known, minus, number, url
@@ -169,7 +170,7 @@ class _Book:
     def _point(self, d: Direction) -> dict[str, str | int]:
         colour: int | str = self.colours.get(d.category, "none")
         iou = f", IoU {number(d.iou)}" if self.site.labelled else ""
-        title = f"{d.index} {d.name.full}{iou}" + (f" ({d.category})" if d.category else "")
+        title = f"{numbered(d.name.full, d.index)}{iou}" + (f" ({d.category})" if d.category else "")
         shape = colour if isinstance(colour, int) else COLOURS - 1
         return {
             "href": direction_page(d.index),

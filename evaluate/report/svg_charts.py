@@ -107,10 +107,13 @@ def steering_text(steer: Steer) -> str:
             if steer.alphas[best] == 0:
                 found.append(f"{title} never raises it")
                 continue
-            gained = in_points(steer.curves[role][best])
-            found.append(
-                f"{title} gains at most {gained} (at α = {steer.alphas[best]:g}) and never falls up to α = {steer.monotone[role]:g}"
-            )
+            gained, at, steady = in_points(steer.curves[role][best]), steer.alphas[best], steer.monotone[role]
+            text = f"{title} gains at most {gained}, at α = {at:g}"
+            if steer.target < 0:  # each direction has its own fall, and the median curve another
+                text += f" (median; half of them rise without a fall up to α = {steady:g} or further)"
+            else:
+                text += " without a fall before" if steady >= at else f", with a first fall after α = {steady:g}"
+            found.append(text)
     text = "; ".join(found)
     return text[:1].upper() + text[1:] + ". Lengths of the step are on a square-root scale, percentage points upwards."
 

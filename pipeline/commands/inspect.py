@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from evaluate.glossary import PARTS
 from fit.verdict import verdict
 from pipeline.logging import echo, say
 from pipeline.options import common
@@ -205,13 +206,19 @@ def _table(facts: dict[str, Any]) -> Iterator[str]:
             width = max([22, *(len(name) + 2 for name in value)])
             yield f"{key}:"
             yield from (
-                f"  {name:<{width}}{'none' if inner in (None, []) else _readable(inner)}"
+                f"  {name:<{width}}{'none' if inner in (None, []) else _readable(inner)}" + _meaning(key, name)
                 for name, inner in value.items()
             )
         elif key == "bytes":
             yield f"{key:<24}{_whole(value)} ({_binary(value)})"
         else:
             yield f"{key:<24}{_readable(value)}"
+
+
+def _meaning(part: str, name: str) -> str:
+    """What a number of a diagnosis is, in brackets."""
+    meaning = PARTS["diagnosis numbers"].get(name.replace("_", " ")) if part == "diagnosis" else None
+    return f"  ({meaning.rstrip('.')})" if meaning else ""
 
 
 def _distribution(name: str, found: dict[str, Any], there: str) -> Iterator[str]:

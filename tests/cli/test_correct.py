@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny import contents
 
 from evaluate.correct import Correction
 from stores.directions import Directions
+from stores.folders import MANIFEST, write_manifest
 
 INFLUENCE = "--influence --null-directions 5 --null-positions 40"
 
@@ -232,6 +234,15 @@ def test_directions_that_were_fitted_again_are_told_apart(run: Run, place: Path)
     Directions(**turned, method="eddp", layer="act").save(place / "found.safetensors")  # type: ignore[arg-type]
     ended = run(*data(place))
     assert (ended.code, "fitted again" in ended.err) == (2, True)
+    path = place / "evaluation" / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    file = (place / "found.safetensors").read_bytes()
+    summary["made_from"]["digests"]["found"] = f"sha256:{hashlib.sha256(file).hexdigest()}"  # of the file, as before
+    path.write_text(json.dumps(summary), encoding="utf-8")
+    (place / "evaluation" / MANIFEST).unlink()
+    write_manifest(place / "evaluation")
+    ended = run(*data(place))
+    assert (ended.code, "older eddp" in ended.err, "fitted again" in ended.err) == (2, True, False)
 
 
 def test_no_evaluation_none_of_ours_and_nothing_suspicious(run: Run, place: Path) -> None:

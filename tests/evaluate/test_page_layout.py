@@ -40,3 +40,4 @@ def test_the_diagnosis_in_words() -> None:
     assert [one["text"] for one in found] == ["30 directions hardly ever fire", "1 pair is almost the same filter"]
     assert (len(found[0]["groups"]), found[0]["more"], found[1]["groups"]) == (24, 6, [[1, 2]])
     assert marks(diagnosis)[1] == [Mark("dead"), Mark("duplicate of", 2)]
+    assert marks(diagnosis, [(40, 41)])[41] == [Mark("signal vector like", 40)]

@@ -459,8 +459,11 @@ def test_steering_that_gains_nothing_can_be_drawn() -> None:
     assert charts.steering_text(flat).startswith("The signal vector never raises it. ")
     text = charts.steering_text(dataclasses.replace(STEER, curves={"signal": [0, 0.1, 0.3], "filter": [0, -0.1, -0.2]}))
     assert text.startswith(
-        "The signal vector gains at most +30.0 pp (at α = 40) and never falls up to α = 40; the filter never raises it."
+        "The signal vector gains at most +30.0 pp, at α = 40 without a fall before; the filter never raises it."
     )
+    fallen = dataclasses.replace(STEER, monotone={"signal": 2.0, "filter": 2.0})
+    assert "first fall after α = 2" in charts.steering_text(fallen)
+    assert "half of them" in charts.steering_text(dataclasses.replace(fallen, target=-1))
 
 
 def test_a_long_curve_keeps_its_last_point() -> None:

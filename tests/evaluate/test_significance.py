@@ -14,10 +14,10 @@ from evaluate.influence.significance import (
     by_deviations,
     counted,
     deviations,
+    fewest_nulls,
     holm_adjusted,
     rounds,
     standardised,
-    within_reach,
 )
 
 
@@ -32,15 +32,8 @@ def test_by_hand() -> None:
     assert found.holm.tolist() == found.bh.tolist() == [[True, False], [False, False]]
 
 
-def test_too_few_null_directions_are_named_with_the_number_that_would_do() -> None:
-    able, words = within_reach(18, 64_000)
-    assert not able
-    assert "19 is the least" in words
-    able, words = within_reach(20, 64_000)
-    assert able
-    assert "1279999 would do" in words
-    assert "60953 pairs" in words
-    assert within_reach(1_279_999, 64_000) == (True, "")
+def test_with_fewer_null_directions_no_p_value_reaches_the_level() -> None:
+    assert [fewest_nulls(level) for level in (0.05, 0.01, 0.2)] == [19, 99, 4]
 
 
 def test_adjusted_p_values_of_a_textbook_example() -> None:
