@@ -77,7 +77,8 @@ class ClassLabels:
     95 % interval), ``p`` (Mann–Whitney), ``p_random`` and ``q`` (the larger of both, Benjamini & Hochberg), each (I,).
 
     ``fires``: the model's classes of the images where each filter fires most, the most frequent first. ``mean``: of ``auroc``, with its
-    interval. ``randoms``: how many random directions there were, and ``mean_random`` their mean AUROC. ``images``: of both halves.
+    interval. ``randoms``: how many random directions there were, ``mean_random`` their mean AUROC, and ``reached``: the share of them that reach the
+    median AUROC of the set. ``images``: of both halves.
     """
 
     labels: list[str]
@@ -91,6 +92,7 @@ class ClassLabels:
     mean: tuple[float, float, float]
     randoms: int
     mean_random: float
+    reached: float
     images: int
     source: str
 
@@ -160,7 +162,7 @@ def label_by_classes(
             [one.formula.text(classes.names) for one in chosen], auroc, low, high, p, p_random,
             bh_adjusted(np.maximum(p, p_random)), _fires(logits, classes.of_model[rows]),
             (float(auroc.mean()), float(ends[0]), float(ends[1])),
-            len(chance), float(chance.mean()), len(rows), classes.source,
+            len(chance), float(chance.mean()), float((chance >= np.median(auroc) - 1e-9).mean()), len(rows), classes.source,
         )  # fmt: skip
         progress("label search", done, len(filters))
     return found

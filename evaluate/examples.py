@@ -51,6 +51,11 @@ class Examples:
         return self.number.shape[1] - max(part.stop for part in self.slices.values())
 
 
+def random_count(slices: Mapping[str, slice]) -> int:
+    """How many random directions sets are held against."""
+    return max(RANDOMS, *(part.stop - part.start for part in slices.values()))
+
+
 def random_detectors(reader: LayerReader, bank: Bank, count: int, seed: int) -> Bank:
     """Directions uniform on the sphere; each fires on as large a share of positions as one of the bank's detectors, which are spread evenly over them."""
     filters = random_units(reader.channels, count, seed).to(bank.filters)
@@ -87,7 +92,7 @@ def embed_examples(
             f"--encoder compares the strongest images of a direction with others: the store has {reader.n_images} images, and {2 * LEAST_IMAGES} are the least."
         )
     count = max(LEAST_IMAGES, min(IMAGES, reader.n_images // 10))
-    randoms = max(RANDOMS, *(part.stop - part.start for part in bank.slices.values()))
+    randoms = random_count(bank.slices)
     drawn = random_detectors(reader, bank, randoms, seed)
     joined = Bank(
         torch.cat([bank.filters, drawn.filters], 1),

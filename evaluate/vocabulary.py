@@ -66,6 +66,11 @@ class WordStudy:
     randoms: int
 
 
+def least_beyond(directions: int, randoms: int) -> int:
+    """How many of a file's directions must be beyond all random ones, so that any is significant."""
+    return math.ceil(directions / (LEVEL * (randoms + 1)))
+
+
 def read_words(name: str) -> list[str]:
     """The words of a text file, one a line, each once; ``#`` begins a comment. ``default``: the list that is shipped.
 

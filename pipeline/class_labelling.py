@@ -57,18 +57,23 @@ def class_findings(
                 **{key: round(float(getattr(found, key)[i]), 6) for key in ("auroc", "auroc_low", "auroc_high")},
                 **{key: float(f"{getattr(found, key)[i]:.4g}") for key in ("p", "p_random", "q")},
                 "significant": bool(found.significant[i]),
-                "raised": None if up is None else SEPARATOR.join(titles[k] for k in up[i]),
                 "fires": SEPARATOR.join(titles[k] for k in found.fires[i]),
-                "agree": None if up is None or not up[i] else up[i][0] in found.fires[i][:1],
-                "overlap": None
-                if up is None or not up[i]
-                else round(len({*up[i]} & {*found.fires[i]}) / len(up[i]), 4),
+                **({} if up is None else _raised(up[i], found.fires[i], titles)),
             }
             for i in range(len(found.labels))
         ]
         rows += with_names(mine, names[name])
         entries[name] = {"class_labels": _summary(found) | ({} if up is None else _agreement(up, found.fires, seed))}
     return Findings(entries, {"class_labels": [rows_to_columns(rows)]})
+
+
+def _raised(up: Sequence[int], fires: Sequence[int], titles: Sequence[str]) -> dict[str, Any]:
+    """Columns that only influence fills: the classes that a signal vector raises, against those where its filter fires."""
+    return {
+        "raised": SEPARATOR.join(titles[k] for k in up),
+        "agree": up[0] in fires[:1] if up else None,
+        "overlap": round(len({*up} & {*fires}) / len(up), 4) if up else None,
+    }
 
 
 def _summary(found: ClassLabels) -> dict[str, Any]:
@@ -80,6 +85,7 @@ def _summary(found: ClassLabels) -> dict[str, Any]:
         **{key: round(value, 4) for key, value in mean},
         "randoms": found.randoms,
         "auroc_random": round(found.mean_random, 4),
+        "median_reached": round(found.reached, 4),
     }
 
 
@@ -109,9 +115,11 @@ def class_lines(summary: Mapping[str, Any]) -> list[str]:
     for name, entry in summary["directions"].items():
         if (found := entry.get("class_labels")) is None:
             continue
+        apart = ": they separate the classes, too" if found["median_reached"] > LEVEL else ""
         line = (
             f"{name}: {100 * found['significant']:.3g} % of directions have a significant class label ({found['source']} of {found['images']} "
-            f"images, at {100 * LEVEL:g} %), mean AUROC {number(found['auroc'])} (random directions {number(found['auroc_random'])})"
+            f"images, at {100 * LEVEL:g} %), mean AUROC {number(found['auroc'])} (random directions {number(found['auroc_random'])}, of which "
+            f"{100 * found['median_reached']:.3g} % reach the directions' median{apart})"
         )
         if found.get("agree") is not None:
             line += (

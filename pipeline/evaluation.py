@@ -40,7 +40,7 @@ from pipeline.record_display import text_of
 from pipeline.report import TITLE, write_evaluation_pages
 from pipeline.table_writer import Tables
 from pipeline.untrained import check_drawable, evaluate_untrained
-from pipeline.vocabulary_labels import find_words, first_found, word_lines
+from pipeline.vocabulary_labels import find_words, first_found, say_what_words_need, word_lines
 from stores.attachments import read_truth
 from stores.directions import Directions
 from stores.errors import MissingPathError, UsageError
@@ -177,6 +177,8 @@ def _evaluate(
     examples = None
     if config.encoder is not None:
         words = None if config.vocabulary is None else read_words(config.vocabulary)
+        if words is not None:
+            say_what_words_need(subject.bank.slices)
         examples = find_examples(subject, config.encoder, config.seed, texts=words is not None, scheduler=scheduler)
     if examples is not None and words is not None:
         named = find_words(subject, examples, words, config.seed)

@@ -192,7 +192,7 @@ READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *(f"{m}{part}" for m in ("detector_iou", "logit_correlation", "signal_cos") for part in ("", "_chance", "_kappa")),
         ),
     ),
-    "class_labels": (("directions", "index", "label", "auroc", "q", "significant", "fires"), ("raised", "auroc_low", "auroc_high")),
+    "class_labels": (("directions", "index", "label", "auroc", "q", "significant", "fires"), ("auroc_low", "auroc_high")),
     "vocabulary_labels": (("directions", "index", "word", "score", "cosine", "q_bh", "significant", "second", "third"), ()),
     "meaning": (("directions", "index", "firing_monosemanticity", "clarity", "polysemanticity"), ("semantic_redundancy", "nearest")),
     "steering": (("directions", "index", "role", "alpha", "class", "probability", "monotone_up_to"), ()),

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluate.direction_names import Maskless
-from evaluate.examples import Examples
+from evaluate.examples import Examples, random_count
 from evaluate.image_crops import layer_file
-from evaluate.vocabulary import LEVEL, WordLabel, study_words
+from evaluate.vocabulary import LEVEL, WordLabel, least_beyond, study_words
 from pipeline.evaluation_parts import Findings, Subject
+from pipeline.logging import say
 from stores.tables import rows_to_columns
 
 KIND = "word"
@@ -22,6 +23,17 @@ class Worded:
 
     findings: Findings
     names: dict[str, list[Maskless]]
+
+
+def say_what_words_need(slices: Mapping[str, slice]) -> None:
+    """Of each file with many directions: how many must stand out before any gets a word."""
+    randoms = random_count(slices)
+    for name, part in slices.items():
+        count = part.stop - part.start
+        if (least := least_beyond(count, randoms)) > 1:
+            say(
+                f"{name}: any of its {count} directions gets a word only where at least {least} have a better one than all {randoms} random directions"
+            )
 
 
 def find_words(subject: Subject, examples: Examples, words: Sequence[str], seed: int) -> Worded:

@@ -54,6 +54,9 @@ def test_directions_are_called_by_their_classes(run: Run, seen: tuple[Path, Path
     assert [row["auroc"] for row in rows[:3]] == ["1"] * 3
     assert [row["fires"] for row in rows[:3]] == NAMES
     entry = json.loads((folder / "summary.json").read_bytes())["directions"]["d"]["class_labels"]
+    reached = round(1001 * float(rows[0]["p_random"]) - 1) / 10  # of 1000 random directions, and the median is 1
+    assert entry["median_reached"] == reached / 100
+    assert f"of which {reached:.3g} % reach the directions' median" in ended.out
     assert (entry["significant"], entry["images"], entry["source"]) == (0.75, 240, "labels")
     assert entry["auroc"] == pytest.approx(np.mean([float(row["auroc"]) for row in rows]), abs=1e-4)
     assert [name.full for name in EvaluationResult(folder).direction_names("d")] == [row["name"] for row in rows]
@@ -85,6 +88,8 @@ def test_signal_vector_and_filter_agree_where_their_first_classes_are_one(seen: 
     subject = Subject(store, "conv", {"d": Directions.load(seen[1])})
     labels = find_class_labels(subject, 0)
     last = labels["d"].fires[3][0]
+    (table,) = class_findings(subject, labels, {"d": subject.names("d")}, None, 0).tables["class_labels"]
+    assert not {"raised", "agree", "overlap"} & set(table)  # nothing raised them yet
     found = class_findings(subject, labels, {"d": subject.names("d")}, {"d": [[0], [2, 1], [], []]}, 0)
     (table,) = found.tables["class_labels"]
     assert table["raised"] == ["cat", "<i>sea</i>; dog", "", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ from tiny import noise
 
 from evaluate.detector_bank import Bank
 from evaluate.image_crops import box_of, crop_picture, crops_of, embeddings_of
-from evaluate.vocabulary import TEMPLATES, embed_words, evidence, name_by_words, read_words
+from evaluate.influence.significance import bh_adjusted
+from evaluate.vocabulary import TEMPLATES, embed_words, evidence, least_beyond, name_by_words, read_words
 from extract.image_text import ImageTextEncoder
+from pipeline.vocabulary_labels import say_what_words_need
 from stores.errors import DatasetError, MissingPathError
 from stores.format import LayerSpec
 from stores.readers import LayerReader
@@ -68,6 +71,20 @@ def test_words_are_chosen_on_one_half_and_scored_on_the_other() -> None:
         assert found["p"][j] == (1 + sum(other >= score for other in null)) / 5
         held_out = images[number[1::2, j]]
         assert found["cosine"][j] == pytest.approx(float(np.mean(held_out @ words[word])), abs=1e-6)
+
+
+def test_how_many_directions_must_stand_out_before_any_gets_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    for directions, randoms, least in ((10, 200, 1), (11, 200, 2), (20, 200, 2), (64, 200, 7), (512, 512, 20)):
+        assert least_beyond(directions, randoms) == least
+        for beyond in (least - 1, least):
+            p = np.where(np.arange(directions) < beyond, 1 / (randoms + 1), 1.0)
+            assert (bh_adjusted(p) <= 0.05).any() == (beyond == least)
+    with caplog.at_level(logging.INFO):
+        say_what_words_need({"few": slice(0, 10), "many": slice(10, 74)})
+    said = caplog.text
+    assert "few" not in said
+    assert "many: any of its 64 directions gets a word only where at least 7" in said
+    assert "200 random" in said
 
 
 def test_the_box_around_what_fires_and_the_rest_blurred() -> None:
