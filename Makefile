@@ -29,7 +29,7 @@ docs: $(DOCS_STAMP)
 	@echo docs/_build/html/index.html
 
 clean:
-	rm -rf $(VENV) $(DEMO) build docs/_build docs/generated *.egg-info
+	rm -rf $(VENV) $(DEMO) build docs/_build *.egg-info
 
 # The stamp is as old as what it was made from: a changed requirement installs again
 $(STAMP): setup.cfg pyproject.toml constraints.txt

@@ -17,7 +17,6 @@ release = version_of("eddp")
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "program_reference",
     "mathml",
@@ -28,20 +27,22 @@ exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # files that are included begin at any level
+suppress_warnings = ["myst.header"]  # files that are included start at any level
 
 # Notebooks are text (docs/notebooks/*.md); their cells run when the pages are built
 nb_execution_mode = "auto"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"
 
-autosummary_generate = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
+napoleon_use_param = False
 napoleon_use_rtype = False
 add_module_names = False
+nitpick_ignore_regex = [("py:.*", ".*")]  # docstrings describe a parameter where others name its type
 
 html_theme = "furo"
 html_title = "eddp"

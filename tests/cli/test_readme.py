@@ -1,4 +1,7 @@
-"""What the README shows, run as it stands: every ``sh`` block, the batch jobs, and the Python, on small data."""
+"""What the user guide and the README show, run as it stands: every ``sh`` and ``python`` block, and the batch jobs, on small data.
+
+Blocks of other languages (``console``, ``text``) are not run.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,33 @@ from tiny import write_broden
 from video_clips import put_clips
 
 ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+GUIDE = (  # in the order in which a page needs what an earlier one made
+    "quickstart",
+    "models",
+    "fitting",
+    "labels",
+    "influence",
+    "report",
+    "explaining",
+    "correcting",
+    "video",
+    "clusters",
+    "object-storage",
+    "only-images",
+    "api",
+)
+PAGES = {name: (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in GUIDE}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-ONLY_IMAGES = (ROOT / "docs" / "only-images.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str, page: str = README) -> list[str]:
+def blocks(language: str, page: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page's ``sh`` blocks, in order."""
+    return [line for block in blocks("sh", page) for line in block.replace("\\\n", " ").splitlines() if line]
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +65,10 @@ def bucket() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, bucket: dict[str, str]) -> tuple[Path, dict[str, str]]:
-    """A folder that holds, in small, what the README's user has: images, checkpoints, Broden, a network."""
+    """A folder that holds, in small, what the guide's user has: images, checkpoints, Broden, a network."""
     from extract.models import torchvision
 
-    folder = tmp_path_factory.mktemp("readme")
+    folder = tmp_path_factory.mktemp("guide")
     g = np.random.default_rng(0)
     for data, classes in (("imagenet/val", ("n01", "n02")), ("places365/val_256", ()), ("birds", ("jay", "owl"))):
         for i in range(8):
@@ -54,6 +76,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, bucket: dict[str, str]) -> t
             file.parent.mkdir(parents=True, exist_ok=True)
             small = Image.fromarray(g.integers(0, 256, (6, 6, 3), np.uint8))
             small.resize((90, 80), Image.Resampling.BICUBIC).save(file)
+    for i in range(48):
+        small = Image.fromarray(g.integers(0, 256, (5, 5, 3), np.uint8))
+        file = folder / "photos" / ("jay", "owl")[i % 2] / f"{i}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        small.resize((70, 60), Image.Resampling.BICUBIC).save(file)
     write_broden(folder / "broden1_224")
     put_clips(folder / "videos", 1, classes=("left", "up"))
     (folder / "photo.jpg").write_bytes((folder / "imagenet/val/n01/0.jpg").read_bytes())
@@ -111,16 +138,21 @@ def run(script: str, place: tuple[Path, dict[str, str]]) -> str:
 
 
 @pytest.mark.slow
-def test_shell_blocks_in_order_then_the_python(place: tuple[Path, dict[str, str]]) -> None:
-    shown = blocks("sh")
-    assert len(shown) == 10
-    folder = place[0]
-    for block in shown:
-        # pictures of a ResNet take minutes here; and of directions from eight images not every one fires
-        small = block.replace("eddp report influence", "eddp report influence --visualize none")
-        if "--direction 12" in block:
-            small = small.replace("--direction 12", f"--direction {_widest(folder / 'influence' / 'directions.csv')}")
-        run(small, place)
+def test_every_command_and_then_the_python(place: tuple[Path, dict[str, str]]) -> None:
+    folder, done = place[0], set()
+    for page in (*PAGES.values(), README):
+        for command in commands(page):
+            if command in done:
+                continue
+            done.add(command)
+            # pictures of a ResNet take minutes here, auto fits many times; and of directions from eight images not every one fires
+            small = command.replace("eddp report influence", "eddp report influence --visualize none")
+            small = small.replace("--directions auto", "--directions 6")
+            if "--direction 12" in small:
+                small = small.replace(
+                    "--direction 12", f"--direction {_widest(folder / 'influence' / 'directions.csv')}"
+                )
+            run(small, place)
     for made in (
         "evaluation/report.html",
         "comparison/report.html",
@@ -133,26 +165,27 @@ def test_shell_blocks_in_order_then_the_python(place: tuple[Path, dict[str, str]
         "many/report.html",
         "frames.zarr/manifest.jsonl",
         "remote.safetensors",
+        "named/class_labels.csv",
+        "named/report.html",
     ):
         assert (folder / made).is_file(), made
-    for number, (python, check) in enumerate(zip(blocks("python"), CHECKS, strict=True)):
+    shown = [block for page in PAGES.values() for block in blocks("python", page)]
+    checked = list(zip(shown, CHECKS, strict=True))
+    checked += [(block, "") for block in blocks("python", README) if block not in shown]
+    for number, (python, check) in enumerate(checked):
         (folder / f"shown{number}.py").write_text(f"{python}\n{check}\n")
         run(f"{sys.executable} shown{number}.py", place)
 
 
-@pytest.mark.slow
-def test_the_page_for_images_without_labels(place: tuple[Path, dict[str, str]]) -> None:
-    folder, environment = place
-    g = np.random.default_rng(1)
-    for i in range(48):
-        small = Image.fromarray(g.integers(0, 256, (5, 5, 3), np.uint8))
-        file = folder / "photos" / ("jay", "owl")[i % 2] / f"{i}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        small.resize((70, 60), Image.Resampling.BICUBIC).save(file)
-    for block in blocks("sh", ONLY_IMAGES):
-        run(block.replace("--directions auto", "--directions 6"), (folder, environment))  # auto is fitted many times
-    for made in ("named/class_labels.csv", "named/report.html", "explanation/index.html", "report/index.html"):
-        assert (folder / made).is_file(), made
+def test_no_page_shows_commands_that_are_not_run() -> None:
+    shown = {
+        file.stem
+        for file in DOCS.rglob("*.md")
+        if "_build" not in file.parts
+        for language in ("sh", "python")
+        if blocks(language, file.read_text(encoding="utf-8"))
+    }
+    assert shown <= set(GUIDE)
 
 
 def _widest(table: Path) -> int:
@@ -171,8 +204,8 @@ CHECKS = (
 
 
 def test_the_jobs_of_a_cluster() -> None:
-    """What the scripts do is tested where they are; here: the README's line names one of them, and only what it reads."""
-    (block,) = blocks("bash")
+    """What the scripts do is tested where they are; here: the line that is shown names one of them, and only what it reads."""
+    (block,) = blocks("bash", PAGES["clusters"])
     script = ROOT / re.findall(r"\S+\.sh", block)[0]
     assert os.access(script, os.X_OK)
     text = script.read_text()
@@ -182,7 +215,7 @@ def test_the_jobs_of_a_cluster() -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for pair in re.findall(r"^make (\w+)|`make (\w+)`", README, re.M):
+    for pair in re.findall(r"^make (\w+)|`make (\w+)`", README + PAGES["quickstart"], re.M):
         assert f"\n{''.join(pair)}:" in makefile
 
 
