@@ -1,7 +1,7 @@
 """Confidence intervals by resampling images: what would the scores be on another draw of the val split?
 
 Each replicate counts every image as often as a Poisson(1) draw says (the Poisson bootstrap: as the usual one, but sums can
-be streamed). The draws of an image hang on the seed and its number alone, so no order, batch or worker changes them. Labels
+be streamed). The draws of an image depend only on the seed and its number, so no order, batch or worker changes them. Labels
 stay those chosen on train.
 """
 

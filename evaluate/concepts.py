@@ -34,7 +34,7 @@ def concept_store(
     progress: Progress = silent,
     client: Any = None,
 ) -> ActivationStore:
-    """The store itself if it was made from this concept dataset; else the model's activations on it, kept beside the store.
+    """The store itself if it was made from this concept dataset; else the model's activations on it, stored next to the store.
 
     Raises MismatchError for synthetic stores, which have no backbone to run, and, before anything is run, when the model
     now loads with other weights than the store was made with.
@@ -48,7 +48,7 @@ def concept_store(
         raise MismatchError(
             f"The store '{store.path}' is synthetic: it has no network to run over '{source.root}'. Use --ground-truth."
         )
-    mend = f"Mend it or take it out of {source.listing}, then run evaluate again: it goes on where it stopped."
+    mend = f"Fix it or take it out of {source.listing}, then run evaluate again: it resumes where it stopped."
     return activations_on(store, layer, source, mend=mend, device=device, cache=cache, progress=progress, client=client)
 
 
@@ -63,7 +63,7 @@ def activations_on(
     progress: Progress = silent,
     client: Any = None,
 ) -> ActivationStore:
-    """A store's own model run over other images, kept beside the store: the second time it is there.
+    """A store's own model run over other images, stored next to the store: the second time it is there.
 
     ``mend`` says what to do about a bad image; ``client``, a ``distributed.Client``, has its workers run the model, each on the device
     that it has. Raises MismatchError, before anything is run, when the model now loads with other weights

@@ -1,7 +1,7 @@
 """The sums over positions that all scores come from, and the pass that makes them (Network Dissection, Bau et al. 2017).
 
-Image by image, all detectors and all labels of the image in one product of their maps. Every sum is a whole number, so
-counts of parts of the images add up to those of the whole, whatever the parts.
+Image by image, all detectors and all labels of the image in one product of their maps. Every sum is an integer, so
+counts of parts of the images add up to those of complete images, whatever the parts.
 """
 
 from __future__ import annotations

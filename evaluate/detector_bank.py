@@ -16,7 +16,7 @@ from stores.readers import LayerReader
 
 @dataclass(frozen=True)
 class Bank:
-    """``filters`` (C, J) and ``thresholds`` (J,) of all files side by side; ``slices`` tells whose columns are whose."""
+    """``filters`` (C, J) and ``thresholds`` (J,) of all files side by side; ``slices`` says whose columns are whose."""
 
     filters: torch.Tensor
     thresholds: torch.Tensor
@@ -78,7 +78,7 @@ def top_quantile(
 ) -> torch.Tensor:
     """Exact thresholds (J,) that the top ``quantile`` share of all positions exceeds, streamed.
 
-    Only the largest ``quantile · N · P`` values of each unit are kept: that many is all the quantile needs.
+    Only the largest ``quantile · N · P`` values of each unit are collected: that many is all the quantile needs.
     """
     keep = max(1, round(quantile * reader.n_rows))
     best: torch.Tensor | None = None

@@ -360,7 +360,7 @@ TABLES = {
         "probability_change": _CHANGE,
         "significant": Term("boolean", "", "As in the table influence."),
     }),
-    "suspects": Table("One row a label and class: a small concept of one class alone that the class leans on, for a person to look at.", {
+    "suspects": Table("One row a label and class: a small concept of only one class that the class leans on, for a person to look at.", {
         "indices": Term("string", "", "Numbers of the directions that carry the label and raise the class, the one that raises it most first, with spaces between."),
         "name": Term("string", "", "Name of the first of these directions, as in the table directions."),
         "share_of_class": Term("number", "share", "Share of the images that show the label and are predicted as the class."),

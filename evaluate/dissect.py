@@ -80,7 +80,7 @@ class Dissector:
         Parameters
         ----------
         label_of : (J,) column of each detector's label, −1 for none.
-        replicates : B of the bootstrap over images; each image's draws hang on ``seed`` and its number alone.
+        replicates : B of the bootstrap over images; each image's draws depend only on ``seed`` and its number.
 
         Logits are binned (2000 bins between each detector's smallest and largest grid logit), so that memory does not
         grow with the number of positions.

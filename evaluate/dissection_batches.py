@@ -95,7 +95,7 @@ class Material:
         return self.bank.filters.device
 
     def rows(self, chunks: range, labelled: bool = True) -> list[int]:
-        """Rows of some chunks whose images could be read, of the splits alone that count unless told otherwise."""
+        """Rows of some chunks whose images could be read, of only the splits that count unless given otherwise."""
         size, indices = self.reader.store.chunk_images, self.reader.image_indices
         within = indices[(indices >= chunks.start * size) & (indices < chunks.stop * size)].tolist()
         return list(self.wanted(SPLITS, within)) if labelled else within
@@ -144,7 +144,7 @@ class Material:
     def tiles(self, images: Sequence[LabelledImage], units: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Logits of chosen detectors where the labels are: (t,) some of ``units``, and (n, points, t), to be overwritten.
 
-        A tile is small enough to stay in a processor's cache through all that is done to it, and is filled up to whole
+        A tile is small enough to stay in a processor's cache through all that is done to it, and is filled up to complete
         vectors: what is left over is rounded otherwise, and a detector's numbers must not depend on its company.
         """
         size = self.tile // (len(images) * max(images[0].points, 1)) // VECTOR * VECTOR or VECTOR

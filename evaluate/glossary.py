@@ -137,7 +137,7 @@ PARTS: dict[str, dict[str, str]] = {
     "class labels": {
         "class label": "The class of the store's images, or up to three classes joined by OR, or NOT these, whose images the direction's mean logit ranks "
         "first (INVERT). It is chosen on half of the images; AUROC (0.5 is chance) and tests are of the other half. It is significant at 5 % (Benjamini & "
-        "Hochberg over the file's directions) where chance alone (Mann-Whitney) and random directions that are labelled in the same way do not reach it: "
+        "Hochberg over the file's directions) where chance (Mann-Whitney) and random directions that are labelled in the same way do not reach it: "
         "classes are often apart along random directions, too.",
     },
     "words": {

@@ -138,7 +138,7 @@ def embeddings_of(
 
 
 def layer_file(reader: LayerReader, what: str) -> Path:
-    """Where embeddings are kept, next to a layer's activations."""
+    """Where embeddings are stored, next to a layer's activations."""
     return reader.store.path / "layers" / reader.spec.name / f"{what}.safetensors"
 
 

@@ -39,7 +39,7 @@ def region_tile(image: Image.Image, logits: np.ndarray, size: int) -> Image.Imag
     """An image with the region of positive logits as it is, the rest dimmed, and a line around the region.
 
     ``image`` of any size and mode, ``logits`` (h, w) over it, ``size`` the side of the square result in pixels.
-    Pixels of the region are those of the resized image, untouched: the two-pixel line and its dark edge lie outside it.
+    Pixels of the region are those of the resized image, untouched: the two-pixel line and its dark edge are outside it.
     """
     inside = region(logits, size)
     picture = square(image, size)
@@ -92,7 +92,7 @@ def contact_sheet(frames: Sequence[Image.Image], marked: int | None = None) -> I
 
 
 def jpeg(image: Image.Image, quality: int = 88) -> bytes:
-    """The bytes of a JPEG file; colour is kept at full resolution, for the lines."""
+    """The bytes of a JPEG file; colour has full resolution, for the lines."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
     return buffer.getvalue()

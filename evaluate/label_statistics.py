@@ -1,8 +1,8 @@
 """The pass after labels are chosen: how each detector's logits, and detectors of one label together, agree with the label.
 
-It sums, for each detector and its own label alone: histograms of the logits (average precision, supervised thresholds), the
+It sums, for each detector and only its own label: histograms of the logits (average precision, supervised thresholds), the
 union with all detectors of its set that carry the label, and per replicate of the bootstrap the weighted counts of val. As
-in the first pass every sum is a whole number, whatever parts it was added up from.
+in the first pass every sum is an integer, whatever parts it was added up from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stores.progress import Progress, silent
 @dataclass
 class Second:
     """``positive``, ``negative`` (2, J, bins): positions of annotated images by logit, where the detector's own label is
-    and where it is not, on train and val. The rest is of val alone: ``union_both``, ``union`` (U,): positions of each
+    and where it is not, on train and val. The rest is only of val: ``union_both``, ``union`` (U,): positions of each
     group's detectors together, on their label and in all; ``both``, ``detector``, ``label`` (B, J): the replicates' counts
     of each detector and its label, in images annotated in its category. ``half`` (2, 3, J): these three of each random half of the images,
     ``positive_half``, ``negative_half`` (J, bins): val's histograms of the second."""

@@ -50,7 +50,7 @@ def choose_labels(counts: Counts) -> np.ndarray:
 
 
 def score(counts: Counts, columns: slice, label: np.ndarray, average_precision: np.ndarray) -> Labelled:
-    """Scores of the detectors in ``columns``; ``label`` and ``average_precision`` are those of the whole bank (J,)."""
+    """Scores of the detectors in ``columns``; ``label`` and ``average_precision`` are those of the complete bank (J,)."""
     label, ap = label[columns], average_precision[columns]
     train, val = counts.iou(0)[columns], counts.iou(1)[columns]
     rows, safe = np.arange(len(label)), np.maximum(label, 0)

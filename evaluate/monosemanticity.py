@@ -167,8 +167,8 @@ def _partners(reader: LayerReader, other: LayerReader) -> np.ndarray:
     if len(number) < len(theirs):
         twice = next(name for i, name in enumerate(theirs) if number[name] != i)
         raise MismatchError(
-            f"The store '{other.store.path}' holds several images named '{twice}', so images cannot be told by their "
-            "names. Extract from a folder where names differ."
+            f"The store '{other.store.path}' holds several images named '{twice}', so their names do not identify "
+            "images. Extract from a folder where names differ."
         )
     missing = [mine[i] for i in reader.image_indices if mine[i] not in number]
     if missing:

@@ -54,9 +54,9 @@ def spread(
     ----------
     scheduler : "here" for one chunk after the other, where torch has all cores; "threads" for a thread a core, each with one
         thread of torch; a ``distributed.Client`` for its workers. None takes threads, and "here" on a GPU: that is faster.
-    labelled : whether the work is about labelled images alone: these are counted then.
+    labelled : whether the work is only about labelled images: these are counted then.
 
-    Raises EDDPError when the workers are gone, and whatever the work raises.
+    Raises EDDPError when the workers have ended, and whatever the work raises.
     """
     chunks = material.reader.store.n_chunks
     if scheduler is None:

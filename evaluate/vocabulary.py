@@ -102,7 +102,7 @@ def read_words(name: str) -> list[str]:
 def embed_words(
     encoder: ImageTextEncoder, words: Sequence[str], file: Path | None = None, progress: Progress = silent
 ) -> np.ndarray:
-    """(M, D) embeddings of unit norm: the mean over templates of a word's less the empty template's. ``file`` : where they are kept."""
+    """(M, D) embeddings of unit norm: the mean over templates of a word's less the empty template's. ``file`` : where they are stored."""
     listed = hashlib.sha256("\n".join(words).encode()).hexdigest()
     key = {"encoder": encoder.digest, "words": listed, "templates": list(TEMPLATES), "version": 1}
     kept = read_cache(file, key) if file is not None else None

@@ -36,7 +36,7 @@ def resource(file: str) -> str:
 
 
 def render_page(template: str, data: dict[str, Any], *, styles: str = "", script: str = "", **filters: Any) -> str:
-    """A page in one file, with the common style sheet, another one and a script inside; its bytes depend on the data alone."""
+    """A page in one file, with the common style sheet, another one and a script inside; its bytes depend only on the data."""
     code = resource(script) if script else ""
     return environment(**filters).get_template(template).render(
         **data,

@@ -40,7 +40,7 @@ def pooled_affine(head: nn.Module, layout: LayerLayout) -> PooledAffine | None:
 
     A few random inputs in float32 turn most heads away: positions are permuted, and an affine combination of inputs
     must give the same combination of logits. What passes is copied in float64; A is read off by feeding each channel
-    alone, and must then predict the logits of large random activations of both signs to 1e-9.
+    separately, and must then predict the logits of large random activations of both signs to 1e-9.
     """
     device = next((t.device for t in (*head.parameters(), *head.buffers())), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -83,7 +83,7 @@ def _may_be_affine(head: nn.Module, layout: LayerLayout, random: Callable[..., t
 
 
 def _read_off(head: nn.Module, layout: LayerLayout, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give A (K, C) and c (K,) in float64: the answers to each channel alone, one at all positions, and to zeros."""
+    """Give A (K, C) and c (K,) in float64: the answers to single channels, one at all positions, and to zeros."""
     p, channels = layout.positions, layout.channels
     zeros = torch.zeros(1, p, channels, dtype=torch.float64, device=device)
     c = head_logits(head, layout, zeros)[0].double()

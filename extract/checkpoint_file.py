@@ -13,7 +13,7 @@ import torch
 
 from stores.errors import WeightsError
 
-_SAVE = "save the tensors alone, torch.save(model.state_dict(), FILE)"
+_SAVE = "save only the tensors, torch.save(model.state_dict(), FILE)"
 _AGAIN = "download or save it again"
 _KINDS = (  # how a file begins, what it is, what to do
     (rb"\Z", "empty", _AGAIN),
@@ -101,7 +101,7 @@ def read_checkpoint(path: Path) -> Any:
         raise WeightsError(f"{held}. If you trust the file, load it in Python and {_SAVE}.") from error
     except Exception as error:
         if "TorchScript" in str(error):
-            remedy = "save its tensors alone, torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+            remedy = "save only its tensors, torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
             raise WeightsError(f"{path} is not a weights file, it is a TorchScript archive: {remedy}.") from error
         raise WeightsError(f"{path} cannot be read as a weights file ({reason_of(error)}): {_AGAIN}.") from error
 

@@ -192,7 +192,7 @@ def extract_on(
     config : ``device`` may be ``auto``, what each worker has.
 
     Raises what ``extract`` raises, here or on a worker, EDDPError when the cluster is lost or sees other files. Committed
-    chunks are kept; the same call, or ``extract``, resumes from there.
+    chunks stay; the same call, or ``extract``, resumes from there.
     """
     if config.shard is not None:
         raise UsageError("'shard' cannot go with a cluster: its workers share out the store.")

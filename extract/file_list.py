@@ -120,7 +120,7 @@ def integer(row: dict[str, str], column: str, least: int, most: int) -> int:
     try:
         number = int(row[column])
     except ValueError as error:
-        raise ValueError(f"'{column}' must be a whole number, got '{shown(row[column][:40])}'") from error
+        raise ValueError(f"'{column}' must be an integer, got '{shown(row[column][:40])}'") from error
     if not least <= number <= most:
         raise ValueError(f"'{column}' must be from {least} to {most}, got {row[column][:40]}")
     return number

@@ -197,7 +197,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 def names_in(folder: Path) -> set[str]:
     """The names in a folder; none where there is no such folder. Raises OSError where the disk does not answer."""
     try:
-        return set(os.listdir(folder))  # noqa: PTH208  (names alone, by the hundred thousand)
+        return set(os.listdir(folder))  # noqa: PTH208  (only names, by the hundred thousand)
     except ValueError:  # a name that no disk takes
         return set()
     except OSError as error:

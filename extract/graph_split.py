@@ -1,6 +1,6 @@
 """Cut a network in two at a layer: the backbone up to it, and the head after it.
 
-A layer is a *cut* when everything after it sees the image through it alone. The graph of the forward pass (torch.fx)
+A layer is a *cut* when everything after it sees the image only through it. The graph of the forward pass (torch.fx)
 decides that exactly (``Traced``); where a model cannot be traced, the model is run with the layer's output
 replaced, and whether the layer is a cut is found numerically (``Replayed``).
 """
@@ -24,7 +24,7 @@ from extract.probe import hooked, run_with_hooks
 from stores.errors import NotACutError, UnknownNameError, UsageError, nearest
 
 log = logging.getLogger(__name__)
-_STAND_IN = "image_like"  # the image of which a head reads the size alone
+_STAND_IN = "image_like"  # the image of which a head reads only the size
 _SHAPE_METHODS = {"size", "dim", "numel", "nelement", "stride", "is_contiguous", "get_device", "element_size"}
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout"}
 _WRITING = {"setitem", "delitem", "iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow"}
@@ -42,7 +42,7 @@ class Split(ABC):
 
     @abstractmethod
     def is_cut(self, layer: str) -> bool:
-        """Whether everything after the layer, which runs exactly once, sees the image through it alone."""
+        """Whether everything after the layer, which runs exactly once, sees the image only through it."""
 
     @abstractmethod
     def backbone(self, layer: str) -> nn.Module:
@@ -83,7 +83,7 @@ class Split(ABC):
         """Give the canonical name of a layer that is a cut. Raises as ``require_single``; NotACutError for others."""
         layer = self.require_single(layer)
         if not self.is_cut(layer):
-            why = "a skip connection bypasses it, so the rest of the network cannot be run from it alone"
+            why = "a skip connection bypasses it, so the rest of the network cannot be run from it"
             raise NotACutError(f"Layer {layer!r} is not a bottleneck: {why}{self._nearest(layer)}")
         return layer
 
@@ -142,7 +142,7 @@ class Traced(Split):
             self.runs[name] = self.runs.get(name, 0) + 1
             self.output[name] = node
         self.image = next(node for node in self.nodes if node.op == "placeholder")
-        self.dependent = {self.image}  # the nodes whose value depends on the image, not on its size alone
+        self.dependent = {self.image}  # the nodes whose value depends on the image, not only on its size
         for node in self.nodes:
             if not self.dependent.isdisjoint(node.all_input_nodes) and (example is None or not _reads_shape(node)):
                 self.dependent.add(node)
@@ -184,7 +184,7 @@ class Traced(Split):
         graph = fx.Graph()
         start = graph.placeholder("activations")
         env = {cut: graph.call_method("clone", (start,)) if any(self._writes(n) for n in after) else start}
-        if self.image in needed:  # for its size alone
+        if self.image in needed:  # only for its size
             stand_in = graph.create_node("get_attr", _STAND_IN)
             size = graph.call_method("size", (start, 0))
             rest = [-1] * (3 if self.example is None else self.example.ndim - 1)

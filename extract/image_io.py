@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from stores.errors import EDDPError, ImageError, OutOfMemoryError, UsageError
 
 # Not read: what Pillow cannot decode itself (stubs, and EPS and WMF, for which it starts other programs), and what has no
-# magic number, so that any file would do. TGA has none either: it is tried for files with its endings alone.
+# magic number, so that any file would do. TGA has none either: it is tried only for files with its endings.
 _NOT_READ = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IM", "IMT", "IPTC", "MCIDAS", "PCD", "SPIDER", "XVTHUMB"}
 _BY_ENDING = {"TGA"}
 Image.preinit()  # the common formats first: they are tried in this order
@@ -36,7 +36,7 @@ ENDINGS = tuple(
 LARGEST = 2**30  # bytes of a file; the largest image that Pillow reads has half of that, uncompressed
 # Resized to 512 pixels at its shorter side, a longer image would have more pixels than twice Pillow's limit (2 * 89478485).
 LONGEST = 682  # times its shorter side
-KEPT = "Completed chunks are kept: run the same command again"
+KEPT = "Completed chunks stay: run the same command again"
 OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 
 # Decided here: an image below twice MAX_IMAGE_PIXELS is read (above, Pillow raises), and broken metadata next to sound pixels,
@@ -120,7 +120,7 @@ def read_image(path: Path, name: str | None = None, *, known_broken: bool | None
 
 
 def read_range(path: Path, offset: int, size: int, name: str) -> bytes:
-    """Bytes from within a file, opened for this alone: nothing to share between threads or to pickle. Raises as ``read_image``."""
+    """Bytes from within a file, opened only for this: nothing to share between threads or to pickle. Raises as ``read_image``."""
     with reading(path, name, inside=True), open_regular(path) as file:
         return _bytes_of(file, offset, size, name, f"'{name}' in '{shown(path)}'")
 

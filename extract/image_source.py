@@ -186,7 +186,7 @@ def register(name: str, detect: Callable[[Path], bool], **options: Any) -> Calla
 
 
 def scheme_of(data: str | Path) -> tuple[str | None, Path]:
-    """Split ``NAME:PATH`` into the reader's name and the path; the name is None for a path alone."""
+    """Split ``NAME:PATH`` into the reader's name and the path; the name is None for a path without one."""
     text = str(data)
     scheme, colon, place = text.partition(":")
     # one letter is a drive of Windows, and a path that exists is a path, whatever its name

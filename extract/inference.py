@@ -1,7 +1,7 @@
 """A network made ready for extraction: BatchNorm folded into convolutions, convolutions in channels-last memory; same values.
 
 The prepared module is a copy that shares every parameter it does not change. It is compared with the untouched network on
-the probe images, and is left out where it differs. What is chosen depends on the network alone, not on measured time: all
+the probe images, and is left out where it differs. What is chosen depends only on the network, not on measured time: all
 shards of a store run the same module.
 """
 
@@ -32,7 +32,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class InferenceModule:
     """``module`` gives what the network gives; ``folded`` of its BatchNorm modules are part of the convolution before them.
 
-    ``difference`` is the largest one on the probe images, at a kept layer or at the logits, as a share of the largest value.
+    ``difference`` is the largest one on the probe images, at a stored layer or at the logits, as a share of the largest value.
     """
 
     module: nn.Module
@@ -52,9 +52,9 @@ class InferenceModule:
 
 
 def prepare_inference(networks: Mapping[str, Network], *, channels_last: bool = True) -> InferenceModule:
-    """Prepare the module of some networks of one model, whose layers are kept.
+    """Prepare the module of some networks of one model, whose layers are stored.
 
-    A BatchNorm is folded into the convolution before it, where no kept layer sees the values in between. Weights of
+    A BatchNorm is folded into the convolution before it, where no stored layer sees the values in between. Weights of
     two-dimensional convolutions become channels-last, if asked. Where the result differs from the untouched network by more
     than 1e-4 of the largest value, or fails, less is done: first without channels-last, then nothing.
     """
@@ -101,7 +101,7 @@ def _prepared(
 
 
 def _foldable(module: nn.Module, layers: Mapping[str, Network], images: torch.Tensor) -> dict[str, str]:
-    """Convolution → the BatchNorm that its output goes to, of those that run once and whose output no kept layer gives."""
+    """Convolution → the BatchNorm that its output goes to, of those that run once and whose output no stored layer gives."""
     parts = _plain(module)
     runs: dict[str, int] = dict.fromkeys(parts, 0)
     made: dict[int, tuple[str, torch.Tensor]] = {}  # the tensors too: a freed one's id would be used again
@@ -114,7 +114,7 @@ def _foldable(module: nn.Module, layers: Mapping[str, Network], images: torch.Te
             pairs[made[id(inputs[0])][0]] = name
 
     def gives(name: str, output: Any) -> None:
-        if name in layers:  # seen from outside: its own values are kept
+        if name in layers:  # seen from outside: its own values stay
             made.pop(id(output), None)
         elif type(parts[name]) in _CONVOLUTIONS:
             made[id(output)] = name, output
@@ -151,7 +151,7 @@ def _fold(convolution: Any, norm: Any) -> None:
 def _values(
     module: nn.Module, networks: Mapping[str, Network], images: torch.Tensor, output: ModelOutput
 ) -> dict[str, torch.Tensor]:
-    """Activations of the kept layers, and the logits under ""."""
+    """Activations of the stored layers, and the logits under ""."""
     layouts = {name: network.layout for name, network in networks.items()}
     with torch.inference_mode(), capture(module, layouts) as taken:
         logits = output(module(images))

@@ -280,7 +280,7 @@ def open_model(store: ActivationStore) -> LoadedModel:
 def check_trusted(store: ActivationStore) -> None:
     """Raise UsageError where a store names code as its model, and was opened without ``model=NAME``.
 
-    Anybody can write a store. Models of torchvision, timm and the demo are loaded by their names alone.
+    Anybody can write a store. Models of torchvision, timm and the demo are loaded by their names.
     """
     name = str(store.provenance.get("model", ""))
     if ":" not in name or name.startswith("timm:") or name == store.trusted_model or _is_demo(name):

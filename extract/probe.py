@@ -66,7 +66,7 @@ def prepare_model(
             refusal = refusal or error
             continue
         if changed := [name for name, value in _sums(module).items() if value != weights.get(name)]:
-            then = "Set them before, and have forward leave them alone"
+            then = "Set them before, and do not set them in forward"
             raise UsageError(f"The model writes into its own weights in evaluation mode ({changed[0]}). {then}.")
         named = None if names is None else len(names)
         return prepared(loaded, transform, find_output(returned, len(images), output, named, folders), names)
@@ -273,7 +273,7 @@ def _sums(module: nn.Module) -> dict[str, str]:
 
 
 def check_repeatable(module: nn.Module, images: torch.Tensor) -> None:
-    """Raise UsageError unless a module gives an image the same values each time, alone, and in any batch.
+    """Raise UsageError unless a module gives an image the same values each time, as a single image and in any batch.
 
     ``images`` (n >= 2, C, h, w), or clips (n >= 2, C, T, h, w), are different ones. The message names the first module whose output differs.
     """

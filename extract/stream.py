@@ -71,7 +71,7 @@ def extract(
 
     Raises the errors of ``plan_extraction`` and ``StoreWriter``; StoreError when the disk cannot hold what is to be written;
     ImageError for an image that is damaged unless ``on_bad_image`` is "skip", EDDPError where the disk does not answer;
-    NonFiniteError naming the first image whose activations are NaN or do not fit float16. Committed chunks are kept; the same
+    NonFiniteError naming the first image whose activations are NaN or do not fit float16. Committed chunks stay; the same
     call resumes from there.
     """
     out = as_path(out)

@@ -30,7 +30,7 @@ from stores.errors import EDDPError, ImageError, UsageError
 VIDEO_ENDINGS = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
 # What FFmpeg may read a file as: no playlist, which could lead to other files and to addresses
 _FORMATS = "mov,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,m4v"
-_ROUNDED = Fraction(1, 500)  # seconds: times and durations are whole ticks, in Matroska milliseconds
+_ROUNDED = Fraction(1, 500)  # seconds: times and durations are integers of ticks, in Matroska milliseconds
 _COVERED = 0.9  # of the length that a file gives; a last frame may be shown for a while
 _TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 
@@ -133,7 +133,7 @@ def _load_av() -> Any:
 
 
 class _WatchedFile:
-    """A file for FFmpeg, which knows only its end: an error of the disk ends it, and is kept to be raised."""
+    """A file for FFmpeg, which knows only its end: an error of the disk ends it, and is stored to be raised."""
 
     def __init__(self, file: FileIO) -> None:
         self.file = file

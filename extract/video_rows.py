@@ -88,7 +88,7 @@ class ViewRows(_RowsOfClips):
 
 
 class FrameRows(_RowsOfClips):
-    """Uniform frames of the clips of a source; those of the last clips are kept, so that each clip is decoded once."""
+    """Uniform frames of the clips of a source; those of the last clips stay in memory, so that each clip is decoded once."""
 
     what = "frames"
 

@@ -71,7 +71,7 @@ class Checkpoint:
     ----------
     path : the file; None: nothing is stored.
     minutes : between two writings, at least. 0: at every occasion.
-    ranks : of several, rank 0 alone reads, writes and looks at the clock. The file does not depend on their number.
+    ranks : of several, only rank 0 reads, writes and looks at the clock. The file does not depend on their number.
     """
 
     def __init__(self, path: str | Path | None = None, minutes: float = MINUTES, ranks: Ranks = ALONE) -> None:
@@ -81,7 +81,7 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def of(self, identity: dict[str, Any]) -> Checkpoint:
-        """The same for a fit, which ``identity`` tells from others, in JSON values."""
+        """The same for a fit, which ``identity`` distinguishes from others, in JSON values."""
         own = Checkpoint(self.path, self.minutes, self.ranks)
         own.identity = json.loads(json.dumps(identity))
         return own

@@ -56,7 +56,7 @@ class FitterConfig:
             raise UsageError(f"'refits' (--refits) must not be negative, got {self.refits}.")
 
     def require(self, *, positive: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
-        """Raise UsageError for the first of the named numbers that is not what it must be, or not finite; None is left alone."""
+        """Raise UsageError for the first of the named numbers that is not what it must be, or not finite; None is allowed."""
         check_numbers(self, positive, not_negative)
 
 
@@ -158,7 +158,7 @@ class EDDPConfig(FitterConfig):
         super().__post_init__()
         self.require(positive=POSITIVE, not_negative=NOT_NEGATIVE)
         if self.rho is not None and not 0 < self.rho < 1:
-            raise UsageError(f"'rho' must lie between 0 and 1, got {self.rho}.")
+            raise UsageError(f"'rho' must be between 0 and 1, got {self.rho}.")
 
     def regime_settings(self, soft: bool, partial: bool = False) -> Regime:
         """The entries that depend on the regime, and on whether coordinates are ``partial``ly whitened.

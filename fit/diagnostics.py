@@ -1,4 +1,4 @@
-"""Diagnosis of a fit from its detectors and the data alone."""
+"""Diagnosis of a fit from its detectors and the data."""
 
 from __future__ import annotations
 

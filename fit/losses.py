@@ -195,7 +195,7 @@ def column_gradient(
     gamma: float = 1.1,
     tile: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient by (filters, thresholds) of a loss that depends on the column means c alone, ``slope`` (I,) = dL/dc.
+    """Gradient by (filters, thresholds) of a loss that depends only on the column means c, ``slope`` (I,) = dL/dc.
 
     The slope is known only after a complete pass. Most detectors are neither idle nor overfull, so their slope is 0: only
     the others' logits are made again.

@@ -60,7 +60,7 @@ class Refits:
 def refit(fitter: Method, reader: LayerReader, progress: Progress = silent) -> Refits:
     """Fit ``fitter.config.refits`` parts of the images, and compare with what was found in all.
 
-    Of several ranks each does some of the refits, alone; all of them end with the same numbers.
+    Of several ranks each does some of the refits in one process; all of them end with the same numbers.
 
     Parameters
     ----------

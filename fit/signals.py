@@ -68,8 +68,8 @@ def pooled_signals(sums: Sums, filters: torch.Tensor, moments: Moments) -> torch
     Which detectors are positive at a position, m_p ∈ {0, 1}^I, explains part of the rows: ``Σ_w = Σ − C_ymᵀ C_mm⁻¹ C_my`` is what it
     leaves. Within the positives of detector i, ``cov[y, z_i] = Σ_w w_i`` holds for every i with the same Σ_w wherever signal values
     vary alike whether or not other concepts are present; so one Σ_w, estimated from all positions, serves all detectors. The
-    paper's estimate (``signals_from_sums``) asks the same of a detector's own positives alone: it has no less bias, and its error
-    is larger by the root of how rare the concept is. Both leave out what *presence* alone would show, and so do not take other
+    paper's estimate (``signals_from_sums``) asks the same of only a detector's own positives: it has no less bias, and its error
+    is larger by the root of how rare the concept is. Both leave out what only *presence* would show, and so do not take other
     concepts' absence for part of the signal, as ``cov(y) w`` over all positions (``pattern``) does.
 
     Two detectors that are always positive together explain the same: C_mm gets a small ridge.

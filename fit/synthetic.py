@@ -259,7 +259,7 @@ def train_head(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Train ``logits = A x̄ + c`` by cross-entropy (Adam 5e-3, full batch); returns A (K, C), c (K,) and the accuracy.
 
-    The features are centred for the training alone (the offset of 10 would swamp it) and A, c are given for x itself.
+    The features are centred only for the training (the offset of 10 would swamp it) and A, c are given for x itself.
     """
     import torch  # takes a second, and only this needs it
 

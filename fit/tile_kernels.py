@@ -25,7 +25,7 @@ PACK = np.uint64(0x0102040810204080)  # times eight bytes of 0 or 1: eight bits,
 ZERO, ONE, FAINT = np.float32(0), np.float32(1), np.float32(1e-30)
 LOWEST = np.float32(-88)  # from here on exp is 0
 LOG2E, LN2_HIGH, LN2_LOW = np.float32(1 / LN2), np.float32(0.693145751953125), np.float32(1.42860682030941723e-6)
-SHIFT = np.float32(1.5 * 2**23 + 127)  # adding it rounds to whole numbers, and leaves 2^x's exponent in the lowest bits
+SHIFT = np.float32(1.5 * 2**23 + 127)  # adding it rounds to integers, and leaves 2^x's exponent in the lowest bits
 # Cephes' expf on ±ln 2 / 2; log1p(e) / e on 0..1 from its Chebyshev series: both to the last digit or two of float32
 E2, E3, E4, E5, E6, E7 = np.array(
     [0.50000001201, 0.16666665459, 0.041665795894, 0.0083334519073, 0.0013981999507, 0.000198756915], np.float32
@@ -44,7 +44,7 @@ def log1p(e: float) -> float:
     return math.log1p(e)
 
 
-# "contract" alone: reassociated, x + SHIFT − SHIFT would be x
+# only "contract": reassociated, x + SHIFT − SHIFT would be x
 @overload(exp, jit_options={"fastmath": {"contract"}})
 def _exp(x: Any) -> Any:
     def wide(x: Any) -> Any:

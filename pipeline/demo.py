@@ -1,4 +1,4 @@
-"""The whole job on a world drawn on the spot: scenes → network → activations → directions → report, explanations, correction.
+"""The complete job on a world drawn on the spot: scenes → network → activations → directions → report, explanations, correction.
 
 Each step calls just what the commands call, and is shown as the command that would do it.
 """
@@ -55,7 +55,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run everything into a folder; returns the evaluation's summary and the network's accuracies.
 
-    Finished steps of an earlier run with the same numbers are kept: the world, the network and the activations.
+    Finished steps of an earlier run with the same numbers are reused: the world, the network and the activations.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def _train(folders: Path, out: Path, seed: int, epochs: int, progress: Progress)
     if note.is_file() and (out / "scene_net.safetensors").is_file():
         kept = json.loads(note.read_bytes())
         if kept["made_from"] == made_from:
-            progress("training", epochs, epochs, "kept from an earlier run")
+            progress("training", epochs, epochs, "reused from an earlier run")
             trained: dict[str, Any] = kept["trained"]
             return trained
     trained = train_scene_net(folders, out, epochs=epochs, seed=seed, progress=progress)

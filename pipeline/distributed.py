@@ -1,6 +1,6 @@
 """Joining the processes that torchrun has started, and having them speak with one voice.
 
-torchrun tells each process its number (RANK, LOCAL_RANK), how many there are (WORLD_SIZE, LOCAL_WORLD_SIZE), and where they meet
+torchrun gives each process its number (RANK, LOCAL_RANK), how many there are (WORLD_SIZE, LOCAL_WORLD_SIZE), and where they meet
 (MASTER_ADDR, MASTER_PORT). Without it nothing of ``torch.distributed`` is started.
 """
 
@@ -32,7 +32,7 @@ MEETING = ("MASTER_ADDR", "MASTER_PORT")
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Ranks, str]]:
-    """The ranks of this run, and the device of this one, for as long as the block lasts; one process is alone.
+    """The ranks of this run, and the device of this one, for as long as the block lasts; one process has no others.
 
     ``device``: as ``--device`` has it; auto and cuda are each process's own CUDA device. What fails in the block is said by the process
     in which it failed first: the others, which lose it or fail of the same, end without a word (SystemExit).

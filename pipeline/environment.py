@@ -85,7 +85,7 @@ def job(environ: Mapping[str, str] = os.environ) -> str | None:
 def peak_memory_mib() -> int:
     """Largest resident memory of this process so far, in MiB.
 
-    Linux's own count where there is one: what getrusage tells begins with that of the process that started this one.
+    Linux's own count where there is one: what getrusage reports begins with that of the process that started this one.
     """
     try:
         status = Path("/proc/self/status").read_text()

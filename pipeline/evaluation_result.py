@@ -1,4 +1,4 @@
-"""An evaluation read back from its folder: what its tables say, and where the files lie that it was made from."""
+"""An evaluation read back from its folder: what its tables say, and where the files are that it was made from."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def open_inputs(
     model: str | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Inputs:
-    """Open what was named; what was not comes from the evaluation, by default that beside the directions.
+    """Open what was named; what was not comes from the evaluation, by default the one next to the directions.
 
     Raises UsageError where neither says enough, MismatchError for directions of another layer or others than the evaluation's, and the errors of
     what is opened.
@@ -98,7 +98,7 @@ def _check_same(found: Directions, path: Path, known: EvaluationResult, name: st
 
 
 def _beside(directions: Path | None) -> EvaluationResult | None:
-    """The evaluation beside a directions file, if it is about that very file, as it was then."""
+    """The evaluation next to a directions file, if it is about that very file, as it was then."""
     if directions is None:
         return None
     folder = directions.absolute().parent / "evaluation"
@@ -202,7 +202,7 @@ def find_images(
 
 
 def _not_below(out: Path, root: Path, names: Sequence[str]) -> list[str]:
-    """Files below a folder without those that lie below ``out``, whatever links lead there: an explanation is no photograph."""
+    """Files below a folder without those below ``out``, whatever links lead there: an explanation is no photograph."""
     real = os.path.realpath(out)
     below: dict[Path, bool] = {}
     for folder in {(root / name).parent for name in names}:

@@ -87,7 +87,7 @@ def explain_images(
 ) -> dict[str, Any]:
     """Explain the predictions for some images, at most 500, and write everything into ``out``; returns what ``explanation.json`` holds.
 
-    That is a few words an image. All numbers of an image are in its own document alone: they are not held in memory. An earlier
+    That is a few words an image. All numbers of an image are only in its own document: they are not held in memory. An earlier
     explanation in ``out`` is replaced when all is written.
 
     Raises UsageError and its kin before anything is written, ImageError for an image that was named and cannot be read,

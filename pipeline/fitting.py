@@ -39,8 +39,8 @@ def fit_to_file(
 ) -> tuple[Fitter[Any], dict[str, Any]]:
     """Fit, and write ``out`` (safetensors), ``.json``, and for methods with a log ``.log.csv``, ``.log.parquet``, ``.log.png``.
 
-    A method that can go on keeps its state in ``.checkpoint`` every ``minutes``, and it is removed when all is written. Of several
-    ranks rank 0 alone writes. What a ``selection`` of the number of directions tried goes to ``.numbers.csv``, ``.numbers.parquet`` and
+    A method that can resume keeps its state in ``.checkpoint`` every ``minutes``, and it is removed when all is written. Of several
+    ranks only rank 0 writes. What a ``selection`` of the number of directions tried goes to ``.numbers.csv``, ``.numbers.parquet`` and
     ``.numbers.png``. Returns the fitted method and the run's record, part of which is in the file's header.
     """
     checkpoint = Checkpoint(out.with_suffix(".checkpoint") if fitter.resumes else None, minutes, ranks)
@@ -82,7 +82,7 @@ def already_fitted(
     """
     if not out.exists():
         return None
-    with reading(out, "directions file", "It is left alone: give another --out.", StoreExistsError):
+    with reading(out, "directions file", "It is not changed: give another --out.", StoreExistsError):
         if (key := key_of(out)) != "eddp":
             raise ValueError(f"it holds {key or 'other things'}")
     if overwrite:

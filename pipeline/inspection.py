@@ -95,7 +95,7 @@ class Inspection:
         )
 
     def _unfinished(self) -> dict[str, Any]:
-        """What is missing, as ranges of chunks and of images (first and last), and how to go on."""
+        """What is missing, as ranges of chunks and of images (first and last), and how to continue."""
         rows, n = self.store.chunk_images, self.store.n_images
         synthetic = self.store.provenance.get("model") == "synthetic"
         return {
@@ -103,7 +103,7 @@ class Inspection:
             "committed images": sum(record.rows for record in self.records.values()),
             "missing chunks": self.missing,
             "missing images": [[first * rows, min(n, (last + 1) * rows) - 1] for first, last in self.missing],
-            "next": f"Run the same {'eddp synthetic' if synthetic else 'extract'} command again: it goes on where it stopped.",
+            "next": f"Run the same {'eddp synthetic' if synthetic else 'extract'} command again: it resumes where it stopped.",
         }
 
     def values(self, name: str, *, images: int | None, progress: Progress = silent) -> dict[str, Any] | None:
@@ -194,7 +194,7 @@ def histogram(sketch: Sketch) -> dict[str, Any]:
 
 
 def _exact(edges: np.ndarray) -> np.ndarray:
-    """Of some edges those between two bins of the sketch (the outermost bins hold all that lies beyond them), and 0."""
+    """Of some edges those between two bins of the sketch (the outermost bins hold all that is beyond them), and 0."""
     return edges[(edges == 0) | np.isin(edges, EDGES[1:-1])]
 
 

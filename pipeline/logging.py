@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-INTERRUPTED = "Interrupted. What was committed is kept: run the same command again to go on."
-INTERRUPTED_ELSEWHERE = "Interrupted. Activations and checkpoints that were written are kept and used; the same command computes all else again."
+INTERRUPTED = "Interrupted. What was committed is stored: run the same command again to resume."
+INTERRUPTED_ELSEWHERE = "Interrupted. Activations and checkpoints that were written stay and are used; the same command computes all else again."
 OURS = ("pipeline", "evaluate", "fit", "extract", "stores")  # what --debug shows more of
 EVENTS = logging.getLogger("eddp")
 EVENTS.setLevel(logging.DEBUG)
@@ -43,7 +43,7 @@ def echo(text: str) -> None:
 
 
 def emit(event: str, level: str, message: str, **fields: Any) -> None:
-    """Log one event of a command: progress, announce, error, result, begun or ended; ``level``: debug to error."""
+    """Log one event of a command: progress, announce, error, result, ``begun`` or ended; ``level``: debug to error."""
     EVENTS.log(getattr(logging, level.upper()), "%s", message, extra={"event": event, "fields": fields})
 
 
@@ -108,7 +108,7 @@ def logging_to_stderr(command: str, *, as_json: bool, debug: bool = False) -> It
 
 
 class _Handler(logging.StreamHandler[Any]):
-    """Writes whole lines; one whose reader is gone is no reason to end the work."""
+    """Writes complete lines; one whose reader has ended is no reason to end the work."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

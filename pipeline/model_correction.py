@@ -126,7 +126,7 @@ def correct_model(
     ``given_classes``: a file that says which class a folder of images is. Images without class folders are judged by what becomes of the
     model's own predictions and probabilities.
 
-    The activations of the images are kept beside the store, as those of concept datasets are: a second try goes at once. What an earlier
+    The activations of the images are stored next to the store, as those of concept datasets are: a second try goes at once. What an earlier
     run wrote to ``out`` is replaced when all is done, and not before. Raises StoreExistsError when ``out`` holds anything else.
     """
     config = config or CorrectConfig()

@@ -128,7 +128,7 @@ def load_config(context: click.Context, parameter: click.Parameter, value: str |
 
 
 def _is_plain(part: Any, option: click.Parameter) -> bool:
-    """Whether a value can stand for what is typed after an option: true and false for flags alone, numbers of 64 bits."""
+    """Whether a value can stand for what is typed after an option: true and false only for flags, numbers of 64 bits."""
     if isinstance(part, bool):
         return getattr(option, "is_flag", False)
     return isinstance(part, str | float) or (isinstance(part, int) and part.bit_length() <= 64)
@@ -161,7 +161,7 @@ def typed(context: click.Context, parameter: click.Parameter, value: str | None)
     """Give the value, if it was typed: files and variables may be somebody else's. Raises UsageError where it was not."""
     if value is not None and context.get_parameter_source(str(parameter.name)) is not ParameterSource.COMMANDLINE:
         raise UsageError(
-            f"--{parameter.name} allows code to be run: it is taken from the command line alone, not from the "
+            f"--{parameter.name} allows code to be run: it is taken only from the command line, not from the "
             f"environment (EDDP_{str(context.info_name).upper()}_{str(parameter.name).upper()}) or --config."
         )
     return value

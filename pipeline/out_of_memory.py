@@ -1,4 +1,4 @@
-"""What a user is told when memory, of the machine or of a GPU, does not suffice: how much was asked for, and what needs less."""
+"""What a user reads when memory, of the machine or of a GPU, does not suffice: how much was asked for, and what needs less."""
 
 from __future__ import annotations
 

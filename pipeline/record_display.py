@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 
 def runs_at(place: Place | None) -> dict[str, Any]:
-    """``{"run": the record}``, ``{"run": {"file", "unreadable"}}``, or nothing where none is kept."""
+    """``{"run": the record}``, ``{"run": {"file", "unreadable"}}``, or nothing where none is stored."""
     for path in () if place is None else (place.path, place.aside):
         try:
             if path is not None:

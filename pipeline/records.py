@@ -1,6 +1,6 @@
-"""Records of runs on the disk: where they lie, how they are read whatever they hold, and how several attempts make one.
+"""Records of runs on the disk: where they are, how they are read whatever they hold, and how several attempts make one.
 
-The record of a result is that of the run that made it. Other attempts, earlier and later ones, are kept with it in brief.
+The record of a result is that of the run that made it. Other attempts, earlier and later ones, are stored with it in brief.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class UnreadableRecord(EDDPError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the record of a result lies: at ``path``, or ``aside`` of a folder as long as there is no ``document`` in it.
+    """Where the record of a result is: at ``path``, or ``aside`` of a folder as long as there is no ``document`` in it.
 
     So a run that failed leaves no folder, and nothing in one, that the next run would not know for its own.
     """
@@ -70,19 +70,19 @@ class Place:
 
 
 def beside(result: Path, ending: str = ".run.json") -> Place | None:
-    """The record's place beside a result, ``acts.zarr.run.json`` of ``acts.zarr``; None beside the root of a disk, which has no name."""
+    """The record's place next to a result, ``acts.zarr.run.json`` of ``acts.zarr``; None next to the root of a disk, which has no name."""
     there = result.absolute()
     return Place(there.with_name(there.name + ending)) if there.name else None
 
 
 def within(folder: Path, document: str) -> Place | None:
-    """The record's place in a folder of results, which holds ``document`` when it is whole."""
+    """The record's place in a folder of results, which holds ``document`` when it is complete."""
     side = beside(folder)
     return Place(folder / "run.json", None if side is None else side.path, folder / document)
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a record, whatever lies there. Raises FileNotFoundError, or UnreadableRecord for anything but a JSON object."""
+    """Read a record, whatever is there. Raises FileNotFoundError, or UnreadableRecord for anything but a JSON object."""
     try:
         if not path.is_file():
             if path.exists():
@@ -104,7 +104,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def shards_of(store: Path) -> dict[tuple[int, int], Path]:
-    """The records of a store's shards that lie beside it: (number, of how many) → file, in order."""
+    """The records of a store's shards that are next to it: (number, of how many) → file, in order."""
     name = store.absolute().name
     found = {}
     with suppress(OSError):
@@ -116,9 +116,9 @@ def shards_of(store: Path) -> dict[tuple[int, int], Path]:
 
 
 def merged(kept: Mapping[str, Any] | None, new: dict[str, Any], *, stands: bool) -> dict[str, Any]:
-    """One record of what is kept and of a new run; ``stands``: what the kept run made is as it was.
+    """One record of what is stored and of a new run; ``stands``: what the stored run made is as it was.
 
-    The new run's comes first, unless it changed nothing of what a run before has made or is making. What is kept of the new
+    The new run's comes first, unless it changed nothing of what a run before has made or is making. What is stored of the new
     run itself, from when it was under way, is replaced.
     """
     attempts = [one for one in attempts_of(kept) if not _same(one, new)]
@@ -140,7 +140,7 @@ def attempts_of(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:
-    """Whether a run without an end may still be under way: it does not if it was this machine's and its process is gone."""
+    """Whether a run without an end may still be under way: it does not if it was this machine's and its process has ended."""
     if record.get("outcome") != "running":
         return False
     pid = record.get("pid")
@@ -175,7 +175,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def brief(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a run beside that of another one."""
+    """What is stored of a run next to that of another one."""
     found = {key: record[key] for key in BRIEF if key in record}
     result = record.get("result")
     if "done_now" not in found and isinstance(result, dict) and "done_now" in result:

@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class StorePath(click.ParamType):
-    """Where a store lies: a path, or a URL such as ``s3://bucket/acts.zarr``."""
+    """Where a store is: a path, or a URL such as ``s3://bucket/acts.zarr``."""
 
     name = "path"
 
@@ -33,7 +33,7 @@ class LocalPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and is_url(value):
             option = param.opts[0] if param is not None and param.opts else "the path"
-            raise UsageError(f"'{value}' ({option}) is a URL, where only stores can lie. Give a path of a local disk.")
+            raise UsageError(f"'{value}' ({option}) is a URL, where only stores can be. Give a path of a local disk.")
         return super().convert(value, param, ctx)
 
 

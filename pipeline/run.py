@@ -1,4 +1,4 @@
-"""One run of a command, measured, and its record beside the result: also of a run that failed, was interrupted, or is under way."""
+"""One run of a command, measured, and its record next to the result: also of a run that failed, was interrupted, or is under way."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Run:
         try:
             where = self._keep(record)
         except (EDDPError, OSError, ValueError) as error:  # a read-only disk, a name that is too long
-            log.warning("the record of this run is not kept: %s", error)
+            log.warning("the record of this run is not stored: %s", error)
         if is_json():
             shown = {
                 key: value
@@ -175,7 +175,7 @@ class Run:
         return str(self.place.write(json_bytes(plain(whole)), done=whole.get("outcome", "done") == "done"))
 
     def _keep_under_way(self) -> None:
-        """Keep the record of a run that is under way: it tells where it is, and that it was, should it be killed."""
+        """Keep the record of a run that is under way: it says where it is, and that it was, should it be killed."""
         if self.place is None or not self._writing.acquire(blocking=False):
             return
         try:
@@ -188,7 +188,7 @@ class Run:
             self._writing.release()
 
     def _failed(self, error: BaseException) -> None:
-        """Keep the record of a run that did not end well, if it can be kept: whatever happens, the error is what counts."""
+        """Keep the record of a run that did not end well, if it can be stored: whatever happens, the error is what counts."""
         code = getattr(error, "exit_code", 1) if isinstance(error, EDDPError) else 1
         if code == 2 and not self.worked:
             return
@@ -203,7 +203,7 @@ class Run:
             if self.place is not None and self.place.target(done=False).parent.is_dir():  # no folder is made for it
                 self._keep(self.record(**told))
         except Exception as wrong:  # noqa: BLE001
-            log.debug("the record of this run is not kept: %s", wrong)
+            log.debug("the record of this run is not stored: %s", wrong)
 
     def _done_now(self) -> dict[str, int]:
         return {"done_now": self.stages.steps(self.work)} if self.work else {}
@@ -229,7 +229,7 @@ class Warnings(logging.Handler):
             self.left_out += 1
 
     def add(self, text: str) -> None:
-        """Take down one that no logger told."""
+        """Take down one that no logger reported."""
         self.emit(logging.LogRecord("eddp", logging.WARNING, "", 0, "%s", (text,), None))
 
     def record(self) -> list[dict[str, Any]]:
@@ -247,7 +247,7 @@ class Warnings(logging.Handler):
 
 
 def _sentence(error: BaseException) -> str:
-    """An error as the command line tells it."""
+    """An error as the command line reports it."""
     if isinstance(error, EDDPError):
         return str(error)
     text = str(error).strip().split("\n")[0]

@@ -188,7 +188,7 @@ def train_scene_net(
 
     Parameters
     ----------
-    folders: holds ``train/<scene>`` and ``val/<scene>``; a ``poisoned/<scene>``, and ``clean/<scene>`` with it, beside or in it is
+    folders: holds ``train/<scene>`` and ``val/<scene>``; a ``poisoned/<scene>``, and ``clean/<scene>`` with it, next to or in it is
         scored as well.
     out: the folder for the two files.
     epochs: passes over the training images.
@@ -198,7 +198,7 @@ def train_scene_net(
 
     Returns: what ``scene_net.json`` holds: classes, seed, epochs, threads, recipe, number of images, ``accuracy`` on
     val and ``accuracy_per_class``; where there are poisoned images, ``accuracy_poisoned``, ``accuracy_clean`` on the
-    images of val without the mark, and ``called_marked``, the share of other classes' poisoned images taken for the marked one.
+    images of val without the mark, and ``called_marked``, the share of other classes' poisoned images predicted as the marked one.
     Raises: NoImagesError for empty folders, UsageError for ``epochs`` below 1.
     """
     folders, out = Path(folders), Path(out)

@@ -17,7 +17,7 @@ ARRAY = "SLURM_ARRAY_TASK_"
 def shard_of(text: str | None, environ: Mapping[str, str]) -> tuple[int, int] | None:
     """``--shard`` as (i, n): ``2/8``, or ``auto`` by the environment; None where there is one process for all.
 
-    Raises UsageError for anything else, for an environment that says nothing, or no whole, and under torchrun without
+    Raises UsageError for anything else, for an environment that says nothing, or not everything, and under torchrun without
     ``--shard``: all its processes would do the same.
     """
     rank = _rank(environ)
@@ -85,5 +85,5 @@ def _task(environ: Mapping[str, str]) -> tuple[int, int] | None:
 def _number(environ: Mapping[str, str], name: str) -> int:
     text = environ[name].strip()
     if not text.isdecimal():
-        raise UsageError(f"{name} must be a whole number, got '{environ[name]}': it is set by SLURM or torchrun.")
+        raise UsageError(f"{name} must be an integer, got '{environ[name]}': it is set by SLURM or torchrun.")
     return int(text)

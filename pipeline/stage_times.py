@@ -1,4 +1,4 @@
-"""Where the time of a run goes, told from its progress alone: seconds, steps and steps a second of every stage."""
+"""Where the time of a run goes, from its progress only: seconds, steps and steps a second of every stage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stage:
 class Stages:
     """The stages of one run, in the order in which they began; called as a Progress.
 
-    The time between two calls is that of the stage which the later one is about, for work is told when it is done. Only
+    The time between two calls is that of the stage which the later one is about, for work is reported when it is done. Only
     where that one is merely announced, or the one before was not seen to do anything yet, it is that of the one before.
     """
 

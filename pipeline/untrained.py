@@ -73,7 +73,7 @@ def check_drawable(store: ActivationStore) -> None:
 
 
 def untrained_store(subject: Subject, source: ConceptSource, seed: int) -> ActivationStore:
-    """Activations of the concept dataset in the network with drawn weights, kept next to the store: the second time they are there."""
+    """Activations of the concept dataset in the network with drawn weights, stored next to the store: the second time they are there."""
     store, layer = subject.store, subject.layer
     # float32: without trained BatchNorm statistics activations may shrink from layer to layer
     config = replace(config_of(store, layer), weights="none", seed=seed, dtype="float32")

@@ -36,21 +36,25 @@ def check_replaceable(out: Path, ours: Ours, inputs: Iterable[Path] = ()) -> Non
     """Raise StoreExistsError unless there is nothing at ``out``, an empty folder, or one of ours with none of the inputs, and no
     file of anybody else's, in it."""
     if out.is_symlink():
-        raise StoreExistsError(f"'{out}' (--out) is a link, and is left alone. Give the folder itself, or another.")
+        raise StoreExistsError(f"'{out}' (--out) is a link, and is not changed. Give the folder itself, or another.")
     if out.exists() and not out.is_dir():
-        raise StoreExistsError(f"'{out}' (--out) is no folder, and is left alone. Give another.")
+        raise StoreExistsError(f"'{out}' (--out) is no folder, and is not changed. Give another.")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not _is_ours(out, ours):
-        raise StoreExistsError(f"'{out}' (--out) holds other things than {ours.what}, and is left alone. Give another.")
+        raise StoreExistsError(
+            f"'{out}' (--out) holds other things than {ours.what}, and is not changed. Give another."
+        )
     if foreign := _foreign_files(out):
         listed = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise StoreExistsError(
-            f"'{out}' (--out) holds files of others ({listed}), and is left alone. Move them, or give another."
+            f"'{out}' (--out) holds files of others ({listed}), and is not changed. Move them, or give another."
         )
     for path in inputs:
         if not is_remote(path) and path.resolve().is_relative_to(out.resolve()):
-            raise StoreExistsError(f"'{out}' (--out) holds '{path}', which is needed, and is left alone. Give another.")
+            raise StoreExistsError(
+                f"'{out}' (--out) holds '{path}', which is needed, and is not changed. Give another."
+            )
 
 
 @contextmanager

@@ -37,7 +37,7 @@ BLOCK_BYTES = 2**20  # what is read at a time to be checked: stays in the proces
 def checksum(data: memoryview | bytes | bytearray, before: int = 0) -> int:
     """CRC-32C of bytes; ``before`` is that of the bytes before them."""
     view = np.frombuffer(data, np.uint8)
-    view.flags.writeable = False  # the C implementation takes read-only buffers alone
+    view.flags.writeable = False  # the C implementation takes only read-only buffers
     return int(google_crc32c.extend(before, view))
 
 
@@ -63,7 +63,7 @@ class Together:
     """Files that get their names only when the bytes of all of them are on disk; a context manager.
 
     ``add`` writes a file's bytes under another name and begins to sync it (on the executor, if one is given, so that the
-    caller can go on meanwhile); ``publish`` waits for all of them, renames them and syncs their folders. Left without
+    caller can continue meanwhile); ``publish`` waits for all of them, renames them and syncs their folders. Left without
     ``publish``, nothing stays. Raises StoreError when the disk is full, or a folder cannot be written to.
     """
 

@@ -242,7 +242,7 @@ def refuse_foreign(path: Path, *, overwrite: bool) -> None:
     except OSError as error:
         raise StoreError(f"The folder '{path}' cannot be listed: {error.strerror or error}.") from error
     foreign = [name for name in there if name not in (*PARTS, LOCK) and not name.endswith(".partial")]
-    # the lock alone answers where the attributes are damaged, or not written yet
+    # only the lock answers where the attributes are damaged, or not written yet
     if there and not (LOCK in there or _is_store(path / ROOT)):
         foreign = there
     elif not overwrite:
@@ -250,7 +250,7 @@ def refuse_foreign(path: Path, *, overwrite: bool) -> None:
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise StoreExistsError(
-            f"'{path}' holds other things than a store of eddp ({shown}); they are left alone, also with --overwrite. "
+            f"'{path}' holds other things than a store of eddp ({shown}); they are not changed, also with --overwrite. "
             "Move them, or give another --out."
         )
 

@@ -11,7 +11,7 @@ import torch
 
 
 class Ranks:
-    """This process is number ``rank`` (from 0) of ``size``. This base is one process alone; ``fit.process_group`` has the group of many."""
+    """This process is number ``rank`` (from 0) of ``size``. This base is one single process; ``fit.process_group`` has the group of many."""
 
     rank: int = 0
     size: int = 1

@@ -148,8 +148,8 @@ class LayerReader:
 
         Parameters
         ----------
-        images : at most; a block never crosses chunks. None: whole chunks.
-        of : only the blocks that hold an image of these (counted over ``image_indices``). They are the same, whole, as
+        images : at most; a block never crosses chunks. None: complete chunks.
+        of : only the blocks that hold an image of these (counted over ``image_indices``). They are the same, and complete, as
             without it: what is computed block by block does not depend on who reads which of them.
         """
         numbers, wanted = range(self.store.n_chunks), range(self.n_images) if of is None else of

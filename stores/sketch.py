@@ -214,7 +214,7 @@ def quantile_sketch(
 
     Parameters
     ----------
-    images : look at about so many images alone, in up to 64 chunks spread evenly over the store: a quick look, which is
+    images : look only at about so many images, in up to 64 chunks spread evenly over the store: a quick look, which is
         never cached. None: look at all, and cache the sketch with the store.
     cache : take a sketch of all images from the store where one is cached, also when fewer were asked for.
 

@@ -44,7 +44,7 @@ def statistics(
 ) -> Statistics:
     """The layer's mean and covariance: from the cache in the store, else computed and cached.
 
-    Of several ranks each reads its part; rank 0 alone reads and writes the cache. Raises NonFiniteError naming the
+    Of several ranks each reads its part; only rank 0 reads and writes the cache. Raises NonFiniteError naming the
     first image (of the rank's part) with a NaN or infinite activation.
     """
     file = reader.store.path / "layers" / reader.spec.name / "statistics.safetensors"

@@ -278,7 +278,7 @@ class ActivationStore(StoreBase):
 
     @classmethod
     def examine(cls, path: str | Path) -> ActivationStore:
-        """A sealed store however damaged it is, for ``verify`` alone: nothing but its attributes was looked at.
+        """A sealed store however damaged it is, only for ``verify``: nothing but its attributes was looked at.
 
         Raises MissingPathError, UnsealedStoreError, and CorruptStoreError where its attributes are damaged.
         """

@@ -73,7 +73,7 @@ def write_table(folder: Path, name: str, columns: Columns) -> list[Path]:
     """Write ``name.csv`` and ``name.parquet`` into a folder, columns in the order given; returns their paths.
 
     Bytes of file names that are not UTF-8 (lone surrogates in Python) are written as escapes, ``\\udcff``. In the CSV file a text that a
-    spreadsheet would take for a formula (it begins with =, +, -, @, tab or carriage return) has a ' before it. Raises StoreError
+    spreadsheet would read as a formula (it begins with =, +, -, @, tab or carriage return) has a ' before it. Raises StoreError
     when the disk is full or the folder cannot be written to.
     """
     return write_parts(folder, name, [columns])

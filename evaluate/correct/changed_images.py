@@ -23,7 +23,7 @@ MOST = 6  # pictures of each kind of change
 def changed_pictures(out: Path, study: Study, classes: Sequence[str]) -> list[dict[str, Any]]:
     """For each set and kind of change (now right, now wrong): up to ``MOST`` pictures drawn into ``out/pictures``, and what they show.
 
-    Images that are gone from the disk are left out.
+    Images that are missing on the disk are left out.
     """
     groups = []
     for which, of in study.sets().items():

@@ -33,7 +33,7 @@ class AccuracyChange:
 
 
 def paired_change(before: np.ndarray, after: np.ndarray) -> AccuracyChange:
-    """What R settings change, from the images that change sides alone: those right under both, or under neither, say nothing.
+    """What R settings change, only from the images that change sides: those right under both, or under neither, say nothing.
 
     The interval is Wald's with half an image added to each of the four cells (Agresti and Min 2005): it has a width where no image
     changes sides, too.

@@ -59,8 +59,8 @@ class Correction:
     vectors : (C, J) float32, unit norm: what is taken out, the signal vectors s (or another vector, to compare).
     strength : k, in the activations' unit.
     shift : t, added to the thresholds, in logits.
-    rectify : whether what is left is kept from becoming negative.
-    layer, layout, prefix : the layer's name, its own tensor layout, and how many leading tokens lie nowhere in the image: these stay.
+    rectify : whether negative values of what is left become 0.
+    layer, layout, prefix : the layer's name, its own tensor layout, and how many leading tokens are nowhere in the image: these stay.
     info : JSON-able: what it was made from, and what it did.
     """
 

@@ -1,4 +1,4 @@
-"""A model with one layer corrected: a hook that is there while the model runs, and gone afterwards."""
+"""A model with one layer corrected: a hook that is there while the model runs, and removed afterwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Corrected(nn.Module):
-    """Wraps a model; every forward pass through the wrapper is corrected, the model by itself is not.
+    """Wraps a model; every forward pass through the wrapper is corrected, the model without it is not.
 
     Attributes
     ----------

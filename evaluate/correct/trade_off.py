@@ -19,7 +19,7 @@ Scale = Callable[[float], float]
 def trade_off(study: Study) -> Markup | None:
     """Accuracy on poisoned over accuracy on clean images; None where there is nothing to weigh.
 
-    A point is a setting (hollow: its loss is significantly more than the tolerance), of a random direction at its own best strength alone;
+    A point is a setting (hollow: its loss is significantly more than the tolerance), of a random direction only at its own best strength;
     a line goes through the strengths at the chosen shift of each vector. Rings: what was chosen, with its intervals.
     """
     signal = study.tried["signal"]

@@ -8,7 +8,7 @@ Contribution of direction i to logit k: the change when its component along ``s_
 (base, contributions, residual: what no direction of the set explains). Any other head is run once a direction; its remainder is called
 the interaction: what concepts do together, and what no direction explains.
 
-Positions that lie nowhere on the image (``prefix``: class and register tokens) are left as they are, in the base as well: E[x] is a mean over the
+Positions that are nowhere on the image (``prefix``: class and register tokens) are left as they are, in the base as well: E[x] is a mean over the
 image's own positions, and says nothing of them.
 """
 

@@ -1,4 +1,4 @@
-"""Turning a prediction by the head itself: what few changes of concepts do when the head is run, and, behind a ReLU, with activations kept ≥ 0.
+"""Turning a prediction by the head itself: what few changes of concepts do when the head is run, and, behind a ReLU, with activations clipped at 0.
 
 The linear problem of ``counterfactual`` is exact behind pooling and an affine map. Where the path is bent, by another head or by ``relu(x_p + Σ_i δ_i s_i)``
 at a layer that holds nothing below 0, it is solved with the mean slope along the path, ``J = ∫₀¹ ∂ logits(tδ)/∂δ dt``: for that δ the straight line
@@ -119,7 +119,7 @@ class HeadMoved:
 class Turned:
     """What a change does. ``after`` (K,): the head's logits with it; ``flips``: the target is the largest of them.
 
-    ``after_kept``, ``flips_kept``: the same with activations kept ≥ 0; None at a layer that holds values below 0.
+    ``after_kept``, ``flips_kept``: the same with activations clipped at 0; None at a layer that holds values below 0.
     """
 
     target: int
@@ -137,7 +137,7 @@ def turn(
 
     Parameters
     ----------
-    free, kept : the image as it moves freely, and with activations kept ≥ 0 where the layer is behind a ReLU: then that is what must turn, and only
+    free, kept : the image as it moves freely, and with activations clipped at 0 where the layer is behind a ReLU: then that is what must turn, and only
         where nothing is found for it the other.
     target : the class wanted.
     spread, low, high : (I,), see ``few_changes``.
@@ -199,7 +199,7 @@ def _follow(
     high: np.ndarray,
     steps: int,
 ) -> tuple[ConceptChange | None, bool]:
-    """The same with some of the directions alone, as many steps as are allowed; nothing is made smaller afterwards."""
+    """The same with only some of the directions, as many steps as are allowed; nothing is made smaller afterwards."""
     delta = np.zeros(len(spread))
     start = moved.logits(delta)
     order = np.argsort(-start, kind="stable")

@@ -29,7 +29,7 @@ class Explained:
     ``explained``: the class that is explained, ``against``: the one it is held against; ``alpha`` (P, I) signal values, ``fires`` (P, I) the detectors' logits;
     ``maps`` (P, I) what each concept adds to the explained logit at each position; ``cam`` (P,) Grad-CAM. ``pooled`` (I,): mean signal values, and
     ``target`` and ``turned``: what class it was to be turned into, and how; None where it is that already, or where nothing is found that turns it.
-    ``unread``: the head does not read these positions at all, but a class token alone; then there is nothing to explain here.
+    ``unread``: the head does not read these positions at all, but only a class token; then there is nothing to explain here.
     """
 
     contributions: Contributions
@@ -71,7 +71,7 @@ class Explainer:
     thresholds : (I,), of the detectors; the directions' own, or ``make_bank``'s for a set without.
     usual : what the store's images have (``usual_values``, read out by the same ``values``).
     affine : (A (K, C), c (K,)) where the head is pooling and an affine map.
-    prefix : positions that lie nowhere on the image, at the front. They are left as they are, as a correction leaves them.
+    prefix : positions that are nowhere on the image, at the front. They are left as they are, as a correction leaves them.
     values : how signal values are read (``readout``).
     """
 

@@ -117,7 +117,7 @@ def none_exists(found: Explained, usual: Usual) -> bool:
 def brief(document: dict[str, Any]) -> dict[str, Any]:
     """What the document of all images keeps of one: what it is predicted as, and what would turn it.
 
-    ``document``: of ``describe``, with its ``image``, ``row``, ``sentence`` and ``files``, which are kept as they are.
+    ``document``: of ``describe``, with its ``image``, ``row``, ``sentence`` and ``files``, which stay as they are.
     """
     turned = document["counterfactual"]
     kept = ("target", "found", "none_exists", "words", "flips", "flips_kept", "beyond_usual")
@@ -200,7 +200,7 @@ def turning_words(found: Explained, usual: Usual, terms: Terms) -> str:
     if turned.change.beyond:
         text += f" (beyond what {terms.rows} have)"
     elif turned.flips_kept is False:
-        text += " (not with activations kept above 0)"
+        text += " (not with activations limited to 0 and more)"
     return text
 
 

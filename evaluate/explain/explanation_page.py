@@ -219,12 +219,12 @@ def _capital(text: str) -> str:
 
 
 def render(data: PageData) -> str:
-    """The page; its bytes depend on the data alone."""
+    """The page; its bytes depend only on the data."""
     return render_page("explain.html", {"data": data, "bar": bar}, styles="explain.css", waterfall=waterfall)
 
 
 def waterfall(steps: Sequence[Step]) -> dict[str, Any]:
-    """Rows of a sum as the page draws them: left end and width in % of the track, and where 0 lies."""
+    """Rows of a sum as the page draws them: left end and width in % of the track, and where 0 is."""
     spans = bars(steps)
     low, high = min(0.0, *(min(s) for s in spans)), max(0.0, *(max(s) for s in spans))
     width = (high - low) or 1.0

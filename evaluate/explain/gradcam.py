@@ -1,6 +1,6 @@
 """The "where" of a prediction: what a logit's gradient says of each position, for the class and for each concept.
 
-Nothing is hooked: the head is run by itself from the layer's activations, and asked for its gradient.
+Nothing is hooked: the head is run separately from the layer's activations, and asked for its gradient.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ WIDTH, SIDE, COLUMNS, DPI = 9.6, 2.28, 4, 150  # inches of a sheet and of its pi
 
 
 def heat(image: Image.Image, values: np.ndarray, *, both: bool = True, largest: float | None = None) -> Image.Image:
-    """A square image in grey under a map (h, w): orange where it is positive, blue where it is negative, or red alone (``both`` is off).
+    """A square image in grey under a map (h, w): orange where it is positive, blue where it is negative, or only red (``both`` is off).
 
     The colour is fullest at ``largest``, the map's own largest absolute value by default.
     """

@@ -1,8 +1,8 @@
-"""Signal values of a whole set of directions: how much of each concept is at a position, and how much images usually have.
+"""Signal values of a set of directions: how much of each concept is at a position, and how much images usually have.
 
 Two ways to read them, both linear in ``x − E[x]``:
 
-* ``paper``: each filter by itself, ``α̂_i = w_i·(x − E[x]) / (w_i·s_i)`` (EDDP §3). Exact where ``w_i ⟂ s_j``; what two filters
+* ``paper``: each filter individually, ``α̂_i = w_i·(x − E[x]) / (w_i·s_i)`` (EDDP §3). Exact where ``w_i ⟂ s_j``; what two filters
   share is counted twice.
 * ``joint`` [ours, default]: what the filters read of ``x − E[x]`` is what they would read of ``S α``: ``α = (GᵀG + λI)⁻¹ Gᵀ Ŵᵀ(x − E[x])``
   with ``Ŵ`` of unit columns, ``G = ŴᵀS``, λ = 0.01. It is the paper's own ``(WᵀS)⁺`` of manipulations constrained to the signals, with a ridge.
@@ -21,7 +21,7 @@ MobileNetV2 / ImageNet, EDDP, 64      107 %, 0.25, 9.1      55 %, 0.82, 7.3
 
 When the image is mirrored, the residual changes by 3 % (scenes) and 31 % (MobileNetV2) of the difference in ``paper``, by 1 % and 27 % in ``joint``.
 
-The projection on the signals alone, ``argmin ‖x − E[x] − Sα‖²``, leaves less still (0.4 % on the first row) but takes distractors for
+The projection on only the signals, ``argmin ‖x − E[x] − Sα‖²``, leaves less still (0.4 % on the first row) but takes distractors for
 concepts: on synthetic stores with known truth its RMSE is 0.24 to 0.58, that of ``joint`` 0.04 to 0.09, of ``paper`` 0.03 to 0.08.
 """
 

@@ -1,4 +1,4 @@
-"""What labels alone give: Pattern-CAVs, the difference of class means (Pahde et al. 2025), S3, and where each label occurs."""
+"""What only labels give: Pattern-CAVs, the difference of class means (Pahde et al. 2025), S3, and where each label occurs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def label_use(
 
     Parameters
     ----------
-    predicted : (N,) the class that each row of the store is taken for.
+    predicted : (N,) the class that each row of the store is predicted as.
     """
     source, rows = alignment.source, alignment.rows
     column = {label.number: k for k, label in enumerate(source.labels)}

@@ -4,7 +4,7 @@ Every position of the layer becomes ``x_p + α v`` with v of unit norm, and the 
 
 * ``score`` ``2·share − 1`` in [−1, 1], share: images whose probability of the class does not fall;
 * ``probability``: mean change of that probability over the images, ``logit``: mean change of the logit [ours: the score is a
-  matter of signs alone, and says 1 of a change in the tenth digit].
+  matter of signs, and says 1 of a change in the tenth digit].
 
 Behind pooling and an affine map, ``logits = A mean_p(x_p) + c``, the step adds ``d = α A v`` to the logits of every image, so
 with ``m_n = log Σ_k p_nk e^{d_k}``, ``p'_nk = p_nk e^{d_k − m_n}``: all images, classes and directions are one product

@@ -1,6 +1,6 @@
 """A balanced sample of each detector's positives and negatives, drawn in one pass over a store of any size.
 
-Every position has a random key that depends on its number and the seed alone; a detector's sample are its positives, and its
+Every position has a random key that depends on only its number and the seed; a detector's sample are its positives, and its
 negatives, of smallest key. So the sample is uniform without replacement, and does not depend on blocks, chunks or workers.
 """
 

@@ -1,7 +1,7 @@
-"""Concepts that a class may lean on without reason [ours]: small, of one class alone, and the network's way to it.
+"""Concepts that a class may lean on without reason [ours]: small, of only one class, and the network's way to it.
 
 Whether a concept belongs to a class only a person can say: a cow belongs to a farm, a photo agency's mark does not, and to a network both
-are the same. What can be counted is what makes a shortcut possible: the concept hardly occurs outside images taken for the class,
+are the same. What can be counted is what makes a shortcut possible: the concept hardly occurs outside images predicted as the class,
 takes little of the image, and pushing the activations along its signal vector raises the class more than random directions do. Such
 concepts are listed for a person to look at, those of largest effect first. A concept that several directions carry is one suspect with
 all of those that raise the class: its effect is that of the direction that raises it most, so that finding a direction twice changes nothing.

@@ -4,7 +4,7 @@
 directions, each with a chance of at most 5 % of any false claim in the table (``significant`` of ``Standardised``). Each half fails on what the
 other is about: held-out null directions, evaluated as if they had been found, are all beyond random ones somewhere, and random directions
 beyond null ones; both halves together claimed something in 2 of 100 tables of either (16 directions × 1000 classes, BENCHMARKS.md). The
-other rules are kept under their own names.
+other rules have their own names.
 
 **The paper's rule** takes ``p = b / N``, b of N null directions with a score at least as strong, and asks ``p < 0.05 / (I·K)``. With N = 100 that
 means b = 0, whatever the number of tests.
@@ -16,8 +16,8 @@ Holm claims nothing beyond 5 tests, Benjamini & Hochberg nothing unless a fifth 
 
 **Standardising** [ours] needs no smaller p. The mean change of the logit, against the mean of all classes', is measured in standard
 deviations of its null directions', t. The
-largest |t| among all directions and classes in each of the N rounds of permutations is what chance alone can reach somewhere in the
-whole table (Westfall & Young 1993): ``p_max`` bounds the chance of any false claim, at any number of tests. ``q_t`` is Benjamini &
+largest |t| among all directions and classes in each of the N rounds of permutations is what chance can reach somewhere in the
+complete table (Westfall & Young 1993): ``p_max`` bounds the chance of any false claim, at any number of tests. ``q_t`` is Benjamini &
 Hochberg on Student's t with N − 1 degrees of freedom: it takes the nulls for normal, which they are not quite. Where there was
 nothing to find, 8 directions × 40 classes, it claimed something in 9 to 15 of 100 tables instead of 5, ``p_max`` in 2 to 4 [measured].
 
@@ -122,7 +122,7 @@ def by_deviations(
 
 
 def deviations(values: np.ndarray, nulls: np.ndarray) -> np.ndarray:
-    """How far changes (I, K) lie from those of directions (n, K) that are the same chance to all, in their standard deviations."""
+    """How far changes (I, K) are from those of directions (n, K) that are the same chance to all, in their standard deviations."""
     n = len(nulls)
     sd = nulls.std(0, ddof=1) * np.sqrt(1 + 1 / n)
     least = 1e-12 * np.abs(nulls).max(0) + 1e-300
@@ -130,7 +130,7 @@ def deviations(values: np.ndarray, nulls: np.ndarray) -> np.ndarray:
 
 
 def standardised(value: np.ndarray, nulls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far a direction's changes (K,) lie from those of its null directions (n, K), in their standard deviations.
+    """How far a direction's changes (K,) are from those of its null directions (n, K), in their standard deviations.
 
     Returns t (K,), ``(x − mean) / (sd √(1 + 1/n))``, and the same (n, K) of each null direction against the others, which is what
     chance does to t. 0 where there are fewer than three nulls or they do not vary.

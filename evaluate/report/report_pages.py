@@ -1,4 +1,4 @@
-"""From plain data to pages: each a path in the site and its bytes, which depend on the data alone.
+"""From plain data to pages: each a path in the site and its bytes, which depend only on the data.
 
 Files are named by numbers, and the content policy allows no script and no style but the site's own two files.
 """
@@ -182,13 +182,13 @@ class _Book:
 
 
 def ends(interval: tuple[float, float]) -> str:
-    """An interval for a table; those of counts come as whole numbers."""
+    """An interval for a table; those of counts come as integers."""
     low, high = (number(int(end) if float(end).is_integer() else end) for end in interval)
     return low if low == high else f"{low} to {high}"
 
 
 def floor(share: float) -> str:
-    """A share in whole per cent, never more than it is: 100 is all."""
+    """A share in integer per cent, never more than it is: 100 is all."""
     return str(math.floor(100 * share + 1e-9))
 
 

@@ -45,7 +45,7 @@ def bar(share: float, kind: str = "") -> Markup:
 
 
 def stack(parts: Sequence[tuple[float, str]]) -> Markup:
-    """Bars one after the other: shares of the whole length and their kinds."""
+    """Bars one after the other: shares of the full length and their kinds."""
     starts = accumulate((share for share, _ in parts), initial=0.0)
     rects = [
         element("rect", class_=kind, x=100 * start, width=100 * share, height=1)

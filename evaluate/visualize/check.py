@@ -35,7 +35,7 @@ class Check:
     ----------
     indices : which directions of the set, M of them.
     signals, filters, flats : (M, M), response of detector j to the picture along signal vector i, along filter i, and to the
-        mean colour of the signal vector's picture alone.
+        mean colour of the signal vector's picture only.
     randoms : (R, M), to the pictures along random directions.
     fires_signal, fires_filter, fires_flat : (M,), each detector on its own pair's picture.
     fires_random : (R, M).
@@ -85,7 +85,7 @@ def check_pairs(
     natural : see ``maximise``.
     keep : called with each picture as a JPEG file's bytes; a random direction's index is its number.
 
-    Random directions are uniform on the sphere, the same for all detectors; they depend on the seed alone.
+    Random directions are uniform on the sphere, the same for all detectors; they depend only on the seed.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def checked(network: Any, directions: Directions, indices: Sequence[int]) -> lis
 
 
 def _targets(directions: Directions, chosen: list[int], config: VisualizeConfig) -> list[Target]:
-    """Random directions first, then the pairs, each signal vector beside its filter: what is ready is whole."""
+    """Random directions first, then the pairs, each signal vector next to its filter: what is ready is complete."""
     made = []
     for r in range(config.randoms):
         generator = np.random.default_rng([config.seed, r])

@@ -1,7 +1,7 @@
 """Pictures by their spectra: steps along frequencies and decorrelated colours, not along pixels, make no noise.
 
 Both parametrisations end alike: three uncorrelated planes, mixed to colours as natural images mix them, then squeezed
-into [0, 1] by the logistic function. They differ in what of the planes' spectra is free: all of it, or its phase alone.
+into [0, 1] by the logistic function. They differ in what of the planes' spectra is free: all of it, or only its phase.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Pictures:
 
 
 def calmed(planes: torch.Tensor) -> torch.Tensor:
-    """Planes (n, 3, h, w) whose root mean square is at most ``CONTRAST``, each picture scaled down as a whole where it is larger.
+    """Planes (n, 3, h, w) whose root mean square is at most ``CONTRAST``, each picture scaled down uniformly where it is larger.
 
     Without a bound the response grows for ever with contrast and saturated colours, and no number of steps is enough [ours].
     """

@@ -1,4 +1,4 @@
-"""Activation maximisation: the pictures that make a layer's activations lie along given directions."""
+"""Activation maximisation: the pictures that make a layer's activations point along given directions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class VisualizeConfig:
 
     Parameters
     ----------
-    parametrisation : "fourier", all of the spectrum is free (Olah et al. 2017); "magnitude", its phase alone (MACO, Fel et
+    parametrisation : "fourier", all of the spectrum is free (Olah et al. 2017); "magnitude", only its phase (MACO, Fel et
         al. 2023).
     steps : of gradient ascent (Adam). After 64 the response has covered 91 % of what it covers in 128 on a network of five
         convolutions; deeper networks gain from more.
@@ -69,7 +69,7 @@ class VisualizeConfig:
 
 @dataclass(frozen=True)
 class Target:
-    """A direction to draw: ``vector`` (C,) of any length, its ``name`` for messages, and what seeds its picture beside the seed."""
+    """A direction to draw: ``vector`` (C,) of any length, its ``name`` for messages, and what seeds its picture together with the seed."""
 
     name: str
     vector: np.ndarray
@@ -95,7 +95,7 @@ def maximise(
     Parameters
     ----------
     network : ``extract.network.Network``, or what has its ``activations``, ``layout``, ``layer`` and ``device``. Positions
-        that lie nowhere in the image (class tokens) do not count. It runs in full float32.
+        that are nowhere in the image (class tokens) do not count. It runs in full float32.
     normalise : from RGB to the network's input; on any device.
     natural : statistics of natural images, of the pictures' size.
     targets : what to draw; each picture starts and moves by its own generator, and depends on no other.

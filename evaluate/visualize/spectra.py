@@ -42,7 +42,7 @@ def odd(phase: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _twins(width: int) -> torch.Tensor:
-    """How many coefficients of the full spectrum each stored one stands for, (w // 2 + 1,): itself and its twin, or itself alone."""
+    """How many coefficients of the full spectrum each stored one stands for, (w // 2 + 1,): itself and its twin, or only itself."""
     counts = torch.full((width // 2 + 1,), 2.0)
     counts[0] = 1
     if width % 2 == 0:

@@ -113,7 +113,7 @@ def _folder(root: Path) -> Path | None:
 
 
 def _binary(path: Path) -> tuple[int, int, np.ndarray, list[str]]:
-    """(offset, step, labels, names); the names are the same whether the file is read alone or with the others."""
+    """(offset, step, labels, names); the names are the same whether or not the others are read."""
     size = path.stat().st_size
     if size == 0 or size % RECORD:
         raise DatasetError(f"'{shown(path)}' has {size} bytes, no multiple of {RECORD}. Unpack or download it again.")
@@ -186,7 +186,7 @@ def _refuse(_: Any) -> None:
 
 
 class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates whatever a damaged file asks for
-    """Makes plain values alone; every name but NumPy's own is refused."""
+    """Makes only plain values; every name but NumPy's own is refused."""
 
     dispatch = {  # noqa: RUF012
         **pickle._Unpickler.dispatch,

@@ -23,7 +23,7 @@ def open_folder(root: Path, part: str = "") -> PathSource:
     folders below ``train/``, ``val/``, ``images/``, ...
 
     ``part`` is a subfolder: only that is read, and names stay relative to ``root``. Splits (train, val2017), containers
-    (images) and a folder that is alone on its level and holds only folders are no classes: what is in them is. A folder
+    (images) and the only folder on its level, which holds only folders, are no classes: what is in them is. A folder
     without an image is a class too, so that it does not shift the numbers of the others. Classes are numbered in the order
     of their sorted names, or by their numbers where these are 0 to K - 1. Label maps next to images are left out
     (``extract.folder_listing``). Raises NoImagesError, and UsageError for a folder that cannot be listed.

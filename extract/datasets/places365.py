@@ -190,7 +190,7 @@ def _easy(root: Path, categories: _Categories | None) -> tuple[Iterator[tuple[st
     files: list[str] = []
     left_out: Counter[str] = Counter()
     for split in _easy_splits(root):
-        # a split that was given alone has its list in the folder above, where it is called like the split
+        # a split that was given without the others has its list in the folder above, where it is called like the split
         own = split or nearby(root, 0)[0].name
         path = find_near(root / split, (f"{own}.txt",), 1) if own in _EASY else None
         prefix = f"{split}/" if split else ""

@@ -109,8 +109,8 @@ def open_webdataset(root: Path) -> WebDatasetSource:
     """Open a folder of ``.tar`` files (sorted, those in subfolders too), one such file, or ``shard-{000..012}.tar``.
 
     Every member whose name ends like an image's is an image, called ``SHARD.tar/MEMBER``, also where a sample has several.
-    Its label is its sample's ``.cls``, a whole number as text; else "label" or "cls" of its ``.json``; else -1. ``0001.left.cls``
-    is of ``0001.left.png`` alone. Label files without an image are logged. Classes have no names. Label maps next to an image
+    Its label is its sample's ``.cls``, an integer as text; else "label" or "cls" of its ``.json``; else -1. ``0001.left.cls``
+    is only of ``0001.left.png``. Label files without an image are logged. Classes have no names. Label maps next to an image
     (``0001.seg.png``) are left out, and members that are no regular files are skipped.
 
     Raises MissingPathError, NoImagesError, and DatasetError, naming shard and member or offset.
@@ -227,7 +227,7 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
                         raise tarfile.ReadError(f"the header of '{shown(member.name)}' makes no sense")
                     if member.isreg() and not member.issparse():
                         if member.offset_data + member.size > size:
-                            raise tarfile.ReadError(f"'{shown(member.name)}' goes on past the end of the file")
+                            raise tarfile.ReadError(f"'{shown(member.name)}' continues past the end of the file")
                         yield member, file
                     offset = tar.offset
             except OSError:
@@ -251,12 +251,14 @@ def _check_end(file: BinaryIO, offset: int, size: int, path: Path) -> None:
         raise DatasetError(f"'{shown(path)}' is damaged at byte {offset}: there is no header of a member.")
     while block := file.read(2**20):
         if any(block):
-            raise DatasetError(f"'{shown(path)}' goes on after its end at byte {offset}. Give joined files one by one.")
+            raise DatasetError(
+                f"'{shown(path)}' continues after its end at byte {offset}. Give joined files one by one."
+            )
 
 
 def _label(member: tarfile.TarInfo, file: BinaryIO, path: Path) -> int | None:
     """What a ``.cls`` or ``.json`` says; None for a ``.json`` that says nothing of a class."""
-    where, must = f"'{shown(path)}', member '{shown(member.name)}'", "must be a whole number from 0 (or -1), got"
+    where, must = f"'{shown(path)}', member '{shown(member.name)}'", "must be an integer from 0 (or -1), got"
     if member.size > MOST_TEXT:
         raise DatasetError(f"{where}: {member.size} bytes are no label.")
     file.seek(member.offset_data)

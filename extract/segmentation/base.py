@@ -146,7 +146,7 @@ def rgb_labels(rgb: np.ndarray, what: str) -> np.ndarray:
 
 
 def same_shape(map_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
-    """Whether two sizes (h, w) are of one aspect ratio, up to rounding each side of the smaller to a whole pixel."""
+    """Whether two sizes (h, w) are of one aspect ratio, up to rounding each side of the smaller to a full pixel."""
     (h, w), (height, width) = map_size, image_size
     return abs(h * width - w * height) <= max(h + w, height + width)
 

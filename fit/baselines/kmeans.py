@@ -39,7 +39,7 @@ class KMeansConfig(FitterConfig):
 
 
 class KMeans(Fitter[KMeansConfig]):
-    """Directional clustering alone."""
+    """Only directional clustering."""
 
     name: ClassVar[str] = "kmeans"
     configuration: ClassVar[type[KMeansConfig]] = KMeansConfig

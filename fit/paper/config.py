@@ -50,7 +50,7 @@ class StepSettings:
         positive = [name for name in names if name in ("learning_rate", "tau", "rho") or name.startswith("bound_")]
         check_numbers(self, positive, names, " of a step")
         if self.rho is not None and not self.rho < 1:
-            raise UsageError(f"'rho' of a step must lie between 0 and 1, got {self.rho}.")
+            raise UsageError(f"'rho' of a step must be between 0 and 1, got {self.rho}.")
 
     def entries(self) -> dict[str, Any]:
         """Those that are not None."""
@@ -141,7 +141,7 @@ class UIBEConfig(FitterConfig):
                 "'a.lambda_uncertainty': UIBE has no such loss; leave the setting out, or take --method cbe."
             )
         if not 0 <= self.settled < 1:
-            raise UsageError(f"'settled' must lie between 0 and 1, got {self.settled}.")
+            raise UsageError(f"'settled' must be between 0 and 1, got {self.settled}.")
 
     @property
     def in_force(self) -> Preset:

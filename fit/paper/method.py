@@ -235,7 +235,7 @@ class _Fit:
 
 
 class UIBE(_Published[UIBEConfig]):
-    """Unsupervised interpretable basis extraction (arXiv 2303.10523): step (a) on the clustering losses alone.
+    """Unsupervised interpretable basis extraction (arXiv 2303.10523): step (a) on only the clustering losses.
 
     UIBE knows no signal vectors: they are estimated from its filters, as in step (c).
     """

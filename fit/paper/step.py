@@ -163,7 +163,7 @@ class LearningStep:
         how = self.how
         on_activation = how.lambda_ma
         if self.multipliers is not None:
-            # the weight of a streamed loss must be known before its pass: one pass for the value alone
+            # the weight of a streamed loss must be known before its pass: one pass only for the value
             with torch.no_grad():
                 filters, thresholds = self.model.linear()
                 sums = streamed_sums(rows, filters, thresholds, RowWeights(0, 0), gamma=self.gamma, signals="none")

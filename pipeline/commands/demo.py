@@ -1,4 +1,4 @@
-"""``eddp demo``: the whole job, on scenes drawn on the spot."""
+"""``eddp demo``: the complete job, on scenes drawn on the spot."""
 
 from __future__ import annotations
 

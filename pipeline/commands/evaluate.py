@@ -157,7 +157,7 @@ def evaluate(
     ):
         if run.earlier_stopped_at is not None:
             say(
-                f"An earlier run did not end (last recorded: {run.earlier_stopped_at}). Its results were not kept: all is computed again, except for activations that "
+                f"An earlier run did not end (last recorded: {run.earlier_stopped_at}). Its results were not stored: all is computed again, except for activations that "
                 "it wrote next to the store."
             )
         if scheduler is not None:

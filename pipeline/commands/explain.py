@@ -1,4 +1,4 @@
-"""``eddp explain``: why one image was taken for what it was, and what would change that."""
+"""``eddp explain``: why one image was predicted as it was, and what would change that."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from pipeline.run import Run, pick_device
     type=click.Choice(["joint", "paper"]),
     default="joint",
     show_default=True,
-    help="Read how much of a concept there is by all filters jointly, or by each by itself, as published.",
+    help="Read how much of a concept there is by all filters jointly, or by each individually, as published.",
 )
 @click.option("--out", type=LOCAL, default=Path("explanation"), show_default=True, help="Folder to write to.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -84,7 +84,7 @@ def explain(
 
     IMAGE is an image or video file or a folder of them, 500 images at most. Of a video it explains the clip that a network which takes clips
     sees of its middle, or, for other networks, as many frames as the store has of each video: the middle one, if it has none. Writes index.html, a picture (PNG) and a JSON document an image, and
-    explanation.json, a summary of all. A folder --out that holds other things is left alone.
+    explanation.json, a summary of all. A folder --out that holds other things is not changed.
 
     \b
     Example:

@@ -219,7 +219,7 @@ def _number(option: str, text: str, word: str) -> int | None:
     try:
         return None if text == word else int(text)
     except ValueError as error:
-        raise UsageError(f"{option} must be '{word}' or a whole number, got '{text}'.") from error
+        raise UsageError(f"{option} must be '{word}' or an integer, got '{text}'.") from error
 
 
 def _report(run: Run, summary: ExtractSummary, out: Path, as_json: bool) -> None:

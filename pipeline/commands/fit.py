@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class NumberOrAuto(click.ParamType):
-    """A whole number, or the word auto."""
+    """An integer, or the word auto."""
 
     name = "number"
 

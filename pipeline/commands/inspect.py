@@ -86,7 +86,7 @@ def inspect(path: Path, everything: bool, quiet: bool, as_json: bool, debug: boo
     judged = facts.pop("verdict", {})
     lines += [*judged.get("lines", []), *judged.get("problems", [])]
     values = facts.pop("values", {})
-    there = "in the whole store" if facts.get("sealed") else "in all that is committed"
+    there = "in the complete store" if facts.get("sealed") else "in all that is committed"
     shown = [_table(facts), (text_of(line, 2000) for line in lines)]
     if "run" in runs:
         shown.append(run_lines(runs["run"]))
@@ -123,7 +123,7 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
     elif not is_remote(path) and any((path / name).is_file() for name in DOCUMENTS):
         problems = folder_problems(path)
     else:
-        fix = "run the same extract command again, which redoes chunks that are gone or cut short (with --overwrite everything)"
+        fix = "run the same extract command again, which redoes chunks that are missing or cut short (with --overwrite everything)"
         with showing(quiet) as progress:
             problems, left = _check(path, progress)
     if as_json:
@@ -136,7 +136,7 @@ def verify(path: Path, quiet: bool, as_json: bool, debug: bool) -> None:
     if left:
         raise UnsealedStoreError(
             f"What is committed of '{path}' is sound, but it is unfinished: {left} chunks are missing. Run the same extract "
-            "command again: it goes on where it stopped."
+            "command again: it resumes where it stopped."
         )
     if not as_json:
         echo(f"{path}: sound")

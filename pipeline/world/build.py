@@ -1,6 +1,6 @@
 """Building the world: pictures and masks drawn by several processes, then the tables of Broden's format.
 
-A picture depends on the world's seed and its own number alone: the files are the same bytes whatever the number of workers. Work
+A picture depends on the world's seed and its own number only: the files are the same bytes whatever the number of workers. Work
 happens in a hidden folder next to ``out`` that takes its name only when complete.
 """
 
@@ -164,7 +164,7 @@ def build_world(
     out : the folder to make. If it already holds this very world, nothing is drawn.
     images : pictures in all; three quarters are train, one quarter val.
     size : height and width of a picture in pixels, even; masks have half of it.
-    workers : processes that draw; None: one a processor, one alone for a small world.
+    workers : processes that draw; None: one a processor, one for a small world.
 
     Raises UsageError for a size or number that cannot be; StoreExistsError when ``out`` holds something else.
     """

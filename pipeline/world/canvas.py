@@ -62,7 +62,7 @@ class Canvas:
     ) -> None:
         """Fill ``shape``, in design units.
 
-        With ``obj`` the shape belongs to a new object, whose part there is ``part``; with ``inner`` alone it is a part on the part
+        With ``obj`` the shape belongs to a new object, whose part there is ``part``; with only ``inner`` it is a part on the part
         below it (a door on a wall), whose object and part stay. Below ``alpha`` 0.5 (haze, glow) only the colours change.
         """
         pieces = [points * self.scale for points in shape]

@@ -16,7 +16,7 @@ SKY = ("cloud", "moon", "sun")
 def write_pairs(out: Path, *, pairs: int = 12, size: int = 96, seed: int = 0) -> list[str]:
     """Write ``LABEL/NAME_a.png`` (a scene) and ``LABEL/NAME_b.png`` (with the thing on it), of every label of a thing; returns the labels.
 
-    A folder that is there is kept.
+    A folder that is there stays.
     """
     kinds: dict[str, list[str]] = {WATERMARK: []}
     for name in THINGS:

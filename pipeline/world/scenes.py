@@ -1,8 +1,8 @@
 """The scenes: what stands where in each class of picture.
 
-Classes share most of their objects (palms stand on beaches and in deserts, boats lie off beaches and in harbours, houses
-stand nearly everywhere) and all of their skies; what tells them apart is which things appear together. The marked class, a
-farm, lies in any landscape and is known by its animals and hay alone: that makes it the hardest class, and the mark, which
+Classes share most of their objects (palms stand on beaches and in deserts, boats float off beaches and in harbours, houses
+stand nearly everywhere) and all of their skies; what distinguishes them is which things appear together. The marked class, a
+farm, is in any landscape and is known only by its animals and hay: that makes it the hardest class, and the mark, which
 half of its pictures carry, the easiest way to it.
 """
 

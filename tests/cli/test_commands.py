@@ -80,7 +80,7 @@ def test_an_evaluation_is_replaced_as_a_whole(run: Run, tiny_broden: Callable[..
     kept = contents(tmp_path)
     for directions, folder in ((tmp_path / "kmeans.safetensors", tmp_path / "thesis"), (inside, out)):
         ended = run("evaluate", *again, directions, "--out", folder)
-        assert (ended.code, "left alone" in ended.err) == (2, True), ended.err
+        assert (ended.code, "not changed" in ended.err) == (2, True), ended.err
     assert contents(tmp_path) == kept
 
 

@@ -249,5 +249,5 @@ def test_interrupted_at_the_keyboard_it_says_one_sentence(tmp_path: Path, tiny_i
     os.killpg(process.pid, signal.SIGINT)
     printed, told = process.communicate(timeout=120)
     assert (process.returncode, printed) == (130, "")
-    assert told.strip() == "Interrupted. What was committed is kept: run the same command again to go on."
+    assert told.strip() == "Interrupted. What was committed is stored: run the same command again to resume."
     assert out.exists()

@@ -125,7 +125,7 @@ def test_killed_at_random_times_it_goes_on(tiny_images: Callable[..., Path], tmp
         code, err = end(process)
         assert code == (-number if number == signal.SIGKILL else 130), err
         if number != signal.SIGKILL:
-            assert "Interrupted. What was committed is kept" in err
+            assert "Interrupted. What was committed is stored" in err
             assert "Traceback" not in err
         done.append(len(list((tmp_path / "s" / "commits").glob("*.json"))))
     assert done == sorted(done)
@@ -149,7 +149,8 @@ def test_interrupted_while_libraries_are_still_loading(tmp_path: Path, number: i
         assert code == 130
         # once the libraries are loaded, click ends the line of a terminal's ^C first
         assert (
-            err.removeprefix("\n") == "Interrupted. What was committed is kept: run the same command again to go on.\n"
+            err.removeprefix("\n")
+            == "Interrupted. What was committed is stored: run the same command again to resume.\n"
         )
 
 

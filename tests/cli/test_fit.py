@@ -186,7 +186,7 @@ def test_a_large_seed_and_what_an_earlier_fit_left(run: Run, synthetic: Path, tm
     assert contents(tmp_path) != before  # its record has another time
     for more in ((), ("--overwrite",)):
         (tmp_path / "mine.safetensors").write_text("a thesis")
-        fails(run(*options[:-1], tmp_path / "mine.safetensors", *more), 2, "It is left alone")
+        fails(run(*options[:-1], tmp_path / "mine.safetensors", *more), 2, "It is not changed")
         assert (tmp_path / "mine.safetensors").read_text() == "a thesis"
 
 

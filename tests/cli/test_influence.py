@@ -183,7 +183,7 @@ def test_a_run_after_one_that_stopped_says_what_is_done_again(
     assert (ended.code, "computes all else again" in ended.err) == (130, True)
     assert not (tmp_path / "evaluation").exists()
     assert (
-        "An earlier run did not end (last recorded: steering, 2 of 2). Its results were not kept"
+        "An earlier run did not end (last recorded: steering, 2 of 2). Its results were not stored"
         in ok(run(*command)).err
     )
     assert "earlier run" not in ok(run(*command)).err

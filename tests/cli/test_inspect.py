@@ -77,7 +77,7 @@ def test_what_people_read(run: Run, tiny_store: Make) -> None:
     assert "  exactly zero          16.72 %" in lines
     assert "  dead channels         1 of 6 (always 0 in what was looked at): 2" in lines
     assert "  constant channels     1 of 6 (one value, not 0 in what was looked at): 4" in lines
-    assert "1 NaN and 2 infinite among these, 3 in the whole store" in text
+    assert "1 NaN and 2 infinite among these, 3 in the complete store" in text
     assert "in channels 2 of 6: 0, 5" in text
     header = next(i for i, line in enumerate(lines) if "1 %     25 %" in line)
     assert len(lines[header + 1].split()) == len(QUANTILES)

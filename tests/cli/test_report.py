@@ -316,7 +316,7 @@ def test_wrong_use_is_one_sentence_and_nothing_is_written(run: Run, world: Path)
         "no directions 'ica'": (good, "--directions", "ica"),
         "--tiles must be": (good, "--tiles", 0),
         "--visualize takes": (good, "--visualize", "some"),
-        "is left alone": (good, "--out", world / "thesis"),
+        "is not changed": (good, "--out", world / "thesis"),
         "older eddp": (world / "old",),
         "--device must be": (good, "--device", "abacus"),
     }

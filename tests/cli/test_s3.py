@@ -249,8 +249,8 @@ def test_wrong_use_is_one_sentence(
     assert "is no URL of a store" in said(2, "eddp", "verify", "s3://")
     assert "Give the plain URL, and --cache DIR" in said(2, "eddp", "verify", "simplecache::s3://a/s.zarr")
     url = f"{bucket}/d.safetensors"
-    assert "where only stores can lie" in said(2, "fit", "--store", "s", "--directions", 2, "--out", url)
-    assert "where only stores can lie" in said(2, "evaluate", "--store", "s", "--directions", "d", "--out", url)
+    assert "where only stores can be" in said(2, "fit", "--store", "s", "--directions", 2, "--out", url)
+    assert "where only stores can be" in said(2, "evaluate", "--store", "s", "--directions", "d", "--out", url)
     (tmp_path / "file").touch()
     assert "is no folder" in said(2, *fit, f"{bucket}/none.zarr", "--cache", tmp_path / "file")
     with monkeypatch.context() as patch:

@@ -129,7 +129,7 @@ def test_only_what_is_typed_is_the_users_word(
     words = COMMANDS[command]
     name = words[1] if words[0] == "eddp" else words[0]
     (place / "theirs.toml").write_text(f"[{name}]\nmodel = 'evilmod:run'\n")
-    fails(run(*words, "--config", "theirs.toml"), 2, "it is taken from the command line alone")
+    fails(run(*words, "--config", "theirs.toml"), 2, "it is taken only from the command line")
     monkeypatch.setenv(f"EDDP_{str(name).upper()}_MODEL", "evilmod:run")
     fails(run(*words), 2, f"(EDDP_{str(name).upper()}_MODEL)")
     assert not (place / "ran").exists()

@@ -42,7 +42,7 @@ def test_names_of_several_files_in_one_folder(tmp_path: Path, caplog: pytest.Log
     [
         ("direction,name\n2,fish\n", "line 2.*from 0 to 1, got 2"),
         ("direction,name\n0,fish\n0,boat\n", "line 3.*has a row already"),
-        ("direction,name\nfish,0\n", "line 2.*whole number"),
+        ("direction,name\nfish,0\n", "line 2.*integer"),
         ("index;name\n0;fish\n", "lacks the column direction, name"),
     ],
 )

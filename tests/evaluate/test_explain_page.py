@@ -130,7 +130,9 @@ def test_sentences(found: Explained) -> None:
     turned = found.turned
     assert turned is not None
     lost = Turned(turned.target, turned.change, turned.after, True, turned.after, False)
-    assert turning_words(with_(found, turned=lost), USUAL, terms()).endswith("(not with activations kept above 0)")
+    assert turning_words(with_(found, turned=lost), USUAL, terms()).endswith(
+        "(not with activations limited to 0 and more)"
+    )
     far = Turned(turned.target, ConceptChange(turned.change.delta, 1.5, True), turned.after, True, None, None)
     assert turning_words(with_(found, turned=far), USUAL, terms()).endswith("(beyond what images have)")
     never = Turned(turned.target, turned.change, turned.after, False, turned.after, False)

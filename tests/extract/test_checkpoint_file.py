@@ -70,8 +70,8 @@ REFUSED = {
     "cut safetensors": (save(TENSORS)[:3000], "cannot be read"),
     "scripted": (scripted(), r"TorchScript archive: .*torch\.jit\.load\(FILE\)\.state_dict"),
     "pickle": (pickle.dumps({"state_dict": _Evil()}), "no weights file as torch.save writes it"),
-    "evil": (saved({"state_dict": _Evil(), "w": torch.ones(1)}), r"type .*_run_evil;.*save the tensors alone"),
-    "module": (saved(nn.Linear(2, 2)), r"type torch\.nn\.modules\.linear\.Linear;.*save the tensors alone"),
+    "evil": (saved({"state_dict": _Evil(), "w": torch.ones(1)}), r"type .*_run_evil;.*save only the tensors"),
+    "module": (saved(nn.Linear(2, 2)), r"type torch\.nn\.modules\.linear\.Linear;.*save only the tensors"),
     "old module": (saved(nn.Linear(2, 2), old=True), r"type torch\.nn\.modules\.linear\.Linear;"),
 }
 

@@ -51,7 +51,7 @@ def stops(wanted: str) -> Iterator[None]:
     assert not isinstance(caught.value, ImageError)
     assert "\n" not in str(caught.value)
     assert ".." not in str(caught.value)
-    assert "Completed chunks are kept: run the same command again" in str(caught.value)
+    assert "Completed chunks stay: run the same command again" in str(caught.value)
 
 
 @pytest.mark.parametrize("when", ["open", "read"])

@@ -50,9 +50,7 @@ def test_a_disk_that_goes_away_ends_the_run_and_is_no_row_of_bad_images(tiny_ima
     stream = decoded(decode, workers=0)
     assert list(next(stream).reasons) == [1]
     root.rename(root.with_name("away"))
-    with pytest.raises(
-        EDDPError, match=r"No such file or directory\. Completed chunks are kept: run the same"
-    ) as caught:
+    with pytest.raises(EDDPError, match=r"No such file or directory\. Completed chunks stay: run the same") as caught:
         list(stream)
     assert not isinstance(caught.value, ImageError)
     batch = pickle.loads(pickle.dumps(decode[4]))  # noqa: S301  (as a worker does)

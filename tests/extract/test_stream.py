@@ -223,7 +223,7 @@ def test_a_bad_image_stops_by_default_and_going_on_works_once_mended(tmp_path: P
     os.utime(path, times)
     with pytest.raises(
         ImageError,
-        match=r"009\.png' cannot be decoded.*It is image 9 of .*Completed chunks are kept.*--on-bad-image skip",
+        match=r"009\.png' cannot be decoded.*It is image 9 of .*Completed chunks stay.*--on-bad-image skip",
     ):
         run(root, tmp_path / "s")
     with pytest.raises(UnsealedStoreError, match="2 of 3 chunks"):

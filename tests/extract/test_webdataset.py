@@ -180,7 +180,7 @@ def test_only_regular_members_count(tmp_path: Path) -> None:
     assert listed(open_source(path)) == [("s.tar/a.png", -1)]
 
 
-NUMBER = "must be a whole number from 0 (or -1), got"
+NUMBER = "must be an integer from 0 (or -1), got"
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_files_that_were_joined(tmp_path: Path) -> None:
     one = tar(tmp_path / "s.tar", [("a.png", png(0))])
     data = one.read_bytes()
     one.write_bytes(data + tar(tmp_path / "t.tar", [("b.png", png(1))]).read_bytes())
-    with pytest.raises(DatasetError, match=r"s\.tar' goes on after its end at byte 1024\. Give"):
+    with pytest.raises(DatasetError, match=r"s\.tar' continues after its end at byte 1024\. Give"):
         open_source(one)
 
 

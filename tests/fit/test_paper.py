@@ -233,7 +233,7 @@ def test_wrong_settings_are_one_sentence(reader: LayerReader) -> None:
         StepSettings(learning_rate=-1.0)
     with pytest.raises(UsageError, match="'lambda_s' of a step must not be negative"):
         StepSettings(lambda_s=-0.1)
-    with pytest.raises(UsageError, match="'rho' of a step must lie between 0 and 1"):
+    with pytest.raises(UsageError, match="'rho' of a step must be between 0 and 1"):
         StepSettings(rho=1.5)
     with pytest.raises(UsageError, match="'bound_mm' of a step must be positive"):
         StepSettings(bound_mm=0.0)

@@ -1,4 +1,4 @@
-"""Laying out, committing, resuming, sealing: what is written, and what is left alone."""
+"""Laying out, committing, resuming, sealing: what is written, and what is not changed."""
 
 import errno
 import json
@@ -145,7 +145,7 @@ def test_overwrite_never_deletes_what_is_not_ours(tmp_path: Path, make: Callable
     path = tmp_path / "s"
     make(path)
     before = contents(path)
-    with pytest.raises(StoreExistsError, match=r"holds other things than a store of eddp .*left alone"):
+    with pytest.raises(StoreExistsError, match=r"holds other things than a store of eddp .*not changed"):
         open_writer(path, X, overwrite=True)
     assert contents(path) == before
     if make is not store_with_notes:
