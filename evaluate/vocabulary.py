@@ -185,7 +185,7 @@ def study_words(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> WordStudy:
-    """Name directions by words, from their examples. ``file`` : where embeddings of the words are kept."""
+    """Name directions by words, from their examples. ``file`` : where embeddings of the words are stored."""
     listed = embed_words(examples.encoder, words, file, progress)
     if examples.embedded.shape[1] != listed.shape[1]:
         raise UsageError(
