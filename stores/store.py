@@ -379,7 +379,10 @@ class ActivationStore(StoreBase):
         return weight, bias
 
     def dask(self, layer: str | None = None) -> Any:
-        """The layer's activations as a lazy dask array (N, P, C), one block a chunk; skipped images are NaN."""
+        """The layer's activations as a lazy dask array (N, P, C), one block a chunk; skipped images are NaN.
+
+        It is float32: dask sums and counts in an array's own type, and a mean of float16 would be 0 from 65520 values on.
+        """
         import dask.array
 
         array = self.array(f"layers/{self.layer(layer).name}/activations")
@@ -388,7 +391,7 @@ class ActivationStore(StoreBase):
             _read_block, str(self.path.resolve()), array.path, self.fingerprint,
             chunks=(rows, *((size,) for size in array.shape[1:])), dtype=array.dtype,
             meta=np.empty((0, 0, 0), array.dtype), name=f"{array.path}-{self.fingerprint[7:23]}",
-        )  # fmt: skip
+        ).astype(np.float32)  # fmt: skip
 
 
 def _read_block(path: str, array: str, fingerprint: str, block_id: tuple[int, ...] = (0,)) -> np.ndarray:
