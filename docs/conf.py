@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # else each notebook announces itself
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
 project = "eddp"

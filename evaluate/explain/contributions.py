@@ -1,7 +1,7 @@
 """What every concept adds to every logit of one prediction: a sum that comes out at the logits.
 
 Contribution of direction i to logit k: the change when its component along ``s_i`` is set to its mean at every position,
-``x_p → x_p − α_pi s_i`` (evaluation.md §4). Behind pooling and an affine map, ``logits = A mean_p x_p + c``, the sum is exact:
+``x_p → x_p − α_pi s_i``. Behind pooling and an affine map, ``logits = A mean_p x_p + c``, the sum is exact:
 
     logit_k = [A_k E[x] + c_k] + Σ_i mean_p(α_pi) A_k·s_i + A_k·mean_p(r_p),     r_p = x_p − E[x] − Σ_i α_pi s_i
 

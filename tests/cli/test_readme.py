@@ -220,5 +220,9 @@ def test_make_targets_exist() -> None:
 
 
 def test_links_and_pictures_exist() -> None:
+    """Of the documentation's pages ``make docs`` looks at links between them."""
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert link.startswith("http") or (ROOT / link).is_file(), link
+    for page in PAGES.values():
+        for link in re.findall(r"\]\((http[^)]*)\)", page):
+            assert re.fullmatch(r"https?://[\w.-]+\.\w+(/[\w./-]*)?", link), link
