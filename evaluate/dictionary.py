@@ -408,7 +408,7 @@ TABLES = {
     }),
     "vocabulary_labels": Table("One row a direction: the word of a list that fits best what it fires on, chosen on half of its images and scored on the others.", {
         "word": Term("string", "", "Word of largest score on the images it is chosen on.", CLIP_DISSECT),
-        "score": Term("number", "nats", "soft-WPMI of the word on the other images: its evidence in the direction's images, less the log-mean of the evidence in those of random directions.", CLIP_DISSECT),
+        "score": Term("number", "standard deviations", "How far the word's evidence (soft-WPMI) in the direction's other images is above its mean in those of random directions; their standard deviation and the mean one of all words together are the unit.", CLIP_DISSECT),
         "cosine": Term("number", "cosine", "Mean cosine of the word's embedding and those of what the direction fires on in the other images."),
         "p": Term("number", "probability", "(b + 1) / (N + 1), b of N random directions whose own word has a score at least as large."),
         "q_bh": Term("number", "probability", "p adjusted for the directions of the file (Benjamini & Hochberg 1995)."),

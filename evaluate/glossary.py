@@ -142,7 +142,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "words": {
         "word": "The word of a list that an image-text encoder sees most in what the direction fires on: chosen on half of its strongest images, cut to where it "
-        "fires, and scored on the others by soft-WPMI (CLIP-Dissect), in nats. It is significant where random directions hardly ever have a word with such a score "
+        "fires, and scored on the others: by how many standard deviations its evidence (soft-WPMI, CLIP-Dissect) is above that in random directions. It is significant where random directions hardly ever have a word with such a score "
         "(5 %, adjusted for the number of directions); then it names a direction that has no other label.",
     },
     "meaning": {

@@ -2,8 +2,9 @@
 
 **Score.** soft-WPMI of CLIP-Dissect (Oikarinen & Weng 2023). ``p_t`` is the softmax over the words of 10 · cosine of an image's and a
 word's embedding. The evidence of a word is the sum over the direction's strongest images of ``log(1 + w (p_t − 1) + 1e-7)``, w falling from
-0.998 to 0.97 with the rank. From it the log-mean of the evidence over directions is subtracted: a word that fits all images says
-nothing. Here these directions are random ones [ours]: those of a file that show the same thing do not take it from each other.
+0.998 to 0.97 with the rank. What counts is how far it is above that in random directions [ours]: their mean is subtracted, and the difference
+divided by their standard deviation plus the mean one of all words, so that no word wins by hardly varying. (CLIP-Dissect subtracts the log-mean over the directions
+of a file, which is that of the best of them: where several show a thing none is called by it, but by a word for which nothing speaks.)
 
 **Chance** [ours]. The word is chosen on every second of the images and scored on the others. Random directions, uniform on the sphere,
 each with a threshold that as many positions exceed as one of the detectors', go the same way; p counts those with as large a score. The p of
@@ -17,7 +18,6 @@ Words are embedded as in SemanticLens (Dreyer et al. 2025): the mean over templa
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ LONGEST = 100  # characters of a word
 
 @dataclass(frozen=True)
 class WordLabel:
-    """``words``: the best three, first the one that ``score`` (nats), mean ``cosine`` and ``p`` are of; ``q``: p corrected for the directions of the file."""
+    """``words``: the best three, first the one that ``score``, mean ``cosine`` and ``p`` are of; ``q``: p corrected for the directions of the file."""
 
     words: tuple[str, ...]
     score: float
@@ -134,6 +134,13 @@ def evidence(images: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     return torch.stack([terms[half::2].sum(0, dtype=torch.float64) for half in (0, 1)])
 
 
+def beyond(e: torch.Tensor, total: torch.Tensor, squares: torch.Tensor, count: int) -> torch.Tensor:
+    """(2, M) how far evidence (2, M) is above that of ``count`` directions, given by its sums and sums of squares, in standard deviations."""
+    mean = total / count
+    deviation = (squares / count - mean**2).clamp(min=0).sqrt()
+    return (e - mean) / (deviation + deviation.mean(1, keepdim=True)).clamp(min=1e-9)
+
+
 def name_by_words(
     images: np.ndarray, number: np.ndarray, words: np.ndarray, randoms: int, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
@@ -158,18 +165,18 @@ def name_by_words(
             mine = mine[mine[:, 0].isfinite()]
             yield j, mine, evidence(mine, listed)
 
-    total = torch.full((2, len(words)), -math.inf, dtype=torch.float64, device=device)
+    total, squares = (torch.zeros(2, len(words), dtype=torch.float64, device=device) for _ in range(2))
     for _, _, e in found(range(own, own + randoms)):
-        total = torch.logaddexp(total, e)
+        total += e
+        squares += e**2
     best, score, cosine = (
         np.zeros((own + randoms, *more), kind)
         for more, kind in (((min(3, len(words)),), np.int64), ((), float), ((), float))
     )
     for j, mine, e in found(range(own + randoms)):
-        others, count = total, randoms
+        scores = beyond(e, total, squares, randoms)
         if j >= own:  # a random direction is held against the others
-            others, count = total + torch.log(-torch.expm1(torch.clamp(e - total, max=-1e-13))), randoms - 1
-        scores = e - others + math.log(count)
+            scores = beyond(e, total - e, squares - e**2, randoms - 1)
         best[j] = scores[0].topk(best.shape[1]).indices.cpu().numpy()
         score[j] = float(scores[1, best[j, 0]])
         cosine[j] = float((mine[1::2] @ listed[best[j, 0]]).mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def units(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def slow_evidence(images: np.ndarray, words: np.ndarray, first: int) -> list[float]:
-    """CLIP-Dissect's soft-WPMI before the log-mean is subtracted, one image and one word at a time, over every second image."""
+    """CLIP-Dissect's soft-WPMI before anything is subtracted, one image and one word at a time, over every second image."""
     n, total = len(images), [0.0] * len(words)
     for rank in range(first, n, 2):
         powers = [math.exp(10 * float(images[rank] @ word)) for word in words]
@@ -56,8 +57,9 @@ def test_words_are_chosen_on_one_half_and_scored_on_the_other() -> None:
 
     def scores(j: int, half: int) -> list[float]:
         others = [r for r in range(2, 6) if r != j]
-        mean = [sum(math.exp(all_of[r][half][t]) for r in others) / len(others) for t in range(5)]
-        return [all_of[j][half][t] - math.log(mean[t]) for t in range(5)]
+        deviation = [statistics.pstdev(all_of[r][half][t] for r in others) for t in range(5)]
+        mean = [statistics.mean(all_of[r][half][t] for r in others) for t in range(5)]
+        return [(all_of[j][half][t] - mean[t]) / (deviation[t] + statistics.mean(deviation)) for t in range(5)]
 
     expected = []
     for j in range(6):
