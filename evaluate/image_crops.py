@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ MARGIN = 1  # cells of the grid around the box
 LARGEST = 448  # pixels of a crop's longer side: encoders take less
 BLUR = 0.05  # radius, of the crop's longer side
 BATCH = 64  # pictures at a time
+AHEAD = 256  # crops that are cut ahead of the encoder, and those of one image
 KEPT = 2**16  # crops in a cache at most, those of one run excepted
 STAGE = "embeddings"
 
@@ -171,8 +173,9 @@ def _embedded(
     missing: list[EDDPError] = []
     waiting: list[Image.Image] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="crop") as pool:
-        for first in range(0, len(rows), BATCH):
-            some = by_row[first : first + BATCH]
+        ends = np.flatnonzero(np.diff(starts // AHEAD)) + 1
+        for first, last in pairwise([0, *ends.tolist(), len(rows)]):
+            some = by_row[first:last]
             for mine, pictures in zip(some, pool.map(cut, [places[k] for k in some]), strict=True):
                 if isinstance(pictures, EDDPError):
                     missing.append(pictures)
