@@ -28,9 +28,11 @@ import torch
 from evaluate.bootstrap import interval
 from evaluate.examples import Examples
 from evaluate.glossary import MEASURES as TERMS
+from stores.progress import Progress, silent
 
 MEASURES = ("firing_monosemanticity", "clarity", "polysemanticity", "semantic_redundancy")
 BETTER = {measure.key: measure.better for measure in TERMS if measure.key in MEASURES}
+STAGE = "examples"
 SETS = 200  # of random images
 FEW = 10  # examples, where a cluster has one or none (the authors' code)
 ROUNDS = 100  # of k-means at most
@@ -65,31 +67,39 @@ class Meaning:
         }
 
 
-def measure_examples(examples: Examples, *, seed: int = 0, device: str = "cpu") -> dict[str, Meaning]:
+def measure_examples(
+    examples: Examples, *, seed: int = 0, device: str = "cpu", progress: Progress = silent
+) -> dict[str, Meaning]:
     """Measure the examples of each file's directions; one direction at a time, so that memory does not grow with their number.
 
     Parameters
     ----------
     seed : of the sets of random images.
     """
-    embedded = torch.from_numpy(examples.embedded).to(device).double()
+    embedded = torch.from_numpy(examples.embedded).to(device)
+
+    def readable(which: np.ndarray) -> torch.Tensor:
+        e = embedded[torch.from_numpy(which).to(device)].double()
+        return e[e[:, 0].isfinite()]
+
     pool = examples.by_chance[np.isfinite(examples.embedded[examples.by_chance, 0])]
-    centre = embedded[torch.from_numpy(pool).to(device)].mean(0)
-    base = alike(_unit(embedded[torch.from_numpy(pool).to(device)] - centre))
+    elsewhere = readable(pool)
+    centre = elsewhere.mean(0)
+    base = alike(_unit(elsewhere - centre))
     size = min(len(examples.number), len(pool))
     g = np.random.default_rng([seed, 0x5E])
     sets = [g.permutation(pool)[:size] for _ in range(SETS)]
     found: dict[str, list[float]] = {key: [] for key in MEASURES[:3]}
     means = []
-    for mine in [*examples.number.T, *sets]:
-        e = embedded[torch.from_numpy(mine).to(device)]
-        e = e[e[:, 0].isfinite()]
+    last = examples.number.shape[1]
+    for done, which in enumerate([*examples.number.T, *sets], 1):
+        e = readable(which)
         found["firing_monosemanticity"].append(alike(_unit(e - centre)) - base)
         found["clarity"].append(alike(e))
         found["polysemanticity"].append(polysemanticity(e))
         means.append(e.mean(0))
+        progress(STAGE, done, last + SETS)
     unit = _unit(torch.stack(means))
-    last = examples.number.shape[1]
     random, images = slice(last - examples.randoms, last), slice(last, None)
     measured = {}
     for name, part in examples.slices.items():

@@ -35,7 +35,7 @@ def measure_meaning(subject: Subject, examples: Examples, seed: int) -> Findings
         "seed": seed,
     }
     entries, rows = {}, []
-    for name, found in measure_examples(examples, seed=seed, device=subject.device).items():
+    for name, found in measure_examples(examples, seed=seed, device=subject.device, progress=subject.progress).items():
         entry = found.summary()
         entries[name] = {**entry, "meaning": {**about, **entry["meaning"]}}
         rows += [_row(name, i, found) for i in range(len(found.nearest))]

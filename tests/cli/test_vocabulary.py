@@ -14,6 +14,7 @@ from word_sight import CHANNELS, KINDS, WORDS, Encoder, draw_world
 
 from evaluate.detector_bank import make_bank
 from evaluate.examples import embed_examples
+from evaluate.meaning import MEASURES, measure_examples
 from evaluate.vocabulary import study_words
 from extract.image_text import ImageTextEncoder, open_encoder
 from extract.store_images import open_store_images
@@ -123,18 +124,23 @@ def test_an_image_that_cannot_be_read_is_left_out(run: Run, tmp_path: Path, capl
 
 
 def test_random_directions_get_no_name(world: Path) -> None:
-    """200 of them: p is uniform, and what a file of them gets by chance stays below the level."""
+    """200 of them: p is uniform, what a file of them gets by chance stays below the level, and so does what is beyond the random ones."""
     store = ActivationStore.open(world / "acts.zarr", model="word_sight:build")
     reader, images = LayerReader(store, "conv"), open_store_images(store)
     drawn = np.random.default_rng(5).normal(size=(CHANNELS, 200))
     sets = {"hand": Directions.load(world / "hand.safetensors"), "random": directions(drawn)}
     bank, encoder = make_bank(sets, reader), ImageTextEncoder("toy", "1", Encoder())
-    found = study_words(embed_examples(reader, bank, images.frames, images.source.digest, encoder), WORDS).labels
+    examples = embed_examples(reader, bank, images.frames, images.source.digest, encoder)
+    found = study_words(examples, WORDS).labels
     assert [one.words[0] for one in found["hand"] if one.significant] == list(KINDS)
     p = np.array([one.p for one in found["random"]])
     assert not any(one.significant for one in found["random"])
     assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.045)  # three standard deviations
     assert np.mean(p) == pytest.approx(0.5, abs=0.1)
+    chance = measure_examples(examples)["random"].summary()["meaning"]
+    assert (
+        0 < np.mean([chance[key]["beyond"] / 200 for key in MEASURES]) < 0.06
+    )  # 0.025, and the ends of the range are estimates
 
 
 def test_an_encoder_of_open_clip(run: Run, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
