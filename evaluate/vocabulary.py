@@ -18,6 +18,7 @@ Words are embedded as in SemanticLens (Dreyer et al. 2025): the mean over templa
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
