@@ -25,7 +25,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
 
 docs: $(DOCS_STAMP)
-	$(BIN)/python -m sphinx -q -j auto -W --keep-going -n docs docs/_build/html
+	$(BIN)/python -m sphinx -q -a -j auto -W --keep-going -n docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 clean:
