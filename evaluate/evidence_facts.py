@@ -48,12 +48,13 @@ def evidence_facts(entry: Mapping[str, Any]) -> dict[str, str]:
         )
     if found := entry.get("meaning"):
         measured = (
-            _against_chance(word, entry[key], found[key])
+            f"{word} {number(entry[key])} (random directions {number(chance['random'])}, {number(chance['random_low'])} to "
+            f"{number(chance['random_high'])}; {chance['beyond']} of {entry['directions']} beyond)"
             for key, word in _MEANING.items()
-            if entry.get(key) is not None
+            if entry.get(key) is not None and (chance := found[key])
         )
         facts["Where it fires"] = (
-            f"{', '.join(measured)}; {found['images']} images of each of {entry['directions']} directions, in the embeddings of {found['encoder']}"
+            f"{', '.join(measured)}; {found['images']} images of each, in the embeddings of {found['encoder']}"
         )
     return facts
 
@@ -68,14 +69,6 @@ def fidelity_problem(entry: Mapping[str, Any]) -> str:
     return (
         f"rebuilt from these directions' contributions, class logits are off by {number(error['value'])} on average; from random directions "
         f"by {number(error['random_low'])} to {number(error['random_high'])}, without directions by {number(error['constant'])}"
-    )
-
-
-def _against_chance(word: str, value: float, chance: Mapping[str, Any]) -> str:
-    """A measure of examples with what random directions have."""
-    return (
-        f"{word} {number(value)} (random directions {number(chance['random'])}, {number(chance['random_low'])} to {number(chance['random_high'])}; "
-        f"{chance['beyond']} directions beyond)"
     )
 
 
