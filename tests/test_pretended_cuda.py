@@ -74,7 +74,7 @@ def test_gradients_stay_there(there: torch.Tensor) -> None:
     assert weight.grad.tolist() == here.grad.tolist() == [24, 30, 36, 42]
 
 
-def test_a_copy_that_nobody_waited_for_is_nonsense(there: torch.Tensor) -> None:
+def test_a_copy_that_no_one_waited_for_is_nonsense(there: torch.Tensor) -> None:
     event = torch.cuda.Event()
     copy = there.to("cpu", non_blocking=True)
     event.record()
@@ -83,7 +83,7 @@ def test_a_copy_that_nobody_waited_for_is_nonsense(there: torch.Tensor) -> None:
     assert torch.equal(copy, there.cpu())
 
 
-def test_threads_have_it_too_and_nobody_afterwards() -> None:
+def test_threads_have_it_too_and_no_one_afterwards() -> None:
     found: list[str] = []
     with pretended_cuda():
         thread = threading.Thread(target=lambda: found.append(str(torch.ones(1, device="cuda").device)))

@@ -59,3 +59,14 @@ def test_plain_words(files: list[Path]) -> None:
         for word in avoided.findall(re.sub(r"`+[^`]*`+|^ *\w+(, \w+)* :", "", text, flags=re.M))
     ]
     assert found == [], f"Say instead: {INSTEAD}"
+
+
+def test_plain_words_in_the_names_of_tests() -> None:
+    avoided = re.compile(rf"(?:_)({'|'.join(INSTEAD).replace(' ', '_')})(?:_|$)")
+    names = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))
+        if avoided.search(name)
+    ]
+    assert not names, INSTEAD

@@ -112,7 +112,7 @@ def test_names_are_text(visit) -> None:  # type: ignore[no-untyped-def]
     assert page.locator("article").count() == 2
 
 
-def test_bars_lie_where_the_sum_is(visit) -> None:  # type: ignore[no-untyped-def]
+def test_bars_are_where_the_sum_is(visit) -> None:  # type: ignore[no-untyped-def]
     page = visit()
     boxes = [bar.bounding_box() for bar in page.locator(".fall").first.locator(".track i").all()]
     track = page.locator(".fall .track").first.bounding_box()

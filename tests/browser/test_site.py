@@ -403,7 +403,7 @@ def test_printing_leaves_the_tools_out_and_is_light(visit: Visit) -> None:
     assert page.evaluate(colours) == light
 
 
-def test_a_name_typed_on_a_page_is_kept_shown_and_saved_as_a_file(visit: Visit) -> None:
+def test_a_name_typed_on_a_page_is_stored_shown_and_saved_as_a_file(visit: Visit) -> None:
     page = visit("d/00001.html")
     page.get_by_label("Your name for it").fill('a "striped", fish')
     page.get_by_label("Comment").fill("8 of 9")

@@ -77,7 +77,7 @@ def test_logits_among_other_tensors(
     assert "5 logits: " in said
 
 
-def test_logits_that_cannot_be_told(refused: Callable, animals: Path) -> None:
+def test_logits_that_are_not_known(refused: Callable, animals: Path) -> None:
     (animals / "f").mkdir()
     picture(9).save(animals / "f" / "0.png")
     said = refused("pooled_first", "features", animals)

@@ -24,7 +24,7 @@ pipeline.main.evaluate_script()
 NET = ("--model", "tiny_net:build", "--layer", "second")
 
 
-def test_the_whole_job(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> None:
+def test_the_full_job(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> None:
     broden, store = tiny_broden().root, tmp_path / "acts.zarr"
     ended = ok(run("extract", *NET, "--data", broden, "--out", store))
     assert ended.out.splitlines()[-1] == str(store)
@@ -53,7 +53,7 @@ def test_the_whole_job(run: Run, tiny_broden: Callable[..., object], tmp_path: P
     assert json.loads((report.parent / "run.json").read_bytes())["command"] == "evaluate"
 
 
-def test_an_evaluation_is_replaced_as_a_whole(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> None:
+def test_an_evaluation_is_replaced_at_once(run: Run, tiny_broden: Callable[..., object], tmp_path: Path) -> None:
     broden, store, out = tiny_broden().root, tmp_path / "acts.zarr", tmp_path / "evaluation"
     ok(run("extract", *NET, "--data", broden, "--out", store))
     for method in ("pca", "kmeans"):
@@ -168,7 +168,7 @@ def test_layers_are_shown_by_stage(
         assert f"second Sequential 4 × 4 8 {size}" in " ".join(ended.out.split())
 
 
-def test_a_layer_of_which_a_class_token_alone_is_read_is_said_so(
+def test_a_layer_of_which_only_a_class_token_is_read_is_reported(
     run: Run, tiny_images: Callable[..., Path], tmp_path: Path
 ) -> None:
     ended = ok(run("extract --model tiny_net:tokens --layer ?"))

@@ -126,7 +126,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", list(HARMS))
-def test_a_bad_broden_folder_is_one_sentence(
+def test_a_bad_broden_folder_is_one_message(
     evaluated: Callable[[], object], broden: Path, tmp_path: Path, name: str
 ) -> None:
     harm, parts = HARMS[name]
@@ -161,7 +161,7 @@ OWN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", list(OWN))
-def test_bad_masks_of_ones_own_are_one_sentence(run: Run, tmp_path: Path, name: str) -> None:
+def test_bad_masks_of_ones_own_are_one_message(run: Run, tmp_path: Path, name: str) -> None:
     root = write_masks(tmp_path / "own").root
     store = extracted(run, root, tmp_path / "acts.zarr")
     harm, parts = OWN[name]

@@ -225,7 +225,7 @@ def test_a_run_that_fails_leaves_an_earlier_correction_as_it_was(run: Run, place
     assert contents(place / "correction") != before
 
 
-def test_directions_that_were_fitted_again_are_told_apart(run: Run, place: Path) -> None:
+def test_directions_that_were_fitted_again_are_distinguished(run: Run, place: Path) -> None:
     arrays = directions_arrays()
     again = Directions(**arrays, method="eddp", layer="act", info={"run": {"begun": "later"}})  # type: ignore[arg-type]
     again.save(place / "found.safetensors")  # another file of the same directions

@@ -52,7 +52,7 @@ def test_processes_of_this_machine_give_the_same(
     assert json.loads((spread / "run.json").read_bytes())["options"]["dask"] == "local"
 
 
-def test_an_address_where_nobody_listens(
+def test_an_address_without_a_listener(
     run: Run, fitted: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extract.dask, "PATIENCE", 0.5)

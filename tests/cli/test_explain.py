@@ -142,7 +142,9 @@ def test_again_into_the_same_folder(run: Run, made: Callable[..., Any], tmp_path
 
 
 @pytest.mark.parametrize("name", ["mine.txt", "pictures/mine.png", "deep/er/c.png", ".hidden"])
-def test_a_folder_with_other_files_is_left_alone(run: Run, made: Callable[..., Any], tmp_path: Path, name: str) -> None:
+def test_a_folder_with_other_files_is_left_as_it_is(
+    run: Run, made: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
     images, store, directions = made("pooled")
     out, image = tmp_path / "out", min(images.rglob("*.png"))
     given = ("--store", store, "--directions", directions, "--out", out)
@@ -154,7 +156,9 @@ def test_a_folder_with_other_files_is_left_alone(run: Run, made: Callable[..., A
 
 
 @pytest.mark.parametrize("text", ['{"made_by": "me"}', "[]"])
-def test_a_folder_of_other_things_is_left_alone(run: Run, made: Callable[..., Any], tmp_path: Path, text: str) -> None:
+def test_a_folder_of_other_things_is_left_as_it_is(
+    run: Run, made: Callable[..., Any], tmp_path: Path, text: str
+) -> None:
     images, store, directions = made("pooled")
     out = tmp_path / "out"
     out.mkdir()
@@ -194,7 +198,7 @@ def test_more_images_than_a_page_shows(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_head_that_reads_a_class_token_alone(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_head_that_reads_a_class_token_only(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
     images, store, directions = made("tokens")
     out = tmp_path / "out"
     ended = ok(

@@ -124,7 +124,7 @@ def test_two_runs_at_once_of_the_same_are_one(tmp_path: Path, tiny_images: Calla
     assert {name: (out / name).stat().st_mtime_ns for name in contents(out)} == written
 
 
-def test_what_nobody_waits_for_lets_go_of_its_chunks(
+def test_what_no_one_waits_for_lets_go_of_its_chunks(
     tmp_path: Path, tiny_images: Callable[..., Path], client: Any
 ) -> None:
     root, out = tiny_images(100), tmp_path / "s.zarr"
@@ -215,7 +215,7 @@ def test_the_command_gives_the_store_of_one_process(
         (("--dask", "local", "--shard", "auto"), 2, "--dask shares the store out among its workers"),
     ],
 )
-def test_wrong_use_is_one_sentence(
+def test_wrong_use_is_one_message(
     run: Run, tmp_path: Path, tiny_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
     options: tuple[str, ...], code: int, told: str,
 ) -> None:  # fmt: skip
@@ -227,7 +227,7 @@ def test_wrong_use_is_one_sentence(
     assert not (tmp_path / "s").exists()
 
 
-def test_a_worker_without_the_device_is_told(
+def test_a_worker_without_the_device_is_reported(
     run: Run, tmp_path: Path, tiny_images: Callable[..., Path], address: str
 ) -> None:
     options = ("--data", tiny_images(2), "--out", tmp_path / "s", "--quiet", "--dask", address)
@@ -237,7 +237,7 @@ def test_a_worker_without_the_device_is_told(
 
 
 @pytest.mark.slow
-def test_interrupted_at_the_keyboard_it_says_one_sentence(tmp_path: Path, tiny_images: Callable[..., Path]) -> None:
+def test_interrupted_at_the_keyboard_it_ends_with_one_message(tmp_path: Path, tiny_images: Callable[..., Path]) -> None:
     """Ctrl-C reaches the workers as well, which belong to the same terminal."""
     out = tmp_path / "s.zarr"
     words = ("extract", "--model", "tiny_net:slow", "--layer", "second", "--data", tiny_images(400), "--out", out,

@@ -24,7 +24,7 @@ from stores.store import ActivationStore
 NET = ("--model", "tiny_net:build", "--layer", "second")
 
 
-def test_a_dry_run_tells_all_and_writes_nothing(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_dry_run_says_all_and_writes_nothing(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     root, out = tiny_images(40), tmp_path / "s.zarr"
     (root / "cat" / "003.png").write_text("no picture")
     options = (*NET, "--layer", "first", "--data", root, "--out", out, "--batch-size", 4)
@@ -47,7 +47,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(run: Run, tiny_images: Callable[
     assert "0 of 40 images" in run("extract", *options, "--on-bad-image skip --dry-run").out
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(
     run: Run, tiny_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -76,7 +76,7 @@ def test_two_processes_at_once_give_the_store_of_one(
     assert run("eddp verify", tmp_path / "s.zarr").code == 0
 
 
-def test_one_shard_alone_says_what_is_missing(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_one_shard_only_says_what_is_missing(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     options = (*NET, "--data", tiny_images(10), "--out", tmp_path / "s.zarr")
     ended = ok(run("extract", *options, "--shard 0/3"))
     assert "this shard is done; 1 of 1 chunks are missing yet" in ended.out
@@ -111,7 +111,7 @@ def test_the_same_store_twice_at_once_is_refused(tiny_images: Callable[..., Path
     assert ActivationStore.open(tmp_path / "s.zarr").verify() == []
 
 
-def test_killed_at_random_times_it_goes_on(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_killed_at_random_times_it_resumes(tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     """The real command, ended from outside in each of the ways that a cluster has, wherever it happens to be."""
     options, g = (*SLOW, "--data", tiny_images(100)), random.Random(7)
     assert end(start(*options, "--out", tmp_path / "whole"))[0] == 0
@@ -170,7 +170,7 @@ def test_results_that_cannot_be_printed(tiny_images: Callable[..., Path], tmp_pa
     assert ActivationStore.open(tmp_path / "s.zarr").verify() == []
 
 
-def test_places_that_cannot_be_written_to_end_in_a_sentence(
+def test_places_that_cannot_be_written_to_end_in_one_message(
     run: Run, tiny_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tiny_images(4)

@@ -39,7 +39,7 @@ def store_of(path: Path, x: np.ndarray) -> Path:
     return write_store(path, {"layer": x.astype(np.float32)}, provenance=made, heads=heads)
 
 
-def test_killed_at_any_moment_the_same_command_goes_on(run: Run, synthetic: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_the_same_command_resumes(run: Run, synthetic: Path, tmp_path: Path) -> None:
     """The real command, ended from outside whenever it happens to be; the result has the bytes of one never killed."""
     settings = [
         word for text in ("restarts=1", "regime=sharp", "refine_steps=400", "patience=0") for word in ("--set", text)
@@ -74,7 +74,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(run: Run, synthetic: Path
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
-def test_a_checkpoint_of_another_fit_stops_with_a_sentence(run: Run, synthetic: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_fit_stops_with_one_message(run: Run, synthetic: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
     out.with_suffix(".checkpoint").write_bytes(b"nonsense")
     ended = run("fit --store", synthetic, "--directions 2 --out", out)
@@ -146,7 +146,7 @@ def test_every_setting_is_reached_by_set_and_recorded(run: Run, synthetic: Path,
     fails(ended, 2, "must be one of pooled, positives, free")
 
 
-def test_learning_too_fast_is_told_and_nothing_is_written(run: Run, synthetic: Path, tmp_path: Path) -> None:
+def test_learning_too_fast_is_reported_and_nothing_is_written(run: Run, synthetic: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
     for method, more in (("eddp", ("refine_steps=1", "restart_steps=0")), ("sae", ("epochs=1",))):
         settings = [text for pair in (*more, "learning_rate=1e37") for text in ("--set", pair)]
@@ -329,7 +329,7 @@ def test_two_halves_in_one_folder(run: Run, synthetic: Path, tmp_path: Path) -> 
     fails(run(*options, halves[0], "--directions", tmp_path / "half0.safetensors"), 2, str(halves[0]), "Rename one")
 
 
-def test_the_number_of_directions_is_selected_and_a_stopped_selection_goes_on(
+def test_the_number_of_directions_is_selected_and_a_stopped_selection_resumes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, out = tmp_path / "s.zarr", tmp_path / "d.safetensors"

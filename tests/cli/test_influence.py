@@ -159,7 +159,7 @@ def test_directions_of_largest_significant_influence_come_first_each_with_its_st
     assert all(sizes == sorted(sizes, reverse=True) for sizes in order.values())
 
 
-def test_alone_on_a_store_of_known_truth(run: Run, tmp_path: Path) -> None:
+def test_ground_truth_only(run: Run, tmp_path: Path) -> None:
     store, out = tmp_path / "s.zarr", tmp_path / "k.safetensors"
     ok(run("eddp synthetic --out", store, "--images 100"))
     ok(run("fit --store", store, "--directions 3 --method kmeans --out", out))

@@ -152,7 +152,7 @@ def test_an_unfinished_store(run: Run, unfinished: Path) -> None:
     assert "unfinished" in ended.err
 
 
-def test_an_unfinished_store_of_which_files_are_gone(run: Run, unfinished: Path) -> None:
+def test_an_unfinished_store_of_which_files_are_missing(run: Run, unfinished: Path) -> None:
     folder = unfinished / "layers/a/activations"
     file = next(path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "zarr.json")
     file.unlink()
@@ -187,7 +187,7 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
-def test_verify_reads_what_is_kept_with_a_store_too(run: Run, synthetic: Path) -> None:
+def test_verify_reads_what_is_stored_with_a_store_too(run: Run, synthetic: Path) -> None:
     out = synthetic.with_name("d.safetensors")
     ok(run("fit --store", synthetic, "--directions 2 --method pca --out", out))
     ok(run("eddp inspect", synthetic, "--all"))

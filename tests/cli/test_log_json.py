@@ -259,7 +259,7 @@ def test_threads_do_not_write_into_each_other(capsys: pytest.CaptureFixture[str]
     assert len(ended_by(work, capsys)) == 2 + 4 * 200 * 3
 
 
-def test_progress_is_told_every_few_seconds_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_every_few_seconds_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now, told = [0.0], []
     monkeypatch.setattr(progress_display.time, "monotonic", lambda: now[0])
 
@@ -317,7 +317,7 @@ def test_a_line_is_one_line() -> None:
     assert json.loads(line)["message"] == "a\nb\u2028c\x00é"
 
 
-def test_a_reader_that_is_gone_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_is_missing_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = []

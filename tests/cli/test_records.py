@@ -62,7 +62,7 @@ def test_what_a_record_says(run: Run, tiny_images: Callable[..., Path], tmp_path
     assert sum(stage["seconds"] for stage in found["stages"]) <= found["seconds"] + 0.05
 
 
-def test_an_extraction_that_failed_and_went_on(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_extraction_that_failed_and_resumed(run: Run, tiny_images: Callable[..., Path], tmp_path: Path) -> None:
     root, out, file = tiny_images(40), tmp_path / "s.zarr", tmp_path / "s.zarr.run.json"
     (root / "dog" / "030.png").write_text("no picture")
     options = (*NET, "--data", root, "--out", out, "--batch-size", 4)
@@ -253,7 +253,7 @@ def test_a_place_that_takes_no_record(run: Run, tiny_store: Callable[..., Path],
     assert "cannot be read: it is no file" in ok(run("eddp inspect", tmp_path / "d.safetensors")).out
 
 
-def test_records_by_themselves_and_of_a_store_that_was_never_begun(run: Run, tmp_path: Path) -> None:
+def test_records_only_and_of_a_store_that_was_never_started(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "s.zarr.shard-1-of-3.run.json"
     file.write_text(
         json.dumps({"command": "extract", "outcome": "failed", "error": "No GPU.", "host": "n7", "seconds": 3.0})
@@ -283,7 +283,7 @@ def test_documents_that_are_damaged(run: Run, tmp_path: Path) -> None:
         assert (ended.code, "older eddp" in ended.err) == (1, True)
 
 
-def test_a_store_on_object_storage_has_its_records_beside_it(
+def test_a_store_on_object_storage_has_its_records_next_to_it(
     run: Run, tiny_images: Callable[..., Path], tmp_path: Path
 ) -> None:
     from fsspec.implementations.memory import MemoryFileSystem

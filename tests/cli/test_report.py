@@ -133,14 +133,14 @@ def test_the_same_evaluation_gives_the_same_bytes_and_replaces_what_was_there(ru
     assert not [p for p in world.iterdir() if p.name.startswith(".")]
 
 
-def test_no_path_of_the_machine_is_told(run: Run, world: Path, made: Path) -> None:
+def test_no_path_of_the_machine_is_reported(run: Run, world: Path, made: Path) -> None:
     ok(run("eddp report", world / "evaluation", *PLAIN))
     for name, content in contents(world / "report").items():
         assert str(world).encode() not in content, name
         assert str(made).encode() not in content, name
 
 
-def test_images_that_are_gone_are_told_of(run: Run, world: Path, made: Path, tmp_path: Path) -> None:
+def test_images_that_are_missing_are_reported(run: Run, world: Path, made: Path, tmp_path: Path) -> None:
     images, hidden, there = made / "broden", made / "hidden", tmp_path / "elsewhere"
     shutil.copytree(images, there)
     images.rename(hidden)
@@ -171,7 +171,7 @@ def test_a_store_that_has_moved(run: Run, world: Path) -> None:
     assert (world / "report" / "index.html").is_file()
 
 
-def test_labels_alone(run: Run, made: Path, tmp_path: Path) -> None:
+def test_labels_only(run: Run, made: Path, tmp_path: Path) -> None:
     out = tmp_path / "labels"
     given = ("--store", made / "acts.zarr", "--directions", made / "eddp.safetensors", "--broden", made / "broden")
     ok(run("evaluate", *given, "--out", out))
@@ -183,7 +183,7 @@ def test_labels_alone(run: Run, made: Path, tmp_path: Path) -> None:
     assert "steering" not in text_of(tmp_path / "report" / "d" / "00000.html")
 
 
-def test_influence_alone(run: Run, made: Path, tmp_path: Path) -> None:
+def test_influence_only(run: Run, made: Path, tmp_path: Path) -> None:
     out = tmp_path / "influence"
     few = ("--influence", "--null-directions", 8, "--null-positions", 40)
     ok(run("evaluate --store", made / "acts.zarr", "--directions", made / "eddp.safetensors", *few, "--out", out))
@@ -303,7 +303,7 @@ def test_pictures_are_synthesised_for_real(run: Run, world: Path, monkeypatch: p
     assert all(p.read_bytes()[:2] == b"\xff\xd8" for p in pictures)
 
 
-def test_wrong_use_is_one_sentence_and_nothing_is_written(run: Run, world: Path) -> None:
+def test_wrong_use_is_one_message_and_nothing_is_written(run: Run, world: Path) -> None:
     good = world / "evaluation"
     (world / "thesis").mkdir()
     (world / "thesis" / "text").write_text("precious")

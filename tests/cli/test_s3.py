@@ -53,7 +53,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_job_is_that_of_a_disk(
+def test_the_full_job_is_that_of_a_disk(
     run: Run, server: Server, bucket: str, tiny_broden: Callable[..., object], tmp_path: Path, small_chunks: None
 ) -> None:
     broden, local, remote = tiny_broden(images=12).root, tmp_path / "acts.zarr", f"{bucket}/deep/acts.zarr"
@@ -168,7 +168,7 @@ def test_what_was_damaged_is_found_and_made_good(
     assert remote_contents(out) == whole
 
 
-def test_overwritten_and_another_one_left_alone(
+def test_overwritten_and_another_one_left_as_it_is(
     run: Run, bucket: str, tiny_images: Callable[..., Path], tmp_path: Path, small_chunks: None
 ) -> None:
     out, data = as_path(f"{bucket}/s.zarr"), tiny_images(20)
@@ -197,7 +197,7 @@ def test_any_zarr_reader_opens_it(bucket: str, tiny_store: Callable[..., Path]) 
     sync(system._s3.__aexit__(None, None, None))
 
 
-def test_kept_chunks_are_asked_for_once(
+def test_stored_chunks_are_asked_for_once(
     server: Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tiny import write_store
@@ -223,7 +223,7 @@ def test_kept_chunks_are_asked_for_once(
     assert len(read()) == len(first)
 
 
-def test_wrong_use_is_one_sentence(
+def test_wrong_use_is_one_message(
     run: Run,
     server: Server,
     bucket: str,
@@ -285,7 +285,7 @@ def test_refused(run: Run, bucket: str, tmp_path: Path, monkeypatch: pytest.Monk
     fails(ended, 1, "access is refused (Access Denied). Check the credentials")
 
 
-def test_a_full_cache_is_told_once(
+def test_a_full_cache_is_reported_once(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from tiny import write_store

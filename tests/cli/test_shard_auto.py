@@ -70,7 +70,7 @@ def test_one_task_that_is_queued_again_does_whatever_is_missing(
         (("--dry-run",), {"RANK": "1", "WORLD_SIZE": "2"}, "add --shard auto"),
     ],
 )
-def test_wrong_use_is_one_sentence(
+def test_wrong_use_is_one_message(
     run: Run, tiny_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     options: tuple[str, ...], environ: dict[str, str], told: str,
 ) -> None:  # fmt: skip

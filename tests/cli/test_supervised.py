@@ -88,7 +88,7 @@ def test_sampled_positions_have_the_labels_of_their_places(
         np.testing.assert_array_equal(present[k], every[k][sampled.places(image)])
 
 
-def test_wrong_use_is_a_sentence(run: Run, broden: TinyBroden, store: Path, tmp_path: Path) -> None:
+def test_wrong_use_is_one_message(run: Run, broden: TinyBroden, store: Path, tmp_path: Path) -> None:
     def refused(code: int, *arguments: object) -> str:
         ended = run("fit --store", store, "--out", tmp_path / "d.safetensors", "--quiet", *arguments)
         assert ended.code == code, ended.err

@@ -119,7 +119,7 @@ def test_the_comparison_holds_all_files_and_stability_the_pair_of_one_method(
     assert "second" in summary["pca"]["monosemanticity_encoder"]
 
 
-def test_monosemanticity_alone_in_the_features_of_another_store(
+def test_monosemanticity_only_in_the_features_of_another_store(
     run: Run, fitted: tuple[Path, Path, list[object]], tmp_path: Path
 ) -> None:
     broden, store, files = fitted

@@ -84,7 +84,7 @@ def test_texts_are_no_formulas_in_a_spreadsheet(run: Run, store: Path, tmp_path:
     assert any(row[key].startswith("-") for row in text for key in numbers)  # a number is no text
 
 
-def test_nobody_is_told_to_run_what_a_file_holds(
+def test_no_message_says_to_run_what_a_file_holds(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_images: Callable[..., Path]
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))

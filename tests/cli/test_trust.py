@@ -135,7 +135,7 @@ def test_only_what_is_typed_is_the_users_word(
     assert not (place / "ran").exists()
 
 
-def test_what_lies_beside_a_store(run: Run, place: Path) -> None:
+def test_what_is_next_to_a_store(run: Run, place: Path) -> None:
     """Activations on other images are kept beside the store: by then somebody else may have written them."""
     words = COMMANDS["correct"]
     assert run(*words, *TRUSTED).code == 0

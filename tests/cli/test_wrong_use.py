@@ -117,7 +117,7 @@ def test_settings_and_devices(run: Run, store: Path, tmp_path: Path, monkeypatch
     fails(ended, 1, "90 directions", "24 activation vectors")
 
 
-def test_store_of_something_else_is_kept(run: Run, images: Path, tmp_path: Path) -> None:
+def test_store_of_something_else_is_not_replaced(run: Run, images: Path, tmp_path: Path) -> None:
     command = extraction(images, tmp_path / "s")
     assert run(*command).code == 0
     ended = run(*command[:4], "first", *command[5:])
@@ -171,7 +171,7 @@ def test_hostile_configuration_files(run: Run, store: Path, tmp_path: Path, monk
     refused(config, "nonsense")
 
 
-def test_unexpected_errors_are_a_sentence_too(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_are_one_message_too(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import stores.readers
 
     def broken(*args: object, **kwargs: object) -> None:

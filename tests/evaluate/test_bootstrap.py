@@ -13,7 +13,7 @@ def weights(seed: int, images: int, replicates: int = 200) -> np.ndarray:
     return np.stack([poisson_weights(seed, i, replicates) for i in range(images)], 1)  # (B, n)
 
 
-def test_draws_hang_on_the_seed_and_the_image_alone() -> None:
+def test_draws_hang_on_the_seed_and_the_image_only() -> None:
     w = weights(3, 40)
     np.testing.assert_array_equal(w[:, 17], poisson_weights(3, 17, 200))
     assert not np.array_equal(w[:, 0], w[:, 1])

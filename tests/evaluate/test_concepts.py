@@ -66,7 +66,7 @@ def test_a_store_of_a_part_of_the_folder_is_used_too(tmp_path: Path, source: Bro
     assert align(store, source).rows == {0: 0, 1: 1, 2: 2}
 
 
-def test_for_other_images_the_model_runs_once_and_its_activations_are_kept(
+def test_for_other_images_the_model_runs_once_and_its_activations_are_stored(
     other: ActivationStore,
     source: BrodenSource,
     network: str,
@@ -104,7 +104,7 @@ def test_a_folder_that_was_moved_is_still_the_same(
     assert concept_store(other, "conv", moved).path == made.path
 
 
-def test_a_run_that_failed_goes_on(other: ActivationStore, source: BrodenSource) -> None:
+def test_a_run_that_failed_resumes(other: ActivationStore, source: BrodenSource) -> None:
     image = source.path(2)
     good = image.read_bytes()
     image.write_bytes(b"x" * len(good))

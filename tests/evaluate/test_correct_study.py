@@ -170,7 +170,7 @@ def test_a_tolerance_that_no_setting_meets_takes_what_harms_least_and_says_so(tm
     assert correction_summary(found)["problem"] == tried.problem == NO_GAIN
 
 
-def test_without_poisoned_images_it_is_the_strongest_that_leaves_clean_ones_alone(tmp_path: Path) -> None:
+def test_without_poisoned_images_it_is_the_strongest_that_spares_clean_ones(tmp_path: Path) -> None:
     marked = store_of(tmp_path, "p", marked=True)
     clean = judged({"clean": store_of(tmp_path, "c", marked=False)}, "act")["clean"]
     head = open_head(marked, "act")

@@ -175,7 +175,7 @@ def test_saved_and_loaded_it_is_the_same(saved: Path) -> None:
     assert saved.stat().st_size < 4096
 
 
-def test_damaged_files_are_one_sentence(saved: Path, tmp_path: Path) -> None:
+def test_damaged_files_are_one_message(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingPathError, match="eddp correct"):
         Correction.load(tmp_path / "none")
     data = saved.read_bytes()

@@ -36,7 +36,7 @@ def test_the_mean_slope_ends_at_the_heads_own_answer(seed: int, size: float) -> 
         np.testing.assert_allclose(straight, moved.logits(delta), atol=1e-9)
 
 
-def test_what_is_kept_at_0_is_what_a_relu_gives() -> None:
+def test_what_is_clamped_at_0_is_what_a_relu_gives() -> None:
     x, s, weight, bias = world(1)
     delta = np.random.default_rng(0).normal(size=DIRS)
     moved = PooledMoved(x[0], s, weight, bias, keep=True).logits(delta)
@@ -105,7 +105,7 @@ def test_a_change_that_a_relu_would_undo_is_made_to_last() -> None:
     assert turned >= 18
 
 
-def test_without_a_relu_nothing_is_kept() -> None:
+def test_without_a_relu_nothing_is_clamped() -> None:
     x, s, weight, bias = world(0)
     free = PooledMoved(x[0], s, weight, bias)
     target = int(np.argsort(free.logits(np.zeros(DIRS)))[-2])
@@ -190,7 +190,7 @@ def test_nine_in_ten_images_turn(pooled: bool) -> None:
         assert all(t and (t.flips or t.flips_kept) and len(t.change.changed) for t in turned)
 
 
-def test_an_image_explained_whole() -> None:
+def test_an_image_explained_fully() -> None:
     who, images = explainer(5, 10)
     x, logits = images[0]
     found = who.explain(x)

@@ -49,7 +49,7 @@ def test_top_quantile_is_the_sorted_one(
     assert (above <= max(1, round(quantile * n * p))).all()  # fewer where values are tied
 
 
-def test_without_ties_exactly_the_quantile_lies_above(tmp_path: Path, make_store: Store) -> None:
+def test_without_ties_exactly_the_quantile_is_above(tmp_path: Path, make_store: Store) -> None:
     x = np.random.default_rng(0).permutation(2000).reshape(40, 50, 1).astype(np.float32)
     reader = LayerReader(make_store(tmp_path / "s.zarr", x, grid=(5, 10), chunk_images=7))
     threshold = top_quantile(reader, torch.ones(1, 1), 0.005)

@@ -101,7 +101,7 @@ def test_a_class_token_stays_as_it_is(case: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(exact.parts[i], exact.logits - logits(without), atol=1e-12)
 
 
-def test_a_head_that_reads_a_class_token_alone(case: dict[str, np.ndarray]) -> None:
+def test_a_head_that_reads_a_class_token_only(case: dict[str, np.ndarray]) -> None:
     x, mean, alpha, signals = tensors(case)
     found = measured_contributions(lambda x: x[:, 0].tanh(), x, mean, alpha[1:], signals, prefix=1)
     assert not found.parts.any()

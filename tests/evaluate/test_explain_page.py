@@ -216,7 +216,7 @@ def test_heat_has_its_signs_colours() -> None:
     np.testing.assert_allclose(paler[5, 5], 0.575 * 128 + 0.425 * np.array(FOR), atol=2)
 
 
-def test_an_outline_lies_around_what_fires() -> None:
+def test_an_outline_is_around_what_fires() -> None:
     black = Image.new("RGB", (40, 40))
     drawn = np.asarray(outline(black, np.array([[1.0, -1.0], [1.0, -1.0]])))
     assert (drawn[:, 20:22] == LINE).all()
@@ -225,7 +225,7 @@ def test_an_outline_lies_around_what_fires() -> None:
         assert not np.asarray(outline(black, np.full((2, 2), everywhere))).any()
 
 
-def test_a_sheet_is_a_png_that_depends_on_its_content_alone() -> None:
+def test_a_sheet_is_a_png_that_depends_on_its_content_only() -> None:
     tile = square(Image.new("L", (30, 50), 99), 24)
     steps = [Step("average image", 1.0, "base"), Step("b$arn_$" * 20, -2.0), Step("farm", -1.0, "total")]
     names = [(f"concept {i} 雪", tile) for i in range(5)]

@@ -67,7 +67,7 @@ def test_the_order_of_directions_does_not_matter(known: tuple[LayerReader, Truth
     }
 
 
-def test_a_flipped_signal_vector_shows_in_its_cosine_alone(known: tuple[LayerReader, Truth, Directions]) -> None:
+def test_a_flipped_signal_vector_shows_in_its_cosine_only(known: tuple[LayerReader, Truth, Directions]) -> None:
     reader, truth, perfect = known
     signs = np.array([1, -1, 1, 1], np.float32)
     found = against_truth(dataclasses.replace(perfect, signals=perfect.signals * signs), reader, truth)

@@ -262,7 +262,7 @@ def test_units_of_any_length() -> None:
         ({"null_positions": 2}, "null_positions"),
     ],
 )
-def test_wrong_settings_are_one_sentence(wrong: dict[str, object], word: str) -> None:
+def test_wrong_settings_are_one_message(wrong: dict[str, object], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         InfluenceConfig(**wrong)  # type: ignore[arg-type]
 

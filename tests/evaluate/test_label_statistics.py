@@ -124,7 +124,7 @@ def test_replicates_count_images_as_often_as_drawn(passed: tuple[Counts, Second]
     np.testing.assert_array_equal(second.label, w[:, None] * [2, 2, 2, 2, 0])
 
 
-def test_the_summary_has_new_keys_beside_the_old(three: Dissector, passed: tuple[Counts, Second]) -> None:
+def test_the_summary_has_new_keys_next_to_the_old(three: Dissector, passed: tuple[Counts, Second]) -> None:
     counts, second = passed
     columns = three.bank.slices["a"]
     scores = score(counts, columns, second.chosen.label_of, second.average_precision)
@@ -222,7 +222,7 @@ def test_the_second_pass_is_the_slow_one(
             assert row["recall"] == pytest.approx(both / max(truth, 1), abs=1e-6)
 
 
-def test_the_sums_of_parts_are_those_of_the_whole(three: Dissector, passed: tuple[Counts, Second]) -> None:
+def test_the_sums_of_parts_are_those_of_all(three: Dissector, passed: tuple[Counts, Second]) -> None:
     counts, second = passed
     for parts in ([range(3)], [range(1), range(1, 3)], [range(2, 3), range(1), range(1, 2)]):
         total: Any = no_counts(three.material)

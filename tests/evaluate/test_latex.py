@@ -52,7 +52,7 @@ def test_without_caption_and_label_with_rules_and_alignment() -> None:
     assert "\n\\caption{What it is}\n" in latex_table({"a": [1]}, caption="What it is")
 
 
-def test_a_long_table_goes_on_over_pages() -> None:
+def test_a_long_table_resumes_over_pages() -> None:
     assert r"\begin{tabular}" in latex_table({"a": range(45)})
     lines = latex_table({"a": range(46)}, caption="Long", label="tab:long").splitlines()
     assert lines[1:3] == [r"\begin{longtable}{r}", r"\caption{Long}\label{tab:long} \\"]
@@ -108,7 +108,7 @@ def test_numbers_stand_right(cells: Any, letter: str) -> None:
 
 
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from("\\{}[]*-–_^~$&#%`<>|")))
-def test_nothing_in_a_cell_is_taken_for_a_command(value: str) -> None:
+def test_nothing_in_a_cell_is_read_as_a_command(value: str) -> None:
     cell = latex_cell(value)
     rest = re.sub(r"\\(text[a-z]+\{\}|[&%$#_{}])", "", cell)  # what we wrote
     rest = rest.replace("{[}", "").replace("{*}", "").replace("{}", "")

@@ -85,7 +85,7 @@ def test_nothing_counted_is_an_empty_bin() -> None:
 
 @pytest.mark.parametrize("scheduler", ["here", "threads"])
 @pytest.mark.parametrize("chunk", [1, 3, 50])
-def test_a_survey_finds_what_the_whole_layer_shows(memory_reader, make_directions, chunk: int, scheduler: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_survey_finds_what_the_full_layer_shows(memory_reader, make_directions, chunk: int, scheduler: str) -> None:  # type: ignore[no-untyped-def]
     g = np.random.default_rng(3)
     x = g.integers(-3, 4, (17, 6, 4)).astype(np.float32)  # ties are common among whole numbers
     valid = g.random(17) < 0.8

@@ -205,7 +205,7 @@ def test_the_score_does_not_depend_on_block_sizes(
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
 
 
-def test_it_reads_the_store_twice_and_tells_how_far_it_is(
+def test_it_reads_the_store_twice_and_says_how_far_it_is(
     tmp_path: Path, make_store: Store, make_directions: Any
 ) -> None:
     x = np.random.default_rng(2).normal(size=(10, 2, 3)).astype(np.float32)

@@ -233,7 +233,7 @@ def test_an_error_in_one_part_ends_the_others(make_dissector: Callable[..., Diss
         make_dissector("threads").count(stop)
 
 
-def test_what_is_sent_is_small_and_opens_by_itself(make_dissector: Callable[..., Dissector]) -> None:
+def test_what_is_sent_is_small_and_opens_elsewhere(make_dissector: Callable[..., Dissector]) -> None:
     material = make_dissector("here").material
     parcel = pack(material, range(1, 3))
     assert set(parcel.rows) <= {2, 3, 4, 5}
@@ -254,24 +254,24 @@ def fails(*arguments: object) -> None:
     raise UsageError("This is wrong.")
 
 
-def test_errors_of_workers_are_told_as_they_are(make_dissector: Callable[..., Dissector], client: Any) -> None:
+def test_errors_of_workers_are_reported_as_they_are(make_dissector: Callable[..., Dissector], client: Any) -> None:
     with pytest.raises(UsageError, match=r"^This is wrong\.$"):
         on_cluster(fails, make_dissector(client).material, client, (), lambda *a, **k: None, "stage")
 
 
-def test_workers_that_die_are_a_sentence(make_dissector: Callable[..., Dissector], client: Any) -> None:
+def test_workers_that_die_are_one_message(make_dissector: Callable[..., Dissector], client: Any) -> None:
     with pytest.raises(EDDPError, match="dask workers died of one part of the images"):
         on_cluster(dies, make_dissector(client).material, client, (), lambda *a, **k: None, "stage")
 
 
-def test_nobody_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_one_there_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extract.dask, "PATIENCE", 0.5)
     for address in ("tcp://127.0.0.1:9", "nonsense://"):
         with pytest.raises(EDDPError, match=f"No dask scheduler answers at '{address}'"), cluster(address):
             pass
 
 
-def test_a_scheduler_without_workers_is_a_sentence(
+def test_a_scheduler_without_workers_is_one_message(
     make_dissector: Callable[..., Dissector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from distributed import LocalCluster

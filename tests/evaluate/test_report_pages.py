@@ -442,7 +442,7 @@ def test_a_histogram_is_split_at_the_threshold() -> None:
     assert heights == pytest.approx([scale * math.log10(1 + c) for c in (9, 99, 1)], abs=0.06)
 
 
-def test_a_histogram_tells_the_range_of_its_logits_not_of_its_bins() -> None:
+def test_a_histogram_says_the_range_of_its_logits_not_of_its_bins() -> None:
     text = charts.histogram_text(Histogram(-4.0, 4.0, (2, 3), -1.25, 2.5), 0.6)
     assert text.startswith("5 positions, logits from −1.25 to 2.5; 60 % are above")
     assert charts.histogram_text(Histogram(0.0, 1.0, (0,), NAN, NAN), 0.0) == "No position was counted."

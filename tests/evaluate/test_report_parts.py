@@ -181,7 +181,7 @@ def class_store(folder: Path, **more: Any) -> ActivationStore:
     return ActivationStore.open(path)
 
 
-def test_what_images_are_taken_for(tmp_path: Path) -> None:
+def test_what_images_are_read_as(tmp_path: Path) -> None:
     names = ["dog", "Grey Cat", "cow"]
     made = {"model": "x", "dataset": {"path": "d", "kind": "k", "images": 6, "class_names": ["grey_cat", "dog"]}}
     found = class_predictions(class_store(tmp_path, class_names=names, provenance=made), 2)
@@ -227,7 +227,7 @@ def test_labels_of_a_synthetic_store_are_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
-def test_pictures_show_the_region_and_what_is_gone_is_told(tmp_path: Path, compress: str) -> None:
+def test_pictures_show_the_region_and_what_is_missing_is_reported(tmp_path: Path, compress: str) -> None:
     g = np.random.default_rng(0)
     x = g.standard_normal((9, 4, 3)).astype(np.float32)
     from stores.format import LayerSpec

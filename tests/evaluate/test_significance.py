@@ -120,7 +120,7 @@ def test_nulls_that_do_not_vary_or_are_too_few_say_nothing() -> None:
     assert not found.t.any()
 
 
-def test_the_extreme_of_the_whole_table_is_what_counts() -> None:
+def test_the_extreme_of_the_full_table_is_what_counts() -> None:
     """Nine rounds with extremes 1 to 9: |t| = 9.5 is beyond all (p 0.1), 9 is reached once, 0 always."""
     found = by_deviations(
         np.array([[9.5, -9.0], [5.5, 0.0]]), np.array([9, 9]), np.arange(1.0, 10.0), np.zeros((2, 2)), 9, level=0.2
@@ -165,7 +165,7 @@ def test_a_detector_with_few_nulls_claims_no_more_than_they_can_tell() -> None:
     assert rounds(np.zeros(0), 2).tolist() == [0, 0]
 
 
-def test_few_nulls_beside_many_keep_the_level() -> None:
+def test_few_nulls_next_to_many_keep_the_level() -> None:
     """200 studies without effect, one detector with 30 nulls among four with 99, 20 classes: some claim in about 5 % of them."""
     g = np.random.default_rng(2)
     counts, claims = np.array([30, 99, 99, 99, 99]), 0

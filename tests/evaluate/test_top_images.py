@@ -18,7 +18,7 @@ Store = Callable[..., ActivationStore]
 
 
 @given(st.data())
-def test_tops_of_parts_add_up_to_that_of_the_whole_in_any_order(data: st.DataObject) -> None:
+def test_tops_of_parts_add_up_to_that_of_all_in_any_order(data: st.DataObject) -> None:
     """Against a sort by value, then by row; the values are few, so that many are equal."""
     n, most = data.draw(st.integers(0, 12)), data.draw(st.integers(1, 5))
     values = np.array(data.draw(st.lists(st.integers(-1, 2), min_size=2 * n, max_size=2 * n)), float).reshape(n, 2)

@@ -80,7 +80,7 @@ def test_the_normalisation_is_differentiable_and_moves_to_a_device() -> None:
         (lambda image: plain(image) * 0, "black and white images come out the same"),
     ],
 )
-def test_transforms_that_cannot_be_told_are_refused(transform: Transform, says: str) -> None:
+def test_transforms_that_are_not_known_are_refused(transform: Transform, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         Eyes(transform, SIZE)
 

@@ -59,13 +59,13 @@ def test_odd_phases_are_those_of_a_real_picture(h: int, w: int, seed: int) -> No
                 assert phase[y, x] == -phase[-y % h, x]
 
 
-def test_odd_leaves_odd_phases_alone() -> None:
+def test_odd_leaves_odd_phases() -> None:
     phase = torch.from_numpy(np.angle(naive_dft(np.random.default_rng(1).random((6, 8))))[:, :5]).float()
     phase[phase.abs() > 3.14] = 0  # π is its own opposite, but no odd number is
     np.testing.assert_allclose(odd(phase, 8), phase, atol=1e-5)
 
 
-def test_contrast_is_bounded_by_scaling_the_whole_picture() -> None:
+def test_contrast_is_bounded_by_scaling_the_complete_picture() -> None:
     planes = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     planes[0] *= 0.1
     found = calmed(planes)

@@ -151,7 +151,7 @@ def test_a_word_is_what_it_adds_to_the_templates() -> None:
     assert embed_words(encoder, ["axe", "bee"])[1] == pytest.approx(added / np.linalg.norm(added), abs=1e-6)
 
 
-def test_embeddings_of_words_are_kept(tmp_path: Path) -> None:
+def test_embeddings_of_words_are_stored(tmp_path: Path) -> None:
     inner, file = Spoken(), tmp_path / "words.safetensors"
     asked = [("1", ["axe", "bee"]), ("1", ["axe", "bee"]), ("1", ["bee", "axe"]), ("2", ["bee", "axe"])]
     read = []
@@ -176,7 +176,7 @@ def test_a_clips_crop_is_of_the_step_of_its_largest_logit(tiny_store: Callable[.
     assert crops.number[:, 0].tolist() == [1, 0, 2, 1]
 
 
-def test_embeddings_are_kept_and_never_stale(tiny_store: Callable[..., Path]) -> None:
+def test_embeddings_are_stored_and_never_stale(tiny_store: Callable[..., Path]) -> None:
     reader = LayerReader(tiny_store({"conv": noise(9, 4)}), "conv")
     places = np.array([[k, 0, 0, 0, 1, 4] for k in range(9)])
     pictures = [[Image.new("RGB", (8, 8), (20 * k, 100, 7))] for k in range(9)]

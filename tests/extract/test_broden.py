@@ -248,7 +248,7 @@ def test_images_that_are_listed_and_missing(tiny_broden: Make) -> None:
         BrodenSource(root)
 
 
-def test_a_large_index_is_kept_in_little(tmp_path: Path) -> None:
+def test_a_large_index_is_stored_in_little(tmp_path: Path) -> None:
     """A source is pickled to every decoding process."""
     (tmp_path / "images").mkdir()
     lines = ["image,split,ih,iw,sh,sw,color,object"]

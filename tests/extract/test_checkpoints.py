@@ -191,7 +191,7 @@ def test_half_precision_and_safetensors_by_content(tmp_path: Path) -> None:
     assert all(tensor.flatten()[0] == 1 for tensor in load_weights(Tiny, tmp_path / "w.pt")[0].state_dict().values())
 
 
-def test_the_versions_of_a_state_are_kept(tmp_path: Path) -> None:
+def test_the_versions_of_a_state_are_stored(tmp_path: Path) -> None:
     """A module may read old states by their version, and refuses those without one."""
     seen = []
 

@@ -57,7 +57,7 @@ def test_the_binary_version_wins_where_both_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stem", "first"), [("test_batch", "test/00000"), ("data_batch_2", "train/10000")])
-def test_one_file_alone(tmp_path: Path, stem: str, first: str) -> None:
+def test_one_file_only(tmp_path: Path, stem: str, first: str) -> None:
     data = {stem: batches()[stem]}
     source = open_source(put_binary(tmp_path / "b", data) / f"{stem}.bin")
     assert (source.name(0), len(source)) == (first, N)

@@ -81,7 +81,7 @@ def test_class_names_in_no_order_are_refused(named: Any) -> None:
         as_class_names(named, "it")
 
 
-def test_numbers_as_names_and_as_numbers_are_told_apart() -> None:
+def test_numbers_as_names_and_as_numbers_are_distinguished() -> None:
     text_order = {name: k for k, name in enumerate(sorted(map(str, range(12))))}  # class_to_idx of ImageFolder
     assert as_class_names(text_order, "it") == ["0", "1", "10", "11", *map(str, range(2, 10))]
     assert as_class_names({k: name for name, k in text_order.items()}, "it")[2] == "10"

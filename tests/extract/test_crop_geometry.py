@@ -100,7 +100,7 @@ def test_what_has_no_box_is_refused(transform, reason: str) -> None:
         visible_box(transform, (60, 80))
 
 
-def test_global_generators_are_left_alone() -> None:
+def test_global_generators_are_left_as_they_are() -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     with pytest.raises(UsageError):
         visible_box(transforms.Compose([transforms.RandomCrop(30), transforms.ToTensor()]), (60, 80))

@@ -124,7 +124,7 @@ def test_the_digest_sees_another_image(dataset: tuple[str, Path]) -> None:
         assert source.digest != open_source(dataset[1]).digest
 
 
-def test_a_bad_image_and_a_missing_file_are_told_apart(dataset: tuple[str, Path]) -> None:
+def test_a_bad_image_and_a_missing_file_are_distinguished(dataset: tuple[str, Path]) -> None:
     """The first may be skipped; the second ends the run, since a disk may be away."""
     name, root = dataset
     source = open_source(root)

@@ -296,9 +296,7 @@ def test_what_looks_wrong_is_logged(tmp_path: Path, layout: str, caplog: pytest.
     assert re.search(wanted, record.getMessage()), record.getMessage()
 
 
-def test_a_folder_alone_next_to_images_is_a_class_of_subfolders(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_folder_next_to_images_is_a_class_of_subfolders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = open_source(put(tmp_path, "cats/persian/1.jpg", "cats/siam/2.jpg", "0.jpg"))
     assert source.class_names == ["cats"]
     assert [re.search("are next to|hold only folders", m) is not None for m in caplog.messages] == [True, True]
@@ -324,7 +322,7 @@ def test_a_class_without_images_keeps_its_number(tmp_path: Path, caplog: pytest.
     assert "keep their numbers: ant, bird" in caplog.text
 
 
-def test_a_folder_of_label_maps_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_of_label_maps_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path / "gtFine", "a/1.png", "b/2.png")
     open_source(tmp_path / "gtFine")
     assert "called like a folder of label maps" in caplog.text

@@ -88,7 +88,7 @@ def test_other_errors_are_no_want_of_memory(tiny_images: Images, little_memory: 
             list(forward(torch.randn(4, 3, 16, 16), {}))
 
 
-def test_an_extraction_that_runs_out_of_memory_goes_on(
+def test_an_extraction_that_runs_out_of_memory_resumes(
     tmp_path: Path, tiny_images: Images, little_memory: Callable
 ) -> None:
     root, config = tiny_images(), ExtractConfig("tiny_net:build", ("second",), dtype="float32", batch_size=8)
@@ -115,7 +115,7 @@ def test_precision_is_as_asked_and_written_down(
     assert gap == 0 if not off else 0 < gap < off
 
 
-def test_a_store_is_gone_on_with_in_batches_of_its_own(
+def test_a_store_is_resumed_in_batches_of_its_own(
     tmp_path: Path, tiny_images: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tiny_images()

@@ -145,7 +145,7 @@ def test_replay_finds_the_same_cuts_as_the_graph() -> None:
 
 
 @pytest.mark.parametrize("build", [Residual, Dynamic])
-def test_two_halves_make_the_whole(build) -> None:
+def test_two_halves_make_all(build) -> None:
     module = make(build)
     split = trace(module, images())
     x = images(n=5)

@@ -244,7 +244,7 @@ def test_a_line_is_refused_before_it_is_resized(tmp_path: Path, size: tuple[int,
     assert 512 * 512 * image_io.LONGEST <= 2 * 89478485 < 512 * 512 * (image_io.LONGEST + 1)
 
 
-def test_reasons_are_the_same_wherever_a_dataset_lies(tmp_path: Path) -> None:
+def test_reasons_are_the_same_wherever_a_dataset_is(tmp_path: Path) -> None:
     sentences = []
     for place in ("here", "there/deep"):
         root = put(tmp_path / place, "a/1.png", "a/2.png", "a/3.png", "a/new\nline.png")

@@ -105,7 +105,7 @@ def test_class_folders_keep_the_numbers_of_all_classes(tmp_path: Path) -> None:
     assert open_source(f"folder:{tmp_path / 'val'}").class_names == ["n01443537", "n02100735"]
 
 
-def test_one_class_alone_and_an_empty_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_class_only_and_an_empty_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, "train/n02100735/n02100735_1.JPEG", "val/n02100735/ILSVRC2012_val_00000004.JPEG")
     for split in ("train", "val"):
         source = open_source(tmp_path / split / "n02100735")

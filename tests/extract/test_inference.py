@@ -70,7 +70,7 @@ def test_every_batch_norm_after_a_convolution_is_folded(kind: str) -> None:
 @pytest.mark.parametrize(
     ("layers", "folded"), [(("norm",), 2), (("conv",), 1), (("first.0", "conv"), 0), (("first.1", "last"), 2)]
 )
-def test_a_kept_convolution_is_not_folded(layers: tuple[str, ...], folded: int) -> None:
+def test_a_convolution_at_a_layer_that_is_stored_is_not_folded(layers: tuple[str, ...], folded: int) -> None:
     assert prepared("", *layers)[1].folded == folded
 
 

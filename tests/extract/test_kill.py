@@ -34,7 +34,7 @@ PHASES = {
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("codec", ["none", "zstd"])
-def test_killed_at_every_phase_of_a_commit_it_goes_on_to_the_same_bytes(
+def test_killed_at_every_phase_of_a_commit_it_resumes_to_the_same_bytes(
     tmp_path: Path, tiny_images: Callable[..., Path], codec: str
 ) -> None:
     root = tiny_images(10)
@@ -124,7 +124,7 @@ def test_a_disk_that_fails_at_any_write_loses_nothing(
 
 
 @pytest.mark.parametrize("step", ["sync", "rename"])
-def test_a_filesystem_that_goes_away_is_told(
+def test_a_filesystem_that_disappears_is_reported(
     tmp_path: Path, tiny_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     root, config = tiny_images(10), ExtractConfig(**{**COMMON, **OPTIONS["none"]})

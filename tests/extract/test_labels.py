@@ -74,7 +74,7 @@ def source(tmp_path: Path, make_broden: Callable[..., BrodenSource]) -> BrodenSo
     )  # fmt: skip
 
 
-def test_labels_of_all_layers_and_of_the_whole_image(source: BrodenSource) -> None:
+def test_labels_of_all_layers_and_of_full_images(source: BrodenSource) -> None:
     found = labels_on_raster(source, 0, (2, 4), WHOLE)
     assert found.categories == ("object", "part", "scene")
     assert found.numbers.tolist() == [1, 2, 3, 300]
@@ -103,7 +103,7 @@ def test_points_outside_the_image_carry_no_label(source: BrodenSource) -> None:
     assert not found.maps[:, ~inside.reshape(-1)].any()
 
 
-def test_a_crop_sees_its_part_alone(source: BrodenSource) -> None:
+def test_a_crop_sees_its_part_only(source: BrodenSource) -> None:
     found = labels_on_raster(source, 0, (1, 2), (0.5, 0.0, 1.0, 0.5))
     assert found.numbers.tolist() == [2, 3, 300]
     assert found.maps.astype(int).tolist() == [[0, 1], [0, 1], [1, 1]]

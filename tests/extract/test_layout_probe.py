@@ -81,7 +81,7 @@ def test_positions_that_are_nowhere_are_refused_until_the_user_says_what_they_ar
     assert asked.layout.option == "tokens+0:5x9"
 
 
-def test_two_grids_that_fit_alike_are_told_apart_or_refused() -> None:
+def test_two_grids_that_fit_alike_are_distinguished_or_refused() -> None:
     answer = found(Patches(as_is, (32, 32), 4), (32, 32))  # 4 × 4 behind 4, or 2 × 2 behind 16
     assert isinstance(answer, FoundLayout)
     assert (answer.layout.prefix, answer.how) == (4, "by changing patches of the image")

@@ -42,7 +42,7 @@ def test_bad_images_never_shift_their_neighbours(tiny_images: Images) -> None:
     assert third.good == [6]
 
 
-def test_a_disk_that_goes_away_ends_the_run_and_is_no_row_of_bad_images(tiny_images: Images) -> None:
+def test_a_disk_that_disappears_ends_the_run_and_is_no_row_of_bad_images(tiny_images: Images) -> None:
     root = tiny_images()
     source = open_folder(root)
     source.path(1).write_text("no picture")

@@ -66,7 +66,7 @@ def test_digest_is_the_same_whatever_the_file(random_net: zoo.LoadedModel, check
         assert all(torch.equal(state[key], value) for key, value in loaded.module.state_dict().items())
 
 
-def test_digest_tells_values_names_shapes_and_types_apart() -> None:
+def test_digest_distinguishes_values_names_shapes_and_types() -> None:
     def digest(**tensors: torch.Tensor) -> str:
         module = nn.Module()
         for name, tensor in tensors.items():
@@ -283,7 +283,7 @@ def test_a_network_without_a_transform_is_given_the_usual_one(own: str, caplog: 
         ("x:ready", UnknownNameError, "Cannot import"),
     ],
 )
-def test_what_ones_own_callable_does_wrong_is_told(own: str, suffix: str, error: type, pattern: str) -> None:
+def test_what_ones_own_callable_does_wrong_is_reported(own: str, suffix: str, error: type, pattern: str) -> None:
     with pytest.raises(error, match=pattern):
         load_model(own + suffix)
 

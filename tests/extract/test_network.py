@@ -152,7 +152,7 @@ def test_wrapped_logits(wrap) -> None:
     assert wrapped.n_classes == 3
 
 
-def test_layers_that_cannot_be_used_are_told() -> None:
+def test_layers_that_cannot_be_used_are_reported() -> None:
     with pytest.raises(UsageError, match="must give one tensor"):
         Network.from_loaded(small(), "pair")
     with pytest.raises(NotACutError, match="'two' before it and 'fc' after it"):
@@ -161,7 +161,7 @@ def test_layers_that_cannot_be_used_are_told() -> None:
         Network.from_loaded(small(), "three")
 
 
-def test_models_that_cannot_be_used_are_told() -> None:
+def test_models_that_cannot_be_used_are_reported() -> None:
     with pytest.raises(UsageError, match="the images as first dimension"):
         Network.from_loaded(small(nn.Sequential(Turned(), Turned(), nn.Flatten())), "0")
     with pytest.raises(UsageError, match="logits"):

@@ -146,7 +146,7 @@ def test_a_map_in_colours_is_refused_where_it_is_none_of_the_format(made: TinyCo
         source.masks(1)
 
 
-def test_an_image_whose_size_cannot_be_told(made: TinyConcepts) -> None:
+def test_an_image_whose_size_is_not_known(made: TinyConcepts) -> None:
     (made.root / made.names[2]).write_text("no picture")
     write_bomb(made.root / made.names[3])
     source = open_concepts(made.root)
@@ -268,7 +268,7 @@ def test_empty_lists(tmp_path: Path) -> None:
         VocSource(tmp_path)
 
 
-def test_without_scenes_there_are_objects_alone(tmp_path: Path) -> None:
+def test_without_scenes_there_are_objects_only(tmp_path: Path) -> None:
     made = write_ade20k(tmp_path, scenes=False)
     source = Ade20kSource(made.root)
     assert source.categories == ["object"]

@@ -40,7 +40,7 @@ def test_every_row_gives_its_picture(store: ActivationStore) -> None:
         assert seen.label(row) == row // 2
 
 
-def test_other_images_elsewhere_are_told_apart(store: ActivationStore, tmp_path: Path) -> None:
+def test_other_images_elsewhere_are_distinguished(store: ActivationStore, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     (tmp_path / "data").rename(moved)
     with pytest.raises(MissingPathError, match=r"not in '.*data' any more\. Put them back.*--data DIR"):

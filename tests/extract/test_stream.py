@@ -131,7 +131,7 @@ def test_a_worker_process_changes_no_byte(tmp_path: Path, tiny_images: Images) -
     assert contents(tmp_path / "threads") == contents(tmp_path / "process")
 
 
-def test_the_class_token_is_kept_apart(tmp_path: Path, tiny_images: Images) -> None:
+def test_the_class_token_is_separate(tmp_path: Path, tiny_images: Images) -> None:
     root = tiny_images()
     run(root, tmp_path / "s", model="tiny_net:tokens", layers=("block",))
     store = ActivationStore.open(tmp_path / "s")
@@ -146,7 +146,7 @@ def test_the_class_token_is_kept_apart(tmp_path: Path, tiny_images: Images) -> N
 
 
 @pytest.mark.parametrize(("model", "layer"), [("tiny_net:build", "first"), ("tiny_net:tokens", "block")])
-def test_sampled_positions_are_those_of_the_whole(tmp_path: Path, tiny_images: Images, model: str, layer: str) -> None:
+def test_sampled_positions_are_those_of_all(tmp_path: Path, tiny_images: Images, model: str, layer: str) -> None:
     root = tiny_images()
     run(root, tmp_path / "all", model=model, layers=(layer,))
     run(root, tmp_path / "some", model=model, layers=(layer,), positions=5)
@@ -213,7 +213,7 @@ def test_skipped_images_shift_no_row(
         near(LayerReader(store, layer).images(good), truth[layer][good])
 
 
-def test_a_bad_image_stops_by_default_and_going_on_works_once_mended(tmp_path: Path, tiny_images: Images) -> None:
+def test_a_bad_image_stops_by_default_and_going_on_works_once_fixed(tmp_path: Path, tiny_images: Images) -> None:
     root = tiny_images()
     run(root, tmp_path / "whole")
     path = open_folder(root).path(9)
@@ -324,7 +324,7 @@ def test_killed_anywhere_and_going_on_is_as_never_stopped(tmp_path: Path, tiny_i
     assert run(root, out, **options).done_now == 0
 
 
-def test_a_full_disk_is_told_and_nothing_hangs(
+def test_a_full_disk_is_reported_and_nothing_hangs(
     tmp_path: Path, tiny_images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tiny_images(40)
@@ -356,7 +356,7 @@ def test_lost_chunks_of_a_sealed_store_are_redone(tmp_path: Path, tiny_images: I
     assert contents(tmp_path / "s") == wanted
 
 
-def test_a_transform_without_a_name_can_go_on(tmp_path: Path, tiny_images: Images) -> None:
+def test_a_transform_without_a_name_can_resume(tmp_path: Path, tiny_images: Images) -> None:
     root = tiny_images()
     for _ in range(2):  # its repr tells an address, which is another each time it is made
         keep = load_model("tiny_net:own_transform")
@@ -389,7 +389,7 @@ def test_another_extraction_into_the_same_store_is_refused(
     assert contents(tmp_path / "s") != before
 
 
-def test_transforms_that_fail_end_in_one_sentence(tmp_path: Path, tiny_images: Images) -> None:
+def test_transforms_that_fail_end_in_one_message(tmp_path: Path, tiny_images: Images) -> None:
     root = tiny_images()
     Image.new("RGB", (5, 5)).save(open_folder(root).path(4))
     with pytest.raises(UsageError, match=r"transform fails on image 'cat/004\.png': RuntimeError: too small for me"):

@@ -12,7 +12,7 @@ from stores.errors import MissingPathError
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_a_split_alone(tmp_path: Path, split: str) -> None:
+def test_a_split_only(tmp_path: Path, split: str) -> None:
     root = put_tiny(tmp_path)
     source, whole = open_source(root / split), open_source(root)
     assert whole.left_out == {".txt": 4}

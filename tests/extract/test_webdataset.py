@@ -280,7 +280,7 @@ def test_a_shard_that_is_damaged(tmp_path: Path) -> None:
         open_source(path)
 
 
-def test_any_flipped_bytes_of_headers_are_read_or_told(tmp_path: Path) -> None:
+def test_any_flipped_bytes_of_headers_are_read_or_reported(tmp_path: Path) -> None:
     long = "x" * 120
     path = tar(tmp_path / "s.tar", [(f"{long}.png", png(0)), ("b.png", png(1)), ("b.cls", b"1")])
     whole = path.read_bytes()

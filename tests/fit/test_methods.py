@@ -77,7 +77,7 @@ class TestEveryMethod:
             fit(method, unchecked(x))
 
 
-def test_too_many_directions_is_one_sentence(reader: LayerReader) -> None:
+def test_too_many_directions_is_one_message(reader: LayerReader) -> None:
     with pytest.raises(FitError, match="40 directions .* 16 channels"):
         fit("pca", reader, 40)
     with pytest.raises(FitError, match="17 directions .* 16 channels"):
@@ -88,7 +88,7 @@ def test_too_many_directions_is_one_sentence(reader: LayerReader) -> None:
         make_fitter("magic", n_directions=2)
 
 
-def test_a_store_of_one_value_is_one_sentence(unchecked: Callable[[np.ndarray], LayerReader]) -> None:
+def test_a_store_of_one_value_is_one_message(unchecked: Callable[[np.ndarray], LayerReader]) -> None:
     with pytest.raises(FitError, match="do not vary"):
         fit("eddp", unchecked(np.full((30, 2, 16), 3, np.float32)))
 

@@ -115,7 +115,7 @@ shapes = st.tuples(st.integers(2, 6), st.integers(2, 9), st.integers(2, 30), st.
 @pytest.mark.parametrize("name", ["a", "b", "d"])
 @settings(max_examples=15)
 @given(shape=shapes)
-def test_a_whole_steps_gradient_is_autograds(name: str, lagrangian: bool, shape: tuple[int, int, int, int]) -> None:
+def test_a_complete_steps_gradient_is_autograds(name: str, lagrangian: bool, shape: tuple[int, int, int, int]) -> None:
     r, i, n, seed = shape
     i = min(i, r) if name == "a" else i  # (b) and (d) with more directions than channels, too
     step, y = learning(name, r, i, n, seed, lagrangian=lagrangian)
@@ -228,7 +228,7 @@ def test_the_presets_are_the_papers_table() -> None:
     assert chosen.in_force.form == "lagrangian"
 
 
-def test_wrong_settings_are_one_sentence(reader: LayerReader) -> None:
+def test_wrong_settings_are_one_message(reader: LayerReader) -> None:
     with pytest.raises(UsageError, match=r"'learning_rate' of a step must be positive, got -1"):
         StepSettings(learning_rate=-1.0)
     with pytest.raises(UsageError, match="'lambda_s' of a step must not be negative"):
@@ -263,7 +263,7 @@ def test_wrong_settings_are_one_sentence(reader: LayerReader) -> None:
         {"batch_rows": 128, "rows": "store", "uncertainty_ridge": 0.1, "uncertainty_images": 50},
     ],
 )
-def test_a_killed_fit_goes_on_to_the_same_bits(reader: LayerReader, tmp_path: Path, more: dict) -> None:
+def test_a_killed_fit_resumes_to_the_same_bits(reader: LayerReader, tmp_path: Path, more: dict) -> None:
     settings = {"n_directions": 3, **{name: StepSettings(epochs=6, patience=1) for name in ("a", "b", "d")}, **more}
     whole = PaperEDDP(**settings).fit(reader)
     keep = Checkpoint(tmp_path / "d.checkpoint", minutes=0)

@@ -99,7 +99,7 @@ def test_torch_kmeans_fills_empty_clusters() -> None:
     torch.testing.assert_close(centroids.norm(dim=1), torch.ones(3))
 
 
-def test_more_directions_than_vectors_is_one_sentence() -> None:
+def test_more_directions_than_vectors_is_one_message() -> None:
     with pytest.raises(FitError, match=r"9 directions .* only 5 activation vectors"):
         spherical_kmeans(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), 9, seed=0)
 

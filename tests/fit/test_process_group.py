@@ -72,7 +72,7 @@ def test_tiles_of_all_ranks_are_the_tiles_of_one(count: int, size: int, longest:
     assert [t.tolist() for t in found] == [t.tolist() for t in wanted]
 
 
-def test_a_tile_longer_than_what_is_kept_is_refused() -> None:
+def test_a_tile_longer_than_what_is_stored_is_refused() -> None:
     part = parts_of(torch.zeros(20, 2), Member(0, 2, None, []), 3)  # type: ignore[arg-type]
     with pytest.raises(FitError, match="A tile of 8 positions extends beyond what rank 0 holds"):
         list(part.tiles(8))
@@ -326,7 +326,9 @@ def test_the_published_steps_on_ranks_with_gpus(reader: LayerReader) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 2), (2, 3)])
-def test_a_state_goes_on_with_any_number_of_ranks(reader: LayerReader, tmp_path: Path, before: int, after: int) -> None:
+def test_a_state_is_resumed_with_any_number_of_ranks(
+    reader: LayerReader, tmp_path: Path, before: int, after: int
+) -> None:
     whole = EDDP(**QUICK).fit(reader)
     path = tmp_path / "d.checkpoint"
 

@@ -38,7 +38,7 @@ QUICK = {"n_directions": 3, "refine_steps": 30, "restarts": 2, "restart_steps": 
         {"lambda_uncertainty": 0.0, "whiten": False},
     ],
 )
-def test_a_killed_fit_goes_on_to_the_same_bits(reader: LayerReader, tmp_path: Path, settings: dict) -> None:
+def test_a_killed_fit_resumes_to_the_same_bits(reader: LayerReader, tmp_path: Path, settings: dict) -> None:
     whole = EDDP(**QUICK, **settings).fit(reader)
     kills = [("refinement", step) for step in (1, 7, 20, 29)]
     assert same(whole, resumed(lambda: EDDP(**QUICK, **settings), reader, tmp_path / "d.checkpoint", kills))
@@ -57,7 +57,7 @@ def test_a_checkpoint_of_another_fit_or_a_damaged_one_is_refused(reader: LayerRe
         EDDP(**QUICK).fit(reader, checkpoint=Checkpoint(path, 0))
 
 
-def test_nothing_is_kept_before_it_is_time(reader: LayerReader, tmp_path: Path) -> None:
+def test_nothing_is_stored_before_it_is_time(reader: LayerReader, tmp_path: Path) -> None:
     keep = Checkpoint(tmp_path / "d.checkpoint", minutes=60)
     EDDP(**QUICK).fit(reader, checkpoint=keep)
     assert not list(tmp_path.iterdir())
@@ -152,7 +152,7 @@ def test_new_detectors_look_all_over_the_store(monkeypatch: pytest.MonkeyPatch) 
     assert sorted(detectors.directions.argmax(0).tolist()) == [0, 1]
 
 
-def test_a_full_disk_leaves_the_last_state_and_the_fit_goes_on(
+def test_a_full_disk_leaves_the_last_state_and_the_fit_resumes(
     reader: LayerReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: object) -> None:

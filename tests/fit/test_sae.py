@@ -268,7 +268,7 @@ def test_no_more_than_a_batch_is_asked_for_at_a_time(tiny_store: Made, monkeypat
     assert sum(largest) == 2 * N * P  # an epoch, and the thresholds' pass
 
 
-def test_errors_are_one_sentence(tiny_store: Made) -> None:
+def test_errors_are_one_message(tiny_store: Made) -> None:
     x, _, _ = sparse_activations()
     with pytest.raises(FitError, match="do not vary"):
         fitted(LayerReader(tiny_store({"a": np.full((9, 2, 3), 7.0, np.float32)}, name="same.zarr")))

@@ -55,7 +55,7 @@ def mixture(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return torch.cat([alpha, beta], 1) @ basis.T, filters, torch.full((4,), 2.5).double(), basis[:, :4]
 
 
-def test_pooled_errs_less_than_positives_alone_and_neither_is_biased() -> None:
+def test_pooled_errs_less_than_positives_only_and_neither_is_biased() -> None:
     errors = {"pooled": [], "positives": []}  # type: dict[str, list[float]]
     for seed in range(5):
         y, w, b, truth = mixture(2000, seed)

@@ -249,7 +249,7 @@ def test_thresholds_have_the_best_f1(data: tuple[LayerReader, ByHand, np.ndarray
         assert f1(score > float(found[k])) == pytest.approx(best, abs=0.01)  # two scores of one bin are not told apart
 
 
-def test_a_threshold_lies_in_the_middle_of_a_gap(tmp_path: Path, make_store: Store) -> None:
+def test_a_threshold_is_in_the_middle_of_a_gap(tmp_path: Path, make_store: Store) -> None:
     x = np.array([0, 1, 2, 3, 7, 8, 9, 9], np.float32).reshape(2, 4, 1)
     reader = LayerReader(make_store(tmp_path / "s.zarr", x, grid=(2, 2)))
     found = PatternCAV(labels=ByHand(x > 5), min_positives=2, filter="difference").fit(reader)
@@ -261,7 +261,7 @@ def test_a_threshold_lies_in_the_middle_of_a_gap(tmp_path: Path, make_store: Sto
 # labels
 
 
-def test_rare_and_ubiquitous_labels_are_left_out_and_told(data: tuple[LayerReader, ByHand, np.ndarray]) -> None:
+def test_rare_and_ubiquitous_labels_are_left_out_and_reported(data: tuple[LayerReader, ByHand, np.ndarray]) -> None:
     reader, labels, _ = data
     labels.present[..., 0] = False
     labels.present[1, :3, 0] = True
@@ -316,7 +316,7 @@ def test_both_find_the_truth_of_a_synthetic_store(reader: LayerReader) -> None:
 # wrong use
 
 
-def test_a_store_without_labels_is_one_sentence(data: tuple[LayerReader, ByHand, np.ndarray]) -> None:
+def test_a_store_without_labels_is_one_message(data: tuple[LayerReader, ByHand, np.ndarray]) -> None:
     reader, _, _ = data
     for method in ("probe", "pattern-cav"):
         with pytest.raises(UsageError, match=rf"'{method}' learns from labels.*s\.zarr.*--concepts DIR"):
@@ -352,7 +352,7 @@ def test_settings_that_make_no_sense(method: str, setting: str, value: str) -> N
         make_fitter(method, settings={"lambda_s": "1"})
 
 
-def test_constant_activations_are_one_sentence(tmp_path: Path, make_store: Store) -> None:
+def test_constant_activations_are_one_message(tmp_path: Path, make_store: Store) -> None:
     reader = LayerReader(make_store(tmp_path / "s.zarr", np.full((4, 4, 2), 3, np.float32), grid=(2, 2)))
     labels = ByHand(np.random.default_rng(0).random((4, 4, 1)) < 0.5)
     for method in (Probe, PatternCAV):

@@ -145,7 +145,7 @@ def test_a_seed_decides_everything(tmp_path: Path) -> None:
     assert (tmp_path / "a.zarr/truth.safetensors").read_bytes() != (tmp_path / "c.zarr/truth.safetensors").read_bytes()
 
 
-def test_the_same_again_leaves_the_store_alone_and_another_is_refused(tmp_path: Path) -> None:
+def test_the_same_again_changes_nothing_and_another_is_refused(tmp_path: Path) -> None:
     small = SyntheticConfig(images=12)
     first = make_synthetic(tmp_path / "a.zarr", small)
     stamp = (tmp_path / "a.zarr" / "zarr.json").stat().st_mtime_ns

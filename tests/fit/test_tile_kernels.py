@@ -45,7 +45,7 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.max(np.abs(found.astype(EXACT) - wanted) / np.abs(wanted)))
 
 
-def test_exp_has_float32s_digits_over_its_whole_range() -> None:
+def test_exp_has_float32s_digits_over_its_complete_range() -> None:
     for x in (np.linspace(-87.3, 0, 2_000_001), -np.logspace(-44, 0, 200_001), np.arange(126) * -math.log(2)):
         x = x.astype(NARROW)
         assert relative(exp_of(x), np.exp(x.astype(EXACT))) < 2e-7
@@ -56,7 +56,7 @@ def test_exp_has_float32s_digits_over_its_whole_range() -> None:
     assert np.isnan(exp_of(np.array([np.nan], NARROW))).all()
 
 
-def test_log1p_has_float32s_digits_over_its_whole_range() -> None:
+def test_log1p_has_float32s_digits_over_its_complete_range() -> None:
     for e in (np.linspace(0, 1, 2_000_001)[1:], np.logspace(-37, 0, 200_001)):
         e = e.astype(NARROW)
         assert relative(log1p_of(e), np.log1p(e.astype(EXACT))) < 3e-7

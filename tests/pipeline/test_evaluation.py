@@ -179,7 +179,7 @@ def test_the_start_page_leads_to_the_pages_of_each_set(evaluated: tuple[Path, di
     assert not list(out.rglob("*.partial"))
 
 
-def test_one_file_alone_gets_the_same_numbers(
+def test_one_file_only_gets_the_same_numbers(
     tmp_path: Path,
     evaluated: tuple[Path, dict[str, Any]],
     store: ActivationStore,

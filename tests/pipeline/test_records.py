@@ -86,7 +86,7 @@ def test_a_run_that_is_under_way_is_known_by_its_process() -> None:
     assert (ended["outcome"], [one["begun"] for one in ended["attempts"]]) == ("done", ["2"])
 
 
-def test_only_so_many_attempts_are_kept() -> None:
+def test_only_so_many_attempts_are_recorded() -> None:
     kept: dict[str, Any] = {}
     for k in range(MOST_ATTEMPTS + 20):
         kept = merged(kept or None, record(f"{k:03d}", "failed"), stands=False)
@@ -94,7 +94,7 @@ def test_only_so_many_attempts_are_kept() -> None:
     assert [one["begun"] for one in kept["attempts"]] == [f"{k:03d}" for k in range(19, MOST_ATTEMPTS + 19)]
 
 
-def test_a_folder_without_its_document_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_without_its_document_is_left_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
     place = within(folder, "summary.json")
     assert place is not None
@@ -116,7 +116,7 @@ def test_a_folder_without_its_document_is_left_alone(tmp_path: Path) -> None:
     assert sorted(one["begun"] for one in both["attempts"]) == ["0", "1"]
 
 
-def test_the_root_of_a_disk_has_nothing_beside_it() -> None:
+def test_the_root_of_a_disk_has_nothing_next_to_it() -> None:
     assert beside(Path("/")) is None
 
 

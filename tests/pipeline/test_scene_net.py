@@ -41,7 +41,7 @@ def test_the_network_can_be_traced() -> None:
     assert "features_14" in {node.name for node in traced.graph.nodes}
 
 
-def test_the_callable_returns_a_network_in_eval_mode_and_leaves_global_random_state_alone() -> None:
+def test_the_callable_returns_a_network_in_eval_mode_and_keeps_the_global_random_state() -> None:
     state = torch.random.get_rng_state()
     first, second = scene_net()[0], scene_net()[0]
     assert torch.equal(state, torch.random.get_rng_state())

@@ -67,7 +67,7 @@ def test_arrays_that_say_less_or_have_one_task(environ: dict[str, str], shard: t
         ("2/2", {}, "--shard must be I/N"),
     ],
 )  # fmt: skip
-def test_what_is_refused_is_one_sentence(text: str | None, environ: dict[str, str], told: str) -> None:
+def test_what_is_refused_is_one_message(text: str | None, environ: dict[str, str], told: str) -> None:
     with pytest.raises(UsageError, match=re.escape(told)) as refused:
         shard_of(text, environ)
     assert "\n" not in str(refused.value)

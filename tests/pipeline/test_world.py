@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(tmp_path: Path)
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
 
 
-def test_any_picture_can_be_drawn_alone(world: World) -> None:
+def test_any_picture_can_be_drawn_separately(world: World) -> None:
     item = build.plan(37)
     canvas = draw_scene(item.scene, SIZE, 3, 37, marked=item.marked)
     stored = mask(world.root / "images" / f"{item.stem}_object.png")
@@ -159,7 +159,7 @@ def test_half_of_the_marked_class_is_marked_in_every_world() -> None:
         assert abs(sum(item.marked for item in own if item.split == split) - n / 2) <= 0.5
 
 
-def test_masks_lie_exactly_on_what_was_painted() -> None:
+def test_masks_are_exactly_on_what_was_painted() -> None:
     canvas = Canvas(SIZE, np.random.default_rng(0), NUMBER)
     canvas.paint(box(-1, -1, 97, 97), Surface((255, 255, 255), shade=0, grain=0), "snow")
     canvas.paint(box(12, 24, 60, 72), Surface((200, 35, 35), "brick", shade=0, grain=0), "house", "wall")

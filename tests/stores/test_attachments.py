@@ -94,7 +94,7 @@ def test_something_else_in_its_place(file: Path, what: str) -> None:
     assert read_cache(file, {}) is None
 
 
-def test_a_cache_is_used_for_its_key_alone(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_is_used_for_its_key_only(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     key = {"store": "sha256:1", "version": 1}
     write_cache(file, key, {"x": np.ones(2)}, {"count": 3})
     found = read_cache(file, dict(key))

@@ -23,7 +23,7 @@ from stores.store import ActivationStore
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
-def test_kept_chunks_are_fetched_once_and_when_harmed(
+def test_stored_chunks_are_fetched_once_and_when_harmed(
     remote: Path, tmp_path: Path, asked: Asked, caplog: pytest.LogCaptureFixture, compress: str
 ) -> None:
     x = {"a": np.random.default_rng(0).standard_normal((8, 1024, 1)).astype(np.float32)}
@@ -66,7 +66,7 @@ def test_few_rows_do_not_fetch_all_of_a_store(remote: Path, tmp_path: Path, aske
     assert not list((tmp_path / "cache").rglob("layers/**/c.*"))
 
 
-def test_what_is_kept_is_checked_when_it_comes(remote: Path, tmp_path: Path) -> None:
+def test_what_is_stored_is_checked_when_it_comes(remote: Path, tmp_path: Path) -> None:
     write_store(remote, X)
     data = (remote / "layers/a/activations/c.2.0.0").read_bytes()
     objects.put({remote / "layers/a/activations/c.2.0.0": data[:-1] + b"\x7f"})

@@ -128,7 +128,7 @@ class Explodes:
 @pytest.mark.parametrize(
     "kind", ["empty", "text", "truncated", "pickle", "huge header", "no metadata", "no json", "list"]
 )
-def test_hostile_files_end_in_one_sentence(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_files_end_in_one_message(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "d.safetensors"
     some().save(file)
     data = file.read_bytes()

@@ -100,7 +100,7 @@ def test_what_a_run_killed_between_its_renames_left_is_put_back(tmp_path: Path) 
     assert sorted(p.name for p in tmp_path.iterdir()) == [".report.09876543210987654321.old", "report"]
 
 
-def test_an_error_of_reading_is_not_told_as_one_of_writing(tmp_path: Path) -> None:
+def test_an_error_of_reading_is_not_reported_as_one_of_writing(tmp_path: Path) -> None:
     def read(where: Path, number: int = errno.ENOENT) -> None:
         with replacing(tmp_path / "report", OURS) as folder:
             raise OSError(number, os.strerror(number), str(where if where.is_absolute() else folder / where))
@@ -121,7 +121,7 @@ def test_a_link_is_said_to_be_one(tmp_path: Path) -> None:
         check_replaceable(tmp_path / "link", OURS)
 
 
-def test_what_is_no_report_is_left_alone(tmp_path: Path) -> None:
+def test_what_is_no_report_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     check_replaceable(tmp_path / "empty", OURS)
     check_replaceable(tmp_path / "new", OURS)

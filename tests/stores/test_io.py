@@ -78,7 +78,7 @@ def test_files_together_are_there_together_or_not_at_all(tmp_path: Path, threads
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 3
 
 
-def test_a_failure_in_the_background_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_in_the_background_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 

@@ -182,7 +182,7 @@ def test_chosen_rows_cost_their_bytes(remote: Path, asked: Asked) -> None:
     assert requests["get"] == 1
 
 
-def test_damaged_truncated_and_gone(remote: Path) -> None:
+def test_damaged_truncated_and_missing(remote: Path) -> None:
     write_store(remote, X)
     whole = below(remote)
     array = "layers/a/activations"
@@ -235,7 +235,7 @@ def test_nothing_there_and_other_things(remote: Path) -> None:
         open_writer(remote / "notes.txt", X)
 
 
-def test_a_record_of_another_writer_is_kept(remote: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_of_another_writer_stays(remote: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Two processes were given the same part: whoever comes second to a chunk leaves it as it is."""
     one, other = open_writer(remote, X), open_writer(remote, X)
     fill(one, X, chunks=[0, 1, 2])
@@ -296,7 +296,7 @@ def test_many_begin_at_once(remote: Path, tmp_path: Path) -> None:
     assert below(remote) == contents(tmp_path / "s")
 
 
-def test_a_root_that_is_gone_deletes_nothing(remote: Path) -> None:
+def test_a_root_that_is_missing_deletes_nothing(remote: Path) -> None:
     write_store(remote, X)
     objects.remove([remote / "zarr.json"])
     before = below(remote)

@@ -26,7 +26,7 @@ def member(rank: int, size: int) -> Member:
 
 
 @given(st.integers(0, 60), st.integers(1, 9))
-def test_parts_are_in_order_whole_and_even(count: int, size: int) -> None:
+def test_parts_are_in_order_complete_and_even(count: int, size: int) -> None:
     parts = [part_of(count, member(rank, size)) for rank in range(size)]
     assert [thing for part in parts for thing in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -83,7 +83,9 @@ def test_statistics_are_those_of_one_process(tiny_store: Store, size: int, monke
         np.testing.assert_allclose(found.covariance, alone.covariance, rtol=1e-12, atol=1e-13)
 
 
-def test_rank_0_alone_keeps_them_and_looks_for_what_is_kept(tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_0_only_keeps_them_and_looks_for_what_is_stored(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tiny_store({"a": np.random.default_rng(1).normal(size=(20, 3, 4)).astype(np.float32)})
     wanted = compute(LayerReader(path))
     kept: list[object] = []

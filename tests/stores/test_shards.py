@@ -113,7 +113,7 @@ def test_locks_are_between_processes_and_end_with_them(tmp_path: Path) -> None:
     ours.close()
 
 
-def test_waiting_for_the_layout_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_waiting_for_the_layout_ends_in_one_message(tmp_path: Path) -> None:
     one, two = StoreLock(tmp_path), StoreLock(tmp_path)
     with one.layout(), pytest.raises(StoreError, match="has been laying out or sealing the store"), two.layout(0.05):
         pass

@@ -151,7 +151,7 @@ def test_a_mapping_is_the_files_and_never_writes_to_them(tmp_path: Path) -> None
         Mapping(files, 8192)
 
 
-def test_a_chunk_that_is_gone_is_never_read_as_zeros(tmp_path: Path) -> None:
+def test_a_chunk_that_is_missing_is_never_read_as_zeros(tmp_path: Path) -> None:
     reader, _ = make(tmp_path / "s")
     (tmp_path / "s/layers/a/activations/c.1.0.0").unlink()
     with pytest.raises(CorruptStoreError, match=r"cannot be mapped.*eddp verify"):

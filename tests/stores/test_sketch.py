@@ -98,7 +98,7 @@ def test_counts_against_a_search_of_the_edges(x: np.ndarray) -> None:
 
 
 @given(heavy_tailed(), st.integers(0, 300), st.booleans())
-def test_parts_merge_to_the_whole(x: np.ndarray, cut: int, spoil: bool) -> None:
+def test_parts_merge_to_all(x: np.ndarray, cut: int, spoil: bool) -> None:
     if spoil:
         x[np.random.default_rng(cut).random(x.shape) < 0.2] = np.nan
     whole, first, second = sketch_of(x), sketch_of(x[:cut]), sketch_of(x[cut:])
@@ -135,7 +135,7 @@ def test_what_is_not_finite_is_counted_apart(dtype: type) -> None:
     assert sketch_of(np.full((3, 2), np.nan, dtype)).total.tolist() == [3, 3]
 
 
-def test_float16_zeros_and_its_smallest_value_are_told_apart() -> None:
+def test_float16_zeros_and_its_smallest_value_are_distinguished() -> None:
     x = np.array([[0], [2.0**-24], [-(2.0**-24)], [-0.0]], np.float16)
     assert sketch_of(x).zeros.tolist() == [2]
     tiny = np.array([[0], [2.0**-30], [-(2.0**-149)]], np.float32)
@@ -151,7 +151,7 @@ def test_all_channels_pooled() -> None:
     assert equal(sketch_of(x).pooled(), sketch_of(x.reshape(-1, 1)))
 
 
-def test_a_layer_is_streamed_and_kept(tiny_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_is_streamed_and_stored(tiny_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(size=(20, 3, 5)).astype(np.float16)
     valid = np.arange(20) != 7
     path = tiny_store({"a": x}, valid=valid, dtype="float16", compress="zstd")
@@ -203,7 +203,9 @@ HARMED = {
 
 
 @pytest.mark.parametrize("what", HARMED)
-def test_a_kept_sketch_that_is_none_is_made_anew(tiny_store: Make, what: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stored_sketch_that_is_none_is_made_anew(
+    tiny_store: Make, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Sound to the byte, and of this very store, but made by who knows whom."""
     path = tiny_store({"a": np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)})
     reader = LayerReader(path)

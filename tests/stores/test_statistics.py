@@ -85,7 +85,7 @@ def no_computing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores.statistics, "compute", fail)
 
 
-def test_kept_with_the_store_and_taken_from_there(tiny_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_with_the_store_and_taken_from_there(tiny_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny_store({"a": np.random.default_rng(0).normal(size=(9, 2, 3)).astype(np.float32)})
     first = statistics(LayerReader(path))
     assert LayerReader(path).store.verify() == []
@@ -114,7 +114,7 @@ def test_another_stores_statistics_are_not_used(tiny_store: Make, monkeypatch: p
 
 
 @pytest.mark.parametrize("arrays", [{}, {"mean": np.zeros(2)}, {"mean": np.zeros(3), "covariance": np.eye(3)}])
-def test_a_cache_that_is_whole_but_makes_no_sense_is_computed_anew(
+def test_a_cache_that_is_complete_but_makes_no_sense_is_computed_anew(
     tiny_store: Callable[..., Path], arrays: dict
 ) -> None:
     path = tiny_store({"a": np.random.default_rng(0).normal(size=(5, 3, 2)).astype(np.float32)})

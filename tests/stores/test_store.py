@@ -173,7 +173,7 @@ def test_dask_means_of_more_values_than_float16_counts(tiny_store: Make) -> None
     assert lazy.mean((0, 1)).compute(scheduler="synchronous").tolist() == [0.5]
 
 
-def test_chosen_rows_equal_the_whole_column(tiny_store: Callable[..., Path]) -> None:
+def test_chosen_rows_equal_the_complete_column(tiny_store: Callable[..., Path]) -> None:
     store = ActivationStore.open(tiny_store({"a": np.zeros((11, 2, 3), np.float32)}))
     wanted = np.array([10, 0, 4, 4, 7])
     for name in ("logits", "labels", "names"):
@@ -185,7 +185,7 @@ def test_chosen_rows_equal_the_whole_column(tiny_store: Callable[..., Path]) -> 
     "name", ["../../../victim", "..", ".", "", "a/b", "a\\b", "a\0", "zarr.json", "b", 3, "x" * 300]
 )
 @pytest.mark.parametrize("both", [False, True])
-def test_a_layer_lies_nowhere_but_in_its_store(tiny_store: Make, name: object, both: bool) -> None:
+def test_a_layer_is_nowhere_but_in_its_store(tiny_store: Make, name: object, both: bool) -> None:
     """Neither by its key in the plan nor by what its entry calls it."""
     path = tiny_store({"a": noise(4)})
     if both and name == "b":

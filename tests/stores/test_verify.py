@@ -60,7 +60,7 @@ def test_verifying_says_how_far_it_is(tiny_store: Make) -> None:
     assert calls[-1] == ("verifying", total, total, "MiB")
 
 
-def test_a_damaged_cache_is_told_with_what_to_do(tiny_store: Make) -> None:
+def test_a_damaged_cache_is_reported_with_what_to_do(tiny_store: Make) -> None:
     path = tiny_store({"a": noise(4)})
     wanted = statistics(LayerReader(path))
     file = path / "layers/a/statistics.safetensors"

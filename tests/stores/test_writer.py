@@ -220,7 +220,7 @@ def test_what_was_laid_out_and_has_changed_is_repaired(tmp_path: Path, caplog: p
         assert contents(path) == whole
 
 
-def test_a_head_that_is_gone_and_would_now_be_another_is_refused(tmp_path: Path) -> None:
+def test_a_head_that_is_missing_and_would_now_be_another_is_refused(tmp_path: Path) -> None:
     open_writer(tmp_path / "s", X, heads={"a": (np.ones((3, 2), np.float32), np.zeros(3, np.float32))}).close()
     (tmp_path / "s/layers/a/head_bias/c.0").unlink()
     with pytest.raises(CorruptStoreError, match=r"head_weight.*is missing or was changed since the store was laid out"):
@@ -239,7 +239,7 @@ def test_a_lock_file_that_was_half_written_is_completed(tmp_path: Path, length: 
 @pytest.mark.parametrize(
     ("harm", "sealed"), [("record", False), ("missing", False), ("missing", True), ("short", False), ("short", True)]
 )
-def test_what_is_gone_is_done_again_and_only_that(tmp_path: Path, harm: str, sealed: bool) -> None:
+def test_what_is_missing_is_done_again_and_only_that(tmp_path: Path, harm: str, sealed: bool) -> None:
     write_store(tmp_path / "whole", X)
     path = write_store(tmp_path / "s", X, chunks=None if sealed else range(3))
     chunk = path / "layers/a/activations/c.1.0.0"
