@@ -1,5 +1,5 @@
 #!/bin/sh
-# Moments in Time: what its ResNet-50 has learned, frame by frame, labelled with Broden Action. Run again to go on after a stop.
+# Moments in Time: what its ResNet-50 has learned, frame by frame, labelled with Broden Action. Run again to resume after a stop.
 #
 #   MIT=/data/Moments_in_Time_256x256_30fps WEIGHTS=/data/moments_v2_RGB_resnet50_imagenetpretrained.pth.tar \
 #   CLASSES=/data/category_momentsv2.txt BRODEN=/data/broden_action WORK=$SCRATCH/moments ./moments.sh
