@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,9 +34,11 @@ def evidence_facts(entry: Mapping[str, Any]) -> dict[str, str]:
         )
         facts["Untrained network"] = f"as many of its directions by the same method: {', '.join(scores)}"
     if rebuilt := entry.get("fidelity"):
-        care = ": read explanations with care" if fidelity_problem(entry) else ""
+        error = rebuilt["mae"]
+        wrong = _weakness(error)
         facts["Logits rebuilt"] = (
-            f"from the directions' contributions, class logits are off on average by {_judged(rebuilt['mae'])}{care}"
+            f"from the directions' contributions, class logits are off on average by {_judged(error)}"
+            f"{f': {wrong}. Read explanations with care' if wrong else ''}"
         )
     if found := entry.get("pairs"):
         ends = (
@@ -64,16 +67,29 @@ def fidelity_problem(entry: Mapping[str, Any]) -> str:
     if not (rebuilt := entry.get("fidelity")):
         return ""
     error = rebuilt["mae"]
-    if error["value"] < min(error["random_low"], POOR * error["constant"]):
+    if not (wrong := _weakness(error)):
         return ""
-    return (
-        f"rebuilt from these directions' contributions, class logits are off by {number(error['value'])} on average; from random directions "
-        f"by {number(error['random_low'])} to {number(error['random_high'])}, without directions by {number(error['constant'])}"
-    )
+    return f"rebuilt from these directions' contributions, class logits are off on average by {_judged(error)}: {wrong}"
+
+
+def _weakness(error: Mapping[str, float]) -> str:
+    """What is wrong with an error of the logits; empty where it is below all random sets and small enough."""
+    if error["value"] > error["random_high"]:
+        return "random directions rebuild the logits better than these"
+    if error["value"] >= error["random_low"]:
+        return "random directions rebuild the logits as well as these"
+    if error["value"] >= POOR * error["constant"]:
+        return f"better than random directions, but more than {100 * (1 - POOR):g} % would be good enough"
+    return ""
 
 
 def _judged(error: Mapping[str, float]) -> str:
-    """An error with its place among those of random sets."""
-    value, low, high = error["value"], error["random_low"], error["random_high"]
+    """An error with its place among those of random sets, and the share of the error without directions that it takes away."""
+    value, low, high, constant = error["value"], error["random_low"], error["random_high"], error["constant"]
     place = "below all" if value < low else "above all" if value > high else "within those of"
-    return f"{number(value)}, {place} random sets ({number(low)} to {number(high)}; no directions: {number(error['constant'])})"
+    # rounded down: never both at the limit and not good enough
+    share = max(0, math.floor(round(100 * (1 - value / constant), 6))) if constant > 0 else 0
+    return (
+        f"{number(value)}, {place} random sets ({number(low)} to {number(high)}; no directions: {number(constant)}); "
+        f"{share} % of their variation is rebuilt"
+    )

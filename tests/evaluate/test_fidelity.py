@@ -42,14 +42,22 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "verdict", "constant", "poor"),
-    [(0.9, "below all", 3.0, False), (0.9, "below all", 1.7, True), (1.4, "within those of", 3.0, True), (2.1, "above all", 3.0, True)],
-)  # fmt: skip
-def test_the_error_is_held_against_random_sets(value: float, verdict: str, constant: float, poor: bool) -> None:
+    ("value", "verdict", "constant", "wrong"),
+    [
+        (0.9, "below all", 3.0, ""),
+        (0.9, "below all", 1.5, "better than random directions, but"),
+        (1.4, "within those of", 3.0, "as well as these"),
+        (2.1, "above all", 3.0, "random directions rebuild the logits better"),
+    ],
+)
+def test_the_error_is_held_against_random_sets(value: float, verdict: str, constant: float, wrong: str) -> None:
     entry = {"fidelity": {"mae": {"value": value, "random_low": 1.0, "random_high": 2.0, "constant": constant}}}
-    text = evidence_facts(entry)["Logits rebuilt"]
-    assert f"{value:.3f}, {verdict} random sets" in text
-    assert (bool(fidelity_problem(entry)), "with care" in text) == (poor, poor)
+    share = {(0.9, 3.0): 70, (0.9, 1.5): 40, (1.4, 3.0): 53, (2.1, 3.0): 30}[value, constant]
+    for text in filter(None, (evidence_facts(entry)["Logits rebuilt"], fidelity_problem(entry))):
+        assert f"{value:.3f}, {verdict} random sets" in text
+        assert f"{share} % of their variation" in text
+        assert wrong in text
+    assert (bool(fidelity_problem(entry)), "with care" in evidence_facts(entry)["Logits rebuilt"]) == (bool(wrong),) * 2
 
 
 def test_it_is_the_contributions_of_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
