@@ -127,15 +127,22 @@ def embeddings_of(
         raise ImageError(
             f"None of the images of '{reader.store.path}' can be read any more. Put them back where they were."
         )
-    if len(read):
-        at |= {asked[k]: len(known) + n for n, k in enumerate(new[read].tolist())}
-        known = np.concatenate([known, places[new[read]]])
-        embedded = np.concatenate([embedded.reshape(-1, made.shape[1]), made])
-    there = np.array([place in at for place in asked])
-    found = np.full((len(asked), embedded.shape[1]), np.nan, np.float32)
-    found[there] = embedded[[at[place] for place in asked if place in at]]
-    kept = {"places": known, "embeddings": embedded}
-    write_cache(file, key, kept if len(known) <= KEPT else {"places": places[there], "embeddings": found[there]}, {})
+    width = made.shape[1] if len(read) else embedded.shape[1]
+    made, embedded = made.reshape(-1, width), embedded.reshape(-1, width)
+    found = np.full((len(places), width), np.nan, np.float32)
+    old = [k for k, place in enumerate(asked) if place in at]
+    found[old] = embedded[[at[asked[k]] for k in old]]
+    found[new[read]] = made
+    if len(known) + len(read) <= KEPT:
+        kept = {
+            "places": np.concatenate([known, places[new[read]]]),
+            "embeddings": np.concatenate([embedded, made]),
+        }
+    else:
+        there = np.isfinite(found[:, 0])
+        kept = {"places": places[there], "embeddings": found if there.all() else found[there]}
+    del made, embedded  # the largest arrays, and writing takes more
+    write_cache(file, key, kept, {})
     return found
 
 

@@ -24,6 +24,7 @@ from tests.benchmarks import (
     sae,
     scaling,
     store,
+    words,
 )
 from tests.benchmarks.measure import HEAD, write
 
@@ -40,6 +41,7 @@ SUITES = {
     "report": report.rows,
     "scaling": scaling.rows,
     "load": load.rows,
+    "words": words.rows,
     "gpu": gpu.rows,
     "chain": chain.rows,
 }
