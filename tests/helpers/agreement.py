@@ -25,14 +25,14 @@ FITS = 0.2  # IoU
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of ``count`` directions the shares that agree, by classes (None: the images' classes are not the dataset's) and by words."""
+    """Of ``count`` directions the shares that agree, by classes (None: the images' classes are not the dataset's) and by words; None of fewer than two."""
 
     count: int
-    classes: float | None
-    classes_others: float | None
-    words: float
-    words_others: float
-    named: float
+    classes: float | None = None
+    classes_others: float | None = None
+    words: float | None = None
+    words_others: float | None = None
+    named: float | None = None
 
 
 def agreement(out: Path, name: str, root: Path, classes: tuple[str, ...] = ()) -> Agreement:
@@ -46,6 +46,8 @@ def agreement(out: Path, name: str, root: Path, classes: tuple[str, ...] = ()) -
         if float(row["iou_val"] or 0) > FITS:
             fitting[int(row["index"])].add(row["label"])
     labelled = [i for i, row in enumerate(found) if float(row["iou_val"] or 0) > FITS]
+    if len(labelled) < 2:
+        return Agreement(len(labelled))
     shares, class_of = _areas(root) if classes else ({}, np.empty(0))
 
     def by_class(i: int, formula: str) -> bool:
