@@ -240,14 +240,17 @@ PARTS: dict[str, dict[str, str]] = {
     "explanation": {
         "contribution": "The change of the class's logit when the concept's component, along its signal vector, is set to its mean over the data. Orange: for "
         "the class, blue: against it. Only differences between the classes' logits change probabilities: hence the second sum.",
-        "read with care": "Said where more of the logit is in none of these directions than in any of them, where a large contribution is of a "
-        "direction that fewer than half of the refits on other images contain, and where the evaluation found that contributions rebuild logits poorly.",
+        "read with care": "Said where more of the logit, or of its difference to the other class's, is in none of these directions than in any of them, "
+        "where a large contribution or a change is of a direction that fewer than half of the refits on other images contain, and where the evaluation "
+        "found that contributions rebuild logits poorly.",
         "little": "The image has less of the concept than images have on average. Its absence counts as well.",
         "wheel 2 (12)": "The second of the directions called wheel; in brackets its number in the directions file.",
         "direction 12": "A direction without a label that fits is called by its number. A name of your own goes into names.csv next to the directions file.",
         "average image": "The class's logit where every position holds the data's mean.",
         "heat maps": "What the concept adds to the explained class's logit at each position (signal value times the logit's slope along the signal vector), "
         "paler where it adds little. The yellow line surrounds where the detector fires.",
+        "fires on 10 %": "The share of positions where the detector is above its threshold. A contribution is the mean of signal values over all positions: "
+        "it may be large where the detector fires on few of them, or on none.",
         "Grad-CAM": "Where the class is seen at this layer, whatever the concept (Selvaraju et al. 2017).",
         "what would make it": "Few changes of mean signal values that change the prediction, within the range of 99 % of the store's images where such a "
         "change is found; run through the model's own head. It says what the head reads, not what a changed photograph would give.",

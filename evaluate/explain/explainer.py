@@ -26,7 +26,7 @@ from stores.errors import NonFiniteError
 class Explained:
     """Of one image; P counts the positions on the image, without a class token.
 
-    ``explained``: the class that is explained, ``against``: the one it is held against; ``alpha`` (P, I) signal values, ``fires`` (P, I) the detectors' logits;
+    ``explained``: the class that is explained, ``against``: the one it is held against, the ``target`` if that is another class; ``alpha`` (P, I) signal values, ``fires`` (P, I) the detectors' logits;
     ``maps`` (P, I) what each concept adds to the explained logit at each position; ``cam`` (P,) Grad-CAM. ``pooled`` (I,): mean signal values, and
     ``target`` and ``turned``: what class it was to be turned into, and how; None where it is that already, or where nothing is found that turns it.
     ``unread``: the head does not read these positions at all, but only a class token; then there is nothing to explain here.
@@ -115,8 +115,9 @@ class Explainer:
         order = np.argsort(-found.logits, kind="stable")
         predicted, runner = int(order[0]), int(order[1]) if len(order) > 1 else None
         k = predicted if explained is None else explained
-        against = runner if k == predicted else predicted
-        wanted = against if target is None and k == predicted else k if target is None else target
+        rival = runner if k == predicted else predicted
+        wanted = target if target is not None else rival if k == predicted else k
+        against = rival if wanted == k else wanted
         gradient = logit_gradient(self.head, torch.from_numpy(x).to(self.device), k).cpu().numpy()
         pooled = alpha.mean(0)
         if unread := self._unread(x, found):

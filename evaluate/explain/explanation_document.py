@@ -67,12 +67,16 @@ def _contribution(i: int, found: Explained, usual: Usual, terms: Terms, classes:
         "name": concept.name,
         "label": concept.label,
         "category": concept.category,
-        "found_again": None if concept.found_again is None else _round(concept.found_again),
+        "found_again": _share(concept),
         "value": _round(found.pooled[i]),
         "spreads": _round(found.pooled[i] / usual.spread[i]),
         "fires_at": fired.tolist(),
         "to": [_round(found.contributions.parts[i, k]) for k in classes],
     }
+
+
+def _share(concept: Concept) -> float | None:
+    return None if concept.found_again is None else _round(concept.found_again)
 
 
 def _counterfactual(found: Explained, usual: Usual, terms: Terms) -> dict[str, Any] | None:
@@ -97,6 +101,7 @@ def _counterfactual(found: Explained, usual: Usual, terms: Terms) -> dict[str, A
                 "to": _round(found.pooled[i] + delta[i]),
                 "spreads": _round(delta[i] / usual.spread[i]),
                 "usual": [_round(usual.low[i]), _round(usual.high[i])],
+                "found_again": _share(terms.concepts[i]),
             }
             for i in order
         ],
@@ -162,8 +167,12 @@ def cautions_of(found: Explained, terms: Terms) -> list[str]:
     """Why this explanation is to be read with care."""
     if found.unread:
         return []
-    parts = found.contributions
-    return cautions(terms.concepts, parts.parts[:, found.explained], float(parts.residual[found.explained]))
+    sums = {"the logit": found.contributions.between(found.explained, None)[2:]}
+    if found.against is not None:
+        name = terms.classes[found.against]
+        sums[f"the difference to {name}"] = found.contributions.between(found.explained, found.against)[2:]
+    changed = [] if found.turned is None else found.turned.change.changed.tolist()
+    return cautions(terms.concepts, sums, changed)
 
 
 def sentence(found: Explained, usual: Usual, terms: Terms) -> str:

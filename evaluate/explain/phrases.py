@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,19 +40,29 @@ def contribution_words(
     return ", ".join(named)
 
 
-def cautions(concepts: Sequence[Concept], parts: np.ndarray, residual: float, shown: int = MOST) -> list[str]:
+def cautions(
+    concepts: Sequence[Concept],
+    sums: Mapping[str, tuple[np.ndarray, float]],
+    changed: Sequence[int] = (),
+    shown: int = MOST,
+) -> list[str]:
     """Why an explanation is to be read with care; empty where nothing is known.
 
     Parameters
     ----------
-    concepts, parts : the directions and their contributions (I,). residual : what none of them explains.
-    shown : how many of the largest contributions are looked at.
+    concepts : the directions.
+    sums : what is summed up -> their contributions (I,), and what none of them explains.
+    changed : directions that a counterfactual changes.
+    shown : how many of the largest contributions to each sum are looked at.
     """
-    found = []
-    if abs(residual) > np.abs(parts).max():
-        found.append(f"the largest part of the logit ({signed(residual)}) is in none of these directions")
-    order = np.argsort(-np.abs(parts), kind="stable")[:shown].tolist()
-    rare = [concepts[i].name for i in order if (share := concepts[i].found_again) is not None and share < OFTEN]
+    found = [
+        f"the largest part of {what} ({signed(residual)}) is in none of these directions"
+        for what, (parts, residual) in sums.items()
+        if abs(residual) > np.abs(parts).max()
+    ]
+    largest = [i for parts, _ in sums.values() for i in np.argsort(-np.abs(parts), kind="stable")[:shown].tolist()]
+    seen = dict.fromkeys([*largest, *changed])
+    rare = [concepts[i].name for i in seen if (share := concepts[i].found_again) is not None and share < OFTEN]
     if rare:
         found.append(f"found again in fewer than half of the refits, perhaps chance: {', '.join(rare)}")
     return found

@@ -120,6 +120,7 @@ def test_rows_classes_targets_and_what_is_printed(run: Run, made: Callable[..., 
     for short in result["images"]:
         document = document_of(tmp_path / "o", short)
         assert document["explained"]["number"] == 1
+        assert document["against"]["number"] == 2
         turned = document["counterfactual"]
         assert turned is None or turned["target"]["number"] == 2
         assert {1, 2} <= {k["number"] for k in document["classes"]}

@@ -51,11 +51,16 @@ def test_contributions_in_words() -> None:
 
 def test_what_is_to_be_read_with_care() -> None:
     parts = np.array([2.1, -0.4, 0.1, 1.0])
-    assert cautions(CONCEPTS, parts, 2.0) == []
+    sums = {"the logit": (parts, 2.0), "the difference": (parts - 1, -1.2)}
+    assert cautions(CONCEPTS, sums) == []
     again = [replace(one, found_again=share) for one, share in zip(CONCEPTS, (0.5, 0.0, 0.0, 0.25), strict=True)]
-    (rare,) = cautions(again, parts, 2.0, shown=3)
+    (rare,) = cautions(again, {"the logit": (parts, 2.0)}, shown=3)
     assert rare.endswith(": barn 2 (3), direction 1")
-    assert len(cautions(again, parts, -2.2)) == 2
+    (rare,) = cautions(again, {"the logit": (parts, 2.0)}, [0, 2], shown=1)
+    assert rare.endswith(": direction 2")  # a change by a direction that was rarely found again
+    (left,) = cautions(CONCEPTS, sums | {"the difference": (parts - 1, -1.5)})
+    assert "the difference (−1.50)" in left
+    assert len(cautions(again, sums | {"the logit": (parts, -2.2)})) == 2
 
 
 def test_changes_in_words_join_a_label() -> None:
