@@ -125,6 +125,11 @@ def test_rows_classes_targets_and_what_is_printed(run: Run, made: Callable[..., 
         assert turned is None or turned["target"]["number"] == 2
         assert {1, 2} <= {k["number"] for k in document["classes"]}
     assert len(list((tmp_path / "o" / "pictures").iterdir())) == 2 * (2 + 2)
+    least = min(document["classes"], key=lambda k: k["logit"])["number"]
+    ok(run("eddp explain --row 0", *given, "--to", least, "--out", tmp_path / "o"))
+    document = first(tmp_path / "o")
+    assert document["explained"] == document["predicted"]
+    assert document["against"]["number"] == least  # not the second most probable
 
 
 def test_again_into_the_same_folder(run: Run, made: Callable[..., Any], tmp_path: Path) -> None:
