@@ -191,6 +191,7 @@ PARTS: dict[str, dict[str, str]] = {
         "median share": "Share of positions at which the median detector fires.",
         "loss seen": "Mean loss of two refits on images that they were fitted on.",
         "loss unseen": "Mean loss of two refits on images that they were not fitted on.",
+        "kappa": "How alike pairs of refits on two halves of the images are, by the correlation of their logits. " + _KAPPA,
         "too alike": "Directions so like another one of the set that found again cannot be counted.",
     },
     "refits": {

@@ -287,7 +287,7 @@ def check_trusted(store: ActivationStore) -> None:
         return
     quoted = shlex.quote(shown(name))
     raise UsageError(
-        f"The store '{store.path}' names {quoted} as its model. That is code, which would be imported and run. "
+        f"The store '{store.path}' names {quoted} as its model, and this command has to run the model. That is code, which would be imported and run. "
         f"If you trust it, repeat the command with --model {quoted} (in Python: ActivationStore.open(path, model=…))."
     )
 

@@ -28,7 +28,7 @@ from stores.errors import FitError, UsageError
 from stores.progress import Progress, silent
 from stores.ranks import ALONE, Ranks
 from stores.readers import LayerReader, Part
-from stores.similarity import logit_correlation, match
+from stores.similarity import Matching, logit_correlation, match
 from stores.statistics import Statistics, statistics
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ Method = Any  # a ``fit.base.Fitter``, whose module uses this one
 class Refits:
     """``found_again``: (I,) float32 in [0, 1], the share of refits that contain each direction; None, with a warning, where a half of the
     images is too little to fit. ``diagnosis``: ``too_alike``, how many directions correlate above ``CONTAINED`` with another one of the set;
+    ``kappa``, how alike pairs of refits are whose images are halves of all (mean of at most two pairs; not there for one refit or one direction);
     ``loss_seen`` and ``loss_unseen``, mean ``row_loss`` of the first two refits over images that they were fitted on and over those of the
     other half, not there for methods without one.
     """
@@ -76,6 +77,7 @@ def refit(fitter: Method, reader: LayerReader, progress: Progress = silent) -> R
     losses = torch.zeros(
         2, 2, dtype=torch.float64, device=fitter.config.device
     )  # of two refits: seen and unseen images
+    pairs = np.zeros((min(refits // 2, PAIRS), 2, *filters.shape), np.float32)  # the filters of refits 2j and 2j + 1
     failed = torch.zeros(1, dtype=torch.float64, device=fitter.config.device)
     for k in range(ranks.rank, refits, ranks.size):
         progress("refits", k, refits)
@@ -91,15 +93,26 @@ def refit(fitter: Method, reader: LayerReader, progress: Progress = silent) -> R
             break
         alike = np.abs(logit_correlation(filters, again.filters_, moments))
         first, second = linear_sum_assignment(alike, maximize=True)
+        if k < 2 * len(pairs):
+            pairs[k // 2, k % 2] = again.filters_
         found[k, first] = torch.from_numpy((alike[first, second] > CONTAINED) & distinct[first]).to(found)
         progress("refits", k + 1, refits)
-    ranks.sum(found, losses, failed)
+    filters_of_pairs = torch.from_numpy(pairs).to(found.device)
+    ranks.sum(found, losses, failed, filters_of_pairs)
     if failed.any():
         return Refits(None, {})
+    kappas = [alike_halves(pair[0], pair[1], moments).kappa for pair in filters_of_pairs.cpu().numpy()]
     seen, unseen = losses[:refits].mean(0).tolist()
     named = {} if math.isnan(seen) else {"loss_seen": round(seen, 4), "loss_unseen": round(unseen, 4)}
+    if kappas and not math.isnan(kappa := float(np.mean(kappas))):
+        named["kappa"] = round(kappa, 4)
     named = {"too_alike": int((~distinct).sum()), **named}
     return Refits(found.mean(0).cpu().numpy().astype(np.float32), named)
+
+
+def alike_halves(a: np.ndarray, b: np.ndarray, moments: Statistics) -> Matching:
+    """How alike the filters (C, I) of two halves are, by the correlation of their logits."""
+    return match(*(np.abs(logit_correlation(left, right, moments)) for left, right in ((a, b), (a, a), (b, b))))
 
 
 def part_of_refit(config: FitterConfig, rows: int, k: int) -> Part:
@@ -200,9 +213,7 @@ def _row(fitter: Method, reader: LayerReader, moments: Statistics) -> dict[str, 
     for pair in range(PAIRS):
         first, second = (_refit(fitter, reader, k) for k in (2 * pair, 2 * pair + 1))
         fits += [first, second]
-        a, b = first.filters_, second.filters_
-        alike = (np.abs(logit_correlation(left, right, moments)) for left, right in ((a, b), (a, a), (b, b)))
-        found.append(match(*alike))
+        found.append(alike_halves(first.filters_, second.filters_, moments))
     kappas = [one.kappa for one in found]
     coverages = [fit.diagnosis_["coverage"] for fit in fits if "coverage" in fit.diagnosis_]
     losses = [fit.log_[-1]["total"] for fit in fits if fit.log_ and "total" in fit.log_[-1]]

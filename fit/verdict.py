@@ -53,7 +53,12 @@ def _again(directions: Directions, numbers: dict[str, Any]) -> str:
     found = f"found again: {round(share * directions.count)} of {directions.count} directions, by at least half of {refits} on random halves of the images"
     if alike := numbers.get("too_alike"):
         found += f"; {alike} cannot be counted: too like another direction of this fit (|correlation| of logits above {CONTAINED:g})"
-    return found
+    kappa = _kappa(directions)
+    return (
+        found
+        if kappa is None
+        else f"{found}; halves of the images are {'' if kappa >= KAPPA else 'not '}alike (κ = {kappa:.2f}, alike from {KAPPA:g})"
+    )
 
 
 def signal_twins(directions: Directions) -> np.ndarray:
@@ -92,9 +97,10 @@ def _data(directions: Directions, numbers: dict[str, Any]) -> str:
 
 
 def _kappa(directions: Directions) -> float | None:
-    """Of the number of directions taken by ``--directions auto``; None for a number that was given."""
+    """How alike halves of the images are at this number of directions; None where it was not measured (fewer than two refits)."""
     rows = directions.info.get("selection", {}).get("rows", ())
-    return next((row["kappa"] for row in rows if row["directions"] == directions.count), None)
+    measured: float | None = directions.info.get("diagnosis", {}).get("kappa")
+    return next((row["kappa"] for row in rows if row["directions"] == directions.count), measured)
 
 
 def _problems(directions: Directions, numbers: dict[str, Any]) -> Iterator[str]:
@@ -110,12 +116,17 @@ def _problems(directions: Directions, numbers: dict[str, Any]) -> Iterator[str]:
     if kappa is not None and kappa < KAPPA:
         yield (
             f"Two halves of the images do not give these {directions.count} directions alike (κ = {kappa:.2f}, less than {KAPPA:g}). "
-            "Take more images, or another layer."
+            f"Take more images, or another layer{'' if 'selection' in directions.info else '; --directions auto looks for a number at which they are'}."
         )
     if share is not None and share < AGAIN:
         tried = "selection" in directions.info or directions.method in SUPERVISED
         following = "more images, or another layer" if tried or few or own else "--directions auto, or another layer"
-        yield f"{round(100 * share)} % of the directions are found again; the others may be chance. Try {following}."
+        chance = (
+            f"{round(100 * share)} % of the directions are found again; the others may be chance"
+            if share
+            else "No direction is found again: all may be chance"
+        )
+        yield f"{chance}. Try {following}."
     if (number := twins(numbers)) > TWINS * directions.count:
         yield f"{number} of {directions.count} directions have a twin that is active at the same positions. {FEWER}"
     if numbers.get("coverage", 1) < COVERED:

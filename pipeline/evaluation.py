@@ -52,6 +52,10 @@ from stores.tables import Columns
 
 log = logging.getLogger(__name__)
 OURS = Ours("summary.json", MADE_BY, "an evaluation")
+SCORES = (
+    "S1: sum of the IoU of all directions; S2: of the best one of each label; interpr.: directions with IoU above 0.04; distinct: their labels; "
+    "again: share that most refits contain. All columns: dictionary.csv"
+)
 
 
 @dataclass(frozen=True)
@@ -278,6 +282,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         for name, entry in (scored | controls).items():
             cells = (f"{number(entry.get(k)):>10}" for k in keys)
             lines.append(f"{name:<{width}}" + "".join(cells))
+        lines.append(SCORES)
     lines += word_lines(summary)
     lines += influence_lines(summary)
     lines += evidence_lines(summary)

@@ -41,7 +41,7 @@ from extract.segmentation.base import ConceptSource
 from pipeline.evaluation_parts import Dissected, Findings, Subject
 from pipeline.evaluation_result import Label
 from pipeline.logging import say
-from stores.directions import Directions
+from stores.directions import FOUND, Directions
 from stores.statistics import statistics
 from stores.store import ActivationStore
 from stores.tables import rows_to_columns
@@ -102,6 +102,8 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
             for row in of_directions
             if (row["role"], row["alpha"]) == ("signal", config.alpha) and row["strongest_class"] is not None
         ]
+        often = [1.0] * directions.count if directions.found_again is None else directions.found_again
+        strongest.sort(key=lambda row: often[row["index"]] < FOUND)  # what few refits contain comes last
         entry = entries[name] = influence_summary(found, name)
         entry["influence"]["strongest"] = strongest[:STRONGEST]
         entry["influence"]["alpha_relative"] = _relative(config.alpha, typical)
@@ -205,7 +207,8 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
         f"Influence at α = {first['alpha']:g}{scale}, of signal vectors | filters: {first['images']} images, {first['classes']} classes, "
         f"{first['nulls']} null and {first['randoms']} random directions. Significant: beyond both, each tested at a level of "
         f"{100 * first['level']:g} % for any false claim; other rules: influence.csv.",
-        f"{'set':<{width}}" + "".join(f"{h:>26}" for h in ("significant pairs", "their directions", "mean |Δp|")),
+        f"{'set':<{width}}"
+        + "".join(f"{h:>26}" for h in ("significant pairs", "their directions", "mean |Δ probability|")),
         f"{'':<{width}}" + 3 * f"{'signal | filter':>26}",
     ]
     for name, entry in studied.items():
@@ -216,7 +219,7 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
     for name, entry in studied.items():
         strongest = entry["influence"].get("strongest", [])[: max(1, STRONGEST // len(studied))]
         if strongest:
-            lines.append(f"{name}: strongest significant effects")
+            lines.append(f"{name}: strongest significant effects, first of directions that most refits contain")
             lines += map(_effect_line, strongest)
         suspects = entry["influence"].get("suspects")
         if suspects is not None and not suspects:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,20 @@ def _document(path: Path) -> dict[str, Any] | None:
 
 
 def _evaluation_at(path: Path) -> dict[str, Any] | None:
-    """The summary of an evaluation. Raises EvaluationError where it is damaged."""
+    """The summary of an evaluation, directions called as they are by now. Raises EvaluationError where it is damaged."""
     from pipeline.evaluation_result import EvaluationResult
 
-    return EvaluationResult(path).summary if (path / "summary.json").exists() else None
+    if not (path / "summary.json").exists():
+        return None
+    found = EvaluationResult(path)
+    for name, entry in found.summary["directions"].items():
+        with suppress(
+            EDDPError, KeyError, IndexError, TypeError
+        ):  # files that were moved, and what another version wrote
+            called = found.direction_names(name)
+            for row in entry["influence"]["strongest"]:
+                row["name"] = called[row["index"]].full
+    return found.summary
 
 
 def _safely(shown: Callable[[dict[str, Any]], list[str]], document: dict[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from stores.tensors import FORMAT, read_tensors, reading, write_tensors
 
 HEADER = ("digest", "format", "method", "layer", "channels", "directions", "quantile")  # ``info`` cannot replace these
 
+FOUND = 0.5  # share of the refits from which on a direction counts as found again
 
 Measure = Annotated[float, Meta(ge=0, le=MOST_NUMBER)]
 
@@ -42,6 +43,7 @@ class Diagnosis(Struct, frozen=True):
     coverage: Annotated[float, Meta(ge=0, le=1)] = 0
     positions_per_direction: Measure = 0
     too_alike: Whole = 0
+    kappa: float = 0
     loss_seen: Measure = 0
     loss_unseen: Measure = 0
 
@@ -186,7 +188,7 @@ class Directions:
     @property
     def share_found_again(self) -> float | None:
         """Share of the directions that at least half of the refits contain; None where there were no refits."""
-        return None if self.found_again is None else round(float((self.found_again >= 0.5).mean()), 4)
+        return None if self.found_again is None else round(float((self.found_again >= FOUND).mean()), 4)
 
     def __repr__(self) -> str:
         return f"Directions({self.count} by {self.method!r} of layer {self.layer!r}, {self.channels} channels)"

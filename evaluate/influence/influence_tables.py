@@ -240,7 +240,7 @@ def steering_summary(curves: Mapping[str, Steering]) -> dict[str, dict[str, floa
     """By role: the median of the largest α up to which the class's probability never falls, and the mean probability gained at best."""
     return {
         role: {
-            "monotone_up_to": float(np.median(found.monotone)),
+            "monotone_up_to": float(np.quantile(found.monotone, 0.5, method="lower")),  # a step that was taken
             "probability_gained": float(
                 _short((found.probability.max(0) - found.probability[0]).mean(keepdims=True))[0]
             ),

@@ -20,6 +20,7 @@ from evaluate.report.page_layout import COLOURS, category_colours, complaints, i
 from evaluate.report.report_data import MOVED, ClassPage, Direction, Site
 from evaluate.report.report_images import EXAMPLE, GAP, SMALL, STRIP, TILE
 from evaluate.web_page import environment, render_page, resource
+from stores.directions import FOUND
 
 P = TypeVar("P", Direction, ClassPage)
 CONCEPTS = 60  # with a bar; more are counted
@@ -127,7 +128,7 @@ class _Book:
             tallest=max((n for _, _, n in site.per_category), default=1) or 1,
             concepts=_concepts(shown),
             concepts_shown=CONCEPTS,
-            strongest=[_effect(d) for d in sorted(shown, key=lambda d: -d.influence) if d.strongest][:STRONGEST],
+            strongest=[_effect(d) for d in sorted(shown, key=_repeatable_first) if d.strongest][:STRONGEST],
             listed=SUSPECTS,
             moved=_moved(site),
             steering_text=charts.steering_text(site.steering) if site.steering else "",
@@ -216,6 +217,11 @@ def _concepts(directions: Sequence[Direction]) -> list[tuple[str, str, int]]:
     """Label, category and number of interpretable directions of each concept, most directions first."""
     counted = Counter((d.label, d.category) for d in directions if d.interpretable)
     return [(*concept, count) for concept, count in sorted(counted.items(), key=lambda one: (-one[1], one[0]))]
+
+
+def _repeatable_first(d: Direction) -> tuple[bool, float]:
+    """Directions that few refits contain come last: what they do may be chance."""
+    return d.found_again < FOUND, -d.influence
 
 
 def _effect(d: Direction) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def test_names_are_shown_in_place_of_labels(run: Run, tmp_path: Path, caplog: py
     assert "on 8 of 9" in page
     picture = next((tmp_path / "broden" / "images").rglob("*.jpg"))
     ok(run("eddp explain", picture, "--evaluation", evaluation, "--out", tmp_path / "explanation", "--quiet"))
-    numbers = next(path for path in (tmp_path / "explanation").rglob("*.json") if "contributions" in path.read_text())
+    numbers = next(
+        path for path in (tmp_path / "explanation").rglob("*.json") if '"contributions":' in path.read_text()
+    )
     assert "striped fish (1)" in {row["name"] for row in json.loads(numbers.read_bytes())["contributions"]}
     (evaluation / "names.csv").write_text("direction,name\n1,lost\n", encoding="utf-8")
     ok(run("eddp explain", picture, "--evaluation", evaluation, "--out", tmp_path / "explanation", "--quiet"))

@@ -78,7 +78,7 @@ def test_code_that_a_store_names_is_not_run(run: Run, place: Path, command: tupl
     fails(
         ended,
         2,
-        "names evilmod:run as its model. That is code, which would be imported and run.",
+        "That is code, which would be imported and run.",
         "repeat the command with --model evilmod:run",
     )
     assert not (place / "ran").exists()
