@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from evaluate.concepts import activations_on
-from evaluate.correct.choice import SENTENCES
 from evaluate.correct.correction_page import change_of, facts_of, write_page
 from evaluate.correct.correction_study import CorrectConfig, Study, study_correction
 from evaluate.correct.correction_tables import (
@@ -18,6 +17,8 @@ from evaluate.correct.correction_tables import (
     confusion_rows,
     correction_rows,
     correction_summary,
+    held_out_words,
+    problem_of,
     strength_rows,
 )
 from evaluate.correct.gates import measure_gates
@@ -153,12 +154,14 @@ def correct_model(
         for which, one in seen.items()
     }
     sets = judged(seen, layer, known, held=held, seed=config.seed)
+    if numbers is None and poisoned is None:
+        sets = split_by_detector(sets["clean"], gates)
     head = open_head(store, layer, device=device)
     study = study_correction(
-        gates, head, sets["clean"], None if numbers is None else sets.get("poisoned"),
+        gates, head, sets["clean" if "clean" in sets else "other"], None if numbers is None else sets.get("poisoned"),
         rectify=never_negative(reader), config=config if numbers else replace(config, randoms=0), device=device, progress=progress,
     )  # fmt: skip
-    classes = class_names(store, sets["clean"].logits.shape[1])
+    classes = class_names(store, study.clean.logits.shape[1])
     summary: dict[str, Any] = {
         "made_by": OURS.made_by,
         "direction": suspect.indices,
@@ -168,11 +171,14 @@ def correct_model(
         "layer": layer,
         "held_out": sum(int(of.held.sum()) for of in sets.values()),
         "images": sum(len(of.held) for of in sets.values()),
+        "activations": {which: str(one.path) for which, one in seen.items()},
     }
     if numbers is None:
-        if len(sets) == 1:
-            sets = split_by_detector(sets["clean"], study.correction)
-        changes = {which: probability_change(of, head, study.correction, device) for which, of in sets.items()}
+        changes = {
+            which: probability_change(of, head, study.correction, device)
+            for which, of in sets.items()
+            if not of.held.all()
+        }
         rows = probability_rows(changes, classes)
         chosen = {key: value for key, value in correction_summary(study).items() if key not in SETS}
         summary |= {**chosen, "labelled": False, **probability_summary(changes, rows)}
@@ -263,6 +269,8 @@ def correction_lines(summary: dict[str, Any]) -> list[str]:
             f"{summary['held_out']} of {summary['images']} images are held out to choose the correction on (--held-out, a share of each class); the "
             "figures are of the others"
         )
+    if "activations" in summary:
+        lines.append(f"The images' activations are kept for another try: {', '.join(summary['activations'].values())}")
     if not summary.get("labelled", True):
         return lines + _probability_lines(summary)
     width = 30
@@ -289,7 +297,7 @@ def correction_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _probability_lines(summary: dict[str, Any]) -> list[str]:
-    lines = []
+    lines = [] if summary["problem"] or "lost" not in summary else [f"At this strength {held_out_words(summary)}"]
     for which, title in GROUPS.items():
         if which in summary:
             of = summary[which]
@@ -301,13 +309,6 @@ def _probability_lines(summary: dict[str, Any]) -> list[str]:
                 for row in of["classes"][:3]
             ]
     return lines + _warning(summary)
-
-
-def problem_of(summary: dict[str, Any]) -> str:
-    """What is wrong with a correction, for people; empty where nothing is."""
-    if summary["problem"] and not summary.get("labelled", True):
-        return "Every strength that was tried changes more predictions on held-out images of --data than the tolerance allows."
-    return SENTENCES.get(summary["problem"], "")
 
 
 def _warning(summary: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ Z = 1.959964  # of a 95 % interval
 
 NO_GAIN = "no gain"  # no setting makes significantly more poisoned images right
 TOO_COSTLY = "too costly"  # some do, but none within the tolerance
+TOO_FEW = "too few images"  # the least costly is beyond the tolerance, as chance may be on so few images
 SENTENCES = {
     NO_GAIN: "It cannot be corrected like this: no setting that was tried makes significantly more of the poisoned held-out images right.",
     TOO_COSTLY: "It cannot be corrected within the tolerance: what would help costs too much accuracy on clean held-out images.",
@@ -19,8 +20,9 @@ SENTENCES = {
 @dataclass(frozen=True)
 class AccuracyChange:
     """Accuracy of the same images without correction, ``before``, and under R settings, ``after`` (R,); ``low``, ``high`` (R,): the
-    ends of the 95 % interval of after − before."""
+    ends of the 95 % interval of after − before. ``images``: how many."""
 
+    images: int
     before: float
     after: np.ndarray
     low: np.ndarray
@@ -31,6 +33,11 @@ class AccuracyChange:
         """(R,) after − before."""
         return self.after - self.before
 
+    @property
+    def lost(self) -> np.ndarray:
+        """(R,) images that are right before, less those that are right after."""
+        return np.rint(-self.images * self.change).astype(np.int64)
+
 
 def paired_change(before: np.ndarray, after: np.ndarray) -> AccuracyChange:
     """What R settings change, only from the images that change sides: those right under both, or under neither, say nothing.
@@ -40,26 +47,28 @@ def paired_change(before: np.ndarray, after: np.ndarray) -> AccuracyChange:
 
     Parameters
     ----------
-    before : (n,) bool, images that are right without correction.
+    before : (n,) bool, images that are right without correction. Of none nothing changes.
     after : (R, n) bool, the same under each setting.
     """
     gained, lost = (after & ~before).sum(1), (before & ~after).sum(1)
     n = len(before) + 2
     middle = (gained - lost) / n
     half = Z * np.sqrt(((gained + lost + 1) / n - middle**2) / n)
-    return AccuracyChange(float(before.mean()), after.mean(1), middle - half, middle + half)
+    images = max(1, len(before))
+    return AccuracyChange(len(before), before.sum() / images, after.sum(1) / images, middle - half, middle + half)
 
 
 def choose(
     strengths: np.ndarray, clean: AccuracyChange, poisoned: AccuracyChange | None, tolerance: float
 ) -> tuple[int, str | None]:
-    """The setting to take, and what is wrong with it: None, ``NO_GAIN`` or ``TOO_COSTLY``.
+    """The setting to take, and what is wrong with it: None, ``NO_GAIN``, ``TOO_COSTLY`` or ``TOO_FEW``.
 
     Of those that make significantly more poisoned images right, and whose loss on clean ones is not significantly more than the
     tolerance (the interval of the loss reaches down to it), the one of greatest gain − loss, of equals the weakest. Where none gains
     significantly, the same of all within the tolerance; where none is within it, the one that costs clean images least.
 
-    Without poisoned images nothing is set against the loss: it is the strongest whose loss itself is at most the tolerance.
+    Without poisoned images nothing is set against the loss: it is the strongest whose loss itself is at most the tolerance. Where there is
+    none, and the least loss is not significantly more than the tolerance, or there are no images, these are ``TOO_FEW``.
 
     Parameters
     ----------
@@ -77,4 +86,6 @@ def choose(
     else:
         usable, value = ~within, clean.change
     best = max(np.flatnonzero(usable).tolist(), key=lambda r: (round(float(value[r]), 9), -strengths[r]))
+    if poisoned is None and (not clean.images or (not within.any() and clean.high[best] >= -tolerance)):
+        return best, TOO_FEW
     return best, None if (gains & within).any() else TOO_COSTLY if gains.any() else NO_GAIN

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from evaluate.correct.changed_images import changed_pictures
-from evaluate.correct.choice import SENTENCES
 from evaluate.correct.correction_study import Study, confusion
+from evaluate.correct.correction_tables import problem_of
 from evaluate.correct.heldout_evaluation import Judged
 from evaluate.correct.trade_off import strengths, trade_off
 from evaluate.number_format import minus
@@ -45,7 +45,7 @@ def write_page(
         "strengths": strengths(study),
         "trade": trade_off(study),
         "kinds": list(dict.fromkeys(name.partition(" ")[0] for name in study.tried)),
-        "problem": SENTENCES.get(summary["problem"], ""),
+        "problem": problem_of(summary),
         "confusions": [_confusion(study, which, classes) for which in study.sets()],
         "pictures": changed_pictures(out, study, classes),
         "rows": rows_called(store),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from evaluate.correct.choice import AccuracyChange
+from evaluate.correct.choice import SENTENCES, TOO_COSTLY, TOO_FEW, AccuracyChange
 from evaluate.correct.correction_study import Study, accuracy, confusion
 
 
@@ -94,7 +94,7 @@ def confusion_rows(study: Study, classes: Sequence[str]) -> list[dict[str, Any]]
 def correction_summary(study: Study) -> dict[str, Any]:
     """What ``summary.json`` says: the setting, and accuracies (on images not held out) before, after, and along other vectors.
 
-    ``problem``: of ``choose``, for the signal vector. ``gain_low``, ``gain_high``: 95 % interval of the paired ``gain``.
+    ``problem``: of ``choose``, for the signal vector; ``tried_on``: clean held-out images, ``lost``: so many fewer of them are right. ``gain_low``, ``gain_high``: 95 % interval of the paired ``gain``.
     """
     found: dict[str, Any] = {
         "strength": _rounded(study.correction.strength),
@@ -103,6 +103,8 @@ def correction_summary(study: Study) -> dict[str, Any]:
         "rectify": study.correction.rectify,
         "tolerance": study.tolerance,
         "problem": study.tried["signal"].problem,
+        "tried_on": study.tried["signal"].clean.images,
+        "lost": int(study.tried["signal"].clean.lost[study.tried["signal"].best]),
     }
     for which, of in study.sets().items():
         right = {
@@ -132,6 +134,30 @@ def correction_summary(study: Study) -> dict[str, Any]:
             }
         found[which] = entry
     return found
+
+
+def problem_of(summary: Mapping[str, Any]) -> str:
+    """What is wrong with a correction, for people; empty where nothing is."""
+    problem, labelled = summary["problem"], summary.get("labelled", True)
+    if problem == TOO_FEW and not summary["tried_on"]:
+        return "Too few images to tell what it costs: no held-out image is without the concept. Give more images."
+    if problem == TOO_FEW:
+        return (
+            f"Too few images to tell what it costs: {held_out_words(summary)}. That is more than the tolerance ({100 * summary['tolerance']:g} %), but may "
+            "be chance. Give more images."
+        )
+    if problem == TOO_COSTLY and not labelled and "lost" in summary:  # an older eddp's has no counts
+        return f"Every strength that was tried changes more predictions than the tolerance ({100 * summary['tolerance']:g} %) allows: {held_out_words(summary)}."
+    return SENTENCES.get(problem, "")
+
+
+def held_out_words(summary: Mapping[str, Any]) -> str:
+    """What the chosen setting costs on the held-out images without the concept."""
+    lost, images = summary["lost"], summary["tried_on"]
+    if summary.get("labelled", True):
+        return f"{lost} fewer of {images} held-out images without the concept are right"
+    which = "of --data" if "clean" in summary else "where the concept is not detected"
+    return f"{lost} of {images} held-out images {which} are predicted as another class"
 
 
 def _rounded(value: float) -> float | None:

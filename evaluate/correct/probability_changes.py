@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluate.correct.choice import Z
 from evaluate.correct.correction import Correction
+from evaluate.correct.gates import Gates
 from evaluate.correct.heldout_evaluation import Judged, probabilities
 from evaluate.web_page import render_page
 from extract.network import Head
@@ -47,16 +48,15 @@ def probability_change(of: Judged, head: Head, correction: Correction, device: s
     return ProbabilityChange(len(p), p.mean(0), q.mean(0), half, int((p.argmax(1) != q.argmax(1)).sum()))
 
 
-def split_by_detector(of: Judged, correction: Correction) -> dict[str, Judged]:
-    """Images with a position where a detector of the correction is on, and the others; no empty set."""
+def split_by_detector(of: Judged, gates: Gates) -> dict[str, Judged]:
+    """Images with a position where a detector is on, and the others."""
     prefix, rows = of.reader.spec.prefix, of.rows.tolist()
     images = (of.reader.images([row])[0, prefix:].astype(np.float32) for row in rows)
-    shown = np.array([(x @ correction.filters > correction.thresholds).any() for x in images])
-    sets = {}
-    for name, where in (("detected", shown), ("other", ~shown)):
-        if (where & ~of.held).any():
-            sets[name] = replace(of, **{key: getattr(of, key)[where] for key in ("rows", "classes", "logits", "held")})
-    return sets
+    shown = np.array([(x @ gates.filters > gates.thresholds).any() for x in images])
+    return {
+        name: replace(of, **{key: getattr(of, key)[where] for key in ("rows", "classes", "logits", "held")})
+        for name, where in (("detected", shown), ("other", ~shown))
+    }
 
 
 def probability_rows(changes: Mapping[str, ProbabilityChange], classes: Sequence[str]) -> list[dict[str, Any]]:

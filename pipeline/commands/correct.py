@@ -21,10 +21,10 @@ from pipeline.run import Run, pick_device
     "--data",
     required=True,
     help="Images without the concept: the model should stay as it is on them. In class folders, or in one folder: then changes of "
-    "probabilities are reported instead of accuracies.",
+    "probabilities are reported instead of accuracies, and without --poisoned the detector decides which of the images show the concept.",
 )
 @click.option("--poisoned", default=None, help="Images with the concept, in class folders: the model should become right on them. "
-              "Without these the strength is the concept's typical signal value.")  # fmt: skip
+              "Without these the strength is the largest that keeps to --tolerance, up to the concept's typical signal value.")  # fmt: skip
 @click.option("--classes", "given_classes", type=LOCAL, default=None, metavar="FILE",
               help="Which class of the model a folder of images is, where their names differ: CSV with a line 'folder,class' each, or JSON.")  # fmt: skip
 @click.option("--directions", "name", default=None, metavar="NAME", help="Which of the evaluation's directions files, by its name without ending.  [default: the first]")  # fmt: skip
@@ -35,7 +35,7 @@ from pipeline.run import Run, pick_device
 @click.option("--held-out", "held", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.5, show_default=True,
               help="Share of the images to choose on; figures are of the others.")  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(0, 100), default=1.0, show_default=True, metavar="POINTS",
-              help="Accuracy on clean images that may be lost. With --poisoned, a loss on held-out ones counts as more only where it is so significantly.")  # fmt: skip
+              help="Accuracy on clean images that may be lost; without classes, share of their predictions that may change. With --poisoned, a loss on held-out ones counts as more only where it is so significantly.")  # fmt: skip
 @click.option(
     "--random",
     "randoms",

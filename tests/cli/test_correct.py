@@ -199,6 +199,10 @@ def test_without_classes_probabilities_are_reported(run: Run, place: Path) -> No
     assert "poisoned" not in summary
     assert summary["other"]["images"] + summary["detected"]["images"] + summary["held_out"] == len([*flat.iterdir()])
     assert f"{summary['held_out']} of {summary['images']} images are held out" in ended.out
+    assert (summary["problem"], summary["lost"]) == (None, 0)  # what changes where the mark is seen is no cost
+    assert f"0 of {summary['tried_on']} held-out images where the concept is not detected" in ended.out
+    assert summary["activations"]["clean"] in ended.out
+    assert Path(summary["activations"]["clean"]).is_dir()
     corrected = Correction.load(out / "correction.safetensors").apply(build().eval())
     images = torch.stack([ToUnit()(Image.open(p)) for p in sorted(flat.glob("poisoned*"))])
     wanted = torch.softmax(corrected(images), 1)[:, 0].tolist()
@@ -213,6 +217,8 @@ def test_without_classes_probabilities_are_reported(run: Run, place: Path) -> No
             shutil.copy(picture, place / "two" / name)
     ended = ok(run(*given, "--data", place / "two" / "clean", "--poisoned", place / "two" / "poisoned", "--json"))
     assert json.loads(ended.out)["poisoned"]["predicted_otherwise"] > 0
+    ended = ok(run(*given, "--data", place / "two" / "poisoned"))  # all show the mark
+    assert "Too few images to tell what it costs" in ended.out
 
 
 def test_a_run_that_fails_leaves_an_earlier_correction_as_it_was(run: Run, place: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluate.correct.choice import NO_GAIN, TOO_COSTLY, AccuracyChange, choose, paired_change
+from evaluate.correct.choice import NO_GAIN, TOO_COSTLY, TOO_FEW, AccuracyChange, choose, paired_change
 
 
 def changes(before: int, gained: list[int], lost: list[int], images: int) -> AccuracyChange:
@@ -57,3 +57,13 @@ def test_without_poisoned_images_the_loss_itself_is_held_to_the_tolerance() -> N
     clean = changes(190, [0, 0, 0], [0, 2, 3], 200)
     assert choose(np.array([1.0, 2.0, 3.0]), clean, None, 0.01) == (1, None)
     assert choose(np.array([1.0, 2.0]), changes(190, [0, 0], [20, 9], 200), None, 0.01) == (1, TOO_COSTLY)
+
+
+def test_a_loss_on_few_images_that_chance_explains_is_not_a_verdict() -> None:
+    """Of 15 images up to 4 lost may be 1 % and chance, 5 may not."""
+    strengths = np.array([1.0, 2.0])
+    assert choose(strengths, changes(15, [0, 0], [1, 2], 15), None, 0.01) == (0, TOO_FEW)
+    assert choose(strengths, changes(15, [0, 0], [5, 4], 15), None, 0.01) == (1, TOO_FEW)
+    assert choose(strengths, changes(15, [0, 0], [5, 6], 15), None, 0.01) == (0, TOO_COSTLY)
+    assert choose(strengths, changes(15, [0, 0], [0, 1], 15), None, 0.01) == (0, None)
+    assert choose(strengths, changes(0, [0, 0], [0, 0], 0), None, 0.01) == (1, TOO_FEW)
