@@ -8,6 +8,7 @@ import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -48,8 +49,8 @@ class FitterConfig:
     refits: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_directions < 1:
-            raise UsageError(f"'n_directions' (--directions) must be at least 1, got {self.n_directions}.")
+        if not isinstance(self.n_directions, Integral) or self.n_directions < 1:
+            raise UsageError(f"'n_directions' (--directions) must be a number from 1, got {self.n_directions!r}.")
         if self.seed < 0:
             raise UsageError(f"'seed' must not be negative, got {self.seed}.")
         if self.refits < 0:

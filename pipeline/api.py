@@ -100,6 +100,7 @@ def evaluate(
     untrained: bool = False,
     resolution: Resolution = "mask",
     seed: int = 0,
+    model: str | None = None,
     device: str = "auto",
     progress: Progress = silent,
 ) -> EvaluationResult:
@@ -108,7 +109,7 @@ def evaluate(
     Parameters
     ----------
     store : ActivationStore, str or Path
-        The store that the directions were fitted on. One of a model of your own has to be opened with ``model=``.
+        The store that the directions were fitted on.
     directions : path or sequence of paths
         Files that ``fit`` or ``save`` wrote.
     out : str or Path
@@ -135,6 +136,8 @@ def evaluate(
         At which resolution detectors and label maps are compared.
     seed : int
         Of what is drawn, except for ``influence`` with a configuration of its own.
+    model : str, optional
+        The store's model, where it is code of your own and ``store`` is a path. The result remembers it.
     device, progress
         As for ``extract``.
 
@@ -154,7 +157,7 @@ def evaluate(
     """
     if vocabulary is not None and encoder is None:
         raise UsageError("vocabulary needs encoder, which compares words with images: give an image-text encoder.")
-    opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store, model=model)
     files = [directions] if isinstance(directions, str | Path) else list(directions)
     if isinstance(influence, bool):
         influence_config = InfluenceConfig(seed=seed) if influence else None
@@ -175,7 +178,7 @@ def evaluate(
         device=pick_device(device),
     )
     evaluate_directions(opened, load_sets([Path(file) for file in files]), Path(out), config, progress=progress)
-    return EvaluationResult(Path(out))
+    return EvaluationResult(out, model=opened.trusted_model)
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ def explain(
     values : {"joint", "paper"}
         How signal values are read: by all filters jointly, or by each, as published.
     model : str, optional
-        The store's model, where it is code of your own.
+        The store's model, where it is code of your own and ``evaluation`` does not remember it.
     device, progress
         As for ``extract``.
 
@@ -251,15 +254,15 @@ def explain(
     stores.errors.EDDPError
         One of its classes, with what to do.
     """
-    folder = evaluation.folder if isinstance(evaluation, EvaluationResult) else Path(evaluation)
-    name = None if directions is None else EvaluationResult(folder).directions_path(directions)
-    inputs = open_inputs(None, name, folder, None, model=model)
+    found = evaluation if isinstance(evaluation, EvaluationResult) else EvaluationResult(evaluation)
+    name = None if directions is None else found.directions_path(directions)
+    inputs = open_inputs(None, name, found.folder, None, model=model or found.model)
     config = ExplainConfig(explained, to, top, concepts_shown, values)
     files = [images] if isinstance(images, str | Path) else images
-    found = explain_images(
+    result = explain_images(
         inputs, [Path(file) for file in files], rows, Path(out), config, device=pick_device(device), progress=progress
     )
-    return Explanation(Path(out), found["images"])
+    return Explanation(Path(out), result["images"])
 
 
 def correct(
@@ -304,7 +307,7 @@ def correct(
     seed : int
         Of the halves and the random directions.
     model : str, optional
-        The store's model, where it is code of your own.
+        The store's model, where it is code of your own and ``evaluation`` does not remember it.
     device, progress
         As for ``extract``.
 
@@ -318,13 +321,13 @@ def correct(
     stores.errors.EDDPError
         One of its classes, with what to do.
     """
-    found = evaluation if isinstance(evaluation, EvaluationResult) else EvaluationResult(Path(evaluation))
+    found = evaluation if isinstance(evaluation, EvaluationResult) else EvaluationResult(evaluation)
     name = found.one(directions)
     numbers = [direction] if isinstance(direction, int) else list(direction)
     suspect = choose_detector(found.labels(name), found.direction_names(name), found.suspects(name), numbers, label)
     correct_model(
         found, name, suspect, Path(out), clean=clean, poisoned=poisoned, held=held_out,
-        config=CorrectConfig(tolerance, strength=strength, seed=seed), store=found.store(model=model),
+        config=CorrectConfig(tolerance, strength=strength, seed=seed), store=found.store(model=model or found.model),
         device=pick_device(device), progress=progress,
     )  # fmt: skip
     return Correction.load(Path(out) / "correction.safetensors")

@@ -221,11 +221,19 @@ def made_from(
 class EvaluationResult:
     """The folder that ``evaluate`` wrote: ``summary``, ``table(NAME)``, and what directions are called.
 
+    Parameters
+    ----------
+    folder : str or Path
+        The folder.
+    model : str, optional
+        The store's model, where you trust it as code of your own: for what runs it (``explain``, ``correct``).
+
     Raises MissingPathError when there is none, EvaluationError when its summary lacks what is read of it: it is damaged, or older.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path, model: str | None = None) -> None:
+        self.folder = folder = Path(folder)
+        self.model = model
         path = folder / "summary.json"
         if not path.exists():
             raise MissingPathError(
@@ -316,7 +324,8 @@ class EvaluationResult:
         return int(self.summary["directions"][name]["directions"])
 
     def directions_path(self, name: str) -> Path:
-        return self._place(self.made_from["directions"][name])
+        """Where the file of a set is. Raises UnknownNameError listing what there is."""
+        return self._place(self.made_from["directions"][self.one(name)])
 
     @property
     def concepts(self) -> str | None:
@@ -343,7 +352,7 @@ class EvaluationResult:
         if not path.exists():
             raise MissingPathError(f"There is no table '{path}'. Run evaluate again, with what it is about.")
         found = read_table(path)
-        full, others = READ[table]
+        full, others = READ.get(table, ((), ()))
         with reading_table(path):
             problem = column_problem(found.schema, kinds_of(table, (*full, *others)))
             if not problem and name is not None:
@@ -361,10 +370,11 @@ class EvaluationResult:
 
     def _rows_problem(self, table: str, found: pa.Table, name: str) -> str | None:
         """What is wrong with a set's rows, or None: no empty cell where a value is read, numbers of what there is."""
-        for column in READ[table][0]:
+        full, others = READ.get(table, ((), ()))
+        for column in full:
             if found[column].null_count:
                 return f"its column {column} has empty cells"
-        for column in (*READ[table][0], *READ[table][1]):
+        for column in (*full, *others):
             values = found[column]
             if pa.types.is_floating(values.type):
                 span = pa.compute.min_max(

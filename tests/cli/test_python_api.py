@@ -17,6 +17,7 @@ import pipeline
 from evaluate.influence.influence_study import InfluenceConfig
 from fit import PCA
 from stores import ActivationStore, Directions, LayerReader
+from stores.errors import UnknownNameError, UsageError
 
 MODEL = "shortcut_net:with_transform"
 QUICK = InfluenceConfig(nulls=5, null_positions=40)
@@ -42,10 +43,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     here = by_python
     pipeline.extract(MODEL, "act", masks, here / "acts.zarr", weights="none")
     store = ActivationStore.open(here / "acts.zarr", model=MODEL)
-    pipeline.evaluate(
+    result = pipeline.evaluate(
         store, here / "found.safetensors", here / "evaluation", broden=masks, influence=QUICK, classes=True
     )
-    pipeline.explain(here / "evaluation", out=here / "explanation", rows=[0, 3], model=MODEL)
+    pipeline.explain(result, out=here / "explanation", rows=[0, 3])  # the result remembers which model is trusted
     pipeline.correct(
         here / "evaluation", here / "clean", here / "correction", poisoned=here / "poisoned", model=MODEL
     )  # fmt: skip
@@ -75,7 +76,11 @@ def test_what_a_notebook_shows(folders: tuple[Path, Path]) -> None:
     fitter = PCA(n_directions=2)
     assert "PCA(n_directions=2)" in fitter._repr_html_()
     fitter.fit(store, head=None)
-    result = pipeline.EvaluationResult(folder / "evaluation")
+    result = pipeline.EvaluationResult(str(folder / "evaluation"))
+    assert len(result.table("influence", "found")) == 2 * 2 * 3 * 3  # roles, classes, directions, steps
+    assert result.table("not_there") == []
+    with pytest.raises(UnknownNameError):
+        result.directions("not_there")
     explained = pipeline.Explanation(
         folder / "explanation", json.loads((folder / "explanation" / "explanation.json").read_text())["images"]
     )
@@ -88,6 +93,11 @@ def test_what_a_notebook_shows(folders: tuple[Path, Path]) -> None:
         text = shown._repr_html_()
         assert len(re.findall(r"<td>", text)) == len(re.findall(r"</td>", text)) > 0
         assert "<script" not in text
+
+
+def test_a_number_of_directions_that_is_none() -> None:
+    with pytest.raises(UsageError, match="n_directions"):
+        PCA(n_directions="auto")
 
 
 def test_a_name_that_is_markup_is_shown_as_text(tmp_path: Path) -> None:
