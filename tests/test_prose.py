@@ -61,6 +61,16 @@ def test_plain_words(files: list[Path]) -> None:
     assert found == [], f"Say instead: {INSTEAD}"
 
 
+def test_links_have_a_text() -> None:
+    """Sphinx fills in the title of an empty link; plain Markdown shows nothing."""
+    empty = [
+        f"{page.relative_to(ROOT)}: {link}"
+        for page in PAGES
+        for link in re.findall(r"\[\]\([^)]*\)", page.read_text(encoding="utf-8"))
+    ]
+    assert not empty
+
+
 def test_plain_words_in_the_names_of_tests() -> None:
     avoided = re.compile(rf"(?:_)({'|'.join(INSTEAD).replace(' ', '_')})(?:_|$)")
     names = [

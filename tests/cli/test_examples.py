@@ -45,13 +45,16 @@ def run(command: list[str], environment: dict[str, str], folder: Path) -> subpro
 
 @pytest.mark.slow
 def test_the_batch_scripts_from_images_to_pages(place: dict[str, str], tmp_path: Path) -> None:
-    environment = {**place, "SHARDS": "3", "SLURM_GPUS_ON_NODE": "2"}
+    paths = {
+        name: os.path.relpath(place[name], tmp_path) for name in ("DATA", "BRODEN", "WORK")
+    }  # from where it is called
+    environment = {**place, **paths, "SHARDS": "3", "SLURM_GPUS_ON_NODE": "2"}
     ended = run([str(EXAMPLES / "slurm" / "submit.sh"), "--account=vision"], environment, tmp_path)
     log = (tmp_path / "queue" / "log").read_text()
     assert ended.returncode == 0, ended.stderr + log
     assert "queued: extract 100 (array of 3), fit 101, evaluate 102" in ended.stdout
     submitted = (tmp_path / "queue" / "submitted").read_text().splitlines()
-    assert [line.split()[-1] for line in submitted] == ["extract.sbatch", "fit.sbatch", "evaluate.sbatch"]
+    assert [Path(line.split()[-1]).name for line in submitted] == ["extract.sbatch", "fit.sbatch", "evaluate.sbatch"]
     assert all("--account=vision" in line for line in submitted)
     assert "afterok:100 " in submitted[1]
     assert "afterok:101 " in submitted[2]
@@ -80,11 +83,20 @@ def test_a_fit_on_several_nodes(place: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_what_is_not_set_is_asked_for(place: dict[str, str], tmp_path: Path) -> None:
-    del place["BRODEN"]
+    del place["DATA"]
     ended = run([str(EXAMPLES / "slurm" / "submit.sh")], place, tmp_path)
     assert ended.returncode == 1
-    assert "BRODEN: set it to the concept dataset" in ended.stderr
+    assert "DATA: set it to the images" in ended.stderr
     assert not (tmp_path / "queue" / "submitted").exists()
+
+
+def test_without_a_concept_dataset_labels_are_classes(place: dict[str, str], tmp_path: Path) -> None:
+    for name in ("evaluate", "eddp"):
+        (tmp_path / "queue" / "bin" / name).write_text(f'#!/bin/bash\necho "{name} $*"\n')
+        (tmp_path / "queue" / "bin" / name).chmod(0o755)
+    job = ["bash", str(EXAMPLES / "slurm" / "evaluate.sbatch")]
+    assert f"--broden {place['BRODEN']} --influence" in run(job, place, tmp_path).stdout
+    assert "--classes --influence" in run(job, {**place, "BRODEN": ""}, tmp_path).stdout
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("slurm/*.sbatch")), ids=lambda path: path.name)
