@@ -146,6 +146,8 @@ _INFLUENCE = {
     "strongest": Term("object", "", "The first at most five rows of the table influence_directions that are about signal vectors at this step and have a strongest_class."),
     "s3_probability": Term("number", "share", "As s3, with changes of probability in the place of scores."),
     "suspects": Term("object", "", "The first ten rows of the table suspects; indices is a list of numbers."),
+    "suspects_tested.labels": Term("integer", "labels", "Labels that the directions carry."),
+    "suspects_tested.small": Term("integer", "labels", "Of these, labels of at most 10 % of an image on at least 5 images: these can be suspects of one class."),
 }  # fmt: skip
 _FIDELITY = {
     "images": Term("integer", "images", "Images, drawn from the store, whose logits are rebuilt."),
@@ -360,10 +362,14 @@ TABLES = {
         "probability_change": _CHANGE,
         "significant": Term("boolean", "", "As in the table influence."),
     }),
-    "suspects": Table("One row a label and class: a small concept of only one class that the class leans on, for a person to look at.", {
+    "suspects": Table("One row a label and class: a concept, small and of only one class or in most images of the class, that raises the class, for a person to look at.", {
         "indices": Term("string", "", "Numbers of the directions that carry the label and raise the class, the one that raises it most first, with spaces between."),
         "name": Term("string", "", "Name of the first of these directions, as in the table directions."),
+        "kind": Term("string", "", "'small, of one class': at most 10 % of an image, and at least 90 % of the images that show it are predicted as the class. 'in most images of the class': "
+                     "at least 80 % of the images predicted as the class show it, of all images at most half; 'large: may be a background' where it is more than 10 % of an image. Those of the first kind come first."),
         "share_of_class": Term("number", "share", "Share of the images that show the label and are predicted as the class."),
+        "share_of_images": Term("number", "share", "Share of the images predicted as the class that show the label, of those annotated in its category."),
+        "usual_share": Term("number", "share", "Share of all images that show the label, of those annotated in its category."),
         "images": Term("integer", "images", "Images of the concept dataset that show the label."),
         "area": Term("number", "share", "Mean share of the positions with the label, over images that show it."),
         "probability_change": Term("number", "probability", "Mean change of the class's probability over the images, moved along the signal vector of the first direction."),

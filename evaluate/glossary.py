@@ -229,9 +229,10 @@ PARTS: dict[str, dict[str, str]] = {
         "concept influence diagram": "Of one class, the at most ten signal vectors that raise its probability most and the ten that lower it most.",
         "steering": "Change of the probability of one class, the one that small steps along the signal vector raise most, as all images are "
         "moved further and further; the same along the filter and along random directions (each followed on the class that it raises most).",
-        "suspects": "Concepts that make a shortcut possible: at least 90 % of the images that show them are predicted as one class, they cover at most "
-        "a tenth of the image on average, and signal vectors with their label raise that class beyond random directions. Whether such a concept belongs "
-        "to its class only a person can say (our definition).",
+        "suspects": "Concepts that make a shortcut possible: signal vectors with their label raise a class beyond random directions, and either they are small "
+        "and of one class (at least 90 % of the images that show them are predicted as it, they cover at most a tenth of the image on average) or they are in most "
+        "images of the class (at least 80 % of the images predicted as it, at most half of all): a large one may be its background. Whether such a concept "
+        "belongs to its class only a person can say (our definition).",
     },
     "visualization": {
         "feature visualisation": "A picture synthesised so that the layer's activations go as far as possible along a direction, with the response of "

@@ -146,6 +146,7 @@ def _show(out: Path, world: World, say: Say, progress: Progress) -> dict[str, An
 
 def _correct(out: Path, world: World, config: CorrectConfig | None, say: Say, progress: Progress) -> dict[str, Any]:
     """The model without its planted shortcut."""
+    from evaluate.influence.shortcut_candidates import of_one_class
     from pipeline.evaluation_result import EvaluationResult
     from pipeline.model_correction import choose_detector, correct_model, correction_lines
 
@@ -153,7 +154,7 @@ def _correct(out: Path, world: World, config: CorrectConfig | None, say: Say, pr
     evaluated = EvaluationResult(evaluation)
     name = evaluated.one()
     say(f"8/8  eddp correct {evaluation} --data {world.clean_folder} --poisoned {world.poisoned_folder}")
-    if not evaluated.suspects(name):
+    if not of_one_class(evaluated.suspects(name) or []):
         say("     nothing looks like a shortcut: nothing is corrected")
         return {}
     suspect = choose_detector(evaluated.labels(name), evaluated.direction_names(name), evaluated.suspects(name))

@@ -58,6 +58,11 @@ class MadeFrom(Struct, frozen=True):
     class_names: list[Text] | None = None
 
 
+class TestedLabels(Struct, frozen=True):
+    labels: Whole
+    small: Whole
+
+
 class InfluenceSummary(Struct, frozen=True):
     alpha: Number
     images: Whole
@@ -66,6 +71,7 @@ class InfluenceSummary(Struct, frozen=True):
     nulls: Whole
     randoms: Whole
     alpha_relative: Number | None
+    suspects_tested: TestedLabels | None = None
 
 
 class GroundTruth(Struct, frozen=True):
@@ -183,7 +189,8 @@ READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "labels": (("directions", "index", "rank", "label", "category", "iou_train", "iou_val"), ("as_good",)),
     "ground_truth": (("directions", "concept", "direction"), ("iou", "cos", "filter_cos")),
     "suspects": (
-        ("directions", "indices", "class", "class_name", "label", "area", "share_of_class", "images", "probability_change"), (),
+        ("directions", "indices", "class", "class_name", "label", "kind", "area", "share_of_class", "images", "share_of_images", "usual_share",
+         "probability_change"), (),
     ),
     "stability": (
         ("first", "second"),
@@ -428,7 +435,8 @@ class EvaluationResult:
         return [found.get(i, ("", "")) for i in range(self.count(name))]
 
     def suspects(self, name: str) -> list[dict[str, Any]] | None:
-        """Concepts that may be shortcuts, the worst first: what ``evaluate --influence`` ranked; ``indices``: the directions of each.
+        """Concepts that may be shortcuts, the worst first: what ``evaluate --influence`` ranked; ``indices``: the directions of each; ``kind``:
+        those small and of one class come first, then what most images of a class show.
 
         None where they were not looked for.
         """

@@ -32,7 +32,14 @@ from evaluate.influence.influence_tables import (
     steering_summary,
 )
 from evaluate.influence.permutation_nulls import precision_on
-from evaluate.influence.shortcut_candidates import NO_SUSPECTS, suspect_rows
+from evaluate.influence.shortcut_candidates import (
+    OF_ONE_CLASS,
+    labels_tested,
+    no_suspects,
+    of_one_class,
+    suspect_rows,
+    tested_words,
+)
 from evaluate.influence.significance import fewest_nulls
 from evaluate.influence.steering import CONTROLS, Steering, random_units, sweep
 from evaluate.number_format import number, percent, points
@@ -123,6 +130,7 @@ def study_influence(subject: Subject, config: InfluenceConfig, dissected: Dissec
             of_concepts = suspect_rows(found, name, labels, columns, use, classes)
             suspects = with_names(with_found_again(of_concepts, directions), called)
             entry["influence"]["suspects"] = suspects[:10]
+            entry["influence"]["suspects_tested"] = labels_tested(columns, use)
             rows["suspects"] += [{**row, "indices": " ".join(map(str, row["indices"]))} for row in suspects]
     every = (part for name in subject.sets for part in influence_parts(found, name, plain[name], classes, titles[name]))
     tables = {table: [rows_to_columns(some)] for table, some in rows.items() if some}
@@ -221,10 +229,22 @@ def influence_lines(summary: dict[str, Any]) -> list[str]:
         if strongest:
             lines.append(f"{name}: strongest significant effects, first of directions that most refits contain")
             lines += map(_effect_line, strongest)
-        suspects = entry["influence"].get("suspects")
-        if suspects is not None and not suspects:
-            lines.append(f"{name}: {NO_SUSPECTS}")
-        elif suspects:
-            named = dict.fromkeys(f"{row['label']} → {row['class_name']}" for row in suspects)
-            lines.append(f"{name}: small, of one class, and used for it: {', '.join(list(named)[:5])}")
+        if "suspects" in entry["influence"]:
+            lines += [f"{name}: {line}" for line in _suspect_lines(entry["influence"])]
+    return lines
+
+
+def _suspect_lines(influence: dict[str, Any]) -> list[str]:
+    """The suspects of a set: small ones, and what most images of a class show."""
+    rows, tested = influence["suspects"], influence.get("suspects_tested")
+    rows = [{"kind": OF_ONE_CLASS, **row} for row in rows]  # an older eddp's are all of one class
+    small = of_one_class(rows)
+    named = dict.fromkeys(f"{row['label']} → {row['class_name']}" for row in small)
+    words = f"{OF_ONE_CLASS}, and used for it: {', '.join(list(named)[:5])}. {tested_words(tested)}".rstrip(". ") + "."
+    lines = [words if small else no_suspects(tested)]
+    for row in [row for row in rows if row not in small][:5]:
+        lines.append(
+            f"{row['label']} → {row['class_name']}: used for it, {row['kind']} ({percent(row['share_of_images'])} of its images show it, "
+            f"{percent(row['usual_share'])} of all)"
+        )
     return lines

@@ -33,7 +33,7 @@ from evaluate.correct.probability_changes import (
 )
 from evaluate.detector_bank import make_bank
 from evaluate.direction_names import DirectionName, with_number
-from evaluate.influence.shortcut_candidates import NO_SUSPECTS
+from evaluate.influence.shortcut_candidates import NO_SUSPECTS, of_one_class
 from extract.classes import folder_numbers, image_classes, read_folder_classes
 from extract.datasets import open_source
 from extract.image_io import shown
@@ -72,7 +72,7 @@ def choose_detector(
     directions: Sequence[int] = (),
     label: str | None = None,
 ) -> Suspect:
-    """The detectors asked for by numbers or by label; without either, all of the first of the ranking of suspects.
+    """The detectors asked for by numbers or by label; without either, all of the first suspect that is small and of one class.
 
     Raises UnknownNameError for numbers or labels that there are not, UsageError where nothing was asked for and nothing is suspicious.
     """
@@ -95,9 +95,9 @@ def choose_detector(
             "No direction was named, and the evaluation did not look for suspects. Name one (--direction N or --label NAME), or evaluate "
             "with --broden and --influence first."
         )
-    if not suspects:
+    if not (small := of_one_class(suspects)):
         raise UsageError(f"No direction was named. {NO_SUSPECTS} Name one: --direction N or --label NAME.")
-    first = suspects[0]
+    first = small[0]
     why = (
         f"first of the evaluation's suspects: small ({100 * first['area']:.1f} % of an image), {100 * first['share_of_class']:.0f} % of the "
         f"images that show it are predicted as '{first['class_name']}', and {'it' if len(first['indices']) == 1 else 'the first of them'} raises that class by {100 * first['probability_change']:.1f} points"

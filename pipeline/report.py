@@ -17,7 +17,7 @@ from evaluate.compare import compare
 from evaluate.detector_bank import Bank, make_bank
 from evaluate.direction_tables import with_found_again
 from evaluate.glossary import definitions
-from evaluate.influence.shortcut_candidates import NO_SUSPECTS
+from evaluate.influence.shortcut_candidates import no_suspects, of_one_class
 from evaluate.parallel import Scheduler
 from evaluate.report.class_predictions import ClassPredictions, class_predictions
 from evaluate.report.influence_reader import Pushes, median_steering, read_pushes, read_steering
@@ -262,7 +262,7 @@ class _Pages:
             random=random,
             steering=median_steering(curves),
             suspects=suspects or [],
-            no_suspects=NO_SUSPECTS if suspects == [] else "",
+            no_suspects="" if suspects is None or of_one_class(suspects) else no_suspects(entry["influence"].get("suspects_tested")),
             truth=truth,
             diagnosis=diagnosis,
             log=fit_log(evaluated.directions_path(name)),
@@ -349,7 +349,7 @@ def _to_visualize(config: ReportConfig, site: Site) -> list[int]:
     """Directions to synthesise pictures of: those of highest IoU (without labels the first); before them the suspects, where no number is asked for."""
     best = sorted(range(len(site.directions)), key=lambda i: -site.directions[i].iou if site.labelled else 0)
     if config.visualize is None:
-        return list(dict.fromkeys([*(i for row in site.suspects for i in row["indices"]), *best]))
+        return list(dict.fromkeys([*(i for row in of_one_class(site.suspects) for i in row["indices"]), *best]))
     return sorted(best if config.visualize < 0 else best[: config.visualize])
 
 

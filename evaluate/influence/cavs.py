@@ -17,11 +17,13 @@ from stores.readers import LayerReader
 class LabelUse:
     """Of L labels: ``cavs`` (C, L) ``E[x | label] − E[x | no label]`` of unit norm over the positions of images annotated in the label's
     category, ``known`` (L,) which labels have one (the others' columns are zero), ``images`` (L, K) how many of the images that show the
-    label are predicted as each class, ``area`` (L,) the mean share of positions it has there."""
+    label are predicted as each class, ``annotated`` (L, K) how many of those annotated in its category, ``area`` (L,) the mean share of
+    positions it has there."""
 
     cavs: np.ndarray
     known: np.ndarray
     images: np.ndarray
+    annotated: np.ndarray
     area: np.ndarray
 
 
@@ -49,7 +51,7 @@ def label_use(
     on_sum = torch.zeros(len(source.labels), reader.channels, dtype=torch.float64, device=where)
     off_sum = torch.zeros_like(on_sum)
     on, off, area = (np.zeros(len(source.labels)) for _ in range(3))
-    images = np.zeros((len(source.labels), n_classes), np.int64)
+    images, with_category = (np.zeros((len(source.labels), n_classes), np.int64) for _ in range(2))
     order = [row for row in reader.image_indices.tolist() if row in rows]
     done = 0
     numbers = [rows[row] for row in order]
@@ -67,6 +69,7 @@ def label_use(
                 annotated = [c for name in labels.categories for c in category.get(name, ())]
                 off_sum[annotated] += total
                 off[annotated] += len(x)
+                with_category[annotated, predicted[row]] += 1
                 here = [column[int(number)] for number in labels.numbers]
                 inside = (maps.float() @ x).double()
                 count = maps.sum(1).double().cpu().numpy()
@@ -83,7 +86,7 @@ def label_use(
     norm = np.linalg.norm(difference, axis=1)
     known &= norm > 0
     unit = np.where(known[:, None], difference / np.maximum(norm, 1e-30)[:, None], 0)
-    return LabelUse(unit.T.astype(np.float32), known, images, area / np.maximum(images.sum(1), 1))
+    return LabelUse(unit.T.astype(np.float32), known, images, with_category, area / np.maximum(images.sum(1), 1))
 
 
 def s3(label: np.ndarray, signals: np.ndarray, cavs: np.ndarray, known: np.ndarray) -> float | None:

@@ -149,7 +149,10 @@ def tables(folder: Path, g: np.random.Generator) -> None:
     )
     suspects = {
         "images": [9] * 4,
+        "kind": ["small, of one class"] * 4,
         "share_of_class": [1.0] * 4,
+        "share_of_images": [0.9] * 4,
+        "usual_share": [0.1] * 4,
         "area": [0.05] * 4,
         "probability_change": [0.1] * 4,
         "class": [1, 2, 3, 4],

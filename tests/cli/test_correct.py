@@ -269,6 +269,7 @@ def test_no_evaluation_none_of_ours_and_nothing_suspicious(run: Run, place: Path
     Directions(**arrays, method="eddp", layer="act").save(place / "found.safetensors")  # type: ignore[arg-type]
     ended = ok(run("evaluate", *given, "--broden", place / "concepts", INFLUENCE))
     assert "No suspects: of the labels on at most 10 % of an image" in ended.out
+    assert "0 of 2 labels are small enough to be tested" in ended.out
     for page in ("report.html", "report/found/index.html"):
         assert "No suspects: " in (place / "evaluation" / page).read_text(encoding="utf-8")
     ended = run("eddp correct", place / "evaluation", *arguments)

@@ -70,8 +70,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "class": 1,
         "class_name": "k",
         "images": 6,
+        "kind": "small, of one class",
     }
-    suspect |= dict.fromkeys(("area", "share_of_class", "probability_change"), 0.1)
+    suspect |= dict.fromkeys(("area", "share_of_class", "share_of_images", "usual_share", "probability_change"), 0.1)
     moved = each | {"role": ["signal"] * 3, "alpha": [2.0] * 3, "class": [0, 1, 2]}
     marks = {"significant": [True, False, True]}
     tables = {

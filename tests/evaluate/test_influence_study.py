@@ -22,7 +22,7 @@ from evaluate.influence.influence_tables import (
 )
 from evaluate.influence.permutation_nulls import NullTraining, null_directions
 from evaluate.influence.sampling import balanced_samples
-from evaluate.influence.shortcut_candidates import suspect_rows
+from evaluate.influence.shortcut_candidates import LARGE, OF_ONE_CLASS, labels_tested, suspect_rows
 from evaluate.influence.significance import by_deviations, deviations, standardised
 from evaluate.influence.steering import random_units
 from fit.synthetic import SyntheticConfig, make_synthetic
@@ -235,11 +235,28 @@ def test_a_suspect_is_small_of_one_class_and_raises_it_by_logit_too() -> None:
         np.zeros(6, np.int64), np.full(3, 1 / 3), 10, "toy",
     )  # fmt: skip
     images = np.array([[10, 0, 0], [5, 5, 0], [10, 0, 0], [0, 30, 30]])
-    use = LabelUse(np.zeros((2, 4)), np.ones(4, bool), images, np.full(4, 0.05))
+    use = LabelUse(np.zeros((2, 4)), np.ones(4, bool), images, np.full((4, 3), 50), np.full(4, 0.05))
     labels = [(name, "object") for name in ("mark", "spread", "lower", "mark", "mark", "")]
     rows = suspect_rows(found, "d", labels, np.array([0, 1, 2, 0, 0, -1]), use, ["a", "b", "c"])
     assert [(row["label"], row["class_name"], row["share_of_class"]) for row in rows] == [("mark", "a", 1.0)]
     assert (rows[0]["indices"], rows[0]["probability_change"], rows[0]["t_random"]) == ([3, 0], 0.25, 8.0)
+    assert (rows[0]["kind"], rows[0]["share_of_images"], rows[0]["usual_share"]) == (OF_ONE_CLASS, 0.2, 0.0667)
+    assert labels_tested(np.array([0, 1, 2, 0, 0, -1]), use) == {"labels": 3, "small": 3}
+
+    # of 6 images of class a 5 show the second label, and not even half of all; it is as large as a background
+    kept = {"cavs": use.cavs, "known": use.known, "images": images}
+    use = LabelUse(
+        **kept,
+        annotated=np.array([[50, 50, 50], [6, 30, 30], [9, 5, 5], [50, 50, 50]]),
+        area=np.array([0.05, 0.6, 0.6, 0.6]),
+    )
+    rows = suspect_rows(found, "d", labels, np.array([0, 1, 2, 0, 0, -1]), use, ["a", "b", "c"])
+    assert [(row["label"], row["class_name"], row["kind"]) for row in rows] == [
+        ("mark", "a", OF_ONE_CLASS),
+        ("spread", "a", LARGE),
+    ]
+    assert (rows[1]["share_of_images"], rows[1]["usual_share"], rows[1]["indices"]) == (0.8333, 0.1515, [1])
+    assert labels_tested(np.array([0, 1, 2, 0, 0, -1]), use) == {"labels": 3, "small": 1}
 
 
 def test_units_of_any_length() -> None:

@@ -80,7 +80,7 @@ def site(**changes: Any) -> Site:
         directions=[direction(0, marks=[Mark("dead"), Mark("duplicate of", 1)]), direction(1, name=DirectionName("direction 1", "direction 1"), label="", category="", interpretable=False, problem="no label fits", iou=0.0)],
         classes=classes, places=[(0.0, 0.5), (1.0, 0.5)], definitions=definitions(*SHOWN),
         influence={"alpha": 2.0, "images": 100, "alpha_relative": 0.25}, random=RANDOM,
-        suspects=[{"indices": [0], "class": 1, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
+        suspects=[{"indices": [0], "class": 1, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05, "kind": "small, of one class"}],
         diagnosis={"dead": [0], "duplicates": [[0, 1]], "overfull": [], "coverage": 0.9}, log={"total": [(0, 2.0), (1, 1.0), (2, 1.5)]},
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
@@ -135,7 +135,7 @@ def test_hostile_names_stay_text() -> None:
         title=HOSTILE, name=HOSTILE, method=HOSTILE, facts={HOSTILE: HOSTILE}, settings={HOSTILE: HOSTILE}, notes=[HOSTILE],
         comparison=compare(summary), per_category=[(HOSTILE, 1, 1)], directions=[evil, evil], log={HOSTILE: [(0, 1.0)]},
         classes=[ClassPage(0, HOSTILE, 1, 1, 1, [Tile("e/0.webp", HOSTILE, 0.9, 0)], [Push(0, 0.1, True)])],
-        suspects=[{"indices": [0], "class": 0, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05}],
+        suspects=[{"indices": [0], "class": 0, "probability_change": 0.2, "images": 9, "share_of_class": 1.0, "area": 0.05, "kind": "small, of one class"}],
     )  # fmt: skip
     for path, text in rendered(what).items():
         if not path.endswith(".html"):
@@ -187,7 +187,9 @@ def test_every_link_leads_somewhere(make: Any) -> None:
 def test_a_share_is_never_said_to_be_more_than_it_is() -> None:
     assert [floor(v) for v in (0.996, 1.0, 0.29, 0.9)] == ["99", "100", "29", "90"]
     one = {**site().suspects[0], "share_of_class": 0.9967}
-    assert "99 % of them predicted as it" in rendered(site(suspects=[one]))["index.html"]
+    assert (
+        "99 % of the 9 images that show it are predicted as the class" in rendered(site(suspects=[one]))["index.html"]
+    )
 
 
 def test_a_detector_that_fires_nowhere_is_not_said_to_fire() -> None:
@@ -342,7 +344,7 @@ def test_claims_are_said_in_words() -> None:
     assert page.count('"claims">significant<') == 2
     assert page.count(">not significant<") == 1
     assert "0.250 of the" in page  # the step's length
-    assert "is small, occurs nearly only with this class, and is used for it" in texts[class_page(1)]
+    assert "is used for this class (+20.0 pp). It is small, of one class: 100 % of" in texts[class_page(1)]
     assert "is small" not in texts[class_page(0)]
     assert "1 of these" not in texts[class_page(0)]
     assert "1 (50 %)" in texts[class_page(0)]

@@ -71,6 +71,7 @@ def test_pattern_cavs_are_differences_of_class_means(tmp_path: Path) -> None:
     for name, wanted in (("dog", of_dog), ("red", of_red)):
         np.testing.assert_allclose(cavs[:, order[name]], wanted / np.linalg.norm(wanted), rtol=1e-5)
     assert found.images[[order["dog"], order["red"], order["cat"]]].tolist() == [[0, 1], [0, 2], [0, 0]]
+    assert found.annotated[[order["dog"], order["red"], order["cat"]]].tolist() == [[0, 2], [1, 2], [0, 2]]
     assert found.area[[order["dog"], order["red"], order["cat"]]].tolist() == [0.5, 0.25, 0.0]
     assert known.tolist() == [name != "cat" for name in order]
     assert not cavs[:, order["cat"]].any()
