@@ -270,7 +270,9 @@ def correction_lines(summary: dict[str, Any]) -> list[str]:
             "figures are of the others"
         )
     if "activations" in summary:
-        lines.append(f"The images' activations are stored for another try: {', '.join(summary['activations'].values())}")
+        lines.append(
+            f"The images' activations are stored for another try: {', '.join(summary['activations'].values())}"
+        )
     if not summary.get("labelled", True):
         return lines + _probability_lines(summary)
     width = 30

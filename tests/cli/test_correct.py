@@ -17,7 +17,11 @@ from shortcut_net import CLASSES, ToUnit, build, directions_arrays, write_masks,
 from tiny import contents
 
 from evaluate.correct import Correction
+from evaluate.direction_names import names_of
+from evaluate.influence.shortcut_candidates import LARGE, OF_ONE_CLASS
+from pipeline.model_correction import choose_detector
 from stores.directions import Directions
+from stores.errors import UsageError
 from stores.folders import MANIFEST, write_manifest
 
 INFLUENCE = "--influence --null-directions 5 --null-positions 40"
@@ -275,6 +279,17 @@ def test_no_evaluation_none_of_ours_and_nothing_suspicious(run: Run, place: Path
     ended = run("eddp correct", place / "evaluation", *arguments)
     fails(ended, 2, "No direction was named. No suspects: ", "--direction N")
     assert "--influence" not in ended.err
+
+
+def test_what_most_images_of_a_class_show_is_not_suppressed_unasked() -> None:
+    labels = [("coins", "texture"), ("mark", "object")]
+    names = names_of(["coins", "mark"], [True, True])
+    figures = {"area": 0.05, "share_of_class": 1.0, "probability_change": 0.1}
+    coins = {"indices": [0], "kind": LARGE, "class_name": "pick", **figures}
+    mark = {"indices": [1], "kind": OF_ONE_CLASS, "class_name": "sea", **figures}
+    assert choose_detector(labels, names, [coins, mark]).indices == [1]
+    with pytest.raises(UsageError, match="No suspects"):
+        choose_detector(labels, names, [coins])
 
 
 def test_a_store_and_an_evaluation_may_move_together(run: Run, place: Path) -> None:
