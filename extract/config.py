@@ -16,29 +16,54 @@ class ExtractConfig:
 
     Parameters
     ----------
-    model, weights : see ``extract.models.load_model``.
-    layers : dotted module names.
-    device : ``cpu``, ``cuda`` or ``cuda:N``; with dask also ``auto``, what each worker has.
-    dtype : of the stored activations.
-    precision : what the network computes in. ``float32`` is exact; ``tf32`` (CUDA) rounds the factors of its products,
-        ``bfloat16`` and ``float16`` run it under autocast. Recorded with the store.
-    positions : None keeps all positions, a number that many per image, drawn by a seed of the image's own.
-    exact : run the untouched network; else a form of it that gives the same up to rounding (``extract.inference``).
-    compress : ``none`` (chunks are memory-mapped) or ``zstd``.
-    batch_size : images per forward pass; None: that of the unfinished store, else what the device takes. It changes the
-        last bits of values at most, and what no longer fits is halved.
-    workers : decoding processes, 0 for threads; None: chosen for the machine. Changes nothing in the store.
-    limit : take the first N images only.
-    seed : of sampled positions, and of random weights.
-    shard : (i, n) fills the i-th of n parts of the store.
-    output : where in what the model returns its logits are; None: found (``extract.model_output``).
-    layouts : (layer, layout as ``--layout`` has it) of layers whose layout is not to be found; "" stands for every layer.
-    grey_range : the values that are black and white in grey images of more than 8 bits; None: by the depth of their file.
-    class_names : of the network's classes, in place of what the model says.
-    frames : of videos, for a network that takes images: as many frames of each, spread evenly, are a row each.
-    clip_frames, clip_rate : for a network that takes clips: frames a clip, and how many a second; None: what is known of it.
-    clips : for a network that takes clips: as many of each video, spread evenly, are a row each.
-    resize : ``squash`` resizes to the network's input without regard to the aspect, where its transform would crop.
+    model, weights : str
+        As for ``extract.models.load_model``.
+    layers : tuple of str
+        Dotted module names.
+    device : str
+        ``cpu``, ``cuda`` or ``cuda:N``; with dask also ``auto``, what each worker has.
+    dtype : {"float16", "float32"}
+        Of the stored activations.
+    precision : {"float32", "tf32", "bfloat16", "float16"}
+        What the network computes in. ``float32`` is exact; ``tf32`` (CUDA) rounds the factors of its products, ``bfloat16`` and
+        ``float16`` run it under autocast. Recorded with the store.
+    exact : bool
+        Run the untouched network; else a form of it that gives the same up to rounding (``extract.inference``).
+    positions : int, optional
+        As many positions of each image, drawn by a seed of the image's own; all by default.
+    compress : {"none", "zstd"}
+        Chunks without compression are memory-mapped.
+    batch_size : int, optional
+        Images per forward pass; by default that of the unfinished store, else what the device takes. It changes the last bits of
+        values at most, and what no longer fits is halved.
+    workers : int, optional
+        Decoding processes, 0 for threads; by default chosen for the machine. Changes nothing in the store.
+    limit : int, optional
+        Take the first so many images only.
+    seed : int
+        Of sampled positions, and of random weights.
+    on_bad_image : {"fail", "skip"}
+        Whether an image that cannot be read ends the run, or is skipped and listed.
+    chunk_images : int, optional
+        Images of a chunk of the store; by default chosen from the size of an image's activations.
+    shard : (int, int), optional
+        (i, n) fills the i-th of n parts of the store.
+    output : str, optional
+        Where in what the model returns its logits are; by default found (``extract.model_output``).
+    layouts : tuple of (str, str)
+        (layer, layout as ``--layout`` has it) of layers whose layout is not to be found; "" stands for every layer.
+    grey_range : (float, float), optional
+        The values that are black and white in grey images of more than 8 bits; by default from the depth of their file.
+    class_names : tuple of str, optional
+        Of the network's classes, in place of what the model says.
+    frames : int, optional
+        Of videos, for a network that takes images: as many frames of each, spread evenly, are a row each.
+    clip_frames, clip_rate : int and float, optional
+        For a network that takes clips: frames a clip, and how many a second; by default what is known of it.
+    clips : int
+        For a network that takes clips: as many of each video, spread evenly, are a row each.
+    resize : {"squash"}, optional
+        Resize to the network's input without regard to the aspect, where its transform would crop.
 
     Raises UsageError for values that are not allowed.
     """

@@ -53,16 +53,24 @@ class InfluenceConfig:
 
     Parameters
     ----------
-    alphas : lengths of the step along a unit vector, in the activations' own unit.
-    alpha : the one of ``alphas`` that the summary is about.
-    images : how many images are moved, drawn by the seed; all if the store has fewer.
-    nulls, null_positions, null_epochs, learning_rate : null directions a detector, and how each is trained.
-    randoms : random directions, uniform on the sphere, that all are held against as well; as many as ``nulls``, or 20, at most where each
-        takes passes through a head.
-
-    ``images`` and ``nulls`` of None: 1000 and 100 behind pooling and an affine map, through any other head what takes about ten minutes,
-        100 each at most (``effect_of``).
-    level : of significance, after correction for the number of tests.
+    alphas : tuple of float
+        Lengths of the step along a unit vector, in the activations' own unit.
+    alpha : float
+        The one of ``alphas`` that the summary is about.
+    images : int, optional
+        How many images are moved, drawn by the seed; all if the store has fewer. By default 1000 behind pooling and an affine map, through
+        any other head what takes about ten minutes, at most 100 (``effect_of``).
+    nulls : int, optional
+        Null directions a detector. By default 100, through any other head what takes about ten minutes, at most 100.
+    null_positions, null_epochs, learning_rate : int, int and float
+        How each null direction is trained.
+    randoms : int
+        Random directions, uniform on the sphere, that all are held against as well; as many as ``nulls``, or 20, at most where each takes
+        passes through a head.
+    level : float
+        Of significance, after correction for the number of tests.
+    seed : int
+        Of the images, permutations and directions drawn.
     """
 
     alphas: tuple[float, ...] = (0.5, 2.0, 5.0)
