@@ -30,7 +30,10 @@ INSTEAD = {
 }
 PAGES = [
     *(ROOT / "docs").rglob("*.md"),
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "BENCHMARKS.md", "ARCHITECTURE.md", "SECURITY.md", "stores/FORMAT.md")),
+    *(
+        ROOT / name
+        for name in ("README.md", "CHANGELOG.md", "BENCHMARKS.md", "ARCHITECTURE.md", "SECURITY.md", "stores/FORMAT.md")
+    ),
 ]
 SOURCE = [
     file for folder in ("evaluate", "extract", "fit", "pipeline", "stores") for file in (ROOT / folder).rglob("*.py")
