@@ -74,7 +74,7 @@ def overview(
 def _classes(source: ImageSource, classes: ClassMapping) -> Part:
     names, known = source.class_names, classes.numbers is not None
     titles = ", ".join(f"{shown(name)} {imagenet_classes().get(name, '')}".strip() for name in (names or [])[:4])
-    rows = [["classes of images", f"{len(names)}: {titles}{', …' if len(names) > 4 else ''}" if names else "none"]]
+    rows = [["classes", f"{len(names)}: {titles}{', …' if len(names) > 4 else ''}" if names else "none"]]
     if names or classes.doubt:
         rows.append(["as the network's", classes.how if known else f"not known: {classes.how}"])
     doubt = f"the classes of the images are not the network's, so accuracy is not known: {classes.how}"
