@@ -50,7 +50,7 @@ class FitterConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.n_directions, Integral) or self.n_directions < 1:
-            raise UsageError(f"'n_directions' (--directions) must be a number from 1, got {self.n_directions!r}.")
+            raise UsageError(f"'n_directions' (--directions) must be at least 1, got {self.n_directions}.")
         if self.seed < 0:
             raise UsageError(f"'seed' must not be negative, got {self.seed}.")
         if self.refits < 0:
