@@ -72,6 +72,8 @@ def suspect_rows(
                 continue
             mine.sort(key=lambda i: -probability[i, k])
             most = mine[0]
+            if not of_one[k] and labels[most][0] == classes[k]:  # a scene's own label is in most of its images
+                continue
             rows.append(
                 {
                     "directions": name,
