@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from evaluate.crop_embeddings import Embeddings, Frames, embed_crops
 from evaluate.detector_bank import Bank, slices_of
-from evaluate.image_crops import Frames, crops_of, embeddings_of
+from evaluate.image_crops import crops_of
 from evaluate.influence.steering import random_units
 from evaluate.parallel import Scheduler
 from evaluate.top_images import strongest
@@ -34,13 +35,13 @@ class Examples:
 
     Parameters
     ----------
-    embedded : (U, D) embeddings of unit norm; NaN for images that cannot be read.
+    embedded : of U parts of images, of unit norm.
     number : (n, J + R) which of them are of a direction, strongest first; the random directions are last.
     by_chance : (M,) which of them are parts of random images.
     slices : of each set, its columns of ``number``.
     """
 
-    embedded: np.ndarray
+    embedded: Embeddings
     number: np.ndarray
     by_chance: np.ndarray
     slices: Mapping[str, slice]
@@ -107,9 +108,9 @@ def embed_examples(
     elsewhere[:, 0] = some
     places, at = np.unique(np.concatenate([crops.places, elsewhere]), axis=0, return_inverse=True)
     at = at.ravel()
-    embedded = embeddings_of(reader, places, frames, encoder, images, progress)
+    embedded = embed_crops(reader, places, frames, encoder, images, progress)
     number, by_chance = at[crops.number], at[len(crops.places) :]
-    known = np.isfinite(embedded[:, 0])
+    known = embedded.known
     if (2 * known[number].sum(0) <= count).any() or 2 * known[by_chance].sum() <= len(by_chance):
         raise ImageError(
             f"Half of the images that a direction fires on most cannot be read any more. Put the images of '{reader.store.path}' back where they were."

@@ -76,13 +76,11 @@ def measure_examples(
     ----------
     seed : of the sets of random images.
     """
-    embedded = torch.from_numpy(examples.embedded).to(device)
 
     def readable(which: np.ndarray) -> torch.Tensor:
-        e = embedded[torch.from_numpy(which).to(device)].double()
-        return e[e[:, 0].isfinite()]
+        return torch.from_numpy(examples.embedded[which]).to(device).double()
 
-    pool = examples.by_chance[np.isfinite(examples.embedded[examples.by_chance, 0])]
+    pool = examples.by_chance[examples.embedded.known[examples.by_chance]]
     elsewhere = readable(pool)
     centre = elsewhere.mean(0)
     base = alike(_unit(elsewhere - centre))

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluate.crop_embeddings import Embeddings
 from evaluate.examples import Examples
 from evaluate.influence.significance import bh_adjusted
 from extract.image_text import ImageTextEncoder
@@ -143,13 +144,13 @@ def beyond(e: torch.Tensor, total: torch.Tensor, squares: torch.Tensor, count: i
 
 
 def name_by_words(
-    images: np.ndarray, number: np.ndarray, words: np.ndarray, randoms: int, device: str = "cpu"
+    images: Embeddings, number: np.ndarray, words: np.ndarray, randoms: int, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
     """Choose and score a word for each of J directions, the last ``randoms`` of which are random.
 
     Parameters
     ----------
-    images : (U, D) embeddings, NaN for none. number : (n, J) which of them are of a direction, strongest first. words : (M, D).
+    images : embeddings of U parts of images. number : (n, J) which of them are of a direction, strongest first. words : (M, D).
 
     Returns
     -------
@@ -157,13 +158,12 @@ def name_by_words(
         ``word`` (J − randoms, k) the best of the first half, ``score`` (J − randoms,) and ``cosine`` of the first of them on the other half, ``p``.
         One direction is worked on at a time.
     """
-    embedded, listed = torch.from_numpy(images).to(device), torch.from_numpy(words).to(device)
+    listed = torch.from_numpy(words).to(device)
     own = number.shape[1] - randoms
 
     def found(columns: range) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         for j in columns:
-            mine = embedded[torch.from_numpy(number[:, j]).to(device)]
-            mine = mine[mine[:, 0].isfinite()]
+            mine = torch.from_numpy(images[number[:, j]]).to(device)
             yield j, mine, evidence(mine, listed)
 
     total, squares = (torch.zeros(2, len(words), dtype=torch.float64, device=device) for _ in range(2))
@@ -195,9 +195,9 @@ def study_words(
 ) -> WordStudy:
     """Name directions by words, from their examples. ``file`` : where embeddings of the words are stored."""
     listed = embed_words(examples.encoder, words, file, progress)
-    if examples.embedded.shape[1] != listed.shape[1]:
+    if examples.embedded.width != listed.shape[1]:
         raise UsageError(
-            f"The encoder {examples.encoder.name} gives {examples.embedded.shape[1]} numbers for an image and {listed.shape[1]} for a text: these are not one space."
+            f"The encoder {examples.encoder.name} gives {examples.embedded.width} numbers for an image and {listed.shape[1]} for a text: these are not one space."
         )
     found = name_by_words(examples.embedded, examples.number, listed, examples.randoms, device)
     labels = {}

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evaluate.crop_embeddings import layer_folder
 from evaluate.direction_names import Maskless
 from evaluate.examples import Examples, random_count
-from evaluate.image_crops import layer_file
 from evaluate.vocabulary import LEVEL, WordLabel, least_beyond, study_words
 from pipeline.evaluation_parts import Findings, Subject
 from pipeline.logging import say
@@ -38,7 +38,7 @@ def say_what_words_need(slices: Mapping[str, slice]) -> None:
 
 def find_words(subject: Subject, examples: Examples, words: Sequence[str], seed: int) -> Worded:
     """The word of each direction."""
-    file = layer_file(subject.reader, "words")
+    file = layer_folder(subject.reader) / "words.safetensors"
     found = study_words(examples, words, file=file, device=subject.device, progress=subject.progress)
     about = {"encoder": examples.encoder.name, "words": found.words, "images": found.images, "randoms": found.randoms, "seed": seed, "level": LEVEL}  # fmt: skip
     entries = {

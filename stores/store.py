@@ -331,13 +331,11 @@ class ActivationStore(StoreBase):
         return found
 
     def attachments(self) -> list[Path]:
-        """Files stored with the store outside its manifest, whether there or not (see ``stores.attachments``)."""
-        caches = [
-            self.path / "layers" / name / f"{what}.safetensors"
-            for name in self.layers
-            for what in ("statistics", "sketch", "crops", "words")
-        ]
-        return [*caches, self.path / "truth.safetensors"]
+        """Files stored with the store outside its manifest, whether there or not (see ``stores.attachments``), and the embeddings that are there."""
+        folders = [self.path / "layers" / name for name in self.layers]
+        caches = [folder / f"{what}.safetensors" for folder in folders for what in ("statistics", "sketch", "words")]
+        crops = [file for folder in folders for file in (folder / "crops").glob("*.safetensors")]
+        return [*caches, *crops, self.path / "truth.safetensors"]
 
     def column(self, name: str) -> np.ndarray:
         """A complete per-image array of ``images/``: ``labels`` (N,), ``valid`` (N,), ``logits`` (N, K)."""

@@ -115,7 +115,7 @@ def main(images: int, folder: Path) -> None:
     end = time.process_time()
     print(  # noqa: T201
         end - start, (status("VmHWM") - before) / 1024,
-        f"{embedded - start:.0f} of them to find, cut and embed {len(examples.embedded)} parts of images, {end - embedded:.0f} for words",
+        f"{embedded - start:.0f} of them to find, cut and embed {len(examples.embedded.known)} parts of images, {end - embedded:.0f} for words",
     )  # fmt: skip
 
 

@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 import torch
 
+from evaluate.crop_embeddings import Embeddings
 from evaluate.examples import Examples
 from evaluate.meaning import MEASURES, Meaning, measure_examples, polysemanticity, two_clusters
 from extract.image_text import ImageTextEncoder
 
 
+def in_a_file(embedded: np.ndarray) -> Embeddings:
+    """NaN: images that cannot be read."""
+    found, known = Embeddings(len(embedded)), np.flatnonzero(np.isfinite(embedded[:, 0]))
+    found.add(known, embedded[known])
+    return found
+
+
 def examples(embedded: np.ndarray, number: np.ndarray, by_chance: list[int], own: int) -> Examples:
     encoder = ImageTextEncoder("toy", "1", None)
-    return Examples(embedded.astype(np.float32), number, np.array(by_chance), {"d": slice(0, own)}, encoder)
+    return Examples(in_a_file(embedded), number, np.array(by_chance), {"d": slice(0, own)}, encoder)
 
 
 def unit(x: np.ndarray) -> np.ndarray:

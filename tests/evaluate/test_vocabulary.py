@@ -14,13 +14,15 @@ import torch
 from PIL import Image
 from tiny import noise
 
+from evaluate import crop_embeddings
+from evaluate.crop_embeddings import Embeddings, embed_crops
 from evaluate.detector_bank import Bank
-from evaluate.image_crops import box_of, crop_picture, crops_of, embeddings_of
+from evaluate.image_crops import box_of, crop_picture, crops_of
 from evaluate.influence.significance import bh_adjusted
 from evaluate.vocabulary import TEMPLATES, embed_words, evidence, least_beyond, name_by_words, read_words
 from extract.image_text import ImageTextEncoder
 from pipeline.vocabulary_labels import say_what_words_need
-from stores.errors import DatasetError, MissingPathError
+from stores.errors import DatasetError, ImageError, MissingPathError, StoreError
 from stores.format import LayerSpec
 from stores.readers import LayerReader
 
@@ -52,7 +54,10 @@ def test_words_are_chosen_on_one_half_and_scored_on_the_other() -> None:
     """All of the way by a literal loop: two directions, four random ones, each random one against the others."""
     images, words = units(30, 6), units(5, 6, seed=1)
     number = np.random.default_rng(2).integers(0, 30, (8, 6))
-    found = name_by_words(images, number, words, randoms=4)
+    embedded = Embeddings(30)
+    for crops in np.array_split(np.random.default_rng(3).permutation(30), 4):  # in any order
+        embedded.add(crops, images[crops])
+    found = name_by_words(embedded, number, words, randoms=4)
     all_of = [[slow_evidence(images[number[:, j]], words, half) for half in (0, 1)] for j in range(6)]
 
     def scores(j: int, half: int) -> list[float]:
@@ -176,23 +181,84 @@ def test_a_clips_crop_is_of_the_step_of_its_largest_logit(tiny_store: Callable[.
     assert crops.number[:, 0].tolist() == [1, 0, 2, 1]
 
 
-def test_embeddings_are_stored_and_never_stale(tiny_store: Callable[..., Path]) -> None:
-    reader = LayerReader(tiny_store({"conv": noise(9, 4)}), "conv")
-    places = np.array([[k, 0, 0, 0, 1, 4] for k in range(9)])
-    pictures = [[Image.new("RGB", (8, 8), (20 * k, 100, 7))] for k in range(9)]
+PLACES = np.array([[k, 0, 0, 0, 1, 4] for k in range(9)])
+
+
+@pytest.fixture
+def reader(tiny_store: Callable[..., Path]) -> LayerReader:
+    return LayerReader(tiny_store({"conv": noise(9, 4)}), "conv")
+
+
+def picture(row: int) -> list[Image.Image]:
+    if row < 0:
+        raise ImageError("no picture")
+    return [Image.new("RGB", (8, 8), (20 * row, 100, 7))]
+
+
+def embed(
+    reader: LayerReader, inner: Spoken, places: np.ndarray, *, weights: str = "1", images: str = "here"
+) -> np.ndarray:
+    found = embed_crops(reader, places, picture, ImageTextEncoder("spoken", weights, inner), images)
+    return found[np.arange(len(places))]
+
+
+def test_embeddings_are_stored_and_never_stale(reader: LayerReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crop_embeddings, "PARTS", 2)
     inner = Spoken()
-
-    def embed(some: np.ndarray, *, weights: str = "1", images: str = "here") -> np.ndarray:
-        return embeddings_of(reader, some, pictures.__getitem__, ImageTextEncoder("spoken", weights, inner), images)
-
-    first = embed(places[:5])
+    first = embed(reader, inner, PLACES[:5])
     assert inner.seen == 5
-    again = embed(places)
+    again = embed(reader, inner, PLACES)
     assert inner.seen == 9  # the other four
+    expected = np.array([[20 * k, 100, 7] for k in range(9)])
+    assert again == pytest.approx(expected / np.linalg.norm(expected, axis=1, keepdims=True), abs=1e-6)
     assert np.array_equal(again[:5], first)
-    assert np.array_equal(embed(places[[7, 2]]), again[[7, 2]])
+    assert np.array_equal(embed(reader, inner, PLACES[[2, 7]]), again[[2, 7]])
     assert inner.seen == 9
     assert reader.store.verify() == []
-    embed(places, weights="2")
-    embed(places, images="elsewhere")
+    embed(reader, inner, PLACES, weights="2")
+    embed(reader, inner, PLACES, images="elsewhere")
     assert inner.seen == 27
+    files = [file for file in reader.store.attachments() if file.parent.name == "crops"]
+    assert len(files) == 3  # the last run's, and as many of others as are kept
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-1])
+    assert len(reader.store.verify()) == 3
+    assert np.array_equal(embed(reader, inner, PLACES), again)
+    assert inner.seen == 36  # damaged ones are made again
+
+
+def test_a_stopped_run_has_what_it_embedded(reader: LayerReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crop_embeddings, "PART", 4)
+    monkeypatch.setattr(crop_embeddings, "BATCH", 2)
+    inner = Spoken()
+
+    def stopping(batch: torch.Tensor) -> torch.Tensor:
+        if inner.seen == 6:
+            raise StoreError("stopped")
+        return Spoken.encode_image(inner, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inner, "encode_image", stopping)
+        with pytest.raises(StoreError, match="stopped"):
+            embed(reader, inner, PLACES)
+    embed(reader, inner, PLACES)
+    assert inner.seen == 6 + 5  # a file of four was complete
+
+
+def test_a_store_that_cannot_be_written_to(reader: LayerReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings are found all the same."""
+    inner = Spoken()
+    (reader.store.path / "layers" / "conv" / "crops").write_text("in the way")
+    assert embed(reader, inner, PLACES).shape == (9, 3)
+    assert inner.seen == 9
+
+
+def test_images_that_cannot_be_read_have_no_embedding(reader: LayerReader, caplog: pytest.LogCaptureFixture) -> None:
+    places = np.concatenate([[[-1, 0, 0, 0, 1, 4]], PLACES])
+    encoder = ImageTextEncoder("spoken", "1", Spoken())
+    found = embed_crops(reader, places, picture, encoder, "here")
+    assert found.known.tolist() == [False] + 9 * [True]
+    assert found[np.array([3, 0, 2])].shape == (2, 3)
+    assert "1 of 10 images cannot be read" in caplog.text
+    with pytest.raises(ImageError, match="None of the images"):
+        embed_crops(reader, places[:1], picture, encoder, "here")
