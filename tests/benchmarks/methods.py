@@ -38,7 +38,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "nmf": ("--set", "negative=clip"),
     "sae": (),
 }
-UNTESTED = ("nmf", "sae")  # refits of these take longest
 TITLES = {
     "eddp": "EDDP", "kmeans": "k-means, whitened", "pca": "PCA", "neurons": "neurons",
     "untrained": "untrained network, EDDP", "nmf": "NMF", "sae": "sparse autoencoder",
@@ -49,6 +48,7 @@ FREE = {
     "random directions'": ("class_labels", "auroc_random"),
     "words": ("words",),
     "logits' error": ("error",),
+    "act on a class": ("acting",),
     "found again": ("found_again",),
     "monosemanticity": ("monosemanticity",),
     "where it fires": ("firing_monosemanticity",),
@@ -67,6 +67,8 @@ LABELLED = {
     "recall": ("pairs", "recall"),
     "IoU above 0.2": ("agreement", "count"),
     "class label agrees": ("agreement", "classes"),
+    "of labels that a class can say": ("agreement", "classes_sayable"),
+    "how many": ("agreement", "sayable"),
     "of another direction": ("agreement", "classes_others"),
     "word agrees": ("agreement", "words"),
     "another one's": ("agreement", "words_others"),
@@ -137,7 +139,7 @@ def fit(case: Case, name: str, seed: int) -> None:
         return
     store = case.folder / "untrained.zarr" if name == "untrained" else case.store
     spent = run("fit", "--store", store, "--layer", case.layer, "--directions", case.directions, "--method", method, "--seed", seed,
-                "--refits", 0 if name in UNTESTED else 2, "--out", file, *METHODS[method], *(case.settings if method == "eddp" else ()))  # fmt: skip
+                "--refits", 2, "--out", file, *METHODS[method], *(case.settings if method == "eddp" else ()))  # fmt: skip
     sys.stderr.write(f"{case.folder} {name}: fitted in {spent:.0f} s\n")
 
 
@@ -151,6 +153,19 @@ def evaluate(case: Case, seed: int, names: Sequence[str], out: Path, store: Path
     pairs = () if case.pairs is None else ("--pairs", case.pairs)
     spent = run("evaluate", "--store", store, *files, "--broden", case.concepts, "--classes", "--vocabulary", words, "--encoder", case.encoder,
                 "--monosemanticity", *pairs, "--seed", seed, "--out", out, EXAMPLES=str(case.seen))  # fmt: skip
+    spent += run(
+        "evaluate",
+        "--store",
+        store,
+        *files,
+        "--influence",
+        "--null-directions",
+        0,
+        "--seed",
+        seed,
+        "--out",
+        _influence(out),
+    )
     sys.stderr.write(f"{out}: evaluated in {spent:.0f} s\n")
 
 
@@ -161,9 +176,18 @@ def _words(case: Case) -> list[str]:
     return labels + others[:: len(others) // len(labels)]
 
 
+def _influence(out: Path) -> Path:
+    """Another folder: what it finds would be columns of the class labels, too."""
+    return out.with_name(f"{out.name}-influence")
+
+
 def _entries(out: Path) -> dict[str, dict[str, Any]]:
     found = json.loads((out / "summary.json").read_bytes())["directions"]
-    for entry in found.values():
+    influence = json.loads((_influence(out) / "summary.json").read_bytes())["directions"]
+    for name, entry in found.items():
+        study = influence[name]["influence"]
+        acting = study["signal"][f"{study['alpha']:g}"]["sdc_random"]
+        entry["acting"] = acting / entry["directions"]
         entry["words"] = entry["vocabulary"]["significant"] / entry["directions"]
         if "fidelity" in entry:
             entry["error"] = entry["fidelity"]["mae"]["value"] / entry["fidelity"]["mae"]["constant"]

@@ -25,9 +25,12 @@ FITS = 0.2  # IoU
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of ``count`` directions the shares that agree, by classes (None: the images' classes are not the dataset's) and by words; None of fewer than two."""
+    """Of ``count`` directions the shares that agree, by classes (None: the images' classes are not the dataset's) and by words; None of fewer than two.
+    ``sayable`` : how many have a label that a single class would agree with; ``classes_sayable`` : the share by classes of these."""
 
     count: int
+    sayable: int | None = None
+    classes_sayable: float | None = None
     classes: float | None = None
     classes_others: float | None = None
     words: float | None = None
@@ -65,9 +68,12 @@ def agreement(out: Path, name: str, root: Path, classes: tuple[str, ...] = ()) -
         table = np.array([[agrees(i, j) for j in labelled] for i in labelled])
         return float(table.diagonal().mean()), float(table[~np.eye(len(labelled), dtype=bool)].mean())
 
+    sayable = [i for i in labelled if any(by_class(i, name) for name in classes)]
+    of_sayable = float(np.mean([by_class(i, formulas[i]) for i in sayable])) if sayable else None
     named = np.mean([words[i]["significant"] == "true" and by_word(i, words[i]["word"]) for i in labelled])
     return Agreement(
         len(labelled),
+        *((len(sayable), of_sayable) if classes else (None, None)),
         *(counted(lambda i, j: by_class(i, formulas[j])) if classes else (None, None)),
         *counted(lambda i, j: by_word(i, words[j]["word"])),
         float(named),

@@ -1,7 +1,7 @@
 """An image-text encoder that has seen labelled examples: it knows colours, and the look of small patches, of what each word is an example of.
 
-A picture's embedding estimates, for every word, that it shows this word: ridge regression on a histogram of colours and on how well
-patches of the examples match. A text's embedding is its word's axis, or for a word without examples an axis of its own.
+A picture's embedding estimates, for every word, the IoU of this word's mask with the box that was cut out: ridge regression on a histogram of
+colours and on how well patches of the examples match. A text's embedding is its word's axis, or for a word without examples an axis of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.world.surfaces import TONES, name_colors
 
 SIDE, PATCH, PATCHES = 32, 6, 160
 GRID = 12  # cells of a picture, as a layer's positions
-RIDGE = 30.0
+RIDGE = 0.0075  # per example
 Example = tuple[Image.Image, Mapping[str, np.ndarray]]  # a picture, and where each word is in it
 
 
@@ -34,17 +34,21 @@ class Encoder:
     preprocess = staticmethod(T.Compose([T.Resize((SIDE, SIDE)), T.ToTensor()]))
 
     def __init__(self, examples: Iterable[Example], seed: int = 0) -> None:
-        pictures, words = [], []
+        pictures: list[torch.Tensor] = []
+        targets: list[dict[str, float]] = []
         for picture, masks in examples:
-            for word, mask in masks.items():
-                cells = torch.from_numpy(mask.astype(np.float32))[None]
-                share = F.adaptive_avg_pool2d(cells, GRID)[0].numpy()
+            cells = torch.from_numpy(np.stack(list(masks.values())).astype(np.float32))
+            shares = F.adaptive_avg_pool2d(cells, GRID).numpy()  # of each word, each cell
+            for share in shares:
                 box = box_of(share >= min(0.5, share.max()))
                 pictures.append(self.preprocess(crop_picture(picture, box, (GRID, GRID))))
-                words.append(word)
+                top, left, bottom, right = box
+                inside = shares[:, top:bottom, left:right].sum((1, 2))
+                iou = inside / (shares.sum((1, 2)) + (bottom - top) * (right - left) - inside)
+                targets.append(dict(zip(masks, iou.tolist(), strict=True)))
         seen = torch.stack(pictures)
         generator = torch.Generator().manual_seed(seed)
-        self.words = {word: k for k, word in enumerate(dict.fromkeys(words))}
+        self.words = {word: k for k, word in enumerate(dict.fromkeys(word for one in targets for word in one))}
         self.patches = torch.zeros(0)
         patches = _patches(seen[torch.randperm(len(seen), generator=generator)[:PATCHES]])
         chosen = torch.randint(patches.shape[1], (len(patches),), generator=generator)
@@ -52,11 +56,10 @@ class Encoder:
         x = torch.cat([self._features(part) for part in seen.split(256)])
         self.mean, self.scale = x.mean(0), x.std(0) + 1e-3
         x = (x - self.mean) / self.scale
-        y = F.one_hot(torch.tensor([self.words[word] for word in words])).float()
-        weight = 1 / y.sum(0)[y.argmax(1)].sqrt()[:, None]  # rare words count
-        gram = (x * weight).T @ x + RIDGE * weight.mean() * torch.eye(x.shape[1])
-        self.prior = (weight * y).sum(0) / weight.sum()
-        self.map = torch.linalg.solve(gram, (x * weight).T @ (y - self.prior))
+        y = torch.tensor([[one.get(word, 0.0) for word in self.words] for one in targets])
+        self.prior = y.mean(0)
+        gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1])
+        self.map = torch.linalg.solve(gram, x.T @ (y - self.prior))
 
     def _features(self, batch: torch.Tensor) -> torch.Tensor:
         """(n, F) of pictures (n, 3, 32, 32)."""
