@@ -144,29 +144,20 @@ def fit(case: Case, name: str, seed: int) -> None:
 
 
 def evaluate(case: Case, seed: int, names: Sequence[str], out: Path, store: Path) -> None:
-    """All measures of some files in one command; what is there for these files is kept."""
-    if (out / "summary.json").is_file() and set(names) <= set(_entries(out)):
-        return
+    """All measures of some files, influence in a folder of its own; what is there for these files is kept."""
     words = case.folder / "words.txt"
     words.write_text("\n".join(_words(case)) + "\n", encoding="utf-8")
-    files = [part for name in names for part in ("--directions", case.folder / f"{name}.safetensors")]
     pairs = () if case.pairs is None else ("--pairs", case.pairs)
-    spent = run("evaluate", "--store", store, *files, "--broden", case.concepts, "--classes", "--vocabulary", words, "--encoder", case.encoder,
-                "--monosemanticity", *pairs, "--seed", seed, "--out", out, EXAMPLES=str(case.seen))  # fmt: skip
-    spent += run(
-        "evaluate",
-        "--store",
-        store,
-        *files,
-        "--influence",
-        "--null-directions",
-        0,
-        "--seed",
-        seed,
-        "--out",
-        _influence(out),
-    )
-    sys.stderr.write(f"{out}: evaluated in {spent:.0f} s\n")
+    measures: dict[Path, tuple[object, ...]] = {
+        out: ("--broden", case.concepts, "--classes", "--vocabulary", words, "--encoder", case.encoder, "--monosemanticity", *pairs),
+        _influence(out): ("--influence", "--null-directions", 0),
+    }  # fmt: skip
+    for folder, measured in measures.items():
+        if (folder / "summary.json").is_file() and set(names) <= set(_read(folder)):
+            continue
+        files = [part for name in names for part in ("--directions", case.folder / f"{name}.safetensors")]
+        spent = run("evaluate", "--store", store, *files, *measured, "--seed", seed, "--out", folder, EXAMPLES=str(case.seen))  # fmt: skip
+        sys.stderr.write(f"{folder}: evaluated in {spent:.0f} s\n")
 
 
 def _words(case: Case) -> list[str]:
@@ -177,13 +168,17 @@ def _words(case: Case) -> list[str]:
 
 
 def _influence(out: Path) -> Path:
-    """Another folder: what it finds would be columns of the class labels, too."""
+    """Not the same folder: what it finds would be columns of the class labels, too."""
     return out.with_name(f"{out.name}-influence")
 
 
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads((folder / "summary.json").read_bytes())["directions"]
+    return found
+
+
 def _entries(out: Path) -> dict[str, dict[str, Any]]:
-    found = json.loads((out / "summary.json").read_bytes())["directions"]
-    influence = json.loads((_influence(out) / "summary.json").read_bytes())["directions"]
+    found, influence = _read(out), _read(_influence(out))
     for name, entry in found.items():
         study = influence[name]["influence"]
         acting = study["signal"][f"{study['alpha']:g}"]["sdc_random"]
