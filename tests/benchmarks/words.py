@@ -27,6 +27,7 @@ from pipeline.evaluation_parts import Subject
 from pipeline.firing_examples import find_examples
 from pipeline.vocabulary_labels import find_words
 from stores.directions import Directions
+from stores.readers import LayerReader
 from stores.store import ActivationStore
 from tests.benchmarks.dissection import status
 from tests.benchmarks.measure import Row
@@ -102,9 +103,10 @@ def main(images: int, folder: Path) -> None:
     (folder / "words.txt").write_text("\n".join(f"word {k}" for k in range(WORDS)))
     store = ActivationStore.open(folder / "s.zarr", model=MODEL)
     w = np.random.default_rng(1).normal(size=(CHANNELS, DIRECTIONS)).astype(np.float32)
-    mine = Directions(
-        w, w, np.zeros(CHANNELS, np.float32), None, "bench", "1"
-    )  # each fires on the same share of positions
+    z = LayerReader(store, "1").sampled_rows(20_000, 0) @ w
+    thresholds = np.quantile(z, 0.995, axis=0).astype(np.float32)  # each fires on the same share of positions
+    mine = Directions(w, w, np.zeros(CHANNELS, np.float32), thresholds, "bench", "1")
+    del z
     subject = Subject(store, "1", {"d": mine})
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
