@@ -1,7 +1,7 @@
-"""Embeddings of what detectors fire on, in memory that does not grow with their number: they lie on the disk, and some are read at a time.
+"""Embeddings of what detectors fire on, in memory that does not grow with their number: they are on the disk, and some are read at a time.
 
-They are stored with the store, in parts of ``PART`` crops, each one file with a digest: a run that is stopped has what it has embedded,
-and no part is of another encoder, store or cut.
+They are also stored with the store, in files of ``PART`` crops with a digest each, so that a stopped run resumes and another one need not embed
+them again. None is of another encoder, store or cut.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from evaluate.image_crops import BLUR, LARGEST, MARGIN, crop_picture
 from evaluate.image_tiles import at_steps
 from extract.image_text import ImageTextEncoder
 from stores.attachments import read_cache, write_cache
-from stores.errors import EDDPError, ImageError, StoreError
+from stores.errors import EDDPError, ImageError, StoreError, UsageError
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 BATCH = 64  # pictures at a time
 AHEAD = 256  # crops that are cut ahead of the encoder, and those of one image
 PART = 4096  # crops in a file
-PARTS = 16  # files that are kept, those of this run excepted
+SPARE = 16  # files beyond twice what a run needs, before they are written anew; and as many of other encoders
 STAGE = "embeddings"
 
 Frames = Callable[[int], Sequence[Image.Image]]
@@ -45,7 +46,8 @@ class Embeddings:
         self.width = 0
         self._slot = np.full(count, -1)  # where in the file
         self._written = 0
-        self._file = tempfile.TemporaryFile(prefix="eddp-")  # noqa: SIM115 (closed with the last reference)
+        with _writing():
+            self._file = tempfile.TemporaryFile(prefix="eddp-", buffering=0)  # noqa: SIM115 (closed with the last reference)
         weakref.finalize(self, self._file.close)
 
     @property
@@ -53,17 +55,18 @@ class Embeddings:
         return self._slot >= 0
 
     def add(self, crops: np.ndarray, values: np.ndarray) -> None:
-        """Of the crops (n,) the embeddings (n, D). Raises StoreError where the disk is full."""
-        try:
-            self._file.write(np.asarray(values, np.float32).tobytes())
-            self._file.flush()
-        except OSError as error:
-            raise StoreError(
-                f"Embeddings cannot be written to '{tempfile.gettempdir()}' ({error.strerror}). Free some space there, or set TMPDIR to another folder."
-            ) from error
+        """Of the crops (n,) the embeddings (n, D). Raises StoreError where the disk is full, UsageError for another D than before."""
+        self.width = self.width or values.shape[1]
+        if not 0 < values.shape[1] == self.width:
+            raise UsageError(
+                f"The encoder gave {values.shape[1]} numbers for an image, and {self.width} before. Where it was changed, delete the folder 'crops' of the store's layer."
+            )
+        data = memoryview(np.asarray(values, np.float32).tobytes())
+        with _writing():
+            while data:
+                data = data[self._file.write(data) :]
         self._slot[crops] = self._written + np.arange(len(values))
         self._written += len(values)
-        self.width = values.shape[1]
 
     def __getitem__(self, crops: np.ndarray) -> np.ndarray:
         """(n, D) of those of the crops that are known, in their order."""
@@ -92,40 +95,61 @@ def embed_crops(
         "store": reader.store.fingerprint, "layer": reader.spec.name, "images": images, "encoder": encoder.digest,
         "crops": [MARGIN, LARGEST, BLUR, *reader.grid], "version": 2,
     }  # fmt: skip
-    prefix = _hash(json.dumps(key, sort_keys=True).encode())
-    folder = layer_folder(reader) / "crops"
-    found = Embeddings(len(places))
-    unused = []
+    prefix, folder = _hash(json.dumps(key, sort_keys=True).encode()), layer_folder(reader) / "crops"
+    found, asked = Embeddings(len(places)), _rows(places)
+    own: list[Path] = []
+    other: list[Path] = []
+    useless: list[Path] = []
     for file in sorted(folder.glob("*.safetensors"), key=lambda one: one.name):
-        theirs, embeddings = _sound(read_cache(file, key) if file.name.startswith(prefix) else None)
-        _, own, at = np.intersect1d(_rows(places), _rows(theirs), return_indices=True)
-        fresh = ~found.known[own]
+        if not file.name.startswith(prefix):
+            other.append(file)
+            continue
+        theirs, embeddings = _sound(read_cache(file, key))
+        (own if len(theirs) else useless).append(file)
+        _, at, of = np.intersect1d(asked, _rows(theirs), return_indices=True)
+        fresh = ~found.known[at]
         if fresh.any():
-            found.add(own[fresh], embeddings[at[fresh]])
-        else:
-            unused.append(file)
+            found.add(at[fresh], embeddings[of[fresh]])
 
-    def keep(crops: np.ndarray) -> None:
+    def keep(crops: np.ndarray) -> str:
         name = f"{prefix}-{_hash(places[crops].tobytes())}.safetensors"
         write_cache(folder / name, key, {"places": places[crops], "embeddings": found[crops]}, {})
+        return name
 
     wanted, waiting = np.flatnonzero(~found.known), np.empty(0, np.int64)
-    for read, made in _embedded(reader, places[wanted], frames, encoder, progress):
-        found.add(wanted[read], made)
-        waiting = np.concatenate([waiting, wanted[read]])
-        if len(waiting) >= PART:
+    try:
+        for read, made in _embedded(reader, places[wanted], frames, encoder, progress):
+            found.add(wanted[read], made)
+            waiting = np.concatenate([waiting, wanted[read]])
+            if len(waiting) >= PART:
+                keep(waiting)
+                waiting = waiting[:0]
+    finally:
+        if len(waiting):
             keep(waiting)
-            waiting = waiting[:0]
-    if len(waiting):
-        keep(waiting)
-    if not found.known.any():
+    known = np.flatnonzero(found.known)
+    if not len(known):
         raise ImageError(
             f"None of the images of '{reader.store.path}' can be read any more. Put them back where they were."
         )
-    if len(wanted):
-        for file in unused[PARTS:]:
+    parts = -(-len(known) // PART)
+    if len(own) > 2 * parts + SPARE:
+        written = {keep(part) for part in np.array_split(known, parts)}
+        useless += [file for file in own if file.name not in written]
+    for file in (*useless, *other[SPARE:]):
+        with suppress(OSError, StoreError):
             file.unlink(missing_ok=True)
     return found
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"Embeddings cannot be written to a temporary file ({error.strerror}). Free some space in '{tempfile.gettempdir()}', or set TMPDIR to another folder."
+        ) from error
 
 
 def layer_folder(reader: LayerReader) -> Path:

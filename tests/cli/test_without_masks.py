@@ -38,26 +38,23 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = folder / "scene_net.safetensors"
     do("extract", f"--model pipeline.scene_net:scene_net --layer {LAYER} --dtype float32 --weights", weights, "--data", world.folders,
        "--out", folder / "acts.zarr")  # fmt: skip
-    do("fit", f"--method kmeans --set space=whitened --directions {DIRECTIONS} --seed {SEED} --store", folder / "acts.zarr",
-       "--out", folder / "k.safetensors")  # fmt: skip
+    do("fit", f"--directions {DIRECTIONS} --set max_rows=20000 --refits 0 --seed {SEED} --store", folder / "acts.zarr",
+       "--out", folder / "d.safetensors")  # fmt: skip
     (folder / "words.txt").write_text("\n".join((*world.labels, *OTHERS)), encoding="utf-8")
     return folder
 
 
 @pytest.mark.slow
 def test_labels_without_masks_are_those_of_the_masks(demo: Path) -> None:
-    do("evaluate --store", demo / "acts.zarr", "--directions", demo / "k.safetensors", "--broden", demo / "world", "--classes --vocabulary",
+    do("evaluate --store", demo / "acts.zarr", "--directions", demo / "d.safetensors", "--broden", demo / "world", "--classes --vocabulary",
        demo / "words.txt", "--encoder", ENCODER, "--out", demo / "out")  # fmt: skip
-    found = agreement(demo / "out", "k", demo / "world", SCENES)
+    found = agreement(demo / "out", "d", demo / "world", SCENES)
     assert found.count >= 10
-    for own, least, others, most in (
-        (found.classes, 0.8, found.classes_others, 0.3),
-        (found.words, 0.5, found.words_others, 0.2),
-    ):
-        assert own is not None
-        assert own >= least
-        assert others is not None
-        assert others <= most
+    assert (found.words or 0) >= 0.8
+    assert (found.words_others or 1) <= 0.25
+    assert (found.classes or 0) >= 0.7  # no class can say `sky`, which is in all of them
+    assert (found.classes_sayable or 0) >= 0.9
+    assert (found.classes_others or 1) <= 0.3
 
 
 @pytest.mark.slow

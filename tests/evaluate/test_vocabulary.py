@@ -22,7 +22,7 @@ from evaluate.influence.significance import bh_adjusted
 from evaluate.vocabulary import TEMPLATES, embed_words, evidence, least_beyond, name_by_words, read_words
 from extract.image_text import ImageTextEncoder
 from pipeline.vocabulary_labels import say_what_words_need
-from stores.errors import DatasetError, ImageError, MissingPathError, StoreError
+from stores.errors import DatasetError, ImageError, MissingPathError, StoreError, UsageError
 from stores.format import LayerSpec
 from stores.readers import LayerReader
 
@@ -203,7 +203,7 @@ def embed(
 
 
 def test_embeddings_are_stored_and_never_stale(reader: LayerReader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crop_embeddings, "PARTS", 2)
+    monkeypatch.setattr(crop_embeddings, "SPARE", 3)
     inner = Spoken()
     first = embed(reader, inner, PLACES[:5])
     assert inner.seen == 5
@@ -218,13 +218,59 @@ def test_embeddings_are_stored_and_never_stale(reader: LayerReader, monkeypatch:
     embed(reader, inner, PLACES, weights="2")
     embed(reader, inner, PLACES, images="elsewhere")
     assert inner.seen == 27
-    files = [file for file in reader.store.attachments() if file.parent.name == "crops"]
-    assert len(files) == 3  # the last run's, and as many of others as are kept
+    files = crop_files(reader)
+    assert len(files) == 4
     for file in files:
         file.write_bytes(file.read_bytes()[:-1])
-    assert len(reader.store.verify()) == 3
+    assert len(reader.store.verify()) == 4
     assert np.array_equal(embed(reader, inner, PLACES), again)
     assert inner.seen == 36  # damaged ones are made again
+    assert len(reader.store.verify()) == 2  # those of another encoder and of other images
+    monkeypatch.setattr(crop_embeddings, "SPARE", 0)
+    embed(reader, inner, PLACES)
+    assert reader.store.verify() == []
+    assert len(crop_files(reader)) == 1
+
+
+def crop_files(reader: LayerReader) -> list[Path]:
+    return [file for file in reader.store.attachments() if file.parent.name == "crops"]
+
+
+def test_files_of_many_runs_are_joined(reader: LayerReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crop_embeddings, "SPARE", 1)
+    inner = Spoken()
+    for k in range(8):
+        embed(reader, inner, PLACES[[k, 8]])
+        assert len(crop_files(reader)) <= 4
+    embed(reader, inner, PLACES[[7, 8]])
+    assert inner.seen <= 8 + 3  # what the last run before joining asked for is there
+
+
+def test_a_file_that_cannot_be_deleted_stops_no_run(reader: LayerReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crop_embeddings, "SPARE", 0)
+    inner = Spoken()
+    for weights in "12":
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", raising(PermissionError()))
+            assert len(embed(reader, inner, PLACES, weights=weights)) == 9
+    assert inner.seen == 18
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def function(*_: object, **__: object) -> None:
+        raise error
+
+    return function
+
+
+def test_an_encoder_must_always_give_as_many_numbers(reader: LayerReader) -> None:
+    embed(reader, Spoken(), PLACES[:4])
+    wider = Spoken()
+    wider.preprocess = lambda image: torch.ones(5)  # type: ignore[method-assign]
+    for places in (PLACES, PLACES[3:]):
+        with pytest.raises(UsageError, match="5 numbers for an image, and 3 before"):
+            embed(reader, wider, places)
+    assert reader.store.verify() == []
 
 
 def test_a_stopped_run_has_what_it_embedded(reader: LayerReader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +288,7 @@ def test_a_stopped_run_has_what_it_embedded(reader: LayerReader, monkeypatch: py
         with pytest.raises(StoreError, match="stopped"):
             embed(reader, inner, PLACES)
     embed(reader, inner, PLACES)
-    assert inner.seen == 6 + 5  # a file of four was complete
+    assert inner.seen == 6 + 3
 
 
 def test_a_store_that_cannot_be_written_to(reader: LayerReader, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,9 @@
 
 Of the directions that a label of the masks fits (IoU above 0.2 on val), a label found without masks *agrees* where
 
-* a formula of classes: in the images that it holds for, the masks' label covers at least twice the area that it covers in the others (its share of
-  positions, mean over the images of val); where the masks' label is a class, the formula is this class, or OR with it;
-* a word: it is among the direction's five best labels by masks, with an IoU above 0.2; a class's name is a formula of one class.
+* it is among the direction's five best labels by masks, with an IoU above 0.2; of a formula of classes: one of those joined by OR is;
+* or, a formula of classes: in the images that it holds for, the direction's label by masks covers at least twice the area that it covers in the others
+  (its share of positions, mean over the images of val). A class's name as a word is a formula of one class.
 
 Labels count whether they are significant or not; ``named`` counts significant words that agree. ``others``: the same labels, exchanged between directions.
 """
@@ -56,13 +56,15 @@ def agreement(out: Path, name: str, root: Path, classes: tuple[str, ...] = ()) -
     def by_class(i: int, formula: str) -> bool:
         label, negated = found[i]["label"], formula.startswith("NOT ")
         among = formula.removeprefix("NOT ").strip("()").split(" OR ")
+        if not negated and fitting[i] & set(among):
+            return True
         if label in classes:
-            return not negated and label in among
+            return False
         holds = np.isin(class_of, among) != negated
         return bool(shares[label][holds].mean() >= 2 * shares[label][~holds].mean())
 
     def by_word(i: int, word: str) -> bool:
-        return by_class(i, word) if word in classes else word in fitting[i]
+        return word in fitting[i] or (word in classes and by_class(i, word))
 
     def counted(agrees: Callable[[int, int], bool]) -> tuple[float, float]:
         table = np.array([[agrees(i, j) for j in labelled] for i in labelled])
