@@ -48,7 +48,7 @@ FREE = {
     "random directions'": ("class_labels", "auroc_random"),
     "words": ("words",),
     "logits' error": ("error",),
-    "act on a class": ("acting",),
+    "direction and class beyond random": ("acting",),
     "found again": ("found_again",),
     "monosemanticity": ("monosemanticity",),
     "where it fires": ("firing_monosemanticity",),
@@ -181,8 +181,8 @@ def _entries(out: Path) -> dict[str, dict[str, Any]]:
     found, influence = _read(out), _read(_influence(out))
     for name, entry in found.items():
         study = influence[name]["influence"]
-        acting = study["signal"][f"{study['alpha']:g}"]["sdc_random"]
-        entry["acting"] = acting / entry["directions"]
+        acting = study["signal"][f"{study['alpha']:g}"]["significant_random"]
+        entry["acting"] = acting / (entry["directions"] * study["classes"])
         entry["words"] = entry["vocabulary"]["significant"] / entry["directions"]
         if "fidelity" in entry:
             entry["error"] = entry["fidelity"]["mae"]["value"] / entry["fidelity"]["mae"]["constant"]
