@@ -13,6 +13,8 @@ from stores.directions import Directions
 from stores.progress import Progress, silent
 from stores.readers import LayerReader
 
+VALUES = 2**26  # collected for quantiles at a time
+
 
 @dataclass(frozen=True)
 class Bank:
@@ -78,9 +80,18 @@ def top_quantile(
 ) -> torch.Tensor:
     """Exact thresholds (J,) that the top ``quantile`` share of all positions exceeds, streamed.
 
-    Only the largest ``quantile · N · P`` values of each unit are collected: that many is all the quantile needs.
+    Only the largest ``quantile · N · P`` values of each unit are collected: that many is all the quantile needs. Where these are many, some units
+    are worked on at a time, in as many passes: memory does not grow with the images.
     """
     keep = max(1, round(quantile * reader.n_rows))
+    groups = filters.split(max(1, VALUES // (keep + 1)), 1)
+    return torch.cat([_largest(reader, some, keep, progress, k, len(groups)) for k, some in enumerate(groups)])
+
+
+def _largest(
+    reader: LayerReader, filters: torch.Tensor, keep: int, progress: Progress, before: int, passes: int
+) -> torch.Tensor:
+    """(J,) thresholds that ``keep`` positions exceed, in one of ``passes``."""
     best: torch.Tensor | None = None
     done = 0
     for index, block in reader.blocks(images=block_images(reader, filters.shape[1])):
@@ -92,7 +103,7 @@ def top_quantile(
         # one more than is kept: the threshold lies between the last that counts and the first that does not
         best = joined.topk(min(keep + 1, len(joined)), dim=0).values
         done += len(index)
-        progress("quantiles", done, reader.n_images)
+        progress("quantiles", before * reader.n_images + done, passes * reader.n_images)
     if best is None:
         return torch.zeros(filters.shape[1], device=filters.device)
     # the middle of both: at a value of the data itself, rounding would decide whether that position counts

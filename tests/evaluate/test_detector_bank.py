@@ -35,14 +35,24 @@ def quantile_by_sorting(values: np.ndarray, quantile: float) -> np.ndarray:
     chunk=st.integers(1, 4),
     quantile=st.sampled_from([0.005, 0.05, 0.2, 0.5, 0.999]),
     spread=st.sampled_from([1, 3, 1000]),  # 1: nearly all values are tied
+    collected=st.sampled_from([1, 20, 2**26]),  # values at a time: one unit a pass, some, all
     seed=st.integers(0, 2**16),
 )
 def test_top_quantile_is_the_sorted_one(
-    memory_reader: Callable[..., LayerReader], n: int, p: int, chunk: int, quantile: float, spread: int, seed: int
+    memory_reader: Callable[..., LayerReader],
+    n: int,
+    p: int,
+    chunk: int,
+    quantile: float,
+    spread: int,
+    collected: int,
+    seed: int,
 ) -> None:
     x = np.random.default_rng(seed).integers(-spread, spread + 1, (n, p, 3)).astype(np.float32)
     filters = torch.tensor([[1.0, 0.0, -1.0], [0.0, 2.0, 1.0], [0.0, 0.0, 1.0]])
-    found = top_quantile(memory_reader(x, (1, p), chunk_images=chunk), filters, quantile).numpy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.detector_bank, "VALUES", collected)
+        found = top_quantile(memory_reader(x, (1, p), chunk_images=chunk), filters, quantile).numpy()
     values = x.reshape(-1, 3) @ filters.numpy()
     np.testing.assert_array_equal(found, quantile_by_sorting(values, quantile))
     above = (values > found).sum(0)
