@@ -1,7 +1,7 @@
 """An image-text encoder that has seen labelled examples: it knows colours, and the look of small patches, of what each word is an example of.
 
-A picture's embedding estimates, for every word, the IoU of this word's mask with the box that was cut out: ridge regression on a histogram of
-colours and on how well patches of the examples match. A text's embedding is its word's axis, or for a word without examples an axis of its own.
+A picture's embedding estimates, for every word, the IoU of its mask with the box that was cut out, or 1 where the box was cut out for it: ridge
+regression on a histogram of colours and on how well patches of the examples match. A text's embedding is its word's axis, or for a word without examples an axis of its own.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Encoder:
         for picture, masks in examples:
             cells = torch.from_numpy(np.stack(list(masks.values())).astype(np.float32))
             shares = F.adaptive_avg_pool2d(cells, GRID).numpy()  # of each word, each cell
-            for share in shares:
+            for word, share in zip(masks, shares, strict=True):
                 box = box_of(share >= min(0.5, share.max()))
                 pictures.append(self.preprocess(crop_picture(picture, box, (GRID, GRID))))
                 top, left, bottom, right = box
                 inside = shares[:, top:bottom, left:right].sum((1, 2))
                 iou = inside / (shares.sum((1, 2)) + (bottom - top) * (right - left) - inside)
-                targets.append(dict(zip(masks, iou.tolist(), strict=True)))
+                targets.append({**dict(zip(masks, iou.tolist(), strict=True)), word: 1.0})
         seen = torch.stack(pictures)
         generator = torch.Generator().manual_seed(seed)
         self.words = {word: k for k, word in enumerate(dict.fromkeys(word for one in targets for word in one))}
