@@ -37,7 +37,8 @@ def test_motions_are_found_labelled_and_influence_their_classes(
     # a label of a clip is that of all its positions, of three motions: by chance a third
     assert all(float(row["precision"]) > 0.5 for row in found if row["label"] in MOTIONS)
     with (out / "influence.csv").open() as file:
-        significant = [row for row in csv.DictReader(file) if row["significant"] == "true" and row["role"] == "signal"]
+        rows = [row for row in csv.DictReader(file) if row["role"] == "signal"]
+    significant = [row for row in rows if row["significant_random"] == "true"]  # 30 null directions are few for p_max
     own = [row for row in significant if row["label"] in MOTIONS and row["class_name"].startswith(row["label"])]
     assert own
     assert all(float(row["score"]) > 0 for row in own)
