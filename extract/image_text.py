@@ -77,7 +77,7 @@ def open_encoder(name: str, device: str = "cpu", texts: bool = True) -> ImageTex
 
 
 def _own_digest(name: str, inner: Any) -> str:
-    """Of the file that the encoder's code is in, and of the weights that it holds."""
+    """Of the file that the encoder's code is in, and of the weights that it holds, as modules, tensors or arrays."""
     digest = hashlib.sha256(name.encode())
     file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
     if file is not None and Path(file).is_file():
@@ -85,6 +85,10 @@ def _own_digest(name: str, inner: Any) -> str:
     for module in (inner, *getattr(inner, "__dict__", {}).values()):
         if isinstance(module, nn.Module):
             digest.update(weights_digest(module).encode())
+        elif isinstance(module, torch.Tensor):
+            digest.update(module.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(module, np.ndarray):
+            digest.update(module.tobytes())
     return f"sha256:{digest.hexdigest()}"
 
 

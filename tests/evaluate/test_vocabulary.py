@@ -20,7 +20,7 @@ from evaluate.detector_bank import Bank
 from evaluate.image_crops import box_of, crop_picture, crops_of
 from evaluate.influence.significance import bh_adjusted
 from evaluate.vocabulary import TEMPLATES, embed_words, evidence, least_beyond, name_by_words, read_words
-from extract.image_text import ImageTextEncoder
+from extract.image_text import ImageTextEncoder, open_encoder
 from pipeline.vocabulary_labels import say_what_words_need
 from stores.errors import DatasetError, ImageError, MissingPathError, StoreError, UsageError
 from stores.format import LayerSpec
@@ -308,3 +308,18 @@ def test_images_that_cannot_be_read_have_no_embedding(reader: LayerReader, caplo
     assert "1 of 10 images cannot be read" in caplog.text
     with pytest.raises(ImageError, match="None of the images"):
         embed_crops(reader, places[:1], picture, encoder, "here")
+
+
+@pytest.mark.parametrize("kind", ["tensor", "bfloat16", "array"])
+def test_other_weights_are_another_encoder(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Also where they are no module: embeddings of the weights before would be read."""
+
+    def opened(value: float) -> str:
+        inner = Spoken()
+        weight = torch.full((2, 3), value)
+        inner.weight = {"tensor": weight, "bfloat16": weight.bfloat16(), "array": weight.numpy()}[kind]  # type: ignore[attr-defined]
+        monkeypatch.setattr("tests.helpers.tiny.spoken", lambda: inner, raising=False)
+        return open_encoder("tests.helpers.tiny:spoken").digest
+
+    assert opened(1.0) == opened(1.0)
+    assert opened(1.0) != opened(2.0)
